@@ -1,0 +1,34 @@
+# Two commands: `make demo` trains a Llama with Learn-Focus-Review on real text, `make test` runs the tests.
+# Both set up .venv first; a second call reuses it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint setup clean
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo/run.sh demo_run
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+
+setup: $(STAMP)
+
+# torch comes first and pinned, so that nothing else chooses a build of it.
+$(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel pybind11 ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf .venv build demo_run *.egg-info megatron_lfr/*.so

@@ -1,0 +1,54 @@
+// The orders of the phases. Every function is deterministic in its arguments, for any number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "scores.h"
+
+namespace mlfr {
+
+struct Threshold {
+    float cut;           // the lowest score that is kept
+    uint64_t tie_quota;  // this many blocks that equal the cut, lowest ids first, are dropped as well
+    uint64_t dropped;
+    uint64_t seen;  // blocks that have a score
+};
+
+// Drops floor(drop * seen) blocks, the lowest scores first.
+Threshold threshold(Scores scores, double drop, int threads);
+
+// How weighted sampling sees a block: cluster = number of cuts <= score, weight exp(min(score, cap)) within its cluster,
+// and each cluster's share of the draws. Blocks without a score form a cluster of their own with equal weights.
+struct Weighting {
+    std::vector<double> cuts;
+    std::vector<double> mass;  // one more than cuts
+    double unseen_mass;
+    double cap;
+};
+
+// 0 ... n-1, shuffled.
+template <class Id>
+void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
+
+// Block i visits[i] times, shuffled; `draws` is the sum of visits.
+template <class Id>
+void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t seed, int threads, Id* out);
+
+// Passes over the blocks that a threshold keeps, each shuffled anew, the last one cut short.
+template <class Id>
+void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads, Id* out);
+
+// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = draws x its probability.
+template <class Id>
+void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads, Id* out);
+
+// Weighted choice without replacement; where more is drawn than there is, whole passes come first.
+template <class Id>
+void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads, Id* out);
+
+// 64-bit hash of a sequence of ids; the same for both types.
+template <class Id>
+uint64_t order_hash(const Id* ids, uint64_t n, int threads);
+
+}  // namespace mlfr

@@ -1,0 +1,167 @@
+"""The configuration of a run: composes the dataclasses that stand beside each component.
+
+Flags are generated from their fields, the help from the docstrings. A YAML file (`--config`) is read first, as if its
+keys were flags; the command line goes over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from megatron_lfr.data.config import DataConfig
+from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.lfr import PRESETS, Schedule, preset
+from megatron_lfr.megatron_flags import strip_megatron_flags
+from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
+from megatron_lfr.parallel.config import ParallelConfig
+from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Pretrain a Llama with Learn-Focus-Review.
+
+    Also: --config FILE.yaml (keys are flags, the command line goes over it) and --model-preset NAME (sizes by name).
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lfr: LFRConfig = field(default_factory=LFRConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def validate(self, world_size: int) -> None:
+        """Check every rule that needs no file of the corpus; ValueError names the flag and the legal values."""
+        self.model.validate()
+        self.data.validate()
+        self.lfr.validate()
+        self.optimizer.validate()
+        self.parallel.validate(world_size)
+        self.training.validate(self.parallel.data_parallel_size(world_size))
+        self.checkpoint.validate()
+        self.logging.validate()
+        if self.data.seq_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"--seq-length {self.data.seq_length}: longer than --max-position-embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
+        resolve_schedule(self.lfr.lfr_schedule)
+
+    def to_flat(self) -> dict[str, Any]:
+        """Every setting by its flag's name, for config.yaml."""
+        flat: dict[str, Any] = {}
+        for section in dataclasses.fields(self):
+            flat.update(dataclasses.asdict(getattr(self, section.name)))
+        return flat
+
+
+def resolve_schedule(text: str) -> Schedule:
+    """The schedule that --lfr-schedule names: a preset, a YAML file, or a YAML list in place."""
+    if text in PRESETS:
+        return preset(text)
+    try:
+        if text.lstrip().startswith("["):
+            return Schedule.from_dicts(yaml.safe_load(text))
+        if not Path(text).is_file():
+            raise ValueError(f"neither a preset ({', '.join(PRESETS)}) nor a file")
+        rows = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise ValueError("expected a list of phases")
+        return Schedule.from_dicts(rows)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--lfr-schedule {text}: {error}") from None
+
+
+def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """The configuration that a command line stands for, and notes on Megatron flags that were accepted.
+
+    Raises ValueError for anything that is wrong with `--config`, `--model-preset` or a flag that is refused; an
+    unknown or malformed flag exits with tyro's message.
+    """
+    rest, notes = strip_megatron_flags(argv)
+    config_file, rest = _take_option(rest, "--config")
+    model_preset, rest = _take_option(rest, "--model-preset")
+    from_file: list[str] = []
+    if config_file is not None:
+        file_preset, from_file = _yaml_to_argv(Path(config_file))
+        model_preset = model_preset or file_preset
+    config = RunConfig()
+    if model_preset is not None:
+        if model_preset not in MODEL_PRESETS:
+            raise ValueError(f"--model-preset {model_preset}: choose from {', '.join(MODEL_PRESETS)}")
+        config = dataclasses.replace(config, model=MODEL_PRESETS[model_preset])
+    if from_file:
+        config = _parse(from_file, config, prog=f"{config_file}")
+    return _parse(rest, config, prog="megatron-lfr train"), notes
+
+
+def _parse(argv: Sequence[str], default: RunConfig, prog: str) -> RunConfig:
+    config: RunConfig = tyro.cli(
+        RunConfig,
+        args=list(argv),
+        default=default,
+        prog=prog,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    return config
+
+
+def _take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of `flag` (the last one counts), and the command line without it."""
+    value, rest, words = None, [], iter(argv)
+    for word in words:
+        if word == flag:
+            value = next(words, None)
+            if value is None:
+                raise ValueError(f"{flag}: needs a value")
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
+    """(model preset, flags) that a configuration file stands for, so that its values are checked as flags are."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path}: expected a mapping of flags to values")
+    legal = [*RunConfig().to_flat(), "model_preset"]
+    argv: list[str] = []
+    for key, value in settings.items():
+        name = str(key).replace("-", "_")
+        if name not in legal:
+            close = difflib.get_close_matches(name, legal, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"--config {path}: unknown key {key!r}{hint}")
+        if name != "model_preset":
+            argv += _as_flag(name, value)
+    chosen = settings.get("model_preset", settings.get("model-preset"))
+    return (None if chosen is None else str(chosen)), argv
+
+
+def _as_flag(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else "--no-" + flag[2:]]
+    if name == "lfr_schedule" and isinstance(value, list):
+        return [flag, yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()]
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [flag, str(value)]

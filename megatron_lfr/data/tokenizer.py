@@ -1,0 +1,107 @@
+"""Tokenizers: a `tokenizers` JSON file, or plain bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+
+EOD_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOD]")
+"""Names under which an end-of-document token is looked for, in this order."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Nothing is added to a text: no start token, no end-of-document token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    @property
+    def eod(self) -> int:
+        """The id that ends a document. ValueError when the tokenizer has none."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for; undecodable bytes become U+FFFD."""
+
+
+def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
+    """The tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
+
+    `eod_token` names the end-of-document token where it is none of `EOD_NAMES`. ValueError for a file that is missing
+    or is not a tokenizer, and for an `eod_token` that it lacks.
+    """
+    if spec == "bytes":
+        if eod_token is not None:
+            raise ValueError(f"--eod-token {eod_token}: the bytes tokenizer has its own (id 256)")
+        return ByteTokenizer()
+    path = Path(spec)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, or 'bytes'")
+    return FileTokenizer(path, eod_token)
+
+
+class ByteTokenizer:
+    """One id for each byte of the text's UTF-8, and id 256 for the end of a document."""
+
+    vocab_size = 257
+    eod = 256
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class FileTokenizer:
+    """A tokenizer of the `tokenizers` library.
+
+    A file's own truncation and padding are switched off, as they would cut documents. Text that spells a special token
+    is encoded as the text it is, so that no document can end itself.
+    """
+
+    def __init__(self, path: Path, eod_token: str | None = None) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
+            raise ValueError(f"tokenizer {path}: not a tokenizer file: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._path = path
+        vocabulary = self._tokenizer.get_vocab()
+        if not vocabulary:
+            raise ValueError(f"tokenizer {path}: its vocabulary is empty")
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        names = EOD_NAMES if eod_token is None else (eod_token,)
+        self._eod: int | None = next((vocabulary[name] for name in names if name in vocabulary), None)
+        if eod_token is not None and self._eod is None:
+            raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {path}")
+
+    @property
+    def eod(self) -> int:
+        if self._eod is None:
+            names = ", ".join(EOD_NAMES)
+            raise ValueError(
+                f"tokenizer {self._path}: no end-of-document token among {names}; name it with --eod-token"
+            )
+        return self._eod
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # plain again: a model that lacks its unknown token, say
+            raise ValueError(f"tokenizer {self._path}: {error}") from None
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text

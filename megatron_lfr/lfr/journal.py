@@ -1,0 +1,173 @@
+"""The journal: the loss of every block at every visit, on disk, in the order of training.
+
+    journal/meta.json          what the journal belongs to: corpus fingerprint, schedule, seed, ...
+    journal/phase_000.npy      fp32 [draws so far], mean NLL of each draw of the phase; UNRECORDED (-1) where a skipped
+                               step left none. Which block a draw was follows from the phase's order.
+    journal/phase_003.scores.npy   fp32 [n_blocks], only where the phase's scores came from a rescoring pass.
+
+Phase files are append-only: a checkpoint stores their length, and resuming cuts them back to it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.fileio import fsync_directory, write_atomic
+
+UNRECORDED = np.float32(-1.0)
+"""Journal entry of a draw whose loss is not known: its step was skipped, or every token of it was masked. A real
+negative log-likelihood is never negative."""
+
+_HEADER_BYTES = 128
+
+
+class Journal:
+    """Append-only record of a run in `folder`, which is created.
+
+    identity: JSON-able facts that the journal's meaning depends on. A folder that holds a journal with other facts is
+    refused with a ValueError that names the first difference.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        self._file: BinaryIO | None = None
+        self._phase = -1
+        self._count = 0
+        meta = folder / "meta.json"
+        if meta.exists():
+            _check_identity(meta, self.identity)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(meta, json.dumps(self.identity, indent=1) + "\n")
+
+    @property
+    def phase(self) -> int:
+        """Index of the phase that is written to; -1 before the first."""
+        return self._phase
+
+    @property
+    def count(self) -> int:
+        """Entries of the current phase."""
+        return self._count
+
+    def path(self, phase: int) -> Path:
+        return self.folder / f"phase_{phase:03d}.npy"
+
+    def scores_path(self, phase: int) -> Path:
+        return self.folder / f"phase_{phase:03d}.scores.npy"
+
+    def partial_scores_path(self, phase: int) -> Path:
+        return self.folder / f"phase_{phase:03d}.scores.partial"
+
+    def begin_phase(self, phase: int) -> None:
+        """Open the next phase's file, empty."""
+        if phase != self._phase + 1:
+            raise ValueError(f"journal: phase {phase} cannot follow phase {self._phase}")
+        self.sync()
+        self._open(phase, 0, "w+b")
+        fsync_directory(self.folder)
+
+    def append(self, nll: npt.NDArray[np.float32]) -> None:
+        """Add fp32 losses [n], in the order of training."""
+        assert self._file is not None
+        self._file.write(np.ascontiguousarray(nll, np.float32).tobytes())
+        self._count += len(nll)
+
+    def sync(self) -> None:
+        """Bring everything appended so far to the disk, and the header up to date."""
+        if self._file is None:
+            return
+        self._file.flush()
+        os.pwrite(self._file.fileno(), _header(self._count), 0)
+        os.fsync(self._file.fileno())
+
+    def read(self, phase: int) -> npt.NDArray[np.float32]:
+        """The entries of a phase so far, fp32."""
+        if phase == self._phase:
+            self.sync()
+        entries: npt.NDArray[np.float32] = np.load(self.path(phase), allow_pickle=False)
+        return entries
+
+    def rewind(self, phase: int, count: int) -> None:
+        """Cut the journal back to the first `count` entries of `phase` (-1: to nothing); later phases go.
+
+        Rescored scores of the phase that follows stay only where `phase` may be complete: the caller deletes them
+        with `drop_scores` when it is not.
+        """
+        self.close()
+        for path in self.folder.glob("phase_*"):
+            number = int(path.name.removeprefix("phase_")[:3])
+            if number > phase + 1 or (number == phase + 1 and path == self.path(number)):
+                path.unlink()
+        if phase >= 0:
+            path = self.path(phase)
+            have = (path.stat().st_size - _HEADER_BYTES) // 4 if path.exists() else 0
+            if have < count:
+                raise ValueError(f"{path}: holds {have} entries, the checkpoint needs {count}")
+            self._open(phase, count, "r+b")
+            assert self._file is not None
+            self._file.truncate(_HEADER_BYTES + 4 * count)
+            self._file.seek(0, os.SEEK_END)
+            self.sync()
+        else:
+            self._phase = -1
+        fsync_directory(self.folder)
+
+    def drop_scores(self, phase: int) -> None:
+        """Forget the rescoring of a phase, finished or not."""
+        self.scores_path(phase).unlink(missing_ok=True)
+        self.partial_scores_path(phase).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
+
+    def _open(self, phase: int, count: int, mode: str) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = self.path(phase).open(mode)  # type: ignore[assignment]
+        assert self._file is not None
+        self._phase, self._count = phase, count
+        if mode == "w+b":
+            self._file.write(_header(0))
+            self.sync()
+
+
+def _header(count: int) -> bytes:
+    """A .npy header of fixed length for fp32 [count], so that it can be rewritten in place."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+    header = buffer.getvalue()
+    assert len(header) == _HEADER_BYTES
+    return header
+
+
+def _check_identity(meta: Path, identity: Mapping[str, Any]) -> None:
+    try:
+        stored = json.loads(meta.read_text())
+    except ValueError as error:
+        raise ValueError(f"{meta}: not readable as JSON ({error})") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{meta}: expected a JSON object")
+    for key in sorted({*stored, *identity}):
+        if stored.get(key) != identity.get(key):
+            raise ValueError(
+                f"{meta.parent}: this journal belongs to another run: its {key} is {_brief(stored.get(key))}, here "
+                f"it is {_brief(identity.get(key))}. Restore it, or write to another folder (--save)."
+            )
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,264 @@
+"""The schedule of a run: a list of phases, and the plan that it becomes for one corpus and batch size."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["learn", "focus", "review"]
+Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
+SelectionMode = Literal["threshold", "clusters"]
+Sampling = Literal["passes", "visits", "choice"]
+ScoreMode = Literal["recorded", "detrended", "rescored"]
+Unseen = Literal["auto", "keep", "exclude"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": get_args(Kind),
+    "unit": get_args(Unit),
+    "selection": get_args(SelectionMode),
+    "sampling": get_args(Sampling),
+    "score": get_args(ScoreMode),
+    "unseen": get_args(Unseen),
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of Learn-Focus-Review. Learn and Review train on every block, in a new random order.
+
+    The fields after `unit` shape a Focus and are ignored by the other kinds.
+    """
+
+    kind: Kind
+    duration: float
+    unit: Unit = "epochs"
+    """epochs: of the whole corpus. passes: over what the phase keeps. steps: optimizer steps. tokens. share: of the
+    run's total, which is then given by --train-iters, --train-samples or --train-epochs."""
+    drop: float = 0.0
+    """Share of the scored blocks that Focus leaves out, the easiest first; in [0, 1)."""
+    selection: SelectionMode = "threshold"
+    """threshold: drop exactly that share (LFR v1). clusters: drop whole clusters of a 1-D k-means on the score while
+    at most that share is dropped (LFR v2; k-means on the score is our choice)."""
+    sampling: Sampling = "passes"
+    """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
+    its perplexity. choice: weighted without replacement, by perplexity."""
+    score: ScoreMode = "recorded"
+    """recorded: loss when last trained on (the paper). detrended: minus the running mean training loss of that step
+    (ours). rescored: loss in a forward-only pass over the corpus before the phase (ours)."""
+    unseen: Unseen = "auto"
+    """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
+    clusters: int = 8
+    """Number of clusters of the k-means."""
+
+    def __post_init__(self) -> None:
+        for name, legal in _CHOICES.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
+        if not (math.isfinite(self.duration) and self.duration > 0):
+            raise ValueError(f"phase duration {self.duration}: must be a positive number of {self.unit}")
+        if self.unit in ("steps", "tokens") and self.duration != int(self.duration):
+            raise ValueError(f"phase duration {self.duration}: must be a whole number of {self.unit}")
+        if not 0.0 <= self.drop < 1.0:
+            raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
+        if self.kind != "focus" and self.drop:
+            raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, this one is {self.kind}")
+        if self.clusters < 2:
+            raise ValueError(f"phase clusters {self.clusters}: must be at least 2")
+
+    @property
+    def keeps_unseen(self) -> bool:
+        return self.unseen == "keep" or (self.unseen == "auto" and self.selection == "threshold")
+
+    def draws(self, n_blocks: int, seq_length: int, global_batch_size: int) -> int:
+        """Blocks that the phase trains on, repeats counted. `passes` are over the blocks that a drop of exactly
+        `drop` leaves; what the selection then keeps may differ a little, the number of draws does not."""
+        match self.unit:
+            case "epochs":
+                return max(1, round(self.duration * n_blocks))
+            case "passes":
+                return max(1, round(self.duration * (n_blocks - dropped_count(self.drop, n_blocks))))
+            case "steps":
+                return int(self.duration) * global_batch_size
+            case "tokens":
+                return math.ceil(self.duration / seq_length)
+            case "share":
+                raise ValueError("a phase given as a share has no length of its own")
+
+
+def dropped_count(drop: float, n_scored: int) -> int:
+    """How many of `n_scored` blocks a drop share leaves out. The small constant undoes the rounding of decimal
+    shares: 0.7 of 10 is 7, not 6.999..."""
+    return math.floor(drop * n_scored + 1e-9)
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase with its place in the run: `draws` blocks in `steps` optimizer steps from `first_step` on."""
+
+    index: int
+    phase: Phase
+    draws: int
+    first_step: int
+    steps: int
+
+    @property
+    def end_step(self) -> int:
+        return self.first_step + self.steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule laid out for one corpus: every phase's length is known before the run starts."""
+
+    phases: tuple[PlannedPhase, ...]
+    n_blocks: int
+    seq_length: int
+    global_batch_size: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.phases[-1].end_step
+
+    @property
+    def total_draws(self) -> int:
+        return sum(planned.draws for planned in self.phases)
+
+    def at_step(self, step: int) -> PlannedPhase:
+        """The phase that optimizer step `step` (from 0) belongs to."""
+        if not 0 <= step < self.total_steps:
+            raise ValueError(f"step {step} is outside the plan's {self.total_steps} steps")
+        return self.phases[bisect.bisect_right([p.first_step for p in self.phases], step) - 1]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An ordered list of phases."""
+
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("a schedule needs at least one phase")
+        shares = [phase.duration for phase in self.phases if phase.unit == "share"]
+        if shares and len(shares) != len(self.phases):
+            raise ValueError("either every phase of a schedule is a share, or none is")
+        if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares of the phases must sum to 1, not {sum(shares):g}")
+        first = self.phases[0]
+        if first.kind == "focus" and first.score != "rescored":
+            raise ValueError("a schedule cannot begin with focus: no block has a score yet (or use score: rescored)")
+
+    @property
+    def in_shares(self) -> bool:
+        return self.phases[0].unit == "share"
+
+    @staticmethod
+    def from_dicts(rows: Sequence[Mapping[str, Any]]) -> Schedule:
+        """Build a schedule from plain mappings, as a YAML file holds them; unknown keys are refused."""
+        legal = [field.name for field in dataclasses.fields(Phase)]
+        phases = []
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise ValueError(f"phase {number}: expected a mapping with keys {', '.join(legal)}, got {row!r}")
+            unknown = [key for key in row if key not in legal]
+            if unknown:
+                raise ValueError(f"phase {number}: unknown key {unknown[0]!r}; legal keys: {', '.join(legal)}")
+            try:
+                phases.append(Phase(**row))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"phase {number}: {error}") from None
+        return Schedule(tuple(phases))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(phase) for phase in self.phases]
+
+    def plan(
+        self,
+        n_blocks: int,
+        seq_length: int,
+        global_batch_size: int,
+        *,
+        train_iters: int | None = None,
+        train_samples: int | None = None,
+        train_epochs: float | None = None,
+    ) -> Plan:
+        """Lay the schedule out over a corpus of `n_blocks` blocks.
+
+        At most one budget may be given. It is required where the phases are shares, and must agree with the sum
+        of the phases (`train_iters`, `train_samples`) where they are not.
+        """
+        if n_blocks < 1:
+            raise ValueError("the corpus has no block to train on")
+        budgets = {
+            "--train-iters": train_iters,
+            "--train-samples": train_samples,
+            "--train-epochs": train_epochs,
+        }
+        given = [flag for flag, value in budgets.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(budgets)}, not {' and '.join(given)}")
+        if self.in_shares:
+            if not given:
+                raise ValueError(f"the schedule's phases are shares of the run: give one of {', '.join(budgets)}")
+            draws = self._shared_draws(n_blocks, global_batch_size, train_iters, train_samples, train_epochs)
+        else:
+            draws = [phase.draws(n_blocks, seq_length, global_batch_size) for phase in self.phases]
+        plan = _lay_out(self.phases, draws, n_blocks, seq_length, global_batch_size)
+        if not self.in_shares:
+            _check_budget(plan, train_iters, train_samples, train_epochs)
+        return plan
+
+    def _shared_draws(
+        self,
+        n_blocks: int,
+        global_batch_size: int,
+        train_iters: int | None,
+        train_samples: int | None,
+        train_epochs: float | None,
+    ) -> list[int]:
+        if train_iters is not None:  # whole steps, so that the total is exactly what was asked for
+            total, unit = train_iters, global_batch_size
+        elif train_samples is not None:
+            total, unit = train_samples, 1
+        else:
+            assert train_epochs is not None
+            total, unit = round(train_epochs * n_blocks), 1
+        if total < len(self.phases):
+            raise ValueError(f"a run of {total} is too short for the schedule's {len(self.phases)} phases")
+        return [part * unit for part in _largest_remainder([p.duration for p in self.phases], total)]
+
+
+def _lay_out(
+    phases: Sequence[Phase], draws: Sequence[int], n_blocks: int, seq_length: int, global_batch_size: int
+) -> Plan:
+    planned, first_step = [], 0
+    for index, (phase, count) in enumerate(zip(phases, draws, strict=True)):
+        steps = -(-count // global_batch_size)
+        planned.append(PlannedPhase(index, phase, count, first_step, steps))
+        first_step += steps
+    return Plan(tuple(planned), n_blocks, seq_length, global_batch_size)
+
+
+def _check_budget(plan: Plan, train_iters: int | None, train_samples: int | None, train_epochs: float | None) -> None:
+    if train_epochs is not None:
+        raise ValueError("--train-epochs scales a schedule given in shares; this one has lengths of its own")
+    if train_iters is not None and train_iters != plan.total_steps:
+        raise ValueError(f"--train-iters {train_iters} against the schedule's total of {plan.total_steps} steps")
+    if train_samples is not None and train_samples != plan.total_draws:
+        raise ValueError(f"--train-samples {train_samples} against the schedule's total of {plan.total_draws}")
+
+
+def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:
+    """Whole parts of `total` in proportion to `shares`, each at least 1."""
+    exact = [share * total for share in shares]
+    parts = [max(1, math.floor(value)) for value in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in range(total - sum(parts)):
+        parts[by_remainder[i % len(parts)]] += 1
+    while sum(parts) > total:  # only when the floor of 1 lifted a tiny phase
+        parts[parts.index(max(parts))] -= 1
+    return parts

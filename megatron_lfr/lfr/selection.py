@@ -1,0 +1,120 @@
+"""From the scores at a phase's start to the order of its blocks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr import _C
+from megatron_lfr.lfr.schedule import Phase
+
+Scores = npt.NDArray[np.float32]
+Order = npt.NDArray[np.unsignedinteger]
+Doubles = npt.NDArray[np.float64]
+
+# Weights are clipped at this quantile of the scores (ours): the extreme tail of the perplexity is noise.
+CLIP_QUANTILE = 0.999
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a Focus left out: scored blocks below `cut`, and unscored ones where `excludes_unseen`.
+
+    `tie_quota` blocks that equal `cut`, lowest ids first, are dropped too, so that a threshold drops an exact share.
+    """
+
+    cut: float
+    tie_quota: int
+    excludes_unseen: bool
+    dropped: int
+    unseen: int
+    n_blocks: int
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the scored blocks that was dropped."""
+        return self.dropped / max(1, self.n_blocks - self.unseen)
+
+    def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
+        """Mask of the blocks that the phase cannot serve, given the scores it was made from."""
+        mask: npt.NDArray[np.bool_] = scores < self.cut
+        mask[np.flatnonzero(scores == np.float32(self.cut))[: self.tie_quota]] = True
+        if self.excludes_unseen:
+            mask |= np.isnan(scores)
+        return mask
+
+
+def phase_seed(seed: int, phase_index: int) -> int:
+    """64-bit seed of a phase, from the run's seed."""
+    digest = hashlib.blake2b(f"megatron_lfr order {seed} {phase_index}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def make_order(phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int) -> tuple[Order, Selection | None]:
+    """The ids of the `draws` blocks of a phase, in the order in which they are trained on.
+
+    scores: fp32 [n_blocks], higher is harder, NaN where a block was never scored. A function of the arguments alone:
+    the same on every machine, for any number of threads. Selection is None for learn and review.
+    """
+    seed = phase_seed(seed, phase_index)
+    if phase.kind != "focus":
+        n_blocks = len(scores)
+        return _whole_passes(lambda part: _C.permutation(n_blocks, part), draws, n_blocks, seed), None
+    if np.isnan(scores).all():
+        raise ValueError("focus: no block has a score yet")
+    cap = _C.percentile(scores, CLIP_QUANTILE)
+    selection, cuts, mass, unseen_mass = _select(phase, scores, cap)
+    if phase.sampling == "passes":
+        if phase.selection == "threshold":
+            return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, draws, seed), selection
+        kept = (~selection.left_out(scores)).astype(np.uint32)
+        n_kept = int(kept.sum())
+        return _whole_passes(lambda part: _C.shuffle_visits(kept, part), draws, n_kept, seed), selection
+    weigh = _C.order_visits if phase.sampling == "visits" else _C.order_choice
+    return weigh(scores, cuts, mass, unseen_mass, cap, draws, seed), selection
+
+
+def _whole_passes(one_pass: Callable[[int], Order], draws: int, size: int, seed: int) -> Order:
+    """Passes over `size` blocks, each shuffled anew, the last one cut short."""
+    orders = [one_pass(phase_seed(seed, number)) for number in range(-(-draws // size))]
+    return orders[0][:draws] if len(orders) == 1 else np.concatenate(orders)[:draws]
+
+
+def _select(phase: Phase, scores: Scores, cap: float) -> tuple[Selection, Doubles, Doubles, float]:
+    """What to drop, and the masses of the intervals of score that remain, for weighted sampling.
+
+    Returns (selection, cuts [k-1], mass [k], mass of the unseen). The mass of an interval is its share of the
+    draws, size x mean perplexity (clipped at `cap`); kept unseen blocks count as blocks of mean perplexity (both ours).
+    """
+    n_unseen = int(np.isnan(scores).sum())
+    if phase.selection == "threshold":
+        cut, tie_quota, dropped = _C.threshold(scores, phase.drop)
+        if phase.sampling != "passes":  # intervals of score cannot split a tie: equal blocks all stay
+            dropped, tie_quota = int((scores < cut).sum()), 0
+        cuts = np.array([cut])
+        n_kept = len(scores) - n_unseen - dropped
+        mass, kept_perplexity = np.array([0.0, float(n_kept)]), 1.0
+    else:
+        cuts, counts, perplexity, _, _ = _C.cluster(scores, phase.clusters, cap)
+        removed = _easy_clusters(counts, phase.drop)
+        cut, tie_quota, dropped = (
+            float(cuts[removed - 1]) if removed else -np.inf,
+            0,
+            int(counts[:removed].sum()),
+        )
+        mass = counts * perplexity
+        mass[:removed] = 0.0
+        kept_perplexity = float(mass.sum() / counts[removed:].sum())
+    unseen_mass = n_unseen * kept_perplexity if phase.keeps_unseen else 0.0
+    selection = Selection(float(cut), tie_quota, not phase.keeps_unseen, dropped, n_unseen, len(scores))
+    return selection, cuts, mass, unseen_mass
+
+
+def _easy_clusters(counts: npt.NDArray[np.int64], drop: float) -> int:
+    """How many of the easiest clusters go: as many as keep the dropped share at or below `drop`, never all."""
+    share = np.cumsum(counts) / counts.sum()
+    return min(int((share <= drop + 1e-9).sum()), len(counts) - 1)

@@ -1,0 +1,80 @@
+"""Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864), halves rotated as in Hugging Face's Llama."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_lfr.model.config import ModelConfig
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Angle a position, in radians, for each pair of channels: fp32 [head_dim / 2]."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rotary_base**exponents
+    return _stretch(frequencies, config) if config.use_rope_scaling else frequencies
+
+
+def _stretch(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """Llama 3.1's scaling: short wavelengths as they are, long ones × factor, a linear blend between.
+
+    Source: https://github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
+    """
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    turns = config.rope_original_max_position_embeddings * frequencies / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return keep * frequencies + (1.0 - keep) * frequencies / config.rope_scaling_factor
+
+
+def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of every position's angles: fp32 [max_position_embeddings, head_dim / 2]."""
+    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+    angles = torch.outer(positions, rope_frequencies(config))
+    return angles.cos(), angles.sin()
+
+
+def split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries [B, S, G, heads, D], rotated keys [B, S, G, D] and values [B, S, G, D].
+
+    qkv [B, S, G, heads + 2, D] holds, for each of G query groups, its query heads, its key and its value. cos and sin
+    are fp32 [B or 1, S, 1, 1, D / 2].
+    """
+    return _SplitAndRotate.apply(qkv, cos, sin, heads)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _SplitAndRotate(torch.autograd.Function):
+    """One pass over each half in both directions; slicing would add a zero-filled copy for each slice's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        ctx.shape = qkv.shape
+        rotated = torch.empty_like(qkv[..., : heads + 1, :])
+        _rotate(qkv[..., : heads + 1, :], cos, sin, out=rotated)
+        return rotated[..., :heads, :], rotated[..., heads, :], qkv[..., heads + 1, :].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        heads = d_q.shape[-2]
+        d_qkv = d_q.new_empty(ctx.shape)
+        # The transpose of a rotation is the rotation by the opposite angle.
+        _rotate(d_q, cos, -sin, out=d_qkv[..., :heads, :])
+        _rotate(d_k.unsqueeze(-2), cos, -sin, out=d_qkv[..., heads : heads + 1, :])
+        d_qkv[..., heads + 1, :] = d_v
+        return d_qkv, None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Rotate the pairs (x[i], x[i + D/2]) of the last dimension into `out`, in fp32."""
+    first, second = x.float().chunk(2, -1)
+    out_first, out_second = out.chunk(2, -1)
+    if out.dtype == torch.float32:
+        torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    else:
+        out_first.copy_(first * cos - second * sin)
+        out_second.copy_(second * cos + first * sin)

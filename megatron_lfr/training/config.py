@@ -1,0 +1,138 @@
+"""Settings of the training loop: batches, length, output, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_lfr.lfr import PRESETS
+
+
+@dataclass(frozen=True)
+class LFRConfig:
+    """The Learn-Focus-Review schedule."""
+
+    lfr_schedule: str = "lfr"
+    """A preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, focus-only), a YAML file with a list of
+    phases, or such a list in place."""
+    train_iters: int | None = None
+    """Optimizer steps of the run. Scales a schedule given in shares, must equal the total of one that is not."""
+    train_samples: int | None = None
+    """The same in blocks."""
+    train_epochs: float | None = None
+    """The same in epochs of the corpus."""
+
+    def validate(self) -> None:
+        for flag, value in (
+            ("--train-iters", self.train_iters),
+            ("--train-samples", self.train_samples),
+            ("--train-epochs", self.train_epochs),
+        ):
+            if value is not None and not value > 0:
+                raise ValueError(f"{flag} {value}: must be positive")
+        if not self.lfr_schedule:
+            raise ValueError(f"--lfr-schedule: give a preset ({', '.join(PRESETS)}) or a YAML file")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Batches, precision, evaluation."""
+
+    micro_batch_size: int = 1
+    """Blocks of one forward and backward pass on each data-parallel rank."""
+    global_batch_size: int | None = None
+    """Blocks of one optimizer step over all ranks; by default one micro-batch on each."""
+    seed: int = 1234
+    """Decides the initial weights and the order of the blocks."""
+    bf16: bool = False
+    """Compute in bfloat16; weights, gradients and optimizer stay fp32."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Recompute activations in the backward pass: of whole layers, or of attention alone."""
+    eval_interval: int | None = None
+    """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
+    eval_iters: int | None = None
+    """Global batches of one evaluation; by default the whole validation split."""
+    max_skipped_steps: int = 10
+    """Stop the run after this many consecutive steps with a loss or gradient that is not finite."""
+    exit_interval: int | None = None
+    """Save and exit when the step number is a multiple of this."""
+    exit_duration_in_mins: float | None = None
+    """Save and exit after this many minutes."""
+    distributed_timeout_minutes: int = 10
+    """How long a rank waits for the others."""
+
+    def validate(self, data_parallel_size: int) -> None:
+        for flag, value in (
+            ("--micro-batch-size", self.micro_batch_size),
+            ("--global-batch-size", self.global_batch_size),
+            ("--eval-interval", self.eval_interval),
+            ("--eval-iters", self.eval_iters),
+            ("--max-skipped-steps", self.max_skipped_steps),
+            ("--exit-interval", self.exit_interval),
+            ("--exit-duration-in-mins", self.exit_duration_in_mins),
+            ("--distributed-timeout-minutes", self.distributed_timeout_minutes),
+        ):
+            if value is not None and not value > 0:
+                raise ValueError(f"{flag} {value}: must be positive")
+        multiple = self.micro_batch_size * data_parallel_size
+        if self.blocks_per_step(data_parallel_size) % multiple:
+            raise ValueError(
+                f"--global-batch-size {self.global_batch_size}: must be a multiple of --micro-batch-size "
+                f"{self.micro_batch_size} x {data_parallel_size} data-parallel ranks = {multiple}"
+            )
+
+    def blocks_per_step(self, data_parallel_size: int) -> int:
+        """The global batch size in force."""
+        return self.global_batch_size or self.micro_batch_size * data_parallel_size
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """The run folder."""
+
+    save: str | None = None
+    """The run folder. A run that stands there is continued from its newest whole checkpoint."""
+    load: str | None = None
+    """With --finetune: a run folder whose newest weights to start from. Otherwise only the folder of --save."""
+    finetune: bool = False
+    """Take the weights of --load alone and start at step 0."""
+    save_interval: int | None = None
+    """Steps between checkpoints; one is written at the end anyway."""
+    keep_last: int | None = 3
+    """How many checkpoints to keep; None keeps all."""
+
+    def validate(self) -> None:
+        if not self.save:
+            raise ValueError("--save: give the run folder; Learn-Focus-Review keeps its journal there")
+        if self.finetune and not self.load:
+            raise ValueError("--finetune: give the run folder to start from with --load")
+        if self.load and not self.finetune and self.load != self.save:
+            raise ValueError(
+                f"--load {self.load} with --save {self.save}: a run is continued in its own folder, together with "
+                "its journal. Give one folder for both, or --finetune to start a new run from those weights"
+            )
+        if self.finetune and self.load == self.save:
+            raise ValueError(f"--finetune: --save {self.save} must be another folder than --load")
+        for flag, value in (("--save-interval", self.save_interval), ("--keep-last", self.keep_last)):
+            if value is not None and value < 1:
+                raise ValueError(f"{flag} {value}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run tells while it goes on. metrics.jsonl in the run folder is always written."""
+
+    log_interval: int = 100
+    """Steps between console lines and entries of metrics.jsonl."""
+    tensorboard_dir: str | None = None
+    """Folder for TensorBoard; by default tensorboard/ in the run folder."""
+    wandb_project: str = ""
+    """Weights & Biases project; needs the wandb package."""
+    wandb_exp_name: str = ""
+    """Name of the run there."""
+    print_config: bool = False
+    """Print the effective configuration as YAML and exit."""
+
+    def validate(self) -> None:
+        if self.log_interval < 1:
+            raise ValueError(f"--log-interval {self.log_interval}: must be at least 1")

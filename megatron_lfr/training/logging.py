@@ -1,0 +1,186 @@
+"""What a run shows while it goes on: a progress bar or Megatron's console line, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_lfr.lfr.curriculum import PhaseStart
+from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
+from megatron_lfr.training.metrics import Window
+from megatron_lfr.training.trainer import Trainer
+
+
+def phase_title(start: PhaseStart) -> str:
+    """One line on a phase that begins."""
+    planned, selection = start.planned, start.selection
+    title = f"phase {planned.index} {planned.phase.kind}: {planned.draws} blocks in {planned.steps} steps"
+    if selection is not None:
+        title += f", without the easiest {100 * selection.dropped_share:.1f} % of what was scored"
+        if selection.unseen:
+            title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
+    return title
+
+
+def evaluation_title(evaluation: Evaluation) -> str:
+    """One line on an evaluation."""
+    domains = "".join(f" | {name}: {loss:.4f}" for name, loss in evaluation.domains.items())
+    return f"validation at step {evaluation.step} | loss: {evaluation.loss:.4f}{domains}"
+
+
+class MegatronLines(Callback):
+    """Megatron's console line every `log_interval` steps, for terminals that are none and for tools that parse it."""
+
+    def __init__(self, log_interval: int) -> None:
+        self.log_interval = log_interval
+        self._window = Window()
+
+    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+        print(f" {phase_title(start)}", flush=True)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        print(f" {evaluation_title(evaluation)}", flush=True)
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        self._window.add(report)
+        if report.step % self.log_interval and report.step != trainer.plan.total_steps:
+            return
+        window, self._window = self._window, Window()
+        times = window.times(trainer)
+        teraflops = times["tokens_per_second"] * trainer.engine.flops_per_token / 1e12
+        loss = float("nan") if window.mean_loss is None else window.mean_loss
+        print(
+            f" [{time.strftime('%Y-%m-%d %H:%M:%S')}] iteration {report.step:8d}/{trainer.plan.total_steps:8d} |"
+            f" consumed samples: {trainer.consumed_samples:12d} |"
+            f" elapsed time per iteration (ms): {times['step_ms']:.1f} |"
+            f" throughput per GPU (TFLOP/s/GPU): {teraflops:.3f} |"
+            f" learning rate: {report.lr:.6E} |"
+            f" global batch size: {trainer.plan.global_batch_size:5d} |"
+            f" lm loss: {loss:.6E} |"
+            f" grad norm: {report.output.grad_norm:.3f} |"
+            f" number of skipped iterations: {trainer.skipped_steps:3d} |",
+            flush=True,
+        )
+
+
+class ProgressBar(Callback):
+    """A live bar with the phase, the loss and the speed, for a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(),
+        )
+        self._task: Any = None
+
+    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+        self._progress.console.print(phase_title(start), highlight=False)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        self._progress.console.print(evaluation_title(evaluation), highlight=False)
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        if self._task is None:
+            self._progress.start()
+            total = trainer.plan.total_steps
+            self._task = self._progress.add_task("", total=total, loss=float("nan"), speed=0.0)
+        tokens = trainer.plan.global_batch_size * trainer.plan.seq_length
+        self._progress.update(
+            self._task,
+            completed=report.step,
+            description=trainer.plan.at_step(report.step - 1).phase.kind,
+            loss=report.output.loss,
+            speed=tokens / report.seconds,
+        )
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class TensorBoard(Callback):
+    """Scalars for TensorBoard; on a resume, later points of the interrupted run are purged."""
+
+    def __init__(self, folder: Path, log_interval: int) -> None:
+        self.folder = folder
+        self.log_interval = log_interval
+        self._writer: Any = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self.folder, purge_step=state.get("step", 0) + 1)  # type: ignore[no-untyped-call]
+
+    def before_checkpoint(self, trainer: Trainer) -> None:
+        self._step = trainer.curriculum.next_step
+        self._writer.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step % self.log_interval == 0 or report.step == trainer.plan.total_steps:
+            for name, value in step_scalars(trainer, report).items():
+                self._writer.add_scalar(name, value, report.step)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        for name, value in evaluation_scalars(evaluation).items():
+            self._writer.add_scalar(name, value, evaluation.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases(Callback):
+    """The same scalars for Weights & Biases."""
+
+    def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any], log_interval: int) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("--wandb-project: needs the wandb package (pip install wandb)") from None
+        self.log_interval = log_interval
+        self._run = wandb.init(project=project, name=name or None, dir=str(folder), config=config)
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step % self.log_interval == 0 or report.step == trainer.plan.total_steps:
+            self._run.log(step_scalars(trainer, report), step=report.step)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        self._run.log(evaluation_scalars(evaluation), step=evaluation.step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def step_scalars(trainer: Trainer, report: StepReport) -> dict[str, float]:
+    """Scalars of one step by their dashboard names."""
+    return {
+        "train/loss": report.output.loss,
+        "train/grad_norm": report.output.grad_norm,
+        "train/learning_rate": report.lr,
+        "train/skipped_steps": trainer.skipped_steps,
+        "train/phase": trainer.plan.at_step(report.step - 1).index,
+        "time/step_ms": 1000 * report.seconds,
+        "time/loader_wait_ms": 1000 * report.wait_seconds,
+    }
+
+
+def evaluation_scalars(evaluation: Evaluation) -> dict[str, float]:
+    """Scalars of an evaluation by their dashboard names."""
+    by_domain = {f"validation/{name}": loss for name, loss in evaluation.domains.items()}
+    return {"validation/loss": evaluation.loss, **by_domain}
+
+
+def console(log_interval: int) -> Callback:
+    """The bar on a terminal, Megatron's lines otherwise."""
+    return ProgressBar() if sys.stdout.isatty() else MegatronLines(log_interval)

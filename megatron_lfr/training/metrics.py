@@ -1,0 +1,170 @@
+"""metrics.jsonl: one JSON object for each logged step, evaluation and phase start; floats in full.
+
+Everything that depends on the clock is under the key "time": two runs of the same command agree in all the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.data.blocks import BlockSource
+from megatron_lfr.engine import StepOutput
+from megatron_lfr.lfr import Curriculum
+from megatron_lfr.lfr.curriculum import PhaseStart
+from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
+from megatron_lfr.training.trainer import Trainer
+
+
+class MetricsFile(Callback):
+    """Writes metrics.jsonl. Append-only: a checkpoint stores its length, and resuming cuts it back to that."""
+
+    def __init__(self, path: Path, log_interval: int) -> None:
+        self.path = path
+        self.log_interval = log_interval
+        self._window = Window()
+        self._file = path.open("ab")
+
+    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+        planned, selection = start.planned, start.selection
+        row: dict[str, Any] = {
+            "event": "phase",
+            "step": planned.first_step,
+            "phase": planned.index,
+            "kind": planned.phase.kind,
+            "draws": planned.draws,
+            "steps": planned.steps,
+            "distinct": _distinct(trainer.curriculum),
+            "order_hash": f"{start.order_hash:016x}",
+        }
+        if selection is not None:
+            left_out = selection.left_out(start.scores)
+            row["dropped"] = selection.dropped
+            row["dropped_share"] = selection.dropped_share
+            row["unseen"] = selection.unseen
+            row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out)
+        cost = trainer.curriculum.cost
+        self._write(row, {"order_seconds": cost.order, "rescore_seconds": cost.rescore})
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        self._window.add(report)
+        if report.step % self.log_interval and report.step != trainer.plan.total_steps:
+            return
+        row = {
+            "event": "train",
+            "step": report.step,
+            "phase": trainer.plan.at_step(report.step - 1).index,
+            "consumed_samples": trainer.consumed_samples,
+            "consumed_tokens": trainer.consumed_samples * trainer.plan.seq_length,
+            "loss": self._window.mean_loss,
+            "last_loss": _number(report.output.loss),
+            "grad_norm": _number(report.output.grad_norm),
+            "lr": report.lr,
+            "skipped": trainer.skipped_steps,
+        }
+        self._write(row, self._window.times(trainer))
+        self._window = Window(record_before=trainer.curriculum.cost.record)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        row = {
+            "event": "evaluation",
+            "step": evaluation.step,
+            "phase": evaluation.phase,
+            "loss": evaluation.loss,
+            "tokens": evaluation.tokens,
+            "domains": evaluation.domains,
+        }
+        self._write(row, {"seconds": evaluation.seconds})
+
+    def before_checkpoint(self, trainer: Trainer) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self._file.tell(), "window": self._window.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        length = int(state.get("bytes", 0))
+        size = self.path.stat().st_size
+        if size < length:
+            raise ValueError(f"{self.path}: holds {size} bytes, the checkpoint needs {length}")
+        self._file.truncate(length)
+        self._file.seek(length)
+        if "window" in state:
+            self._window = Window(**state["window"])
+
+    def _write(self, row: dict[str, Any], times: dict[str, float]) -> None:
+        line = json.dumps({**row, "time": times}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+
+class Window:
+    """Sums over the steps since the last log entry."""
+
+    def __init__(self, nll: float = 0.0, tokens: float = 0.0, record_before: float = 0.0) -> None:
+        self.nll = nll
+        self.tokens = tokens
+        self.steps = 0
+        self.seconds = 0.0
+        self.wait = 0.0
+        self.record_before = record_before
+
+    def add(self, report: StepReport) -> None:
+        self.steps += 1
+        self.seconds += report.seconds
+        self.wait += report.wait_seconds
+        if not report.output.skipped:
+            nll, tokens = summed(report.output)
+            self.nll += nll
+            self.tokens += tokens
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean negative log-likelihood a token over the window; None where every step was skipped."""
+        return self.nll / self.tokens if self.tokens else None
+
+    def times(self, trainer: Trainer) -> dict[str, float]:
+        """Milliseconds a step: the whole, and what Learn-Focus-Review itself takes of it."""
+        scale = 1000.0 / max(1, self.steps)
+        per_step = self.seconds / max(1, self.steps)
+        return {
+            "step_ms": self.seconds * scale,
+            "loader_wait_ms": self.wait * scale,
+            "lfr_record_ms": (trainer.curriculum.cost.record - self.record_before) * scale,
+            "tokens_per_second": trainer.plan.global_batch_size * trainer.plan.seq_length / max(per_step, 1e-9),
+        }
+
+    def state(self) -> dict[str, float]:
+        return {"nll": self.nll, "tokens": self.tokens}
+
+
+def summed(output: StepOutput) -> tuple[float, float]:
+    """(sum of NLL, tokens) of a step."""
+    return float(output.blocks.nll_sum.sum(dtype="float64")), float(output.blocks.token_count.sum(dtype="float64"))
+
+
+def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """The share of each domain's blocks that `mask` [num_blocks] marks."""
+    bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
+    return {name: float(mask[first:last].mean()) for name, first, last in bounds}
+
+
+def _distinct(curriculum: Curriculum) -> int:
+    """How many different blocks the current phase serves."""
+    served = np.zeros(curriculum.plan.n_blocks, np.bool_)
+    served[curriculum.order] = True
+    return int(served.sum())
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN or infinity: a loss that is not finite is null."""
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,212 @@
+"""The loop: steps inside phases, and what happens between steps."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.data.blocks import BlockSource
+from megatron_lfr.data.loader import Batch, Loader
+from megatron_lfr.engine import Engine, StepOutput
+from megatron_lfr.engine.optimizer import LearningRate
+from megatron_lfr.lfr import Curriculum
+from megatron_lfr.training.callbacks import Callback, StepReport
+from megatron_lfr.training.config import CheckpointConfig, TrainingConfig
+from megatron_lfr.training.evaluation import evaluate
+
+
+class Trainer:
+    """Runs a curriculum to its end, or to a signal, through one engine.
+
+    Events of a step come in this order, so that a checkpoint holds everything that belongs to it: record, log,
+    evaluate, checkpoint. What only one feature needs is a callback.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        curriculum: Curriculum,
+        train_source: BlockSource,
+        train_loader: Loader,
+        valid_source: BlockSource,
+        valid_loader: Loader,
+        learning_rate: LearningRate,
+        store: CheckpointStore,
+        config: TrainingConfig,
+        checkpoint: CheckpointConfig,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.engine = engine
+        self.curriculum = curriculum
+        self.plan = curriculum.plan
+        self.train_source = train_source
+        self.train_loader = train_loader
+        self.valid_source = valid_source
+        self.valid_loader = valid_loader
+        self.learning_rate = learning_rate
+        self.store = store
+        self.config = config
+        self.checkpoint = checkpoint
+        self.callbacks = list(callbacks)
+        self.consumed_samples = 0
+        self.skipped_steps = 0
+        self._skipped_blocks: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self._stop_reason: str | None = None
+        self._started = self._last_step_end = time.perf_counter()
+
+    def resume(self) -> int:
+        """Continue from the newest whole checkpoint, if there is one. Returns the step that the run is at."""
+        found = self.store.newest_whole()
+        state = found.state if found else {"callbacks": {}}
+        if found:
+            found.load_into(self.engine.tensors())
+            self.curriculum.load_state_dict(state["curriculum"])
+            self.consumed_samples = int(state["consumed_samples"])
+            self.skipped_steps = int(state["skipped_steps"])
+        for callback in self.callbacks:
+            callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
+        return found.iteration if found else 0
+
+    def run(self) -> bool:
+        """Train to the end of the schedule. False when a signal or an exit limit stopped it first."""
+        self._watch_signals()
+        self._started = self._last_step_end = time.perf_counter()
+        try:
+            while not self.curriculum.finished and self._stop_reason is None:
+                self._run_phase()
+            if self.curriculum.finished:
+                for callback in self.callbacks:
+                    callback.on_end(self)
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+        return self.curriculum.finished
+
+    def _run_phase(self) -> None:
+        is_new = self.curriculum.at_boundary
+        start = self.curriculum.enter_phase()
+        if is_new:
+            for callback in self.callbacks:
+                callback.on_phase_start(self, start)
+        waited = self.train_loader.wait_seconds
+        with closing(self.train_loader.iterate(self.curriculum.remaining_steps())) as batches:
+            for batch in batches:
+                self._train_one(batch, self.train_loader.wait_seconds - waited)
+                if self._stop_reason is not None:
+                    return
+                waited = self.train_loader.wait_seconds
+
+    def _train_one(self, batch: Batch, waited: float) -> None:
+        self._check_tokens(batch)
+        lr = self.learning_rate(batch.step)
+        output = self.engine.train_step(batch, lr)
+        self.curriculum.record(batch.step, output.blocks.nll_sum, output.blocks.token_count)
+        self.consumed_samples += int((batch.block_ids >= 0).sum())
+        self._count_skipped(batch, output)
+        now = time.perf_counter()
+        report = StepReport(batch.step + 1, output, batch, lr, now - self._last_step_end, waited)
+        self._last_step_end = now
+        for callback in self.callbacks:
+            callback.on_step_end(self, report)
+        self._between_steps(batch.step + 1)
+
+    def _between_steps(self, done: int) -> None:
+        phase_ends = self.curriculum.at_boundary
+        if phase_ends or _due(done, self.config.eval_interval):
+            self._evaluate(done)
+        self._stop_reason = self._stop_reason or self._exit_reason(done)
+        if self._stop_reason is not None and not self.curriculum.finished:
+            print(
+                f"{self._stop_reason}: saving at step {done} and leaving; the same command continues",
+                flush=True,
+            )
+        if (
+            self.curriculum.finished
+            or self._stop_reason is not None
+            or _due(done, self.checkpoint.save_interval)
+            or (phase_ends and self._next_phase_rescores())
+        ):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of everything the run continues from."""
+        for callback in self.callbacks:
+            callback.before_checkpoint(self)
+        state = {
+            "curriculum": self.curriculum.state_dict(),
+            "consumed_samples": self.consumed_samples,
+            "skipped_steps": self.skipped_steps,
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
+        }
+        self.store.save(self.curriculum.next_step, self.engine.tensors(), state)
+
+    def _evaluate(self, done: int) -> None:
+        if self.valid_source.num_blocks == 0:
+            return
+        limit = self.config.eval_iters
+        evaluation = evaluate(
+            self.engine,
+            self.valid_loader,
+            self.valid_source,
+            rows=self.config.micro_batch_size,
+            max_blocks=None if limit is None else limit * self.plan.global_batch_size,
+            step=done,
+            phase=self.plan.at_step(done - 1).index,
+        )
+        for callback in self.callbacks:
+            callback.on_evaluation(self, evaluation)
+        self._last_step_end = time.perf_counter()
+
+    def _count_skipped(self, batch: Batch, output: StepOutput) -> None:
+        if not output.skipped:
+            self._skipped_blocks.clear()
+            return
+        self.skipped_steps += 1
+        self._skipped_blocks.append(batch.block_ids[batch.block_ids >= 0])
+        if len(self._skipped_blocks) >= self.config.max_skipped_steps:
+            blocks = ", ".join(map(str, np.concatenate(self._skipped_blocks)[:64]))
+            raise FloatingPointError(
+                f"loss or gradient not finite in {len(self._skipped_blocks)} consecutive steps up to step "
+                f"{batch.step + 1} (--max-skipped-steps); their blocks: {blocks}"
+            )
+
+    def _check_tokens(self, batch: Batch) -> None:
+        vocabulary = self.engine.vocab_size
+        if int(batch.tokens.max()) >= vocabulary or int(batch.labels.max()) >= vocabulary:
+            bad = batch.block_ids[((batch.tokens >= vocabulary) | (batch.labels >= vocabulary)).any(1).numpy()]
+            raise ValueError(
+                f"--data-path: block {bad[0]} holds a token id outside the model's vocabulary of {vocabulary}; was "
+                "the corpus made with another tokenizer?"
+            )
+
+    def _next_phase_rescores(self) -> bool:
+        if self.curriculum.finished:
+            return False
+        phase = self.plan.at_step(self.curriculum.next_step).phase
+        return phase.kind == "focus" and phase.score == "rescored"
+
+    def _exit_reason(self, done: int) -> str | None:
+        minutes = self.config.exit_duration_in_mins
+        if _due(done, self.config.exit_interval):
+            return f"--exit-interval {self.config.exit_interval}"
+        if minutes is not None and time.perf_counter() - self._started > 60 * minutes:
+            return f"--exit-duration-in-mins {minutes:g}"
+        return None
+
+    def _watch_signals(self) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stop_reason = signal.Signals(number).name
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGUSR1, stop)
+
+
+def _due(done: int, interval: int | None) -> bool:
+    return interval is not None and done % interval == 0

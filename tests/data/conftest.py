@@ -1,0 +1,71 @@
+"""Indexed datasets written by hand, from the format's description, for the readers under test."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+CODES = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.int64): 5, np.dtype(np.uint16): 8}
+
+WriteCorpus = Callable[..., Path]
+
+
+def write_by_hand(prefix: Path, documents: Sequence[Sequence[int]], dtype: type = np.uint16) -> Path:
+    """One sequence a document, laid out with struct and numpy only."""
+    item = np.dtype(dtype).itemsize
+    lengths = [len(document) for document in documents]
+    starts = [sum(lengths[:i]) * item for i in range(len(lengths))]
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, CODES[np.dtype(dtype)], len(lengths), len(lengths) + 1)
+    body = np.array(lengths, "<i4").tobytes() + np.array(starts, "<i8").tobytes()
+    documents_at = np.arange(len(lengths) + 1).astype("<i8").tobytes()
+    prefix.with_name(prefix.name + ".idx").write_bytes(header + body + documents_at)
+    flat = [token for document in documents for token in document]
+    prefix.with_name(prefix.name + ".bin").write_bytes(np.array(flat, dtype).tobytes())
+    return prefix
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> WriteCorpus:
+    """write_corpus(name, documents, dtype=uint16) -> prefix."""
+
+    def write(name: str, documents: Sequence[Sequence[int]], dtype: type = np.uint16) -> Path:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        return write_by_hand(tmp_path / name, documents, dtype)
+
+    return write
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[object]], Path]:
+    """write_jsonl(name, records) -> path."""
+
+    def write(name: str, records: Sequence[object]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte-level BPE with <|endoftext|> as id 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat", "that that is, is"] * 20, trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path

@@ -1,0 +1,455 @@
+"""block_cross_entropy against its definition in fp64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cross_entropy_oracle import Case, Result, make_case, oracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_lfr.kernels import block_cross_entropy
+from megatron_lfr.kernels import block_cross_entropy as _  # noqa: F401
+from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
+
+MODES = ["auto", "save", "chunk"]
+ALL = {"z_loss": 0.3, "label_smoothing": 0.1, "logit_softcap": 2.0}
+
+
+def run(case: Case, upstream: float = 1.0, **more: Any) -> Result:
+    hidden, weight = (t.detach().clone().requires_grad_() for t in (case.hidden, case.weight))
+    loss, stats = block_cross_entropy(hidden, weight, case.labels, case.token_weight, **{**case.options, **more})
+    (upstream * loss).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return Result(loss.detach(), *stats, hidden.grad, weight.grad)
+
+
+def errors(result: Result, expected: Result) -> list[float]:
+    """Relative errors of loss, statistics and gradients; counts must be equal."""
+    pairs = [
+        (result.loss, expected.loss),
+        (result.nll_sum, expected.nll_sum),
+        (result.d_hidden, expected.d_hidden),
+        (result.d_weight, expected.d_weight),
+    ]
+    found = [((a.double() - b).norm() / (b.norm() + 1e-12)).item() for a, b in pairs]
+    return [*found, float(not torch.equal(result.count.double(), expected.count))]
+
+
+def check(case: Case, bound: float = 2e-6, **more: Any) -> None:
+    worst = errors(run(case, **more), oracle(case))
+    assert max(worst) <= bound, worst
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "plain": make_case,
+    "z-loss": lambda: make_case(z_loss=0.3),
+    "smoothing": lambda: make_case(label_smoothing=0.1),
+    "softcap": lambda: make_case(logit_softcap=2.0),
+    "all options": lambda: make_case(**ALL),
+    "padded vocabulary": lambda: make_case(vocab=24, vocab_size=17),
+    "padded vocabulary, all options": lambda: make_case(vocab=24, vocab_size=17, **ALL),
+    "one token in the vocabulary": lambda: make_case(vocab=4, vocab_size=1),
+    "nothing masked": lambda: make_case(ignored=0.0, masked=0.0),
+    "another ignore index": lambda: make_case(ignore_index=5),
+    "ragged blocks": lambda: make_case(cu_seqlens=torch.tensor([0, 2, 2, 9, 10, 21])),
+    "scattered blocks": lambda: make_case(
+        block_ids=torch.arange(21).mul(5).remainder(4).view(3, 7), num_blocks=6
+    ),
+    "large logits": lambda: make_case(scale=20.0, **ALL | {"logit_softcap": 0.0, "z_loss": 1e-3}),
+    "wider than the lanes": lambda: make_case(vocab=257, width=33, rows=2),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_definition(name: str, mode: str) -> None:
+    check(CASES[name](), mode=mode, chunk_rows=5)
+
+
+@given(
+    rows=st.integers(1, 4),
+    length=st.integers(1, 6),
+    vocab=st.integers(1, 20),
+    padding=st.integers(0, 5),
+    options=st.fixed_dictionaries(
+        {
+            "z_loss": st.sampled_from([0.0, 0.2]),
+            "label_smoothing": st.sampled_from([0.0, 0.3]),
+            "logit_softcap": st.sampled_from([0.0, 3.0]),
+        }
+    ),
+    chunk_rows=st.integers(1, 30),
+    mode=st.sampled_from(MODES),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_equals_the_definition_for_any_shape(
+    rows: int,
+    length: int,
+    vocab: int,
+    padding: int,
+    options: dict[str, float],
+    chunk_rows: int,
+    mode: str,
+    seed: int,
+) -> None:
+    case = make_case(rows, length, vocab=vocab + padding, vocab_size=vocab, seed=seed, **options)
+    result, expected = run(case, mode=mode, chunk_rows=chunk_rows), oracle(case)
+    for name in ("loss", "nll_sum", "count", "d_hidden", "d_weight"):
+        a, b = getattr(result, name).double(), getattr(expected, name)
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=2e-6, msg=name)
+
+
+def test_equals_pytorch() -> None:
+    case = make_case(ignored=0.3, masked=0.0, label_smoothing=0.2)
+    mean = torch.full_like(case.token_weight, 1 / int((case.labels != -100).sum()))
+    loss, _ = block_cross_entropy(case.hidden, case.weight, case.labels, mean, label_smoothing=0.2)
+    logits = case.hidden @ case.weight.t()
+    expected = F.cross_entropy(logits.flatten(0, 1), case.labels.flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_gradients_by_finite_differences() -> None:
+    case = make_case(2, 3, 4, 9, torch.float64, vocab_size=7, **ALL)
+    for mode in ("save", "chunk"):
+
+        def loss(hidden: Tensor, weight: Tensor, mode: str = mode) -> Tensor:
+            return block_cross_entropy(
+                hidden, weight, case.labels, case.token_weight, mode=mode, chunk_rows=4, **case.options
+            )[0]
+
+        assert torch.autograd.gradcheck(loss, (case.hidden.requires_grad_(), case.weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("shift", [1000.0, -1000.0, -120.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_logits_far_from_zero(shift: float, smoothing: float) -> None:
+    case = make_case(label_smoothing=smoothing, dtype=torch.float64)
+    # One more channel, 1 everywhere, adds `shift` to every logit; powers of two keep the sums exact.
+    case.hidden = torch.cat(((case.hidden * 64).round() / 64, torch.ones(3, 7, 1)), 2).float()
+    case.weight = torch.cat(((case.weight * 64).round() / 64, torch.full((13, 1), shift)), 1).float()
+    for mode in MODES:
+        check(case, mode=mode, chunk_rows=5, bound=2e-6)
+
+
+def test_very_uneven_logits() -> None:
+    case = make_case(scale=60.0 / 8**0.5, vocab=64, rows=4, length=16)
+    result, expected = run(case), oracle(case)
+    largest = (case.hidden @ case.weight.t()).abs().max()
+    assert (result.nll_sum.double() - expected.nll_sum).abs().max() <= 16 * 2**-19 * largest
+    assert max(errors(result, expected)) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_confident_tokens_keep_their_gradient(mode: str) -> None:
+    hidden = torch.tensor([[[9.0], [14.0]]])
+    case = Case(hidden, torch.tensor([[1.0], [0.0]]), torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2))
+    result, expected = run(case, mode=mode), oracle(case)
+    torch.testing.assert_close(result.nll_sum.double(), expected.nll_sum, rtol=1e-3, atol=0)
+    torch.testing.assert_close(result.d_hidden.double(), expected.d_hidden, rtol=5e-2, atol=0)
+
+
+def test_uniform_softmax() -> None:
+    case = make_case(vocab=32, scale=0.0, masked=0.0, ignored=0.0)
+    result = run(case)
+    torch.testing.assert_close(result.nll_sum, torch.full((3,), 7 * 3.4657359))
+    check(case)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "score"])
+def test_rows_and_batches_without_a_valid_token(mode: str) -> None:
+    case = make_case()
+    case.labels[1] = -100
+    case.token_weight[2] = 0.0
+    for everything in (False, True):
+        if everything:
+            case.labels[:] = -100
+        case.hidden.requires_grad_()
+        loss, stats = block_cross_entropy(
+            case.hidden, case.weight, case.labels, case.token_weight, mode=mode, chunk_rows=4
+        )
+        assert stats.nll_sum[1:].tolist() == stats.count[1:].tolist() == [0.0, 0.0]
+        assert torch.isfinite(loss)
+        if mode != "score":
+            (gradient,) = torch.autograd.grad(loss, case.hidden)
+            assert not gradient[1:].any()
+            assert bool(gradient[0].any()) != everything
+        if everything:
+            assert loss == 0
+
+
+def test_an_impossible_prediction_on_a_masked_token_costs_nothing() -> None:
+    case = make_case(ignored=0.0, masked=0.0)
+    case.token_weight[0, 0] = 0.0
+    expected = run(case)
+    case.hidden[0, 0] = 3e37  # its logits overflow
+    result = run(case, mode="score") if False else block_cross_entropy(
+        case.hidden, case.weight, case.labels, case.token_weight
+    )
+    torch.testing.assert_close(result[0], expected.loss)
+    torch.testing.assert_close(result[1].nll_sum, expected.nll_sum)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs(dtype: torch.dtype, weight_dtype: torch.dtype, mode: str) -> None:
+    weight_dtype = dtype if weight_dtype == torch.bfloat16 else weight_dtype
+    case = make_case(vocab=40, width=32, dtype=dtype, weight_dtype=weight_dtype, scale=0.3)
+    result, expected = run(case, mode=mode, chunk_rows=4), oracle(case)
+    assert result.loss.dtype == result.nll_sum.dtype == torch.float32
+    assert (result.d_hidden.dtype, result.d_weight.dtype) == (dtype, weight_dtype)
+    loss, nll, d_hidden, d_weight, count = errors(result, expected)
+    assert max(loss, nll, count) <= 2e-6  # the logits are fp32
+    assert d_hidden <= 3.2e-3
+    assert d_weight <= (3.2e-3 if weight_dtype == dtype else 2e-6)
+
+
+def test_many_chunks_lose_nothing_in_the_weights_gradient() -> None:
+    case = make_case(8, 64, 16, 50, torch.bfloat16, scale=0.3)
+    expected = oracle(case)
+    found = [errors(run(case, mode="chunk", chunk_rows=c), expected)[3] for c in (512, 64, 8, 1)]
+    assert max(found) <= min(3.2e-3, 1.05 * found[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_upstream_gradient_scales(mode: str) -> None:
+    case = make_case(**ALL)
+    one, three = run(case, mode=mode), run(case, upstream=3.0, mode=mode)
+    torch.testing.assert_close(3 * one.d_hidden, three.d_hidden)
+    torch.testing.assert_close(3 * one.d_weight, three.d_weight)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_backward_twice_through_a_kept_graph(mode: str) -> None:
+    case = make_case()
+    case.hidden.requires_grad_()
+    loss, _ = block_cross_entropy(case.hidden, case.weight, case.labels, case.token_weight, mode=mode)
+    one = torch.autograd.grad(loss, case.hidden, retain_graph=True)[0]
+    assert torch.equal(one, torch.autograd.grad(loss, case.hidden)[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("for_hidden", "for_weight"), [(True, False), (False, True)])
+def test_one_gradient_alone(for_hidden: bool, for_weight: bool, mode: str) -> None:
+    case = make_case(**ALL)
+    both = run(case, mode=mode, chunk_rows=5)
+    hidden, weight = case.hidden.requires_grad_(for_hidden), case.weight.requires_grad_(for_weight)
+    block_cross_entropy(
+        hidden, weight, case.labels, case.token_weight, mode=mode, chunk_rows=5, **case.options
+    )[0].backward()
+    assert (hidden.grad is None) != for_hidden
+    assert (weight.grad is None) != for_weight
+    assert torch.equal(*((hidden.grad, both.d_hidden) if for_hidden else (weight.grad, both.d_weight)))
+
+
+def test_micro_batches_add_up() -> None:
+    case = make_case(rows=6, **ALL)
+    whole = run(case)
+    for size in (1, 2, 4):
+        parts = [
+            run(Case(case.hidden[i : i + size], case.weight, case.labels[i : i + size],
+                     case.token_weight[i : i + size], case.options))
+            for i in range(0, 6, size)
+        ]  # fmt: skip
+        torch.testing.assert_close(sum(p.loss for p in parts), whole.loss)
+        torch.testing.assert_close(torch.cat([p.nll_sum for p in parts]), whole.nll_sum)
+        torch.testing.assert_close(torch.cat([p.d_hidden for p in parts]), whole.d_hidden)
+        torch.testing.assert_close(sum(p.d_weight for p in parts), whole.d_weight)
+
+
+def test_block_sums_add_up_to_the_loss() -> None:
+    case = make_case(rows=4, length=50)
+    case.token_weight = (case.token_weight != 0) / 31
+    cuts = torch.tensor([0, 3, 77, 77, 130, 200])
+    for options in ({}, {"cu_seqlens": cuts}):
+        case.options = options
+        result = run(case)
+        assert result.nll_sum.double().sum().item() / 31 == pytest.approx(result.loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "score"])
+def test_statistics_are_the_pure_likelihood(mode: str) -> None:
+    case = make_case()
+
+    def statistics(token_weight: Tensor, **options: float) -> list[Tensor]:
+        return list(
+            block_cross_entropy(case.hidden, case.weight, case.labels, token_weight, mode=mode, **options)[1]
+        )
+
+    plain = statistics(case.token_weight)
+    for other in (
+        statistics(case.token_weight, z_loss=0.5),
+        statistics(case.token_weight, label_smoothing=0.4),
+        statistics(case.token_weight * torch.rand(3, 7).add(0.1)),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+
+
+def test_statistics_have_no_gradient() -> None:
+    case = make_case()
+    case.hidden.requires_grad_()
+    loss, stats = block_cross_entropy(case.hidden, case.weight, case.labels, case.token_weight)
+    assert loss.requires_grad
+    for statistic in stats:
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            statistic.sum().backward()
+
+
+def test_no_second_derivative() -> None:
+    case = make_case()
+    case.hidden.requires_grad_()
+    loss, _ = block_cross_entropy(case.hidden, case.weight, case.labels, case.token_weight)
+    (gradient,) = torch.autograd.grad(loss, case.hidden, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reruns_are_equal_bit_for_bit(mode: str) -> None:
+    case = make_case(rows=8, length=256, width=64, vocab=500, cu_seqlens=torch.tensor([0, 700, 701, 2048]), **ALL)
+    one, two = (run(case, mode=mode, chunk_rows=300) for _ in range(2))
+    for name in ("loss", "nll_sum", "count", "d_hidden", "d_weight"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 21, 100])
+def test_scoring_gives_the_same_numbers_without_a_graph(chunk_rows: int) -> None:
+    case = make_case(**ALL)
+    case.hidden.requires_grad_()
+    loss, stats = block_cross_entropy(
+        case.hidden, case.weight, case.labels, case.token_weight, mode="score", chunk_rows=chunk_rows,
+        **case.options,
+    )  # fmt: skip
+    expected = run(case)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected.loss)
+    torch.testing.assert_close(stats.nll_sum, expected.nll_sum)
+
+
+def test_inputs_that_are_not_contiguous() -> None:
+    case = make_case(**ALL)
+    expected = run(case)
+    case.hidden = case.hidden.transpose(0, 1).contiguous().transpose(0, 1)
+    case.weight = case.weight.t().contiguous().t()
+    case.labels = case.labels.t().contiguous().t()
+    case.token_weight = torch.stack((case.token_weight, case.token_weight), -1)[..., 0]
+    assert not any(t.is_contiguous() for t in (case.hidden, case.weight, case.labels, case.token_weight))
+    result = run(case)
+    torch.testing.assert_close(result.d_hidden, expected.d_hidden)
+    torch.testing.assert_close(result.d_weight, expected.d_weight)
+    assert torch.equal(result.count, expected.count)
+
+
+def test_auto_chunks_what_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {}
+    case = make_case(4, 64, 8, 100)
+    for budget in (SAVE_BUDGET_BYTES, 4 * 256 * 100 - 1):
+        monkeypatch.setattr("megatron_lfr.kernels.block_cross_entropy.SAVE_BUDGET_BYTES", budget)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t):  # type: ignore[misc]
+            run(case)
+        kept[budget] = max(sizes)
+    assert list(kept.values()) == [256 * 100, 256 * 8]
+
+
+def test_empty_batches() -> None:
+    hidden = torch.zeros(0, 7, 8, requires_grad=True)
+    loss, stats = block_cross_entropy(
+        hidden, torch.ones(5, 8), torch.zeros(0, 7, dtype=torch.int64), torch.zeros(0, 7)
+    )
+    loss.backward()
+    assert loss == 0
+    assert stats.nll_sum.shape == (0,)
+
+
+def wrong(**changes: Any) -> dict[str, Any]:
+    case = make_case()
+    return {
+        "hidden": case.hidden,
+        "weight": case.weight,
+        "labels": case.labels,
+        "token_weight": case.token_weight,
+    } | changes
+
+
+ids = torch.zeros(3, 7, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": torch.full((3, 7), 13)}, "labels: 13 is outside the vocabulary of 13"),
+        ({"labels": torch.full((3, 7), -1)}, "labels: -1 is outside"),
+        ({"labels": torch.full((3, 7), 10), "vocab_size": 10}, "outside the vocabulary of 10"),
+        ({"labels": ids[:2]}, r"labels: expected int64 \(3, 7\)"),
+        ({"labels": ids.int()}, "labels: expected int64"),
+        ({"token_weight": torch.ones(3, 6)}, r"token_weight: expected float32 \(3, 7\)"),
+        ({"token_weight": torch.ones(3, 7).half()}, "token_weight: expected float32"),
+        ({"token_weight": torch.ones(3, 7, requires_grad=True)}, "token_weight: must not require"),
+        ({"hidden": torch.ones(21, 8)}, "hidden: expected"),
+        ({"hidden": torch.ones(3, 7, 8, dtype=torch.int64)}, "hidden: expected floating-point"),
+        ({"weight": torch.ones(13, 9)}, "weight: expected"),
+        ({"weight": torch.ones(0, 8)}, "at least one row"),
+        ({"weight": torch.ones(13, 8).bfloat16()}, "weight: expected torch.float32"),
+        ({"weight": torch.ones(13, 8, device="meta")}, "one device"),
+        ({"vocab_size": 14}, "vocab_size 14: must lie between 1 and the 13 rows"),
+        ({"vocab_size": 0}, "vocab_size 0"),
+        ({"mode": "fast"}, "choose from auto, save, chunk, score"),
+        ({"z_loss": -1.0}, "z_loss"),
+        ({"logit_softcap": -1.0}, "logit_softcap"),
+        ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
+        ({"chunk_rows": 0}, "chunk_rows 0"),
+        ({"block_ids": ids}, "give num_blocks"),
+        ({"block_ids": ids + 4, "num_blocks": 4}, r"block_ids: must lie in \[0, 4\)"),
+        ({"block_ids": ids[0], "num_blocks": 4}, "block_ids: expected int64"),
+        ({"num_blocks": 4}, "num_blocks: goes with block_ids"),
+        ({"cu_seqlens": torch.tensor([0, 21]), "num_blocks": 1}, "num_blocks: goes with block_ids"),
+        ({"cu_seqlens": torch.tensor([0, 21]), "block_ids": ids}, "not both"),
+        ({"cu_seqlens": torch.tensor([0, 20])}, "must rise from 0 to the 21 tokens"),
+        ({"cu_seqlens": torch.tensor([1, 21])}, "must rise from 0"),
+        ({"cu_seqlens": torch.tensor([0, 9, 8, 21])}, "must rise from 0"),
+        ({"cu_seqlens": torch.tensor([0.0, 21.0])}, "cu_seqlens: expected integers"),
+    ],
+)
+def test_wrong_input_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        block_cross_entropy(**wrong(**changes))
+
+
+MUTANTS = {
+    "padding is not masked": ("logits[:, problem.columns :].fill_(-torch.inf)", "pass"),
+    "no maximum is subtracted": ("logits.sub_(top)", "top = torch.zeros_like(top); parts = None"),
+    "chunks overwrite each other": ("self.d_weight += ", "self.d_weight = "),
+    "the z-loss is not differentiated": ("grow = 1.0 + 2.0 * problem.z_loss * tokens.lse", "grow = torch.ones_like(tokens.lse)"),
+    "the softcap is not differentiated": ("d_logits.mul_(slope)", "pass"),
+    "smoothing skips the label": ("+ problem.smoothing - uniform", "+ problem.smoothing"),
+    "masked tokens are counted": ("valid = (labels != ignore_index) & (token_weight != 0)", "valid = labels != ignore_index"),
+    "ignored tokens are counted": ("valid = (labels != ignore_index) & (token_weight != 0)", "valid = token_weight != 0"),
+    "statistics are weighted": ("nlls.append(tokens.nll)", "nlls.append(tokens.nll * w)"),
+    "the upstream gradient is dropped": ("(d_hidden * scale)", "(d_hidden * 1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name: str) -> None:
+    """Each class of bug, written into the source, must show in at least one of the cases above."""
+    import importlib
+    import types
+    from pathlib import Path
+
+    module = importlib.import_module("megatron_lfr.kernels.block_cross_entropy")
+    assert module.__file__ is not None
+    source = Path(module.__file__).read_text()
+    good, bad = MUTANTS[name]
+    assert source.count(good) == 1
+    mutant = types.ModuleType("mutant")
+    exec(compile(source.replace(good, bad), "mutant", "exec"), mutant.__dict__)

@@ -1,0 +1,54 @@
+"""A small corpus on disk, and the command line of a run that takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_lfr.data.indexed import IndexedDatasetWriter
+
+VOCAB = 64
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Prefixes of two domains: counting up (easy) and noise (hard), EOD = 63."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(11)
+    prefixes = []
+    for domain in ("easy", "hard"):
+        prefix = folder / f"toy_{domain}_text_document"
+        with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
+            for _ in range(40):
+                length = int(rng.integers(20, 60))
+                start = rng.integers(0, 60)
+                tokens = (start + np.arange(length)) % 60 if domain == "easy" else rng.integers(0, 60, length)
+                writer.add_document(np.append(tokens, 63).astype(np.uint16))
+        prefixes.append(str(prefix))
+    return prefixes
+
+
+@pytest.fixture
+def tiny_args(corpus: list[str], tmp_path: Path) -> list[str]:
+    """Flags of a tiny run over `corpus`, into tmp_path/run."""
+    return [
+        *("--data-path", *corpus),
+        *("--split", "90,10,0"),
+        *("--vocab-size", str(VOCAB), "--make-vocab-size-divisible-by", "1"),
+        *(
+            "--num-layers",
+            "2",
+            "--hidden-size",
+            "32",
+            "--num-attention-heads",
+            "4",
+            "--num-query-groups",
+            "2",
+        ),
+        *("--ffn-hidden-size", "64", "--seq-length", "16", "--max-position-embeddings", "16"),
+        *("--micro-batch-size", "4", "--global-batch-size", "8", "--lr", "1e-2"),
+        *("--train-epochs", "2.5", "--log-interval", "4"),
+        *("--save", str(tmp_path / "run")),
+    ]

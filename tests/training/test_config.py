@@ -1,0 +1,221 @@
+"""Configuration: every wrong setting is refused before work starts, and says which flag and what is legal."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
+
+from megatron_lfr.cli import main
+from megatron_lfr.config import parse_run_config, resolve_schedule
+from megatron_lfr.lfr import preset
+
+
+def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """stderr of a run that must stop with exit code 2."""
+    try:
+        code = main(["train", *args])
+    except SystemExit as stop:  # tyro leaves in this way
+        code = int(stop.code or 0)
+    assert code == 2
+    return re.sub(r"[│╭╮╰╯─\s]+", " ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hidden-sise", "32"], "hidden-sise"),
+        (["--global-batch-size", "10"], "--global-batch-size 10: must be a multiple of --micro-batch-size 4"),
+        (["--micro-batch-size", "0"], "--micro-batch-size 0: must be positive"),
+        (["--lr", "fast"], "--lr"),
+        (["--lr-decay-style", "step"], "--lr-decay-style"),
+        (["--seq-length", "4096"], "--seq-length 4096: longer than --max-position-embeddings 16"),
+        (["--num-attention-heads", "5"], "--num-attention-heads 5"),
+        (["--num-query-groups", "3"], "--num-query-groups 3"),
+        (["--lfr-schedule", "lfr-v9"], "--lfr-schedule lfr-v9: neither a preset (lfr, lfr-v1"),
+        (["--lfr-schedule", "[{kind: learn, duration: -1}]"], "must be a positive number"),
+        (["--lfr-schedule", "lfr-v1"], "--train-epochs scales a schedule given in shares"),
+        (["--lfr-schedule", "[{kind: learn, duration: 1}]", "--train-epochs", "None", "--train-iters", "7"],
+         "--train-iters 7 against the schedule's total of"),
+        (["--train-epochs", "None"], "give one of --train-iters"),
+        (["--train-iters", "-3"], "--train-iters -3: must be positive"),
+        (["--split", "90,x,0"], "--split"),
+        (["--data-path", "/nowhere/corpus"], "/nowhere/corpus"),
+        (["--tokenizer-model", "/nowhere/tokenizer.json"], "/nowhere/tokenizer.json"),
+        (["--tokenizer-model", "bytes"], "257 tokens do not fit into --vocab-size 64"),
+        (["--eod-mask-loss"], "--eod-mask-loss: needs --tokenizer-model"),
+        (["--vocab-size", "None"], "give --tokenizer-model or --vocab-size"),
+        (["--vocab-size", "50"], "outside the model's vocabulary of 50"),
+        (["--tensor-model-parallel-size", "2"], "--tensor-model-parallel-size 2: only 1 is supported so far"),
+        (["--load", "/elsewhere"], "a run is continued in its own folder"),
+        (["--finetune"], "--finetune: give the run folder to start from"),
+        (["--keep-last", "0"], "--keep-last 0: must be at least 1"),
+        (["--log-interval", "0"], "--log-interval 0: must be at least 1"),
+        (["--wandb-project", "x"], "needs the wandb package"),
+        (["--model-preset", "2T"], "--model-preset 2T: choose from demo"),
+        (["--fp16"], "fp16"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused(
+    flags: list[str], message: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal([*tiny_args, *flags], capsys)
+
+
+def test_save_is_required(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--save: give the run folder" in refusal(tiny_args[:-2], capsys)
+
+
+def copy_corpus(prefix: str, folder: Path) -> Path:
+    target = folder / "copy_text_document"
+    for suffix in (".bin", ".idx"):
+        shutil.copy(prefix + suffix, str(target) + suffix)
+    return target
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_corpora_are_named(
+    suffix: str,
+    damage: str,
+    corpus: list[str],
+    tiny_args: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prefix = copy_corpus(corpus[0], tmp_path)
+    path = Path(str(prefix) + suffix)
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-5])
+    assert str(path) in refusal([*tiny_args, "--data-path", str(prefix)], capsys)
+
+
+def test_a_corpus_shorter_than_a_block_is_refused(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--seq-length", "100000", "--max-position-embeddings", "100000"]
+    message = refusal([*tiny_args, *flags], capsys)
+    assert "toy_easy_text_document" in message
+    assert "100000" in message
+
+
+def test_a_journal_of_another_corpus_is_refused(
+    tiny_args: list[str], corpus: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [*tiny_args, "--exit-interval", "1"]
+    assert main(["train", *short]) == 0
+    assert "its corpus is" in refusal([*short, "--data-path", corpus[0]], capsys)
+    assert "its seed is 1234, here it is 5" in refusal([*short, "--seed", "5"], capsys)
+
+
+def test_a_disk_without_room_is_refused(
+    tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # type: ignore[attr-defined]
+    message = refusal(tiny_args, capsys)
+    assert "GB free" in message
+    assert "--keep-last 3" in message
+
+
+def test_two_processes_cannot_share_a_run_folder(
+    tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/lock").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another process is training" in refusal(tiny_args, capsys)
+
+
+def test_a_file_is_read_first_and_flags_go_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model_preset: demo\nlr: 1e-3\nmicro-batch-size: 4\nbf16: true\ndata_path: [a, b]\n"
+        "lfr_schedule:\n- {kind: learn, duration: 2}\n- {kind: review, duration: 1}\n"
+    )
+    config, _ = parse_run_config(["--config", str(path), "--micro-batch-size", "8"])
+    assert config.optimizer.lr == 1e-3
+    assert config.training.micro_batch_size == 8
+    assert config.training.bf16
+    assert config.data.data_path == ["a", "b"]
+    assert config.model.num_layers == parse_run_config(["--model-preset", "demo"])[0].model.num_layers
+    schedule = resolve_schedule(config.lfr.lfr_schedule)
+    assert [phase.duration for phase in schedule.phases] == [2, 1]
+    config, _ = parse_run_config(["--config", str(path), "--no-bf16", "--lfr-schedule", "lfr"])
+    assert not config.training.bf16
+    assert resolve_schedule(config.lfr.lfr_schedule) == preset("lfr")
+
+
+def test_the_effective_configuration_is_a_configuration_file(
+    tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *tiny_args, "--print-config"]) == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    again, _ = parse_run_config(["--config", str(path)])
+    assert again == parse_run_config([*tiny_args, "--print-config"])[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hidden_sise: 3", "unknown key 'hidden_sise'; did you mean hidden_size"),
+        ("- 1", "expected a mapping"),
+        ("a: [", "not YAML"),
+        ("lr: fast", "lr"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_bad_configuration_files_are_named(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    text = refusal(["--config", str(path)], capsys)
+    assert message in text
+    assert "bad.yaml" in text
+    assert "nofile.yaml" in refusal(["--config", str(tmp_path / "nofile.yaml")], capsys)
+
+
+def test_schedules_come_from_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text(yaml.safe_dump(preset("lfr-v1").to_dicts()))
+    assert resolve_schedule(str(path)) == preset("lfr-v1")
+    path.write_text("kind: learn")
+    with pytest.raises(ValueError, match="expected a list of phases"):
+        resolve_schedule(str(path))
+
+
+@pytest.mark.parametrize("name", LLAMA3_SCRIPTS)
+def test_megatrons_own_llama3_scripts(name: str) -> None:
+    """Every flag of the script is honoured, accepted or refused with its reason; without the refused ones it parses."""
+    groups = split_flags(LLAMA3_SCRIPTS[name])
+    refused = REFUSED_IN_LLAMA3_SCRIPTS[name]
+    kept = [word for group in groups if group[0] not in refused for word in group]
+    config, notes = parse_run_config(kept)
+    for group in groups:
+        if group[0] in refused:
+            with pytest.raises(ValueError, match=f"{group[0]}.*: "):
+                parse_run_config([*kept, *group])
+    honoured = {f"--{key.replace('_', '-')}": value for key, value in config.to_flat().items()}
+    noted = " ".join(notes)
+    for flag, *values in (group for group in groups if group[0] not in refused):
+        if flag not in honoured:
+            assert flag in noted
+        elif values and isinstance(honoured[flag], (int, float)) and not isinstance(honoured[flag], bool):
+            assert honoured[flag] == float(values[0])
+        elif values:
+            assert honoured[flag] in (values, values[0])
+        else:
+            assert honoured[flag] is True
+
+
+def test_data_weights_are_refused(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data-path 0.3: weights are not supported" in refusal(
+        [*tiny_args, "--data-path", "0.3", "a", "0.7", "b"], capsys
+    )

@@ -1,0 +1,141 @@
+"""Megatron's flags that are no settings: what passes, what ends the program, what stays untouched."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
+
+from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, strip_megatron_flags
+
+VALUE = "7"
+
+
+def values_for(arity: int | str) -> list[str]:
+    return {0: [], 1: [VALUE], "+": [VALUE, VALUE]}[arity]
+
+
+def test_no_flag_is_in_both_tables_and_names_are_canonical() -> None:
+    assert not ACCEPTED.keys() & REFUSED.keys()
+    for flag in [*ACCEPTED, *REFUSED]:
+        assert re.fullmatch(r"--[a-z0-9]+(-[a-z0-9]+)*", flag), flag
+
+
+@pytest.mark.parametrize("flag", ACCEPTED)
+def test_an_accepted_flag_leaves_with_its_values_and_a_note(flag: str) -> None:
+    spec = ACCEPTED[flag]
+    legal = [*spec.legal] if spec.legal else [VALUE]
+    for value in legal:
+        values = {0: [], 1: [value], "+": [value, value]}[spec.arity]
+        rest, notes = strip_megatron_flags(["--before", "1", flag, *values, "--after"])
+        assert rest == ["--before", "1", "--after"]
+        assert notes == [f"{' '.join([flag, *values])}: accepted, {spec.reason}"]
+
+
+@pytest.mark.parametrize("flag", [flag for flag, spec in ACCEPTED.items() if spec.legal])
+def test_a_value_that_is_not_what_is_done_names_flag_value_and_legal_values(flag: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        strip_megatron_flags([flag, "something-else"])
+    message = str(caught.value)
+    assert message.startswith(f"{flag} something-else: refused")
+    for legal in ACCEPTED[flag].legal or ():
+        assert legal in message
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_refused_flag_gives_its_reason_and_what_to_use(flag: str) -> None:
+    spec = REFUSED[flag]
+    with pytest.raises(ValueError) as caught:
+        strip_megatron_flags(["--lr", "1e-3", flag, *values_for(spec.arity), "--bf16"])
+    assert str(caught.value) == f"{flag}: refused: {spec.reason}; instead: {spec.instead}"
+
+
+@pytest.mark.parametrize("flag", [flag for flag, spec in ACCEPTED.items() if spec.arity != 0])
+@pytest.mark.parametrize("following", [[], ["--bf16"]])
+def test_a_missing_value_is_an_error(flag: str, following: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"^{flag}: needs a value; legal: "):
+        strip_megatron_flags([flag, *following])
+
+
+def test_a_value_for_a_flag_that_takes_none_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"--swiglu: takes no value, got 'true'"):
+        strip_megatron_flags(["--swiglu=true"])
+
+
+def test_a_flag_of_no_value_leaves_the_next_word_alone() -> None:
+    assert strip_megatron_flags(["--swiglu", "word"])[0] == ["word"]
+
+
+def test_equals_signs_and_underscores() -> None:
+    argv = ["--position_embedding_type=rope", "--rotary_percent", "1", "--data-cache-path=a=b", "--manual_gc"]
+    rest, notes = strip_megatron_flags(argv)
+    assert rest == []
+    assert [note.partition(":")[0] for note in notes] == [
+        "--position-embedding-type rope",
+        "--rotary-percent 1",
+        "--data-cache-path a=b",
+        "--manual-gc",
+    ]
+    with pytest.raises(ValueError, match=r"^--fp8-format: refused"):
+        strip_megatron_flags(["--fp8_format=hybrid"])
+    assert strip_megatron_flags(["--override-opt_param-scheduler"])[0] == []
+
+
+@pytest.mark.parametrize("zero", ["0", "0.0", "0.", "0e0", "-0.0"])
+def test_numbers_compare_by_value(zero: str) -> None:
+    assert strip_megatron_flags(["--hidden-dropout", zero, "--x"])[0] == ["--x"]
+
+
+@pytest.mark.parametrize("value", ["0.1", "-1", "nan", "zero", ""])
+def test_numbers_that_differ_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^--attention-dropout .*legal: 0.0"):
+        strip_megatron_flags(["--attention-dropout", value])
+
+
+def test_negative_values_are_values() -> None:
+    assert strip_megatron_flags(["--x", "-1", "--manual-gc-interval", "-1", "-2"])[0] == ["--x", "-1", "-2"]
+
+
+def test_a_list_goes_up_to_the_next_flag() -> None:
+    argv = ["--cp-comm-type", "p2p", "a2a", "a2a+p2p", "--data-path", "a", "b", "--profile-ranks", "0", "1"]
+    assert strip_megatron_flags(argv)[0] == ["--data-path", "a", "b"]
+    with pytest.raises(ValueError, match=r"^--recompute-modules mlp: refused.*legal: core_attn"):
+        strip_megatron_flags(["--recompute-modules", "core_attn", "mlp"])
+
+
+def test_every_problem_is_named_in_one_error() -> None:
+    with pytest.raises(ValueError) as caught:
+        strip_megatron_flags(["--fp16", "--swiglu", "--rampup-batch-size", "16", "8", "300", "--optimizer", "sgd"])
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": refused")[0] for line in lines] == [
+        "--fp16",
+        "--rampup-batch-size",
+        "--optimizer sgd",
+    ]
+
+
+@given(st.lists(st.sampled_from(["--lr", "--x-y", "--x_y", "--a=b_c", "-1", "1e-3", "--", "-h", "", "a=--swiglu"])))
+def test_other_words_pass_untouched(argv: list[str]) -> None:
+    assert strip_megatron_flags(argv) == (argv, [])
+
+
+def is_refused(group: list[str]) -> bool:
+    """Whether one flag with its values ends the program; the error begins with the flag."""
+    try:
+        strip_megatron_flags(group)
+    except ValueError as error:
+        return str(error).startswith(group[0])
+    return False
+
+
+@pytest.mark.parametrize("script", LLAMA3_SCRIPTS)
+def test_of_a_llama3_script_exactly_the_expected_flags_are_refused(script: str) -> None:
+    expected = REFUSED_IN_LLAMA3_SCRIPTS[script]
+    groups = split_flags(LLAMA3_SCRIPTS[script])
+    assert {group[0] for group in groups if is_refused(group)} == expected
+    without = [word for group in groups if group[0] not in expected for word in group]
+    settings = [word for group in groups if group[0] not in ACCEPTED.keys() | expected for word in group]
+    assert strip_megatron_flags(without)[0] == settings

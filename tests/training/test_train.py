@@ -1,0 +1,232 @@
+"""Whole runs through the command line, judged by the files they leave."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_lfr.cli import main
+from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.loader import Loader
+
+
+def run(args: list[str]) -> int:
+    return main(["train", *args])
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_its_folder(
+    tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_args) == 0
+    folder = tmp_path / "run"
+    events = metrics(folder)
+    phases = [event for event in events if event["event"] == "phase"]
+    assert [event["kind"] for event in phases] == ["learn", "focus", "review", "focus", "review"]
+    evaluations = [event for event in events if event["event"] == "evaluation"]
+    assert [event["phase"] for event in evaluations] == [0, 1, 2, 3, 4]
+    final = evaluations[-1]["domains"]
+    assert final["easy"] < 2.0 < 3.5 < final["hard"]  # counting is learned, noise stays near log(60) = 4.09
+    # Focus leaves out the easy domain.
+    assert phases[1]["left_out_by_domain"]["easy"] > 0.8 > 0.3 > phases[1]["left_out_by_domain"]["hard"]
+    train = [event for event in events if event["event"] == "train"]
+    assert [event["step"] for event in train[:-1]] == [4 * (i + 1) for i in range(len(train) - 1)]
+    assert train[-1]["consumed_samples"] == sum(event["draws"] for event in phases)
+    assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text().strip() == str(train[-1]["step"])
+    assert any((folder / "tensorboard").iterdir())
+    assert yaml.safe_load((folder / "config.yaml").read_text())["hidden_size"] == 32
+    out = capsys.readouterr().out
+    assert "Phases" in out
+    assert "Where to look next" in out
+
+
+def test_the_logged_loss_is_the_mean_of_the_journal(tiny_args: list[str], tmp_path: Path) -> None:
+    assert run(tiny_args) == 0
+    entries = np.load(tmp_path / "run/journal/phase_000.npy")
+    first = next(event for event in metrics(tmp_path / "run") if event["event"] == "train")
+    assert first["step"] == 4
+    assert first["loss"] == pytest.approx(entries[: 4 * 8].astype(np.float64).mean(), abs=1e-6)
+
+
+def test_a_finished_run_repeats_its_table_and_changes_nothing(
+    tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_args) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run/journal").iterdir()}
+    before[tmp_path / "run/metrics.jsonl"] = (tmp_path / "run/metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run(tiny_args) == 0
+    assert "Phases" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+class Spy:
+    """Stands between the loop and the loader, and keeps the ids of what was really read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.served: list[tuple[int, list[int]]] = []
+        original = Loader.iterate
+
+        def iterate(loader: Loader, steps: Any) -> Any:
+            for batch in original(loader, steps):
+                if loader.source.num_blocks == self.train_blocks:
+                    self.served.append((batch.step, [int(i) for i in batch.block_ids if i >= 0]))
+                yield batch
+
+        self.train_blocks = -1
+        monkeypatch.setattr(Loader, "iterate", iterate)
+
+    def phases(self, bounds: list[int]) -> list[Counter[int]]:
+        return [
+            Counter(i for step, ids in self.served if first <= step < last for i in ids)
+            for first, last in itertools.pairwise(bounds)
+        ]
+
+
+def without(args: list[str], flag: str) -> list[str]:
+    at = args.index(flag)
+    return args[:at] + args[at + 2 :]
+
+
+@pytest.mark.parametrize("name", ["lfr-v1", "lfr-clusters"])
+def test_what_the_loader_served(
+    name: str, tiny_args: list[str], corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recount of the blocks that the loader handed to the model, against the losses in the journal."""
+    n = BlockDataset(corpus, 16, "90,10,0").train.num_blocks
+    spy = Spy(monkeypatch)
+    spy.train_blocks = n
+    assert run([*without(tiny_args, "--train-epochs"), "--lfr-schedule", name]) == 0
+    bounds = [e["step"] for e in metrics(tmp_path / "run") if e["event"] == "phase"]
+    bounds.append(spy.served[-1][0] + 1)
+    learn, focus, review, last = spy.phases(bounds)
+    assert learn == review == Counter(range(n))
+    halves, hardest = harder(spy, tmp_path, bounds, 0, 0.5), harder(spy, tmp_path, bounds, 2, 0.7)
+    if name == "lfr-v1":
+        assert focus == Counter(halves)
+        assert last == Counter(dict.fromkeys(hardest, 5))
+    else:
+        assert focus.total() == len(halves)
+        assert last.total() == 5 * len(hardest)
+        assert focus != Counter(halves)
+        assert len(set(last.values())) > 1
+
+
+def harder(spy: Spy, tmp_path: Path, bounds: list[int], phase: int, drop: float) -> list[int]:
+    """Ids of the blocks left after the easiest go, by the journal of a phase that served every block."""
+    served = [i for step, ids in spy.served if bounds[phase] <= step < bounds[phase + 1] for i in ids]
+    losses = dict(zip(served, np.load(tmp_path / f"run/journal/phase_{phase:03d}.npy").tolist(), strict=True))
+    return sorted(losses, key=lambda i: losses[i])[math.floor(drop * len(losses) + 1e-9) :]
+
+
+def test_micro_batches_do_not_change_the_run(tiny_args: list[str], tmp_path: Path) -> None:
+    assert run(tiny_args) == 0
+    other = [*tiny_args, "--micro-batch-size", "8", "--save", str(tmp_path / "other")]
+    assert run(other) == 0
+    losses = [[e["loss"] for e in metrics(tmp_path / f) if e["event"] == "train"] for f in ("run", "other")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
+
+
+@pytest.mark.parametrize("score", ["detrended", "rescored"])
+def test_score_modes_train(score: str, tiny_args: list[str], tmp_path: Path) -> None:
+    schedule = [
+        {"kind": "learn", "duration": 0.6},
+        {"kind": "focus", "duration": 0.3, "drop": 0.5, "score": score, "sampling": "visits"},
+        {"kind": "review", "duration": 0.2},
+    ]
+    assert run([*without(tiny_args, "--train-epochs"), "--lfr-schedule", yaml.safe_dump(schedule)[:-1]]) == 2
+    text = yaml.safe_dump(schedule, default_flow_style=True, width=10**6)
+    assert run([*without(tiny_args, "--train-epochs"), "--lfr-schedule", text]) == 0
+    focus = [e for e in metrics(tmp_path / "run") if e["event"] == "phase"][1]
+    assert (focus["unseen"] == 0) == (score == "rescored")
+    assert focus["left_out_by_domain"]["easy"] > focus["left_out_by_domain"]["hard"]
+
+
+def test_bf16_and_recomputation_train_alike(tiny_args: list[str], tmp_path: Path) -> None:
+    finals = {}
+    for name, flags in {
+        "plain": [],
+        "full": ["--recompute-granularity", "full"],
+        "selective": ["--recompute-granularity", "selective"],
+        "bf16": ["--bf16"],
+    }.items():
+        assert run([*tiny_args, *flags, "--save", str(tmp_path / name)]) == 0
+        finals[name] = [e for e in metrics(tmp_path / name) if e["event"] == "evaluation"][-1]["loss"]
+    assert finals["full"] == finals["selective"] == finals["plain"]
+    assert finals["bf16"] == pytest.approx(finals["plain"], abs=0.1)
+
+
+def test_seeds_change_weights_and_order(tiny_args: list[str], tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        assert run([*tiny_args, "--seed", seed, "--save", str(tmp_path / seed)]) == 0
+    one, two = ([e for e in metrics(tmp_path / s) if e["event"] == "phase"] for s in ("1", "2"))
+    assert one[0]["order_hash"] != two[0]["order_hash"]
+
+
+def test_finetune_starts_from_other_weights(tiny_args: list[str], tmp_path: Path) -> None:
+    assert run(tiny_args) == 0
+    end = [e for e in metrics(tmp_path / "run") if e["event"] == "evaluation"][-1]["loss"]
+    flags = ["--finetune", "--load", str(tmp_path / "run"), "--save", str(tmp_path / "tuned"), "--lr", "1e-9"]
+    assert run([*tiny_args, *flags]) == 0
+    tuned = [e for e in metrics(tmp_path / "tuned") if e["event"] == "evaluation"][-1]["loss"]
+    assert tuned == pytest.approx(end, abs=1e-4)
+
+
+def test_exploding_steps_stop_the_run_with_the_blocks_named(
+    tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from megatron_lfr.engine import NativeEngine
+
+    original = NativeEngine.train_step
+
+    def poisoned(engine: NativeEngine, batch: Any, lr: float) -> Any:
+        if batch.step >= 6:
+            for parameter in engine.parameters:
+                parameter.data.fill_(float("inf"))
+        return original(engine, batch, lr)
+
+    monkeypatch.setattr(NativeEngine, "train_step", poisoned)
+    assert run([*tiny_args, "--max-skipped-steps", "3"]) == 2
+    message = capsys.readouterr().err
+    assert "not finite in 3 consecutive steps up to step 9" in message
+    assert "their blocks: " in message
+    assert (np.load(tmp_path / "run/journal/phase_000.npy") >= 0).all()  # what was synced holds no skipped step
+
+
+def test_a_skipped_step_leaves_weights_and_scores_alone(
+    tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_lfr.engine import NativeEngine
+
+    original = NativeEngine.train_step
+
+    def poisoned(engine: NativeEngine, batch: Any, lr: float) -> Any:
+        if batch.step != 2:
+            return original(engine, batch, lr)
+        saved = [parameter.data.clone() for parameter in engine.parameters]
+        engine.parameters[0].data.fill_(float("nan"))
+        output = original(engine, batch, lr)
+        assert output.skipped
+        for parameter, value in zip(engine.parameters[1:], saved[1:], strict=True):
+            assert parameter.data.equal(value)
+        engine.parameters[0].data.copy_(saved[0])
+        return output
+
+    monkeypatch.setattr(NativeEngine, "train_step", poisoned)
+    assert run(tiny_args) == 0
+    entries = np.load(tmp_path / "run/journal/phase_000.npy")
+    assert (entries[16:24] == -1).all()
+    assert (np.delete(entries, np.s_[16:24]) > 0).all()
+    assert [e["skipped"] for e in metrics(tmp_path / "run") if e["event"] == "train"][-1] == 1
