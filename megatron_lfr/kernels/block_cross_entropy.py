@@ -162,9 +162,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(
-        ctx: Any, grad_loss: Tensor | None, _: None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if grad_loss is None:
             return None, None, None, None, None
         hidden, weight, *kept = ctx.saved_tensors
@@ -192,9 +190,7 @@ class _Gradients:
         if kept is None:
             if not problem.keeps_logits:
                 self.d_hidden = torch.empty_like(hidden) if self.wants_hidden else None
-                self.d_weight = (
-                    torch.zeros_like(weight, dtype=_compute_dtype(hidden)) if self.wants_weight else None
-                )
+                self.d_weight = torch.zeros_like(weight, dtype=_compute_dtype(hidden)) if self.wants_weight else None
         elif problem.keeps_logits:
             (self.d_logits,) = kept
         else:
@@ -359,9 +355,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor) -> None:
     if hidden.ndim != 3 or not hidden.is_floating_point():
-        raise ValueError(
-            f"hidden: expected floating-point [B, S, H], got {hidden.dtype} {tuple(hidden.shape)}"
-        )
+        raise ValueError(f"hidden: expected floating-point [B, S, H], got {hidden.dtype} {tuple(hidden.shape)}")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[2] or weight.shape[0] == 0:
         raise ValueError(
             f"weight: expected [vocabulary shard, {hidden.shape[2]}], at least one row, got {tuple(weight.shape)}"
@@ -371,9 +365,7 @@ def _check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight:
     if hidden.dtype == torch.float64 != weight.dtype:
         raise ValueError(f"weight: expected float64 as hidden, got {weight.dtype}")
     if labels.shape != hidden.shape[:2] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels: expected int64 {tuple(hidden.shape[:2])}, got {labels.dtype} {tuple(labels.shape)}"
-        )
+        raise ValueError(f"labels: expected int64 {tuple(hidden.shape[:2])}, got {labels.dtype} {tuple(labels.shape)}")
     if token_weight.shape != labels.shape or token_weight.dtype not in (torch.float32, _compute_dtype(hidden)):
         raise ValueError(
             f"token_weight: expected float32 {tuple(labels.shape)}, got {token_weight.dtype} "

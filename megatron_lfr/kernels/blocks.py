@@ -56,9 +56,7 @@ def _segments(
     if num_blocks is None or num_blocks < 1:
         raise ValueError("block_ids: give num_blocks, at least 1")
     if block_ids.shape != shape or block_ids.dtype != torch.int64:
-        raise ValueError(
-            f"block_ids: expected int64 {tuple(shape)}, got {block_ids.dtype} {tuple(block_ids.shape)}"
-        )
+        raise ValueError(f"block_ids: expected int64 {tuple(shape)}, got {block_ids.dtype} {tuple(block_ids.shape)}")
     if block_ids.is_cpu and bool(((block_ids < 0) | (block_ids >= num_blocks)).any()):
         raise ValueError(f"block_ids: must lie in [0, {num_blocks})")
     ordered, order = block_ids.reshape(-1).sort(stable=True)

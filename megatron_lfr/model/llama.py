@@ -39,18 +39,14 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.heads = config.num_attention_heads // config.query_groups
         width = config.num_attention_heads * config.head_dim
-        self.qkv = ColumnParallelLinear(
-            config.hidden_size, width + 2 * config.query_groups * config.head_dim, group
-        )
+        self.qkv = ColumnParallelLinear(config.hidden_size, width + 2 * config.query_groups * config.head_dim, group)
         self.output = RowParallelLinear(width, config.hidden_size, group)
         self.recompute = recompute
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         qkv = self.qkv(x)
         if self.recompute and torch.is_grad_enabled():
-            mixed = checkpoint(
-                self._attend, qkv, cos, sin, mask, use_reentrant=False, preserve_rng_state=False
-            )
+            mixed = checkpoint(self._attend, qkv, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = self._attend(qkv, cos, sin, mask)
         y: Tensor = self.output(mixed)
@@ -127,9 +123,7 @@ class Llama(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = VocabParallelEmbedding(*shape, tp_group, padded)
         recompute_attention = recompute_granularity == "selective"
-        self.layers = nn.ModuleList(
-            Layer(config, tp_group, recompute_attention) for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(Layer(config, tp_group, recompute_attention) for _ in range(config.num_layers))
         self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.output = ShardedWeight(shape, 0, tp_group, padded) if self._is_untied else None
         cos, sin = rope_tables(config)
@@ -155,9 +149,7 @@ class Llama(nn.Module):
         """This rank's rows of the output embedding: fp32 [padded vocabulary / ranks, H]."""
         return (self.output or self.embedding).weight
 
-    def forward(
-        self, tokens: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the last norm, [B, S, H] in `compute_dtype`.
 
         tokens int64 [B, S]; position_ids int64 [B, S], by default 0, 1, ...; document_ids int64 [B, S]: a token
@@ -198,9 +190,7 @@ class Llama(nn.Module):
         """cos and sin at each position: [B or 1, S, 1, 1, head_dim / 2]."""
         length, longest = tokens.shape[1], self.config.max_position_embeddings
         if length > longest:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than --max-position-embeddings {longest}"
-            )
+            raise ValueError(f"a sequence of {length} tokens is longer than --max-position-embeddings {longest}")
         if position_ids is None:
             tables = (self.rope_cos[None, :length], self.rope_sin[None, :length])
         else:

@@ -42,9 +42,7 @@ class ShardedWeight(nn.Module):
         ranks = group_size(group)
         size = padded_size or full_shape[shard_dim]
         if size % ranks or size < full_shape[shard_dim]:
-            raise ValueError(
-                f"a weight of shape {full_shape} does not spread over {ranks} ranks (padded size {size})"
-            )
+            raise ValueError(f"a weight of shape {full_shape} does not spread over {ranks} ranks (padded size {size})")
         self.full_shape, self.shard_dim, self.group = full_shape, shard_dim, group
         local_shape = list(full_shape)
         local_shape[shard_dim] = size // ranks
@@ -73,9 +71,7 @@ class ColumnParallelLinear(ShardedWeight):
     dimension.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, group: ProcessGroup | None, stack: int = 1
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, group: ProcessGroup | None, stack: int = 1) -> None:
         shape = (out_features, in_features) if stack == 1 else (stack, out_features, in_features)
         super().__init__(shape, len(shape) - 2, group)
 
@@ -94,11 +90,9 @@ class RowParallelLinear(ShardedWeight):
 
 
 class VocabParallelEmbedding(ShardedWeight):
-    """Rows of tokens, spread over the ranks and padded with zeros to `padded_size`: int64 [...] → fp32 [..., hidden]."""
+    """Rows of tokens, spread over the ranks and padded to `padded_size`: int64 [...] → fp32 [..., hidden]."""
 
-    def __init__(
-        self, num_embeddings: int, embedding_dim: int, group: ProcessGroup | None, padded_size: int
-    ) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, group: ProcessGroup | None, padded_size: int) -> None:
         super().__init__((num_embeddings, embedding_dim), 0, group, padded_size)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
-"""Cross-entropy as its definition says, in fp64, with gradients by autograd, one token after the other."""
+"""Cross-entropy as its definition says, in fp64, with gradients by autograd, one token after the other; and cases."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from megatron_lfr.kernels import block_cross_entropy
+
+BOUND = 2e-6
+"""Relative error that fp32 computations are allowed."""
 
 
 @dataclass
@@ -18,6 +24,8 @@ class Case:
     labels: Tensor
     token_weight: Tensor
     options: dict[str, Any] = field(default_factory=dict)
+    channels: slice = field(default_factory=lambda: slice(None))
+    """Channels of the gradient of hidden that are well conditioned."""
 
 
 @dataclass
@@ -94,6 +102,65 @@ def make_case(
     # Uneven weights around 1/23: a normaliser that is no power of two.
     token_weight = (0.5 + torch.rand(rows, length, generator=generator)) / 23
     token_weight[draws[1] < masked] = 0.0
-    return Case(
-        hidden.to(dtype), weight.to(weight_dtype or dtype), labels, token_weight.float(), options
+    return Case(hidden.to(dtype), weight.to(weight_dtype or dtype), labels, token_weight.float(), options)
+
+
+def run(case: Case, upstream: float = 1.0, function: Any = block_cross_entropy, **more: Any) -> Result:
+    hidden, weight = (t.detach().clone().requires_grad_() for t in (case.hidden, case.weight))
+    loss, stats = function(hidden, weight, case.labels, case.token_weight, **{**case.options, **more})
+    (upstream * loss).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return Result(loss.detach(), *stats, hidden.grad, weight.grad)
+
+
+def errors(case: Case, result: Result, expected: Result) -> list[float]:
+    """Relative errors of loss, statistics and gradients; counts must be equal."""
+    pairs = [
+        (result.loss, expected.loss),
+        (result.nll_sum, expected.nll_sum),
+        (result.d_hidden[..., case.channels], expected.d_hidden[..., case.channels]),
+        (result.d_weight, expected.d_weight),
+    ]
+    found = [((a.double() - b).norm() / (b.norm() + 1e-12)).item() for a, b in pairs]
+    return [*found, float(not torch.equal(result.count.double(), expected.count))]
+
+
+ALL = {"z_loss": 0.3, "label_smoothing": 0.1, "logit_softcap": 2.0}
+CASES: dict[str, Callable[[], Case]] = {
+    "plain": make_case,
+    "z-loss": lambda: make_case(z_loss=0.3),
+    "smoothing": lambda: make_case(label_smoothing=0.1),
+    "softcap": lambda: make_case(logit_softcap=2.0),
+    "all options": lambda: make_case(**ALL),
+    "padded vocabulary": lambda: make_case(vocab=24, vocab_size=17),
+    "padded vocabulary, all options": lambda: make_case(vocab=24, vocab_size=17, **ALL),
+    "one token in the vocabulary": lambda: make_case(vocab=4, vocab_size=1),
+    "nothing masked": lambda: make_case(ignored=0.0, masked=0.0),
+    "another ignore index": lambda: make_case(ignore_index=5),
+    "ragged blocks": lambda: make_case(cu_seqlens=torch.tensor([0, 2, 2, 9, 10, 21])),
+    "scattered blocks": lambda: make_case(block_ids=torch.arange(21).mul(5).remainder(4).view(3, 7), num_blocks=6),
+    "large logits": lambda: make_case(scale=20.0, **ALL | {"logit_softcap": 0.0, "z_loss": 1e-3}),
+    "wider than the lanes": lambda: make_case(vocab=257, width=33, rows=2),
+}
+
+
+def shifted(shift: float, **options: Any) -> Case:
+    """Logits moved by `shift`, through one more channel of ones; a grid of 1/64 keeps their fp32 sums exact."""
+    case = make_case(dtype=torch.float64, **options)
+    rows, length, _ = case.hidden.shape
+    ones, shifts = torch.ones(rows, length, 1), torch.full((case.weight.shape[0], 1), shift)
+    case.hidden = torch.cat(((case.hidden * 8).round() / 8, ones), 2).float()
+    case.weight = torch.cat(((case.weight * 8).round() / 8, shifts), 1).float()
+    # The gradient of the ones is `shift` times a sum that is 0 but for rounding.
+    case.channels = slice(0, -1)
+    return case
+
+
+CASES |= {
+    f"logits around {shift:g}, smoothing {smoothing:g}": lambda shift=shift, smoothing=smoothing: shifted(  # type: ignore[misc]
+        shift, label_smoothing=smoothing
     )
+    for shift in (1000.0, -1000.0, -120.0)
+    for smoothing in (0.0, 0.1)
+}

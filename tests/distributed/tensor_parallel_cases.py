@@ -1,0 +1,177 @@
+"""What two tensor-parallel ranks run: each case compares with one rank, and returns the errors it found by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_lfr.kernels import block_cross_entropy
+from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.parallel import initialize
+from megatron_lfr.parallel.layers import ShardedWeight
+
+RANKS = 2
+TOY = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=48,
+    vocab_size=50,
+    make_vocab_size_divisible_by=8,
+    max_position_embeddings=64,
+    init_method_std=0.1,
+)
+
+
+def gather(tensor: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(RANKS)]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def differs_by_rank(*tensors: Tensor) -> float:
+    """0 where all ranks hold the same bits."""
+    return float(any(not torch.equal(*gather(tensor)) for tensor in tensors))
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
+def cross_entropy(dtype: torch.dtype = torch.float32, shift: float = 0.0, **options: Any) -> dict[str, float]:
+    """A vocabulary of 20 rows split in two, against the whole."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(3, 9, 16, generator=generator).mul(8).round().div(8)
+    weight = torch.randn(20, 16, generator=generator).mul(8).round().div(8)
+    if shift:
+        hidden[..., -1], weight[:, -1] = 1.0, shift
+    labels = torch.randint(0, options.get("vocab_size", 20), (3, 9), generator=generator)
+    labels[0, :4] = labels[2] = -100
+    token_weight = torch.rand(3, 9, generator=generator) / 23
+    token_weight[1, 5:] = 0
+
+    def run(rows: slice, group: Any) -> tuple[Tensor, ...]:
+        x = hidden.to(dtype).requires_grad_()
+        w = weight[rows].to(dtype).requires_grad_()
+        loss, stats = block_cross_entropy(x, w, labels, token_weight, tp_group=group, chunk_rows=10, **options)
+        if options.get("mode") == "score":
+            return loss, *stats
+        (2 * loss).backward()
+        assert x.grad is not None
+        assert w.grad is not None
+        return loss.detach(), *stats, x.grad, w.grad
+
+    rows = slice(10 * dist.get_rank(), 10 * dist.get_rank() + 10)
+    loss, nll_sum, count, *gradients = run(rows, dist.group.WORLD)
+    one_loss, one_nll_sum, one_count, *one_gradients = run(slice(0, 20), None)
+    found = {
+        "loss": error(loss, one_loss),
+        "nll_sum": error(nll_sum, one_nll_sum),
+        "count": error(count, one_count),
+        "ranks": differs_by_rank(loss, nll_sum, count),
+    }
+    if gradients:
+        unshifted = slice(0, -1 if shift else None)
+        found["d_hidden"] = error(gradients[0][..., unshifted], one_gradients[0][..., unshifted])
+        found["d_weight"] = error(gradients[1], one_gradients[1][rows])
+        found["ranks"] += differs_by_rank(gradients[0])
+    return found
+
+
+def shard_of(full: Tensor, local: Tensor, dim: int | None) -> Tensor:
+    """This rank's slice of `full`, padded with zeros; all of it where it is not sharded."""
+    if dim is None:
+        return full
+    width, rank = local.shape[dim], dist.get_rank()
+    padding = max(RANKS * width - full.shape[dim], 0)
+    zeros = full.new_zeros([padding if d == dim else n for d, n in enumerate(full.shape)])
+    return torch.cat((full, zeros), dim).narrow(dim, rank * width, width)
+
+
+def llama(
+    compute_dtype: torch.dtype = torch.float32, recompute: Any = None, mode: Any = "auto", **changes: Any
+) -> dict[str, float]:
+    """Weights, loss, statistics and gradients of a toy model on two ranks against one."""
+    config = dataclasses.replace(TOY, **changes)
+    both = Llama(config, 3, dist.group.WORLD, compute_dtype, recompute)
+    one = Llama(config, 3, None, compute_dtype)
+    dims = {f"{n}.weight": m.shard_dim for n, m in both.named_modules() if isinstance(m, ShardedWeight)}
+    tokens = torch.randint(0, 50, (3, 21), generator=torch.Generator().manual_seed(2))
+    inputs = (tokens[:, :-1], tokens[:, 1:], torch.full((3, 20), 1 / 60))
+    documents = torch.arange(20).div(7, rounding_mode="floor").expand(3, -1)
+    found = {"weights": 0.0, "gradients": 0.0, "ranks": 0.0}
+    losses = []
+    for model in (both, one):
+        loss, stats = model.loss(*inputs, document_ids=documents, mode=mode)
+        loss.backward()
+        losses.append((loss.detach(), *stats))
+    found["loss"] = max(error(a, b) for a, b in zip(*losses, strict=True))
+    found["ranks"] += differs_by_rank(*losses[0])
+    whole = dict(one.named_parameters())
+    for name, parameter in both.named_parameters():
+        dim = dims.get(name)
+        assert parameter.grad is not None
+        assert whole[name].grad is not None
+        found["weights"] = max(found["weights"], error(parameter, shard_of(whole[name], parameter, dim)))
+        slice_of_one = shard_of(whole[name].grad, parameter, dim)
+        found["gradients"] = max(found["gradients"], error(parameter.grad, slice_of_one))
+        if dim is None:
+            found["ranks"] += differs_by_rank(parameter.grad)
+        else:
+            found["weights"] += float(parameter.numel() >= whole[name].numel())
+    return found
+
+
+def mesh() -> dict[str, float]:
+    """Groups of the 2 × 1 and the 1 × 2 mesh."""
+    found = {}
+    for size in (1, 2):
+        state = initialize("gloo", tensor_model_parallel_size=size)
+        sizes = (dist.get_world_size(state.data_group), dist.get_world_size(state.tensor_group))
+        found[f"sizes {size}"] = float(sizes != (2 // size, size))
+    return found
+
+
+ALL = {"z_loss": 0.1, "label_smoothing": 0.1, "logit_softcap": 3.0}
+CASES: dict[str, Callable[[], dict[str, float]]] = {
+    "mesh": mesh,
+    "cross-entropy": cross_entropy,
+    "cross-entropy, chunks": lambda: cross_entropy(mode="chunk", **ALL),
+    "cross-entropy, save": lambda: cross_entropy(mode="save", **ALL),
+    "cross-entropy, score": lambda: cross_entropy(mode="score", **ALL),
+    "cross-entropy, padded": lambda: cross_entropy(vocab_size=17, **ALL),
+    "cross-entropy, a rank of padding": lambda: cross_entropy(vocab_size=7, **ALL),
+    "cross-entropy, a rank of padding, no options": lambda: cross_entropy(vocab_size=10),
+    "cross-entropy, +1000": lambda: cross_entropy(shift=1000.0, label_smoothing=0.1),
+    "cross-entropy, -1000": lambda: cross_entropy(shift=-1000.0, label_smoothing=0.1),
+    "cross-entropy, -1000, a rank of padding": lambda: cross_entropy(shift=-1000.0, vocab_size=9),
+    "cross-entropy, ragged blocks": lambda: cross_entropy(cu_seqlens=torch.tensor([0, 2, 15, 15, 27])),
+    "cross-entropy, bf16": lambda: cross_entropy(dtype=torch.bfloat16),
+    "llama": llama,
+    "llama, untied": lambda: llama(untie_embeddings_and_output_weights=True),
+    "llama, one key a query": lambda: llama(num_query_groups=None),
+    "llama, chunks": lambda: llama(mode="chunk"),
+    "llama, recomputed": lambda: llama(recompute="full"),
+    "llama, attention recomputed": lambda: llama(recompute="selective"),
+    "llama, bf16": lambda: llama(compute_dtype=torch.bfloat16),
+}
+
+
+def main(rank: int, folder: str) -> None:
+    """Run all cases and write what they found into `folder`/rank.json."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", RANKS)
+    timeout = timedelta(seconds=60)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timeout)
+    found = {name: case() for name, case in CASES.items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
