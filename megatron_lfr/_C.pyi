@@ -51,9 +51,7 @@ def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float,
     """(cut, tie quota, dropped): dropping floor(drop * scored) blocks leaves scores from `cut` on, and of those that
     equal it, all but the first `tie quota` by id."""
 
-def order_threshold(
-    scores: Scores, drop: float, keep_unseen: bool, draws: int, seed: int, num_threads: int = 0
-) -> Ids:
+def order_threshold(scores: Scores, drop: float, keep_unseen: bool, draws: int, seed: int, num_threads: int = 0) -> Ids:
     """Passes over what `threshold` keeps, each shuffled anew, the last one cut short: [draws]."""
 
 def order_visits(

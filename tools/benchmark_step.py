@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from megatron_lfr.kernels import BlockStats
-from megatron_lfr.model import MODEL_PRESETS, Llama, ModelConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,7 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatron_lfr.data.loader import Batch
 from megatron_lfr.engine import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.kernels import BlockStats
 from megatron_lfr.lfr import Curriculum, Journal, Phase, Schedule
+from megatron_lfr.model import MODEL_PRESETS, Llama, ModelConfig
 
 
 class WithoutRecording(nn.Module):
@@ -73,8 +73,8 @@ class Transformers(nn.Module):
         return output.loss, BlockStats(torch.zeros(0), torch.zeros(0))
 
 
-def make_engine(model: nn.Module, micro_batch_size: int, seq_length: int) -> NativeEngine:
-    return NativeEngine(model, OptimizerConfig(lr=1e-4), micro_batch_size, seq_length)  # type: ignore[arg-type]
+def make_engine(model: nn.Module, micro_batch_size: int) -> NativeEngine:
+    return NativeEngine(model, OptimizerConfig(lr=1e-4), micro_batch_size, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def make_batch(step: int, ids: np.ndarray, rows: int, seq: int, vocab: int, rng: np.random.Generator) -> Batch:
@@ -126,9 +126,9 @@ def main() -> None:
     def llama() -> Llama:
         return Llama(config, seed=1, tp_group=None)
 
-    ours = make_engine(llama(), args.batch, args.seq_length)
-    plain = make_engine(WithoutRecording(llama()), args.batch, args.seq_length)
-    theirs = make_engine(Transformers(config, args.vocab_size), args.batch, args.seq_length)
+    ours = make_engine(llama(), args.batch)
+    plain = make_engine(WithoutRecording(llama()), args.batch)
+    theirs = make_engine(Transformers(config, args.vocab_size), args.batch)
     n_steps = 2 * args.pairs + 20
     plan = Schedule((Phase("learn", n_steps, "steps"),)).plan(n_steps * args.batch, args.seq_length, args.batch)
     recording: list[float] = []

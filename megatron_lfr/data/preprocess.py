@@ -257,7 +257,7 @@ def _check_writable(prefix: Path) -> None:
     if not prefix.parent.is_dir():
         raise ValueError(f"--output-prefix {prefix}: the folder {prefix.parent} does not exist")
     try:
-        tempfile.TemporaryFile(dir=prefix.parent).close()  # noqa: SIM115
+        tempfile.TemporaryFile(dir=prefix.parent).close()
     except OSError as error:
         raise OSError(
             error.errno, f"--output-prefix {prefix}: cannot write into its folder: {error.strerror}"

@@ -41,8 +41,7 @@ class Engine(Protocol):
         """Token ids are below this."""
         ...
 
-    @property
-    def flops_per_token(self) -> float:
+    def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of training on one token, forward and backward."""
         ...
 

@@ -12,14 +12,16 @@ from megatron_lfr.data.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.kernels import BlockStats
+from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Llama
 
 
 class NativeEngine:
     """Trains a Llama on this process's share of each global batch, in micro-batches of `micro_batch_size` rows."""
 
-    def __init__(self, model: Llama, config: OptimizerConfig, micro_batch_size: int) -> None:
-        self.model = model
+    def __init__(self, model: Llama, config: OptimizerConfig, micro_batch_size: int, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.device = device
         self.micro_batch_size = micro_batch_size
         self.clip_grad = config.clip_grad
         self.parameters = list(model.parameters())
@@ -29,6 +31,9 @@ class NativeEngine:
     @property
     def vocab_size(self) -> int:
         return self.model.vocab_size
+
+    def flops_per_token(self, seq_length: int) -> float:
+        return self.model.config.flops_per_token(seq_length)
 
     def train_step(self, batch: Batch, lr: float) -> StepOutput:
         losses, stats = [], []
@@ -67,13 +72,16 @@ class NativeEngine:
         for first in range(0, len(batch.tokens), self.micro_batch_size):
             yield slice(first, first + self.micro_batch_size)
 
-    def _forward(self, batch: Batch, rows: slice, mode: str) -> tuple[Tensor, BlockStats]:
+    def _forward(self, batch: Batch, rows: slice, mode: Mode) -> tuple[Tensor, BlockStats]:
+        def part(tensor: Tensor) -> Tensor:
+            return tensor[rows].to(self.device, non_blocking=True)
+
         return self.model.loss(
-            batch.tokens[rows],
-            batch.labels[rows],
-            batch.loss_mask[rows] / batch.valid_tokens,
-            position_ids=None if batch.position_ids is None else batch.position_ids[rows],
-            document_ids=None if batch.document_ids is None else batch.document_ids[rows],
+            part(batch.tokens),
+            part(batch.labels),
+            part(batch.loss_mask) / max(1, batch.valid_tokens),
+            position_ids=None if batch.position_ids is None else part(batch.position_ids),
+            document_ids=None if batch.document_ids is None else part(batch.document_ids),
             mode=mode,
         )
 

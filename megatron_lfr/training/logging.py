@@ -52,7 +52,7 @@ class MegatronLines(Callback):
             return
         window, self._window = self._window, Window()
         times = window.times(trainer)
-        teraflops = times["tokens_per_second"] * trainer.engine.flops_per_token / 1e12
+        teraflops = times["tokens_per_second"] * trainer.engine.flops_per_token(trainer.plan.seq_length) / 1e12
         loss = float("nan") if window.mean_loss is None else window.mean_loss
         print(
             f" [{time.strftime('%Y-%m-%d %H:%M:%S')}] iteration {report.step:8d}/{trainer.plan.total_steps:8d} |"

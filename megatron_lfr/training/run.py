@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -129,8 +130,6 @@ def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> di
 
 def make_engine(config: RunConfig, vocab_size: int, parallel: ParallelState) -> NativeEngine:
     """A model with its initial weights, and its optimizer."""
-    import dataclasses
-
     model = Llama(
         dataclasses.replace(config.model, vocab_size=vocab_size),
         seed=config.training.seed,
@@ -138,7 +137,7 @@ def make_engine(config: RunConfig, vocab_size: int, parallel: ParallelState) -> 
         compute_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
         recompute_granularity=config.training.recompute_granularity,
     )
-    return NativeEngine(model, config.optimizer, config.training.micro_batch_size, config.data.seq_length)
+    return NativeEngine(model, config.optimizer, config.training.micro_batch_size, parallel.device)
 
 
 def load_weights(run_folder: Path, engine: NativeEngine) -> None:

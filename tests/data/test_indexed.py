@@ -94,7 +94,9 @@ def test_round_trip(
         assert dataset.document(i).tolist() == [token for sequence in document for token in sequence]
 
 
-@pytest.mark.parametrize(("vocab_size", "name"), [(257, "uint16"), (65499, "uint16"), (65500, "int32"), (128256, "int32")])
+@pytest.mark.parametrize(
+    ("vocab_size", "name"), [(257, "uint16"), (65499, "uint16"), (65500, "int32"), (128256, "int32")]
+)
 def test_type_by_vocabulary(vocab_size: int, name: str) -> None:
     assert token_dtype(vocab_size).name == name
 
@@ -167,7 +169,9 @@ def test_wrong_and_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_float_data_is_no_corpus(tmp_path: Path) -> None:
-    (tmp_path / "f.idx").write_bytes(GOLDEN_IDX[:17] + b"\x07" + GOLDEN_IDX[18:34] + bytes(4 * 4 + 4 * 8) + GOLDEN_IDX[-32:])
+    (tmp_path / "f.idx").write_bytes(
+        GOLDEN_IDX[:17] + b"\x07" + GOLDEN_IDX[18:34] + bytes(4 * 4 + 4 * 8) + GOLDEN_IDX[-32:]
+    )
     (tmp_path / "f.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="float32 cannot hold token ids"):
         IndexedDataset(tmp_path / "f")
