@@ -160,7 +160,7 @@ def _check_identity(meta: Path, identity: Mapping[str, Any]) -> None:
         raise ValueError(f"{meta}: not readable as JSON ({error})") from None
     if not isinstance(stored, dict):
         raise ValueError(f"{meta}: expected a JSON object")
-    for key in sorted({*stored, *identity}):
+    for key in [*identity, *sorted(set(stored) - set(identity))]:
         if stored.get(key) != identity.get(key):
             raise ValueError(
                 f"{meta.parent}: this journal belongs to another run: its {key} is {_brief(stored.get(key))}, here "

@@ -187,7 +187,7 @@ class Llama(nn.Module):
         )
 
     def _rope(self, tokens: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """cos and sin at each position: [B or 1, S, 1, 1, head_dim / 2]."""
+        """cos and sin at each position: [B or 1, S, 1, 1, head_dim]."""
         length, longest = tokens.shape[1], self.config.max_position_embeddings
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens is longer than --max-position-embeddings {longest}")

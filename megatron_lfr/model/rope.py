@@ -30,17 +30,22 @@ def _stretch(frequencies: Tensor, config: ModelConfig) -> Tensor:
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of every position's angles: fp32 [max_position_embeddings, head_dim / 2]."""
+    """(cos, signed sin) of every position's angles: fp32 [max_position_embeddings, head_dim].
+
+    Channels i and i + head_dim / 2 are a pair and share an angle; the first of the two has −sin, so that
+    rotated = x · cos + (x with its halves swapped) · sin.
+    """
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
     angles = torch.outer(positions, rope_frequencies(config))
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries [B, S, G, heads, D], rotated keys [B, S, G, D] and values [B, S, G, D].
 
     qkv [B, S, G, heads + 2, D] holds, for each of G query groups, its query heads, its key and its value. cos and sin
-    are fp32 [B or 1, S, 1, 1, D / 2].
+    are fp32 [B or 1, S, 1, 1, D], from rope_tables.
     """
     return _SplitAndRotate.apply(qkv, cos, sin, heads)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -69,12 +74,11 @@ class _SplitAndRotate(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Rotate the pairs (x[i], x[i + D/2]) of the last dimension into `out`, in fp32."""
-    first, second = x.float().chunk(2, -1)
-    out_first, out_second = out.chunk(2, -1)
+    """Rotate the last dimension of x by the angles of the tables, in fp32, into `out`."""
+    x = x.float()
+    first, second = x.chunk(2, -1)
+    swapped = torch.cat((second, first), -1)
     if out.dtype == torch.float32:
-        torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
-        torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+        torch.mul(x, cos, out=out).addcmul_(swapped, sin)
     else:
-        out_first.copy_(first * cos - second * sin)
-        out_second.copy_(second * cos + first * sin)
+        out.copy_((x * cos).addcmul_(swapped, sin))

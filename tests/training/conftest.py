@@ -30,9 +30,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return prefixes
 
 
-@pytest.fixture
-def tiny_args(corpus: list[str], tmp_path: Path) -> list[str]:
-    """Flags of a tiny run over `corpus`, into tmp_path/run."""
+def tiny_flags(corpus: list[str]) -> list[str]:
+    """Flags of a tiny run over `corpus`."""
     return [
         *("--data-path", *corpus),
         *("--split", "90,10,0"),
@@ -50,5 +49,10 @@ def tiny_args(corpus: list[str], tmp_path: Path) -> list[str]:
         *("--ffn-hidden-size", "64", "--seq-length", "16", "--max-position-embeddings", "16"),
         *("--micro-batch-size", "4", "--global-batch-size", "8", "--lr", "1e-2"),
         *("--train-epochs", "2.5", "--log-interval", "4"),
-        *("--save", str(tmp_path / "run")),
     ]
+
+
+@pytest.fixture
+def tiny_args(corpus: list[str], tmp_path: Path) -> list[str]:
+    """Flags of a tiny run over `corpus`, into tmp_path/run."""
+    return [*tiny_flags(corpus), "--save", str(tmp_path / "run")]
