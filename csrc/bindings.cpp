@@ -5,178 +5,208 @@
 
 #include <cstdint>
 #include <limits>
-#include <numeric>
-#include <system_error>
 
+#include "arguments.h"
 #include "cluster.h"
 #include "dataset.h"
 #include "order.h"
 
-namespace py = pybind11;
-using namespace py::literals;
+using namespace pybind11::literals;
 
+namespace mlfr {
 namespace {
 
-using mlfr::Scores;
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using ScoreArray = Array<float>;
 using Release = py::gil_scoped_release;
 
-Scores view(const ScoreArray& scores) {
-    if (scores.ndim() != 1) throw std::invalid_argument("scores: must be fp32 [n_blocks]");
-    return {scores.data(), static_cast<uint64_t>(scores.size())};
-}
-
-// Makes the ids of an order: uint32 where the number of blocks allows it, uint64 otherwise. make(pointer) fills them.
-template <class Make>
-py::array make_ids(uint64_t n_blocks, uint64_t draws, Make make) {
-    if (n_blocks <= std::numeric_limits<uint32_t>::max()) {
-        Array<uint32_t> ids(static_cast<py::ssize_t>(draws));
-        uint32_t* out = ids.mutable_data();
-        Release release;
-        make(out);
-        return std::move(ids);
-    }
-    Array<uint64_t> ids(static_cast<py::ssize_t>(draws));
-    uint64_t* out = ids.mutable_data();
+template <class Id, class Make>
+py::array fill_ids(uint64_t draws, Make make) {
+    Array<Id> ids(static_cast<py::ssize_t>(draws));
+    Id* out = ids.mutable_data();
     Release release;
     make(out);
     return std::move(ids);
 }
 
-py::array permutation(uint64_t n, uint64_t seed, int threads) {
-    return make_ids(n, n, [&](auto* out) { mlfr::permutation(n, seed, threads, out); });
+// Makes the ids of an order: uint32 where the number of blocks allows it, uint64 otherwise. make(pointer)
+// fills them.
+template <class Make>
+py::array make_ids(uint64_t n_blocks, uint64_t draws, Make make) {
+    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_ids<uint32_t>(draws, make);
+    return fill_ids<uint64_t>(draws, make);
 }
 
-py::array shuffle_visits(const Array<uint32_t>& visits, uint64_t seed, int threads) {
-    const auto n = static_cast<uint64_t>(visits.size());
-    const uint32_t* counts = visits.data();
-    const uint64_t draws = std::accumulate(counts, counts + n, uint64_t{0});
-    return make_ids(n, draws, [&](auto* out) { mlfr::shuffle_visits(counts, n, draws, seed, threads, out); });
+// Runs `work` without the GIL.
+template <class Work>
+auto released(Work work) {
+    Release release;
+    return work();
 }
 
-py::tuple threshold(const ScoreArray& scores, double drop, int threads) {
-    const Scores data = view(scores);
-    mlfr::Threshold result;
-    {
-        Release release;
-        result = mlfr::threshold(data, drop, threads);
-    }
+py::array py_permutation(const Integer& n, const Integer& seed, const Integer& num_threads) {
+    const uint64_t blocks = to_size(n, "n"), number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return make_ids(blocks, blocks, [&](auto* out) { permutation(blocks, number, threads, out); });
+}
+
+py::array py_shuffle_visits(const py::object& visits, const Integer& seed, const Integer& num_threads) {
+    const Array<uint32_t> counts = to_array<uint32_t>(visits, "visits");
+    const uint32_t* data = counts.data();
+    const auto n = static_cast<uint64_t>(counts.size());
+    const uint64_t number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    const uint64_t draws = released([&] { return sum_visits(data, n, threads); });
+    return make_ids(n, draws, [&](auto* out) { shuffle_visits(data, n, draws, number, threads, out); });
+}
+
+py::tuple py_threshold(const py::object& scores, double drop, const Integer& num_threads) {
+    const Scores data = to_scores(scores);
+    const int threads = to_threads(num_threads);
+    const Threshold result = released([&] { return threshold(data, drop, threads); });
     return py::make_tuple(result.cut, result.tie_quota, result.dropped);
 }
 
-py::array order_threshold(const ScoreArray& scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed,
-                          int threads) {
-    const Scores data = view(scores);
-    return make_ids(data.n, draws, [&](auto* out) {
-        mlfr::order_threshold(data, drop, keep_unseen, draws, seed, threads, out);
+py::array py_order_threshold(const py::object& scores, double drop, bool keep_unseen, const Integer& draws,
+                             const Integer& seed, const Integer& num_threads) {
+    const Scores data = to_scores(scores);
+    const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return make_ids(data.n, count, [&](auto* out) {
+        order_threshold(data, drop, keep_unseen, count, number, threads, out);
     });
 }
 
-py::array order_visits(const ScoreArray& scores, std::vector<double> cuts, std::vector<double> mass, double unseen_mass,
-                       double cap, uint64_t draws, uint64_t seed, int threads) {
-    const Scores data = view(scores);
-    const mlfr::Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
-    return make_ids(data.n, draws,
-                    [&](auto* out) { mlfr::order_visits(data, weighting, draws, seed, threads, out); });
+py::array py_order_visits(const py::object& scores, std::vector<double> cuts, std::vector<double> mass,
+                          double unseen_mass, double cap, const Integer& draws, const Integer& seed,
+                          const Integer& num_threads) {
+    const Scores data = to_scores(scores);
+    const Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
+    const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return make_ids(data.n, count,
+                    [&](auto* out) { order_visits(data, weighting, count, number, threads, out); });
 }
 
-py::array order_choice(const ScoreArray& scores, std::vector<double> cuts, std::vector<double> mass, double unseen_mass,
-                       double cap, uint64_t draws, uint64_t seed, int threads) {
-    const Scores data = view(scores);
-    const mlfr::Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
-    return make_ids(data.n, draws,
-                    [&](auto* out) { mlfr::order_choice(data, weighting, draws, seed, threads, out); });
+py::array py_order_choice(const py::object& scores, std::vector<double> cuts, std::vector<double> mass,
+                          double unseen_mass, double cap, const Integer& draws, const Integer& seed,
+                          const Integer& num_threads) {
+    const Scores data = to_scores(scores);
+    const Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
+    const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return make_ids(data.n, count,
+                    [&](auto* out) { order_choice(data, weighting, count, number, threads, out); });
 }
 
-py::tuple cluster(const ScoreArray& scores, int k, double cap, int bins, int threads) {
-    const Scores data = view(scores);
-    mlfr::Clusters result;
-    {
-        Release release;
-        result = mlfr::cluster(data, k, bins, cap, threads);
-    }
-    auto array = [](const auto& values) { return py::array(static_cast<py::ssize_t>(values.size()), values.data()); };
-    return py::make_tuple(array(result.cuts), array(result.counts), array(result.mean_perplexity), result.unseen,
-                          result.mse);
+py::tuple py_cluster(const py::object& scores, int k, double cap, int bins, const Integer& num_threads) {
+    const Scores data = to_scores(scores);
+    const int threads = to_threads(num_threads);
+    const Clusters result = released([&] { return cluster(data, k, bins, cap, threads); });
+    auto array = [](const auto& values) {
+        return py::array(static_cast<py::ssize_t>(values.size()), values.data());
+    };
+    return py::make_tuple(array(result.cuts), array(result.counts), array(result.mean_perplexity),
+                          result.unseen, result.mse);
 }
 
-float percentile(const ScoreArray& scores, double q, int threads) {
-    const Scores data = view(scores);
-    Release release;
-    return mlfr::percentile(data, q, threads);
+float py_percentile(const py::object& scores, double q, const Integer& num_threads) {
+    const Scores data = to_scores(scores);
+    const int threads = to_threads(num_threads);
+    return released([&] { return percentile(data, q, threads); });
 }
 
 template <class Id>
-uint64_t order_hash(const Array<Id>& ids, int threads) {
-    const Id* data = ids.data();
-    const auto n = static_cast<uint64_t>(ids.size());
-    Release release;
-    return mlfr::order_hash(data, n, threads);
+uint64_t hash_ids(const py::object& ids, int threads) {
+    const Array<Id> array = to_array<Id>(ids, "ids");
+    const Id* data = array.data();
+    const auto n = static_cast<uint64_t>(array.size());
+    return released([&] { return order_hash(data, n, threads); });
 }
 
-void read_tokens(const mlfr::TokenFile& file, const Array<int64_t>& starts, uint64_t length, Array<int64_t>& out,
-                 int dtype_code, int threads) {
-    const auto rows = static_cast<uint64_t>(starts.size());
-    if (starts.ndim() != 1 || out.ndim() != 2 || static_cast<uint64_t>(out.shape(0)) != rows ||
-        static_cast<uint64_t>(out.shape(1)) != length) {
-        throw std::invalid_argument("read: starts must be [rows] and out [rows, length]");
+uint64_t py_order_hash(const py::object& ids, const Integer& num_threads) {
+    const int threads = to_threads(num_threads);
+    if (Array<uint64_t>::check_(ids)) return hash_ids<uint64_t>(ids, threads);
+    return hash_ids<uint32_t>(ids, threads);
+}
+
+void read_tokens(const TokenFile& file, const py::object& starts, const Integer& length,
+                 const py::object& out, int dtype_code, const Integer& num_threads) {
+    const Array<int64_t> from = to_array<int64_t>(starts, "starts");
+    Array<int64_t> to = to_array<int64_t>(out, "out", 2);
+    const auto rows = static_cast<uint64_t>(from.size());
+    const uint64_t tokens = to_size(length, "length");
+    if (static_cast<uint64_t>(to.shape(0)) != rows || static_cast<uint64_t>(to.shape(1)) != tokens) {
+        throw py::value_error("out: must be [rows, length], with as many rows as starts");
     }
-    const int64_t* from = starts.data();
-    int64_t* to = out.mutable_data();
+    const int64_t* first = from.data();
+    int64_t* target = to.mutable_data();
+    const int threads = to_threads(num_threads);
     Release release;
-    file.read(from, rows, length, dtype_code, threads, to);
+    file.read(first, rows, tokens, dtype_code, threads, target);
 }
 
-py::array sequence_lengths(const mlfr::IndexFile& index, uint64_t first, uint64_t last) {
-    const std::vector<int32_t> lengths = index.sequence_lengths(first, last);
+py::array sequence_lengths(const IndexFile& index, const Integer& first, const Integer& last) {
+    const uint64_t from = to_size(first, "first"), to = to_size(last, "last");
+    const std::vector<int32_t> lengths = released([&] { return index.sequence_lengths(from, to); });
     return py::array(static_cast<py::ssize_t>(lengths.size()), lengths.data());
 }
 
-// C++ errors as Python users know them: OSError with its number, ValueError for the rest.
+// C++ errors as Python users know them: OSError with its number, ValueError for what lies outside of a file.
 void translate(std::exception_ptr pointer) {
     try {
         if (pointer) std::rethrow_exception(pointer);
-    } catch (const std::system_error& error) {
-        const py::tuple arguments = py::make_tuple(error.code().value(), error.what());
+    } catch (const FileError& error) {
+        const py::tuple arguments = py::make_tuple(error.number, error.what(), error.path);
         PyErr_SetObject(PyExc_OSError, arguments.ptr());
     } catch (const std::out_of_range& error) {
         PyErr_SetString(PyExc_ValueError, error.what());
     }
 }
 
+void bind_files(py::module_& module) {
+    py::class_<IndexFile>(module, "IndexFile")
+        .def(py::init<const std::string&>(), "path"_a, py::call_guard<Release>())
+        .def_property_readonly("dtype_code", &IndexFile::dtype_code)
+        .def_property_readonly("item_size", &IndexFile::item_size)
+        .def_property_readonly("num_sequences", &IndexFile::num_sequences)
+        .def_property_readonly("num_documents", &IndexFile::num_documents)
+        .def_property_readonly("num_tokens", &IndexFile::num_tokens)
+        .def(
+            "token_offset",
+            [](const IndexFile& index, const Integer& document) {
+                return index.token_offset(to_size(document, "document"));
+            },
+            "document"_a)
+        .def("sequence_lengths", &sequence_lengths, "first"_a, "last"_a);
+    py::class_<TokenFile>(module, "TokenFile")
+        .def(py::init([](const std::string& path, const Integer& item_size, const Integer& num_tokens) {
+                 return TokenFile(path, to_size(item_size, "item_size"), to_size(num_tokens, "num_tokens"));
+             }),
+             "path"_a, "item_size"_a, "num_tokens"_a)
+        .def("read", &read_tokens, "starts"_a, "length"_a, "out"_a, "dtype_code"_a, "num_threads"_a = 1);
+}
+
+void bind_orders(py::module_& module) {
+    module.def("permutation", &py_permutation, "n"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("shuffle_visits", &py_shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
+    module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "draws"_a,
+               "seed"_a, "num_threads"_a = 0);
+    module.def("order_visits", &py_order_visits, "scores"_a, "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a,
+               "draws"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("order_choice", &py_order_choice, "scores"_a, "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a,
+               "draws"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "cap"_a = 700.0, "bins"_a = 4096,
+               "num_threads"_a = 0);
+    module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
+    module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
+}
+
 }  // namespace
+}  // namespace mlfr
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Indexed datasets, phase orders and clustering; see _C.pyi.";
-    py::register_local_exception_translator(translate);
-
-    py::class_<mlfr::IndexFile>(module, "IndexFile")
-        .def(py::init<const std::string&>(), "path"_a, py::call_guard<Release>())
-        .def_property_readonly("dtype_code", &mlfr::IndexFile::dtype_code)
-        .def_property_readonly("item_size", &mlfr::IndexFile::item_size)
-        .def_property_readonly("num_sequences", &mlfr::IndexFile::num_sequences)
-        .def_property_readonly("num_documents", &mlfr::IndexFile::num_documents)
-        .def_property_readonly("num_tokens", &mlfr::IndexFile::num_tokens)
-        .def("token_offset", &mlfr::IndexFile::token_offset, "document"_a)
-        .def("sequence_lengths", &sequence_lengths, "first"_a, "last"_a);
-    py::class_<mlfr::TokenFile>(module, "TokenFile")
-        .def(py::init<const std::string&, uint64_t, uint64_t>(), "path"_a, "item_size"_a, "num_tokens"_a)
-        .def("read", &read_tokens, "starts"_a.noconvert(), "length"_a, "out"_a.noconvert(), "dtype_code"_a,
-             "num_threads"_a = 1);
-
-    module.def("permutation", &permutation, "n"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("shuffle_visits", &shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("threshold", &threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
-    module.def("order_threshold", &order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "draws"_a, "seed"_a,
-               "num_threads"_a = 0);
-    module.def("order_visits", &order_visits, "scores"_a, "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a, "draws"_a,
-               "seed"_a, "num_threads"_a = 0);
-    module.def("order_choice", &order_choice, "scores"_a, "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a, "draws"_a,
-               "seed"_a, "num_threads"_a = 0);
-    module.def("cluster", &cluster, "scores"_a, "k"_a = 8, "cap"_a = 700.0, "bins"_a = 4096, "num_threads"_a = 0);
-    module.def("percentile", &percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
-    module.def("order_hash", &order_hash<uint32_t>, "ids"_a.noconvert(), "num_threads"_a = 0);
-    module.def("order_hash", &order_hash<uint64_t>, "ids"_a.noconvert(), "num_threads"_a = 0);
+    mlfr::py::register_local_exception_translator(mlfr::translate);
+    mlfr::bind_files(module);
+    mlfr::bind_orders(module);
 }

@@ -16,7 +16,8 @@ struct Clusters {
     double mse;  // mean squared distance of a score to its cluster's mean
 };
 
-// The best partition of the scores, put into `bins` equal bins, into at most k intervals, by dynamic programming.
+// Exact k-means of the scores, put into `bins` equal bins: fewer than k clusters where fewer bins are
+// occupied. Counts, means and the mean squared distance are those of the scores themselves.
 Clusters cluster(Scores scores, int k, int bins, double cap, int threads);
 
 // The score at rank ceil(q * seen), counted from 1.

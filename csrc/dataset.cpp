@@ -65,7 +65,9 @@ IndexFile::IndexFile(const std::string& path) : file_(path) {
     check_documents();
 }
 
-void IndexFile::fail(const std::string& fault) const { throw std::invalid_argument(file_.path() + ": " + fault); }
+void IndexFile::fail(const std::string& fault) const {
+    throw std::invalid_argument(file_.path() + ": " + fault);
+}
 
 void IndexFile::check_header() {
     if (file_.size() < kHeaderBytes) fail("too short for the header of an .idx file");
@@ -78,7 +80,8 @@ void IndexFile::check_header() {
     dtype_code_ = static_cast<unsigned char>(header[17]);
     item_size_ = bytes_of(dtype_code_);
     if (item_size_ == 0) {
-        fail("token type code " + std::to_string(dtype_code_) + "; legal are 1 to 5 (u8 i8 i16 i32 i64) and 8 (u16)");
+        fail("token type code " + std::to_string(dtype_code_) +
+             "; legal are 1 to 5 (u8 i8 i16 i32 i64) and 8 (u16)");
     }
     std::memcpy(&sequences_, header + 18, 8);
     std::memcpy(&entries_, header + 26, 8);
@@ -106,9 +109,9 @@ void IndexFile::check_sequences() {
             if (lengths[i] < 0) fail("sequence " + std::to_string(first + i) + " has a negative length");
             // tokens_ stays below 2^31 x sequences_, and sequences_ below file size / 12: no overflow.
             if (positions[i] < 0 || static_cast<uint64_t>(positions[i]) != tokens_ * item_size_) {
-                fail("sequence " + std::to_string(first + i) + " lies at byte " + std::to_string(positions[i]) +
-                     ", its predecessors end at " + std::to_string(tokens_ * item_size_) +
-                     "; sequences must lie one after another");
+                fail("sequence " + std::to_string(first + i) + " lies at byte " +
+                     std::to_string(positions[i]) + ", its predecessors end at " +
+                     std::to_string(tokens_ * item_size_) + "; sequences must lie one after another");
             }
             tokens_ += static_cast<uint64_t>(lengths[i]);
             // The product with the item size must stay below 2^63, as a file's size does.
@@ -148,14 +151,15 @@ uint64_t IndexFile::token_offset(uint64_t document) const {
     if (static_cast<uint64_t>(sequence) == sequences_) return tokens_;
     int64_t position;
     file_.read(positions_at_ + 8 * static_cast<uint64_t>(sequence), &position, 8);
-    if (position < 0 || static_cast<uint64_t>(position) > tokens_ * item_size_) fail("changed while it was in use");
+    if (position < 0 || static_cast<uint64_t>(position) > tokens_ * item_size_)
+        fail("changed while it was in use");
     return static_cast<uint64_t>(position) / item_size_;
 }
 
 std::vector<int32_t> IndexFile::sequence_lengths(uint64_t first, uint64_t last) const {
     if (first > last || last > sequences_) {
-        throw std::out_of_range(file_.path() + ": sequences " + std::to_string(first) + " to " + std::to_string(last) +
-                                " of " + std::to_string(sequences_));
+        throw std::out_of_range(file_.path() + ": sequences " + std::to_string(first) + " to " +
+                                std::to_string(last) + " of " + std::to_string(sequences_));
     }
     std::vector<int32_t> lengths(last - first);
     file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * lengths.size());
@@ -165,15 +169,17 @@ std::vector<int32_t> IndexFile::sequence_lengths(uint64_t first, uint64_t last) 
 TokenFile::TokenFile(const std::string& path, uint64_t item_size, uint64_t num_tokens)
     : file_(path), item_size_(item_size), tokens_(num_tokens) {
     if (item_size == 0 || num_tokens > UINT64_MAX / item_size || file_.size() != num_tokens * item_size) {
-        throw std::invalid_argument(path + ": holds " + std::to_string(file_.size()) + " bytes, the .idx file says " +
-                                    std::to_string(num_tokens) + " tokens of " + std::to_string(item_size) +
+        throw std::invalid_argument(path + ": holds " + std::to_string(file_.size()) +
+                                    " bytes, the .idx file says " + std::to_string(num_tokens) +
+                                    " tokens of " + std::to_string(item_size) +
                                     " bytes; truncated, or from another corpus?");
     }
 }
 
 void TokenFile::read(const int64_t* starts, uint64_t rows, uint64_t length, int dtype_code, int threads,
                      int64_t* out) const {
-    if (bytes_of(dtype_code) != item_size_) throw std::invalid_argument("dtype_code: does not fit the item size");
+    if (bytes_of(dtype_code) != item_size_)
+        throw std::invalid_argument("dtype_code: does not fit the item size");
     if (length > tokens_) throw std::out_of_range(file_.path() + ": a row is longer than the file");
     for (uint64_t row = 0; row < rows; ++row) {
         if (starts[row] < 0 || static_cast<uint64_t>(starts[row]) > tokens_ - length) {
@@ -182,7 +188,7 @@ void TokenFile::read(const int64_t* starts, uint64_t rows, uint64_t length, int 
                                     std::to_string(tokens_));
         }
     }
-    constexpr uint64_t kRows = 64;
+    constexpr uint64_t kRows = 8;
     parallel_for((rows + kRows - 1) / kRows, threads, [&](uint64_t task) {
         std::vector<char> buffer(length * item_size_);
         for (uint64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {

@@ -1,4 +1,5 @@
-// Megatron's indexed dataset, version 1: the .idx file with its bounds checked, and the tokens of the .bin file.
+// Megatron's indexed dataset, version 1: the .idx file with its bounds checked, and the tokens of the .bin
+// file.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +10,14 @@
 
 namespace mlfr {
 
-// A checked .idx file. Nothing of its size is kept in memory. Layout, little-endian: magic "MMIDIDX\0\0", u64 version 1,
-// u8 type of a token, u64 sequences, u64 document entries; then i32 lengths [sequences], i64 byte positions [sequences],
-// i64 first sequence of each document [entries], where the last entry is the number of sequences.
+// A checked .idx file. Nothing of its size is kept in memory. Layout, little-endian: magic "MMIDIDX\0\0", u64
+// version 1, u8 type of a token, u64 sequences, u64 document entries; then i32 lengths [sequences], i64 byte
+// positions [sequences], i64 first sequence of each document [entries], where the last entry is the number of
+// sequences.
 class IndexFile {
   public:
-    // Throws std::invalid_argument, which names the file and the fault, unless the sequences lie in the .bin file one after
-    // another without gaps.
+    // Throws std::invalid_argument, which names the file and the fault, unless the sequences lie in the .bin
+    // file one after another without gaps.
     explicit IndexFile(const std::string& path);
 
     int dtype_code() const { return dtype_code_; }
@@ -48,7 +50,8 @@ class TokenFile {
     TokenFile(const std::string& path, uint64_t item_size, uint64_t num_tokens);
 
     // Row r of out [rows, length] becomes the tokens from starts[r] on.
-    void read(const int64_t* starts, uint64_t rows, uint64_t length, int dtype_code, int threads, int64_t* out) const;
+    void read(const int64_t* starts, uint64_t rows, uint64_t length, int dtype_code, int threads,
+              int64_t* out) const;
 
   private:
     File file_;

@@ -6,24 +6,30 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <stdexcept>
-#include <system_error>
+#include <cstring>
+#include <utility>
 
 namespace mlfr {
 
 File::File(const std::string& path) : path_(path) {
     // O_NONBLOCK: opening a pipe that nobody writes to must not hang.
     descriptor_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), path);
+    if (descriptor_ < 0) throw FileError(errno, std::strerror(errno), path);
     struct stat status;
-    if (fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
+    const bool regular = fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode);
+    if (!regular) {
         close(descriptor_);
         throw std::invalid_argument(path + ": not a regular file");
     }
     size_ = static_cast<uint64_t>(status.st_size);
 }
 
-File::~File() { close(descriptor_); }
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_) {}
+
+File::~File() {
+    if (descriptor_ >= 0) close(descriptor_);
+}
 
 void File::read(uint64_t offset, void* out, uint64_t length) const {
     char* to = static_cast<char*>(out);
@@ -31,8 +37,8 @@ void File::read(uint64_t offset, void* out, uint64_t length) const {
         const uint64_t piece = std::min<uint64_t>(length, 1u << 30);
         const ssize_t got = pread(descriptor_, to, piece, static_cast<off_t>(offset));
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0) throw std::system_error(errno, std::generic_category(), path_);
-        if (got == 0) throw std::system_error(EIO, std::generic_category(), path_ + ": ends early, was it cut off?");
+        if (got < 0) throw FileError(errno, std::strerror(errno), path_);
+        if (got == 0) throw FileError(EIO, "The file ends early: it was cut off while in use", path_);
         to += got;
         offset += static_cast<uint64_t>(got);
         length -= static_cast<uint64_t>(got);

@@ -1,8 +1,12 @@
 #include "order.h"
 
-#include <cmath>
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <numeric>
 #include <stdexcept>
 
+#include "detmath.h"
 #include "select.h"
 #include "shuffle.h"
 
@@ -11,9 +15,8 @@ namespace mlfr {
 Threshold threshold(Scores scores, double drop, int threads) {
     if (!(drop >= 0.0 && drop < 1.0)) throw std::invalid_argument("drop: must be at least 0 and below 1");
     const uint64_t seen = count_seen(scores, threads);
-    if (seen == 0) throw std::invalid_argument("scores: no block has one");
-    // The small constant undoes the rounding of decimal shares: 0.7 of 10 is 7.
-    const auto dropped = static_cast<uint64_t>(std::floor(drop * static_cast<double>(seen) + 1e-9));
+    if (seen == 0) return {-std::numeric_limits<float>::infinity(), 0, 0, 0};
+    const uint64_t dropped = std::min(floor_share(drop, seen), seen - 1);
     const Cut cut = key_at_rank(scores.n, dropped, threads, [&](uint64_t i) { return float_key(scores[i]); });
     return {key_float(cut.key), dropped - cut.below, dropped, seen};
 }
@@ -26,6 +29,14 @@ void permutation(uint64_t n, uint64_t seed, int threads, Id* out) {
             for (uint64_t i = first; i < last; ++i) sink(i);
         },
         out);
+}
+
+uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads) {
+    std::vector<uint64_t> sums(num_chunks(n));
+    for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+        sums[chunk] = std::accumulate(visits + first, visits + last, uint64_t{0});
+    });
+    return std::accumulate(sums.begin(), sums.end(), uint64_t{0});
 }
 
 template <class Id>
@@ -46,11 +57,11 @@ namespace {
 template <class Id, class OnePass>
 void fill_with_passes(uint64_t size, uint64_t draws, OnePass one_pass, Id* out) {
     uint64_t number = 0;
-    for (; draws >= size; draws -= size, out += size) one_pass(number++, out);
+    for (; size > 0 && draws >= size; draws -= size, out += size) one_pass(number++, out);
     if (draws > 0) {
-        std::vector<Id> last(size);
-        one_pass(number, last.data());
-        std::copy_n(last.begin(), draws, out);
+        const std::unique_ptr<Id[]> last(new Id[size]);
+        one_pass(number, last.get());
+        std::copy_n(last.get(), draws, out);
     }
 }
 
@@ -61,6 +72,7 @@ void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draw
                      Id* out) {
     const Threshold cut = threshold(scores, drop, threads);
     const uint64_t kept = (keep_unseen ? scores.n : cut.seen) - cut.dropped;
+    if (kept == 0 && draws > 0) throw std::invalid_argument("scores: no block has one, so none can be drawn");
     // Unscored blocks have the largest key: above every cut where they are kept, below where they are not.
     auto key_of = [scores, keep_unseen](uint64_t i) {
         const uint32_t key = float_key(scores[i]);
@@ -69,29 +81,31 @@ void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draw
     const KeyFilter filter(scores.n, float_key(cut.cut), cut.tie_quota, Side::kAbove, threads, key_of);
     fill_with_passes(
         kept, draws,
-        [&](uint64_t pass, Id* to) { shuffle_multiset(scores.n, kept, derive(seed, pass), threads, filter, to); },
+        [&](uint64_t pass, Id* to) {
+            shuffle_multiset(scores.n, kept, derive(seed, pass), threads, filter, to);
+        },
         out);
 }
 
+// A sum over hashes of (position, id): it depends on the order of the ids, not on the order of the additions.
 template <class Id>
 uint64_t order_hash(const Id* ids, uint64_t n, int threads) {
-    std::vector<uint64_t> hashes(num_chunks(n));
+    std::vector<uint64_t> sums(num_chunks(n));
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        uint64_t hash = derive(chunk, last - first);
-        for (uint64_t i = first; i < last; ++i) hash = mix(hash + kGolden + ids[i]);
-        hashes[chunk] = hash;
+        uint64_t sum = 0;
+        for (uint64_t i = first; i < last; ++i) sum += mix(mix(kGolden * (i + 1)) + ids[i]);
+        sums[chunk] = sum;
     });
-    uint64_t hash = derive(n, 0);
-    for (const uint64_t part : hashes) hash = mix(hash + kGolden + part);
-    return hash;
+    return derive(std::accumulate(sums.begin(), sums.end(), uint64_t{0}), n);
 }
 
-#define MLFR_INSTANTIATE(Id)                                                              \
-    template void permutation<Id>(uint64_t, uint64_t, int, Id*);                          \
+#define MLFR_INSTANTIATE(Id)                                                                   \
+    template void permutation<Id>(uint64_t, uint64_t, int, Id*);                               \
     template void shuffle_visits<Id>(const uint32_t*, uint64_t, uint64_t, uint64_t, int, Id*); \
-    template void order_threshold<Id>(Scores, double, bool, uint64_t, uint64_t, int, Id*); \
+    template void order_threshold<Id>(Scores, double, bool, uint64_t, uint64_t, int, Id*);     \
     template uint64_t order_hash<Id>(const Id*, uint64_t, int);
 MLFR_INSTANTIATE(uint32_t)
 MLFR_INSTANTIATE(uint64_t)
+#undef MLFR_INSTANTIATE
 
 }  // namespace mlfr

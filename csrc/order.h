@@ -15,11 +15,13 @@ struct Threshold {
     uint64_t seen;  // blocks that have a score
 };
 
-// Drops floor(drop * seen) blocks, the lowest scores first.
+// Drops floor(drop * seen) blocks, the lowest scores first. Where no block has a score: a cut of -inf,
+// nothing dropped.
 Threshold threshold(Scores scores, double drop, int threads);
 
-// How weighted sampling sees a block: cluster = number of cuts <= score, weight exp(min(score, cap)) within its cluster,
-// and each cluster's share of the draws. Blocks without a score form a cluster of their own with equal weights.
+// How weighted sampling sees a block: cluster = number of cuts <= score, weight exp(min(score, cap)) within
+// its cluster, and each cluster's share of the draws. Blocks without a score form a cluster of their own with
+// equal weights.
 struct Weighting {
     std::vector<double> cuts;
     std::vector<double> mass;  // one more than cuts
@@ -31,21 +33,27 @@ struct Weighting {
 template <class Id>
 void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
 
+uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads);
+
 // Block i visits[i] times, shuffled; `draws` is the sum of visits.
 template <class Id>
 void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t seed, int threads, Id* out);
 
 // Passes over the blocks that a threshold keeps, each shuffled anew, the last one cut short.
 template <class Id>
-void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads, Id* out);
+void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads,
+                     Id* out);
 
-// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = draws x its probability.
+// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = draws x its probability; so do
+// clusters.
 template <class Id>
-void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads, Id* out);
+void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+                  Id* out);
 
 // Weighted choice without replacement; where more is drawn than there is, whole passes come first.
 template <class Id>
-void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads, Id* out);
+void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+                  Id* out);
 
 // 64-bit hash of a sequence of ids; the same for both types.
 template <class Id>

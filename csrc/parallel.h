@@ -6,38 +6,54 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace mlfr {
 
-// Work is cut into chunks of this many blocks, never by the number of threads: sums over chunks, taken in the order of
-// the chunks, and random streams numbered by chunk are the same for any number of threads.
+// Work is cut into chunks of this many blocks, never by the number of threads: sums over chunks, taken in the
+// order of the chunks, and random streams numbered by chunk are the same for any number of threads.
 constexpr uint64_t kChunk = uint64_t{1} << 18;
 
-inline uint64_t num_chunks(uint64_t n) { return (n + kChunk - 1) / kChunk; }
+inline uint64_t num_chunks(uint64_t n) { return n / kChunk + (n % kChunk != 0); }
 
-// Runs task(0) ... task(tasks - 1) on `threads` threads (0: as many as the machine has); rethrows the first exception.
+// Runs task(0) ... task(tasks - 1) on `threads` threads (0: as many as the machine has). Tasks start in
+// ascending order, and after one has failed no further one starts; so the failure of the lowest number, which
+// is rethrown, is always the same one.
 template <class Task>
 void parallel_for(uint64_t tasks, int threads, Task task) {
-    uint64_t wanted = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
+    uint64_t wanted =
+        threads > 0 ? static_cast<uint64_t>(threads) : std::max(1u, std::thread::hardware_concurrency());
     wanted = std::min(wanted, tasks);
     std::atomic<uint64_t> next{0};
-    std::exception_ptr error;
+    std::atomic<bool> failed{false};
     std::mutex error_lock;
+    std::exception_ptr error;
+    uint64_t error_task = 0;
     auto work = [&] {
-        for (uint64_t number = next++; number < tasks; number = next++) {
+        while (!failed) {
+            const uint64_t number = next++;
+            if (number >= tasks) break;
             try {
                 task(number);
             } catch (...) {
                 std::lock_guard<std::mutex> guard(error_lock);
-                if (!error) error = std::current_exception();
-                next = tasks;
+                if (!error || number < error_task) {
+                    error = std::current_exception();
+                    error_task = number;
+                }
+                failed = true;
             }
         }
     };
     std::vector<std::thread> helpers;
-    for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    helpers.reserve(wanted);
+    try {
+        for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    } catch (const std::system_error&) {
+        // The system grants no more threads: those there are do all the work.
+    }
     work();
     for (auto& helper : helpers) helper.join();
     if (error) std::rethrow_exception(error);
@@ -46,8 +62,10 @@ void parallel_for(uint64_t tasks, int threads, Task task) {
 // Runs task(chunk, first, last) for every chunk of [0, n).
 template <class Task>
 void for_chunks(uint64_t n, int threads, Task task) {
-    parallel_for(num_chunks(n), threads,
-                 [&](uint64_t chunk) { task(chunk, chunk * kChunk, std::min(n, (chunk + 1) * kChunk)); });
+    parallel_for(num_chunks(n), threads, [&](uint64_t chunk) {
+        const uint64_t first = chunk * kChunk;
+        task(chunk, first, first + std::min(kChunk, n - first));
+    });
 }
 
 }  // namespace mlfr

@@ -1,4 +1,5 @@
-// Counter-based random numbers: a stream is a function of (seed, number), so that any thread can make any of them.
+// Counter-based random numbers: a stream is a function of (seed, number), so that any thread can make any of
+// them.
 #pragma once
 
 #include <cstdint>

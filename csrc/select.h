@@ -1,4 +1,5 @@
-// Exact order statistics of 32-bit keys by a two-level radix histogram: two passes, no sorting, any number of threads.
+// Exact order statistics of 32-bit keys by a two-level radix histogram: two passes, no sorting, any number of
+// threads.
 #pragma once
 
 #include <cmath>
@@ -30,22 +31,19 @@ inline float key_float(uint32_t key) {
     return value;
 }
 
-// Counts bin(key_of(i)) over [0, n) where accept(key_of(i)).
-template <class KeyOf, class Accept, class Bin>
-std::vector<uint64_t> key_histogram(uint64_t n, int threads, KeyOf key_of, Accept accept, Bin bin) {
-    std::vector<uint64_t> total(1 << 16, 0);
+// How many items of [0, n) have each bin_of(i); an item of bin `bins` is not counted.
+template <class BinOf>
+std::vector<uint64_t> histogram(uint64_t n, uint64_t bins, int threads, BinOf bin_of) {
+    std::vector<uint64_t> total(bins, 0);
     std::mutex lock;
-    constexpr uint64_t kStride = 16;  // chunks that share a histogram, so that merging costs little
-    const uint64_t chunks = num_chunks(n);
-    parallel_for((chunks + kStride - 1) / kStride, threads, [&](uint64_t task) {
-        std::vector<uint32_t> counts(1 << 16, 0);
-        const uint64_t last = std::min(n, (task + 1) * kStride * kChunk);
-        for (uint64_t i = task * kStride * kChunk; i < last; ++i) {
-            const uint32_t key = key_of(i);
-            if (accept(key)) ++counts[bin(key)];
-        }
+    constexpr uint64_t kStride = 16 * kChunk;  // few merges; counts of a part fit 32 bits
+    parallel_for(n / kStride + 1, threads, [&](uint64_t part) {
+        std::vector<uint32_t> counts(bins + 1, 0);
+        const uint64_t first = part * kStride;
+        const uint64_t last = first + std::min(kStride, n - first);
+        for (uint64_t i = first; i < last; ++i) ++counts[bin_of(i)];
         std::lock_guard<std::mutex> guard(lock);
-        for (size_t b = 0; b < counts.size(); ++b) total[b] += counts[b];
+        for (uint64_t b = 0; b < bins; ++b) total[b] += counts[b];
     });
     return total;
 }
@@ -58,28 +56,30 @@ struct Cut {
 // The key of rank `rank` (from 0) among the keys other than kNoKey; rank must be below their number.
 template <class KeyOf>
 Cut key_at_rank(uint64_t n, uint64_t rank, int threads, KeyOf key_of) {
+    constexpr uint32_t kHalf = 1 << 16;
     auto locate = [](const std::vector<uint64_t>& counts, uint64_t& rank) {
         uint32_t b = 0;
-        while (rank >= counts[b]) rank -= counts[b++];
+        while (rank >= counts.at(b)) rank -= counts[b++];
         return b;
     };
     uint64_t rest = rank;
-    const uint32_t high = locate(
-        key_histogram(
-            n, threads, key_of, [](uint32_t key) { return key != kNoKey; }, [](uint32_t key) { return key >> 16; }),
-        rest);
-    const uint32_t low = locate(key_histogram(
-                                    n, threads, key_of,
-                                    [high](uint32_t key) { return key != kNoKey && key >> 16 == high; },
-                                    [](uint32_t key) { return key & 0xFFFFu; }),
-                                rest);
+    const auto highs = histogram(n, kHalf, threads, [&](uint64_t i) {
+        const uint32_t key = key_of(i);
+        return key == kNoKey ? kHalf : key >> 16;
+    });
+    const uint32_t high = locate(highs, rest);
+    const auto lows = histogram(n, kHalf, threads, [&](uint64_t i) {
+        const uint32_t key = key_of(i);
+        return key == kNoKey || key >> 16 != high ? kHalf : key & (kHalf - 1);
+    });
+    const uint32_t low = locate(lows, rest);
     return {(high << 16) | low, rank - rest};
 }
 
 enum class Side { kBelow, kAbove };
 
-// One side of a cut: below it are the smaller keys and the first `quota` (in the order of ids) that equal it, above it all
-// others. An emitter for shuffle_multiset.
+// One side of a cut: below it are the smaller keys and the first `quota` (in the order of ids) that equal it,
+// above it all others. An emitter for shuffle_multiset.
 template <class KeyOf>
 class KeyFilter {
   public:

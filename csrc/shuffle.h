@@ -1,10 +1,11 @@
 // One mechanism for every order: shuffle the multiset in which block i occurs count_i times.
 //
-// Each draw goes to a bucket that is chosen uniformly, then each bucket is shuffled by Fisher-Yates (Rao 1961, Sandelius
-// 1962). Uniform over all arrangements: given the sizes of the buckets, every assignment of draws to buckets is equally
-// likely, because the choices are independent and alike, and within a bucket every order is. Buckets fit into a cache, so
-// the memory is walked in streams rather than at random; choices are made from a random stream for each chunk of blocks
-// and each bucket, so the result does not depend on the number of threads.
+// Each draw goes to a bucket that is chosen uniformly, then each bucket is shuffled by Fisher-Yates (Rao
+// 1961, Sandelius 1962). Uniform over all arrangements: given the sizes of the buckets, every assignment of
+// draws to buckets is equally likely, because the choices are independent and alike, and within a bucket
+// every order is. Buckets fit into a cache, so the memory is walked in streams rather than at random; choices
+// are made from a random stream for each chunk of blocks and each bucket, so the result does not depend on
+// the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +50,9 @@ inline int bucket_bits(uint64_t draws) {
     return bits;
 }
 
-// Writes the shuffled multiset to out[0, draws). emit(chunk, first, last, sink) calls sink(i) once for every draw of a
-// block i in [first, last), in any order that is always the same; it is called twice for each chunk.
+// Writes the shuffled multiset to out[0, draws). emit(chunk, first, last, sink) calls sink(i) once for every
+// draw of a block i in [first, last), in any order that is always the same; it is called twice for each
+// chunk.
 template <class Id, class Emit>
 void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, Emit emit, Id* out) {
     const int bits = bucket_bits(draws);
@@ -58,7 +60,8 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, Em
     const uint64_t chunks = num_chunks(n);
     const uint64_t choice_seed = derive(seed, 0), order_seed = derive(seed, 1);
 
-    std::vector<uint64_t> position(chunks * buckets, 0);  // first counts, then where a chunk writes in a bucket
+    std::vector<uint64_t> position(chunks * buckets,
+                                   0);  // first counts, then where a chunk writes in a bucket
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         BucketChooser chooser(choice_seed, chunk, bits);
         uint64_t* counts = &position[chunk * buckets];

@@ -1,199 +1,195 @@
 // Weighted sampling: systematic visits, and choice without replacement.
-#include <cmath>
 #include <limits>
-#include <numeric>
 #include <stdexcept>
+#include <utility>
 
-#include "detmath.h"
 #include "order.h"
 #include "select.h"
 #include "shuffle.h"
+#include "weights.h"
 
 namespace mlfr {
 
 namespace {
 
-constexpr size_t kMaxClusters = 64;
+constexpr int kLineBits = 61;  // the line of all draws is at most 2^61 units long
+constexpr int kDrawBits = 40;  // so that a unit is at most 2^-21 draws
 
-// The probability of each block, up to a common factor: scale of its cluster x weight within it.
-class BlockWeights {
+// Seeds of the parts of an order, so that none shares a random stream with another.
+enum SeedPart : uint64_t { kOffset = 2, kKeys = 3, kPasses = 16 };
+
+// The line of systematic sampling (Madow 1949): each block owns a stretch of e_i draws, first all of cluster
+// 0 by id, then of cluster 1, and so on; a block is visited once for each point offset + 0, 1, 2 ... in its
+// stretch. That is floor(e_i) or ceil(e_i) times, and the same holds for the clusters. Ends of stretches are
+// rounded to units of 2^-fraction_bits draws, never accumulated, so the last one is the end of the line
+// exactly and the points number `draws`.
+class VisitLine {
   public:
-    BlockWeights(Scores scores, const Weighting& weighting, int threads) : scores_(scores), cuts_(weighting.cuts) {
-        const size_t clusters = cuts_.size() + 1;
-        if (weighting.mass.size() != clusters) throw std::invalid_argument("mass: must have one more entry than cuts");
-        if (clusters > kMaxClusters) throw std::invalid_argument("cuts: at most 63");
-        for (size_t c = 1; c < cuts_.size(); ++c) {
-            if (!(cuts_[c - 1] <= cuts_[c])) throw std::invalid_argument("cuts: must ascend");
+    VisitLine(const BlockWeights& weights, std::vector<uint64_t> chunk_sums, uint64_t draws, uint64_t seed)
+        : clusters_(weights.clusters()), before_(std::move(chunk_sums)) {
+        if (draws >> kDrawBits) throw std::invalid_argument("draws: at most 2^40 - 1");
+        while ((draws >> (kLineBits - fraction_bits_)) > 0) --fraction_bits_;
+        offset_ = derive(seed, kOffset) >> (64 - fraction_bits_);
+        const std::vector<uint64_t> total = totals_of_clusters();
+        const uint64_t length = draws << fraction_bits_;
+        double share = 0.0;
+        for (size_t c = 0; c < clusters_; ++c) {
+            start_.push_back(c == 0 ? 0 : end_of(share, length));
+            share += weights.share(c);
         }
-        cap_ = weighting.cap;
-        if (!std::isfinite(cap_)) throw std::invalid_argument("cap: must be finite");
-        std::vector<double> mass = weighting.mass;
-        mass.push_back(weighting.unseen_mass);
-        for (const double m : mass) {
-            if (!(m >= 0.0 && std::isfinite(m))) throw std::invalid_argument("mass: must be finite and not negative");
-        }
-        count_seen(scores, threads);  // refuses infinite scores
-        set_scales(mass, cluster_sums(threads));
+        start_.push_back(length);
+        // Rounded shares may miss 1: clusters of no share at the end must not own what is left.
+        for (size_t c = clusters_; c-- > 0 && weights.share(c) == 0.0;) start_[c] = length;
+        for (size_t c = 0; c < clusters_; ++c) set_rate(start_[c + 1] - start_[c], total[c]);
     }
 
-    // Cluster of a block; the last number is that of the blocks without a score.
-    size_t cluster(float score) const {
-        if (std::isnan(score)) return cuts_.size() + 1;
-        size_t c = 0;
-        while (c < cuts_.size() && cuts_[c] <= static_cast<double>(score)) ++c;
-        return c;
-    }
+    // Sum of integer weights of a cluster in the chunks before this one.
+    const uint64_t* before(uint64_t chunk) const { return &before_[chunk * clusters_]; }
 
-    // Probability of block i; 0 where it cannot be drawn.
-    double operator()(uint64_t i) const {
-        const float score = scores_[i];
-        const double scale = scale_[cluster(score)];
-        return scale == 0.0 ? 0.0 : scale * within(score);
+    // Points before the place in a cluster's part of the line that a running sum of integer weights has
+    // reached.
+    uint64_t points(size_t cluster, uint64_t sum) const {
+        const auto product = static_cast<unsigned __int128>(sum << shift_[cluster]) * rate_[cluster];
+        return (start_[cluster] + static_cast<uint64_t>(product >> 64) + offset_) >> fraction_bits_;
     }
-
-    uint64_t drawable() const { return drawable_; }
 
   private:
-    double within(float score) const {
-        return std::isnan(score) ? 1.0 : det_exp(std::min(static_cast<double>(score), cap_) - cap_);
+    static uint64_t end_of(double share, uint64_t length) {
+        return std::min(length, static_cast<uint64_t>(share * static_cast<double>(length)));
     }
 
-    struct Sums {
-        double weight[kMaxClusters + 1] = {};
-        uint64_t count[kMaxClusters + 1] = {};
-    };
-
-    Sums cluster_sums(int threads) const {
-        std::vector<Sums> parts(num_chunks(scores_.n));
-        for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-            Sums sums;
-            for (uint64_t i = first; i < last; ++i) {
-                const size_t c = cluster(scores_[i]);
-                sums.weight[c] += within(scores_[i]);
-                ++sums.count[c];
-            }
-            parts[chunk] = sums;
-        });
-        Sums total;
-        for (const Sums& part : parts) {
-            for (size_t c = 0; c <= kMaxClusters; ++c) {
-                total.weight[c] += part.weight[c];
-                total.count[c] += part.count[c];
-            }
+    // Turns the sums of the chunks into sums of all chunks before; returns those of all.
+    std::vector<uint64_t> totals_of_clusters() {
+        std::vector<uint64_t> total(clusters_, 0);
+        for (size_t i = 0; i < before_.size(); ++i) {
+            uint64_t& sum = total[i % clusters_];
+            sum += std::exchange(before_[i], sum);
         }
         return total;
     }
 
-    void set_scales(const std::vector<double>& mass, const Sums& sums) {
-        double total_mass = 0.0;
-        for (size_t c = 0; c < mass.size(); ++c) {
-            if (sums.weight[c] > 0.0) total_mass += mass[c];
+    // points() multiplies by part / total as ceil(2^64 part / total'), where total' = total << shift lies in
+    // [2^62, 2^63). At sum = total that is `part` exactly: the excess of the ceiling, total' / 2^64, is
+    // below 1.
+    void set_rate(uint64_t part, uint64_t total) {
+        int shift = 0;
+        while (total > 0 && (total << shift) < (uint64_t{1} << 62)) ++shift;
+        shift_.push_back(shift);
+        if (part == 0 || total == 0) {
+            rate_.push_back(0);
+            return;
         }
-        if (!(total_mass > 0.0)) throw std::invalid_argument("mass: no block can be drawn");
-        scale_.assign(mass.size(), 0.0);
-        for (size_t c = 0; c < mass.size(); ++c) {
-            if (sums.weight[c] > 0.0 && mass[c] > 0.0) {
-                scale_[c] = mass[c] / total_mass / sums.weight[c];
-                drawable_ += sums.count[c];
-            }
-        }
+        const auto divisor = static_cast<unsigned __int128>(total << shift);
+        rate_.push_back(
+            static_cast<uint64_t>(((static_cast<unsigned __int128>(part) << 64) + divisor - 1) / divisor));
     }
 
-    Scores scores_;
-    std::vector<double> cuts_;
-    double cap_ = 0.0;
-    std::vector<double> scale_;
-    uint64_t drawable_ = 0;
+    size_t clusters_;
+    int fraction_bits_ = 32;
+    uint64_t offset_ = 0;
+    std::vector<uint64_t> before_;
+    std::vector<uint64_t> start_;  // of each cluster's part, in units; then the length of the line
+    std::vector<int> shift_;
+    std::vector<uint64_t> rate_;
 };
 
-}  // namespace
-
-// Every block gets a stretch of e_i in fixed point on a line of length `draws`, and is visited once for each point
-// offset + k that falls into it. Integer sums make the points the same however the line is cut into chunks.
-template <class Id>
-void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads, Id* out) {
-    const BlockWeights weights(scores, weighting, threads);
-    if (draws >= uint64_t{1} << 47) throw std::invalid_argument("draws: too many");
-    const int fraction_bits = draws < (uint64_t{1} << 31) ? 32 : 16;
-    const uint64_t length = draws << fraction_bits;
-    const double unit = static_cast<double>(length);
-    auto stretch = [&](uint64_t i) { return static_cast<uint64_t>(weights(i) * unit); };
-
-    const uint64_t chunks = num_chunks(scores.n);
-    std::vector<uint64_t> start(chunks);
-    std::vector<uint64_t> last_of(chunks, std::numeric_limits<uint64_t>::max());  // last drawable block of a chunk
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        uint64_t sum = 0;
-        for (uint64_t i = first; i < last; ++i) {
-            const uint64_t part = stretch(i);
-            sum += part;
-            if (part > 0) last_of[chunk] = i;
-        }
-        start[chunk] = sum;
-    });
-    std::exclusive_scan(start.begin(), start.end(), start.begin(), uint64_t{0});
-    uint64_t last_drawable = std::numeric_limits<uint64_t>::max();
-    for (const uint64_t candidate : last_of) {
-        if (candidate != std::numeric_limits<uint64_t>::max()) last_drawable = candidate;
-    }
-    const uint64_t offset = derive(seed, 2) >> (64 - fraction_bits);
-
+std::vector<uint32_t> count_visits(Scores scores, const BlockWeights& weights, const VisitLine& line,
+                                   int threads) {
     std::vector<uint32_t> visits(scores.n);
     for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        uint64_t position = start[chunk];
-        // Points before the end of block i - 1. Rounding may leave the line a little short or long: it ends at its
-        // length, with the last drawable block.
-        auto points_before = [&](uint64_t i) {
-            const uint64_t end = i > last_drawable ? length : std::min(position, length);
-            return (end + offset) >> fraction_bits;
-        };
-        uint64_t points = points_before(first);
+        std::vector<uint64_t> sum(line.before(chunk), line.before(chunk) + weights.clusters());
+        std::vector<uint64_t> points(weights.clusters());
+        for (size_t c = 0; c < sum.size(); ++c) points[c] = line.points(c, sum[c]);
         for (uint64_t i = first; i < last; ++i) {
-            position += stretch(i);
-            const uint64_t now = points_before(i + 1);
-            visits[i] = static_cast<uint32_t>(now - points);
-            points = now;
+            const size_t c = weights.cluster(scores[i]);
+            sum[c] += weights.integer(scores[i], c);
+            const uint64_t now = line.points(c, sum[c]);
+            const uint64_t count = now - std::exchange(points[c], now);
+            if (count >> 32)
+                throw std::invalid_argument("draws: a block would be drawn more than 2^32 - 1 times");
+            visits[i] = static_cast<uint32_t>(count);
         }
     });
-    shuffle_visits(visits.data(), scores.n, draws, seed, threads, out);
+    return visits;
 }
 
-// Exponential keys (Efraimidis & Spirakis 2006): the k smallest of -ln(u_i) / w_i are a weighted choice without
-// replacement. The order of the keys is biased, so what was chosen is shuffled.
-template <class Id>
-void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads, Id* out) {
-    const BlockWeights weights(scores, weighting, threads);
-    const uint64_t kept = weights.drawable();
+// What divides a block's weight relative to its cluster's heaviest block to give its weight in the corpus, up
+// to a common factor: at least 1; 0 where the cluster has no share.
+std::vector<double> corpus_factors(const BlockWeights& weights, int threads) {
+    const size_t k = weights.clusters();
+    std::vector<double> factor(k, 0.0);
+    const std::vector<uint64_t> sums = weights.chunk_sums(threads);
+    for (size_t i = 0; i < sums.size(); ++i) factor[i % k] += static_cast<double>(sums[i]);
+    double smallest = std::numeric_limits<double>::infinity();
+    for (size_t c = 0; c < k; ++c) {
+        factor[c] = weights.share(c) > 0.0 ? factor[c] / weights.share(c) : 0.0;
+        if (factor[c] > 0.0) smallest = std::min(smallest, factor[c]);
+    }
+    for (double& f : factor) f /= smallest;
+    return factor;
+}
+
+// Exponential keys (Efraimidis & Spirakis 2006): the k smallest of -ln(u_i) / w_i are a weighted choice
+// without replacement. Rounding a key to fp32 leaves few ties, which go by id; keys beyond its range are all
+// its largest number.
+std::vector<uint32_t> exponential_keys(Scores scores, const BlockWeights& weights, uint64_t seed,
+                                       int threads) {
+    const std::vector<double> factor = corpus_factors(weights, threads);
     std::vector<uint32_t> keys(scores.n);
-    const uint64_t uniform_seed = derive(seed, 3);
     for_chunks(scores.n, threads, [&](uint64_t, uint64_t first, uint64_t last) {
         for (uint64_t i = first; i < last; ++i) {
-            const double weight = weights(i);
-            if (weight == 0.0) {
+            const size_t c = weights.cluster(scores[i]);
+            if (factor[c] == 0.0) {
                 keys[i] = kNoKey;
                 continue;
             }
-            const double uniform = (static_cast<double>(derive(uniform_seed, i) >> 11) + 0.5) * 0x1p-53;
-            const double key = -det_log(uniform) / weight;
-            keys[i] = float_key(static_cast<float>(std::min(key, 3e38)));
+            const double uniform =
+                (static_cast<double>(static_cast<int64_t>(derive(seed, i) >> 12)) + 0.5) * 0x1p-52;
+            const double key = -det_log(uniform) * factor[c] / weights.relative(scores[i], c);
+            keys[i] = float_key(
+                static_cast<float>(std::min(key, static_cast<double>(std::numeric_limits<float>::max()))));
         }
     });
+    return keys;
+}
+
+}  // namespace
+
+template <class Id>
+void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+                  Id* out) {
+    const BlockWeights weights(scores, weighting, threads);
+    const VisitLine line(weights, weights.chunk_sums(threads), draws, seed);
+    const std::vector<uint32_t> visits = count_visits(scores, weights, line, threads);
+    shuffle_visits(visits.data(), scores.n, draws, seed, threads, out);
+}
+
+// The order of the keys is biased towards heavy blocks, so what was chosen is shuffled.
+template <class Id>
+void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+                  Id* out) {
+    const BlockWeights weights(scores, weighting, threads);
+    const std::vector<uint32_t> keys = exponential_keys(scores, weights, derive(seed, kKeys), threads);
     auto key_of = [&keys](uint64_t i) { return keys[i]; };
+    const uint64_t all = weights.drawable();
     uint64_t pass = 0;
-    const KeyFilter drawable(scores.n, kNoKey, 0, Side::kBelow, threads, key_of);
-    for (; draws >= kept; draws -= kept, out += kept) {
-        shuffle_multiset(scores.n, kept, derive(seed, 16 + pass++), threads, drawable, out);
+    if (draws >= all) {
+        const KeyFilter drawable(scores.n, kNoKey, 0, Side::kBelow, threads, key_of);
+        for (; draws >= all; draws -= all, out += all) {
+            shuffle_multiset(scores.n, all, derive(seed, kPasses + pass++), threads, drawable, out);
+        }
     }
     if (draws == 0) return;
     const Cut cut = key_at_rank(scores.n, draws - 1, threads, key_of);
     const KeyFilter chosen(scores.n, cut.key, draws - cut.below, Side::kBelow, threads, key_of);
-    shuffle_multiset(scores.n, draws, derive(seed, 16 + pass), threads, chosen, out);
+    shuffle_multiset(scores.n, draws, derive(seed, kPasses + pass), threads, chosen, out);
 }
 
-#define MLFR_INSTANTIATE(Id)                                                                      \
-    template void order_visits<Id>(Scores, const Weighting&, uint64_t, uint64_t, int, Id*);       \
+#define MLFR_INSTANTIATE(Id)                                                                \
+    template void order_visits<Id>(Scores, const Weighting&, uint64_t, uint64_t, int, Id*); \
     template void order_choice<Id>(Scores, const Weighting&, uint64_t, uint64_t, int, Id*);
 MLFR_INSTANTIATE(uint32_t)
 MLFR_INSTANTIATE(uint64_t)
+#undef MLFR_INSTANTIATE
 
 }  // namespace mlfr

@@ -36,7 +36,7 @@ def pack(pieces: Iterable[str]) -> Iterator[str]:
     """Join pieces to documents of about the usual size; larger pieces are cut at line ends."""
     document = ""
     for piece in (part for whole in pieces for part in cut(whole)):
-        if document and len(document) + len(piece) > LARGEST or len(document) > USUAL:
+        if (document and len(document) + len(piece) > LARGEST) or len(document) > USUAL:
             yield document
             document = ""
         document += ("\n\n" if document else "") + piece
@@ -191,7 +191,7 @@ def character_facts(character: str, choose: random.Random) -> str:
 
 def unicode_facts(characters: int) -> list[str]:
     """Documents on runs of neighbouring characters. Ideographs and syllables, all named alike, are left out."""
-    dull = ("CJK ", "HANGUL SYLLABLE", "VARIATION SELECTOR", "TANGUT", "NUSHU", "KHITAN", "EGYPTIAN", "ANATOLIAN", "TAG ")
+    dull = ("CJK ", "HANGUL SYLLABLE", "VARIATION SELECTOR", "TANGUT", "NUSHU", "KHITAN", "EGYPTIAN", "ANATOLIAN")
     known = [c for c in map(chr, range(32, 0x1FB00)) if not unicodedata.name(c, "CJK ").startswith(dull)]
     choose = random.Random(SEED)
     starts = list(range(0, len(known), 16))

@@ -1,8 +1,8 @@
 """Blocks: the samples of a run, numbered across the prefixes of a corpus.
 
-Within a prefix, tokens lie contiguously in document order, so block i of a range that starts at token t is simply the
-tokens [t + i·S, t + (i+1)·S], both ends included: S inputs and their S next tokens. Nothing is looked up, and nothing of
-the size of the number of blocks or documents is kept in memory.
+Within a prefix, tokens lie contiguously in document order, so block i of a range that starts at token t is simply
+the tokens [t + i·S, t + (i+1)·S], both ends included: S inputs and their S next tokens. Nothing is looked up, and
+nothing of the size of the number of blocks or documents is kept in memory.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ class BlockDataset:
         for train in parts[0]:
             if train.num_tokens < seq_length + 1:
                 raise ValueError(
-                    f"--data-path {train.dataset.prefix}: its {train.last_document} training documents (--split {split}) "
-                    f"hold {train.num_tokens} tokens, fewer than the {seq_length + 1} that a block of --seq-length "
-                    f"{seq_length} needs"
+                    f"--data-path {train.dataset.prefix}: its {train.last_document} training documents (--split "
+                    f"{split}) hold {train.num_tokens} tokens, fewer than the {seq_length + 1} that a block of "
+                    f"--seq-length {seq_length} needs"
                 )
         self.train, self.valid, self.test = (BlockSource(part, domains, seq_length) for part in parts)
         self._datasets = datasets
@@ -199,16 +199,17 @@ def domain_names(prefixes: Sequence[Path]) -> list[str]:
     for i, path in enumerate(whole):
         if path in whole[:i]:
             raise ValueError(f"--data-path {prefixes[i]}: given twice")
-    names, depth = [""], 0
-    while len(set(names)) < len(whole):
-        depth += 1
+    for depth in range(1, 1 + max(len(path.parts) for path in whole)):
         names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in whole]
-        if depth > max(len(path.parts) for path in whole):
-            raise ValueError(f"--data-path: these prefixes cannot be told apart: {', '.join(map(str, prefixes))}")
+        if len(set(names)) == len(names):
+            break
+    else:
+        raise ValueError(f"--data-path: these prefixes cannot be told apart: {', '.join(map(str, prefixes))}")
     if len(names) == 1:
         return names
-    common = os.path.commonprefix(names)
-    cut = 1 + max(common.rfind(separator) for separator in _SEPARATORS)
+    first, last = min(names), max(names)  # what these two begin with, all do
+    shared = next((i for i, letter in enumerate(first) if letter != last[i]), len(first))
+    cut = 1 + max(first.rfind(separator, 0, shared) for separator in _SEPARATORS)
     return [name[cut:] for name in names] if all(len(name) > cut for name in names) else names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from array import array
@@ -100,7 +101,7 @@ class IndexedDatasetWriter:
         self._sealed = True
 
     def publish(self) -> None:
-        """Give both files their names. Between the two renames no `.idx` exists, so that no reader meets a mixed pair."""
+        """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
         if not self._sealed:
             raise RuntimeError("publish() before seal()")
         index = with_suffix(self.prefix, ".idx")
@@ -111,10 +112,8 @@ class IndexedDatasetWriter:
 
     def discard(self) -> None:
         """Remove what was written aside. Harmless when there is nothing."""
-        try:
+        with contextlib.suppress(OSError):  # the last buffer may not fit onto the disk either
             self._bin.close()
-        except OSError:
-            pass  # the last buffer did not fit onto the disk either
         self._bin_aside.unlink(missing_ok=True)
         self._idx_aside.unlink(missing_ok=True)
 
@@ -183,7 +182,7 @@ class IndexedDataset:
             if not with_suffix(self.prefix, suffix).exists():
                 raise FileNotFoundError(f"{with_suffix(self.prefix, suffix)}: no such file")
         self.index = IndexFile(str(with_suffix(self.prefix, ".idx")))
-        self.dtype = _token_type(DTYPES[self.index.dtype_code], str(with_suffix(self.prefix, ".idx")))
+        self.dtype = DTYPES[self.index.dtype_code]
         self.num_documents: int = self.index.num_documents
         self.num_tokens: int = self.index.num_tokens
         self._tokens = TokenFile(str(with_suffix(self.prefix, ".bin")), self.index.item_size, self.num_tokens)
@@ -198,7 +197,8 @@ class IndexedDataset:
         out = np.empty((1, last - first), np.int64)
         if last > first:
             self.read(np.array([first], np.int64), out)
-        return out[0].astype(self.dtype)
+        tokens: npt.NDArray[Any] = out[0].astype(self.dtype)
+        return tokens
 
     def read(self, starts: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> None:
         """Fill row r of `out` [n, length] with the tokens from position `starts[r]` on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,7 @@ class Loader:
         self._reset_position_ids = reset_position_ids
         self._reset_attention_mask = reset_attention_mask
 
-    def iterate(self, steps: Iterable[tuple[int, npt.ArrayLike]]) -> Iterator[Batch]:
+    def iterate(self, steps: Iterable[tuple[int, npt.ArrayLike]]) -> Generator[Batch, None, None]:
         """The batches of `steps`, each (step, block ids [B]).
 
         An error while reading is raised here, after the batches before it. Closing the generator stops the thread.

@@ -1,8 +1,8 @@
 """`megatron-lfr preprocess`: JSONL or text to an indexed corpus, one prefix for each domain.
 
-The main process cuts the input into chunks of whole lines, workers parse and tokenize them, and the main process writes
-the results in the input's order: the output does not depend on the number of workers. Memory is bounded by the chunks in
-flight, a few MiB for each worker (or by the longest line, where that is more).
+The main process cuts the input into chunks of whole lines, workers parse and tokenize them, and the main process
+writes the results in the input's order: the output does not depend on the number of workers. Memory is bounded by the
+chunks in flight, a few MiB for each worker (or by the longest line, where that is more).
 """
 
 from __future__ import annotations

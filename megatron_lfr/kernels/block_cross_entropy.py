@@ -13,7 +13,6 @@ label's logit) of every token and merge them in rank order, so that all get the 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from megatron_lfr.kernels.blocks import sum_blocks
+from megatron_lfr.kernels.input_checks import check_labels, check_options, check_tensors, compute_dtype
 from megatron_lfr.parallel.collectives import all_gather_stacked, all_reduce_sum, group_rank, group_size
 
 Mode = Literal["auto", "save", "chunk", "score"]
@@ -30,15 +30,12 @@ Mode = Literal["auto", "save", "chunk", "score"]
 SAVE_BUDGET_BYTES = 2**30
 """mode="auto" keeps the local fp32 logits while they take no more than this."""
 
-CHECK_LABELS_VARIABLE = "MEGATRON_LFR_CHECK_LABELS"
-"""Set to 1, labels on a GPU are checked too, by an assertion on the device: no wait, but a bad one ends the process."""
-
 
 class BlockStats(NamedTuple):
     """Per block: the sum of its tokens' negative log-likelihoods (nats) and their number, fp32 [blocks]."""
 
     nll_sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
 
 
 @dataclass(frozen=True)
@@ -109,18 +106,18 @@ def block_cross_entropy(
     the process where the environment variable MEGATRON_LFR_CHECK_LABELS is 1.
     """
     ranks = group_size(tp_group)
-    _check_tensors(hidden, weight, labels, token_weight)
+    check_tensors(hidden, weight, labels, token_weight)
     vocab_size = weight.shape[0] * ranks if vocab_size is None else vocab_size
-    _check_options(vocab_size, weight.shape[0] * ranks, z_loss, label_smoothing, logit_softcap, mode, chunk_rows)
-    _check_labels(labels, ignore_index, vocab_size)
+    check_options(vocab_size, weight.shape[0] * ranks, z_loss, label_smoothing, logit_softcap, mode, chunk_rows)
+    check_labels(labels, ignore_index, vocab_size)
     labels, token_weight = labels.reshape(-1), token_weight.reshape(-1)
     valid = (labels != ignore_index) & (token_weight != 0)
     token_weight = torch.where(valid, token_weight, 0.0)
 
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad) and mode != "score"
-    if mode == "auto":
-        logit_bytes = 4 * labels.numel() * weight.shape[0]
-        mode = "save" if wants_grad and logit_bytes <= SAVE_BUDGET_BYTES else "chunk"
+    keeps_logits = mode == "save" or (
+        mode == "auto" and wants_grad and 4 * labels.numel() * weight.shape[0] <= SAVE_BUDGET_BYTES
+    )
     first_column = group_rank(tp_group) * weight.shape[0]
     problem = _Problem(
         vocab_size=vocab_size,
@@ -130,8 +127,8 @@ def block_cross_entropy(
         z_loss=z_loss,
         smoothing=label_smoothing,
         softcap=logit_softcap,
-        chunk_rows=labels.numel() if mode == "save" else chunk_rows,
-        keeps_logits=mode == "save",
+        chunk_rows=max(labels.numel(), 1) if keeps_logits else chunk_rows,
+        keeps_logits=keeps_logits,
     )
     inputs = (hidden.reshape(-1, hidden.shape[-1]), weight, labels, token_weight)
     if wants_grad:
@@ -161,7 +158,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
         return loss, nll
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if grad_loss is None:
             return None, None, None, None, None
@@ -190,7 +187,7 @@ class _Gradients:
         if kept is None:
             if not problem.keeps_logits:
                 self.d_hidden = torch.empty_like(hidden) if self.wants_hidden else None
-                self.d_weight = torch.zeros_like(weight, dtype=_compute_dtype(hidden)) if self.wants_weight else None
+                self.d_weight = torch.zeros_like(weight, dtype=compute_dtype(hidden)) if self.wants_weight else None
         elif problem.keeps_logits:
             (self.d_logits,) = kept
         else:
@@ -239,7 +236,7 @@ def _forward(
     """(loss, nll [N]); the gradients, if wanted, go into `gradients`. hidden [N, H], labels and token_weight [N]."""
     weight = weight.to(hidden.dtype)
     losses, nlls = [], []
-    for start in range(0, max(len(labels), 1), max(problem.chunk_rows, 1)):
+    for start in range(0, max(len(labels), 1), problem.chunk_rows):
         rows = slice(start, start + problem.chunk_rows)
         logits = _matmul(hidden[rows], weight.t())
         slope = _softcap(logits, problem, gradients is not None)
@@ -252,7 +249,7 @@ def _forward(
             _differentiate(logits, slope, column, is_local, tokens, w, problem)
             gradients.add(rows, logits)
     loss = torch.cat(losses).sum(dtype=torch.float64)
-    return loss.to(_compute_dtype(hidden)), torch.cat(nlls)
+    return loss.to(compute_dtype(hidden)), torch.cat(nlls)
 
 
 def _softcap(logits: Tensor, problem: _Problem, wants_slope: bool) -> Tensor | None:
@@ -335,14 +332,9 @@ def _differentiate(
         d_logits.mul_(slope)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Logits, statistics and sums are fp32; fp64 for fp64 inputs."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
 def _operand_dtype(hidden: Tensor) -> torch.dtype:
     """dtype of the logits' gradient in the matrix products: hidden's on a GPU, never below fp32 on a CPU."""
-    return hidden.dtype if hidden.is_cuda else _compute_dtype(hidden)
+    return hidden.dtype if hidden.is_cuda else compute_dtype(hidden)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -351,52 +343,3 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
         return torch.mm(a, b, out_dtype=torch.float32)
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     return torch.mm(a.to(dtype), b.to(dtype))
-
-
-def _check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor) -> None:
-    if hidden.ndim != 3 or not hidden.is_floating_point():
-        raise ValueError(f"hidden: expected floating-point [B, S, H], got {hidden.dtype} {tuple(hidden.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[2] or weight.shape[0] == 0:
-        raise ValueError(
-            f"weight: expected [vocabulary shard, {hidden.shape[2]}], at least one row, got {tuple(weight.shape)}"
-        )
-    if weight.dtype not in (hidden.dtype, torch.float32):
-        raise ValueError(f"weight: expected {hidden.dtype} as hidden or float32, got {weight.dtype}")
-    if hidden.dtype == torch.float64 != weight.dtype:
-        raise ValueError(f"weight: expected float64 as hidden, got {weight.dtype}")
-    if labels.shape != hidden.shape[:2] or labels.dtype != torch.int64:
-        raise ValueError(f"labels: expected int64 {tuple(hidden.shape[:2])}, got {labels.dtype} {tuple(labels.shape)}")
-    if token_weight.shape != labels.shape or token_weight.dtype not in (torch.float32, _compute_dtype(hidden)):
-        raise ValueError(
-            f"token_weight: expected float32 {tuple(labels.shape)}, got {token_weight.dtype} "
-            f"{tuple(token_weight.shape)}"
-        )
-    if token_weight.requires_grad:
-        raise ValueError("token_weight: must not require a gradient; none is computed")
-    if len({t.device for t in (hidden, weight, labels, token_weight)}) > 1:
-        raise ValueError("hidden, weight, labels and token_weight must be on one device")
-
-
-def _check_options(
-    vocab_size: int, padded: int, z_loss: float, smoothing: float, softcap: float, mode: str, chunk_rows: int
-) -> None:
-    if not 1 <= vocab_size <= padded:
-        raise ValueError(f"vocab_size {vocab_size}: must lie between 1 and the {padded} rows of all weights")
-    if z_loss < 0 or softcap < 0:
-        raise ValueError(f"z_loss {z_loss} and logit_softcap {softcap} must not be negative")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label_smoothing {smoothing}: must be at least 0 and below 1")
-    if mode not in ("auto", "save", "chunk", "score"):
-        raise ValueError(f"mode {mode!r}: choose from auto, save, chunk, score")
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows {chunk_rows}: must be at least 1")
-
-
-def _check_labels(labels: Tensor, ignore_index: int, vocab_size: int) -> None:
-    if labels.is_cpu:
-        bad = (labels != ignore_index) & ((labels < 0) | (labels >= vocab_size))
-        if bool(bad.any()):
-            raise ValueError(f"labels: {int(labels[bad][0])} is outside the vocabulary of {vocab_size}")
-    elif os.environ.get(CHECK_LABELS_VARIABLE) == "1":
-        good = (labels == ignore_index) | ((labels >= 0) & (labels < vocab_size))
-        torch._assert_async(good.all(), f"a label is outside the vocabulary of {vocab_size}")

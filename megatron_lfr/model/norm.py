@@ -29,8 +29,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        mean_square = torch.linalg.vecdot(x, x).div_(x.shape[-1]).unsqueeze_(-1)
-        scale = mean_square.add_(epsilon).rsqrt_()
+        mean_square: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1])
+        scale = mean_square.add_(epsilon).rsqrt_().unsqueeze_(-1)
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
         return normed * weight

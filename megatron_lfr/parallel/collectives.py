@@ -64,9 +64,9 @@ class _Reduce(torch.autograd.Function):
 
 def copy_to_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """`x`, equal on all ranks, into computations that differ by rank: the gradients are summed over the ranks."""
-    return x if group_size(group) == 1 else _Copy.apply(x, group)  # type: ignore[no-any-return,no-untyped-call]
+    return x if group_size(group) == 1 else _Copy.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def reduce_from_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum of the ranks' `x`; each rank's gradient is the sum's."""
-    return x if group_size(group) == 1 else _Reduce.apply(x, group)  # type: ignore[no-any-return,no-untyped-call]
+    return x if group_size(group) == 1 else _Reduce.apply(x, group)  # type: ignore[no-untyped-call]

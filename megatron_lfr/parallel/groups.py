@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -60,7 +61,7 @@ def initialize(
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(name, timeout=timeout)
         else:
-            dist.init_process_group(name, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(name, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     world_size = dist.get_world_size()
     if tensor_model_parallel_size < 1 or world_size % tensor_model_parallel_size:
         raise ValueError(

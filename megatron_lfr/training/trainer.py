@@ -58,6 +58,7 @@ class Trainer:
         self.consumed_samples = 0
         self.skipped_steps = 0
         self._skipped_blocks: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self._signal: str | None = None  # set by a handler at any moment, looked at once a step
         self._stop_reason: str | None = None
         self._started = self._last_step_end = time.perf_counter()
 
@@ -121,7 +122,7 @@ class Trainer:
         phase_ends = self.curriculum.at_boundary
         if phase_ends or _due(done, self.config.eval_interval):
             self._evaluate(done)
-        self._stop_reason = self._stop_reason or self._exit_reason(done)
+        self._stop_reason = self._signal or self._exit_reason(done)
         if self._stop_reason is not None and not self.curriculum.finished:
             print(
                 f"{self._stop_reason}: saving at step {done} and leaving; the same command continues",
@@ -202,7 +203,7 @@ class Trainer:
 
     def _watch_signals(self) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
-            self._stop_reason = signal.Signals(number).name
+            self._signal = signal.Signals(number).name
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGUSR1, stop)

@@ -35,7 +35,7 @@ MUTANTS = {
     "statistics are smoothed": ("nlls.append(tokens.nll)", "nlls.append(losses[-1] / w.clamp(min=1e-9))"),
     "logits are rounded": (
         "logits = _matmul(hidden[rows], weight.t())",
-        "logits = _matmul(hidden[rows], weight.t()).bfloat16().to(_compute_dtype(hidden))",
+        "logits = _matmul(hidden[rows], weight.t()).bfloat16().to(compute_dtype(hidden))",
     ),
 }
 

@@ -1,0 +1,65 @@
+"""What block_cross_entropy accepts; everything else is a ValueError before any work."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+CHECK_LABELS_VARIABLE = "MEGATRON_LFR_CHECK_LABELS"
+"""Set to 1, labels on a GPU are checked too, by an assertion on the device: no wait, but a bad one ends the process."""
+
+
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Logits, statistics and sums are fp32; fp64 for fp64 inputs."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor) -> None:
+    if hidden.ndim != 3 or not hidden.is_floating_point():
+        raise ValueError(f"hidden: expected floating-point [B, S, H], got {hidden.dtype} {tuple(hidden.shape)}")
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[2] or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight: expected [vocabulary shard, {hidden.shape[2]}], at least one row, got {tuple(weight.shape)}"
+        )
+    if weight.dtype not in (hidden.dtype, torch.float32):
+        raise ValueError(f"weight: expected {hidden.dtype} as hidden or float32, got {weight.dtype}")
+    if hidden.dtype == torch.float64 != weight.dtype:
+        raise ValueError(f"weight: expected float64 as hidden, got {weight.dtype}")
+    if labels.shape != hidden.shape[:2] or labels.dtype != torch.int64:
+        raise ValueError(f"labels: expected int64 {tuple(hidden.shape[:2])}, got {labels.dtype} {tuple(labels.shape)}")
+    if token_weight.shape != labels.shape or token_weight.dtype not in (torch.float32, compute_dtype(hidden)):
+        raise ValueError(
+            f"token_weight: expected float32 {tuple(labels.shape)}, got {token_weight.dtype} "
+            f"{tuple(token_weight.shape)}"
+        )
+    if token_weight.requires_grad:
+        raise ValueError("token_weight: must not require a gradient; none is computed")
+    if len({t.device for t in (hidden, weight, labels, token_weight)}) > 1:
+        raise ValueError("hidden, weight, labels and token_weight must be on one device")
+
+
+def check_options(
+    vocab_size: int, padded: int, z_loss: float, smoothing: float, softcap: float, mode: str, chunk_rows: int
+) -> None:
+    if not 1 <= vocab_size <= padded:
+        raise ValueError(f"vocab_size {vocab_size}: must lie between 1 and the {padded} rows of all weights")
+    if z_loss < 0 or softcap < 0:
+        raise ValueError(f"z_loss {z_loss} and logit_softcap {softcap} must not be negative")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label_smoothing {smoothing}: must be at least 0 and below 1")
+    if mode not in ("auto", "save", "chunk", "score"):
+        raise ValueError(f"mode {mode!r}: choose from auto, save, chunk, score")
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows {chunk_rows}: must be at least 1")
+
+
+def check_labels(labels: Tensor, ignore_index: int, vocab_size: int) -> None:
+    if labels.is_cpu:
+        bad = (labels != ignore_index) & ((labels < 0) | (labels >= vocab_size))
+        if bool(bad.any()):
+            raise ValueError(f"labels: {int(labels[bad][0])} is outside the vocabulary of {vocab_size}")
+    elif os.environ.get(CHECK_LABELS_VARIABLE) == "1":
+        good = (labels == ignore_index) | ((labels >= 0) & (labels < vocab_size))
+        torch._assert_async(good.all(), f"a label is outside the vocabulary of {vocab_size}")

@@ -1,0 +1,147 @@
+"""The demo's corpus and the tokenizer trained on it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from megatron_lfr.data.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def run_script(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    done = run_script("examples/demo/make_corpus.py", path, "--kilobytes-per-domain", 40)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def make_corpus(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "demo"))
+    import make_corpus  # type: ignore[import-not-found]
+
+    module: ModuleType = make_corpus
+    return module
+
+
+def read(path: Path) -> dict[str, list[str]]:
+    domains: dict[str, list[str]] = {}
+    for line in path.read_text("utf-8").splitlines():
+        record = json.loads(line)
+        domains.setdefault(record["domain"], []).append(record["text"])
+    return domains
+
+
+def test_domains_are_balanced_and_documents_moderate(corpus: Path) -> None:
+    domains = read(corpus)
+    assert sorted(domains) == ["code", "docstrings", "reference", "unicode"]
+    for texts in domains.values():
+        assert 40_000 <= sum(len(text.encode()) for text in texts) < 40_000 + 4 * 6500
+        assert len(set(texts)) == len(texts)
+        assert min(map(len, texts)) >= 600
+        assert max(map(len, texts)) <= 6500
+
+
+def test_the_same_python_makes_the_same_corpus(corpus: Path, tmp_path: Path) -> None:
+    run_script("examples/demo/make_corpus.py", tmp_path / "again.jsonl", "--kilobytes-per-domain", 40)
+    assert (tmp_path / "again.jsonl").read_bytes() == corpus.read_bytes()
+
+
+SOURCE = '''"""Module."""
+import os
+# a comment
+def f(): "one line"
+def g():
+    """g: ünï"""; return 1
+class C:
+    """Class.
+
+    more
+    """
+    x = """not a docstring"""
+    def m(self):
+        """m"""
+
+        async def inner():
+            "inner"
+            return "kept"
+        return inner
+'''
+
+
+def test_docstrings_are_taken_out_and_nothing_else(make_corpus: ModuleType) -> None:
+    code, texts = make_corpus.split_docstrings(SOURCE, "mod")
+    assert texts == [
+        "mod\nModule.",
+        "mod.f\none line",
+        "mod.g\ng: ünï",
+        "mod.C\nClass.\n\nmore",
+        "mod.C.m\nm",
+        "mod.C.m.inner\ninner",
+    ]
+    tree = ast.parse(code)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
+    assert len(nodes) == 6
+    assert [ast.get_docstring(node) for node in nodes] == [None] * 6
+    assert "# a comment" in code
+    assert 'x = """not a docstring"""' in code
+
+
+def test_real_modules_stay_the_same_programs(make_corpus: ModuleType) -> None:
+    """Their syntax trees agree, but for docstrings and the `pass` that stands for a lone one."""
+
+    def without_docstrings(tree: ast.AST) -> str:
+        for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED):
+                first = 0 if ast.get_docstring(node) is None else 1
+                node.body = [statement for statement in node.body[first:] if not isinstance(statement, ast.Pass)]
+        return ast.dump(tree)
+
+    for _, path in make_corpus.library_modules()[:25]:
+        source = path.read_text("utf-8")
+        code, _ = make_corpus.split_docstrings(source, "m")
+        assert without_docstrings(ast.parse(code)) == without_docstrings(ast.parse(source)), path
+
+
+def test_tokenizer_is_deterministic_and_round_trips(corpus: Path, tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        done = run_script("tools/train_tokenizer.py", corpus, tmp_path / name, "--vocab-size", 600)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    tokenizer = load_tokenizer(str(tmp_path / "a.json"))
+    assert tokenizer.vocab_size == 600
+    texts = [*read(corpus)["unicode"][:3], "\x00\t any bytes: \U0010ffff", ""]
+    encoded = tokenizer.encode_batch(texts)
+    assert [tokenizer.decode(ids) for ids in encoded] == texts
+    assert tokenizer.decode([tokenizer.eod]) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ('{"text": "a"}\n', ["--vocab-size", 256], "--vocab-size 256: must be at least 257"),
+        ('{"text": "a"}\n{"t": 1}\n', ["--vocab-size", 300], "in.jsonl:2: no JSON object with key 'text'"),
+        ('{"text": "a"}\n', ["--vocab-size", 300, "--json-key", "x"], "in.jsonl:1: no JSON object with key 'x'"),
+        ('{"text": 1}\n', ["--vocab-size", 300], "in.jsonl:1: 'text' is not a string"),
+    ],
+)
+def test_tokenizer_training_refuses(tmp_path: Path, content: str, options: list[object], message: str) -> None:
+    (tmp_path / "in.jsonl").write_text(content)
+    done = run_script("tools/train_tokenizer.py", tmp_path / "in.jsonl", tmp_path / "out.json", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "out.json").exists()
