@@ -39,7 +39,7 @@ class TokenFile:
         dtype_code: int,
         num_threads: int = 1,
     ) -> None:
-        """Fill row r of `out` [rows, length] with the tokens from position starts[r] on; ValueError outside the file."""
+        """Row r of `out` [rows, length] becomes the tokens from position starts[r] on; ValueError outside the file."""
 
 def permutation(n: int, seed: int, num_threads: int = 0) -> Ids:
     """0 ... n-1, uniformly shuffled."""
@@ -66,8 +66,8 @@ def order_visits(
 ) -> Ids:
     """Systematic weighted sampling, shuffled: block i floor(e_i) or ceil(e_i) times, e_i = draws x its probability.
 
-    A block's cluster is the number of ascending `cuts` that are <= its score; `mass` [clusters] is each cluster's share of
-    the draws, up to a factor (0: left out); within it, weight is exp(min(score, cap)). Unscored blocks are a cluster of
+    A block's cluster is the number of ascending `cuts` that are <= its score; `mass` [clusters] is each cluster's share
+    of the draws, up to a factor (0: left out); within it, weight is exp(min(score, cap)). Unscored blocks are a cluster of
     their own, of equal weights and `unseen_mass`. ValueError where nothing can be drawn.
     """
 

@@ -173,9 +173,7 @@ def main() -> None:
         if isinstance(result, dict):
             first, second = result["median_ms"]
             low, high = result["interval_95"]
-            print(
-                f"{name:34s} {first:8.2f} / {second:8.2f} ms  median ratio {result['ratio']:.4f} [{low:.4f}, {high:.4f}]"
-            )
+            print(f"{name:34s} {first:8.2f} / {second:8.2f} ms  ratio {result['ratio']:.4f} [{low:.4f}, {high:.4f}]")
         else:
             print(f"{name:36s} {result:.5f}")
     if args.json:

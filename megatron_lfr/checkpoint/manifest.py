@@ -27,6 +27,8 @@ def write_manifest(folder: Path) -> None:
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder; None for a whole one."""
+    if (folder / NAME).is_symlink():
+        return f"{NAME} is a link"
     try:
         files = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_lfr.checkpoint.manifest import find_damage, write_manifest
 from megatron_lfr.fileio import fsync_directory, write_atomic
@@ -47,7 +49,7 @@ class Checkpoint:
         ValueError names the first tensor that is missing on either side, or differs in shape or type. `allow_extra`:
         the checkpoint may hold tensors that are not asked for.
         """
-        reader = dcp.HuggingFaceStorageReader(str(self.folder))
+        reader = HuggingFaceStorageReader(str(self.folder))
         stored = reader.read_metadata().state_dict_metadata
         targets = {name: _at_least_1d(tensor) for name, tensor in tensors.items()}
         for name, tensor in targets.items():
@@ -61,7 +63,7 @@ class Checkpoint:
                 )
         if not allow_extra and (extra := sorted(set(stored) - set(targets))):
             raise ValueError(f"{self.folder}: holds the tensor {extra[0]}, which is unknown here")
-        dcp.load(dict(targets), storage_reader=reader, no_dist=not dist.is_initialized())
+        load(dict(targets), storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 class CheckpointStore:
@@ -109,7 +111,7 @@ class CheckpointStore:
         return sorted(int(match[1]) for match in found if match)
 
     def newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint without damage; each damaged one is named in a warning. None where there is none at all.
+        """The newest checkpoint without damage; damaged ones are named in warnings. None where there is none at all.
 
         ValueError where all of them are damaged: a run must not begin anew unnoticed.
         """
@@ -130,9 +132,9 @@ class CheckpointStore:
         return None
 
     def _write_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         try:
-            dcp.save(
+            save(
                 {name: _at_least_1d(tensor) for name, tensor in tensors.items()},
                 storage_writer=writer,
                 no_dist=not dist.is_initialized(),

@@ -59,10 +59,9 @@ class NativeEngine:
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.weights()
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        for parameter, state in self.optimizer.state.items():
-            for key, value in state.items():
-                tensors[f"optimizer.{names[parameter]}.{key}"] = value
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
     def weights(self) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ def _remaining(style: str, progress: float) -> float:
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         case "exponential":
-            return 2.0 * 0.5**progress - 1.0
+            return 2.0 * math.pow(0.5, progress) - 1.0
         case _:  # minus_sqrt
             return 1.0 - math.sqrt(progress)
 

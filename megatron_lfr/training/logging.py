@@ -118,7 +118,7 @@ class TensorBoard(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(self.folder, purge_step=state.get("step", 0) + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(self.folder, purge_step=state.get("step", 0) + 1)
 
     def before_checkpoint(self, trainer: Trainer) -> None:
         self._step = trainer.curriculum.next_step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from types import FrameType
 from typing import Any
 
@@ -97,12 +96,11 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_phase_start(self, start)
         waited = self.train_loader.wait_seconds
-        with closing(self.train_loader.iterate(self.curriculum.remaining_steps())) as batches:
-            for batch in batches:
-                self._train_one(batch, self.train_loader.wait_seconds - waited)
-                if self._stop_reason is not None:
-                    return
-                waited = self.train_loader.wait_seconds
+        for batch in self.train_loader.iterate(self.curriculum.remaining_steps()):
+            self._train_one(batch, self.train_loader.wait_seconds - waited)
+            if self._stop_reason is not None:
+                return
+            waited = self.train_loader.wait_seconds
 
     def _train_one(self, batch: Batch, waited: float) -> None:
         self._check_tokens(batch)
