@@ -1,7 +1,9 @@
-"""The C++ core (csrc/). Results depend on the arguments alone: the same bits for any number of threads.
+"""The C++ core (csrc/). Results depend on the arguments alone: the same bits for any number of threads and any compiler.
 
-num_threads 0 means one for each core. Ids are uint32 where the number of blocks allows it, uint64 otherwise. Scores are
-fp32 [n_blocks], higher is harder, NaN where a block has none; an infinite one raises ValueError.
+num_threads: 0 is one for each core, at most 4096. seed: any u64. Ids are uint32 where the number of blocks allows it,
+uint64 otherwise. Scores are fp32 [n_blocks], higher is harder, NaN where a block has none; an infinite one is an error.
+Arrays must be contiguous and of the type that is given here; they are never copied. Illegal arguments raise ValueError,
+which names the argument; files that cannot be read raise OSError. The GIL is released during the work.
 """
 
 from typing import Any
@@ -14,13 +16,25 @@ Scores = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 class IndexFile:
-    """A Megatron .idx file whose every bound was checked. ValueError names the file and the fault."""
+    """A Megatron .idx file whose every field was checked; ValueError names the file and the fault.
 
-    dtype_code: int
-    item_size: int
-    num_sequences: int
-    num_documents: int
-    num_tokens: int
+    Entries are read where they are asked for: the memory does not grow with the file.
+    """
+
+    @property
+    def dtype_code(self) -> int:
+        """Megatron's code of the token type: 1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 8 u16."""
+    @property
+    def item_size(self) -> int:
+        """Bytes of a token."""
+    @property
+    def num_sequences(self) -> int: ...
+    @property
+    def num_documents(self) -> int:
+        """Document entries less one."""
+    @property
+    def num_tokens(self) -> int:
+        """Sum of the lengths of all sequences."""
     def __init__(self, path: str) -> None: ...
     def token_offset(self, document: int) -> int:
         """Position of a document's first token; of `num_documents`: the number of tokens."""
@@ -48,11 +62,17 @@ def shuffle_visits(visits: npt.NDArray[np.uint32], seed: int, num_threads: int =
     """Block i visits[i] times, uniformly shuffled."""
 
 def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float, int, int]:
-    """(cut, tie quota, dropped): dropping floor(drop * scored) blocks leaves scores from `cut` on, and of those that
-    equal it, all but the first `tie quota` by id."""
+    """(cut, tie quota, dropped): the lowest floor(drop * scored) scores go, drop in [0, 1), equal ones by ascending id.
+
+    What stays are the scores above `cut` and, of those that equal it, all but the first `tie quota` by id. The share is
+    the decimal that was written: 0.29 of 100 is 29. (-inf, 0, 0) where no block has a score.
+    """
 
 def order_threshold(scores: Scores, drop: float, keep_unseen: bool, draws: int, seed: int, num_threads: int = 0) -> Ids:
-    """Passes over what `threshold` keeps, each shuffled anew, the last one cut short: [draws]."""
+    """Passes over what `threshold` keeps (and the unscored, with `keep_unseen`), each shuffled anew, the last cut short.
+
+    Returns [draws]. ValueError where nothing is kept and draws > 0.
+    """
 
 def order_visits(
     scores: Scores,
@@ -66,9 +86,9 @@ def order_visits(
 ) -> Ids:
     """Systematic weighted sampling, shuffled: block i floor(e_i) or ceil(e_i) times, e_i = draws x its probability.
 
-    A block's cluster is the number of ascending `cuts` that are <= its score; `mass` [clusters] is each cluster's share
-    of the draws, up to a factor (0: left out); within it, weight is exp(min(score, cap)). Unscored blocks are a cluster of
-    their own, of equal weights and `unseen_mass`. ValueError where nothing can be drawn.
+    Cluster of a block: the number of ascending `cuts` that are <= its score. `mass` [clusters]: the share of the draws
+    of each, up to a factor (0: left out). Within a cluster, weight is exp(min(score, cap)). Unscored blocks are a
+    cluster of their own, of equal weights and `unseen_mass`. ValueError where nothing can be drawn.
     """
 
 def order_choice(
@@ -81,17 +101,23 @@ def order_choice(
     seed: int,
     num_threads: int = 0,
 ) -> Ids:
-    """Weighted choice without replacement, shuffled, with the weights of `order_visits`. Where more is drawn than there
-    is, whole shuffled passes come first."""
+    """Weighted choice without replacement, shuffled, with the weights of `order_visits`.
+
+    Where more is drawn than there is, whole shuffled passes come first, and the choice makes the last part of a pass.
+    """
 
 def cluster(
     scores: Scores, k: int = 8, cap: float = 700.0, bins: int = 4096, num_threads: int = 0
 ) -> tuple[Doubles, npt.NDArray[np.int64], Doubles, int, float]:
-    """Exact 1-D k-means of the scores on a histogram: (cuts, counts, mean of exp(min(score, cap)) a cluster, unscored
-    blocks, mean squared distance). Fewer than k clusters where fewer bins are occupied."""
+    """Exact 1-D k-means of the scores, put into `bins` bins of equal width (k to 65536); k at most 63.
+
+    Returns (cuts [k'-1], counts [k'], mean of exp(min(score, cap)) [k'], number of unscored blocks, mean squared distance
+    of a score to its cluster's mean); k' < k where fewer bins are occupied. A score's cluster is the number of cuts <= it.
+    All but the choice of cuts is of the scores themselves, not of their bins. ValueError where no block has a score.
+    """
 
 def percentile(scores: Scores, q: float, num_threads: int = 0) -> float:
-    """The score at rank ceil(q * scored), counted from 1."""
+    """The score at rank ceil(q * scored), counted from 1, q in [0, 1]. ValueError where no block has a score."""
 
 def order_hash(ids: Ids, num_threads: int = 0) -> int:
-    """64-bit hash of a sequence of ids, uint32 or uint64."""
+    """64-bit hash of a sequence of ids: depends on their order, not on whether they are uint32 or uint64."""

@@ -1,0 +1,80 @@
+"""Arguments that no function may take: a ValueError that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_lfr import _C
+
+SCORES = np.linspace(0, 5, 10, dtype=np.float32)
+WEIGHTING = ([1.0], [1.0, 2.0], 0.0, 5.0)
+
+OF_SCORES: dict[str, Callable[[Any], Any]] = {
+    "threshold": lambda scores: _C.threshold(scores, 0.5),
+    "order_threshold": lambda scores: _C.order_threshold(scores, 0.5, True, 5, 0),
+    "order_visits": lambda scores: _C.order_visits(scores, *WEIGHTING, 5, 0),
+    "order_choice": lambda scores: _C.order_choice(scores, *WEIGHTING, 5, 0),
+    "cluster": lambda scores: _C.cluster(scores),
+    "percentile": lambda scores: _C.percentile(scores, 0.5),
+}
+
+
+@pytest.mark.parametrize("function", OF_SCORES)
+@pytest.mark.parametrize(
+    "scores",
+    [SCORES.astype(np.float64), SCORES[::2], SCORES.reshape(2, 5), SCORES.tolist(), SCORES.astype(">f4"), None],
+    ids=["float64", "strided", "2-d", "list", "big-endian", "None"],
+)
+def test_scores_of_another_kind(function: str, scores: object) -> None:
+    with pytest.raises(ValueError, match="scores: must be a contiguous array of type float32"):
+        OF_SCORES[function](scores)
+
+
+@pytest.mark.parametrize("function", OF_SCORES)
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_scores(function: str, value: float) -> None:
+    scores = SCORES.copy()
+    scores[[3, 7]] = value
+    with pytest.raises(ValueError, match="block 3 has an infinite score"):
+        OF_SCORES[function](scores)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: _C.permutation(-1, 0), "n"),
+        (lambda: _C.permutation(2**63, 0), "n"),
+        (lambda: _C.permutation(3, -1), "seed"),
+        (lambda: _C.permutation(3, 2**64), "seed"),
+        (lambda: _C.permutation(3, 0, -1), "num_threads"),
+        (lambda: _C.permutation(3, 0, 10**6), "num_threads"),
+        (lambda: _C.shuffle_visits(np.ones(3, np.int64), 0), "visits"),
+        (lambda: _C.threshold(SCORES, 1.0), "drop"),
+        (lambda: _C.threshold(SCORES, -0.1), "drop"),
+        (lambda: _C.threshold(SCORES, float("nan")), "drop"),
+        (lambda: _C.order_threshold(SCORES, 0.5, True, -1, 0), "draws"),
+        (lambda: _C.order_visits(SCORES, *WEIGHTING, -1, 0), "draws"),
+        (lambda: _C.order_choice(SCORES, *WEIGHTING, 2**64, 0), "draws"),
+        (lambda: _C.percentile(SCORES, 1.01), "q"),
+        (lambda: _C.percentile(SCORES, float("nan")), "q"),
+        (lambda: _C.order_hash(np.arange(3)), "ids"),
+    ],
+)
+def test_values_outside_their_range(call: Callable[[], Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        call()
+
+
+def test_numpy_integers_are_integers() -> None:
+    assert _C.permutation(np.int64(5), np.uint64(2**64 - 1)).tolist() == _C.permutation(5, 2**64 - 1).tolist()
+
+
+def test_read_only_and_mapped_scores_are_taken(tmp_path: Any) -> None:
+    path = tmp_path / "scores.npy"
+    np.save(path, SCORES)
+    mapped = np.load(path, mmap_mode="r")
+    assert _C.threshold(mapped, 0.5) == _C.threshold(SCORES, 0.5)

@@ -1,0 +1,122 @@
+"""Exact k-means and quantiles against enumeration and sorting."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from order_oracles import clusters_of, least_mse, least_mse_by_programme
+
+from megatron_lfr import _C
+
+BINS = 4096
+
+
+def check_clusters(scores: npt.NDArray[np.float32], k: int, cap: float = 700.0) -> float:
+    """Compares everything but the choice of cuts with NumPy; returns the mean squared distance."""
+    cuts, counts, perplexity, unseen, mse = _C.cluster(scores, k, cap, BINS)
+    assert cuts.dtype == perplexity.dtype == np.float64
+    assert counts.dtype == np.int64
+    assert len(counts) == len(perplexity) == len(cuts) + 1 <= k
+    assert (np.diff(cuts) > 0).all()
+    assert unseen == np.isnan(scores).sum()
+    seen = scores[~np.isnan(scores)].astype(np.float64)
+    clusters = clusters_of(seen.astype(np.float32), cuts)
+    assert counts.tolist() == np.bincount(clusters, minlength=len(counts)).tolist()
+    assert counts.min() > 0
+    squares = 0.0
+    for c in range(len(counts)):
+        part = seen[clusters == c]
+        assert perplexity[c] == pytest.approx(np.exp(np.minimum(part, cap)).mean(), rel=1e-12)
+        squares += float(((part - part.mean()) ** 2).sum())
+    assert mse == pytest.approx(squares / len(seen), rel=1e-9, abs=1e-12 * np.ptp(seen) ** 2)
+    return mse
+
+
+def assert_near_optimum(mse: float, best: float, scores: npt.NDArray[np.float32]) -> None:
+    """Binning moves no score by more than a bin, so the root mean square by no more than twice that."""
+    width = float(np.nanmax(scores) - np.nanmin(scores)) / BINS
+    assert math.sqrt(best) - 1e-6 <= math.sqrt(mse) <= math.sqrt(best) + 2 * width + 1e-6
+
+
+@given(values=st.lists(st.floats(-3, 12, width=32), min_size=2, max_size=11, unique=True), k=st.integers(1, 5))
+def test_clusters_are_the_best_of_all_partitions(values: list[float], k: int) -> None:
+    scores = np.array([*values, np.nan], np.float32)
+    mse = check_clusters(scores, k)
+    assert_near_optimum(mse, least_mse(values, min(k, len(values))), scores)
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_clusters_are_the_best_of_many_scores(k: int) -> None:
+    scores = np.random.default_rng(k).gamma(2, 1.5, 120).astype(np.float32)
+    assert_near_optimum(check_clusters(scores, k), least_mse_by_programme(scores.tolist(), k), scores)
+
+
+def test_clusters_of_many_blocks_are_summed_exactly() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.gamma(9, 0.35, 600_000).astype(np.float32)
+    scores[rng.random(len(scores)) < 0.1] = np.nan
+    check_clusters(scores, 8, cap=5.0)
+
+
+def test_fewer_distinct_scores_than_clusters() -> None:
+    cuts, counts, _, unseen, mse = _C.cluster(np.array([1, 5, 1, 5, 5, np.nan], np.float32), 8)
+    assert counts.tolist() == [2, 3]
+    assert 1 < cuts[0] <= 5
+    assert (unseen, mse) == (1, 0.0)
+
+
+def test_equal_scores_make_one_cluster() -> None:
+    cuts, counts, perplexity, unseen, mse = _C.cluster(np.full(7, 2.0, np.float32), 8)
+    assert (cuts.tolist(), counts.tolist(), unseen, mse) == ([], [7], 0, 0.0)
+    assert perplexity[0] == pytest.approx(math.exp(2))
+
+
+def test_small_clusters_far_from_a_large_one_are_told_apart() -> None:
+    """Sums of squares of the large cluster must not drown those of the small ones."""
+    scores = np.concatenate([np.zeros(500_000), np.repeat([29.0, 29.5, 30.0], 2)]).astype(np.float32)
+    _, counts, _, _, mse = _C.cluster(scores, 4, 700.0, 65_536)
+    assert counts.tolist() == [500_000, 2, 2, 2]
+    assert mse == 0.0
+
+
+@given(values=st.lists(st.sampled_from([-2.0, -0.0, 0.0, 0.5, 7.0, 1e30, float("nan")]), max_size=40))
+@pytest.mark.parametrize("q", [0.0, 0.07, 0.5, 0.999, 1.0])
+def test_percentile_is_an_order_statistic(q: float, values: list[float]) -> None:
+    scores = np.array(values, np.float32)
+    seen = np.sort(scores[~np.isnan(scores)])
+    if len(seen) == 0:
+        with pytest.raises(ValueError, match="no block"):
+            _C.percentile(scores, q)
+        return
+    assert _C.percentile(scores, q) == seen[max(math.ceil(Fraction(str(q)) * len(seen)), 1) - 1]
+
+
+def test_percentile_of_scores_that_share_their_high_bits() -> None:
+    scores = (1 + np.random.default_rng(0).permutation(600_000) * 1e-7).astype(np.float32)
+    assert _C.percentile(scores, 0.999) == np.sort(scores)[599_400 - 1]
+
+
+@pytest.mark.parametrize(
+    ("k", "cap", "bins", "message"),
+    [
+        (0, 9.0, 4096, "k:"),
+        (64, 9.0, 4096, "k:"),
+        (8, 9.0, 7, "bins"),
+        (8, 9.0, 2**16 + 1, "bins"),
+        (8, math.nan, 4096, "cap"),
+    ],
+)
+def test_illegal_arguments_of_cluster(k: int, cap: float, bins: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _C.cluster(np.ones(3, np.float32), k, cap, bins)
+
+
+def test_no_scores_to_cluster() -> None:
+    with pytest.raises(ValueError, match="no block"):
+        _C.cluster(np.full(3, np.nan, np.float32))

@@ -1,0 +1,110 @@
+"""The same bits for any number of threads, from one version to the next, and a hash that notices every change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from megatron_lfr import _C
+
+Order = npt.NDArray[np.unsignedinteger]
+
+
+def spread_scores(n: int) -> npt.NDArray[np.float32]:
+    """Scores in [0, 6) from integers alone: no generator whose stream might change."""
+    scores = ((np.arange(n) * 2654435761 % 2**32) / 2**32 * 6).astype(np.float32)
+    scores[::37] = np.nan
+    return scores
+
+
+WEIGHTING = ([1.0, 3.0], [1.0, 2.0, 3.0], 0.5, 5.0)
+
+ORDERS: dict[str, Callable[[npt.NDArray[np.float32], int], Order]] = {
+    "permutation": lambda scores, threads: _C.permutation(len(scores), 7, threads),
+    "shuffle_visits": lambda scores, threads: _C.shuffle_visits(
+        (np.arange(len(scores)) % 4).astype(np.uint32), 7, threads
+    ),
+    "order_threshold": lambda scores, threads: _C.order_threshold(scores, 0.3, True, len(scores) * 5 // 3, 7, threads),
+    "order_visits": lambda scores, threads: _C.order_visits(scores, *WEIGHTING, len(scores) * 2 // 3, 7, threads),
+    "order_choice": lambda scores, threads: _C.order_choice(scores, *WEIGHTING, len(scores) // 3, 7, threads),
+}
+
+# Orders of 300,000 blocks. A change here changes the order of every run that resumes: never a side effect.
+GOLDEN = {
+    "permutation": 0xA2A7312506CE565F,
+    "shuffle_visits": 0x8367A15EB9E80BED,
+    "order_threshold": 0x9F7030EA7C57529A,
+    "order_visits": 0x860B6A33C6C192B,
+    "order_choice": 0x1BB7599C38E94EE7,
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_orders_never_change(name: str) -> None:
+    assert _C.order_hash(ORDERS[name](spread_scores(300_000), 0)) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("threads", [2, 7])
+def test_threads_change_no_order(name: str, threads: int) -> None:
+    scores = spread_scores(1_200_000)  # five chunks, many buckets
+    assert np.array_equal(ORDERS[name](scores, threads), ORDERS[name](scores, 1))
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_threads_change_no_statistic(threads: int) -> None:
+    scores = spread_scores(1_200_000)
+    for one, several in zip(_C.cluster(scores, num_threads=1), _C.cluster(scores, num_threads=threads), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(several).tobytes()
+    assert _C.percentile(scores, 0.9, 1) == _C.percentile(scores, 0.9, threads)
+    assert _C.threshold(scores, 0.9, 1) == _C.threshold(scores, 0.9, threads)
+    ids = np.arange(1_200_000, dtype=np.uint32)
+    assert _C.order_hash(ids, 1) == _C.order_hash(ids, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_first_infinite_score_is_named(threads: int) -> None:
+    scores = np.zeros(2_000_000, np.float32)
+    scores[[700_001, 1_900_000]] = [np.inf, -np.inf]
+    with pytest.raises(ValueError, match="block 700001 "):
+        _C.threshold(scores, 0.5, threads)
+
+
+def test_hash_is_that_of_the_values() -> None:
+    ids = _C.permutation(600_000, 1)
+    assert _C.order_hash(ids) == _C.order_hash(ids.astype(np.uint64))
+
+
+def test_hash_notices_every_small_change() -> None:
+    ids = np.arange(300, dtype=np.uint32)
+    variants = [
+        ids,
+        ids[:-1],
+        ids[1:],
+        np.append(ids, np.uint32(0)),
+        ids[:0],
+        ids[:1],
+        np.append(ids, ids),
+        ids[::-1].copy(),
+    ]
+    for i in range(300):
+        changed = ids.copy()
+        changed[i] ^= 1
+        variants.append(changed)
+        swapped = ids.copy()
+        swapped[[i, (7 * i + 1) % 300]] = swapped[[(7 * i + 1) % 300, i]]
+        if not np.array_equal(swapped, ids):
+            variants.append(swapped)
+    distinct = {variant.tobytes() for variant in variants}
+    assert len({_C.order_hash(variant) for variant in variants}) == len(distinct)
+
+
+def test_hash_notices_a_swap_across_chunks() -> None:
+    ids = np.zeros(600_000, np.uint32)
+    ids[10] = 1
+    moved = np.zeros(600_000, np.uint32)
+    moved[10 + 2**18] = 1
+    assert _C.order_hash(ids) != _C.order_hash(moved)

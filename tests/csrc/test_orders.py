@@ -1,0 +1,148 @@
+"""Uniform orders and threshold orders against their definitions."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from order_oracles import chi_square, kept_by_threshold
+
+from megatron_lfr import _C
+
+SEVERAL_BUCKETS = 300_000  # draws: more than one bucket of the shuffle, and more than one chunk of blocks
+
+levels = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 2.0, 3.25, float("nan")]), max_size=60)
+drops = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.95, 0.999999])
+seeds = st.integers(0, 2**64 - 1)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 65_536, 65_537, SEVERAL_BUCKETS])
+def test_permutation_holds_every_id_once(n: int) -> None:
+    ids = _C.permutation(n, 5)
+    assert ids.dtype == np.uint32
+    assert np.array_equal(np.sort(ids), np.arange(n))
+
+
+def test_all_permutations_of_four_are_equally_likely() -> None:
+    rounds = 24_000
+    counts = Counter(tuple(_C.permutation(4, seed).tolist()) for seed in range(rounds))
+    assert len(counts) == 24
+    assert chi_square(list(counts.values()), rounds / 24) < 58  # 99.99th percentile for 23 degrees of freedom
+
+
+def test_all_arrangements_of_a_multiset_are_equally_likely() -> None:
+    rounds = 12_000
+    visits = np.array([2, 0, 1, 1], np.uint32)
+    counts = Counter(tuple(_C.shuffle_visits(visits, seed).tolist()) for seed in range(rounds))
+    assert len(counts) == 12
+    assert chi_square(list(counts.values()), rounds / 12) < 38  # 99.99th percentile for 11 degrees of freedom
+
+
+def test_ids_and_places_are_independent_across_buckets() -> None:
+    """Each statistic has 19 x 19 degrees of freedom; too regular an order would be as wrong as a biased one."""
+    cells, rounds = 20, 20
+    place = np.arange(SEVERAL_BUCKETS) * cells // SEVERAL_BUCKETS
+    total = 0.0
+    for seed in range(rounds):
+        block = _C.permutation(SEVERAL_BUCKETS, seed).astype(np.int64) * cells // SEVERAL_BUCKETS
+        table = np.bincount(place * cells + block, minlength=cells * cells)
+        total += chi_square(table, SEVERAL_BUCKETS / cells**2)
+    freedom = rounds * (cells - 1) ** 2
+    assert abs(total - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_neighbours_are_independent() -> None:
+    """How often id i + 1 follows id i directly is about Poisson with mean 1; summed over seeds, mean 50."""
+    follows = sum(int((np.diff(_C.permutation(100_000, seed).astype(np.int64)) == 1).sum()) for seed in range(50))
+    assert 50 - 5 * 7.1 < follows < 50 + 5 * 7.1
+
+
+def test_seeds_give_unrelated_orders() -> None:
+    orders = [_C.permutation(1000, seed) for seed in (0, 1, 2, 2**63, 2**64 - 1)]
+    for a, first in enumerate(orders):
+        for second in orders[:a]:
+            assert (first == second).sum() < 10
+
+
+@given(visits=st.lists(st.integers(0, 5), max_size=80), seed=seeds)
+def test_visits_are_kept(visits: list[int], seed: int) -> None:
+    counts = np.array(visits, np.uint32)
+    order = _C.shuffle_visits(counts, seed)
+    assert np.array_equal(np.bincount(order, minlength=len(visits)), counts)
+
+
+def test_visits_are_kept_across_buckets() -> None:
+    counts = np.random.default_rng(1).poisson(1.3, SEVERAL_BUCKETS).astype(np.uint32)
+    counts[17] = 100_000
+    assert np.array_equal(np.bincount(_C.shuffle_visits(counts, 3), minlength=len(counts)), counts)
+
+
+@given(values=levels, drop=drops)
+def test_threshold_describes_what_is_kept(values: list[float], drop: float) -> None:
+    scores = np.array(values, np.float32)
+    cut, tie_quota, dropped = _C.threshold(scores, drop)
+    ties = np.flatnonzero(scores == cut)
+    kept = np.union1d(np.flatnonzero(scores > cut), ties[tie_quota:])
+    assert kept.tolist() == kept_by_threshold(scores, drop, keep_unseen=False)
+    assert dropped == np.count_nonzero(~np.isnan(scores)) - len(kept)
+
+
+@given(values=levels, drop=drops, keep_unseen=st.booleans(), draws=st.integers(0, 200), seed=seeds)
+def test_threshold_order_makes_whole_passes(
+    values: list[float], drop: float, keep_unseen: bool, draws: int, seed: int
+) -> None:
+    scores = np.array(values, np.float32)
+    kept = kept_by_threshold(scores, drop, keep_unseen)
+    if not kept and draws:
+        with pytest.raises(ValueError, match="no block"):
+            _C.order_threshold(scores, drop, keep_unseen, draws, seed)
+        return
+    order = _C.order_threshold(scores, drop, keep_unseen, draws, seed).tolist()
+    assert len(order) == draws
+    for first in range(0, draws, len(kept) or 1):
+        part = order[first : first + len(kept)]
+        assert len(set(part)) == len(part)
+        assert set(part) <= set(kept)
+
+
+def test_threshold_order_of_many_blocks() -> None:
+    scores = _rounded_scores(600_000)  # three chunks, with ties across them
+    kept = kept_by_threshold(scores, 0.4, keep_unseen=True)
+    order = _C.order_threshold(scores, 0.4, True, 2 * len(kept) + 1000, 9)
+    first, second, rest = np.split(order, [len(kept), 2 * len(kept)])
+    assert np.array_equal(np.sort(first), kept)
+    assert np.array_equal(np.sort(second), kept)
+    assert len(set(rest.tolist())) == 1000
+    assert not np.array_equal(first, second)
+    assert set(rest.tolist()) <= set(kept)
+
+
+def test_the_part_of_the_last_pass_is_a_uniform_choice() -> None:
+    scores = np.arange(10, dtype=np.float32)
+    counts = np.zeros(10)
+    rounds = 5000
+    for seed in range(rounds):
+        counts[_C.order_threshold(scores, 0.5, False, 7, seed)[5:]] += 1
+    assert counts[:5].sum() == 0
+    # Each of five blocks is among the two with probability 0.4: 5 standard deviations.
+    assert np.abs(counts[5:] - 0.4 * rounds).max() < 5 * np.sqrt(0.24 * rounds)
+
+
+@pytest.mark.parametrize(("drop", "seen", "dropped"), [(0.29, 100, 29), (0.7, 10, 7), (0.57, 1_000_000, 570_000)])
+def test_decimal_shares_are_meant_as_written(drop: float, seen: int, dropped: int) -> None:
+    assert _C.threshold(np.zeros(seen, np.float32), drop)[2] == dropped
+
+
+def test_a_share_below_one_never_drops_every_block() -> None:
+    assert _C.threshold(np.zeros(3, np.float32), 1 - 2**-53) == (0.0, 2, 2)
+
+
+def _rounded_scores(n: int) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(4)
+    scores = np.round(rng.gamma(9, 0.35, n), 1).astype(np.float32)
+    scores[rng.random(n) < 0.05] = np.nan
+    return scores

@@ -1,0 +1,168 @@
+"""Weighted orders against probabilities from the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from order_oracles import clusters_of, inclusion_probabilities, probabilities
+
+from megatron_lfr import _C
+
+CUTS = [1.0, 2.5]
+scores_lists = st.lists(
+    st.one_of(st.floats(-5, 12, width=32), st.sampled_from([1.0, 2.5, float("nan")])), min_size=1, max_size=50
+)
+masses = st.lists(st.sampled_from([0.0, 0.5, 1.0, 7.0]), min_size=3, max_size=3)
+seeds = st.integers(0, 2**64 - 1)
+
+
+@given(
+    values=scores_lists,
+    mass=masses,
+    unseen_mass=st.sampled_from([0.0, 2.0]),
+    cap=st.sampled_from([-1.0, 3.0, 100.0, float("inf")]),
+    draws=st.integers(0, 3000),
+    seed=seeds,
+)
+def test_visits_are_the_expectation_rounded(
+    values: list[float], mass: list[float], unseen_mass: float, cap: float, draws: int, seed: int
+) -> None:
+    scores = np.array(values, np.float32)
+    drawable = np.array([*mass, unseen_mass])[clusters_of(scores, CUTS)] > 0
+    assume(drawable.any())
+    order = _C.order_visits(scores, CUTS, mass, unseen_mass, cap, draws, seed)
+    check_visits(order, scores, draws * probabilities(scores, CUTS, mass, unseen_mass, cap), draws)
+
+
+@pytest.mark.parametrize("draws", [1_000, 650_000, 3_000_000])
+def test_visits_of_many_blocks(draws: int) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.gamma(9, 0.35, 600_000).astype(np.float32)
+    scores[rng.random(len(scores)) < 0.1] = np.nan
+    order = _C.order_visits(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0, draws, 11)
+    check_visits(order, scores, draws * probabilities(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0), draws)
+
+
+def check_visits(
+    order: npt.NDArray[np.unsignedinteger],
+    scores: npt.NDArray[np.float32],
+    expected: npt.NDArray[np.float64],
+    draws: int,
+) -> None:
+    """Blocks and clusters are visited floor or ceil of what is expected; a unit of the fixed point is allowed for."""
+    slack = 1e-6
+    assert len(order) == draws
+    visits = np.bincount(order, minlength=len(scores))
+    assert (visits >= np.floor(expected - slack)).all()
+    assert (visits <= np.ceil(expected + slack)).all()
+    clusters = clusters_of(scores, CUTS)
+    per_cluster = np.bincount(clusters, weights=visits, minlength=4)
+    expected_per_cluster = np.bincount(clusters, weights=expected, minlength=4)
+    assert (per_cluster >= np.floor(expected_per_cluster - slack)).all()
+    assert (per_cluster <= np.ceil(expected_per_cluster + slack)).all()
+    assert visits[expected == 0].sum() == 0
+
+
+def test_mean_visits_over_seeds_are_the_expectation() -> None:
+    scores = np.array([0.3, 1.0, 1.7, 2.0, 2.6, 4.0, np.nan, np.nan], np.float32)
+    arguments = (CUTS, [1.0, 2.0, 3.0], 1.5, 3.5)
+    expected = 7 * probabilities(scores, *arguments)
+    rounds = 4000
+    visits = np.zeros(len(scores))
+    for seed in range(rounds):
+        visits += np.bincount(_C.order_visits(scores, *arguments, 7, seed), minlength=len(scores))
+    fraction = expected - np.floor(expected)
+    deviation = np.sqrt(fraction * (1 - fraction) / rounds)
+    assert (np.abs(visits / rounds - expected) < 5 * deviation + 1e-9).all()
+
+
+def test_far_below_the_cap_weights_do_not_underflow() -> None:
+    scores = np.array([-3000.0, -3000.0, -2000.0, 5.0], np.float32)
+    order = _C.order_visits(scores, [-2500.0, 0.0], [2.0, 1.0, 1.0], 0.0, 700.0, 400, 0)
+    assert np.bincount(order, minlength=4).tolist() == [100, 100, 100, 100]
+    chosen = _C.order_choice(scores, [-2500.0, 0.0], [2.0, 1.0, 1.0], 0.0, 700.0, 4, 0)
+    assert sorted(chosen.tolist()) == [0, 1, 2, 3]
+
+
+def test_the_whole_phase_is_shuffled() -> None:
+    """Visits of one block are spread over the phase, and no cluster comes first."""
+    scores = np.repeat(np.array([0.0, 2.0, 3.0], np.float32), 100)
+    order = _C.order_visits(scores, CUTS, [1.0, 1.0, 1.0], 0.0, 9.0, 9000, 5)
+    places = [np.flatnonzero(clusters_of(scores[order], CUTS) == c).mean() for c in range(3)]
+    assert np.abs(np.array(places) - 4500).max() < 5 * 9000 / np.sqrt(12 * 3000)
+
+
+def test_choice_includes_blocks_as_successive_draws_would() -> None:
+    scores = np.array([0.2, 1.5, 2.0, 3.0, np.nan, 0.9], np.float32)
+    arguments = (CUTS, [0.5, 2.0, 2.0], 0.7, 2.8)
+    expected = inclusion_probabilities(probabilities(scores, *arguments).tolist(), 3)
+    rounds = 8_000
+    included, first = np.zeros(6), np.zeros(6)
+    for seed in range(rounds):
+        ids = _C.order_choice(scores, *arguments, 3, seed)
+        included[ids] += 1
+        first[ids[0]] += 1
+    assert (np.abs(included - rounds * expected) < 5 * np.sqrt(rounds * expected * (1 - expected))).all()
+    # Heavy blocks must not come first: each place is equally likely for a chosen block.
+    assert (np.abs(first - included / 3) < 5 * np.sqrt(included * 2 / 9)).all()
+
+
+@given(values=scores_lists, mass=masses, unseen_mass=st.sampled_from([0.0, 2.0]), draws=st.integers(0, 120), seed=seeds)
+def test_choice_draws_without_replacement(
+    values: list[float], mass: list[float], unseen_mass: float, draws: int, seed: int
+) -> None:
+    scores = np.array(values, np.float32)
+    drawable = np.flatnonzero(np.array([*mass, unseen_mass])[clusters_of(scores, CUTS)] > 0)
+    assume(len(drawable) > 0)
+    order = _C.order_choice(scores, CUTS, mass, unseen_mass, 6.0, draws, seed)
+    assert len(order) == draws
+    for first in range(0, draws, len(drawable)):
+        part = order[first : first + len(drawable)]
+        assert len(set(part.tolist())) == len(part)
+        assert np.isin(part, drawable).all()
+
+
+def test_choice_of_many_blocks_favours_heavy_ones_by_their_weight() -> None:
+    """When few of many are chosen, a block's chance is its weight: the shares of clusters show it."""
+    rng = np.random.default_rng(3)
+    scores = rng.gamma(9, 0.35, 600_000).astype(np.float32)
+    order = _C.order_choice(scores, CUTS, [1.0, 2.0, 5.0], 0.0, 6.0, 4000, 1)
+    assert len(set(order.tolist())) == 4000
+    shares = np.bincount(clusters_of(scores[order], CUTS), minlength=3) / 4000
+    expected = np.array([1, 2, 5]) / 8
+    assert (np.abs(shares - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000) + 0.005).all()
+
+
+@pytest.mark.parametrize("draw", [_C.order_visits, _C.order_choice])
+class TestRefusals:
+    scores = np.array([0.0, 2.0, np.nan], np.float32)
+
+    @pytest.mark.parametrize(
+        ("cuts", "mass", "unseen_mass", "cap", "message"),
+        [
+            ([2.0, 1.0], [1.0] * 3, 0.0, 5.0, "cuts"),
+            ([float("nan")], [1.0] * 2, 0.0, 5.0, "cuts"),
+            ([0.1 * i for i in range(64)], [1.0] * 65, 0.0, 5.0, "cuts"),
+            ([1.0], [1.0], 0.0, 5.0, "mass"),
+            ([1.0], [1.0, -1.0], 0.0, 5.0, "mass"),
+            ([1.0], [1.0, float("inf")], 0.0, 5.0, "mass"),
+            ([1.0], [1e308, 1e308], 0.0, 5.0, "mass"),
+            ([1.0], [0.0, 0.0], 0.0, 5.0, "no block can be drawn"),
+            ([3.0], [0.0, 1.0], 0.0, 5.0, "no block can be drawn"),
+            ([1.0], [1.0, 1.0], float("nan"), 5.0, "unseen_mass"),
+            ([1.0], [1.0, 1.0], 0.0, float("nan"), "cap"),
+            ([1.0], [1.0, 1.0], 0.0, float("-inf"), "cap"),
+        ],
+    )
+    def test_illegal_weightings(
+        self, draw: type, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            draw(self.scores, cuts, mass, unseen_mass, cap, 10, 0)
+
+    def test_no_blocks_at_all(self, draw: type) -> None:
+        with pytest.raises(ValueError, match="no block can be drawn"):
+            draw(np.empty(0, np.float32), [], [1.0], 1.0, 5.0, 10, 0)

@@ -1,0 +1,69 @@
+"""The command as a shell sees it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import megatron_lfr
+from megatron_lfr.cli import main
+from megatron_lfr.data.indexed import IndexedDataset
+
+
+def test_every_module_imports() -> None:
+    names = [module.name for module in pkgutil.walk_packages(megatron_lfr.__path__, "megatron_lfr.")]
+    assert len(names) > 30
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["trian"], 2)])
+def test_usage(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert "preprocess" in captured.out + captured.err
+
+
+@pytest.mark.parametrize("command", ["preprocess", "train"])
+def test_help_lists_the_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for flag in {"preprocess": ["--input", "--workers"], "train": ["--data-path", "--lfr-schedule", "--config"]}[
+        command
+    ]:
+        assert flag in out
+
+
+def test_preprocess_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"document {i} " * 30, "domain": "ab"[i % 2]} for i in range(40)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prefix = str(tmp_path / "toy")
+    flags = ["--input", str(tmp_path / "corpus.jsonl"), "--output-prefix", prefix, "--tokenizer", "bytes"]
+    assert main(["preprocess", *flags, "--domain-key", "domain", "--workers", "1"]) == 0
+    document = IndexedDataset(Path(prefix + "_a_text_document")).document(0)
+    assert bytes(document[:-1].astype(np.uint8)).decode() == rows[0]["text"]
+    train = [
+        *("--model-preset", "demo", "--num-layers", "1", "--tokenizer-model", "bytes", "--seq-length", "64"),
+        *("--data-path", f"{prefix}_a_text_document", f"{prefix}_b_text_document", "--split", "9,1,0"),
+        *("--micro-batch-size", "8", "--train-iters", "10", "--save", str(tmp_path / "run"), "--lr", "1e-3"),
+        *("--eod-mask-loss", "--reset-position-ids", "--reset-attention-mask"),
+    ]
+    assert main(["train", *train]) == 0
+    assert "validation at step 10" in capsys.readouterr().out
+
+
+def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": broken}\n')
+    flags = ["--input", str(path), "--output-prefix", str(tmp_path / "toy"), "--tokenizer", "bytes"]
+    assert main(["preprocess", *flags, "--workers", "1"]) == 2
+    assert f"{path}:2:" in capsys.readouterr().err
+    assert not list(tmp_path.glob("toy*"))
