@@ -1,5 +1,8 @@
 """Step time: what recording costs, and ours against transformers' LlamaForCausalLM in the same loop.
 
+"Not recorded" is our step without the curriculum: its per-block losses are thrown away. "PyTorch's loss" is our model with
+F.cross_entropy, which has none.
+
     python tools/benchmark_step.py [--pairs 40] [--json OUT.json]
 
 Pairs of steps are interleaved, A B B A, on the same batches; the ratio of each pair is taken, and the median ratio with
@@ -127,9 +130,10 @@ def main() -> None:
         return Llama(config, seed=1, tp_group=None)
 
     ours = make_engine(llama(), args.batch)
+    unrecorded = make_engine(llama(), args.batch)
     plain = make_engine(WithoutRecording(llama()), args.batch)
     theirs = make_engine(Transformers(config, args.vocab_size), args.batch)
-    n_steps = 2 * args.pairs + 20
+    n_steps = 3 * args.pairs + 20
     plan = Schedule((Phase("learn", n_steps, "steps"),)).plan(n_steps * args.batch, args.seq_length, args.batch)
     recording: list[float] = []
     steps: list[float] = []
@@ -156,7 +160,10 @@ def main() -> None:
             for _ in range(5):
                 step(batch())
         results = {
-            "recording on / off": interleave(
+            "recording on / not recorded": interleave(
+                with_recording, lambda b: unrecorded.train_step(b, 1e-4), [batch(i) for i in range(args.pairs)]
+            ),
+            "recording on / PyTorch's loss": interleave(
                 with_recording, lambda b: plain.train_step(b, 1e-4), [batch(i) for i in range(args.pairs)]
             ),
             "ours with recording / transformers": interleave(

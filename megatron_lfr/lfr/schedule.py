@@ -90,9 +90,10 @@ class Phase:
 
 
 def dropped_count(drop: float, n_scored: int) -> int:
-    """How many of `n_scored` blocks a drop share leaves out. The small constant undoes the rounding of decimal
+    """How many of `n_scored` blocks a drop share leaves out. The slack, csrc's too, undoes the rounding of decimal
     shares: 0.7 of 10 is 7, not 6.999..."""
-    return math.floor(drop * n_scored + 1e-9)
+    product = drop * n_scored
+    return math.floor(product + max(1e-9, product * 2.0**-51))
 
 
 @dataclass(frozen=True)

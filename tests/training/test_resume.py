@@ -36,7 +36,7 @@ def run_args(tiny_args: list[str], folder: Path) -> list[str]:
     return [
         *tiny_args,
         "--train-epochs",
-        "8",
+        "3",
         "--save-interval",
         "2",
         "--keep-last",
