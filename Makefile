@@ -26,7 +26,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel pybind11 ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel pybind11
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"
 	touch $@
 

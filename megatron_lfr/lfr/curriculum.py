@@ -15,7 +15,7 @@ from megatron_lfr.fileio import fsync_directory
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
-from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order
+from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order, phase_seed
 
 BlockIds = npt.NDArray[np.int64]
 Rescore = Callable[[BlockIds], npt.NDArray[np.float32]]
@@ -192,6 +192,8 @@ class Curriculum:
             return self.ledger.recorded_scores()
         if planned.phase.score == "detrended":
             return self.ledger.detrended_scores()
+        if planned.phase.score == "shuffled":
+            return self.ledger.shuffled_scores(phase_seed(self.seed, -1 - planned.index))
         return self._rescored_scores(planned)
 
     def _rescored_scores(self, planned: PlannedPhase) -> Scores:

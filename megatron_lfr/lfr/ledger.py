@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr import _C
 from megatron_lfr.lfr.journal import UNRECORDED
 
 # Steps over which the running mean training loss is averaged (ours).
@@ -63,4 +64,11 @@ class Ledger:
         scores = self.nll.copy()
         seen = self.step >= 0
         scores[seen] = (self.nll[seen].astype(np.float64) - self.trend[self.step[seen]]).astype(np.float32)
+        return scores
+
+    def shuffled_scores(self, seed: int) -> npt.NDArray[np.float32]:
+        """The recorded losses, dealt at random to the blocks that have one: a control without difficulty (ours)."""
+        scores = self.nll.copy()
+        seen = np.flatnonzero(~np.isnan(scores))
+        scores[seen] = scores[seen][_C.permutation(len(seen), seed)]
         return scores

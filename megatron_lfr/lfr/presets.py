@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megatron_lfr.lfr.schedule import Phase, Schedule
 
 _LFR = (
@@ -54,6 +56,11 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
         "Baseline: the phase boundaries of `lfr`, each phase uniform over everything. Differs from `lfr` in the "
         "selection alone.",
         Schedule(tuple(Phase("learn", phase.duration, "share") for phase in _LFR)),
+    ),
+    "random-focus": (
+        "Control: the phases of `lfr`, each Focus by scores that were dealt to the blocks at random. As many blocks are "
+        "dropped and repeated, but not by difficulty.",
+        Schedule(tuple(replace(p, score="shuffled") if p.kind == "focus" else p for p in _LFR)),
     ),
     "focus-only": (
         "Baseline: focus without review. Learn, then Focus phases with fresh scores to the end.",

@@ -13,7 +13,7 @@ Kind = Literal["learn", "focus", "review"]
 Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
 SelectionMode = Literal["threshold", "clusters"]
 Sampling = Literal["passes", "visits", "choice"]
-ScoreMode = Literal["recorded", "detrended", "rescored"]
+ScoreMode = Literal["recorded", "detrended", "rescored", "shuffled"]
 Unseen = Literal["auto", "keep", "exclude"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -48,7 +48,8 @@ class Phase:
     its perplexity. choice: weighted without replacement, by perplexity."""
     score: ScoreMode = "recorded"
     """recorded: loss when last trained on (the paper). detrended: minus the running mean training loss of that step
-    (ours). rescored: loss in a forward-only pass over the corpus before the phase (ours)."""
+    (ours). rescored: loss in a forward-only pass over the corpus before the phase (ours). shuffled: the recorded ones,
+    dealt to the scored blocks at random: a control that repeats and drops as often, but not by difficulty."""
     unseen: Unseen = "auto"
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8

@@ -13,8 +13,8 @@ class LFRConfig:
     """The Learn-Focus-Review schedule."""
 
     lfr_schedule: str = "lfr"
-    """A preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, focus-only), a YAML file with a list of
-    phases, or such a list in place."""
+    """A preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, random-focus, focus-only), a YAML file with a
+    list of phases, or such a list in place."""
     train_iters: int | None = None
     """Optimizer steps of the run. Scales a schedule given in shares, must equal the total of one that is not."""
     train_samples: int | None = None

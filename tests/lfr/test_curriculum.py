@@ -90,7 +90,7 @@ def test_a_phases_last_batch_is_padded_and_nothing_is_lost(tmp_path: Path) -> No
     assert [len(np.load(tmp_path / f"journal/phase_{p:03d}.npy")) for p in range(2)] == [21, 5]
 
 
-@pytest.mark.parametrize("name", ["lfr", "lfr-v1", "lfr-clusters", "static", "focus-only"])
+@pytest.mark.parametrize("name", ["lfr", "lfr-v1", "lfr-clusters", "static", "focus-only", "random-focus"])
 def test_resuming_anywhere_serves_and_journals_the_same(tmp_path: Path, name: str) -> None:
     n, hard = 60, hardness(60)
     schedule = preset(name)

@@ -70,3 +70,14 @@ def test_visits_saturate() -> None:
     ledger.visits[0] = 65534
     ledger.record(0, np.array([0, 0, 0]), np.float32([1, 1, 1]))
     assert ledger.visits[0] == 65535
+
+
+def test_shuffled_scores_are_the_same_values_on_other_blocks(rng: np.random.Generator) -> None:
+    ledger = Ledger(300, 1)
+    seen = rng.permutation(300)[:200]
+    ledger.record(0, seen, rng.uniform(0, 9, 200).astype(np.float32))
+    shuffled = ledger.shuffled_scores(seed=1)
+    np.testing.assert_array_equal(np.isnan(shuffled), np.isnan(ledger.nll))
+    np.testing.assert_array_equal(np.sort(shuffled[seen]), np.sort(ledger.nll[seen]))
+    assert abs(np.corrcoef(shuffled[seen], ledger.nll[seen])[0, 1]) < 0.25
+    assert not np.array_equal(shuffled[seen], ledger.shuffled_scores(seed=2)[seen])
