@@ -35,8 +35,7 @@ class PreprocessConfig:
     """Turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain."""
 
     input: list[Path]
-    """Files to read, in this order: JSONL (.jsonl, .json, .ndjson), one document a line, or text (.txt), one document a
-    file."""
+    """Files to read, in order: JSONL (.jsonl, .json, .ndjson; a line is a document) or text (.txt; a file is one)."""
     output_prefix: Path
     """Where the corpus goes: <output-prefix>_text_document.bin and .idx, or, with --domain-key,
     <output-prefix>_<domain>_text_document for each domain."""

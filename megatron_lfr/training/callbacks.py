@@ -9,7 +9,6 @@ from megatron_lfr.engine import StepOutput
 from megatron_lfr.lfr.curriculum import PhaseStart
 
 if TYPE_CHECKING:
-    from megatron_lfr.data.loader import Batch
     from megatron_lfr.training.trainer import Trainer
 
 
@@ -19,7 +18,6 @@ class StepReport:
 
     step: int
     output: StepOutput
-    batch: Batch
     lr: float
     seconds: float
     """Wall time since the step before it ended, waits included."""

@@ -110,7 +110,7 @@ class Trainer:
         self.consumed_samples += int((batch.block_ids >= 0).sum())
         self._count_skipped(batch, output)
         now = time.perf_counter()
-        report = StepReport(batch.step + 1, output, batch, lr, now - self._last_step_end, waited)
+        report = StepReport(batch.step + 1, output, lr, now - self._last_step_end, waited)
         self._last_step_end = now
         for callback in self.callbacks:
             callback.on_step_end(self, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -32,10 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_corpus(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "demo"))
-    import make_corpus  # type: ignore[import-not-found]
-
-    module: ModuleType = make_corpus
-    return module
+    return importlib.import_module("make_corpus")
 
 
 def read(path: Path) -> dict[str, list[str]]:

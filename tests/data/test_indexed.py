@@ -132,6 +132,22 @@ def test_an_error_keeps_the_older_pair(tmp_path: Path) -> None:
     assert names(tmp_path) == ["p.bin", "p.idx"]
 
 
+def test_a_new_bin_never_stands_beside_an_old_idx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with IndexedDatasetWriter(tmp_path / "p", np.uint16) as writer:
+        writer.add_document([1, 2])
+    rename = Path.replace
+
+    def stop_at_index(path: Path, target: Path) -> Path:
+        if target.suffix == ".idx":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop_at_index)
+    with pytest.raises(KeyboardInterrupt), IndexedDatasetWriter(tmp_path / "p", np.uint16) as writer:
+        writer.add_document([3, 4])  # of the same size, so that a mixed pair would look whole
+    assert names(tmp_path) == ["p.bin"]
+
+
 def test_unwritable_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/p\.bin"):
         IndexedDatasetWriter(tmp_path / "nowhere" / "p", np.uint16)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_lfr.data import loader as loader_module
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.loader import Loader
 
@@ -183,16 +186,15 @@ def test_threads_stop(source: BlockSource) -> None:
     assert loader_threads() == []
 
 
-def test_waiting_is_measured(source: BlockSource) -> None:
+def test_waiting_is_measured(source: BlockSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances by one second whenever it is read: one second for each batch, one for the end."""
+    ticks = itertools.count()
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     loader = Loader(source)
-    waiting = threading.Event()
-
-    def steps() -> Iterator[tuple[int, list[int]]]:
-        waiting.wait(0.2)
-        yield 0, [0]
-
-    list(loader.iterate(steps()))
-    assert loader.wait_seconds >= 0.15
+    list(loader.iterate(enumerate([[0], [1], [2]])))
+    assert loader.wait_seconds == 4.0
+    list(loader.iterate(enumerate([[0]])))
+    assert loader.wait_seconds == 6.0
 
 
 def test_options_without_an_end_of_document_token(source: BlockSource) -> None:
