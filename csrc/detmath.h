@@ -11,10 +11,11 @@
 namespace mlfr {
 
 constexpr double kLn2 = 0x1.62e42fefa39efp-1;
-constexpr double kLn2High = 0x1.62e42fefa3800p-1;  // 42 bits of ln 2: products with small integers are exact
-constexpr double kLn2Low = 0x1.ef35793c76730p-45;
+constexpr double kLn2High = 0x1.62e42fee00000p-1;  // 32 bits of ln 2: exact times integers below 2^21
+constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
 
-constexpr int kExpSteps = 128;  // steps per octave of the table of powers of 2
+constexpr int kExpBits = 9;
+constexpr int kExpSteps = 1 << kExpBits;  // steps per octave of the table of powers of 2
 
 constexpr std::array<double, kExpSteps> make_exp_table() {
     std::array<double, kExpSteps> table{};
@@ -29,21 +30,24 @@ constexpr std::array<double, kExpSteps> make_exp_table() {
 
 inline constexpr std::array<double, kExpSteps> kExpTable = make_exp_table();
 
-// e^x, relative error below 1e-15; x is clamped to [-700, 700]. x = (128 k + j) ln 2 / 128 + r with |r| <= ln
-// 2 / 256: 2^k from the exponent bits, 2^(j/128) from a table, e^r from five terms of its series.
-inline double det_exp(double x) {
-    x = std::min(std::max(x, -700.0), 700.0);
+// e^x for |x| <= 700, relative error below 1e-15. x = (512 k + j) ln 2 / 512 + r with |r| <= ln 2 / 1024: 2^k
+// from the exponent bits, 2^(j/512) from a table, e^r from four terms of its series.
+inline double det_exp_inside(double x) {
     constexpr double kRound = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
     const double shifted = x * (kExpSteps / kLn2) + kRound;
     const double steps = shifted - kRound;
     const double r = (x - steps * (kLn2High / kExpSteps)) - steps * (kLn2Low / kExpSteps);
     const auto number = static_cast<int64_t>(steps);
-    const auto bits = static_cast<uint64_t>((number >> 7) + 1023) << 52;
+    const auto bits = static_cast<uint64_t>((number >> kExpBits) + 1023) << 52;
     double power;
     std::memcpy(&power, &bits, sizeof power);
-    const double series = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6 + r * (1.0 / 24 + r * (1.0 / 120)))));
-    return kExpTable[static_cast<size_t>(number & (kExpSteps - 1))] * series * power;
+    const double r2 = r * r;
+    const double series = (1.0 + r) + r2 * ((0.5 + r * (1.0 / 6)) + r2 * (1.0 / 24));
+    return (kExpTable[static_cast<size_t>(number & (kExpSteps - 1))] * power) * series;
 }
+
+// The same for any x, clamped to [-700, 700].
+inline double det_exp(double x) { return det_exp_inside(std::min(std::max(x, -700.0), 700.0)); }
 
 // ln x for normal x > 0, relative error below 1e-13 also near 1: x = 2^k m, sqrt(1/2) <= m < sqrt(2),
 // ln m = 2 atanh(s), s = (m - 1) / (m + 1).

@@ -29,18 +29,19 @@ class VisitLine {
         : clusters_(weights.clusters()), before_(std::move(chunk_sums)) {
         if (draws >> kDrawBits) throw std::invalid_argument("draws: at most 2^40 - 1");
         while ((draws >> (kLineBits - fraction_bits_)) > 0) --fraction_bits_;
-        offset_ = derive(seed, kOffset) >> (64 - fraction_bits_);
         const std::vector<uint64_t> total = totals_of_clusters();
         const uint64_t length = draws << fraction_bits_;
+        std::vector<uint64_t> start(clusters_ + 1, length);
         double share = 0.0;
-        for (size_t c = 0; c < clusters_; ++c) {
-            start_.push_back(c == 0 ? 0 : end_of(share, length));
+        for (size_t c = 0; c < clusters_ && !is_last(weights, c); ++c) {
             share += weights.share(c);
+            start[c + 1] = std::min(length, static_cast<uint64_t>(share * static_cast<double>(length)));
         }
-        start_.push_back(length);
-        // Rounded shares may miss 1: clusters of no share at the end must not own what is left.
-        for (size_t c = clusters_; c-- > 0 && weights.share(c) == 0.0;) start_[c] = length;
-        for (size_t c = 0; c < clusters_; ++c) set_rate(start_[c + 1] - start_[c], total[c]);
+        start[0] = 0;
+        const uint64_t offset = derive(seed, kOffset) >> (64 - fraction_bits_);
+        for (size_t c = 0; c < clusters_; ++c) {
+            parts_.push_back(make_part(start[c] + offset, start[c + 1] - start[c], total[c]));
+        }
     }
 
     // Sum of integer weights of a cluster in the chunks before this one.
@@ -49,13 +50,25 @@ class VisitLine {
     // Points before the place in a cluster's part of the line that a running sum of integer weights has
     // reached.
     uint64_t points(size_t cluster, uint64_t sum) const {
-        const auto product = static_cast<unsigned __int128>(sum << shift_[cluster]) * rate_[cluster];
-        return (start_[cluster] + static_cast<uint64_t>(product >> 64) + offset_) >> fraction_bits_;
+        const Part& part = parts_[cluster];
+        const auto product = static_cast<unsigned __int128>(sum << part.shift) * part.rate;
+        return (part.start + static_cast<uint64_t>(product >> 64)) >> fraction_bits_;
     }
 
   private:
-    static uint64_t end_of(double share, uint64_t length) {
-        return std::min(length, static_cast<uint64_t>(share * static_cast<double>(length)));
+    // A cluster's part of the line.
+    struct Part {
+        uint64_t start;  // in units, the offset included
+        uint64_t rate;
+        int shift;
+    };
+
+    // The last cluster that has a share: its part ends where the line does, however the shares were rounded.
+    static bool is_last(const BlockWeights& weights, size_t cluster) {
+        for (size_t c = cluster + 1; c < weights.clusters(); ++c) {
+            if (weights.share(c) > 0.0) return false;
+        }
+        return true;
     }
 
     // Turns the sums of the chunks into sums of all chunks before; returns those of all.
@@ -68,29 +81,22 @@ class VisitLine {
         return total;
     }
 
-    // points() multiplies by part / total as ceil(2^64 part / total'), where total' = total << shift lies in
-    // [2^62, 2^63). At sum = total that is `part` exactly: the excess of the ceiling, total' / 2^64, is
+    // points() multiplies a sum by length / total as ceil(2^64 length / total'), total' = total << shift in
+    // [2^62, 2^63). At sum = total that is `length` exactly: the excess of the ceiling, total' / 2^64, is
     // below 1.
-    void set_rate(uint64_t part, uint64_t total) {
+    static Part make_part(uint64_t start, uint64_t length, uint64_t total) {
+        if (length == 0 || total == 0) return {start, 0, 0};
         int shift = 0;
-        while (total > 0 && (total << shift) < (uint64_t{1} << 62)) ++shift;
-        shift_.push_back(shift);
-        if (part == 0 || total == 0) {
-            rate_.push_back(0);
-            return;
-        }
+        while ((total << shift) < (uint64_t{1} << 62)) ++shift;
         const auto divisor = static_cast<unsigned __int128>(total << shift);
-        rate_.push_back(
-            static_cast<uint64_t>(((static_cast<unsigned __int128>(part) << 64) + divisor - 1) / divisor));
+        const auto rate = ((static_cast<unsigned __int128>(length) << 64) + divisor - 1) / divisor;
+        return {start, static_cast<uint64_t>(rate), shift};
     }
 
     size_t clusters_;
     int fraction_bits_ = 32;
-    uint64_t offset_ = 0;
     std::vector<uint64_t> before_;
-    std::vector<uint64_t> start_;  // of each cluster's part, in units; then the length of the line
-    std::vector<int> shift_;
-    std::vector<uint64_t> rate_;
+    std::vector<Part> parts_;
 };
 
 std::vector<uint32_t> count_visits(Scores scores, const BlockWeights& weights, const VisitLine& line,
@@ -145,7 +151,8 @@ std::vector<uint32_t> exponential_keys(Scores scores, const BlockWeights& weight
             }
             const double uniform =
                 (static_cast<double>(static_cast<int64_t>(derive(seed, i) >> 12)) + 0.5) * 0x1p-52;
-            const double key = -det_log(uniform) * factor[c] / weights.relative(scores[i], c);
+            const double key =
+                -det_log(uniform) * factor[c] * det_exp_inside(-weights.log_relative(scores[i], c));
             keys[i] = float_key(
                 static_cast<float>(std::min(key, static_cast<double>(std::numeric_limits<float>::max()))));
         }

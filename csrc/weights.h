@@ -33,15 +33,16 @@ class BlockWeights {
     // Number of blocks in clusters of positive share.
     uint64_t drawable() const { return drawable_; }
 
-    // Weight of a block relative to its cluster's heaviest one, in [e^-80, 1].
-    double relative(float score, size_t cluster) const {
-        if (std::isnan(score)) return 1.0;
-        return det_exp(std::max(-80.0, std::min(static_cast<double>(score), cap_) - heaviest_[cluster]));
+    // Logarithm of a block's weight relative to its cluster's heaviest one, in [-80, 0].
+    double log_relative(float score, size_t cluster) const {
+        if (std::isnan(score)) return 0.0;
+        return std::max(-80.0, std::min(static_cast<double>(score), cap_) - heaviest_[cluster]);
     }
 
-    // The same as an integer. Sums over all blocks stay below 2^62.
+    // The relative weight as an integer. Sums over all blocks stay below 2^62.
     uint64_t integer(float score, size_t cluster) const {
-        return static_cast<uint64_t>(static_cast<int64_t>(relative(score, cluster) * unit_ + 0.5));
+        const double relative = det_exp_inside(log_relative(score, cluster));
+        return static_cast<uint64_t>(static_cast<int64_t>(relative * unit_ + 0.5));
     }
 
     // sums[chunk * clusters() + c]: sum of integer weights of cluster c in a chunk.

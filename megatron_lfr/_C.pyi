@@ -1,4 +1,4 @@
-"""The C++ core (csrc/). Results depend on the arguments alone: the same bits for any number of threads and any compiler.
+"""The C++ core (csrc/). Results depend on the arguments alone: the same bits for any number of threads.
 
 num_threads: 0 is one for each core, at most 4096. seed: any u64. Ids are uint32 where the number of blocks allows it,
 uint64 otherwise. Scores are fp32 [n_blocks], higher is harder, NaN where a block has none; an infinite one is an error.
@@ -69,7 +69,7 @@ def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float,
     """
 
 def order_threshold(scores: Scores, drop: float, keep_unseen: bool, draws: int, seed: int, num_threads: int = 0) -> Ids:
-    """Passes over what `threshold` keeps (and the unscored, with `keep_unseen`), each shuffled anew, the last cut short.
+    """Passes over what `threshold` keeps (and the unscored, with `keep_unseen`), each shuffled anew, the last cut off.
 
     Returns [draws]. ValueError where nothing is kept and draws > 0.
     """
@@ -88,7 +88,9 @@ def order_visits(
 
     Cluster of a block: the number of ascending `cuts` that are <= its score. `mass` [clusters]: the share of the draws
     of each, up to a factor (0: left out). Within a cluster, weight is exp(min(score, cap)). Unscored blocks are a
-    cluster of their own, of equal weights and `unseen_mass`. ValueError where nothing can be drawn.
+    cluster of their own, of equal weights and `unseen_mass`. Empty clusters' mass is ignored; weights below e^-80
+    of the cluster's largest count as that; cap may be inf. The visits of a whole cluster are a floor or ceil, too.
+    At most 63 cuts, draws < 2^40. ValueError where nothing can be drawn.
     """
 
 def order_choice(
@@ -111,9 +113,10 @@ def cluster(
 ) -> tuple[Doubles, npt.NDArray[np.int64], Doubles, int, float]:
     """Exact 1-D k-means of the scores, put into `bins` bins of equal width (k to 65536); k at most 63.
 
-    Returns (cuts [k'-1], counts [k'], mean of exp(min(score, cap)) [k'], number of unscored blocks, mean squared distance
-    of a score to its cluster's mean); k' < k where fewer bins are occupied. A score's cluster is the number of cuts <= it.
-    All but the choice of cuts is of the scores themselves, not of their bins. ValueError where no block has a score.
+    Returns (cuts [k'-1], counts [k'], mean of exp(min(score, cap)) [k'], unscored blocks, mean squared distance of a
+    score to its cluster's mean); k' < k where fewer bins are occupied. Cluster of a score: the number of cuts <=
+    it. All but the choice of cuts is of the scores themselves, not of their bins. ValueError where no block has a
+    score.
     """
 
 def percentile(scores: Scores, q: float, num_threads: int = 0) -> float:

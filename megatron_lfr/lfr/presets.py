@@ -58,7 +58,7 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
         Schedule(tuple(Phase("learn", phase.duration, "share") for phase in _LFR)),
     ),
     "random-focus": (
-        "Control: the phases of `lfr`, each Focus by scores that were dealt to the blocks at random. As many blocks are "
+        "Control: the phases of `lfr`, each Focus by scores that were dealt to the blocks at random. As many are "
         "dropped and repeated, but not by difficulty.",
         Schedule(tuple(replace(p, score="shuffled") if p.kind == "focus" else p for p in _LFR)),
     ),

@@ -78,3 +78,35 @@ def test_read_only_and_mapped_scores_are_taken(tmp_path: Any) -> None:
     np.save(path, SCORES)
     mapped = np.load(path, mmap_mode="r")
     assert _C.threshold(mapped, 0.5) == _C.threshold(SCORES, 0.5)
+
+
+@pytest.mark.parametrize("draw", [_C.order_visits, _C.order_choice])
+class TestRefusals:
+    scores = np.array([0.0, 2.0, np.nan], np.float32)
+
+    @pytest.mark.parametrize(
+        ("cuts", "mass", "unseen_mass", "cap", "message"),
+        [
+            ([2.0, 1.0], [1.0] * 3, 0.0, 5.0, "cuts"),
+            ([float("nan")], [1.0] * 2, 0.0, 5.0, "cuts"),
+            ([0.1 * i for i in range(64)], [1.0] * 65, 0.0, 5.0, "cuts"),
+            ([1.0], [1.0], 0.0, 5.0, "mass"),
+            ([1.0], [1.0, -1.0], 0.0, 5.0, "mass"),
+            ([1.0], [1.0, float("inf")], 0.0, 5.0, "mass"),
+            ([1.0], [1e308, 1e308], 0.0, 5.0, "mass"),
+            ([1.0], [0.0, 0.0], 0.0, 5.0, "no block can be drawn"),
+            ([3.0], [0.0, 1.0], 0.0, 5.0, "no block can be drawn"),
+            ([1.0], [1.0, 1.0], float("nan"), 5.0, "unseen_mass"),
+            ([1.0], [1.0, 1.0], 0.0, float("nan"), "cap"),
+            ([1.0], [1.0, 1.0], 0.0, float("-inf"), "cap"),
+        ],
+    )
+    def test_illegal_weightings(
+        self, draw: type, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            draw(self.scores, cuts, mass, unseen_mass, cap, 10, 0)
+
+    def test_no_blocks_at_all(self, draw: type) -> None:
+        with pytest.raises(ValueError, match="no block can be drawn"):
+            draw(np.empty(0, np.float32), [], [1.0], 1.0, 5.0, 10, 0)

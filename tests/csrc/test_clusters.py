@@ -51,9 +51,16 @@ def test_clusters_are_the_best_of_all_partitions(values: list[float], k: int) ->
     assert_near_optimum(mse, least_mse(values, min(k, len(values))), scores)
 
 
+@given(values=st.lists(st.sampled_from([-1.0, 0.0, 0.25, 2.0, 9.0]), min_size=5, max_size=12), k=st.integers(1, 3))
+def test_equal_scores_weigh_by_their_number(values: list[float], k: int) -> None:
+    scores = np.array(values, np.float32)
+    mse = check_clusters(scores, k)
+    assert_near_optimum(mse, least_mse(values, min(k, len(values))), scores)
+
+
 @pytest.mark.parametrize("k", [2, 3, 8])
 def test_clusters_are_the_best_of_many_scores(k: int) -> None:
-    scores = np.random.default_rng(k).gamma(2, 1.5, 120).astype(np.float32)
+    scores = np.random.default_rng(k).gamma(2, 1.5, 300).astype(np.float32)
     assert_near_optimum(check_clusters(scores, k), least_mse_by_programme(scores.tolist(), k), scores)
 
 
@@ -75,6 +82,12 @@ def test_equal_scores_make_one_cluster() -> None:
     cuts, counts, perplexity, unseen, mse = _C.cluster(np.full(7, 2.0, np.float32), 8)
     assert (cuts.tolist(), counts.tolist(), unseen, mse) == ([], [7], 0, 0.0)
     assert perplexity[0] == pytest.approx(math.exp(2))
+
+
+@given(score=st.floats(-700, 700, width=32), cap=st.floats(-700, 700))
+def test_perplexity_is_the_exponential(score: float, cap: float) -> None:
+    perplexity = _C.cluster(np.array([score], np.float32), 1, cap)[2][0]
+    assert perplexity == pytest.approx(math.exp(min(score, cap)), rel=1e-15, abs=0)
 
 
 def test_small_clusters_far_from_a_large_one_are_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -20,11 +21,22 @@ drops = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.95, 0.999999])
 seeds = st.integers(0, 2**64 - 1)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 65_536, 65_537, SEVERAL_BUCKETS])
+# Around the edges of buckets (2^16 draws) and chunks (2^18 blocks), and several of both.
+@pytest.mark.parametrize("n", [65_535, 65_536, 65_537, 131_073, 2**18 - 1, 2**18, 2**18 + 1, 2**19, 700_000])
 def test_permutation_holds_every_id_once(n: int) -> None:
     ids = _C.permutation(n, 5)
     assert ids.dtype == np.uint32
     assert np.array_equal(np.sort(ids), np.arange(n))
+
+
+@given(n=st.integers(0, 3000), seed=seeds)
+def test_permutation_of_few_holds_every_id_once(n: int, seed: int) -> None:
+    assert np.array_equal(np.sort(_C.permutation(n, seed)), np.arange(n))
+
+
+def test_more_ids_than_memory_are_refused() -> None:
+    with pytest.raises((MemoryError, ValueError)):
+        _C.permutation(2**62, 0)
 
 
 def test_all_permutations_of_four_are_equally_likely() -> None:
@@ -61,11 +73,22 @@ def test_neighbours_are_independent() -> None:
     assert 50 - 5 * 7.1 < follows < 50 + 5 * 7.1
 
 
+def test_no_distance_between_places_shows_in_the_ids() -> None:
+    """Autocorrelation at every distance: buckets that were shuffled alike would show at the size of a bucket."""
+    ids = _C.permutation(SEVERAL_BUCKETS, 6).astype(np.float64)
+    ids = (ids - ids.mean()) / ids.std()
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(ids)) ** 2, SEVERAL_BUCKETS)[1:] / SEVERAL_BUCKETS
+    assert np.abs(correlation).max() < 6.5 / np.sqrt(SEVERAL_BUCKETS)  # the largest of 150,000 normal numbers
+
+
 def test_seeds_give_unrelated_orders() -> None:
-    orders = [_C.permutation(1000, seed) for seed in (0, 1, 2, 2**63, 2**64 - 1)]
-    for a, first in enumerate(orders):
-        for second in orders[:a]:
-            assert (first == second).sum() < 10
+    """Where a block is in one order says nothing of where it is in another."""
+    cells = 20
+    places = [np.argsort(_C.permutation(SEVERAL_BUCKETS, seed)) * cells // SEVERAL_BUCKETS for seed in (0, 1, 2**63)]
+    for first, second in itertools.combinations(places, 2):
+        statistic = chi_square(np.bincount(first * cells + second, minlength=cells**2), SEVERAL_BUCKETS / cells**2)
+        freedom = (cells - 1) ** 2
+        assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
 
 
 @given(visits=st.lists(st.integers(0, 5), max_size=80), seed=seeds)
@@ -73,6 +96,19 @@ def test_visits_are_kept(visits: list[int], seed: int) -> None:
     counts = np.array(visits, np.uint32)
     order = _C.shuffle_visits(counts, seed)
     assert np.array_equal(np.bincount(order, minlength=len(visits)), counts)
+
+
+def test_places_of_a_block_are_uniform_across_buckets() -> None:
+    """Blocks of many visits, from either end: visits of one are spread over the whole order."""
+    counts = np.ones(SEVERAL_BUCKETS, np.uint32)
+    heavy, cells = [0, 150_000, SEVERAL_BUCKETS - 1], 50
+    counts[heavy] = 100_000
+    order = _C.shuffle_visits(counts, 8)
+    for block in heavy:
+        table = np.bincount(np.flatnonzero(order == block) * cells // len(order), minlength=cells)
+        # A cell holds 2000 visits on average, hypergeometric: its variance is 5/6 of a multinomial's.
+        statistic = chi_square(table, 100_000 / cells) / (1 - 100_000 / len(order))
+        assert abs(statistic - (cells - 1)) < 5 * np.sqrt(2 * (cells - 1))
 
 
 def test_visits_are_kept_across_buckets() -> None:
@@ -135,6 +171,13 @@ def test_the_part_of_the_last_pass_is_a_uniform_choice() -> None:
 @pytest.mark.parametrize(("drop", "seen", "dropped"), [(0.29, 100, 29), (0.7, 10, 7), (0.57, 1_000_000, 570_000)])
 def test_decimal_shares_are_meant_as_written(drop: float, seen: int, dropped: int) -> None:
     assert _C.threshold(np.zeros(seen, np.float32), drop)[2] == dropped
+
+
+def test_without_scores_nothing_is_dropped() -> None:
+    scores = np.full(5, np.nan, np.float32)
+    assert _C.threshold(scores, 0.9) == (-np.inf, 0, 0)
+    assert np.sort(_C.order_threshold(scores, 0.9, True, 5, 0)).tolist() == [0, 1, 2, 3, 4]
+    assert _C.order_threshold(scores, 0.9, False, 0, 0).tolist() == []
 
 
 def test_a_share_below_one_never_drops_every_block() -> None:
