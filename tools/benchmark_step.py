@@ -1,7 +1,7 @@
 """Step time: what recording costs, and ours against transformers' LlamaForCausalLM in the same loop.
 
-"Not recorded" is the same step of the same engine, whose per-block losses are thrown away. "PyTorch's loss" is our model
-with F.cross_entropy, which has none.
+"Not recorded" is the same step of the same engine, whose per-block losses are thrown away. "PyTorch's loss" is our
+model with F.cross_entropy, which has none.
 
     python tools/benchmark_step.py [--pairs 40] [--json OUT.json]
 

@@ -92,9 +92,9 @@ def test_perplexity_is_the_exponential(score: float, cap: float) -> None:
 
 def test_small_clusters_far_from_a_large_one_are_told_apart() -> None:
     """Sums of squares of the large cluster must not drown those of the small ones."""
-    scores = np.concatenate([np.zeros(500_000), np.repeat([29.0, 29.5, 30.0], 2)]).astype(np.float32)
-    _, counts, _, _, mse = _C.cluster(scores, 4, 700.0, 65_536)
-    assert counts.tolist() == [500_000, 2, 2, 2]
+    scores = np.concatenate([np.repeat([-30.0, 29.0, 29.5, 30.0], 2), np.zeros(500_000)]).astype(np.float32)
+    _, counts, _, _, mse = _C.cluster(scores, 5, 700.0, 65_536)
+    assert counts.tolist() == [2, 500_000, 2, 2, 2]
     assert mse == 0.0
 
 
