@@ -75,26 +75,20 @@ py::array py_order_threshold(const py::object& scores, double drop, bool keep_un
     });
 }
 
-py::array py_order_visits(const py::object& scores, std::vector<double> cuts, std::vector<double> mass,
-                          double unseen_mass, double cap, const Integer& draws, const Integer& seed,
-                          const Integer& num_threads) {
-    const Scores data = to_scores(scores);
-    const Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
-    const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
-    const int threads = to_threads(num_threads);
-    return make_ids(data.n, count,
-                    [&](auto* out) { order_visits(data, weighting, count, number, threads, out); });
-}
-
-py::array py_order_choice(const py::object& scores, std::vector<double> cuts, std::vector<double> mass,
-                          double unseen_mass, double cap, const Integer& draws, const Integer& seed,
-                          const Integer& num_threads) {
-    const Scores data = to_scores(scores);
-    const Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
-    const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
-    const int threads = to_threads(num_threads);
-    return make_ids(data.n, count,
-                    [&](auto* out) { order_choice(data, weighting, count, number, threads, out); });
+// order_visits and order_choice: the same arguments, another way to draw. draw(scores, weighting, draws,
+// seed, threads, out).
+template <class Draw>
+auto weighted_order(Draw draw) {
+    return [draw](const py::object& scores, std::vector<double> cuts, std::vector<double> mass,
+                  double unseen_mass, double cap, const Integer& draws, const Integer& seed,
+                  const Integer& num_threads) -> py::array {
+        const Scores data = to_scores(scores);
+        const Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
+        const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
+        const int threads = to_threads(num_threads);
+        return make_ids(data.n, count,
+                        [&](auto* out) { draw(data, weighting, count, number, threads, out); });
+    };
 }
 
 py::tuple py_cluster(const py::object& scores, int k, double cap, int bins, const Integer& num_threads) {
@@ -191,10 +185,10 @@ void bind_orders(py::module_& module) {
     module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
     module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "draws"_a,
                "seed"_a, "num_threads"_a = 0);
-    module.def("order_visits", &py_order_visits, "scores"_a, "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a,
-               "draws"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("order_choice", &py_order_choice, "scores"_a, "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a,
-               "draws"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "scores"_a,
+               "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "scores"_a,
+               "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
     module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "cap"_a = 700.0, "bins"_a = 4096,
                "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);

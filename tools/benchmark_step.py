@@ -113,6 +113,49 @@ def interleave(
     }
 
 
+def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
+    """All comparisons, on random tokens."""
+    rng = np.random.default_rng(0)
+    ours = make_engine(Llama(config, seed=1), args.batch)
+    plain = make_engine(WithoutRecording(Llama(config, seed=1)), args.batch)
+    theirs = make_engine(Transformers(config, args.vocab_size), args.batch)
+    n_steps = 3 * args.pairs + 20
+    plan = Schedule((Phase("learn", n_steps, "steps"),)).plan(n_steps * args.batch, args.seq_length, args.batch)
+    recording: list[float] = []
+    steps: list[float] = []
+
+    def batches(count: int) -> list[Batch]:
+        ids = np.arange(args.batch)
+        return [make_batch(0, ids, args.batch, args.seq_length, args.vocab_size, rng) for _ in range(count)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=1)
+        curriculum.enter_phase()
+
+        def recorded(batch: Batch) -> None:
+            started = time.perf_counter()
+            output = ours.train_step(batch, 1e-4)
+            trained = time.perf_counter()
+            curriculum.record(curriculum.next_step, output.blocks.nll_sum, output.blocks.token_count)
+            recording.append(time.perf_counter() - trained)
+            steps.append(time.perf_counter() - started)
+
+        others = {"recording on / not recorded": ours, "recording on / PyTorch's loss": plain}
+        others["ours with recording / transformers"] = theirs
+        results: dict[str, object] = {}
+        for name, engine in others.items():
+
+            def other(batch: Batch, engine: NativeEngine = engine) -> None:
+                engine.train_step(batch, 1e-4)
+
+            for batch in batches(5):  # warm up
+                recorded(batch)
+                other(batch)
+            results[name] = interleave(recorded, other, batches(args.pairs))
+    results["recording alone, share of a step"] = statistics.median(recording) / statistics.median(steps)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40)
@@ -123,57 +166,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     config = dataclasses.replace(MODEL_PRESETS[args.model_preset], vocab_size=args.vocab_size)
-
-    def llama() -> Llama:
-        return Llama(config, seed=1, tp_group=None)
-
-    ours = make_engine(llama(), args.batch)
-    plain = make_engine(WithoutRecording(llama()), args.batch)
-    theirs = make_engine(Transformers(config, args.vocab_size), args.batch)
-    n_steps = 3 * args.pairs + 20
-    plan = Schedule((Phase("learn", n_steps, "steps"),)).plan(n_steps * args.batch, args.seq_length, args.batch)
-    recording: list[float] = []
-    steps: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=1)
-        curriculum.enter_phase()
-
-        def batch(_: int = 0) -> Batch:
-            return make_batch(0, np.arange(args.batch), args.batch, args.seq_length, args.vocab_size, rng)
-
-        def with_recording(batch: Batch) -> None:
-            started = time.perf_counter()
-            output = ours.train_step(batch, 1e-4)
-            trained = time.perf_counter()
-            curriculum.record(curriculum.next_step, output.blocks.nll_sum, output.blocks.token_count)
-            recording.append(time.perf_counter() - trained)
-            steps.append(time.perf_counter() - started)
-
-        for step in (
-            with_recording,
-            lambda b: plain.train_step(b, 1e-4),
-            lambda b: theirs.train_step(b, 1e-4),
-        ):
-            for _ in range(5):
-                step(batch())
-        results = {
-            "recording on / not recorded": interleave(
-                with_recording, lambda b: ours.train_step(b, 1e-4), [batch(i) for i in range(args.pairs)]
-            ),
-            "recording on / PyTorch's loss": interleave(
-                with_recording, lambda b: plain.train_step(b, 1e-4), [batch(i) for i in range(args.pairs)]
-            ),
-            "ours with recording / transformers": interleave(
-                with_recording, lambda b: theirs.train_step(b, 1e-4), [batch(i) for i in range(args.pairs)]
-            ),
-            "recording alone, share of a step": statistics.median(recording) / statistics.median(steps),
-        }
-    parameters = sum(p.numel() for p in ours.parameters)
+    results = measure(args, config)
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{parameters:,} parameters, batch {args.batch} x {args.seq_length}, vocabulary {args.vocab_size}"
+        f"{config.num_parameters():,} parameters, batch {args.batch} x {args.seq_length}, vocabulary {args.vocab_size}"
     )
     for name, result in results.items():
         if isinstance(result, dict):
@@ -181,7 +178,7 @@ def main() -> None:
             low, high = result["interval_95"]
             print(f"{name:34s} {first:8.2f} / {second:8.2f} ms  ratio {result['ratio']:.4f} [{low:.4f}, {high:.4f}]")
         else:
-            print(f"{name:36s} {result:.5f}")
+            print(f"{name:34s} {result:.5f}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

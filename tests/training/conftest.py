@@ -6,17 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megatron_lfr.data.indexed import IndexedDatasetWriter
 
 VOCAB = 64
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tiny matrices gain nothing from a second thread, and lose much where the machine is busy."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
