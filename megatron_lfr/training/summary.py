@@ -25,7 +25,8 @@ class Summary(Callback):
         events = read_metrics(self.run_folder / "metrics.jsonl")
         console = Console(width=None if Console().is_terminal else 120)
         console.print(_phase_table(trainer, events))
-        console.print(_domain_table(events))
+        if any(event["event"] == "evaluation" for event in events):
+            console.print(_domain_table(events))
         cost = trainer.curriculum.cost
         console.print(
             f"Learn-Focus-Review itself took {cost.record + cost.order:.2f} s of this process "
