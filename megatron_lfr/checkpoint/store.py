@@ -1,14 +1,15 @@
 """The checkpoints of a run: written so that a kill at any moment leaves the last whole one in force.
 
-    checkpoints/iter_0000100/        __*.safetensors (torch.distributed.checkpoint), state.json, manifest.json
+    checkpoints/iter_0000100/        shard-*.safetensors (torch.distributed.checkpoint), state.json, manifest.json
     checkpoints/latest_checkpointed_iteration.txt
 
-A folder is written aside, every file is fsynced, the folder is renamed, and only then is it named as the latest.
+A folder is written aside under a name that begins with `.tmp-`, every file is fsynced, the folder is renamed, and only
+then is it named as the latest. Reading changes nothing, so that others may look into the folder of a running run; what
+a kill has left behind is cleared away by the next save.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -17,22 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from megatron_lfr.checkpoint.manifest import find_damage, write_manifest
+from megatron_lfr.checkpoint import ranks
+from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, write_manifest
+from megatron_lfr.checkpoint.state import STATE_FILE, dump_state, read_state
+from megatron_lfr.checkpoint.tensors import check_tensors, read_tensors, write_tensors
 from megatron_lfr.fileio import fsync_directory, write_atomic
 
 logger = logging.getLogger(__name__)
 
-_STATE = "state.json"
 _LATEST = "latest_checkpointed_iteration.txt"
 _ASIDE = ".tmp-"
+_REPLACED = _ASIDE + "replaced-"
 
 
 @dataclass(frozen=True)
@@ -44,112 +42,132 @@ class Checkpoint:
     state: dict[str, Any]
 
     def load_into(self, tensors: Mapping[str, Tensor], *, allow_extra: bool = False) -> None:
-        """Overwrite `tensors` in place with those of the same names.
+        """Overwrite `tensors` in place with those of the same names. Collective.
 
         ValueError names the first tensor that is missing on either side, or differs in shape or type. `allow_extra`:
         the checkpoint may hold tensors that are not asked for.
         """
-        reader = HuggingFaceStorageReader(str(self.folder))
-        stored = reader.read_metadata().state_dict_metadata
-        targets = {name: _at_least_1d(tensor) for name, tensor in tensors.items()}
-        for name, tensor in targets.items():
-            found = stored.get(name)
-            if not isinstance(found, TensorStorageMetadata):
-                raise ValueError(f"{self.folder}: holds no tensor {name}; another model, or another optimizer?")
-            if found.size != tensor.shape or found.properties.dtype != tensor.dtype:
-                raise ValueError(
-                    f"{self.folder}: tensor {name} is {found.properties.dtype} {list(found.size)}, "
-                    f"here it is {tensor.dtype} {list(tensor.shape)}"
-                )
-        if not allow_extra and (extra := sorted(set(stored) - set(targets))):
-            raise ValueError(f"{self.folder}: holds the tensor {extra[0]}, which is unknown here")
-        load(dict(targets), storage_reader=reader, no_dist=not dist.is_initialized())
+        read_tensors(self.folder, tensors, allow_extra=allow_extra)
 
 
 class CheckpointStore:
     """The checkpoints in `root`, of which the newest `keep` are kept (None: all).
 
-    Every rank of the default process group makes the same calls; `root` is on a file system that all of them see.
+    Every rank of the default process group makes the same calls; `root` is on a file system that all of them see. One
+    run at a time writes there.
     """
 
     def __init__(self, root: Path, keep: int | None) -> None:
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep is {keep}; at least one checkpoint is kept, or None for all")
         self.root = root
         self.keep = keep
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and drop the oldest. `state` must be JSON-able.
+        """Write a checkpoint and drop the oldest. Collective; returns its folder.
 
-        OSError where it cannot be written; the checkpoints that were there before are then untouched.
+        A tensor that differs between ranks is a DTensor, or has another name on each of them. `state` is rank 0's.
+        ValueError names what JSON cannot hold in it. OSError where the checkpoint cannot be written; those that were
+        there before are then untouched.
         """
-        text = json.dumps(state, indent=1, allow_nan=False)
         final = self.root / _folder_name(iteration)
-        aside = self.root / (_ASIDE + final.name)
-        if _is_first_rank():
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        _barrier()
+        aside, note = self.root / (_ASIDE + final.name), self.root / (_ASIDE + _LATEST)
+        with ranks.failing_together():
+            text = _checked(iteration, tensors, state)
         try:
-            self._write_tensors(aside, tensors)
-            if _is_first_rank():
-                (aside / _STATE).write_text(text, encoding="utf-8")
-                write_manifest(aside)
+            with ranks.failing_together():
+                if ranks.rank() == 0:
+                    self.root.mkdir(parents=True, exist_ok=True)
+                    self._clear_leftovers()
+                    aside.mkdir()
+            records = self._write_files(aside, tensors, text)
+            with ranks.failing_together():
+                if ranks.rank() == 0:
+                    write_manifest(aside, records)
+                    write_atomic(note, f"{iteration}\n")  # from here on, nothing needs space on the disk
+                    self._put_in_place(aside, final)
+                    note.replace(self.root / _LATEST)
+                    fsync_directory(self.root)
+                    self._prune(iteration)
         except OSError as error:
-            if _is_first_rank():
+            if ranks.rank() == 0:
                 shutil.rmtree(aside, ignore_errors=True)
-            raise OSError(error.errno, f"checkpoint of step {iteration} could not be written: {error}") from error
-        _barrier()
-        if _is_first_rank():
-            self._put_in_place(aside, final)
-            write_atomic(self.root / _LATEST, f"{iteration}\n")
-            self._prune(iteration)
-        _barrier()
+                note.unlink(missing_ok=True)
+            message = f"the checkpoint of iteration {iteration} could not be written in {self.root}: {error}"
+            raise OSError(error.errno, message) from error
         return final
 
     def iterations(self) -> list[int]:
         """The iterations that a folder stands for, whole or not, in ascending order."""
-        found = [re.fullmatch(r"iter_(\d{7,})", path.name) for path in self.root.glob("iter_*")]
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(_find_folders(self.root))
 
     def newest_whole(self) -> Checkpoint | None:
         """The newest checkpoint without damage; damaged ones are named in warnings. None where there is none at all.
 
-        ValueError where all of them are damaged: a run must not begin anew unnoticed.
+        ValueError where there are only damaged ones, or where all that is left is the note that names the latest: a
+        run must not begin anew unnoticed. Collective.
         """
-        if _is_first_rank():
-            for leftover in self.root.glob(_ASIDE + "*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank() == 0 else {})
         damaged = []
-        for iteration in reversed(self.iterations()):
-            folder = self.root / _folder_name(iteration)
-            damage = find_damage(folder)
-            if damage is None:
-                state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-                return Checkpoint(iteration, folder, state)
-            logger.warning("checkpoint %s is damaged and not used: %s", folder, damage)
+        for iteration in sorted(folders, reverse=True):
+            folder = folders[iteration]
+            found, damage = self._open(iteration, folder)
+            if found is not None:
+                return found
+            if ranks.rank() == 0:
+                logger.warning("checkpoint %s is damaged and not used: %s", folder, damage)
             damaged.append(f"{folder} ({damage})")
         if damaged:
             raise ValueError(f"every checkpoint is damaged: {'; '.join(damaged)}. Restore one, or remove them all")
+        if ranks.from_first_rank((self.root / _LATEST).exists()):
+            raise ValueError(
+                f"{self.root / _LATEST} names a checkpoint, but none is there. Restore one, or remove this file too"
+            )
         return None
 
-    def _write_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        try:
-            save(
-                {name: _at_least_1d(tensor) for name, tensor in tensors.items()},
-                storage_writer=writer,
-                no_dist=not dist.is_initialized(),
-            )
-        except CheckpointException as error:  # not an Exception: it derives from BaseException
-            causes = [failure[0] for failure in error.failures.values()]
-            raise OSError(getattr(causes[0], "errno", None), str(causes[0])) from error
+    def _open(self, iteration: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
+        """The checkpoint in `folder`, or what is wrong with it."""
+        if damage := find_damage(folder, required=STATE_FILE):
+            return None, damage
+        values: dict[str, Any] = {}
+        if ranks.rank() == 0:
+            try:
+                values = read_state(folder)
+            except ValueError as error:
+                damage = f"{STATE_FILE}: {error}"
+        values, damage = ranks.from_first_rank((values, damage))
+        return (None, damage) if damage else (Checkpoint(iteration, folder, values), None)
+
+    def _write_files(self, folder: Path, tensors: Mapping[str, Tensor], text: str) -> dict[str, FileRecord]:
+        """Write every rank's shards and the state; returns what the manifest says of all of them."""
+        names = write_tensors(folder, tensors)
+        with ranks.failing_together():
+            if ranks.rank() == 0:
+                write_atomic(folder / STATE_FILE, text)
+                names.append(STATE_FILE)
+            own = {name: record_file(folder / name) for name in names}
+        records: dict[str, FileRecord] = {}
+        for part in ranks.gather(own):
+            records |= part
+        return records
 
     def _put_in_place(self, aside: Path, final: Path) -> None:
-        fsync_directory(aside)
+        replaced = self.root / (_REPLACED + final.name)
         if final.exists():  # damaged, or the run went back behind it
-            final.rename(self.root / f"{_ASIDE}replaced-{final.name}")
+            final.rename(replaced)
         aside.rename(final)
         fsync_directory(self.root)
-        shutil.rmtree(self.root / f"{_ASIDE}replaced-{final.name}", ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _clear_leftovers(self) -> None:
+        """Undo what a kill has left half-done."""
+        for folder in _find_folders(self.root).values():
+            if folder.name.startswith(_REPLACED):  # killed between the two renames
+                folder.rename(self.root / folder.name.removeprefix(_REPLACED))
+        for leftover in self.root.glob(_ASIDE + "*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for note in (*self.root.glob(_ASIDE + _LATEST), *self.root.glob(f".{_ASIDE}{_LATEST}.tmp-*")):
+            note.unlink()
 
     def _prune(self, newest: int) -> None:
         if self.keep is None:
@@ -166,15 +184,20 @@ def _folder_name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
-def _at_least_1d(tensor: Tensor) -> Tensor:
-    """A view with a dimension to slice, which the safetensors reader needs."""
-    return tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+def _find_folders(root: Path) -> dict[int, Path]:
+    """The folder of each iteration. One that was being replaced when the run was killed counts until it is."""
+    found = {}
+    for prefix in (_REPLACED, ""):
+        for path in root.glob(prefix + "iter_*"):
+            match = re.fullmatch(r"iter_(\d{7,})", path.name.removeprefix(prefix))
+            if match and path.name == prefix + _folder_name(int(match[1])):
+                found[int(match[1])] = path
+    return found
 
 
-def _is_first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def _checked(iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    """The state as text; ValueError for what cannot be saved."""
+    if iteration < 0:
+        raise ValueError(f"iteration is {iteration}; it counts from 0")
+    check_tensors(tensors)
+    return dump_state(state)

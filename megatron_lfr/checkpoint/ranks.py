@@ -1,0 +1,65 @@
+"""Agreement between the ranks of the default process group; without one, a single rank that agrees with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's `value`, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def from_first_rank(value: T) -> T:
+    """Rank 0's `value` on every rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """What fails inside on one rank raises on all of them, so that no rank waits for one that has left.
+
+    Also a barrier: no rank gets past the end before all have come to it.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        failure = error
+    reports = gather(None if failure is None else _describe(failure))
+    if failure is not None:
+        raise failure
+    for other, report in enumerate(reports):
+        if report is not None:
+            kind, number, text = report
+            text = f"rank {other}: {text}"
+            raise OSError(number, text) if kind is OSError else kind(text)
+
+
+def _describe(error: Exception) -> tuple[type[Exception], int | None, str]:
+    """What another rank needs to raise the like: plain values, as not every exception survives being sent."""
+    if isinstance(error, OSError):
+        return OSError, error.errno, error.strerror or str(error)
+    return (ValueError if isinstance(error, ValueError) else RuntimeError), None, str(error)

@@ -1,0 +1,144 @@
+"""A checkpoint's tensors, written and read by torch.distributed.checkpoint as safetensors.
+
+Each rank writes the shards it holds; whatever the ranks of the run that reads, each takes the parts it needs. Only
+tensors are ever written or read: DCP pickles anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+from torch.futures import Future
+
+from megatron_lfr.checkpoint import ranks
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Remembers which files this rank has written: a folder's listing can lag behind on a network file system."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self.file_names: set[str] = set()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        written = super().write_data(plan, planner)
+        self.file_names |= {result.storage_data.relative_path for result in written.value()}
+        return written
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """ValueError names the first entry that is not a tensor with values."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}; only tensors are stored here")
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device: it has no values")
+        if name in ("", "__metadata__"):
+            raise ValueError(f"{name!r} is not a name that a tensor can have in a safetensors file")
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Write `tensors` into `folder`. Collective; returns the names of the files that this rank has written.
+
+    Of a plain tensor that several ranks hold, one rank writes its copy; a DTensor is written in shards. OSError where
+    a file cannot be written.
+    """
+    writer = _Writer(folder)
+    try:
+        save(_unshared(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+    except CheckpointException as error:
+        raise _cause(error) from error
+    return sorted(writer.file_names)
+
+
+def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bool) -> None:
+    """Overwrite `tensors` in place with those stored under their names. Collective.
+
+    ValueError names the first tensor that is missing on either side, or differs in shape or type, and a file that is
+    not what it should be. `allow_extra`: the folder may hold tensors that no rank asks for.
+    """
+    reader = HuggingFaceStorageReader(str(folder))
+    with ranks.failing_together():
+        check_tensors(tensors)
+        targets = {name: _at_least_1d(tensor) for name, tensor in tensors.items()}
+        stored = _read_shapes(folder, reader)
+        for name, tensor in targets.items():
+            _check_match(folder, name, tensor, stored.get(name))
+    wanted: set[str] = set().union(*ranks.gather(set(targets)))
+    if not allow_extra and (extra := sorted(set(stored) - wanted)):
+        raise ValueError(f"{folder}: holds the tensor {extra[0]}, which is unknown here")
+    try:
+        load(dict(targets), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    except CheckpointException as error:
+        raise _cause(error) from error
+
+
+def _read_shapes(folder: Path, reader: HuggingFaceStorageReader) -> dict[str, TensorStorageMetadata]:
+    """The stored tensors' names, types, and shapes, from the headers of the files."""
+    try:
+        metadata: Metadata = reader.read_metadata()
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{folder}: not a checkpoint's safetensors ({error!r})") from error
+    found = {}
+    for name, tensor in metadata.state_dict_metadata.items():
+        assert isinstance(tensor, TensorStorageMetadata)  # the reader makes no other
+        held = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
+        if held != math.prod(tensor.size):  # DCP would leave the rest as it was
+            raise ValueError(
+                f"{folder}: of tensor {name}, {held} of {math.prod(tensor.size)} elements are there; a shard is missing"
+            )
+        found[name] = tensor
+    return found
+
+
+def _check_match(folder: Path, name: str, tensor: Tensor, stored: TensorStorageMetadata | None) -> None:
+    if stored is None:
+        raise ValueError(f"{folder}: holds no tensor {name}; another model, or another optimizer?")
+    if stored.size != tensor.shape or stored.properties.dtype != tensor.dtype:
+        raise ValueError(
+            f"{folder}: tensor {name} is {stored.properties.dtype} {list(stored.size)}, "
+            f"here it is {tensor.dtype} {list(tensor.shape)}"
+        )
+
+
+def _at_least_1d(tensor: Tensor) -> Tensor:
+    """A view with a dimension to slice, which the safetensors reader needs."""
+    return tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of which no two share memory, as safetensors demands: tied weights are written twice."""
+    seen: set[int] = set()
+    prepared = {}
+    for name, tensor in tensors.items():
+        ready = _at_least_1d(tensor).contiguous()
+        local = ready.to_local() if isinstance(ready, DTensor) else ready
+        if local.device.type == "cpu":  # elsewhere, DCP copies each tensor to the host on its own
+            memory = local.untyped_storage().data_ptr()
+            if memory in seen and local.numel() > 0:
+                ready = ready.clone()
+            seen.add(memory)
+        prepared[name] = ready
+    return prepared
+
+
+def _cause(failure: CheckpointException) -> Exception:
+    """The error of the lowest rank that failed, as one that callers catch: DCP's own is not an Exception."""
+    at_rank, (cause, _) = min(failure.failures.items(), key=lambda item: item[0])
+    text = f"rank {at_rank}: {cause}" if ranks.world_size() > 1 else str(cause)
+    if isinstance(cause, OSError):
+        return OSError(cause.errno, text)
+    return ValueError(text) if isinstance(cause, ValueError | SafetensorError) else RuntimeError(text)

@@ -1,0 +1,135 @@
+"""Saves that are killed, or that run out of space: the last whole checkpoint stays in force, the next save works."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import crash_cases
+import pytest
+import torch
+from checkpoint_samples import names, newest, save_filled, some_tensors, store_with
+
+from megatron_lfr.checkpoint import CheckpointStore
+
+Killed = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """The folders that killed saves have left, and what they had reported."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, crash_cases.__file__, str(folder)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return folder, json.loads(run.stdout)
+
+
+def assert_next_save_works(root: Path) -> None:
+    found = newest(root)
+    iteration = (found[0] if found else 0) + 1
+    kept = [done for done in (iteration - 1, iteration) if done > 0]
+    save_filled(CheckpointStore(root, crash_cases.KEEP), iteration, 9)
+    assert newest(root) == (iteration, 9)
+    folders = [f"iter_{done:07d}" for done in kept]
+    assert names(root) == [*folders, "latest_checkpointed_iteration.txt"]
+
+
+@pytest.mark.parametrize("scenario", crash_cases.SCENARIOS)
+def test_a_kill_before_any_change_on_disk_leaves_a_whole_checkpoint(killed: Killed, scenario: str) -> None:
+    folder, found = killed
+    before, iteration, fill = crash_cases.SCENARIOS[scenario]
+    old = (before[-1], before[-1]) if before else None
+    count = found["points"][scenario]
+    after = [newest(folder / scenario / str(point)) for point in range(count)]
+    assert set(after) == {old, (iteration, fill)}
+    assert after == sorted(after, key=lambda state: state == (iteration, fill))  # once it is there, it stays
+    assert newest(folder / scenario / str(count)) == (iteration, fill)
+    for point in range(count + 1):
+        assert_next_save_works(folder / scenario / str(point))
+
+
+def test_the_kills_reach_each_half_done_state(killed: Killed) -> None:
+    _, found = killed
+    for scenario, beginning in [
+        ("first", ".tmp-iter_"),
+        ("next", ".tmp-pruned-iter_0000001"),
+        ("over the only one", ".tmp-replaced-iter_0000001"),
+    ]:
+        assert any(name.startswith(beginning) for name in found["left"][scenario]), scenario
+
+
+def test_random_kills_leave_what_was_reported(killed: Killed) -> None:
+    folder, found = killed
+    assert len(found["reported"]) == crash_cases.RANDOM_KILLS
+    for kill, reported in enumerate(found["reported"]):
+        left = newest(folder / f"random-{kill}")
+        assert left in ((reported, reported), (reported + 1, reported + 1))
+
+
+def with_ballast(size: int) -> dict[str, torch.Tensor]:
+    return {**some_tensors(2.0), "ballast": torch.zeros(size, dtype=torch.uint8)}
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[None]:
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_file_that_cannot_be_written_leaves_the_old_checkpoints(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 1, keep=1)
+    with pytest.raises(OSError, match="the checkpoint of iteration 2 could not be written in") as caught:
+        store.save(2, with_ballast(400_000), {"fill": 2})
+    assert caught.value.errno == errno.EFBIG
+    assert names(tmp_path) == ["iter_0000001", "latest_checkpointed_iteration.txt"]
+    assert newest(tmp_path) == (1, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_checkpoints(small_disk: Path) -> None:
+    """However much is free, so that each of the files is the one that does not fit."""
+    root = small_disk / "checkpoints"
+    store = store_with(root, 1, keep=1)
+    filler = small_disk / "filler"
+    failed = []
+    for pages in range(12):
+        filler.unlink(missing_ok=True)
+        free = os.statvfs(small_disk)
+        filler.write_bytes(bytes((free.f_bavail - pages) * free.f_bsize))
+        try:
+            store.save(2, some_tensors(2.0), {"fill": 2})
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017
+            failed.append(pages)
+            assert not list(root.glob(".*"))
+            assert newest(root) == (1, 1)
+        else:
+            assert newest(root) == (2, 2)
+            break
+    assert failed == list(range(len(failed)))
+    assert len(failed) >= 3

@@ -1,0 +1,77 @@
+"""Two ranks save and load together: what comes back on other numbers of ranks, what they agree on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_cases as cases
+import torch
+from checkpoint_samples import names
+from torch.multiprocessing.spawn import spawn
+
+from megatron_lfr.checkpoint import CheckpointStore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks have run all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    one_rank = CheckpointStore(folder / "load_what_one_rank_saved", keep=None)
+    one_rank.save(1, cases.full_tensors(), {})
+    spawn(cases.main, (str(folder),), nprocs=cases.RANKS)  # type: ignore[no-untyped-call]
+    return folder
+
+
+def found_in(folder: Path, case: str) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"{rank}.json").read_text())[case] for rank in range(cases.RANKS)]
+
+
+def test_two_ranks_read_what_they_saved(folder: Path) -> None:
+    expected = {"iteration": 3, "state": {"by": 0}, "equal": True}
+    assert found_in(folder, "save_and_load") == [expected, expected]
+
+
+def test_each_rank_writes_its_part_and_the_manifest_lists_all(folder: Path) -> None:
+    root = folder / "save_and_load/iter_0000003"
+    shards = [f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
+    assert names(root) == ["manifest.json", *shards, "state.json"]
+    assert sorted(json.loads((root / "manifest.json").read_text())["files"]) == [*shards, "state.json"]
+
+
+def test_one_rank_reads_whole_tensors_of_what_two_saved(folder: Path) -> None:
+    found = CheckpointStore(folder / "save_and_load", keep=None).newest_whole()
+    assert found is not None
+    target = {name: torch.zeros_like(tensor) for name, tensor in cases.full_tensors().items()}
+    found.load_into(target)
+    for name, tensor in cases.full_tensors().items():
+        assert torch.equal(target[name], tensor), name
+
+
+def test_two_ranks_read_what_one_saved(folder: Path) -> None:
+    assert found_in(folder, "load_what_one_rank_saved") == [{"equal": True}] * 2
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("state", "state['x'] is nan"),
+        ("tensor", "x is a int; only tensors are stored here"),
+        ("disk", "the checkpoint of iteration 2 could not be written"),
+        ("shape", "tensor replicated is torch.int64 [6], here it is torch.float32 [2]"),
+    ],
+)
+def test_an_error_on_one_rank_is_raised_on_both(folder: Path, case: str, message: str) -> None:
+    for found in found_in(folder, "errors_on_one_rank"):
+        assert message in found[case]
+
+
+def test_a_failed_save_of_two_ranks_leaves_the_old_checkpoint(folder: Path) -> None:
+    assert [found["whole"] for found in found_in(folder, "errors_on_one_rank")] == [1, 1]
+    assert names(folder / "errors_on_one_rank") == ["iter_0000001", "latest_checkpointed_iteration.txt"]
+
+
+def test_ranks_agree_on_the_newest_whole_one_whichever_shard_is_damaged(folder: Path) -> None:
+    assert found_in(folder, "damage") == [{"iteration": 1}] * 2
