@@ -48,7 +48,16 @@ class RunConfig:
         self.lfr.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
-        self.training.validate(self.parallel.data_parallel_size(world_size))
+        self.model.validate(self.parallel.tensor_model_parallel_size)
+        data_parallel_size = self.parallel.data_parallel_size(world_size)
+        self.training.validate(data_parallel_size)
+        rows = self.training.blocks_per_step(data_parallel_size) // data_parallel_size
+        self.parallel.check_batches(
+            self.model.num_layers,
+            self.data.seq_length,
+            self.training.micro_batch_size,
+            rows // self.training.micro_batch_size,
+        )
         self.checkpoint.validate()
         self.logging.validate()
         if self.data.seq_length > self.model.max_position_embeddings:
@@ -90,8 +99,8 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     unknown or malformed flag exits with tyro's message.
     """
     rest, notes = strip_megatron_flags(argv)
-    config_file, rest = _take_option(rest, "--config")
-    model_preset, rest = _take_option(rest, "--model-preset")
+    config_file, rest = take_option(rest, "--config")
+    model_preset, rest = take_option(rest, "--model-preset")
     from_file: list[str] = []
     if config_file is not None:
         file_preset, from_file = _yaml_to_argv(Path(config_file))
@@ -117,7 +126,7 @@ def _parse(argv: Sequence[str], default: RunConfig, prog: str) -> RunConfig:
     return config
 
 
-def _take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """The value of `flag` (the last one counts), and the command line without it."""
     value, rest, words = None, [], iter(argv)
     for word in words:

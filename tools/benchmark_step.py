@@ -1,7 +1,7 @@
 """Step time: what recording costs, and ours against transformers' LlamaForCausalLM in the same loop.
 
 "Not recorded" is the same step of the same engine, whose per-block losses are thrown away. "PyTorch's loss" is our
-model with F.cross_entropy, which has none.
+model with F.cross_entropy, which has none, in a plain loop without FSDP2.
 
     python tools/benchmark_step.py [--pairs 40] [--json OUT.json]
 
@@ -28,62 +28,88 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_lfr.data.loader import Batch
-from megatron_lfr.engine import NativeEngine
-from megatron_lfr.engine.optimizer import OptimizerConfig
-from megatron_lfr.kernels import BlockStats
+from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.lfr import Curriculum, Journal, Phase, Schedule
 from megatron_lfr.model import MODEL_PRESETS, Llama, ModelConfig
+from megatron_lfr.parallel import ParallelConfig, initialize
 
 
-class WithoutRecording(nn.Module):
+class PlainLoop:
+    """A step as one writes it in plain PyTorch, on one process: forward, backward, clipping, AdamW."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = list(model.parameters())
+        decayed = [parameter.ndim >= 2 for parameter in self.parameters]
+        self.optimizer = build_optimizer(OptimizerConfig(lr=1e-4), self.parameters, decayed)
+
+    def loss(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def train_step(self, batch: Batch, lr: float) -> float:
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+class WithoutRecording(PlainLoop):
     """Our model with PyTorch's cross-entropy: no per-block losses come out of the step."""
 
-    def __init__(self, model: Llama) -> None:
-        super().__init__()
-        self.model = model
-        self.vocab_size = model.vocab_size
+    model: Llama
 
-    def loss(self, tokens: Tensor, labels: Tensor, token_weight: Tensor, **_: object) -> tuple[Tensor, BlockStats]:
-        logits = F.linear(self.model(tokens), self.model.output_weight)
-        nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return (nll * token_weight.flatten()).sum(), BlockStats(torch.zeros(0), torch.zeros(0))
+    def loss(self, batch: Batch) -> Tensor:
+        logits = F.linear(self.model.hidden_states(batch.tokens), self.model.output_weight)
+        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
 
 
-class Transformers(nn.Module):
+class Transformers(PlainLoop):
     """transformers' LlamaForCausalLM of the same shape, with its own loss."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.ffn_hidden_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_attention_heads,
-                num_key_value_heads=config.num_query_groups or config.num_attention_heads,
-                max_position_embeddings=config.max_position_embeddings,
-                rms_norm_eps=config.norm_epsilon,
-                tie_word_embeddings=not config.untie_embeddings_and_output_weights,
-                use_cache=False,
-                attn_implementation="sdpa",
+        super().__init__(
+            LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=vocab_size,
+                    hidden_size=config.hidden_size,
+                    intermediate_size=config.ffn_size,
+                    num_hidden_layers=config.num_layers,
+                    num_attention_heads=config.num_attention_heads,
+                    num_key_value_heads=config.query_groups,
+                    max_position_embeddings=config.max_position_embeddings,
+                    rms_norm_eps=config.norm_epsilon,
+                    tie_word_embeddings=not config.untie_embeddings_and_output_weights,
+                    use_cache=False,
+                    attn_implementation="sdpa",
+                )
             )
         )
 
-    def loss(self, tokens: Tensor, labels: Tensor, token_weight: Tensor, **_: object) -> tuple[Tensor, BlockStats]:
-        output = self.model(input_ids=tokens, labels=labels, shift_labels=labels)
-        return output.loss, BlockStats(torch.zeros(0), torch.zeros(0))
+    def loss(self, batch: Batch) -> Tensor:
+        return self.model(input_ids=batch.tokens, labels=batch.labels, shift_labels=batch.labels).loss
 
 
-def make_engine(model: nn.Module, micro_batch_size: int) -> NativeEngine:
-    return NativeEngine(model, OptimizerConfig(lr=1e-4), micro_batch_size, torch.device("cpu"))  # type: ignore[arg-type]
+def make_engine(config: ModelConfig, seq_length: int, rows: int, layout: ParallelConfig | None = None) -> NativeEngine:
+    """Our engine, with micro-batches of all of a data-parallel rank's rows."""
+    parallel = initialize(layout)
+    return NativeEngine(
+        build_stages(config, 1, parallel),
+        OptimizerConfig(lr=1e-4),
+        parallel,
+        seq_length=seq_length,
+        micro_batch_size=rows,
+        global_batch_size=rows,
+    )
 
 
 def make_batch(step: int, ids: np.ndarray, rows: int, seq: int, vocab: int, rng: np.random.Generator) -> Batch:
     tokens = torch.from_numpy(rng.integers(0, vocab, (rows, seq + 1)))
     mask = torch.ones(rows, seq)
-    return Batch(step, ids, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, None, None, rows * seq)
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    return Batch(step, ids, slice(0, rows), inputs, labels, mask, None, None, rows * seq)
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -116,9 +142,9 @@ def interleave(
 def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
     """All comparisons, on random tokens."""
     rng = np.random.default_rng(0)
-    ours = make_engine(Llama(config, seed=1), args.batch)
-    plain = make_engine(WithoutRecording(Llama(config, seed=1)), args.batch)
-    theirs = make_engine(Transformers(config, args.vocab_size), args.batch)
+    ours = make_engine(config, args.seq_length, args.batch)
+    plain = WithoutRecording(Llama(config, seed=1))
+    theirs = Transformers(config, args.vocab_size)
     n_steps = 3 * args.pairs + 20
     plan = Schedule((Phase("learn", n_steps, "steps"),)).plan(n_steps * args.batch, args.seq_length, args.batch)
     recording: list[float] = []
@@ -136,16 +162,20 @@ def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
             started = time.perf_counter()
             output = ours.train_step(batch, 1e-4)
             trained = time.perf_counter()
-            curriculum.record(curriculum.next_step, output.blocks.nll_sum, output.blocks.token_count)
+            blocks = output.blocks.wait()
+            curriculum.record(curriculum.next_step, blocks.nll_sum, blocks.token_count)
             recording.append(time.perf_counter() - trained)
             steps.append(time.perf_counter() - started)
 
-        others = {"recording on / not recorded": ours, "recording on / PyTorch's loss": plain}
+        others: dict[str, NativeEngine | PlainLoop] = {
+            "recording on / not recorded": ours,
+            "recording on / PyTorch's loss": plain,
+        }
         others["ours with recording / transformers"] = theirs
         results: dict[str, object] = {}
         for name, engine in others.items():
 
-            def other(batch: Batch, engine: NativeEngine = engine) -> None:
+            def other(batch: Batch, engine: NativeEngine | PlainLoop = engine) -> None:
                 engine.train_step(batch, 1e-4)
 
             for batch in batches(5):  # warm up

@@ -19,11 +19,13 @@ BlockIds = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one global step; B blocks of S tokens."""
+    """One global step, and this data-parallel rank's share of its rows: B blocks of S tokens."""
 
     step: int
     block_ids: BlockIds
-    """[B]; -1 marks a padded row."""
+    """Of the whole step, over all ranks; -1 marks a padded row."""
+    rows: slice
+    """Which of them are this rank's."""
     tokens: torch.Tensor
     """int64 [B, S]."""
     labels: torch.Tensor
@@ -35,14 +37,14 @@ class Batch:
     document_ids: torch.Tensor | None
     """int64 [B, S]: a token may attend to earlier tokens with the same id only; None when it may to all of them."""
     valid_tokens: int
-    """Tokens of the global step whose loss counts."""
+    """Tokens of this rank's rows whose loss counts."""
 
 
 class Loader:
     """Turns lists of block ids into batches, in the order given, up to `prefetch` steps ahead.
 
-    `eod` is the end-of-document token, needed by the three options about documents. `wait_seconds` adds up the time
-    that the consumer waited for a batch.
+    Of each step, data-parallel rank `rank` of `ranks` reads its contiguous share. `eod` is the end-of-document token,
+    needed by the three options about documents. `wait_seconds` adds up the time that the consumer waited for a batch.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Loader:
         reset_position_ids: bool = False,
         reset_attention_mask: bool = False,
         prefetch: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if eod is None and (eod_mask_loss or reset_position_ids or reset_attention_mask):
             raise ValueError(
@@ -64,6 +68,7 @@ class Loader:
         self.source = source
         self.prefetch = prefetch
         self.wait_seconds = 0.0
+        self._rank, self._ranks = rank, ranks
         self._eod = eod
         self._eod_mask_loss = eod_mask_loss
         self._reset_position_ids = reset_position_ids
@@ -88,12 +93,16 @@ class Loader:
             reader.stop()
 
     def load(self, step: int, ids: npt.ArrayLike) -> Batch:
-        """Read one batch now, in this thread."""
+        """Read one batch now, in this thread. ValueError where its rows do not divide evenly over the ranks."""
         block_ids = np.array(ids, np.int64)
-        rows = self.source.read(block_ids)
+        if len(block_ids) % self._ranks:
+            raise ValueError(f"{len(block_ids)} blocks of a step do not divide over {self._ranks} data-parallel ranks")
+        share = len(block_ids) // self._ranks
+        mine = slice(self._rank * share, (self._rank + 1) * share)
+        rows = self.source.read(block_ids[mine])
         tokens = rows[:, :-1]
         loss_mask = np.ones(tokens.shape, np.float32)
-        loss_mask[block_ids == PADDING] = 0
+        loss_mask[block_ids[mine] == PADDING] = 0
         position_ids = document_ids = None
         if self._eod is not None:
             is_eod = tokens == self._eod
@@ -106,6 +115,7 @@ class Loader:
         return Batch(
             step=step,
             block_ids=block_ids,
+            rows=mine,
             tokens=torch.from_numpy(np.ascontiguousarray(tokens)),
             labels=torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
             loss_mask=torch.from_numpy(loss_mask),

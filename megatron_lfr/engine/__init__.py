@@ -1,6 +1,7 @@
 """What makes one optimizer step out of a global batch."""
 
-from megatron_lfr.engine.base import BlockLosses, Engine, StepOutput
+from megatron_lfr.engine.base import BlockLosses, Engine, PendingLosses, StepOutput
+from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.native import NativeEngine
 
-__all__ = ["BlockLosses", "Engine", "NativeEngine", "StepOutput"]
+__all__ = ["BlockLosses", "Engine", "NativeEngine", "PendingLosses", "StepOutput", "build_stages"]

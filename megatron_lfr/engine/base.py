@@ -14,39 +14,54 @@ from megatron_lfr.data.loader import Batch
 
 @dataclass(frozen=True)
 class BlockLosses:
-    """Per row of a batch: the summed negative log-likelihood (nats) and the tokens that it covers, fp32 [rows]."""
+    """Per row of a global batch: the summed negative log-likelihood (nats) and its number of tokens, fp32 [rows]."""
 
     nll_sum: npt.NDArray[np.float32]
     token_count: npt.NDArray[np.float32]
 
 
+class PendingLosses(Protocol):
+    """A step's block losses, on their way from the ranks that computed them."""
+
+    def wait(self) -> BlockLosses:
+        """All of them, on every rank. Raises where another rank is gone."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepOutput:
-    """What one optimizer step reports."""
+    """What one optimizer step reports, the same on every rank."""
 
     loss: float
     """Mean loss a valid token of the global batch (nats)."""
-    blocks: BlockLosses
+    blocks: PendingLosses
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
     skipped: bool
     """Whether the weights were left alone because the loss or the gradient was not finite."""
+    stop: bool
+    """Whether any rank asked to stop."""
 
 
 class Engine(Protocol):
-    """Trains a model one global batch at a time."""
+    """Trains a model one global batch at a time. All ranks call each method together."""
 
     @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
         ...
 
+    @property
+    def eval_rows(self) -> int:
+        """Rows that `eval_step` takes, over all ranks."""
+        ...
+
     def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of training on one token, forward and backward."""
         ...
 
-    def train_step(self, batch: Batch, lr: float) -> StepOutput:
-        """Forward, backward and one optimizer step at learning rate `lr`."""
+    def train_step(self, batch: Batch, lr: float, stop: bool = False) -> StepOutput:
+        """Forward, backward and one optimizer step at learning rate `lr`; `stop`: this rank asks to stop after it."""
         ...
 
     def eval_step(self, batch: Batch) -> BlockLosses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,12 +137,14 @@ def _remaining(style: str, progress: float) -> float:
             return 1.0 - math.sqrt(progress)
 
 
-def build_optimizer(config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: norms, the only one-dimensional parameters, have none."""
-    parameters = [parameter for _, parameter in named_parameters]
+def build_optimizer(
+    config: OptimizerConfig, parameters: Sequence[nn.Parameter], decayed: Sequence[bool]
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on the `decayed` parameters: matrices; norms, which have one dimension, have none."""
+    marked = list(zip(parameters, decayed, strict=True))
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, decays in marked if decays], "weight_decay": config.weight_decay},
+        {"params": [p for p, decays in marked if not decays], "weight_decay": 0.0},
     ]
     betas = (config.adam_beta1, config.adam_beta2)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.adam_eps, fused=True)

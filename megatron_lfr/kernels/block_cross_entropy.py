@@ -48,6 +48,7 @@ class _Problem:
     columns: int
     """This rank's rows that are no padding."""
     group: ProcessGroup | None
+    sums_hidden_grad: bool
     z_loss: float
     smoothing: float
     softcap: float
@@ -78,6 +79,7 @@ def block_cross_entropy(
     cu_seqlens: Tensor | None = None,
     vocab_size: int | None = None,
     tp_group: ProcessGroup | None = None,
+    sum_hidden_grad: bool = True,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     logit_softcap: float = 0.0,
@@ -95,6 +97,8 @@ def block_cross_entropy(
     [cu_seqlens[i], cu_seqlens[i+1]) of the flattened batch. Statistics cover the tokens whose weight is not 0 and
     whose label is not `ignore_index`: pure negative log-likelihood, whatever z-loss, smoothing and weights are. They
     are not differentiable. The loss is an fp32 scalar. All ranks of `tp_group` get the same bits, as do reruns.
+    Without `sum_hidden_grad`, each of them gets its own part of hidden's gradient: under sequence parallelism, what
+    gathered `hidden` sums and scatters it in one collective.
 
     Logits of columns >= `vocab_size` (default: none) are masked. Modes: "save" keeps the local logits' gradient for
     the backward; "chunk" works on `chunk_rows` tokens at a time and computes gradients in the forward, so it holds
@@ -124,6 +128,7 @@ def block_cross_entropy(
         first_column=first_column,
         columns=min(max(vocab_size - first_column, 0), weight.shape[0]),
         group=tp_group,
+        sums_hidden_grad=sum_hidden_grad,
         z_loss=z_loss,
         smoothing=label_smoothing,
         softcap=logit_softcap,
@@ -222,7 +227,8 @@ class _Gradients:
         )
 
     def _hidden_part(self, d_logits: Tensor) -> Tensor:
-        return all_reduce_sum(_matmul(d_logits, self.weight.to(self.hidden.dtype)), self.problem.group)
+        part = _matmul(d_logits, self.weight.to(self.hidden.dtype))
+        return all_reduce_sum(part, self.problem.group) if self.problem.sums_hidden_grad else part
 
 
 def _forward(

@@ -9,6 +9,7 @@ Usable on its own, in any training loop: NumPy and this package's C++ core, no P
         curriculum.record(step, nll_sum, token_count)
 """
 
+from megatron_lfr.lfr.course import Course, Follower, Sharing
 from megatron_lfr.lfr.curriculum import Curriculum
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
@@ -19,7 +20,9 @@ from megatron_lfr.lfr.selection import Selection, make_order
 __all__ = [
     "PRESETS",
     "UNRECORDED",
+    "Course",
     "Curriculum",
+    "Follower",
     "Journal",
     "Ledger",
     "Phase",
@@ -27,6 +30,7 @@ __all__ = [
     "PlannedPhase",
     "Schedule",
     "Selection",
+    "Sharing",
     "make_order",
     "preset",
 ]

@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.fileio import fsync_directory
+from megatron_lfr.lfr.course import Course, PhaseStart, Sharing
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
-from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order, phase_seed
-
-BlockIds = npt.NDArray[np.int64]
-Rescore = Callable[[BlockIds], npt.NDArray[np.float32]]
-"""Given block ids [n], the mean NLL of each under the present weights, fp32 [n], without training."""
-
-_RESCORE_CHUNK = 1024
+from megatron_lfr.lfr.selection import Scores, make_order, phase_seed
 
 
-@dataclass(frozen=True)
-class PhaseStart:
-    """What was decided at a phase's boundary."""
-
-    planned: PlannedPhase
-    order_hash: int
-    scores: Scores
-    selection: Selection | None
-
-
-@dataclass
-class Cost:
-    """Seconds that the curriculum itself has taken so far."""
-
-    record: float = 0.0
-    order: float = 0.0
-    rescore: float = 0.0
-
-
-class Curriculum:
+class Curriculum(Course):
     """Drives a run of `plan`, step by step.
 
     A loop asks for the ids of each step and records their losses, in order; a phase can be entered only when every
@@ -52,41 +26,22 @@ class Curriculum:
         for step, block_ids in curriculum.steps():            # -1: a padded row of a phase's last step
             curriculum.record(step, nll_sum, token_count)
 
-    rescore: needed where a phase's score mode is `rescored`.
+    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes; one of
+    each machine has a Curriculum, the others a Follower.
     """
 
-    def __init__(self, plan: Plan, journal: Journal, seed: int, rescore: Rescore | None = None) -> None:
-        if rescore is None and any(p.phase.kind == "focus" and p.phase.score == "rescored" for p in plan.phases):
+    def __init__(
+        self, plan: Plan, journal: Journal, seed: int, rescore: Rescore | None = None, sharing: Sharing | None = None
+    ) -> None:
+        super().__init__(plan)
+        if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
-        self.plan = plan
         self.journal = journal
         self.seed = seed
-        self.cost = Cost()
-        self.current: PhaseStart | None = None
         self._rescore = rescore
-        self._order: Order = np.empty(0, np.uint32)
-        self._next_step = 0
+        self._sharing = sharing
         self._fresh = True
         self.ledger = Ledger(plan.n_blocks, plan.total_steps)
-
-    @property
-    def next_step(self) -> int:
-        """The first step that has not been recorded."""
-        return self._next_step
-
-    @property
-    def finished(self) -> bool:
-        return self._next_step == self.plan.total_steps
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether the next step needs a phase that has not been entered."""
-        return self.current is None or self._next_step == self.current.planned.end_step
-
-    @property
-    def order(self) -> Order:
-        """Ids of the current phase's draws, in the order of training."""
-        return self._order
 
     def enter_phase(self) -> PhaseStart:
         """The phase of the next step; at a boundary this makes its order."""
@@ -96,35 +51,13 @@ class Curriculum:
             self._fresh = False
         if self.at_boundary:
             planned = self.plan.at_step(self._next_step)
+            if planned.phase.is_rescored:
+                self._run_rescoring(planned)
             self._begin(planned)
+            self._share_order()
             self.journal.begin_phase(planned.index)
         assert self.current is not None
         return self.current
-
-    def block_ids(self, step: int) -> BlockIds:
-        """Ids [global_batch_size] of a step of the current phase; the phase's last step is padded with -1."""
-        assert self.current is not None
-        planned = self.current.planned
-        if not planned.first_step <= step < planned.end_step:
-            raise ValueError(f"step {step} is not in the current phase (phase {planned.index})")
-        size = self.plan.global_batch_size
-        first = (step - planned.first_step) * size
-        ids = np.full(size, -1, np.int64)
-        served = self._order[first : first + size]
-        ids[: len(served)] = served
-        return ids
-
-    def remaining_steps(self) -> Iterator[tuple[int, BlockIds]]:
-        """(step, ids) from the next step to the end of the current phase; may run ahead of the records."""
-        assert self.current is not None
-        for step in range(self._next_step, self.current.planned.end_step):
-            yield step, self.block_ids(step)
-
-    def steps(self) -> Iterator[tuple[int, BlockIds]]:
-        """(step, ids) to the end of the run; record each step before asking for the next."""
-        while not self.finished:
-            self.enter_phase()
-            yield self._next_step, self.block_ids(self._next_step)
 
     def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
         """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers.
@@ -133,8 +66,7 @@ class Curriculum:
         as UNRECORDED and leaves the block's score as it was.
         """
         started = time.perf_counter()
-        if step != self._next_step or self.current is None or self.at_boundary:
-            raise ValueError(f"record: expected step {self._next_step} of an entered phase, got step {step}")
+        self._check_recorded_step(step)
         ids = self.block_ids(step)
         real = int((ids >= 0).sum())
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -165,6 +97,8 @@ class Curriculum:
             self.journal.drop_scores(phase + 1)  # made by weights that this run has yet to reach
         for index in range(phase + 1):
             self._replay(self.plan.phases[index])
+        if phase >= 0:
+            self._share_order()
         if self._next_step != step:
             raise ValueError(f"{self.journal.folder}: replays to step {self._next_step}, the checkpoint is at {step}")
         if self.current is not None and f"{self.current.order_hash:016x}" != state["order_hash"]:
@@ -183,9 +117,22 @@ class Curriculum:
         """Make the order of a phase from the scores as they stand."""
         scores = self._scores(planned)
         started = time.perf_counter()
-        self._order, selection = make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
-        self.current = PhaseStart(planned, _C.order_hash(self._order), scores, selection)
+        order, selection = make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
+        self._order = order
+        self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
         self.cost.order += time.perf_counter() - started
+
+    def _share_order(self) -> None:
+        if self._sharing is not None:
+            assert self.current is not None
+            self._order = self._sharing.share_order(self.current.planned.index, self._order)
+
+    def _run_rescoring(self, planned: PlannedPhase) -> None:
+        assert self._rescore is not None
+        started = time.perf_counter()
+        agree = bool if self._sharing is None else self._sharing.agree
+        rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, agree)
+        self.cost.rescore += time.perf_counter() - started
 
     def _scores(self, planned: PlannedPhase) -> Scores:
         if planned.phase.kind != "focus" or planned.phase.score == "recorded":
@@ -194,42 +141,4 @@ class Curriculum:
             return self.ledger.detrended_scores()
         if planned.phase.score == "shuffled":
             return self.ledger.shuffled_scores(phase_seed(self.seed, -1 - planned.index))
-        return self._rescored_scores(planned)
-
-    def _rescored_scores(self, planned: PlannedPhase) -> Scores:
-        """Score every block with the present weights; a pass that was interrupted goes on where it stopped."""
-        path = self.journal.scores_path(planned.index)
-        if not path.exists():
-            started = time.perf_counter()
-            self._run_rescoring(planned)
-            self.cost.rescore += time.perf_counter() - started
-        scores: Scores = np.load(path, allow_pickle=False)
-        if scores.shape != (self.plan.n_blocks,) or scores.dtype != np.float32:
-            raise ValueError(f"{path}: expected fp32 [{self.plan.n_blocks}], got {scores.dtype} {list(scores.shape)}")
-        return scores
-
-    def _run_rescoring(self, planned: PlannedPhase) -> None:
-        assert self._rescore is not None
-        partial = self.journal.partial_scores_path(planned.index)
-        if not partial.exists() or partial.stat().st_size != _partial_bytes(self.plan.n_blocks):
-            aside = partial.with_suffix(".new")
-            fresh = np.lib.format.open_memmap(aside, "w+", np.float32, (self.plan.n_blocks,))
-            fresh[:] = np.nan
-            fresh.flush()
-            aside.replace(partial)
-        scores = np.lib.format.open_memmap(partial, "r+")
-        for first in range(0, len(scores), _RESCORE_CHUNK):
-            chunk = slice(first, min(first + _RESCORE_CHUNK, len(scores)))
-            if np.isnan(scores[chunk]).any():
-                scores[chunk] = self._rescore(np.arange(chunk.start, chunk.stop, dtype=np.int64))
-                if not np.isfinite(scores[chunk]).all():
-                    raise ValueError(
-                        f"rescoring: blocks {chunk.start}..{chunk.stop - 1} have a loss that is not finite"
-                    )
-        scores.flush()
-        partial.replace(self.journal.scores_path(planned.index))
-        fsync_directory(self.journal.folder)
-
-
-def _partial_bytes(n_blocks: int) -> int:
-    return 128 + 4 * n_blocks
+        return read_scores(self.journal, planned.index, self.plan.n_blocks)

@@ -55,6 +55,11 @@ class Phase:
     clusters: int = 8
     """Number of clusters of the k-means."""
 
+    @property
+    def is_rescored(self) -> bool:
+        """Whether every block is scored anew before it."""
+        return self.kind == "focus" and self.score == "rescored"
+
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():
             if getattr(self, name) not in legal:

@@ -24,7 +24,7 @@ class ModelConfig:
     vocab_size: int | None = None
     """Tokens of the vocabulary; by default the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
-    """The embedding's rows are padded to a multiple of this on every tensor-parallel rank."""
+    """The embedding's rows are padded to a multiple of this, over all tensor-parallel ranks."""
     untie_embeddings_and_output_weights: bool = False
     """Give the output its own weight instead of the embedding's."""
     max_position_embeddings: int = 8192
@@ -81,7 +81,11 @@ class ModelConfig:
                 f"--rope-low-freq-factor {self.rope_low_freq_factor}: must be below --rope-high-freq-factor "
                 f"{self.rope_high_freq_factor}"
             )
-        for flag, size in (("--num-query-groups", groups), ("--ffn-hidden-size", self.ffn_size)):
+        for flag, size in (
+            ("--num-query-groups", groups),
+            ("--ffn-hidden-size", self.ffn_size),
+            ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
+        ):
             if size % tensor_model_parallel_size:
                 raise ValueError(
                     f"{flag} {size}: must be a multiple of --tensor-model-parallel-size {tensor_model_parallel_size}"
@@ -116,9 +120,11 @@ class ModelConfig:
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} {number}: must be positive and finite")
 
-    def padded_vocab_size(self, tensor_model_parallel_size: int = 1) -> int:
-        """Rows of the embedding over all tensor-parallel ranks: the vocabulary, rounded up as Megatron does."""
-        multiple = self.make_vocab_size_divisible_by * tensor_model_parallel_size
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding over all tensor-parallel ranks: the vocabulary, rounded up. Unlike Megatron's, the same
+        for every number of ranks, so that a checkpoint fits any of them."""
+        multiple = self.make_vocab_size_divisible_by
         return -(-self._vocabulary() // multiple) * multiple
 
     def num_parameters(self) -> int:

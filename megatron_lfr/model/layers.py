@@ -1,17 +1,28 @@
-"""The layers of a Llama: attention, feed-forward, and the two with their norms and residuals."""
+"""The layers of a Llama: attention, feed-forward, and the two with their norms and residuals.
+
+Tokens are rows: of a micro-batch's B sequences, each rank computes N = B · S tokens [N, H], S of each sequence (fewer
+under context parallelism); under sequence parallelism, what lies between the matrix products has a slice of them.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import split_and_rotate
-from megatron_lfr.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron_lfr.parallel.collectives import group_size
+from megatron_lfr.parallel.context import gather_sequence, local_chunks
+from megatron_lfr.parallel.layers import ColumnParallelLinear, RowParallelLinear, TensorParallel
+
+RecomputeGranularity = Literal["full", "selective"]
 
 
 class Attention(nn.Module):
@@ -21,17 +32,19 @@ class Attention(nn.Module):
     that contiguous slices of whole groups are what tensor-parallel ranks hold.
     """
 
-    def __init__(self, config: ModelConfig, group: ProcessGroup | None, recompute: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, tp: TensorParallel, context_group: ProcessGroup | None, recompute: bool
+    ) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.heads = config.num_attention_heads // config.query_groups
         width = config.num_attention_heads * config.head_dim
-        self.qkv = ColumnParallelLinear(config.hidden_size, width + 2 * config.query_groups * config.head_dim, group)
-        self.output = RowParallelLinear(width, config.hidden_size, group)
-        self.recompute = recompute
+        self.qkv = ColumnParallelLinear(config.hidden_size, width + 2 * config.query_groups * config.head_dim, tp)
+        self.output = RowParallelLinear(width, config.hidden_size, tp)
+        self.tp, self.context_group, self.recompute = tp, context_group, recompute
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        qkv = self.qkv(x)
+        qkv = self.qkv(self.tp.enter(x))
         if self.recompute and torch.is_grad_enabled():
             mixed = checkpoint(self._attend, qkv, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -40,52 +53,94 @@ class Attention(nn.Module):
         return y
 
     def _attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        qkv = qkv.view(*qkv.shape[:2], -1, self.heads + 2, self.head_dim)  # [B, S, groups, heads + 2, D]
-        q, k, v = split_and_rotate(qkv, cos, sin, self.heads)
+        qkv = qkv.view(
+            -1, cos.shape[1], qkv.shape[-1] // (self.heads + 2) // self.head_dim, self.heads + 2, self.head_dim
+        )
+        q, k, v = split_and_rotate(qkv, cos, sin, self.heads)  # [B, S, groups, heads, D], [B, S, groups, D] twice
+        q = q.flatten(2, 3)
+        if group_size(self.context_group) == 1:
+            mixed = self._dot_product(q, k, v, mask, is_causal=mask is None)
+        else:
+            mixed = self._attend_to_all_ranks(q, k, v, mask)
+        return mixed.flatten(2).flatten(0, 1)
+
+    def _attend_to_all_ranks(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of this rank's two chunks of tokens to the whole sequence up to the end of each."""
+        assert self.context_group is not None
+        k, v = gather_sequence(torch.stack((k, v), 2), self.context_group).unbind(2)
+        size = q.shape[1] // 2
+        mixed = []
+        for i, chunk in enumerate(local_chunks(self.context_group)):
+            end = (chunk + 1) * size
+            rows = slice(i * size, (i + 1) * size)
+            visible = causal_lower_right(size, end) if mask is None else mask[:, :, rows, :end]
+            mixed.append(self._dot_product(q[:, rows], k[:, :end], v[:, :end], visible, is_causal=False))
+        return torch.cat(mixed, 1)
+
+    def _dot_product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """[B, S, heads, D] in and out."""
         mixed = F.scaled_dot_product_attention(
-            q.flatten(2, 3).transpose(1, 2),
+            q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
             attn_mask=mask,
-            is_causal=mask is None,
+            is_causal=is_causal,
             enable_gqa=self.heads > 1,
         )
-        return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202). `gate_up.weight` [2, ffn, hidden]: gate, then up."""
+    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, config: ModelConfig, group: ProcessGroup | None) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
-        self.gate_up = ColumnParallelLinear(config.hidden_size, config.ffn_size, group, stack=2)
-        self.down = RowParallelLinear(config.ffn_size, config.hidden_size, group)
+        self.gate = ColumnParallelLinear(config.hidden_size, config.ffn_size, tp)
+        self.up = ColumnParallelLinear(config.hidden_size, config.ffn_size, tp)
+        self.down = RowParallelLinear(config.ffn_size, config.hidden_size, tp)
+        self.tp = tp
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        y: Tensor = self.down(F.silu(gate) * up)
+        x = self.tp.enter(x)
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return y
 
 
 class TransformerLayer(nn.Module):
     """Attention and feed-forward, each normed before and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, group: ProcessGroup | None, recompute_attention: bool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tp: TensorParallel,
+        context_group: ProcessGroup | None,
+        recompute: RecomputeGranularity | None,
+    ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = Attention(config, group, recompute_attention)
+        self.attention = Attention(config, tp, context_group, recompute == "selective")
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.feed_forward = FeedForward(config, group)
+        self.feed_forward = FeedForward(config, tp)
+        self.recompute = recompute == "full"
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            y: Tensor = checkpoint(self._compute, x, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
+            return y
+        return self._compute(x, cos, sin, mask)
+
+    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         y: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return y
 
 
-def document_mask(document_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """What SDPA adds to its scores: 0 for earlier tokens of the same document, else −inf. [B, 1, S, S] in `dtype`."""
-    same = document_ids[:, :, None] == document_ids[:, None, :]
-    visible = same.tril_()
+def document_mask(document_ids: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """What SDPA adds to its scores: 0 for earlier tokens of the same document, else −inf.
+
+    document_ids [B, S]; rows [R], the positions of the tokens that attend. Returns [B, 1, R, S] in `dtype`.
+    """
+    same = document_ids[:, rows, None] == document_ids[:, None, :]
+    visible = same & (rows[:, None] >= torch.arange(document_ids.shape[1], device=rows.device))
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)

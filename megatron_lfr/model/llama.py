@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.utils.checkpoint import checkpoint
 
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model.config import ModelConfig
-from megatron_lfr.model.layers import TransformerLayer, document_mask
+from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import rope_tables
-from megatron_lfr.parallel.collectives import group_size
-from megatron_lfr.parallel.layers import RowParallelLinear, ShardedWeight, VocabParallelEmbedding
+from megatron_lfr.parallel.collectives import gather_rows
+from megatron_lfr.parallel.context import take_local
+from megatron_lfr.parallel.layers import (
+    RowParallelLinear,
+    ShardedWeight,
+    TensorParallel,
+    VocabParallelEmbedding,
+    assign,
+)
+from megatron_lfr.parallel.pipeline import Stage, make_stage
 
-RecomputeGranularity = Literal["full", "selective"]
+
+class Loss(NamedTuple):
+    """What the last stage computes of a micro-batch of B rows."""
+
+    loss: Tensor
+    """Sum over the tokens of weight · loss: an fp32 scalar."""
+    nll_sum: Tensor
+    """Each row's summed negative log-likelihood, in nats: fp32 [B]."""
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
+    """Each row's tokens that this covers: fp32 [B]."""
 
 
 class Llama(nn.Module):
-    """A Llama on one rank of `tp_group` (None: one rank), with initial weights that depend on `seed` alone.
+    """One pipeline stage of a Llama (by default all of it) on one rank; initial weights depend on `seed` alone.
 
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
-    ("full") or of attention between its linear layers ("selective") and computes them again in the backward.
+    ("full") or of attention between its linear layers ("selective") and computes them again in the backward. Layers
+    keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined.
     ValueError for a configuration that does not fit.
     """
 
@@ -36,33 +53,44 @@ class Llama(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        seed: int,
-        tp_group: ProcessGroup | None = None,
+        seed: int | None,
+        *,
+        tp: TensorParallel | None = None,
+        context_group: ProcessGroup | None = None,
+        stage: Stage | None = None,
         compute_dtype: torch.dtype = torch.float32,
         recompute_granularity: RecomputeGranularity | None = None,
+        loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
-        ranks = group_size(tp_group)
-        config.validate(ranks)
-        padded = config.padded_vocab_size(ranks)
+        tp = tp or TensorParallel()
+        config.validate(tp.size)
         assert config.vocab_size is not None
-        self.config, self.tp_group, self.compute_dtype = config, tp_group, compute_dtype
-        self.vocab_size = config.vocab_size
-        self.recompute_layers = recompute_granularity == "full"
+        self.config, self.tp, self.context_group = config, tp, context_group
+        self.stage = stage = stage or make_stage(config.num_layers)
+        self.vocab_size, self.compute_dtype, self.loss_mode = config.vocab_size, compute_dtype, loss_mode
         shape = (config.vocab_size, config.hidden_size)
-        self.embedding = VocabParallelEmbedding(*shape, tp_group, padded)
-        self.layers = nn.ModuleList(
-            TransformerLayer(config, tp_group, recompute_attention=recompute_granularity == "selective")
-            for _ in range(config.num_layers)
+        tied = not config.untie_embeddings_and_output_weights
+        self.embedding: VocabParallelEmbedding | None = None
+        self.final_norm: RMSNorm | None = None
+        self.output: ShardedWeight | None = None
+        if stage.is_first or (stage.is_last and tied):
+            self.embedding = VocabParallelEmbedding(*shape, tp, config.padded_vocab_size)
+        self.layers = nn.ModuleDict(
+            {
+                str(number): TransformerLayer(config, tp, context_group, recompute_granularity)
+                for number in range(stage.first_layer, stage.end_layer)
+            }
         )
-        self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        untied = config.untie_embeddings_and_output_weights
-        self.output = ShardedWeight(shape, 0, tp_group, padded) if untied else None
-        cos, sin = rope_tables(config)
-        self.register_buffer("rope_cos", cos, persistent=False)
-        self.register_buffer("rope_sin", sin, persistent=False)
-        self.init_weights(seed)
+        if stage.is_last:
+            self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+            self.output = None if tied else ShardedWeight(shape, 0, tp, config.padded_vocab_size)
+        for name in ("rope_cos", "rope_sin"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        if seed is not None:
+            self.init_weights(seed)
 
+    @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draw the initial weights: normal, smaller by √(2 · layers) where a layer adds to the residual stream."""
         std = self.config.init_method_std
@@ -71,57 +99,80 @@ class Llama(nn.Module):
                 adds = isinstance(module, RowParallelLinear)
                 scale = 1 / math.sqrt(2 * self.config.num_layers) if adds else 1.0
                 module.init_normal(f"{name}.weight", seed, std * scale)
+            elif isinstance(module, RMSNorm):
+                assign(module.weight, torch.ones(self.config.hidden_size))
+        device = next(self.parameters()).device
+        self.rope_cos, self.rope_sin = (table.to(device) for table in rope_tables(self.config))
 
     @property
     def output_weight(self) -> Tensor:
-        """This rank's rows of the output embedding: fp32 [padded vocabulary / ranks, H]."""
-        return (self.embedding if self.output is None else self.output).weight
+        """This rank's rows of the output embedding: [padded vocabulary / ranks, H]."""
+        weight = self.embedding if self.output is None else self.output
+        assert weight is not None
+        return weight.weight
 
-    def forward(self, tokens: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm, [B, S, H] in `compute_dtype`.
-
-        tokens int64 [B, S]; position_ids int64 [B, S], by default 0, 1, ...; document_ids int64 [B, S]: a token
-        attends to the earlier tokens of its own document only, by default to all earlier tokens of its row.
-        """
-        cos, sin = self._rope(tokens, position_ids)
-        mask = None if document_ids is None else document_mask(document_ids, self.compute_dtype)
-        x = self.embedding(tokens).to(self.compute_dtype)
-        for layer in self.layers:
-            if self.recompute_layers and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x, cos, sin, mask)
-        hidden: Tensor = self.final_norm(x)
-        return hidden
-
-    def loss(
+    def forward(
         self,
-        tokens: Tensor,
+        x: Tensor,
         labels: Tensor,
         token_weight: Tensor,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
-        mode: Mode = "auto",
-    ) -> tuple[Tensor, BlockStats]:
-        """(weighted loss, statistics of each row); see block_cross_entropy for labels, token_weight and mode."""
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """A micro-batch of B sequences of S tokens: the fields of its Loss, or what the next stage takes.
+
+        x: tokens int64 [B, S] on the first stage, else what the stage before returned, [N, H] in `compute_dtype`.
+        labels int64 and token_weight fp32 [B, S], see block_cross_entropy; position_ids int64 [B, S], by default
+        0, 1, ...; document_ids int64 [B, S]: a token attends to the earlier tokens of its own document only, by default
+        to all earlier tokens of its row. All stages and context-parallel ranks are given whole sequences.
+        """
+        rows = self._positions(labels)
+        hidden = self._run_layers(x, rows, position_ids, document_ids)
+        if not self.stage.is_last:
+            return hidden
+        labels, token_weight = (take_local(tensor, self.context_group) for tensor in (labels, token_weight))
+        loss, stats = self._loss(hidden, labels, token_weight)
+        return loss, stats.nll_sum, stats.count  # PyTorch's pipelines take plain tuples alone
+
+    def hidden_states(
+        self, tokens: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> Tensor:
+        """What the output embedding is multiplied with, of a model in one stage on one rank: [B, S, H]."""
+        hidden = self._run_layers(tokens, self._positions(tokens), position_ids, document_ids)
+        return hidden.view(*tokens.shape, -1)
+
+    def _run_layers(self, x: Tensor, rows: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
+        cos, sin = self._rope(rows, position_ids)
+        mask = None if document_ids is None else document_mask(document_ids, rows, self.compute_dtype)
+        if self.stage.is_first:
+            assert self.embedding is not None
+            x = self.embedding(take_local(x, self.context_group).flatten()).to(self.compute_dtype)
+        for layer in self.layers.values():
+            x = layer(x, cos, sin, mask)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:
+        if self.tp.sequence:
+            hidden = gather_rows(hidden, self.tp.group)
         return block_cross_entropy(
-            self(tokens, position_ids, document_ids),
+            hidden.view(*labels.shape, -1),
             self.output_weight,
             labels,
             token_weight,
             vocab_size=self.vocab_size,
-            tp_group=self.tp_group,
-            mode=mode,
+            tp_group=self.tp.group,
+            sum_hidden_grad=not self.tp.sequence,
+            mode=self.loss_mode,
         )
 
-    def _rope(self, tokens: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """cos and sin at each position: [B or 1, S, 1, 1, head_dim]."""
+    def _positions(self, tokens: Tensor) -> Tensor:
+        """Where in their sequences [B, S] this rank's tokens stand: int64 [S / context-parallel ranks]."""
         length, longest = tokens.shape[1], self.config.max_position_embeddings
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens is longer than --max-position-embeddings {longest}")
-        if position_ids is None:
-            tables = (self.rope_cos[None, :length], self.rope_sin[None, :length])
-        else:
-            tables = (self.rope_cos[position_ids], self.rope_sin[position_ids])
-        cos, sin = (table[:, :, None, None] for table in tables)
-        return cos, sin
+        return take_local(torch.arange(length, device=tokens.device).unsqueeze(0), self.context_group)[0]
+
+    def _rope(self, rows: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """cos and sin at each position: [B or 1, S, 1, 1, head_dim]."""
+        positions = rows.unsqueeze(0) if position_ids is None else position_ids[:, rows]
+        return self.rope_cos[positions][:, :, None, None], self.rope_sin[positions][:, :, None, None]

@@ -19,8 +19,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda:
-            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon).to(x.dtype)
-        y: Tensor = _RMSNorm.apply(x.float(), self.weight, self.epsilon)  # type: ignore[no-untyped-call]
+            return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
+        y: Tensor = _RMSNorm.apply(x.float(), self.weight.float(), self.epsilon)  # type: ignore[no-untyped-call]
         return y.to(x.dtype)
 
 

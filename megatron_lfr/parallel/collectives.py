@@ -1,6 +1,7 @@
-"""Communication between tensor-parallel ranks, differentiable where a layer needs it.
+"""Communication between ranks that share a computation, differentiable where a layer needs it.
 
-A group of None, or of one rank, communicates nothing.
+A group of None, or of one rank, communicates nothing. Tokens are rows: gathering and scattering go along the first
+dimension, in rank order.
 """
 
 from __future__ import annotations
@@ -8,37 +9,52 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+# The operators behind torch.distributed's functions: torch.compile sees through them.
+_ops = torch.ops._c10d_functional
 
 
 def group_size(group: ProcessGroup | None) -> int:
     """Number of ranks in `group`."""
-    return 1 if group is None else dist.get_world_size(group)
+    return 1 if group is None else group.size()
 
 
 def group_rank(group: ProcessGroup | None) -> int:
     """This rank's number in `group`."""
-    return 0 if group is None else dist.get_rank(group)
+    return 0 if group is None else group.rank()
+
+
+def all_gather_rows(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+    """`tensor` [rows, ...] of every rank, one after the other: [ranks · rows, ...]."""
+    if group is None or group.size() == 1:
+        return tensor
+    return _done(_ops.all_gather_into_tensor(tensor.contiguous(), group.size(), group.group_name))
 
 
 def all_gather_stacked(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """`tensor` [...] of every rank, in rank order: [ranks, ...]."""
-    n = group_size(group)
-    if n == 1:
-        return tensor.unsqueeze(0)
-    # Gloo accepts the ranks' parts one after the other along the first dimension only.
-    gathered = tensor.new_empty(n * tensor.shape[0], *tensor.shape[1:])
-    dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
-    return gathered.view(n, *tensor.shape)
+    return all_gather_rows(tensor, group).view(group_size(group), *tensor.shape)
 
 
 def all_reduce_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over the ranks, written over `tensor` (contiguous)."""
-    if group_size(group) > 1:
-        dist.all_reduce(tensor, group=group)
-    return tensor
+    """The sum over the ranks."""
+    if group is None or group.size() == 1:
+        return tensor
+    return _done(_ops.all_reduce(tensor.contiguous(), "sum", group.group_name))
+
+
+def reduce_scatter_rows(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+    """This rank's rows of the sum over the ranks: [ranks · rows, ...] → [rows, ...]."""
+    if group is None or group.size() == 1:
+        return tensor
+    return _done(_ops.reduce_scatter_tensor(tensor.contiguous(), "sum", group.size(), group.group_name))
+
+
+def _done(tensor: Tensor) -> Tensor:
+    waited: Tensor = _ops.wait_tensor(tensor)
+    return waited
 
 
 class _Copy(torch.autograd.Function):
@@ -49,17 +65,39 @@ class _Copy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return all_reduce_sum(grad.clone(memory_format=torch.contiguous_format), ctx.group), None
+        return all_reduce_sum(grad, ctx.group), None
 
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        return all_reduce_sum(x.clone(memory_format=torch.contiguous_format), group)
+        return all_reduce_sum(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather_rows(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return reduce_scatter_rows(grad, ctx.group), None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return reduce_scatter_rows(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_gather_rows(grad, ctx.group), None
 
 
 def copy_to_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -70,3 +108,13 @@ def copy_to_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
 def reduce_from_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum of the ranks' `x`; each rank's gradient is the sum's."""
     return x if group_size(group) == 1 else _Reduce.apply(x, group)  # type: ignore[no-untyped-call]
+
+
+def gather_rows(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Every rank's rows, into computations that differ by rank: gradients are summed, and each rank gets its rows'."""
+    return x if group_size(group) == 1 else _Gather.apply(x, group)  # type: ignore[no-untyped-call]
+
+
+def scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """This rank's rows of the sum of the ranks' `x`; the gradients of all rows come back."""
+    return x if group_size(group) == 1 else _ReduceScatter.apply(x, group)  # type: ignore[no-untyped-call]

@@ -11,18 +11,32 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+
+from megatron_lfr.parallel.config import ParallelConfig
 
 Backend = Literal["auto", "nccl", "gloo"]
 
 
 @dataclass(frozen=True)
 class ParallelState:
-    """Where this rank stands in a mesh of data-parallel × tensor-parallel ranks; tensor ranks are neighbours."""
+    """Where this rank stands.
 
+    Ranks are numbered with tensor ranks as neighbours, then context, data and pipeline ranks, as Megatron does. The
+    mesh has the dimensions pipeline, replicate, tensor, shard: a data-parallel group of ranks is `replicate` copies of
+    shards over `shard` ranks, context ranks among these, for they hold the same weights and see other tokens.
+    """
+
+    config: ParallelConfig
     mesh: DeviceMesh
     device: torch.device
     """Where this rank computes."""
+    context_group: ProcessGroup | None
+    """Ranks that share each sequence; None for one."""
+    control_group: ProcessGroup
+    """All ranks over gloo, for what travels between hosts' memories."""
+    losses_group: ProcessGroup
+    """All ranks, for the blocks' losses, which travel while the next step computes."""
 
     @property
     def tensor_group(self) -> ProcessGroup:
@@ -30,18 +44,44 @@ class ParallelState:
         return self.mesh.get_group("tensor")
 
     @property
-    def data_group(self) -> ProcessGroup:
-        """Ranks that hold the same part of the model and see different blocks."""
-        return self.mesh.get_group("data")
+    def pipeline_group(self) -> ProcessGroup:
+        """Ranks that share the layers."""
+        return self.mesh.get_group("pipeline")
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Shares of a step's blocks."""
+        return self.config.data_parallel_size(dist.get_world_size())
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a step's blocks this rank sees."""
+        inner = self.config.tensor_model_parallel_size * self.config.context_parallel_size
+        return dist.get_rank() // inner % self.data_parallel_size
+
+    @property
+    def storage_mesh(self) -> DeviceMesh:
+        """tensor × shard: the ranks over which a weight of this pipeline stage is spread."""
+        return self.mesh["tensor", "shard"]
+
+    @property
+    def sharding_mesh(self) -> DeviceMesh:
+        """What FSDP2 takes: (replicate, shard), or shard alone where there is one copy."""
+        return self.mesh["replicate", "shard"] if self.mesh["replicate"].size() > 1 else self.mesh["shard"]
+
+    @property
+    def reports_losses(self) -> bool:
+        """Whether this rank's block losses count: of ranks that compute the same ones, the first does."""
+        last = self.mesh.get_local_rank("pipeline") == self.mesh["pipeline"].size() - 1
+        return last and self.mesh.get_local_rank("tensor") == 0
 
 
 _state: ParallelState | None = None
 
 
 def initialize(
-    backend: Backend = "auto",
+    config: ParallelConfig | None = None,
     timeout: timedelta = timedelta(minutes=10),
-    tensor_model_parallel_size: int = 1,
 ) -> ParallelState:
     """Start torch.distributed, as torchrun's environment says or with one rank where there is none.
 
@@ -49,29 +89,52 @@ def initialize(
     torch.distributed already keeps it. ValueError where the backend or the sizes do not fit.
     """
     global _state
-    use_cuda = torch.cuda.is_available() if backend == "auto" else backend == "nccl"
-    if use_cuda and not torch.cuda.is_available():
-        raise ValueError("--distributed-backend nccl: no CUDA device is here; choose gloo or auto")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(device)
+    config = config or ParallelConfig()
+    device = _choose_device(config.distributed_backend)
     if not dist.is_initialized():
         _state = None
-        name = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        name = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(name, timeout=timeout)
         else:
             dist.init_process_group(name, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    world_size = dist.get_world_size()
-    if tensor_model_parallel_size < 1 or world_size % tensor_model_parallel_size:
-        raise ValueError(
-            f"--tensor-model-parallel-size {tensor_model_parallel_size}: must divide the {world_size} ranks"
-        )
-    shape = (world_size // tensor_model_parallel_size, tensor_model_parallel_size)
-    if _state is None or _state.mesh.shape != shape or _state.device != device:
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
-        _state = ParallelState(mesh, device)
+    config.validate(dist.get_world_size())
+    if _state is None or _state.config != config or _state.device != device:
+        _state = _make_state(config, device)
     return _state
+
+
+def _choose_device(backend: Backend) -> torch.device:
+    use_cuda = torch.cuda.is_available() if backend == "auto" else backend == "nccl"
+    if not use_cuda:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("--distributed-backend nccl: no CUDA device is here; choose gloo or auto")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _make_state(config: ParallelConfig, device: torch.device) -> ParallelState:
+    world_size = dist.get_world_size()
+    data = config.data_parallel_size(world_size)
+    pipeline, tensor = config.pipeline_model_parallel_size, config.tensor_model_parallel_size
+    context = config.context_parallel_size
+    copies = data * context if config.sharding == "no_shard" else config.num_distributed_optimizer_instances
+    ranks = torch.arange(world_size)
+    # Tensor before shard: a weight is first cut by its tensor-parallel layer, and FSDP2 cuts what is left.
+    mesh = DeviceMesh(
+        device.type,
+        ranks.view(pipeline, copies, -1, tensor).transpose(2, 3).contiguous(),
+        mesh_dim_names=("pipeline", "replicate", "tensor", "shard"),
+    )
+    context_group = None
+    if context > 1:
+        rows = ranks.view(-1, context, tensor).transpose(1, 2).reshape(-1, context).tolist()
+        context_group, _ = dist.new_subgroups_by_enumeration(rows)  # type: ignore[no-untyped-call]
+    return ParallelState(
+        config, mesh, device, context_group, dist.new_group(backend="gloo"), dist.new_group(group_desc="block losses")
+    )
 
 
 def shutdown() -> None:

@@ -1,20 +1,54 @@
 """Linear layers and embeddings whose weight is spread over the ranks of a tensor-parallel group.
 
 The scheme is that of Megatron-LM (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053): a column-parallel layer
-splits its outputs, the row-parallel layer after it its inputs, so that one sum over the ranks ends the pair. Weights
-are held in fp32 and cast to the input's dtype where they are used; autograd then hands back fp32 gradients.
+splits its outputs, the row-parallel layer after it its inputs, so that one sum over the ranks ends the pair. With
+sequence parallelism (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), what lies between the pairs is split
+by tokens. Weights are cast to the input's dtype where they are used.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from megatron_lfr.parallel.collectives import copy_to_group, group_rank, group_size, reduce_from_group
+from megatron_lfr.parallel.collectives import (
+    copy_to_group,
+    gather_rows,
+    group_rank,
+    group_size,
+    reduce_from_group,
+    scatter_sum,
+)
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """A tensor-parallel group (None: one rank), and whether its ranks split the tokens between the layers."""
+
+    group: ProcessGroup | None = None
+    sequence: bool = False
+
+    @property
+    def size(self) -> int:
+        return group_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        return group_rank(self.group)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Tokens [N or N / ranks, ...] into layers of which each rank computes a part: [N, ...]."""
+        return gather_rows(x, self.group) if self.sequence else copy_to_group(x, self.group)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The sum of what the ranks computed for all tokens [N, ...]: [N or N / ranks, ...]."""
+        return scatter_sum(x, self.group) if self.sequence else reduce_from_group(x, self.group)
 
 
 def init_normal(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:
@@ -32,20 +66,17 @@ class ShardedWeight(nn.Module):
     """
 
     def __init__(
-        self,
-        full_shape: tuple[int, ...],
-        shard_dim: int,
-        group: ProcessGroup | None,
-        padded_size: int | None = None,
+        self, full_shape: tuple[int, ...], shard_dim: int, tp: TensorParallel, padded_size: int | None = None
     ) -> None:
         super().__init__()
-        ranks = group_size(group)
         size = padded_size or full_shape[shard_dim]
-        if size % ranks or size < full_shape[shard_dim]:
-            raise ValueError(f"a weight of shape {full_shape} does not spread over {ranks} ranks (padded size {size})")
-        self.full_shape, self.shard_dim, self.group = full_shape, shard_dim, group
+        if size % tp.size or size < full_shape[shard_dim]:
+            raise ValueError(
+                f"a weight of shape {full_shape} does not spread over {tp.size} ranks (padded size {size})"
+            )
+        self.full_shape, self.shard_dim, self.tp = full_shape, shard_dim, tp
         local_shape = list(full_shape)
-        local_shape[shard_dim] = size // ranks
+        local_shape[shard_dim] = size // tp.size
         self.weight = nn.Parameter(torch.zeros(local_shape, dtype=torch.float32))
 
     @torch.no_grad()
@@ -54,52 +85,64 @@ class ShardedWeight(nn.Module):
         if tuple(full.shape) != self.full_shape:
             raise ValueError(f"expected a weight of shape {self.full_shape}, got {tuple(full.shape)}")
         width = self.weight.shape[self.shard_dim]
-        start = min(group_rank(self.group) * width, full.shape[self.shard_dim])
+        start = min(self.tp.rank * width, full.shape[self.shard_dim])
         part = full.narrow(self.shard_dim, start, min(width, full.shape[self.shard_dim] - start))
-        self.weight.zero_().narrow(self.shard_dim, 0, part.shape[self.shard_dim]).copy_(part)
+        padded = full.new_zeros(self.weight.shape)
+        padded.narrow(self.shard_dim, 0, part.shape[self.shard_dim]).copy_(part)
+        assign(self.weight, padded)
 
     def init_normal(self, name: str, seed: int, std: float) -> None:
         """Draw the initial weight: N(0, std²) from (seed, name), the same whole weight in every layout."""
         self.load_full(init_normal(name, self.full_shape, seed, std))
 
 
-class ColumnParallelLinear(ShardedWeight):
-    """y = x Wᵀ with the outputs spread over the ranks: [..., in_features] → [..., stack · out_features / ranks].
+@torch.no_grad()
+def assign(weight: Tensor, value: Tensor) -> None:
+    """Write `value`, this tensor-parallel rank's whole slice, into `weight` or into the part of it that FSDP2 left."""
+    if not isinstance(weight, DTensor):
+        weight.copy_(value)
+        return
+    mesh = weight.device_mesh  # the last dimension is that of the shards, cut as torch.chunk cuts
+    parts = value.chunk(mesh.size(-1))
+    index = mesh.get_local_rank(mesh.ndim - 1)
+    if index < len(parts):
+        weight.to_local().copy_(parts[index])
 
-    With stack > 1, several layers of equal shape share one matrix product: the weight is [stack, out, in], sharded
-    along `out`, so its global shape does not depend on the layout. The results stand side by side in the last
-    dimension.
+
+class ColumnParallelLinear(ShardedWeight):
+    """y = x Wᵀ with the outputs spread over the ranks: [N, in_features] → [N, out_features / ranks].
+
+    `x` has gone through `tp.enter`, which several such layers can share.
     """
 
-    def __init__(self, in_features: int, out_features: int, group: ProcessGroup | None, stack: int = 1) -> None:
-        shape = (out_features, in_features) if stack == 1 else (stack, out_features, in_features)
-        super().__init__(shape, len(shape) - 2, group)
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
+        super().__init__((out_features, in_features), 0, tp)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(copy_to_group(x, self.group), self.weight.flatten(0, -2).to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 class RowParallelLinear(ShardedWeight):
-    """y = x Wᵀ with the inputs spread over the ranks: [..., in_features / ranks] → [..., out_features]."""
+    """y = x Wᵀ with the inputs spread over the ranks: [N, in_features / ranks] → [N or N / ranks, out_features]."""
 
-    def __init__(self, in_features: int, out_features: int, group: ProcessGroup | None) -> None:
-        super().__init__((out_features, in_features), 1, group)
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
+        super().__init__((out_features, in_features), 1, tp)
 
     def forward(self, x: Tensor) -> Tensor:
-        return reduce_from_group(F.linear(x, self.weight.to(x.dtype)), self.group)
+        return self.tp.leave(F.linear(x, self.weight.to(x.dtype)))
 
 
 class VocabParallelEmbedding(ShardedWeight):
-    """Rows of tokens, spread over the ranks and padded to `padded_size`: int64 [...] → fp32 [..., hidden]."""
+    """Rows of tokens, spread over the ranks and padded to `padded_size`: int64 [N] → [N or N / ranks, hidden]."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, group: ProcessGroup | None, padded_size: int) -> None:
-        super().__init__((num_embeddings, embedding_dim), 0, group, padded_size)
+    def __init__(self, num_embeddings: int, embedding_dim: int, tp: TensorParallel, padded_size: int) -> None:
+        super().__init__((num_embeddings, embedding_dim), 0, tp, padded_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if group_size(self.group) == 1:
+        if self.tp.size == 1:
             return F.embedding(tokens, self.weight)
         rows = self.weight.shape[0]
-        local = tokens - group_rank(self.group) * rows
+        local = tokens - self.tp.rank * rows
         elsewhere = (local < 0) | (local >= rows)
         found = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
-        return reduce_from_group(found.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.group)
+        return self.tp.leave(found.masked_fill(elsewhere.unsqueeze(-1), 0.0))

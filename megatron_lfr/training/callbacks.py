@@ -1,12 +1,12 @@
-"""What plugs into the loop. A callback sees every event of a run, and keeps its state across a resume."""
+"""What plugs into rank 0's loop. A callback sees every event of a run, and keeps its state across a resume."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from megatron_lfr.engine import StepOutput
-from megatron_lfr.lfr.curriculum import PhaseStart
+from megatron_lfr.engine import BlockLosses, StepOutput
+from megatron_lfr.lfr.course import PhaseStart
 
 if TYPE_CHECKING:
     from megatron_lfr.training.trainer import Trainer
@@ -18,9 +18,11 @@ class StepReport:
 
     step: int
     output: StepOutput
+    blocks: BlockLosses
+    """The global batch's, row by row."""
     lr: float
     seconds: float
-    """Wall time since the step before it ended, waits included."""
+    """Wall time since the step before it was taken, waits included."""
     wait_seconds: float
     """The part of it spent waiting for the loader."""
 

@@ -21,6 +21,9 @@ class LFRConfig:
     """The same in blocks."""
     train_epochs: float | None = None
     """The same in epochs of the corpus."""
+    lfr_scratch_dir: str | None = None
+    """Folder for what the ranks of a machine share: the order of the phase, and on all machines but the first a copy of
+    the journal. By default in the run folder; better a local disk."""
 
     def validate(self) -> None:
         for flag, value in (
@@ -48,6 +51,8 @@ class TrainingConfig:
     """Compute in bfloat16; weights, gradients and optimizer stay fp32."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass: of whole layers, or of attention alone."""
+    compile: bool = False
+    """Compile each transformer layer with torch.compile."""
     eval_interval: int | None = None
     """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
     eval_iters: int | None = None

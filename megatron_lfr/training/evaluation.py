@@ -17,16 +17,16 @@ def evaluate(
     engine: Engine,
     loader: Loader,
     source: BlockSource,
-    rows: int,
     max_blocks: int | None,
     step: int,
     phase: int,
 ) -> Evaluation:
-    """Mean loss a token over the first `max_blocks` blocks of `source` (all of them by default), `rows` at a time.
+    """Mean loss a token over `max_blocks` blocks of `source` (all of them by default). Collective.
 
     A limited evaluation takes evenly spaced blocks, so that every domain has its share.
     """
     started = time.perf_counter()
+    rows = engine.eval_rows
     count = source.num_blocks if max_blocks is None else min(max_blocks, source.num_blocks)
     ids = np.arange(count, dtype=np.int64) * source.num_blocks // count
     padded = np.full(-(-count // rows) * rows, -1, np.int64)

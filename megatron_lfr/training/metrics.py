@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.data.blocks import BlockSource
-from megatron_lfr.engine import StepOutput
-from megatron_lfr.lfr import Curriculum
-from megatron_lfr.lfr.curriculum import PhaseStart
+from megatron_lfr.engine import BlockLosses
+from megatron_lfr.lfr import Course
+from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
 from megatron_lfr.training.trainer import Trainer
 
@@ -123,7 +123,7 @@ class Window:
         self.seconds += report.seconds
         self.wait += report.wait_seconds
         if not report.output.skipped:
-            nll, tokens = summed(report.output)
+            nll, tokens = summed(report.blocks)
             self.nll += nll
             self.tokens += tokens
 
@@ -147,9 +147,9 @@ class Window:
         return {"nll": self.nll, "tokens": self.tokens}
 
 
-def summed(output: StepOutput) -> tuple[float, float]:
+def summed(blocks: BlockLosses) -> tuple[float, float]:
     """(sum of NLL, tokens) of a step."""
-    return float(output.blocks.nll_sum.sum(dtype="float64")), float(output.blocks.token_count.sum(dtype="float64"))
+    return float(blocks.nll_sum.sum(dtype="float64")), float(blocks.token_count.sum(dtype="float64"))
 
 
 def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
@@ -158,7 +158,7 @@ def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[st
     return {name: float(mask[first:last].mean()) for name, first, last in bounds}
 
 
-def _distinct(curriculum: Curriculum) -> int:
+def _distinct(curriculum: Course) -> int:
     """How many different blocks the current phase serves."""
     served = np.zeros(curriculum.plan.n_blocks, np.bool_)
     served[curriculum.order] = True

@@ -6,7 +6,8 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import IO
@@ -16,33 +17,39 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.checkpoint import CheckpointStore, ranks
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.loader import Loader
 from megatron_lfr.data.tokenizer import load_tokenizer
-from megatron_lfr.engine import NativeEngine
+from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.fileio import write_atomic
-from megatron_lfr.lfr import Curriculum, Journal, Plan
-from megatron_lfr.lfr.curriculum import BlockIds, Rescore
-from megatron_lfr.model import Llama
+from megatron_lfr.lfr import Course, Curriculum, Follower, Journal, Plan
+from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.parallel import ParallelState, initialize
 from megatron_lfr.training.callbacks import Callback
+from megatron_lfr.training.launch import launch, take_nproc_per_node
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
 from megatron_lfr.training.metrics import MetricsFile
+from megatron_lfr.training.nodes import Nodes, OrderFiles, find_nodes, send_journal
 from megatron_lfr.training.summary import Summary
 from megatron_lfr.training.trainer import Trainer
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr train`. Returns the exit code: 0 for a run that ended or was asked to stop."""
+    ranks_here, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
-    for note in notes:
-        print(note)
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(note)
     if config.logging.print_config:
         print(dump_config(config), end="")
         return 0
+    if ranks_here is not None:
+        config.validate(ranks_here)
+        return launch(ranks_here, ["-m", "megatron_lfr", "train", *argv])
     train(config)
     return 0
 
@@ -60,21 +67,20 @@ def train(config: RunConfig) -> bool:
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     assert config.checkpoint.save is not None
     folder = Path(config.checkpoint.save)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        journal = Journal(folder / "journal", journal_identity(config, plan, dataset))
-        timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
-        parallel = initialize(config.parallel.distributed_backend, timeout)
-        engine = make_engine(config, vocab_size, parallel)
-        _check_disk(folder, engine, plan, config)
-        write_atomic(folder / "config.yaml", dump_config(config))
-        trainer = _assemble(config, folder, dataset, engine, plan, journal, learning_rate, eod)
+    timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
+    parallel = initialize(config.parallel, timeout)
+    nodes = find_nodes(parallel)
+    with _run_folder(folder, config, plan, vocab_size):
+        journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
+        engine = make_engine(config, vocab_size, plan, parallel)
+        trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod)
+        send_journal(journal, nodes)
         step = trainer.resume()
-        if step:
-            print(f"continuing {folder} at step {step} of {plan.total_steps}", flush=True)
-        elif config.checkpoint.finetune:
+        if not step and config.checkpoint.finetune:
             assert config.checkpoint.load is not None
             load_weights(Path(config.checkpoint.load), engine)
+        if step and ranks.rank() == 0:
+            print(f"continuing {folder} at step {step} of {plan.total_steps}", flush=True)
         return trainer.run()
 
 
@@ -128,16 +134,25 @@ def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> di
     }
 
 
-def make_engine(config: RunConfig, vocab_size: int, parallel: ParallelState) -> NativeEngine:
-    """A model with its initial weights, and its optimizer."""
-    model = Llama(
+def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState) -> NativeEngine:
+    """This rank's part of a model with its initial weights, and its optimizer."""
+    training = config.training
+    stages = build_stages(
         dataclasses.replace(config.model, vocab_size=vocab_size),
-        seed=config.training.seed,
-        tp_group=parallel.tensor_group,
-        compute_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
-        recompute_granularity=config.training.recompute_granularity,
+        training.seed,
+        parallel,
+        compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
+        recompute_granularity=training.recompute_granularity,
+        compile_layers=training.compile,
     )
-    return NativeEngine(model, config.optimizer, config.training.micro_batch_size, parallel.device)
+    return NativeEngine(
+        stages,
+        config.optimizer,
+        parallel,
+        seq_length=plan.seq_length,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=plan.global_batch_size,
+    )
 
 
 def load_weights(run_folder: Path, engine: NativeEngine) -> None:
@@ -160,7 +175,8 @@ def _assemble(
     dataset: BlockDataset,
     engine: NativeEngine,
     plan: Plan,
-    journal: Journal,
+    nodes: Nodes,
+    journal: Journal | None,
     learning_rate: LearningRate,
     eod: int | None,
 ) -> Trainer:
@@ -173,12 +189,13 @@ def _assemble(
             reset_position_ids=data.reset_position_ids,
             reset_attention_mask=data.reset_attention_mask,
             prefetch=data.prefetch,
+            rank=engine.parallel.data_rank,
+            ranks=engine.parallel.data_parallel_size,
         )
 
-    rescore = make_rescore(engine, loader(dataset.train), config.training.micro_batch_size)
     return Trainer(
         engine=engine,
-        curriculum=Curriculum(plan, journal, config.training.seed, rescore),
+        curriculum=_make_course(config, folder, plan, nodes, journal, make_rescore(engine, loader(dataset.train))),
         train_source=dataset.train,
         train_loader=loader(dataset.train),
         valid_source=dataset.valid,
@@ -187,14 +204,33 @@ def _assemble(
         store=CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep_last),
         config=config.training,
         checkpoint=config.checkpoint,
-        callbacks=_callbacks(config, folder),
+        callbacks=_callbacks(config, folder, journal) if journal is not None and nodes.index == 0 else [],
     )
 
 
-def make_rescore(engine: NativeEngine, loader: Loader, rows: int) -> Rescore:
-    """The forward-only pass behind score: rescored, `rows` blocks at a time."""
+def _make_course(
+    config: RunConfig, folder: Path, plan: Plan, nodes: Nodes, journal: Journal | None, rescore: Rescore
+) -> Course:
+    """The curriculum on its machine's leader, a follower on the other ranks."""
+    if nodes.group.size() == 1:
+        assert journal is not None
+        return Curriculum(plan, journal, config.training.seed, rescore)
+    sharing = OrderFiles(nodes, scratch_folder(config, folder, nodes))
+    if journal is None:
+        return Follower(plan, sharing, rescore)
+    return Curriculum(plan, journal, config.training.seed, rescore, sharing)
 
-    def rescore(block_ids: BlockIds) -> npt.NDArray[np.float32]:
+
+def scratch_folder(config: RunConfig, folder: Path, nodes: Nodes) -> Path:
+    """Where a machine keeps what its ranks share."""
+    return Path(config.lfr.lfr_scratch_dir or folder / "scratch") / f"node_{nodes.index}"
+
+
+def make_rescore(engine: NativeEngine, loader: Loader) -> Rescore:
+    """The forward-only pass behind score: rescored."""
+
+    def rescore(block_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        rows = engine.eval_rows
         padded = np.full(-(-len(block_ids) // rows) * rows, -1, np.int64)
         padded[: len(block_ids)] = block_ids
         parts = []
@@ -206,7 +242,7 @@ def make_rescore(engine: NativeEngine, loader: Loader, rows: int) -> Rescore:
     return rescore
 
 
-def _callbacks(config: RunConfig, folder: Path) -> list[Callback]:
+def _callbacks(config: RunConfig, folder: Path, journal: Journal) -> list[Callback]:
     logging = config.logging
     tensorboard = Path(logging.tensorboard_dir) if logging.tensorboard_dir else folder / "tensorboard"
     callbacks: list[Callback] = [
@@ -219,11 +255,31 @@ def _callbacks(config: RunConfig, folder: Path) -> list[Callback]:
         callbacks.append(
             WeightsAndBiases(logging.wandb_project, logging.wandb_exp_name, folder, flat, logging.log_interval)
         )
-    return [*callbacks, Summary(folder)]
+    return [*callbacks, Summary(folder, journal)]
+
+
+def _open_journal(config: RunConfig, folder: Path, nodes: Nodes, identity: dict[str, object]) -> Journal | None:
+    """The journal that this rank keeps: the run's on rank 0, a copy on the leaders of other machines."""
+    with ranks.failing_together():
+        if not nodes.is_leader:
+            return None
+        return Journal((folder if nodes.index == 0 else scratch_folder(config, folder, nodes)) / "journal", identity)
+
+
+@contextmanager
+def _run_folder(folder: Path, config: RunConfig, plan: Plan, vocab_size: int) -> Iterator[None]:
+    """The run folder, on rank 0 locked against other processes; the lock goes with the process, however it ends."""
+    with ExitStack() as stack:
+        with ranks.failing_together():
+            if ranks.rank() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(folder))
+                _check_disk(folder, plan, vocab_size, config)
+                write_atomic(folder / "config.yaml", dump_config(config))
+        yield
 
 
 def _lock(folder: Path) -> IO[bytes]:
-    """Keep a second process out of the run folder; the lock goes with the process, however it ends."""
     file = (folder / "lock").open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,9 +289,10 @@ def _lock(folder: Path) -> IO[bytes]:
     return file
 
 
-def _check_disk(folder: Path, engine: NativeEngine, plan: Plan, config: RunConfig) -> None:
+def _check_disk(folder: Path, plan: Plan, vocab_size: int, config: RunConfig) -> None:
     """Refuse to start where the checkpoints and the journal will not fit."""
-    checkpoint = sum(tensor.nbytes for tensor in engine.tensors().values())
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    checkpoint = 3 * 4 * model.num_parameters()  # weights and two moments in fp32
     have = sum(1 for _ in (folder / "checkpoints").glob("iter_*"))
     wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
     needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_lfr.lfr import UNRECORDED
+from megatron_lfr.lfr import UNRECORDED, Journal
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.trainer import Trainer
 
@@ -18,13 +18,14 @@ from megatron_lfr.training.trainer import Trainer
 class Summary(Callback):
     """Prints, for each phase, what it trained on, what it left out, and the losses."""
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Path, journal: Journal) -> None:
         self.run_folder = run_folder
+        self.journal = journal
 
     def on_end(self, trainer: Trainer) -> None:
         events = read_metrics(self.run_folder / "metrics.jsonl")
         console = Console(width=None if Console().is_terminal else 120)
-        console.print(_phase_table(trainer, events))
+        console.print(_phase_table(trainer, self.journal, events))
         if any(event["event"] == "evaluation" for event in events):
             console.print(_domain_table(events))
         cost = trainer.curriculum.cost
@@ -53,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _phase_table(trainer: Trainer, events: list[dict[str, Any]]) -> Table:
+def _phase_table(trainer: Trainer, journal: Journal, events: list[dict[str, Any]]) -> Table:
     domains = trainer.train_source.domains
     table = Table(title="Phases", title_justify="left")
     for name in ("phase", "blocks", "distinct", "tokens", "train loss", "val. loss"):
@@ -62,7 +63,7 @@ def _phase_table(trainer: Trainer, events: list[dict[str, Any]]) -> Table:
         table.add_column(f"left out:\n{domain}", justify="right")
     for start in (event for event in events if event["event"] == "phase"):
         index = start["phase"]
-        recorded = trainer.curriculum.journal.read(index)
+        recorded = journal.read(index)
         recorded = recorded[recorded != UNRECORDED]
         train_loss = math.fsum(recorded.tolist()) / len(recorded) if len(recorded) else float("nan")
         validation = last_evaluation(events, index)

@@ -5,33 +5,47 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.checkpoint import CheckpointStore, ranks
 from megatron_lfr.data.blocks import BlockSource
 from megatron_lfr.data.loader import Batch, Loader
 from megatron_lfr.engine import Engine, StepOutput
 from megatron_lfr.engine.optimizer import LearningRate
-from megatron_lfr.lfr import Curriculum
+from megatron_lfr.lfr import Course
 from megatron_lfr.training.callbacks import Callback, StepReport
 from megatron_lfr.training.config import CheckpointConfig, TrainingConfig
 from megatron_lfr.training.evaluation import evaluate
 
 
+@dataclass(frozen=True)
+class _TakenStep:
+    """A step whose blocks' losses are still on their way from other ranks."""
+
+    batch: Batch
+    output: StepOutput
+    lr: float
+    seconds: float
+    wait_seconds: float
+
+
 class Trainer:
-    """Runs a curriculum to its end, or to a signal, through one engine.
+    """Runs a curriculum to its end, or to a signal, through one engine. Every rank runs one; callbacks, and what is
+    printed, are rank 0's.
 
     Events of a step come in this order, so that a checkpoint holds everything that belongs to it: record, log,
-    evaluate, checkpoint. What only one feature needs is a callback.
+    evaluate, checkpoint. The first two come while the next step computes, unless something follows that needs them.
+    What only one feature needs is a callback.
     """
 
     def __init__(
         self,
         engine: Engine,
-        curriculum: Curriculum,
+        curriculum: Course,
         train_source: BlockSource,
         train_loader: Loader,
         valid_source: BlockSource,
@@ -54,6 +68,7 @@ class Trainer:
         self.config = config
         self.checkpoint = checkpoint
         self.callbacks = list(callbacks)
+        self._taken: _TakenStep | None = None
         self.consumed_samples = 0
         self.skipped_steps = 0
         self._skipped_blocks: list[np.ndarray[Any, np.dtype[np.int64]]] = []
@@ -104,33 +119,45 @@ class Trainer:
 
     def _train_one(self, batch: Batch, waited: float) -> None:
         self._check_tokens(batch)
-        lr = self.learning_rate(batch.step)
-        output = self.engine.train_step(batch, lr)
-        self.curriculum.record(batch.step, output.blocks.nll_sum, output.blocks.token_count)
-        self.consumed_samples += int((batch.block_ids >= 0).sum())
-        self._count_skipped(batch, output)
+        lr, done = self.learning_rate(batch.step), batch.step + 1
+        reason = self._signal or self._exit_reason(done)
+        output = self.engine.train_step(batch, lr, stop=reason is not None)
+        if output.stop:
+            self._stop_reason = reason or "another rank was asked to stop"
         now = time.perf_counter()
-        report = StepReport(batch.step + 1, output, lr, now - self._last_step_end, waited)
-        self._last_step_end = now
+        seconds, self._last_step_end = now - self._last_step_end, now
+        self._finish_step()
+        self._taken = _TakenStep(batch, output, lr, seconds, waited)
+        assert self.curriculum.current is not None
+        phase_ends = done == self.curriculum.current.planned.end_step
+        evaluates = phase_ends or _due(done, self.config.eval_interval)
+        if evaluates or output.stop or _due(done, self.checkpoint.save_interval):
+            self._finish_step()
+            self._between_steps(done, evaluates)
+
+    def _finish_step(self) -> None:
+        """Record and log the last step, if that is still to be done."""
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        batch, blocks = taken.batch, taken.output.blocks.wait()
+        self.curriculum.record(batch.step, blocks.nll_sum, blocks.token_count)
+        self.consumed_samples += int((batch.block_ids >= 0).sum())
+        self._count_skipped(batch, taken.output)
+        report = StepReport(batch.step + 1, taken.output, blocks, taken.lr, taken.seconds, taken.wait_seconds)
         for callback in self.callbacks:
             callback.on_step_end(self, report)
-        self._between_steps(batch.step + 1)
 
-    def _between_steps(self, done: int) -> None:
-        phase_ends = self.curriculum.at_boundary
-        if phase_ends or _due(done, self.config.eval_interval):
+    def _between_steps(self, done: int, evaluates: bool) -> None:
+        if evaluates:
             self._evaluate(done)
-        self._stop_reason = self._signal or self._exit_reason(done)
-        if self._stop_reason is not None and not self.curriculum.finished:
-            print(
-                f"{self._stop_reason}: saving at step {done} and leaving; the same command continues",
-                flush=True,
-            )
+        if self._stop_reason is not None and not self.curriculum.finished and ranks.rank() == 0:
+            print(f"{self._stop_reason}: saving at step {done} and leaving; the same command continues", flush=True)
         if (
             self.curriculum.finished
             or self._stop_reason is not None
             or _due(done, self.checkpoint.save_interval)
-            or (phase_ends and self._next_phase_rescores())
+            or (self.curriculum.at_boundary and self._next_phase_rescores())
         ):
             self.save()
 
@@ -154,7 +181,6 @@ class Trainer:
             self.engine,
             self.valid_loader,
             self.valid_source,
-            rows=self.config.micro_batch_size,
             max_blocks=None if limit is None else limit * self.plan.global_batch_size,
             step=done,
             phase=self.plan.at_step(done - 1).index,
@@ -179,7 +205,9 @@ class Trainer:
     def _check_tokens(self, batch: Batch) -> None:
         vocabulary = self.engine.vocab_size
         if int(batch.tokens.max()) >= vocabulary or int(batch.labels.max()) >= vocabulary:
-            bad = batch.block_ids[((batch.tokens >= vocabulary) | (batch.labels >= vocabulary)).any(1).numpy()]
+            bad = batch.block_ids[batch.rows][
+                ((batch.tokens >= vocabulary) | (batch.labels >= vocabulary)).any(1).numpy()
+            ]
             raise ValueError(
                 f"--data-path: block {bad[0]} holds a token id outside the model's vocabulary of {vocabulary}; was "
                 "the corpus made with another tokenizer?"
@@ -188,8 +216,7 @@ class Trainer:
     def _next_phase_rescores(self) -> bool:
         if self.curriculum.finished:
             return False
-        phase = self.plan.at_step(self.curriculum.next_step).phase
-        return phase.kind == "focus" and phase.score == "rescored"
+        return self.plan.at_step(self.curriculum.next_step).phase.is_rescored
 
     def _exit_reason(self, done: int) -> str | None:
         minutes = self.config.exit_duration_in_mins

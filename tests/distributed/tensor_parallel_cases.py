@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_lfr.kernels import block_cross_entropy
 from megatron_lfr.model import Llama, ModelConfig
-from megatron_lfr.parallel import initialize
+from megatron_lfr.parallel import ParallelConfig, TensorParallel, initialize
 from megatron_lfr.parallel.layers import ShardedWeight
 
 RANKS = 2
@@ -98,12 +98,18 @@ def shard_of(full: Tensor, local: Tensor, dim: int | None) -> Tensor:
 
 
 def llama(
-    compute_dtype: torch.dtype = torch.float32, recompute: Any = None, mode: Any = "auto", **changes: Any
+    compute_dtype: torch.dtype = torch.float32,
+    recompute: Any = None,
+    mode: Any = "auto",
+    sequence: bool = False,
+    **changes: Any,
 ) -> dict[str, float]:
     """Weights, loss, statistics and gradients of a toy model on two ranks against one."""
     config = dataclasses.replace(TOY, **changes)
-    both = Llama(config, 3, dist.group.WORLD, compute_dtype, recompute)
-    one = Llama(config, 3, None, compute_dtype)
+    tp = TensorParallel(dist.group.WORLD, sequence)
+    options = {"compute_dtype": compute_dtype, "loss_mode": mode}
+    both = Llama(config, 3, tp=tp, recompute_granularity=recompute, **options)
+    one = Llama(config, 3, **options)
     dims = {f"{n}.weight": m.shard_dim for n, m in both.named_modules() if isinstance(m, ShardedWeight)}
     tokens = torch.randint(0, 50, (3, 21), generator=torch.Generator().manual_seed(2))
     inputs = (tokens[:, :-1], tokens[:, 1:], torch.full((3, 20), 1 / 60))
@@ -111,7 +117,7 @@ def llama(
     found = {"weights": 0.0, "gradients": 0.0, "ranks": 0.0}
     losses = []
     for model in (both, one):
-        loss, stats = model.loss(*inputs, document_ids=documents, mode=mode)
+        loss, *stats = model(*inputs, document_ids=documents)
         loss.backward()
         losses.append((loss.detach(), *stats))
     found["loss"] = max(error(a, b) for a, b in zip(*losses, strict=True))
@@ -121,6 +127,8 @@ def llama(
         dim = dims.get(name)
         assert parameter.grad is not None
         assert whole[name].grad is not None
+        if dim is None and sequence:  # each rank has seen its own tokens
+            dist.all_reduce(parameter.grad)
         found["weights"] = max(found["weights"], error(parameter, shard_of(whole[name], parameter, dim)))
         slice_of_one = shard_of(whole[name].grad, parameter, dim)
         found["gradients"] = max(found["gradients"], error(parameter.grad, slice_of_one))
@@ -132,12 +140,12 @@ def llama(
 
 
 def mesh() -> dict[str, float]:
-    """Groups of the 2 × 1 and the 1 × 2 mesh."""
+    """Groups of two data-parallel and of two tensor-parallel ranks."""
     found = {}
     for size in (1, 2):
-        state = initialize("gloo", tensor_model_parallel_size=size)
-        sizes = (dist.get_world_size(state.data_group), dist.get_world_size(state.tensor_group))
-        found[f"sizes {size}"] = float(sizes != (2 // size, size))
+        state = initialize(ParallelConfig(tensor_model_parallel_size=size))
+        sizes = (state.data_parallel_size, dist.get_world_size(state.tensor_group), state.data_rank)
+        found[f"sizes {size}"] = float(sizes != (2 // size, size, dist.get_rank() if size == 1 else 0))
     return found
 
 
@@ -163,6 +171,9 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "llama, recomputed": lambda: llama(recompute="full"),
     "llama, attention recomputed": lambda: llama(recompute="selective"),
     "llama, bf16": lambda: llama(compute_dtype=torch.bfloat16),
+    "llama, sequence parallel": lambda: llama(sequence=True),
+    "llama, sequence parallel, chunks": lambda: llama(sequence=True, mode="chunk"),
+    "llama, sequence parallel, recomputed": lambda: llama(sequence=True, recompute="full", num_query_groups=None),
 }
 
 

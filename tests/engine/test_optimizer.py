@@ -88,7 +88,7 @@ def test_bad_settings_name_their_flag(settings: dict[str, object], message: str)
 
 def test_norms_are_not_decayed() -> None:
     matrix, norm = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimizer = build_optimizer(OptimizerConfig(lr=0.1, weight_decay=0.5), [("w", matrix), ("norm", norm)])
+    optimizer = build_optimizer(OptimizerConfig(lr=0.1, weight_decay=0.5), [matrix, norm], [True, False])
     matrix.grad, norm.grad = torch.zeros(2, 2), torch.zeros(2)
     optimizer.step()
     assert (matrix == 1 - 0.1 * 0.5).all()

@@ -179,7 +179,7 @@ def test_rescored_focus_follows_the_callback(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_rescoring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_lfr.lfr.curriculum._RESCORE_CHUNK", 8)
+    monkeypatch.setattr("megatron_lfr.lfr.rescoring._CHUNK", 8)
     n, hard = 40, hardness(40)
     plan = RESCORED.plan(n, SEQ, 8)
     asked: list[int] = []

@@ -13,6 +13,8 @@ SIMPLE = {
     "attention_norm.weight": "input_layernorm.weight",
     "attention.output.weight": "self_attn.o_proj.weight",
     "feed_forward_norm.weight": "post_attention_layernorm.weight",
+    "feed_forward.gate.weight": "mlp.gate_proj.weight",
+    "feed_forward.up.weight": "mlp.up_proj.weight",
     "feed_forward.down.weight": "mlp.down_proj.weight",
 }
 
@@ -35,8 +37,6 @@ def to_hf(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         theirs[there + "self_attn.q_proj.weight"] = groups[:, :heads].reshape(-1, config.hidden_size)
         theirs[there + "self_attn.k_proj.weight"] = groups[:, heads].reshape(-1, config.hidden_size)
         theirs[there + "self_attn.v_proj.weight"] = groups[:, heads + 1].reshape(-1, config.hidden_size)
-        gate_up = ours[here + "feed_forward.gate_up.weight"]
-        theirs[there + "mlp.gate_proj.weight"], theirs[there + "mlp.up_proj.weight"] = gate_up
     return theirs
 
 
@@ -59,8 +59,6 @@ def load_hf(model: Llama, theirs: dict[str, Tensor]) -> None:
         for g in range(config.query_groups):
             rows += [*q[g * heads : (g + 1) * heads], k[g], v[g]]
         full[here + "attention.qkv"] = torch.cat(rows)
-        gate, up = theirs[there + "mlp.gate_proj.weight"], theirs[there + "mlp.up_proj.weight"]
-        full[here + "feed_forward.gate_up"] = torch.stack((gate, up))
     for name, module in model.named_modules():
         if isinstance(module, ShardedWeight):
             module.load_full(full[name])

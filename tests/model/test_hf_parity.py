@@ -60,12 +60,12 @@ def test_logits_loss_and_gradients_equal_transformers(case: str) -> None:
     tokens, labels = sample(config, 2, 200)
 
     hf_logits = theirs(input_ids=tokens).logits
-    logits = F.linear(ours(tokens), ours.output_weight)[..., : config.vocab_size]
+    logits = F.linear(ours.hidden_states(tokens), ours.output_weight)[..., : config.vocab_size]
     assert (logits - hf_logits).abs().max() <= 1e-5
 
     hf_loss = F.cross_entropy(hf_logits.flatten(0, 1), labels.flatten())
     hf_loss.backward()
-    loss, _ = ours.loss(tokens, labels, torch.full(labels.shape, 1 / labels.numel()))
+    loss, *_ = ours(tokens, labels, torch.full(labels.shape, 1 / labels.numel()))
     loss.backward()
     assert abs(loss.item() - hf_loss.item()) <= 1e-5
     gradients = to_hf({n: p.grad for n, p in ours.named_parameters() if p.grad is not None}, config)
@@ -82,7 +82,7 @@ def test_our_initial_weights_give_transformers_our_logits() -> None:
     theirs = hf_model(config)
     theirs.load_state_dict(to_hf(ours.state_dict(), config))
     tokens, _ = sample(config, 2, 100)
-    logits = F.linear(ours(tokens), ours.output_weight)[..., : config.vocab_size]
+    logits = F.linear(ours.hidden_states(tokens), ours.output_weight)[..., : config.vocab_size]
     assert (logits - theirs(input_ids=tokens).logits).abs().max() <= 1e-5
 
 
@@ -92,10 +92,10 @@ def test_bfloat16_stays_near_and_its_gradients_are_fp32() -> None:
     tokens, labels = sample(config, 2, 100)
     weight = torch.full(labels.shape, 1 / labels.numel())
     exact, rounded = Llama(config, seed=5), Llama(config, seed=5, compute_dtype=torch.bfloat16)
-    assert rounded(tokens).dtype == torch.bfloat16
+    assert rounded.hidden_states(tokens).dtype == torch.bfloat16
     losses = []
     for model in (exact, rounded):
-        loss, _ = model.loss(tokens, labels, weight)
+        loss, *_ = model(tokens, labels, weight)
         loss.backward()
         losses.append(loss)
     assert losses[1].dtype == torch.float32

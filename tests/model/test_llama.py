@@ -43,10 +43,10 @@ def test_documents_do_not_see_each_other() -> None:
     joined = torch.cat([torch.cat(row, 1) for row in documents])
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     ids = torch.stack([torch.cat([torch.full((n,), 3 + i) for i, n in enumerate(row)]) for row in lengths])
-    hidden = model(joined, positions, ids)
-    alone = torch.cat([torch.cat([model(d) for d in row], 1) for row in documents])
+    hidden = model.hidden_states(joined, positions, ids)
+    alone = torch.cat([torch.cat([model.hidden_states(d) for d in row], 1) for row in documents])
     torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
-    assert (model(joined, positions) - alone).abs().max() > 1e-2  # without the mask they do
+    assert (model.hidden_states(joined, positions) - alone).abs().max() > 1e-2  # without the mask they do
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def test_attention_is_causal() -> None:
     tokens = tokens_of(2, 30)
     changed = tokens.clone()
     changed[:, 17:] = (changed[:, 17:] + 1) % 50
-    one, two = model(tokens), model(changed)
+    one, two = model.hidden_states(tokens), model.hidden_states(changed)
     torch.testing.assert_close(one[:, :17], two[:, :17], atol=1e-6, rtol=1e-6)
     assert (one[:, 17:] - two[:, 17:]).abs().amax(-1).min() > 1e-3
 
@@ -64,8 +64,8 @@ def test_positions_are_counted_from_zero_by_default() -> None:
     model = larger_weights(Llama(CONFIG, seed=1))
     tokens = tokens_of(2, 30)
     positions = torch.arange(30).expand(2, -1)
-    assert torch.equal(model(tokens), model(tokens, positions))
-    assert not torch.allclose(model(tokens), model(tokens, 2 * positions), atol=1e-3)
+    assert torch.equal(model.hidden_states(tokens), model.hidden_states(tokens, positions))
+    assert not torch.allclose(model.hidden_states(tokens), model.hidden_states(tokens, 2 * positions), atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,9 +78,9 @@ def test_recomputation_changes_no_bit(granularity: str, with_documents: bool, dt
     for chosen in (None, granularity):
         model = Llama(CONFIG, seed=1, compute_dtype=dtype, recompute_granularity=chosen)  # type: ignore[arg-type]
         count = [0]
-        for layer in model.layers:
+        for layer in model.layers.values():
             layer.attention_norm.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
-        loss, stats = model.loss(tokens, labels, torch.full((2, 30), 1 / 60), document_ids=ids)
+        loss, *stats = model(tokens, labels, torch.full((2, 30), 1 / 60), document_ids=ids)
         loss.backward()
         results.append([loss.detach(), *stats, *(p.grad for p in model.parameters())])
         calls.append(count[0])
@@ -97,7 +97,7 @@ def test_selective_recomputation_keeps_less() -> None:
             lambda t, sizes=sizes: (sizes.__setitem__(t.data_ptr(), t.numel()), t)[1],  # type: ignore[misc]
             lambda t: t,
         ):
-            model(tokens_of(4, 60))
+            model.hidden_states(tokens_of(4, 60))
         kept.append(sum(sizes.values()))
     assert kept[0] > kept[1] > kept[2]
 
@@ -120,7 +120,8 @@ def test_spread_of_the_initial_weights() -> None:
     weights = Llama(config, seed=1).state_dict()
     for name, expected in {
         "layers.0.attention.qkv.weight": 0.03,
-        "layers.1.feed_forward.gate_up.weight": 0.03,
+        "layers.1.feed_forward.gate.weight": 0.03,
+        "layers.0.feed_forward.up.weight": 0.03,
         "layers.0.attention.output.weight": 0.03 / 2,  # √(2 · 2 layers)
         "layers.1.feed_forward.down.weight": 0.03 / 2,
     }.items():
@@ -137,7 +138,7 @@ def test_padding_of_the_vocabulary_stays_zero(untied: bool) -> None:
     before = model.output_weight.detach().clone()
     for _ in range(2):
         optimizer.zero_grad()
-        model.loss(tokens, labels, torch.full((2, 30), 1 / 60))[0].backward()
+        model(tokens, labels, torch.full((2, 30), 1 / 60))[0].backward()
         optimizer.step()
     assert model.output_weight.shape == (64, 32)
     assert not model.output_weight[50:].any()
@@ -151,16 +152,16 @@ def test_training_lowers_the_loss() -> None:
     tokens = (torch.arange(33) * 3 % 50).expand(4, -1)
     losses = []
     for _ in range(50):
-        loss, stats = model.loss(tokens[:, :-1], tokens[:, 1:], torch.full((4, 32), 1 / 128))
+        loss, nll_sum, _ = model(tokens[:, :-1], tokens[:, 1:], torch.full((4, 32), 1 / 128))
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert losses[0] == pytest.approx(3.9, abs=0.2)  # ln 50
     assert losses[-1] < 0.1
-    assert stats.nll_sum.sum().item() / 128 == pytest.approx(losses[-1], rel=1e-5)
+    assert nll_sum.sum().item() / 128 == pytest.approx(losses[-1], rel=1e-5)
 
 
 def test_too_long_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="65 tokens is longer than --max-position-embeddings 64"):
-        Llama(CONFIG, seed=1)(tokens_of(1, 65))
+        Llama(CONFIG, seed=1).hidden_states(tokens_of(1, 65))

@@ -74,7 +74,7 @@ def test_floating_point_operations() -> None:
     config = dataclasses.replace(DEMO, make_vocab_size_divisible_by=1)
     tokens = torch.zeros(2, 64, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        Llama(config, seed=1).loss(tokens, tokens, torch.full((2, 64), 1 / 128))[0].backward()
+        Llama(config, seed=1)(tokens, tokens, torch.full((2, 64), 1 / 128))[0].backward()
     # PyTorch counts the products (CPU attention is unknown to it).
     attention = 6 * 4 * 128 * 65
     assert config.flops_per_token(64) - attention == counter.get_total_flops() / 128

@@ -29,7 +29,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_learns_and_leaves_its_folder(
     tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tiny_args) == 0
+    assert run([*tiny_args, "--train-epochs", "3"]) == 0
     folder = tmp_path / "run"
     events = metrics(folder)
     phases = [event for event in events if event["event"] == "phase"]
@@ -191,11 +191,11 @@ def test_exploding_steps_stop_the_run_with_the_blocks_named(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
         if batch.step >= 6:
             for parameter in engine.parameters:
-                parameter.data.fill_(float("inf"))
-        return original(engine, batch, lr)
+                parameter.local().fill_(float("inf"))
+        return original(engine, batch, lr, stop)
 
     monkeypatch.setattr(NativeEngine, "train_step", poisoned)
     assert run([*tiny_args, "--max-skipped-steps", "3"]) == 2
@@ -212,16 +212,16 @@ def test_a_skipped_step_leaves_weights_and_scores_alone(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
         if batch.step != 2:
-            return original(engine, batch, lr)
-        saved = [parameter.data.clone() for parameter in engine.parameters]
-        engine.parameters[0].data.fill_(float("nan"))
-        output = original(engine, batch, lr)
+            return original(engine, batch, lr, stop)
+        saved = [parameter.local().clone() for parameter in engine.parameters]
+        engine.parameters[0].local().fill_(float("nan"))
+        output = original(engine, batch, lr, stop)
         assert output.skipped
         for parameter, value in zip(engine.parameters[1:], saved[1:], strict=True):
-            assert parameter.data.equal(value)
-        engine.parameters[0].data.copy_(saved[0])
+            assert parameter.local().equal(value)
+        engine.parameters[0].local().copy_(saved[0])
         return output
 
     monkeypatch.setattr(NativeEngine, "train_step", poisoned)

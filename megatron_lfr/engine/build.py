@@ -1,0 +1,53 @@
+"""This rank's part of a model, with its initial weights."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_lfr.engine.sharding import shard_model
+from megatron_lfr.kernels.block_cross_entropy import Mode
+from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.layers import RecomputeGranularity
+from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.layers import TensorParallel
+from megatron_lfr.parallel.pipeline import local_stages
+
+
+def build_stages(
+    config: ModelConfig,
+    seed: int,
+    parallel: ParallelState,
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+    recompute_granularity: RecomputeGranularity | None = None,
+    compile_layers: bool = False,
+) -> list[Llama]:
+    """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank holds more at any time than its
+    shards and one whole weight."""
+    layout = parallel.config
+    tp = TensorParallel(parallel.tensor_group, layout.sequence_parallel and layout.tensor_model_parallel_size > 1)
+    # Under GPipe, all micro-batches wait for their backward: gradients of the output embedding must not.
+    loss_mode: Mode = "save" if layout.schedule == "gpipe" else "auto"
+    ranks = layout.pipeline_model_parallel_size
+    rank = parallel.mesh.get_local_rank("pipeline")
+    stages = []
+    for stage in local_stages(config.num_layers, layout.num_stages(config.num_layers), rank, ranks):
+        with torch.device("meta"):
+            model = Llama(
+                config,
+                None,
+                tp=tp,
+                context_group=parallel.context_group,
+                stage=stage,
+                compute_dtype=compute_dtype,
+                recompute_granularity=recompute_granularity,
+                loss_mode=loss_mode,
+            )
+        if compile_layers:
+            for layer in model.layers.values():
+                layer.compile()
+        shard_model(model, parallel)
+        model.to_empty(device=parallel.device)
+        model.init_weights(seed)
+        stages.append(model)
+    return stages

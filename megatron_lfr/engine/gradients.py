@@ -1,0 +1,69 @@
+"""What is done to gradients between the backward pass and the optimizer, over every mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from megatron_lfr.engine.sharding import ShardedParameter
+from megatron_lfr.model.llama import Llama
+from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.collectives import all_reduce_sum
+
+
+class Gradients:
+    """The gradients of this rank's parts of the weights."""
+
+    def __init__(
+        self, stages: Sequence[Llama], parameters: Sequence[ShardedParameter], parallel: ParallelState
+    ) -> None:
+        self._parameters = parameters
+        self._tensor_group = parallel.tensor_group
+        self._counted = [p for p in parameters if p.is_first_copy]
+        # Each rank has seen some of the tokens only.
+        self._partial = [p for p in parameters if p.is_replicated] if stages[0].tp.sequence else []
+        self._tied_group = _make_tied_group(stages, parallel)
+        self._tied = [p for p in parameters if p.name == "embedding.weight"] if self._tied_group else []
+
+    def finish(self) -> None:
+        """Sum what the backward pass has left in parts: over the tensor-parallel ranks for norms under sequence
+        parallelism, over the first and the last pipeline stage for embeddings that both hold."""
+        if self._partial:
+            flat = torch.cat([p.local_grad().flatten() for p in self._partial])
+            parts = torch.split(all_reduce_sum(flat, self._tensor_group), [p.local().numel() for p in self._partial])
+            for parameter, part in zip(self._partial, parts, strict=True):
+                grad = parameter.local_grad()
+                grad.copy_(part.view_as(grad))
+        for parameter in self._tied:
+            grad = parameter.local_grad()
+            grad.copy_(all_reduce_sum(grad, self._tied_group))
+
+    def local_square_sum(self) -> Tensor:
+        """This rank's part of the squared L2 norm, fp64: summed over all ranks, every element counts once."""
+        if not self._counted:
+            return torch.zeros((), dtype=torch.float64, device=self._parameters[0].local().device)
+        norms = torch._foreach_norm([p.local_grad() for p in self._counted])
+        return torch.stack(list(norms)).double().square().sum()
+
+    def scale(self, factor: float) -> None:
+        """Multiply all gradients."""
+        if factor != 1.0:
+            torch._foreach_mul_([p.local_grad() for p in self._parameters], factor)
+
+
+def _make_tied_group(stages: Sequence[Llama], parallel: ParallelState) -> ProcessGroup | None:
+    """The ranks of the first and of the last stage that hold the same part of the embedding; None for one stage."""
+    config, count = stages[0].config, parallel.mesh["pipeline"].size()
+    if count == 1 or config.untie_embeddings_and_output_weights:
+        return None
+    ranks = parallel.mesh.mesh.flatten(1)  # [pipeline ranks, ranks of a stage]
+    group: ProcessGroup | None = None
+    for pair in torch.stack((ranks[0], ranks[-1]), 1).tolist():
+        made = dist.new_group(pair)  # every rank makes all of them
+        if dist.get_rank() in pair:
+            group = made
+    return group

@@ -1,0 +1,132 @@
+"""Forward and backward passes of a step's micro-batches: one after the other, or through a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from megatron_lfr.data.loader import Batch
+from megatron_lfr.model.llama import Llama, Loss
+from megatron_lfr.parallel import ParallelState
+
+Inputs = dict[str, Tensor]
+
+
+class Passes(Protocol):
+    """Runs a batch's rows of this data-parallel rank; returns the micro-batches' losses where this rank computes them."""
+
+    def train(self, inputs: Inputs) -> list[Loss]:
+        """Forward and backward: gradients are added to the weights'."""
+        ...
+
+    def evaluate(self, inputs: Inputs) -> list[Loss]:
+        """Forward alone, without gradients."""
+        ...
+
+
+def model_inputs(batch: Batch, device: torch.device, scale: float) -> Inputs:
+    """What a model's forward takes, `token_weight` being the loss mask times `scale`."""
+    inputs = {"x": batch.tokens, "labels": batch.labels, "token_weight": batch.loss_mask * scale}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
+    if batch.document_ids is not None:
+        inputs["document_ids"] = batch.document_ids
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+@dataclass
+class MicroBatchLoop:
+    """One stage: each micro-batch forward and backward in turn."""
+
+    model: Llama
+    micro_batch_size: int
+    parallel: ParallelState
+
+    def train(self, inputs: Inputs) -> list[Loss]:
+        assert isinstance(self.model, FSDPModule)
+        sharding = self.parallel.config.sharding
+        parts = self._split(inputs)
+        losses = []
+        for number, part in enumerate(parts, 1):
+            is_last = number == len(parts)
+            # ZeRO-1 sums gradients over the ranks once a step, the others after every micro-batch; ZeRO-3 alone gives
+            # up the gathered weights in between.
+            self.model.set_requires_gradient_sync(is_last or sharding in ("optim_grads", "optim_grads_params"))
+            self.model.set_reshard_after_backward(is_last or sharding == "optim_grads_params")
+            loss = Loss(*self.model(**part))
+            loss.loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss)
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Inputs) -> list[Loss]:
+        return [Loss(*self.model(**part)) for part in self._split(inputs)]
+
+    def _split(self, inputs: Inputs) -> list[Inputs]:
+        rows = range(0, len(inputs["labels"]), self.micro_batch_size)
+        return [{n: t[first : first + self.micro_batch_size] for n, t in inputs.items()} for first in rows]
+
+
+class Pipeline:
+    """Several stages: PyTorch's schedules send activations and gradients between the pipeline's ranks."""
+
+    def __init__(
+        self, stages: list[Llama], micro_batch_size: int, micro_batches: int, seq_length: int, parallel: ParallelState
+    ) -> None:
+        self._losses: list[Loss] = []
+        self._holds_first = stages[0].stage.is_first
+        wrapped = [_pipeline_stage(model, micro_batch_size, seq_length, parallel) for model in stages]
+        options: dict[str, Any] = {"loss_fn": self._collect, "scale_grads": False}
+        schedules: dict[str, Callable[[], Any]] = {
+            "1f1b": lambda: Schedule1F1B(wrapped[0], micro_batches, **options),
+            "gpipe": lambda: ScheduleGPipe(wrapped[0], micro_batches, **options),
+            "interleaved": lambda: ScheduleInterleaved1F1B(wrapped, micro_batches, **options),  # type: ignore[arg-type]
+        }
+        self._schedule = schedules[parallel.config.schedule]()
+
+    def train(self, inputs: Inputs) -> list[Loss]:
+        return self._run(self._schedule.step, inputs)
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Inputs) -> list[Loss]:
+        return self._run(self._schedule.eval, inputs)
+
+    def _run(self, run: Callable[..., object], inputs: Inputs) -> list[Loss]:
+        self._losses = []
+        x = inputs.pop("x")
+        run(*([x] if self._holds_first else []), target=inputs["labels"], return_outputs=False, **inputs)
+        losses, self._losses = self._losses, []
+        return losses
+
+    def _collect(self, output: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
+        """Called by the last stage for each micro-batch, in order."""
+        self._losses.append(Loss(*output))
+        return output[0]
+
+
+def _pipeline_stage(model: Llama, rows: int, seq_length: int, parallel: ParallelState) -> PipelineStage:
+    """The stage with the shapes of what it takes and returns, so that none has to be found out by a trial run."""
+    tokens = rows * seq_length // parallel.config.context_parallel_size
+    if model.tp.sequence:
+        tokens //= model.tp.size
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype, requires_grad=requires_grad)
+
+    hidden = meta(tokens, model.config.hidden_size, dtype=model.compute_dtype, requires_grad=True)
+    loss = (meta(requires_grad=True), meta(rows), meta(rows))
+    return PipelineStage(
+        model,
+        model.stage.index,
+        model.stage.count,
+        parallel.device,
+        input_args=meta(rows, seq_length, dtype=torch.int64) if model.stage.is_first else hidden,
+        output_args=loss if model.stage.is_last else hidden,
+        group=parallel.pipeline_group,
+    )

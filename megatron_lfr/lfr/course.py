@@ -1,0 +1,163 @@
+"""Where a run stands in its plan, and the order of the phase it is in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr import _C
+from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks
+from megatron_lfr.lfr.schedule import Plan, PlannedPhase
+from megatron_lfr.lfr.selection import Order, Scores, Selection
+
+BlockIds = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PhaseStart:
+    """What was decided at a phase's boundary."""
+
+    planned: PlannedPhase
+    order_hash: int
+    scores: Scores
+    """Of all blocks; empty on a Follower."""
+    selection: Selection | None
+
+
+@dataclass
+class Cost:
+    """Seconds that the curriculum itself has taken so far."""
+
+    record: float = 0.0
+    order: float = 0.0
+    rescore: float = 0.0
+
+
+class Sharing(Protocol):
+    """How the processes of a run come to one order. Each of them makes the same calls."""
+
+    def share_order(self, phase: int, order: Order | None) -> Order:
+        """The order of a phase that one process of each machine has made (the others give None), for all of them.
+        ValueError where machines made different ones."""
+        ...
+
+    def agree(self, value: bool) -> bool:
+        """The first process' value."""
+        ...
+
+
+class Course(ABC):
+    """A run's way through `plan`: which step is next, and the ids of the current phase."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.cost = Cost()
+        self.current: PhaseStart | None = None
+        self._order: Order = np.empty(0, np.uint32)
+        self._next_step = 0
+
+    @property
+    def next_step(self) -> int:
+        """The first step that has not been recorded."""
+        return self._next_step
+
+    @property
+    def finished(self) -> bool:
+        return self._next_step == self.plan.total_steps
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the next step needs a phase that has not been entered."""
+        return self.current is None or self._next_step == self.current.planned.end_step
+
+    @property
+    def order(self) -> Order:
+        """Ids of the current phase's draws, in the order of training."""
+        return self._order
+
+    @abstractmethod
+    def enter_phase(self) -> PhaseStart:
+        """The phase of the next step; at a boundary this makes its order."""
+
+    @abstractmethod
+    def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
+        """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able place in the run. Everything that it refers to is on disk when this returns."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a place that `state_dict` gave."""
+
+    def block_ids(self, step: int) -> BlockIds:
+        """Ids [global_batch_size] of a step of the current phase; the phase's last step is padded with -1."""
+        assert self.current is not None
+        planned = self.current.planned
+        if not planned.first_step <= step < planned.end_step:
+            raise ValueError(f"step {step} is not in the current phase (phase {planned.index})")
+        size = self.plan.global_batch_size
+        first = (step - planned.first_step) * size
+        ids = np.full(size, -1, np.int64)
+        served = self._order[first : first + size]
+        ids[: len(served)] = served
+        return ids
+
+    def remaining_steps(self) -> Iterator[tuple[int, BlockIds]]:
+        """(step, ids) from the next step to the end of the current phase; may run ahead of the records."""
+        assert self.current is not None
+        for step in range(self._next_step, self.current.planned.end_step):
+            yield step, self.block_ids(step)
+
+    def steps(self) -> Iterator[tuple[int, BlockIds]]:
+        """(step, ids) to the end of the run; record each step before asking for the next."""
+        while not self.finished:
+            self.enter_phase()
+            yield self._next_step, self.block_ids(self._next_step)
+
+    def _check_recorded_step(self, step: int) -> None:
+        if step != self._next_step or self.current is None or self.at_boundary:
+            raise ValueError(f"record: expected step {self._next_step} of an entered phase, got step {step}")
+
+
+class Follower(Course):
+    """The course of a process whose machine has another one that keeps the curriculum: it is given each order, and
+    keeps neither losses nor a journal."""
+
+    def __init__(self, plan: Plan, sharing: Sharing, rescore: Rescore | None = None) -> None:
+        super().__init__(plan)
+        self._sharing = sharing
+        self._rescore = rescore
+
+    def enter_phase(self) -> PhaseStart:
+        if self.at_boundary:
+            planned = self.plan.at_step(self._next_step)
+            if planned.phase.is_rescored:
+                assert self._rescore is not None
+                rescore_blocks(None, planned.index, self.plan.n_blocks, self._rescore, self._sharing.agree)
+            self._take_order(planned)
+        assert self.current is not None
+        return self.current
+
+    def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
+        self._check_recorded_step(step)
+        self._next_step = step + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the state is the curriculum's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._next_step = int(state["step"])
+        if int(state["phase"]) >= 0:
+            self._take_order(self.plan.phases[int(state["phase"])])
+
+    def _take_order(self, planned: PlannedPhase) -> None:
+        self._order = self._sharing.share_order(planned.index, None)
+        self.current = PhaseStart(planned, _C.order_hash(self._order), np.empty(0, np.float32), None)
