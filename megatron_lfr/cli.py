@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[words[0]](words[1:])
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"megatron-lfr {words[0]}: error: {error}", file=sys.stderr)
+        rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"megatron-lfr {words[0]}: error: {rank}{error}", file=sys.stderr)
         return 2
 
 

@@ -19,7 +19,7 @@ Inputs = dict[str, Tensor]
 
 
 class Passes(Protocol):
-    """Runs a batch's rows of this data-parallel rank; returns the micro-batches' losses where this rank computes them."""
+    """Runs a batch's rows of this data-parallel rank; returns the micro-batches' losses on ranks that compute them."""
 
     def train(self, inputs: Inputs) -> list[Loss]:
         """Forward and backward: gradients are added to the weights'."""

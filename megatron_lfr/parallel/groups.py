@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_lfr.parallel.config import ParallelConfig
+from megatron_lfr.parallel.rendezvous import agree_on_session, connect
 
 Backend = Literal["auto", "nccl", "gloo"]
 
@@ -77,6 +78,12 @@ class ParallelState:
 
 
 _state: ParallelState | None = None
+_session = ""
+
+
+def session_store(timeout: timedelta) -> dist.Store | None:
+    """A connection of its own to the store of the running ranks; None where no launcher started them."""
+    return dist.PrefixStore(_session, connect(timeout)) if _session else None
 
 
 def initialize(
@@ -88,16 +95,19 @@ def initialize(
     One rank keeps its store in memory, so that runs side by side never meet on a port. A process that has started
     torch.distributed already keeps it. ValueError where the backend or the sizes do not fit.
     """
-    global _state
+    global _session, _state
     config = config or ParallelConfig()
     device = _choose_device(config.distributed_backend)
     if not dist.is_initialized():
         _state = None
         name = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        store: dist.Store = HashStore()
         if "WORLD_SIZE" in os.environ:
-            dist.init_process_group(name, timeout=timeout)
-        else:
-            dist.init_process_group(name, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+            shared = connect(timeout)
+            _session = agree_on_session(shared, rank, world_size, timeout)
+            store = dist.PrefixStore(_session, shared)
+        dist.init_process_group(name, store=store, rank=rank, world_size=world_size, timeout=timeout)
     config.validate(dist.get_world_size())
     if _state is None or _state.config != config or _state.device != device:
         _state = _make_state(config, device)
@@ -139,7 +149,7 @@ def _make_state(config: ParallelConfig, device: torch.device) -> ParallelState:
 
 def shutdown() -> None:
     """Stop torch.distributed, if it runs."""
-    global _state
-    _state = None
+    global _session, _state
+    _session, _state = "", None
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 import yaml
 
 from megatron_lfr.checkpoint import CheckpointStore, ranks
@@ -28,6 +29,7 @@ from megatron_lfr.fileio import write_atomic
 from megatron_lfr.lfr import Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.parallel import ParallelState, initialize
+from megatron_lfr.parallel.watch import watching
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.launch import launch, take_nproc_per_node
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
@@ -70,7 +72,7 @@ def train(config: RunConfig) -> bool:
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     parallel = initialize(config.parallel, timeout)
     nodes = find_nodes(parallel)
-    with _run_folder(folder, config, plan, vocab_size):
+    with watching(timeout.total_seconds()), _run_folder(folder, config, plan, vocab_size):
         journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
         engine = make_engine(config, vocab_size, plan, parallel)
         trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod)
@@ -81,7 +83,9 @@ def train(config: RunConfig) -> bool:
             load_weights(Path(config.checkpoint.load), engine)
         if step and ranks.rank() == 0:
             print(f"continuing {folder} at step {step} of {plan.total_steps}", flush=True)
-        return trainer.run()
+        finished = trainer.run()
+        dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
+        return finished
 
 
 def resolve_vocabulary(config: RunConfig) -> tuple[int | None, int]:

@@ -1,0 +1,72 @@
+"""How the ranks of a run find each other, again after a restart.
+
+torchrun restarts the ranks but keeps its store, with the addresses that the dead ranks have left there (PyTorch 2.13:
+gloo then ends with "connection refused"). So the ranks first agree on a name that only they know, and use the store
+under that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+
+_POLL = 0.05
+"""Seconds between two looks."""
+
+
+def connect(timeout: timedelta) -> dist.TCPStore:
+    """A connection of its own to the store that MASTER_ADDR and MASTER_PORT name; rank 0 keeps it where no launcher
+    does."""
+    launcher_keeps_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=os.environ["RANK"] == "0" and not launcher_keeps_it,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def agree_on_session(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that this start of all ranks shares, and no earlier one had. TimeoutError names the ranks that are missing.
+
+    Every rank posts a random word. Rank 0 proposes the list of all words until each rank has found its own in it: words
+    of an earlier start, which may still be there, are never confirmed.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    mine = uuid.uuid4().hex
+    store.set(f"word/{rank}", mine)
+    confirmed: set[int] = set()
+    while time.monotonic() < deadline:
+        if rank == 0:
+            words = [word.decode() for word in _get_all(store, "word", world_size)]
+            proposal = json.dumps(words)
+            store.set("proposal", proposal)
+            name = hashlib.sha256(proposal.encode()).hexdigest()
+            confirmed = {r for r, word in enumerate(_get_all(store, "confirmed", world_size)) if word.decode() == name}
+            if len(confirmed) == world_size - 1:
+                store.set("session", name)
+                return name
+        elif store.check(["proposal"]):
+            proposal = store.get("proposal").decode()
+            name = hashlib.sha256(proposal.encode()).hexdigest()
+            words = json.loads(proposal)
+            if len(words) == world_size and words[rank] == mine:
+                store.set(f"confirmed/{rank}", name)
+                if store.check(["session"]) and store.get("session").decode() == name:
+                    return name
+        time.sleep(_POLL)
+    missing = sorted(set(range(1, world_size)) - confirmed) if rank == 0 else [0]
+    raise TimeoutError(f"rank {rank}: no answer from ranks {missing} in {timeout.total_seconds():.0f} s at the start")
+
+
+def _get_all(store: dist.Store, kind: str, world_size: int) -> list[bytes]:
+    """The values of `kind`/0, `kind`/1, ...; empty where there is none."""
+    return [store.get(key) if store.check([key]) else b"" for key in (f"{kind}/{r}" for r in range(world_size))]
