@@ -43,9 +43,15 @@ _SEED = "initial weights depend on the seed alone"
 _LAYER_BY_LAYER = "full recomputation is layer by layer"
 _FP32_STATE = "weights, gradients and optimizer state are fp32"
 _NEEDS_FP16 = "no effect: read only with --fp16, which is refused"
-_NEEDS_FSDP = "no effect: read only with --use-megatron-fsdp, which is refused"
 _NEEDS_PROFILE = "no effect: read only with --profile, which is refused"
-_ONE_RANK = "no effect: one rank, the only number so far, has nothing to share or to overlap"
+_OVERLAP = "communication overlaps with computation wherever the backend can"
+_COMMUNICATION = "no effect: speed and memory only, communication is PyTorch's"
+_NCCL = "no effect: speed only, NCCL is set up by its own environment variables"
+_BACKWARD = "no effect: speed only, the order within a backward pass is PyTorch's"
+_FSDP = "sharding is what --data-parallel-sharding-strategy says, by PyTorch's FSDP2"
+_FP32_SUMS = "gradients are sent and summed in fp32"
+_NEEDS_SHARP = "no effect: read only with --use-sharp, which has none"
+_NEEDS_HYBRID = "no effect: read only with --hybrid-context-parallel, which is refused"
 _DCP = "checkpoints are torch.distributed.checkpoint's"
 _GARBAGE = "no effect: speed only, garbage collection is left to Python"
 
@@ -95,8 +101,12 @@ _ACCEPTED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--weight-decay-incr-style", 1, "constant", "weight decay is constant"),
     ("--lr-warmup-init", 1, "0.0", "warm-up starts from 0"),
     ("--override-opt-param-scheduler", 0, _ANY, "the schedule always follows the flags"),
-    ("--accumulate-allreduce-grads-in-fp32", 0, _ANY, "gradients are summed in fp32"),
+    ("--accumulate-allreduce-grads-in-fp32", 0, _ANY, _FP32_SUMS),
+    ("--ddp-reduce-scatter-with-fp32-accumulation", 0, _ANY, _FP32_SUMS),
+    ("--ddp-param-name-patterns-for-fp32-local-accumulation", "+", _ANY, _FP32_SUMS),
     ("--main-params-dtype --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype", 1, "fp32", _FP32_STATE),
+    ("--megatron-fsdp-main-params-dtype --megatron-fsdp-main-grads-dtype", 1, "fp32 auto", _FP32_STATE),
+    ("--megatron-fsdp-grad-comm-dtype", 1, "fp32 auto", _FP32_SUMS),
     ("--initial-loss-scale --min-loss-scale --loss-scale-window --hysteresis", 1, _ANY, _NEEDS_FP16),
     (
         "--no-check-for-nan-in-loss-and-grad",
@@ -106,17 +116,44 @@ _ACCEPTED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ),
     ("--rerun-mode", 1, "disabled", "no step is computed twice"),
     # Ranks
-    ("--sequence-parallel", 0, _ANY, "no effect: with one tensor-parallel rank Megatron turns it off too"),
-    ("--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather", 0, _ANY, _ONE_RANK),
-    ("--overlap-param-gather-with-optimizer-step --no-align-param-gather", 0, _ANY, _ONE_RANK),
-    ("--no-overlap-p2p-communication --tp-comm-overlap --use-tp-pp-dp-mapping", 0, _ANY, _ONE_RANK),
-    ("--ddp-average-in-collective --ddp-pad-buckets-for-high-nccl-busbw --use-nccl-ub", 0, _ANY, _ONE_RANK),
-    ("--distribute-saved-activations", 0, _ANY, _ONE_RANK),
-    ("--ddp-bucket-size --ddp-num-buckets", 1, _ANY, _ONE_RANK),
-    ("--cp-comm-type", "+", _ANY, _ONE_RANK),
+    ("--overlap-grad-reduce --overlap-param-gather", 0, _ANY, _OVERLAP),
+    ("--overlap-param-gather-with-optimizer-step --overlap-p2p-communication-warmup-flush", 0, _ANY, _COMMUNICATION),
+    ("--no-overlap-p2p-communication --use-ring-exchange-p2p", 0, _ANY, _COMMUNICATION),
+    ("--no-align-param-gather --no-align-grad-reduce --disable-align-grad-reduce", 0, _ANY, _COMMUNICATION),
+    ("--microbatch-group-size-per-virtual-pipeline-stage", 1, _ANY, "no effect: speed and memory only"),
+    ("--ddp-bucket-size --ddp-num-buckets --suggested-communication-unit-size", 1, _ANY, _COMMUNICATION),
+    ("--ddp-pad-buckets-for-high-nccl-busbw --create-all-gather-group", 0, _ANY, _COMMUNICATION),
+    (
+        "--ddp-average-in-collective --no-gradient-reduce-div-fusion",
+        0,
+        _ANY,
+        "no effect: the loss is normalised before gradients are summed",
+    ),
+    ("--defer-embedding-wgrad-compute --delay-wgrad-compute", 0, _ANY, _BACKWARD),
+    ("--wgrad-deferral-limit", 1, _ANY, _BACKWARD),
+    ("--use-megatron-fsdp", 0, _ANY, _FSDP),
+    ("--megatron-fsdp-version", 1, "1 2", _FSDP),
+    ("--outer-dp-sharding-strategy", 1, "no_shard", "--num-distributed-optimizer-instances are whole copies"),
+    ("--fsdp-double-buffer --fsdp-manual-registration", 0, _ANY, _COMMUNICATION),
+    ("--fsdp-db-use-persist-buf-on-alloc-fail --megatron-fsdp-max-pool-double-buffer", 0, _ANY, _COMMUNICATION),
+    ("--megatron-fsdp-enable-fine-grained-param-gather", 0, _ANY, _COMMUNICATION),
+    ("--use-nccl-ub --disable-symmetric-registration", 0, _ANY, _NCCL),
+    ("--nccl-communicator-config-path", 1, _ANY, _NCCL),
+    ("--high-priority-stream-groups", "+", _ANY, _NCCL),
+    ("--use-sharp", 0, _ANY, _NCCL),
+    ("--sharp-enabled-group", 1, _ANY, _NEEDS_SHARP),
+    ("--tp-comm-overlap --tp-comm-overlap-rs-dgrad", 0, _ANY, _COMMUNICATION),
+    ("--no-tp-comm-bulk-wgrad --no-tp-comm-bulk-dgrad", 0, _ANY, _COMMUNICATION),
+    ("--disable-tp-comm-bulk-wgrad --disable-tp-comm-bulk-dgrad", 0, _ANY, _COMMUNICATION),
+    ("--no-tp-comm-overlap-ag --no-tp-comm-overlap-rs", 0, _ANY, _COMMUNICATION),
+    ("--disable-tp-comm-overlap-ag --disable-tp-comm-overlap-rs", 0, _ANY, _COMMUNICATION),
+    ("--no-tp-comm-split-ag --no-tp-comm-split-rs", 0, _ANY, _COMMUNICATION),
+    ("--disable-tp-comm-split-ag --disable-tp-comm-split-rs", 0, _ANY, _COMMUNICATION),
+    ("--tp-comm-overlap-cfg --tp-comm-bootstrap-backend", 1, _ANY, _COMMUNICATION),
+    ("--cp-comm-type", "+", "all_gather", "keys and values of all context-parallel ranks are gathered"),
+    ("--max-seqlen-per-dp-cp-rank", 1, _ANY, _NEEDS_HYBRID),
+    ("--local-rank", 1, _ANY, "no effect: the launcher's LOCAL_RANK says it"),
     ("--expert-model-parallel-size --expert-tensor-parallel-size", 1, "1", "there are no experts"),
-    ("--fsdp-double-buffer --fsdp-manual-registration", 0, _ANY, _NEEDS_FSDP),
-    ("--data-parallel-sharding-strategy", 1, _ANY, _NEEDS_FSDP),
     # Data
     ("--dataloader-type", 1, "single", "the curriculum gives the order of the blocks"),
     ("--data-cache-path", 1, _ANY, "no effect: no index is stored, so there is nothing to cache"),
@@ -129,12 +166,15 @@ _ACCEPTED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--tiktoken-pattern", 1, _ANY, "no effect: read only by TikTokenizer, which is refused"),
     ("--vocab-extra-ids", 1, "0", "no token is added to the vocabulary"),
     # Checkpoints
-    ("--ckpt-format", 1, "torch_dist torch_dcp", _DCP),
+    ("--ckpt-format", 1, "torch_dist torch_dcp fsdp_dtensor", _DCP),
     ("--use-dist-ckpt --auto-detect-ckpt-format", 0, _ANY, _DCP),
     ("--verify-integrity", 0, _ANY, "every file of a checkpoint is checked against its hash"),
     ("--dist-ckpt-strictness", 1, "raise_all", "a checkpoint must match the model"),
-    ("--ckpt-fully-parallel-save --no-ckpt-fully-parallel-save", 0, _ANY, _ONE_RANK),
-    ("--ckpt-fully-parallel-load --ckpt-assume-constant-structure", 0, _ANY, _ONE_RANK),
+    ("--ckpt-fully-parallel-save", 0, _ANY, "each rank writes what it holds"),
+    ("--ckpt-fully-parallel-load", 0, _ANY, "each rank reads what it holds"),
+    ("--ckpt-assume-constant-structure", 0, _ANY, "no effect: speed only, each save is planned anew"),
+    ("--dist-ckpt-optim-fully-reshardable", 0, _ANY, "a checkpoint fits any number and layout of ranks"),
+    ("--distrib-optim-fully-reshardable-mem-efficient", 0, _ANY, "no effect: no rank collects others' state"),
     # The loop and its output
     ("--manual-gc --no-manual-gc-eval", 0, _ANY, _GARBAGE),
     ("--manual-gc-interval", 1, _ANY, _GARBAGE),
@@ -163,8 +203,8 @@ _LLAMA = "the model is a Llama"
 _NO_EXPERTS = "mixtures of experts are not supported"
 _NO_FP16 = "fp16 needs loss scaling, which is not supported"
 _NO_FP8 = "8-bit training is not supported"
-_NO_PIPELINE = "pipelines are not supported so far"
-_NO_SHARDING = "sharding is not supported so far"
+_EVEN_STAGES = "pipeline stages share the layers evenly, with the embedding in the first and the loss in the last"
+_VIRTUAL_STAGES = "--num-layers-per-virtual-pipeline-stage"
 _NO_GRAPHS = "CUDA graphs are not supported"
 _NO_METRIC = "it is not among the metrics of metrics.jsonl and TensorBoard"
 _OLD = "an old name in Megatron too"
@@ -207,6 +247,7 @@ _REFUSED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--fp8-format --fp8-recipe --fp8-margin --fp8-interval", 1, _NO_FP8, "--bf16 alone"),
     ("--fp8-amax-history-len --fp8-amax-compute-algo", 1, _NO_FP8, "--bf16 alone"),
     ("--fp8-param-gather --no-fp8-wgrad --first-last-layers-bf16", 0, _NO_FP8, "--bf16 alone"),
+    ("--keep-fp8-transpose-cache", 0, _NO_FP8, "--bf16 alone"),
     ("--fp4-format", 1, "4-bit training is not supported", "--bf16 alone"),
     ("--grad-reduce-in-bf16", 0, "gradients are summed in fp32", "--accumulate-allreduce-grads-in-fp32"),
     ("--use-precision-aware-optimizer", 0, _FP32_STATE, _LEAVE_OUT),
@@ -225,12 +266,53 @@ _REFUSED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--iterations-to-skip", "+", "every step is trained", _LEAVE_OUT),
     ("--optimizer-cpu-offload", 0, "optimizer state stays on the device", _LEAVE_OUT),
     # Ranks
-    ("--use-megatron-fsdp --use-torch-fsdp2", 0, _NO_SHARDING, "one rank that holds the whole model"),
-    ("--num-layers-per-virtual-pipeline-stage", 1, _NO_PIPELINE, "--pipeline-model-parallel-size 1"),
-    ("--num-virtual-stages-per-pipeline-rank", 1, _NO_PIPELINE, "--pipeline-model-parallel-size 1"),
-    ("--pipeline-model-parallel-layout", 1, _NO_PIPELINE, "--pipeline-model-parallel-size 1"),
+    ("--use-torch-fsdp2", 0, "another flag says it", "--data-parallel-sharding-strategy optim_grads_params"),
+    (
+        "--torch-fsdp2-no-reshard-after-forward",
+        0,
+        "another flag says it",
+        "--data-parallel-sharding-strategy optim_grads",
+    ),
+    ("--use-custom-fsdp", 0, _OLD, "--use-megatron-fsdp"),
+    (
+        "--enable-full-sharding-in-hsdp",
+        0,
+        "copies of the shards are not sharded again",
+        "no --num-distributed-optimizer-instances",
+    ),
+    ("--num-virtual-stages-per-pipeline-rank", 1, "another flag says it", _VIRTUAL_STAGES),
+    ("--pipeline-model-parallel-layout", 1, _EVEN_STAGES, _VIRTUAL_STAGES),
+    ("--decoder-first-pipeline-num-layers --decoder-last-pipeline-num-layers", 1, _EVEN_STAGES, _LEAVE_OUT),
+    ("--account-for-embedding-in-pipeline-split", 0, _EVEN_STAGES, _LEAVE_OUT),
+    ("--account-for-loss-in-pipeline-split --standalone-embedding-stage", 0, _EVEN_STAGES, _LEAVE_OUT),
+    ("--pipeline-model-parallel-comm-backend", 1, "all groups have one backend", "--distributed-backend"),
+    ("--hierarchical-context-parallel-sizes", "+", "context ranks form one level", "--context-parallel-size"),
+    ("--hybrid-context-parallel", 0, "every sequence is spread alike", "--context-parallel-size"),
+    (
+        "--tensor-parallel-num-weight-shards",
+        1,
+        "weights are spread further by data-parallel sharding alone",
+        "--data-parallel-sharding-strategy optim_grads_params",
+    ),
+    ("--use-tp-pp-dp-mapping", 0, "ranks are ordered tensor, context, data, pipeline", _LEAVE_OUT),
+    (
+        "--distribute-saved-activations",
+        0,
+        "what recomputation starts from is spread by sequence parallelism alone",
+        "--sequence-parallel",
+    ),
     ("--model-parallel-size", 1, _OLD, "--tensor-model-parallel-size"),
     ("--data-parallel-random-init", 0, "all ranks start from the same weights", _LEAVE_OUT),
+    ("--check-weight-hash-across-dp-replicas-interval", 1, "copies of weights are not compared", _LEAVE_OUT),
+    ("--lazy-mpu-init", 0, "process groups are made at the start", _LEAVE_OUT),
+    ("--disable-gloo-process-groups", 0, "what travels between hosts' memories needs gloo", _LEAVE_OUT),
+    ("--fake-process-group", 0, "ranks communicate", _LEAVE_OUT),
+    (
+        "--distributed-timeout-seconds-after-init",
+        1,
+        "there is one limit for the whole run",
+        "--distributed-timeout-minutes",
+    ),
     # Data and evaluation
     ("--mock-data", 0, "training needs a corpus", "`make demo`, or --data-path with a preprocessed corpus"),
     ("--train-data-path --valid-data-path --test-data-path", "+", _ONE_CORPUS, "--data-path and --split"),
@@ -243,8 +325,14 @@ _REFUSED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--full-validation", 0, "evaluation covers the whole split by default", "no --eval-iters"),
     ("--skip-train", 0, "the command trains", _LEAVE_OUT),
     # Checkpoints
-    ("--async-save", 0, "the next step waits for a checkpoint", _LEAVE_OUT),
     ("--use-checkpoint-args", 0, "the model is given by flags", "--model-preset, or the model's own flags"),
+    (
+        "--use-mp-args-from-checkpoint-args",
+        0,
+        "a checkpoint fits any layout of ranks",
+        "--tensor-model-parallel-size and the like",
+    ),
+    ("--no-ckpt-fully-parallel-save", 0, "each rank writes what it holds", _LEAVE_OUT),
     ("--no-load-optim --no-load-rng", 0, _WHOLE_STATE, "--finetune, for a new run from the weights alone"),
     ("--no-save-optim --no-save-rng", 0, _WHOLE_STATE, _LEAVE_OUT),
     ("--ckpt-step", 1, "a run is continued from its newest whole checkpoint", _LEAVE_OUT),

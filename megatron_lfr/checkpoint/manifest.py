@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import ProcessGroup
+
 from megatron_lfr.checkpoint import ranks
 from megatron_lfr.fileio import write_atomic
 
@@ -39,17 +41,18 @@ def write_manifest(folder: Path, records: Mapping[str, FileRecord]) -> None:
     write_atomic(folder / NAME, json.dumps({"version": 1, "files": files}, indent=1))
 
 
-def find_damage(folder: Path, required: str) -> str | None:
+def find_damage(folder: Path, required: str, group: ProcessGroup | None) -> str | None:
     """What is wrong with a checkpoint folder, which must hold the file `required`; None for a whole one.
 
-    Collective: each rank hashes its share of the files, and all get the same answer.
+    Collective over `group`: each rank hashes its share of the files, and all get the same answer.
     """
-    records, damage = ranks.from_first_rank(_read_manifest(folder, required) if ranks.rank() == 0 else ({}, None))
+    rank = ranks.rank(group)
+    records, damage = ranks.from_first_rank(_read_manifest(folder, required) if rank == 0 else ({}, None), group)
     if damage is not None:
         return damage
-    share = list(records.items())[ranks.rank() :: ranks.world_size()]
+    share = list(records.items())[rank :: ranks.world_size(group)]
     found = (f"{name}: {reason}" for name, record in share if (reason := _file_damage(folder / name, record)))
-    return next((reason for reason in ranks.gather(next(found, None)) if reason is not None), None)
+    return next((reason for reason in ranks.gather(next(found, None), group) if reason is not None), None)
 
 
 def _read_manifest(folder: Path, required: str) -> tuple[dict[str, FileRecord], str | None]:

@@ -1,4 +1,4 @@
-"""Agreement between the ranks of the default process group; without one, a single rank that agrees with itself."""
+"""Agreement between the ranks of a group (None: the default one); a process on its own agrees with itself."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def rank(group: ProcessGroup | None = None) -> int:
+    return dist.get_rank(group) if dist.is_initialized() else 0
 
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+def world_size(group: ProcessGroup | None = None) -> int:
+    return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
-def gather(value: T) -> list[T]:
+def gather(value: T, group: ProcessGroup | None = None) -> list[T]:
     """Every rank's `value`, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
-    values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values: list[T | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values  # type: ignore[return-value]
 
 
-def from_first_rank(value: T) -> T:
+def from_first_rank(value: T, group: ProcessGroup | None = None) -> T:
     """Rank 0's `value` on every rank."""
     if not dist.is_initialized():
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, group=group, group_src=0)
     return values[0]
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together(group: ProcessGroup | None = None) -> Iterator[None]:
     """What fails inside on one rank raises on all of them, so that no rank waits for one that has left.
 
     Also a barrier: no rank gets past the end before all have come to it.
@@ -48,7 +49,7 @@ def failing_together() -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         failure = error
-    reports = gather(None if failure is None else _describe(failure))
+    reports = gather(None if failure is None else _describe(failure), group)
     if failure is not None:
         raise failure
     for other, report in enumerate(reports):

@@ -6,6 +6,9 @@
 A folder is written aside under a name that begins with `.tmp-`, every file is fsynced, the folder is renamed, and only
 then is it named as the latest. Reading changes nothing, so that others may look into the folder of a running run; what
 a kill has left behind is cleared away by the next save.
+
+An asynchronous store goes the same way in a thread on every rank, with a copy of the tensors in host memory. Each rank
+hashes what it has written, so the manifest, and with it the checkpoint, waits for the last of them.
 """
 
 from __future__ import annotations
@@ -13,17 +16,21 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from megatron_lfr.checkpoint import ranks
 from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, write_manifest
 from megatron_lfr.checkpoint.state import STATE_FILE, dump_state, read_state
-from megatron_lfr.checkpoint.tensors import check_tensors, read_tensors, write_tensors
+from megatron_lfr.checkpoint.tensors import check_tensors, prepare_tensors, read_tensors, write_tensors
 from megatron_lfr.fileio import fsync_directory, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -40,6 +47,8 @@ class Checkpoint:
     iteration: int
     folder: Path
     state: dict[str, Any]
+    group: ProcessGroup | None
+    """The ranks that load it together."""
 
     def load_into(self, tensors: Mapping[str, Tensor], *, allow_extra: bool = False) -> None:
         """Overwrite `tensors` in place with those of the same names. Collective.
@@ -47,42 +56,72 @@ class Checkpoint:
         ValueError names the first tensor that is missing on either side, or differs in shape or type. `allow_extra`:
         the checkpoint may hold tensors that are not asked for.
         """
-        read_tensors(self.folder, tensors, allow_extra=allow_extra)
+        read_tensors(self.folder, tensors, allow_extra=allow_extra, group=self.group)
 
 
 class CheckpointStore:
     """The checkpoints in `root`, of which the newest `keep` are kept (None: all).
 
-    Every rank of the default process group makes the same calls; `root` is on a file system that all of them see. One
-    run at a time writes there.
+    Every rank makes the same calls; `root` is on a file system that all of them see. One run at a time writes there.
+    `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save` returns as
+    soon as the tensors are copied, and `wait` when they are on the disk.
     """
 
-    def __init__(self, root: Path, keep: int | None) -> None:
+    def __init__(
+        self, root: Path, keep: int | None, group: ProcessGroup | None = None, asynchronous: bool = False
+    ) -> None:
         if keep is not None and keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint is kept, or None for all")
         self.root = root
         self.keep = keep
+        self.group = group
+        self.asynchronous = asynchronous
+        # The thread's collectives must not meet those that training runs on `group` in the meantime.
+        self._writing_group = dist.new_group(backend="gloo") if asynchronous and dist.is_initialized() else group
+        self._in_flight: _Background | None = None
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint and drop the oldest. Collective; returns its folder.
 
         A tensor that differs between ranks is a DTensor, or has another name on each of them. `state` is rank 0's.
         ValueError names what JSON cannot hold in it. OSError where the checkpoint cannot be written; those that were
-        there before are then untouched.
+        there before are then untouched. An asynchronous store first waits for the save before, and raises what that
+        one failed with; `tensors` and `state` may be changed as soon as this returns.
         """
+        self.wait()
+        with ranks.failing_together(self.group):
+            text = _checked(iteration, tensors, state)
+            prepared = prepare_tensors(tensors, copied=self.asynchronous)
+        if self.asynchronous:
+            self._in_flight = _Background(target=self._write, args=(iteration, prepared, text))
+            self._in_flight.start()
+        else:
+            self._write(iteration, prepared, text)
+        return self.root / _folder_name(iteration)
+
+    def wait(self) -> None:
+        """Until no save is in flight. Raises what the last one failed with, once, on every rank."""
+        if self._in_flight is None:
+            return
+        self._in_flight.join()
+        failure, self._in_flight = self._in_flight.failure, None
+        if failure is not None:
+            raise failure
+
+    def _write(self, iteration: int, tensors: dict[str, Tensor], text: str) -> None:
+        """The writing half of `save`. Collective over its own group."""
+        group = self._writing_group
         final = self.root / _folder_name(iteration)
         aside, note = self.root / (_ASIDE + final.name), self.root / (_ASIDE + _LATEST)
-        with ranks.failing_together():
-            text = _checked(iteration, tensors, state)
         try:
-            with ranks.failing_together():
-                if ranks.rank() == 0:
+            with ranks.failing_together(group):
+                if ranks.rank(group) == 0:
                     self.root.mkdir(parents=True, exist_ok=True)
                     self._clear_leftovers()
                     aside.mkdir()
             records = self._write_files(aside, tensors, text)
-            with ranks.failing_together():
-                if ranks.rank() == 0:
+            with ranks.failing_together(group):
+                if ranks.rank(group) == 0:
                     write_manifest(aside, records)
                     write_atomic(note, f"{iteration}\n")  # from here on, nothing needs space on the disk
                     self._put_in_place(aside, final)
@@ -90,12 +129,12 @@ class CheckpointStore:
                     fsync_directory(self.root)
                     self._prune(iteration)
         except OSError as error:
-            if ranks.rank() == 0:
+            if ranks.rank(group) == 0:
                 shutil.rmtree(aside, ignore_errors=True)
-                note.unlink(missing_ok=True)
+                with suppress(OSError):  # the first error is the one to tell
+                    note.unlink()
             message = f"the checkpoint of iteration {iteration} could not be written in {self.root}: {error}"
             raise OSError(error.errno, message) from error
-        return final
 
     def iterations(self) -> list[int]:
         """The iterations that a folder stands for, whole or not, in ascending order."""
@@ -107,19 +146,19 @@ class CheckpointStore:
         ValueError where there are only damaged ones, or where all that is left is the note that names the latest: a
         run must not begin anew unnoticed. Collective.
         """
-        folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank() == 0 else {})
+        folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank(self.group) == 0 else {}, self.group)
         damaged = []
         for iteration in sorted(folders, reverse=True):
             folder = folders[iteration]
             found, damage = self._open(iteration, folder)
             if found is not None:
                 return found
-            if ranks.rank() == 0:
+            if ranks.rank(self.group) == 0:
                 logger.warning("checkpoint %s is damaged and not used: %s", folder, damage)
             damaged.append(f"{folder} ({damage})")
         if damaged:
             raise ValueError(f"every checkpoint is damaged: {'; '.join(damaged)}. Restore one, or remove them all")
-        if ranks.from_first_rank((self.root / _LATEST).exists()):
+        if ranks.from_first_rank((self.root / _LATEST).exists(), self.group):
             raise ValueError(
                 f"{self.root / _LATEST} names a checkpoint, but none is there. Restore one, or remove this file too"
             )
@@ -127,27 +166,28 @@ class CheckpointStore:
 
     def _open(self, iteration: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """The checkpoint in `folder`, or what is wrong with it."""
-        if damage := find_damage(folder, required=STATE_FILE):
+        if damage := find_damage(folder, STATE_FILE, self.group):
             return None, damage
         values: dict[str, Any] = {}
-        if ranks.rank() == 0:
+        if ranks.rank(self.group) == 0:
             try:
                 values = read_state(folder)
             except ValueError as error:
                 damage = f"{STATE_FILE}: {error}"
-        values, damage = ranks.from_first_rank((values, damage))
-        return (None, damage) if damage else (Checkpoint(iteration, folder, values), None)
+        values, damage = ranks.from_first_rank((values, damage), self.group)
+        return (None, damage) if damage else (Checkpoint(iteration, folder, values, self.group), None)
 
-    def _write_files(self, folder: Path, tensors: Mapping[str, Tensor], text: str) -> dict[str, FileRecord]:
+    def _write_files(self, folder: Path, tensors: dict[str, Tensor], text: str) -> dict[str, FileRecord]:
         """Write every rank's shards and the state; returns what the manifest says of all of them."""
-        names = write_tensors(folder, tensors)
-        with ranks.failing_together():
-            if ranks.rank() == 0:
+        group = self._writing_group
+        names = write_tensors(folder, tensors, group)
+        with ranks.failing_together(group):
+            if ranks.rank(group) == 0:
                 write_atomic(folder / STATE_FILE, text)
                 names.append(STATE_FILE)
             own = {name: record_file(folder / name) for name in names}
         records: dict[str, FileRecord] = {}
-        for part in ranks.gather(own):
+        for part in ranks.gather(own, group):
             records |= part
         return records
 
@@ -178,6 +218,18 @@ class CheckpointStore:
             doomed = self.root / (_ASIDE + "pruned-" + folder.name)
             folder.rename(doomed)  # so that a kill leaves nothing half-deleted that looks like a checkpoint
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+class _Background(threading.Thread):
+    """Not a daemon: a process that leaves because of an error finishes the checkpoint in flight first."""
+
+    failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:  # whatever it is, wait() is where it is raised
+            self.failure = error
 
 
 def _folder_name(iteration: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -50,40 +51,65 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name!r} is not a name that a tensor can have in a safetensors file")
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Write `tensors` into `folder`. Collective; returns the names of the files that this rank has written.
+def prepare_tensors(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str, Tensor]:
+    """`tensors` as safetensors demands them: contiguous, and no two share memory; tied weights are written twice.
+
+    `copied`: all of them in host memory of their own; DTensors stay DTensors.
+    """
+    seen: set[int] = set()
+    prepared = {}
+    for name, tensor in tensors.items():
+        ready = _at_least_1d(tensor)
+        if copied:
+            ready = ready.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        ready = ready.contiguous()
+        local = ready.to_local() if isinstance(ready, DTensor) else ready
+        if local.device.type == "cpu":  # elsewhere, DCP copies each tensor to the host on its own
+            memory = local.untyped_storage().data_ptr()
+            if memory in seen and local.numel() > 0:
+                ready = ready.clone()
+            seen.add(memory)
+        prepared[name] = ready
+    return prepared
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup | None) -> list[str]:
+    """Write what `prepare_tensors` gave into `folder`. Collective over `group`; returns the names of the files that
+    this rank has written.
 
     Of a plain tensor that several ranks hold, one rank writes its copy; a DTensor is written in shards. OSError where
     a file cannot be written.
     """
     writer = _Writer(folder)
+    no_dist = not torch.distributed.is_initialized()
     try:
-        save(_unshared(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+        save(tensors, storage_writer=writer, process_group=group, no_dist=no_dist)
     except CheckpointException as error:
-        raise _cause(error) from error
+        raise _cause(error, ranks.world_size(group)) from error
     return sorted(writer.file_names)
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bool) -> None:
-    """Overwrite `tensors` in place with those stored under their names. Collective.
+def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bool, group: ProcessGroup | None) -> None:
+    """Overwrite `tensors` in place with those stored under their names. Collective over `group`.
 
     ValueError names the first tensor that is missing on either side, or differs in shape or type, and a file that is
     not what it should be. `allow_extra`: the folder may hold tensors that no rank asks for.
     """
     reader = HuggingFaceStorageReader(str(folder))
-    with ranks.failing_together():
+    with ranks.failing_together(group):
         check_tensors(tensors)
         targets = {name: _at_least_1d(tensor) for name, tensor in tensors.items()}
         stored = _read_shapes(folder, reader)
         for name, tensor in targets.items():
             _check_match(folder, name, tensor, stored.get(name))
-    wanted: set[str] = set().union(*ranks.gather(set(targets)))
+    wanted: set[str] = set().union(*ranks.gather(set(targets), group))
     if not allow_extra and (extra := sorted(set(stored) - wanted)):
         raise ValueError(f"{folder}: holds the tensor {extra[0]}, which is unknown here")
+    no_dist = not torch.distributed.is_initialized()
     try:
-        load(dict(targets), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+        load(dict(targets), storage_reader=reader, process_group=group, no_dist=no_dist)
     except CheckpointException as error:
-        raise _cause(error) from error
+        raise _cause(error, ranks.world_size(group)) from error
 
 
 def _read_shapes(folder: Path, reader: HuggingFaceStorageReader) -> dict[str, TensorStorageMetadata]:
@@ -119,26 +145,10 @@ def _at_least_1d(tensor: Tensor) -> Tensor:
     return tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors of which no two share memory, as safetensors demands: tied weights are written twice."""
-    seen: set[int] = set()
-    prepared = {}
-    for name, tensor in tensors.items():
-        ready = _at_least_1d(tensor).contiguous()
-        local = ready.to_local() if isinstance(ready, DTensor) else ready
-        if local.device.type == "cpu":  # elsewhere, DCP copies each tensor to the host on its own
-            memory = local.untyped_storage().data_ptr()
-            if memory in seen and local.numel() > 0:
-                ready = ready.clone()
-            seen.add(memory)
-        prepared[name] = ready
-    return prepared
-
-
-def _cause(failure: CheckpointException) -> Exception:
+def _cause(failure: CheckpointException, world_size: int) -> Exception:
     """The error of the lowest rank that failed, as one that callers catch: DCP's own is not an Exception."""
     at_rank, (cause, _) = min(failure.failures.items(), key=lambda item: item[0])
-    text = f"rank {at_rank}: {cause}" if ranks.world_size() > 1 else str(cause)
+    text = f"rank {at_rank}: {cause}" if world_size > 1 else str(cause)
     if isinstance(cause, OSError):
         return OSError(cause.errno, text)
     return ValueError(text) if isinstance(cause, ValueError | SafetensorError) else RuntimeError(text)

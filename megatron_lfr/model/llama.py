@@ -65,6 +65,7 @@ class Llama(nn.Module):
         super().__init__()
         tp = tp or TensorParallel()
         config.validate(tp.size)
+        rows = config.padded_vocab_size
         assert config.vocab_size is not None
         self.config, self.tp, self.context_group = config, tp, context_group
         self.stage = stage = stage or make_stage(config.num_layers)
@@ -75,7 +76,7 @@ class Llama(nn.Module):
         self.final_norm: RMSNorm | None = None
         self.output: ShardedWeight | None = None
         if stage.is_first or (stage.is_last and tied):
-            self.embedding = VocabParallelEmbedding(*shape, tp, config.padded_vocab_size)
+            self.embedding = VocabParallelEmbedding(*shape, tp, rows)
         self.layers = nn.ModuleDict(
             {
                 str(number): TransformerLayer(config, tp, context_group, recompute_granularity)
@@ -84,7 +85,7 @@ class Llama(nn.Module):
         )
         if stage.is_last:
             self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-            self.output = None if tied else ShardedWeight(shape, 0, tp, config.padded_vocab_size)
+            self.output = None if tied else ShardedWeight(shape, 0, tp, rows)
         for name in ("rope_cos", "rope_sin"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         if seed is not None:

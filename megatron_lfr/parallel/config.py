@@ -20,7 +20,7 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = 1
     """Ranks that share the layers."""
     num_layers_per_virtual_pipeline_stage: int | None = None
-    """Layers of a virtual stage: each pipeline rank holds several, in turns with the others."""
+    """At most so many layers in a virtual stage: each pipeline rank holds several of them, in turns with the others."""
     pipeline_schedule: PipelineScheduleName | None = None
     """Order of the micro-batches' passes; by default 1f1b, or interleaved with virtual stages."""
     context_parallel_size: int = 1
@@ -87,6 +87,10 @@ class ParallelConfig:
             raise ValueError(
                 f"--num-layers-per-virtual-pipeline-stage {virtual}: needs --pipeline-model-parallel-size of 2 or more"
             )
+        if self.pipeline_schedule is not None and self.pipeline_model_parallel_size == 1:
+            raise ValueError(
+                f"--pipeline-schedule {self.pipeline_schedule}: needs --pipeline-model-parallel-size of 2 or more"
+            )
         if (virtual is not None) != (self.schedule == "interleaved"):
             legal = "interleaved" if virtual is not None else "1f1b, gpipe"
             raise ValueError(
@@ -135,7 +139,7 @@ class ParallelConfig:
         if self.schedule == "interleaved" and micro_batches % max(1, micro_batches // ranks):
             raise ValueError(
                 f"--pipeline-schedule interleaved: {micro_batches} micro-batches a step on each data-parallel rank; "
-                f"must be a multiple of {max(1, micro_batches // ranks)} rounds, best of the {ranks} pipeline ranks"
+                f"must be below {2 * ranks} or a multiple of --pipeline-model-parallel-size {ranks}"
             )
         context, tensor = self.context_parallel_size, self.tensor_model_parallel_size
         if context > 1 and seq_length % (2 * context):

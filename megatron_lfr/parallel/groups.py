@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -81,9 +81,9 @@ _state: ParallelState | None = None
 _session = ""
 
 
-def session_store(timeout: timedelta) -> dist.Store | None:
+def session_store(timeout: timedelta) -> Store | None:
     """A connection of its own to the store of the running ranks; None where no launcher started them."""
-    return dist.PrefixStore(_session, connect(timeout)) if _session else None
+    return PrefixStore(_session, connect(timeout)) if _session else None
 
 
 def initialize(
@@ -102,15 +102,15 @@ def initialize(
         _state = None
         name = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        store: dist.Store = HashStore()
+        store: Store = HashStore()
         if "WORLD_SIZE" in os.environ:
             shared = connect(timeout)
             _session = agree_on_session(shared, rank, world_size, timeout)
-            store = dist.PrefixStore(_session, shared)
+            store = PrefixStore(_session, shared)
         dist.init_process_group(name, store=store, rank=rank, world_size=world_size, timeout=timeout)
     config.validate(dist.get_world_size())
     if _state is None or _state.config != config or _state.device != device:
-        _state = _make_state(config, device)
+        _state = _make_state(config, device, timeout)
     return _state
 
 
@@ -125,7 +125,7 @@ def _choose_device(backend: Backend) -> torch.device:
     return device
 
 
-def _make_state(config: ParallelConfig, device: torch.device) -> ParallelState:
+def _make_state(config: ParallelConfig, device: torch.device, timeout: timedelta) -> ParallelState:
     world_size = dist.get_world_size()
     data = config.data_parallel_size(world_size)
     pipeline, tensor = config.pipeline_model_parallel_size, config.tensor_model_parallel_size
@@ -141,10 +141,10 @@ def _make_state(config: ParallelConfig, device: torch.device) -> ParallelState:
     context_group = None
     if context > 1:
         rows = ranks.view(-1, context, tensor).transpose(1, 2).reshape(-1, context).tolist()
-        context_group, _ = dist.new_subgroups_by_enumeration(rows)  # type: ignore[no-untyped-call]
-    return ParallelState(
-        config, mesh, device, context_group, dist.new_group(backend="gloo"), dist.new_group(group_desc="block losses")
-    )
+        context_group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
+    control_group = dist.new_group(backend="gloo", timeout=timeout)
+    losses_group = dist.new_group(timeout=timeout)
+    return ParallelState(config, mesh, device, context_group, control_group, losses_group)
 
 
 def shutdown() -> None:

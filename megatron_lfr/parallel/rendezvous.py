@@ -14,17 +14,20 @@ import time
 import uuid
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
 
 _POLL = 0.05
 """Seconds between two looks."""
 
 
-def connect(timeout: timedelta) -> dist.TCPStore:
+def connect(timeout: timedelta) -> TCPStore:
     """A connection of its own to the store that MASTER_ADDR and MASTER_PORT name; rank 0 keeps it where no launcher
-    does."""
+    does. ValueError where a variable of the launcher is missing."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
+        if name not in os.environ:
+            raise ValueError(f"{name} is not set, though other variables of a launcher are; start ranks with torchrun")
     launcher_keeps_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return dist.TCPStore(
+    return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=os.environ["RANK"] == "0" and not launcher_keeps_it,
@@ -34,11 +37,11 @@ def connect(timeout: timedelta) -> dist.TCPStore:
     )
 
 
-def agree_on_session(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A name that this start of all ranks shares, and no earlier one had. TimeoutError names the ranks that are missing.
+def agree_on_session(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that this start of all ranks shares, and no earlier one had.
 
     Every rank posts a random word. Rank 0 proposes the list of all words until each rank has found its own in it: words
-    of an earlier start, which may still be there, are never confirmed.
+    of an earlier start, which may still be there, are never confirmed. TimeoutError names the ranks that are missing.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     mine = uuid.uuid4().hex
@@ -67,6 +70,6 @@ def agree_on_session(store: dist.Store, rank: int, world_size: int, timeout: tim
     raise TimeoutError(f"rank {rank}: no answer from ranks {missing} in {timeout.total_seconds():.0f} s at the start")
 
 
-def _get_all(store: dist.Store, kind: str, world_size: int) -> list[bytes]:
+def _get_all(store: Store, kind: str, world_size: int) -> list[bytes]:
     """The values of `kind`/0, `kind`/1, ...; empty where there is none."""
     return [store.get(key) if store.check([key]) else b"" for key in (f"{kind}/{r}" for r in range(world_size))]

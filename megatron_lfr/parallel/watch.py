@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from megatron_lfr.parallel.groups import session_store
 
@@ -33,9 +34,7 @@ class RankFailureError(ConnectionError):
 class Watch:
     """The beats of all ranks."""
 
-    def __init__(
-        self, store: dist.Store, failing_store: dist.Store, rank: int, world_size: int, patience: float
-    ) -> None:
+    def __init__(self, store: Store, failing_store: Store, rank: int, world_size: int, patience: float) -> None:
         """Two connections to one store, as each serves one call at a time: for the thread, and for whoever fails.
         patience: seconds without a beat after which a rank is given up."""
         self._store, self._failing_store = store, failing_store
@@ -52,8 +51,8 @@ class Watch:
         self._thread.join()
 
     def explain(self, error: BaseException) -> str | None:
-        """Called by a rank that fails, with what it failed of: tells all others to stop. Returns the other rank's failure
-        that caused it, where there was one."""
+        """Called by a rank that fails, with what it failed of: tells all others to stop. Returns the failure of another
+        rank that caused it, where there was one."""
         try:
             cause = self._cause(error)
             self._declare(self._failing_store, cause or f"rank {self._rank} failed: {error}")
@@ -76,7 +75,7 @@ class Watch:
     def _run(self) -> None:
         watched = range(self._world_size) if self._rank == 0 else range(1)
         last, since = self._beats(self._store, watched), time.monotonic()
-        changed = {rank: since for rank in watched}
+        changed = dict.fromkeys(watched, since)
         beat = 0
         while not self._stopped.wait(_INTERVAL):
             try:
@@ -103,17 +102,17 @@ class Watch:
         print(f"megatron-lfr train: error: [rank {self._rank}] {message}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _beats(self, store: dist.Store, ranks: range) -> list[bytes]:
+    def _beats(self, store: Store, ranks: range) -> list[bytes]:
         beats: list[bytes] = store.multi_get([f"beat/{rank}" for rank in ranks])
         return beats
 
-    def _gone(self, store: dist.Store, silent: list[int], seconds: float) -> str:
+    def _gone(self, store: Store, silent: list[int], seconds: float) -> str:
         names = [f"rank {rank} ({store.get(f'who/{rank}').decode()})" for rank in silent]
         return (
             f"{', '.join(names)} stopped answering {seconds:.0f} s ago or more; it was killed, or its machine is lost"
         )
 
-    def _declare(self, store: dist.Store, message: str) -> None:
+    def _declare(self, store: Store, message: str) -> None:
         store.compare_set("failure", "", message)  # the first one stands
 
 

@@ -103,6 +103,8 @@ class CheckpointConfig:
     """Take the weights of --load alone and start at step 0."""
     save_interval: int | None = None
     """Steps between checkpoints; one is written at the end anyway."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy in host memory."""
     keep_last: int | None = 3
     """How many checkpoints to keep; None keeps all."""
 

@@ -161,7 +161,7 @@ def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: Parall
 
 def load_weights(run_folder: Path, engine: NativeEngine) -> None:
     """Start from the weights of another run's newest checkpoint (--finetune)."""
-    found = CheckpointStore(run_folder / "checkpoints", keep=None).newest_whole()
+    found = CheckpointStore(run_folder / "checkpoints", keep=None, group=engine.parallel.control_group).newest_whole()
     if found is None:
         raise ValueError(f"--load {run_folder}: no checkpoint stands there")
     found.load_into(engine.weights(), allow_extra=True)
@@ -205,7 +205,12 @@ def _assemble(
         valid_source=dataset.valid,
         valid_loader=loader(dataset.valid),
         learning_rate=learning_rate,
-        store=CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep_last),
+        store=CheckpointStore(
+            folder / "checkpoints",
+            keep=config.checkpoint.keep_last,
+            group=engine.parallel.control_group,
+            asynchronous=config.checkpoint.async_save,
+        ),
         config=config.training,
         checkpoint=config.checkpoint,
         callbacks=_callbacks(config, folder, journal) if journal is not None and nodes.index == 0 else [],

@@ -96,6 +96,7 @@ class Trainer:
         try:
             while not self.curriculum.finished and self._stop_reason is None:
                 self._run_phase()
+            self.store.wait()  # the run has ended, or may be left, once its last checkpoint is whole
             if self.curriculum.finished:
                 for callback in self.callbacks:
                     callback.on_end(self)

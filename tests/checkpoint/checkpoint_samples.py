@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,6 +48,19 @@ def newest(root: Path) -> tuple[int, int] | None:
     values = {float(value) for tensor in tensors.values() for value in tensor.flatten()}
     assert values == {float(found.state["fill"])}
     return found.iteration, found.state["fill"]
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """In this process, writing past `size` bytes fails, as it does on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def vouch(folder: Path) -> None:

@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ SCENARIOS = {
     "next": ((1, 2), 3, 3),
     "again": ((1, 2), 2, 5),
     "over the only one": ((1,), 1, 5),
+    "in the background": ((1, 2), 3, 3),
 }
 KEEP = 2
 RANDOM_KILLS = 8
@@ -46,13 +48,19 @@ def in_child(work: Callable[[], None]) -> int:
     return pid
 
 
-def die_before(point: int) -> None:
-    """Kill this process right before its `point`-th change to the file system."""
+def die_before(point: int, save_returned: threading.Event | None) -> None:
+    """Kill this process right before its `point`-th change to the file system.
+
+    `save_returned`: other threads alone may change something, and only after this event.
+    """
     left = point
     fsync = os.fsync
 
     def count() -> None:
         nonlocal left
+        if save_returned is not None:
+            assert threading.current_thread() is not threading.main_thread()
+            save_returned.wait()
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
@@ -81,8 +89,12 @@ def kill_at_each_point(folder: Path, scenario: str) -> int:
         shutil.copytree(template, root)
 
         def work(root: Path = root, point: int = point) -> None:
-            die_before(point)
-            save_filled(CheckpointStore(root, KEEP), iteration, fill)
+            asynchronous = scenario == "in the background"
+            store, save_returned = CheckpointStore(root, KEEP, asynchronous=asynchronous), threading.Event()
+            die_before(point, save_returned if asynchronous else None)
+            save_filled(store, iteration, fill)
+            save_returned.set()
+            store.wait()
 
         _, status = os.waitpid(in_child(work), 0)
         if os.WIFEXITED(status):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from checkpoint_samples import no_file_above
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -104,12 +104,8 @@ def errors_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
         "state": error_of(lambda: store.save(2, tensors, {"x": float("nan")} if rank == 0 else {})),
         "tensor": error_of(lambda: store.save(2, tensors | ({"x": 3} if rank == 1 else {}), {})),  # type: ignore[arg-type]
     }
-    if rank == 1:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    found["disk"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(50_000)}, {}))
-    if rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with no_file_above(100_000) if rank == 1 else nullcontext():
+        found["disk"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(50_000)}, {}))
     whole = store.newest_whole()
     assert whole is not None
     found["whole"] = whole.iteration
@@ -134,13 +130,16 @@ def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     return {"iteration": found.iteration}
 
 
-CASES = {case.__name__: case for case in (save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage)}
+Case = Callable[[Path, DeviceMesh], dict[str, object]]
+CASES: dict[str, Case] = {
+    case.__name__: case for case in (save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage)
+}
 
 
-def main(rank: int, folder: str) -> None:
+def main(rank: int, folder: str, cases: Mapping[str, Case] = CASES) -> None:
     rendezvous = f"file://{Path(folder, 'rendezvous')}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (RANKS,))
-    found = {name: case(Path(folder, name), mesh) for name, case in CASES.items()}
+    found = {name: case(Path(folder, name), mesh) for name, case in cases.items()}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

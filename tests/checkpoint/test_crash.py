@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from typing import Any
 import crash_cases
 import pytest
 import torch
-from checkpoint_samples import names, newest, save_filled, some_tensors, store_with
+from checkpoint_samples import names, newest, no_file_above, save_filled, some_tensors, store_with
 
 from megatron_lfr.checkpoint import CheckpointStore
 
@@ -68,6 +66,11 @@ def test_the_kills_reach_each_half_done_state(killed: Killed) -> None:
         assert any(name.startswith(beginning) for name in found["left"][scenario]), scenario
 
 
+def test_a_save_in_the_background_changes_the_disk_in_the_same_steps(killed: Killed) -> None:
+    _, found = killed
+    assert found["points"]["in the background"] == found["points"]["next"]
+
+
 def test_random_kills_leave_what_was_reported(killed: Killed) -> None:
     folder, found = killed
     assert len(found["reported"]) == crash_cases.RANDOM_KILLS
@@ -82,12 +85,8 @@ def with_ballast(size: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def file_size_limit() -> Iterator[None]:
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, handler)
+    with no_file_above(100_000):
+        yield
 
 
 @pytest.mark.usefixtures("file_size_limit")

@@ -53,15 +53,24 @@ def test_nothing_given_asks_for_a_preset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "ranks", "rows"), [(500, 1, 512), (512, 1, 512), (513, 1, 640), (513, 2, 768), (32000, 4, 32256)]
+    ("vocab_size", "multiple", "rows"), [(500, 128, 512), (512, 128, 512), (513, 128, 640), (513, 1, 513)]
 )
-def test_padded_vocabulary(vocab_size: int, ranks: int, rows: int) -> None:
-    assert dataclasses.replace(DEMO, vocab_size=vocab_size).padded_vocab_size(ranks) == rows
+def test_padded_vocabulary(vocab_size: int, multiple: int, rows: int) -> None:
+    config = dataclasses.replace(DEMO, vocab_size=vocab_size, make_vocab_size_divisible_by=multiple)
+    assert config.padded_vocab_size == rows
+
+
+def test_padding_that_does_not_spread_over_the_ranks_is_refused() -> None:
+    """It has the same rows for every number of ranks."""
+    config = dataclasses.replace(DEMO, make_vocab_size_divisible_by=3)
+    config.validate(1)
+    with pytest.raises(ValueError, match="--make-vocab-size-divisible-by 3: must be a multiple of --tensor-model-"):
+        config.validate(2)
 
 
 def test_a_vocabulary_is_needed() -> None:
     with pytest.raises(ValueError, match="--vocab-size"):
-        Llama(MODEL_PRESETS["demo"], seed=1)
+        _ = MODEL_PRESETS["demo"].padded_vocab_size
 
 
 @pytest.mark.parametrize("change", [{}, {"untie_embeddings_and_output_weights": True}, {"kv_channels": 64}])

@@ -7,16 +7,24 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from megatron_lfr.parallel import (
     ColumnParallelLinear,
+    ParallelConfig,
     RowParallelLinear,
+    TensorParallel,
     VocabParallelEmbedding,
     initialize,
     shutdown,
 )
+from megatron_lfr.parallel.collectives import all_gather_rows, all_gather_stacked, all_reduce_sum, reduce_scatter_rows
+from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.layers import init_normal
+
+GLOO = ParallelConfig(distributed_backend="gloo")
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +34,49 @@ def _fresh() -> Iterator[None]:
     shutdown()
 
 
-def test_one_rank_needs_no_launcher_and_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    state = initialize("gloo")
-    assert dist.get_world_size() == dist.get_world_size(state.tensor_group) == 1
-    assert dist.get_world_size(state.data_group) == 1
+
+
+@pytest.mark.usefixtures("_no_launcher")
+def test_one_rank_needs_no_launcher_and_no_port() -> None:
+    state = initialize(GLOO)
+    assert dist.get_world_size() == 1
     assert state.device == torch.device("cpu")
-    assert initialize("gloo") is state
+    assert initialize(GLOO) is state
     total = torch.ones(3)
-    dist.all_reduce(total, group=state.tensor_group)
+    for group in (state.tensor_group, state.pipeline_group, state.control_group, state.losses_group):
+        assert group.size() == 1
+        dist.all_reduce(total, group=group)
     assert total.tolist() == [1.0, 1.0, 1.0]
     shutdown()
     assert not dist.is_initialized()
-    assert initialize("gloo") is not state
+    assert initialize(GLOO) is not state
+
+
+@pytest.mark.usefixtures("_no_launcher")
+@pytest.mark.parametrize("strategy", ["no_shard", "optim", "optim_grads", "optim_grads_params"])
+def test_the_mesh_of_one_rank(strategy: ShardingStrategy) -> None:
+    state = initialize(ParallelConfig(distributed_backend="gloo", data_parallel_sharding_strategy=strategy))
+    assert state.mesh.mesh_dim_names == ("pipeline", "replicate", "tensor", "shard")
+    assert state.mesh.mesh.tolist() == [[[[0]]]]
+    assert state.storage_mesh.mesh_dim_names == ("tensor", "shard")
+    assert state.sharding_mesh.mesh_dim_names == ("shard",)
+    assert state.context_group is None
+    assert (state.data_parallel_size, state.data_rank) == (1, 0)
+    assert state.reports_losses
+
+
+@pytest.mark.usefixtures("_no_launcher")
+def test_another_layout_makes_other_groups_of_the_same_ranks() -> None:
+    state = initialize(GLOO)
+    everyone = dist.group.WORLD
+    other = initialize(ParallelConfig(distributed_backend="gloo", sequence_parallel=True))
+    assert other is not state
+    assert other.config.sequence_parallel
+    assert dist.group.WORLD is everyone
 
 
 def test_the_launcher_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,39 +84,49 @@ def test_the_launcher_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(ValueError, match="MASTER_PORT"):
-        initialize("gloo")
+        initialize(GLOO)
 
 
-def test_sizes_that_do_not_exist_are_refused() -> None:
-    for size in (0, 2):
-        with pytest.raises(ValueError, match=f"--tensor-model-parallel-size {size}: must divide the 1 ranks"):
-            initialize("gloo", tensor_model_parallel_size=size)
+@pytest.mark.usefixtures("_no_launcher")
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(0, "--tensor-model-parallel-size 0: must be at least 1"), (2, r"1 ranks \(WORLD_SIZE\) were started")],
+)
+def test_sizes_that_do_not_exist_are_refused(size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        initialize(ParallelConfig(distributed_backend="gloo", tensor_model_parallel_size=size))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_nccl_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="--distributed-backend nccl"):
-        initialize("nccl")
+        initialize(ParallelConfig(distributed_backend="nccl"))
+
+
+def test_one_rank_communicates_nothing() -> None:
+    x = torch.randn(4, 3)
+    for group in (initialize(GLOO).tensor_group, None):
+        assert all_gather_rows(x, group) is all_reduce_sum(x, group) is reduce_scatter_rows(x, group) is x
+        assert torch.equal(all_gather_stacked(x, group), x[None])
 
 
 def test_layers_on_one_rank_are_plain_layers() -> None:
-    group = initialize("gloo").tensor_group
-    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    for own_group in (group, None):
-        column, row = ColumnParallelLinear(8, 6, own_group, stack=2), RowParallelLinear(8, 5, own_group)
+    group = initialize(GLOO).tensor_group
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    for tp in (TensorParallel(), TensorParallel(group), TensorParallel(group, sequence=True)):
+        assert (tp.size, tp.rank) == (1, 0)
+        column, row = ColumnParallelLinear(8, 6, tp), RowParallelLinear(8, 5, tp)
         column.init_normal("column", 1, 1.0)
         row.init_normal("row", 1, 1.0)
-        y = column(x)
-        torch.testing.assert_close(y[..., :6], F.linear(x, column.weight[0]))
-        torch.testing.assert_close(y[..., 6:], F.linear(x, column.weight[1]))
+        assert torch.equal(column(tp.enter(x)), F.linear(x, column.weight))
         assert torch.equal(row(x), F.linear(x, row.weight))
-        embedding = VocabParallelEmbedding(5, 8, own_group, padded_size=8)
+        embedding = VocabParallelEmbedding(5, 8, tp, padded_size=8)
         embedding.init_normal("embedding", 1, 1.0)
-        assert torch.equal(embedding(torch.tensor([[4, 0]])), embedding.weight[[4, 0]][None])
+        assert torch.equal(embedding(torch.tensor([4, 0])), embedding.weight[[4, 0]])
 
 
 def test_weights_are_cast_where_they_are_used() -> None:
-    layer = ColumnParallelLinear(8, 6, None)
+    layer = ColumnParallelLinear(8, 6, TensorParallel())
     layer.init_normal("layer", 1, 1.0)
     y = layer(torch.randn(4, 8).bfloat16())
     y.sum().backward()
@@ -89,7 +136,7 @@ def test_weights_are_cast_where_they_are_used() -> None:
 
 
 def test_full_weights_are_checked_and_padded() -> None:
-    embedding = VocabParallelEmbedding(5, 8, None, padded_size=8)
+    embedding = VocabParallelEmbedding(5, 8, TensorParallel(), padded_size=8)
     with torch.no_grad():
         embedding.weight.fill_(7.0)
     embedding.load_full(torch.ones(5, 8))
@@ -97,7 +144,17 @@ def test_full_weights_are_checked_and_padded() -> None:
     with pytest.raises(ValueError, match=r"expected a weight of shape \(5, 8\), got \(8, 8\)"):
         embedding.load_full(torch.ones(8, 8))
     with pytest.raises(ValueError, match="does not spread"):
-        VocabParallelEmbedding(5, 8, None, padded_size=4)
+        VocabParallelEmbedding(5, 8, TensorParallel(), padded_size=4)
+
+
+def test_full_weights_are_loaded_into_what_fsdp_holds() -> None:
+    state = initialize(GLOO)
+    layer = RowParallelLinear(8, 5, TensorParallel(state.tensor_group))
+    fully_shard(layer, mesh=state.sharding_mesh)
+    full = torch.randn(5, 8)
+    layer.load_full(full)
+    assert isinstance(layer.weight, DTensor)
+    assert torch.equal(layer.weight.full_tensor(), full)
 
 
 def test_initial_values_depend_on_seed_and_name() -> None:

@@ -50,7 +50,10 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--eod-mask-loss"], "--eod-mask-loss: needs --tokenizer-model"),
         (["--vocab-size", "None"], "give --tokenizer-model or --vocab-size"),
         (["--vocab-size", "50"], "outside the model's vocabulary of 50"),
-        (["--tensor-model-parallel-size", "2"], "--tensor-model-parallel-size 2: only 1 is supported so far"),
+        (["--tensor-model-parallel-size", "2"], "1 ranks (WORLD_SIZE) were started: must be a multiple of 2 = "),
+        (["--data-parallel-sharding-strategy", "zero3"], "--data-parallel-sharding-strategy"),
+        (["--pipeline-schedule", "zero-bubble"], "--pipeline-schedule"),
+        (["--cp-comm-type", "p2p"], "--cp-comm-type p2p: refused"),
         (["--load", "/elsewhere"], "a run is continued in its own folder"),
         (["--finetune"], "--finetune: give the run folder to start from"),
         (["--keep-last", "0"], "--keep-last 0: must be at least 1"),
@@ -64,6 +67,105 @@ def test_wrong_settings_are_refused(
     flags: list[str], message: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal([*tiny_args, *flags], capsys)
+
+
+SHARDING = "--data-parallel-sharding-strategy"
+VIRTUAL = "--num-layers-per-virtual-pipeline-stage"
+PIPELINE_OF_2 = "--pipeline-model-parallel-size 2"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "flags", "message"),
+    [
+        *(
+            (1, f"{flag} 0", f"{flag} 0: must be at least 1")
+            for flag in (
+                "--tensor-model-parallel-size",
+                "--pipeline-model-parallel-size",
+                "--context-parallel-size",
+                VIRTUAL,
+                "--num-distributed-optimizer-instances",
+            )
+        ),
+        (3, "--tensor-model-parallel-size 2", "3 ranks (WORLD_SIZE) were started: must be a multiple of 2 = --tensor-"),
+        (6, "--context-parallel-size 2 --tensor-model-parallel-size 2",
+         "6 ranks (WORLD_SIZE) were started: must be a multiple of 4 = --tensor-model-parallel-size 2 x "
+         "--pipeline-model-parallel-size 1 x --context-parallel-size 2"),
+        (1, f"{VIRTUAL} 1", f"{VIRTUAL} 1: needs --pipeline-model-parallel-size of 2 or more"),
+        (2, f"{PIPELINE_OF_2} {VIRTUAL} 1 --pipeline-schedule gpipe",
+         f"--pipeline-schedule gpipe with {VIRTUAL}; legal: interleaved"),
+        (2, f"{PIPELINE_OF_2} --pipeline-schedule interleaved",
+         f"--pipeline-schedule interleaved without {VIRTUAL}; legal: 1f1b, gpipe"),
+        (2, f"--use-distributed-optimizer {SHARDING} no_shard",
+         f"{SHARDING} no_shard with --use-distributed-optimizer, which stands for optim"),
+        *(
+            (2, f"{PIPELINE_OF_2} {SHARDING} {strategy}",
+             f"{SHARDING} {strategy} with {PIPELINE_OF_2}: a pipeline needs whole weights and gradients until its last "
+             "micro-batch; legal: no_shard, optim")
+            for strategy in ("optim_grads", "optim_grads_params")
+        ),
+        (2, "--num-distributed-optimizer-instances 2",
+         f"--num-distributed-optimizer-instances 2: needs {SHARDING} optim, optim_grads or optim_grads_params"),
+        (4, "--num-distributed-optimizer-instances 3 --use-distributed-optimizer",
+         "--num-distributed-optimizer-instances 3: must divide the 4 data-parallel ranks"),
+        (4, "--num-distributed-optimizer-instances 4 --use-distributed-optimizer --context-parallel-size 2",
+         "--num-distributed-optimizer-instances 4: must divide the 2 data-parallel ranks"),
+        (3, "--pipeline-model-parallel-size 3",
+         "--pipeline-model-parallel-size 3: 3 stages for --num-layers 2; every stage needs a layer"),
+        (2, f"--num-layers 3 {PIPELINE_OF_2} {VIRTUAL} 1", f"{PIPELINE_OF_2}: 4 stages for --num-layers 3"),
+        (2, f"{PIPELINE_OF_2} --global-batch-size 4",
+         "--pipeline-schedule 1f1b: 1 micro-batches a step on each data-parallel rank; must be at least the 2 stages. "
+         "Raise --global-batch-size or lower --micro-batch-size"),
+        (4, PIPELINE_OF_2, "--pipeline-schedule 1f1b: 1 micro-batches a step on each data-parallel rank"),
+        (2, f"--num-layers 4 {PIPELINE_OF_2} {VIRTUAL} 1 --micro-batch-size 1 --global-batch-size 5",
+         "--pipeline-schedule interleaved: 5 micro-batches a step on each data-parallel rank; must be below 4 or a multiple of "),
+        (2, "--context-parallel-size 2 --seq-length 14",
+         "--seq-length 14: must be a multiple of 2 x --context-parallel-size 2"),
+        (2, "--sequence-parallel --tensor-model-parallel-size 2 --micro-batch-size 1 --seq-length 15 "
+         "--make-vocab-size-divisible-by 2",
+         "--sequence-parallel: the 15 tokens of a micro-batch must be a multiple of --tensor-model-parallel-size 2"),
+        (2, "--tensor-model-parallel-size 2",
+         "--make-vocab-size-divisible-by 1: must be a multiple of --tensor-model-parallel-size 2"),
+        (4, "", "--global-batch-size 8: must be a multiple of --micro-batch-size 4 x 4 data-parallel ranks = 16"),
+    ],
+)  # fmt: skip
+def test_layouts_that_do_not_fit_are_refused(world_size: int, flags: str, message: str, tiny_args: list[str]) -> None:
+    config, _ = parse_run_config([*tiny_args, *flags.split()])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.validate(world_size)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "flags", "sharding", "schedule", "stages", "data_parallel_size"),
+    [
+        (1, "--sequence-parallel", "no_shard", "1f1b", 1, 1),
+        (2, "--use-distributed-optimizer", "optim", "1f1b", 1, 2),
+        (2, f"--use-distributed-optimizer {SHARDING} optim_grads_params", "optim_grads_params", "1f1b", 1, 2),
+        (4, f"--context-parallel-size 2 {SHARDING} optim_grads --num-distributed-optimizer-instances 2",
+         "optim_grads", "1f1b", 1, 2),
+        (8, f"{PIPELINE_OF_2} --context-parallel-size 2 --tensor-model-parallel-size 2 --sequence-parallel {SHARDING} "
+         "optim --make-vocab-size-divisible-by 2", "optim", "1f1b", 2, 1),
+        (2, f"{PIPELINE_OF_2} --pipeline-schedule gpipe --global-batch-size 4", "no_shard", "gpipe", 2, 1),
+        (2, f"{PIPELINE_OF_2} {VIRTUAL} 1 --num-layers 4", "no_shard", "interleaved", 4, 1),
+        (2, f"{PIPELINE_OF_2} {VIRTUAL} 2 --num-layers 10", "no_shard", "interleaved", 6, 1),
+        (2, f"{PIPELINE_OF_2} {VIRTUAL} 1 --num-layers 4 --global-batch-size 4", "no_shard", "interleaved", 4, 1),
+    ],
+)  # fmt: skip
+def test_layouts_that_fit(
+    world_size: int,
+    flags: str,
+    sharding: str,
+    schedule: str,
+    stages: int,
+    data_parallel_size: int,
+    tiny_args: list[str],
+) -> None:
+    config, _ = parse_run_config([*tiny_args, *flags.split()])
+    config.validate(world_size)
+    parallel = config.parallel
+    assert (parallel.sharding, parallel.schedule) == (sharding, schedule)
+    assert parallel.num_stages(config.model.num_layers) == stages
+    assert parallel.data_parallel_size(world_size) == data_parallel_size
 
 
 def test_save_is_required(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
+from megatron_lfr.config import RunConfig
 from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, strip_megatron_flags
 
 VALUE = "7"
@@ -22,6 +23,13 @@ def test_no_flag_is_in_both_tables_and_names_are_canonical() -> None:
     assert not ACCEPTED.keys() & REFUSED.keys()
     for flag in [*ACCEPTED, *REFUSED]:
         assert re.fullmatch(r"--[a-z0-9]+(-[a-z0-9]+)*", flag), flag
+
+
+def test_no_setting_is_in_a_table() -> None:
+    """It would never arrive."""
+    settings = {f"--{name.replace('_', '-')}" for name in RunConfig().to_flat()}
+    assert "--sequence-parallel" in settings
+    assert not settings & (ACCEPTED.keys() | REFUSED.keys())
 
 
 @pytest.mark.parametrize("flag", ACCEPTED)
@@ -100,10 +108,12 @@ def test_negative_values_are_values() -> None:
 
 
 def test_a_list_goes_up_to_the_next_flag() -> None:
-    argv = ["--cp-comm-type", "p2p", "a2a", "a2a+p2p", "--data-path", "a", "b", "--profile-ranks", "0", "1"]
+    argv = ["--cp-comm-type", "all_gather", "all_gather", "--data-path", "a", "b", "--profile-ranks", "0", "1"]
     assert strip_megatron_flags(argv)[0] == ["--data-path", "a", "b"]
     with pytest.raises(ValueError, match=r"^--recompute-modules mlp: refused.*legal: core_attn"):
         strip_megatron_flags(["--recompute-modules", "core_attn", "mlp"])
+    with pytest.raises(ValueError, match=r"^--cp-comm-type p2p: refused.*legal: all_gather$"):
+        strip_megatron_flags(["--cp-comm-type", "all_gather", "p2p"])
 
 
 def test_every_problem_is_named_in_one_error() -> None:

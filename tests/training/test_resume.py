@@ -117,8 +117,8 @@ def test_ten_kills_end_with_the_same_bits(tiny_args: list[str], tmp_path: Path, 
     folder = tmp_path / "killed"
     args = run_args(tiny_args, folder)
     half_written = 0
-    for name, moment in kill_moments(folder, seed=4):
-        process = start(args)
+    for number, (name, moment) in enumerate(kill_moments(folder, seed=4)):
+        process = start([*args, "--async-save"] if number // 2 % 2 else args)  # with and without, for both kinds
         came = wait_until(moment, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -130,12 +130,12 @@ def test_ten_kills_end_with_the_same_bits(tiny_args: list[str], tmp_path: Path, 
     assert_same_run(reference, folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "flags"), [(signal.SIGTERM, []), (signal.SIGUSR1, ["--async-save"])])
 def test_signals_save_and_exit_cleanly(
-    number: signal.Signals, tiny_args: list[str], tmp_path: Path, reference: Path
+    number: signal.Signals, flags: list[str], tiny_args: list[str], tmp_path: Path, reference: Path
 ) -> None:
     folder = tmp_path / "signalled"
-    args = run_args(tiny_args, folder)
+    args = [*run_args(tiny_args, folder), *flags]
     process = start(args)
     assert wait_until(lambda: newest(folder) >= 4, process)
     process.send_signal(number)

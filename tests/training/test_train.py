@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_lfr.checkpoint import store as store_module
 from megatron_lfr.cli import main
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.loader import Loader
@@ -69,6 +71,20 @@ def test_a_finished_run_repeats_its_table_and_changes_nothing(
     assert run(tiny_args) == 0
     assert "Phases" in capsys.readouterr().out
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
+    tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest = store_module.write_manifest
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.5)  # far longer than a run takes to leave
+        write_manifest(*arguments)
+
+    monkeypatch.setattr(store_module, "write_manifest", slowly)
+    assert run([*tiny_args, "--train-epochs", "0.5", "--lfr-schedule", "uniform", "--async-save"]) == 0
+    assert (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").exists()
 
 
 class Spy:

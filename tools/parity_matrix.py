@@ -1,0 +1,300 @@
+"""The same run in every parallel layout: how far losses, gradients, weights, journal and orders are from one process.
+
+    python tools/parity_matrix.py [--json OUT.json] [--only TP2,PP2] [--variants all]
+
+Each layout trains a toy Llama through the whole product, on gloo and a CPU: 24 steps of Learn, Focus (a threshold on
+recorded losses), Review, Focus (on rescored losses), Review. The corpus is half easy, half hard, so that the losses on
+both sides of each threshold are far apart. Ranks are started once for each number of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+
+from megatron_lfr.config import parse_run_config
+from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
+from megatron_lfr.training.run import journal_identity, make_plan, train
+
+SEQ_LENGTH = 16
+BLOCKS_PER_DOMAIN = 40
+SCHEDULE = [
+    {"kind": "learn", "duration": 2},
+    {"kind": "focus", "duration": 2, "unit": "passes", "drop": 0.5},
+    {"kind": "review", "duration": 1},
+    {"kind": "focus", "duration": 1, "unit": "passes", "drop": 0.5, "score": "rescored"},
+    {"kind": "review", "duration": 0.5},
+]
+TP, SP, PP, CP = (
+    "--tensor-model-parallel-size",
+    "--sequence-parallel",
+    "--pipeline-model-parallel-size",
+    "--context-parallel-size",
+)
+SHARDING, VIRTUAL = "--data-parallel-sharding-strategy", "--num-layers-per-virtual-pipeline-stage"
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "TP2": (2, [TP, "2"]),
+    "TP2 SP": (2, [TP, "2", SP]),
+    "PP2 1f1b": (2, [PP, "2"]),
+    "PP2 gpipe": (2, [PP, "2", "--pipeline-schedule", "gpipe"]),
+    "PP2 interleaved": (2, [PP, "2", VIRTUAL, "1"]),
+    "CP2": (2, [CP, "2"]),
+    "DP2": (2, []),
+    "DP2 optim": (2, [SHARDING, "optim"]),
+    "DP2 optim_grads": (2, [SHARDING, "optim_grads"]),
+    "DP2 optim_grads_params": (2, [SHARDING, "optim_grads_params"]),
+    "TP4 SP": (4, [TP, "4", SP]),
+    "PP4": (4, [PP, "4"]),
+    "TP2 PP2": (4, [TP, "2", PP, "2"]),
+    "TP2 PP2 SP": (4, [TP, "2", PP, "2", SP]),
+    "TP2 CP2 SP": (4, [TP, "2", CP, "2", SP]),
+    "TP2 DP2": (4, [TP, "2"]),
+    "PP2 DP2": (4, [PP, "2"]),
+    "PP2 CP2": (4, [PP, "2", CP, "2"]),
+    "DP4 hybrid": (4, [SHARDING, "optim_grads_params", "--num-distributed-optimizer-instances", "2"]),
+    "TP2 PP2 DP2": (8, [TP, "2", PP, "2"]),
+    "TP2 PP2 DP2 SP optim": (8, [TP, "2", PP, "2", SP, "--use-distributed-optimizer"]),
+}
+"""Name → (ranks, flags)."""
+VARIANTS: dict[str, list[str]] = {
+    "tied": [],
+    "untied": ["--untie-embeddings-and-output-weights"],
+    "tied, full recomputation": ["--recompute-granularity", "full"],
+    "untied, selective recomputation": [
+        "--untie-embeddings-and-output-weights",
+        "--recompute-granularity",
+        "selective",
+    ],
+}
+RESUMED: dict[str, tuple[int, list[str]]] = {
+    "1": (1, []),
+    "TP4": (4, [TP, "4"]),
+    "PP4": (4, [PP, "4"]),
+    "PP2 interleaved": (2, [PP, "2", VIRTUAL, "1"]),
+    "DP4 optim_grads_params": (4, [SHARDING, "optim_grads_params"]),
+    "TP2 DP2": (4, [TP, "2"]),
+}
+SAVED_IN = (8, [TP, "2", PP, "2", "--exit-interval", "10"])
+"""TP2 PP2 DP2, stopped inside the first Focus: steps 10 to 14."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: its name, which is also that of its folder, ranks, and flags."""
+
+    name: str
+    ranks: int
+    flags: list[str]
+
+
+def write_corpus(folder: Path) -> list[str]:
+    """Prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
+    rng = np.random.default_rng(5)
+    prefixes = []
+    for domain in ("easy", "hard"):
+        prefix = folder / f"{domain}_text_document"
+        with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
+            for i in range(4):
+                length = BLOCKS_PER_DOMAIN * SEQ_LENGTH // 4 + (i == 3)
+                writer.add_document(
+                    (np.full(length, 7) if domain == "easy" else rng.integers(8, 61, length)).astype("u2")
+                )
+        prefixes.append(str(prefix))
+    return prefixes
+
+
+def run_flags(prefixes: list[str], folder: Path) -> list[str]:
+    """Flags that all runs share."""
+    schedule = yaml.safe_dump(SCHEDULE, default_flow_style=True, width=10**6).strip()
+    return [
+        *("--data-path", *prefixes, "--split", "100,0,0", "--seq-length", str(SEQ_LENGTH)),
+        *("--vocab-size", "61", "--make-vocab-size-divisible-by", "8", "--max-position-embeddings", "16"),
+        *("--num-layers", "6", "--hidden-size", "32", "--num-attention-heads", "8", "--num-query-groups", "4"),
+        *("--ffn-hidden-size", "48", "--init-method-std", "0.1"),
+        *("--micro-batch-size", "2", "--global-batch-size", "16", "--lr", "3e-3"),
+        *("--lfr-schedule", schedule, "--log-interval", "1", "--save", str(folder)),
+    ]
+
+
+def run_cases(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:
+    """Run every case into `folder`/name, starting ranks once for each number of them; RuntimeError where one fails."""
+    for world_size in sorted({case.ranks for case in cases}, reverse=True):
+        mine = [case for case in cases if case.ranks == world_size]
+        store = tempfile.mktemp(dir=folder)  # gloo's FileStore wants a name that does not exist
+        mp.start_processes(
+            _rank_main, (world_size, store, mine, str(folder), prefixes), nprocs=world_size, start_method="forkserver"
+        )
+
+
+def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder: str, prefixes: list[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=2)
+    )
+    for case in cases:
+        config, _ = parse_run_config([*run_flags(prefixes, Path(folder, case.name)), *case.flags])
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(config)
+    dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder."""
+
+    steps: npt.NDArray[np.float64]
+    """[steps, 2]: loss and gradient norm."""
+    journal: npt.NDArray[np.float32]
+    """All block losses, in the order of training."""
+    orders: list[str]
+    """The phases' order hashes."""
+    weights: dict[str, torch.Tensor]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a finished run's metrics, journal and last checkpoint."""
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [(e["last_loss"], e["grad_norm"]) for e in events if e["event"] == "train"]
+    journal = np.concatenate([np.load(path) for path in sorted((folder / "journal").glob("phase_???.npy"))])
+    last = int((folder / "checkpoints/latest_checkpointed_iteration.txt").read_text())
+    weights = read_weights(folder / f"checkpoints/iter_{last:07d}")
+    return Run(np.array(steps), journal, [e["order_hash"] for e in events if e["event"] == "phase"], weights)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The whole weights of a checkpoint, put together from the shards of all ranks."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    weights = {name: torch.empty(entry.size) for name, entry in stored.items() if name.startswith("model.")}
+    load(dict(weights), storage_reader=reader, no_dist=True)
+    return weights
+
+
+def compare(run: Run, reference: Run) -> dict[str, Any]:
+    """Largest differences: absolute for losses, relative for gradient norms, relative L2 of the worst weight."""
+    losses = np.abs(run.steps[:, 0] - reference.steps[:, 0])
+    norms = np.abs(run.steps[:, 1] / reference.steps[:, 1] - 1)
+    assert run.weights.keys() == reference.weights.keys()
+    return {
+        "loss": float(losses.max()),
+        "growth": [float(losses[: n + 1].max()) for n in (0, 4, 9, 19)],
+        "blocks": float(np.abs(run.journal - reference.journal).max()),
+        "grad_norm": float(norms.max()),
+        "weights": max(
+            float((weight - reference.weights[name]).norm() / reference.weights[name].norm())
+            for name, weight in run.weights.items()
+        ),
+        "same_orders": run.orders == reference.orders,
+    }
+
+
+def threshold_gaps(folder: Path, prefixes: list[str]) -> list[float]:
+    """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
+    config, _ = parse_run_config(run_flags(prefixes, folder))
+    dataset = BlockDataset(config.data.data_path, config.data.seq_length, config.data.split)
+    plan = make_plan(config, dataset.train.num_blocks)
+    gaps: list[float] = []
+
+    class Replay(Curriculum):
+        def _begin(self, planned: PlannedPhase) -> None:
+            super()._begin(planned)
+            assert self.current is not None
+            if self.current.selection is not None:
+                dropped = self.current.selection.left_out(self.current.scores)
+                gaps.append(float(self.current.scores[~dropped].min() - self.current.scores[dropped].max()))
+
+    state = json.loads(next((folder / "checkpoints").glob("iter_*/state.json")).read_text())["curriculum"]
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder / "journal", copy, dirs_exist_ok=True)
+        journal = Journal(Path(copy), journal_identity(config, plan, dataset))
+        Replay(plan, journal, config.training.seed, rescore=lambda ids: ids.astype(np.float32)).load_state_dict(state)
+    return gaps
+
+
+def resume_elsewhere(folder: Path, prefixes: list[str]) -> dict[str, Run]:
+    """A run saved in SAVED_IN's layout, continued in each of RESUMED."""
+    run_cases([Case("saved", *SAVED_IN)], folder, prefixes)
+    cases = [Case(f"resumed in {name}", *layout) for name, layout in RESUMED.items()]
+    for case in cases:
+        shutil.copytree(folder / "saved", folder / case.name)
+    run_cases(cases, folder, prefixes)
+    return {name: read_run(folder / f"resumed in {name}") for name in RESUMED}
+
+
+def _print_row(name: str, found: dict[str, Any]) -> None:
+    growth = " ".join(f"{value:.0e}" for value in found["growth"])
+    print(
+        f"{name:52s} {found['loss']:.1e} ({growth})  {found['blocks']:.1e}  {found['grad_norm']:.1e}  "
+        f"{found['weights']:.1e}  {'same' if found['same_orders'] else 'OTHER'}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="names of layouts, separated by commas")
+    parser.add_argument("--variants", choices=["all", "tied"], default="all")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    layouts = {name: LAYOUTS[name] for name in (args.only.split(",") if args.only else LAYOUTS)}
+    variants = VARIANTS if args.variants == "all" else {"tied": []}
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prefixes = write_corpus(folder)
+        references = [Case(variant, 1, flags) for variant, flags in variants.items()]
+        cases = [
+            Case(f"{name} ({variant})", ranks, [*flags, *more])
+            for name, (ranks, flags) in layouts.items()
+            for variant, more in variants.items()
+        ]
+        run_cases([*references, *cases], folder, prefixes)
+        gaps = threshold_gaps(folder / "tied", prefixes)
+        print(f"gaps at the thresholds: {', '.join(f'{gap:.3f}' for gap in gaps)}")
+        print(f"{'layout':52s} loss (in 1, 5, 10, 20 steps)          blocks   |grad|   weights  orders")
+        for case in cases:
+            variant = case.name.partition(" (")[2].removesuffix(")")
+            results[case.name] = compare(read_run(folder / case.name), read_run(folder / variant))
+            _print_row(case.name, results[case.name])
+        if not args.only:
+            for name, run in resume_elsewhere(folder, prefixes).items():
+                results[f"resumed in {name}"] = compare(run, read_run(folder / "tied"))
+                _print_row(f"saved in TP2 PP2 DP2 at step 10, resumed in {name}", results[f"resumed in {name}"])
+    if args.json:
+        args.json.write_text(json.dumps({"gaps": gaps, "layouts": results}, indent=1) + "\n")
+    held = all(
+        found["loss"] <= 1e-5 and found["blocks"] <= 1e-5 and found["weights"] <= 1e-4 and found["same_orders"]
+        for found in results.values()
+    )
+    print(
+        "all within the bars: losses and blocks 1e-5, weights 1e-4, orders the same" if held else "NOT within the bars"
+    )
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
