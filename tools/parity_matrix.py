@@ -2,7 +2,7 @@
 
     python tools/parity_matrix.py [--json OUT.json] [--only TP2,PP2] [--variants all]
 
-Each layout trains a toy Llama through the whole product, on gloo and a CPU: 24 steps of Learn, Focus (a threshold on
+Each layout trains a toy Llama through the whole product, on gloo and a CPU: 25 steps of Learn, Focus (a threshold on
 recorded losses), Review, Focus (on rescored losses), Review. The corpus is half easy, half hard, so that the losses on
 both sides of each threshold are far apart. Ranks are started once for each number of them.
 """
@@ -37,9 +37,9 @@ from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.training.run import journal_identity, make_plan, train
 
 SEQ_LENGTH = 16
-BLOCKS_PER_DOMAIN = 40
+BLOCKS_PER_DOMAIN = 20
 SCHEDULE = [
-    {"kind": "learn", "duration": 2},
+    {"kind": "learn", "duration": 9, "unit": "steps"},
     {"kind": "focus", "duration": 2, "unit": "passes", "drop": 0.5},
     {"kind": "review", "duration": 1},
     {"kind": "focus", "duration": 1, "unit": "passes", "drop": 0.5, "score": "rescored"},
@@ -95,7 +95,7 @@ RESUMED: dict[str, tuple[int, list[str]]] = {
     "TP2 DP2": (4, [TP, "2"]),
 }
 SAVED_IN = (8, [TP, "2", PP, "2", "--exit-interval", "10"])
-"""TP2 PP2 DP2, stopped inside the first Focus: steps 10 to 14."""
+"""TP2 PP2 DP2, stopped inside the first Focus, which begins after 9 steps."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def run_flags(prefixes: list[str], folder: Path) -> list[str]:
         *("--vocab-size", "61", "--make-vocab-size-divisible-by", "8", "--max-position-embeddings", "16"),
         *("--num-layers", "6", "--hidden-size", "32", "--num-attention-heads", "8", "--num-query-groups", "4"),
         *("--ffn-hidden-size", "48", "--init-method-std", "0.1"),
-        *("--micro-batch-size", "2", "--global-batch-size", "16", "--lr", "3e-3"),
+        *("--micro-batch-size", "2", "--global-batch-size", "8", "--lr", "4e-3"),
         *("--lfr-schedule", schedule, "--log-interval", "1", "--save", str(folder)),
     ]
 
@@ -174,12 +174,20 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a finished run's metrics, journal and last checkpoint."""
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [(e["last_loss"], e["grad_norm"]) for e in events if e["event"] == "train"]
     journal = np.concatenate([np.load(path) for path in sorted((folder / "journal").glob("phase_???.npy"))])
     last = int((folder / "checkpoints/latest_checkpointed_iteration.txt").read_text())
     weights = read_weights(folder / f"checkpoints/iter_{last:07d}")
-    return Run(np.array(steps), journal, [e["order_hash"] for e in events if e["event"] == "phase"], weights)
+    orders = [event["order_hash"] for event in _events(folder) if event["event"] == "phase"]
+    return Run(read_steps(folder), journal, orders, weights)
+
+
+def read_steps(folder: Path) -> npt.NDArray[np.float64]:
+    """[steps, 2]: loss and gradient norm of each step so far."""
+    return np.array([(e["last_loss"], e["grad_norm"]) for e in _events(folder) if e["event"] == "train"])
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -212,9 +220,9 @@ def compare(run: Run, reference: Run) -> dict[str, Any]:
     }
 
 
-def threshold_gaps(folder: Path, prefixes: list[str]) -> list[float]:
+def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[float]:
     """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
-    config, _ = parse_run_config(run_flags(prefixes, folder))
+    config, _ = parse_run_config([*run_flags(prefixes, folder), *flags])
     dataset = BlockDataset(config.data.data_path, config.data.seq_length, config.data.split)
     plan = make_plan(config, dataset.train.num_blocks)
     gaps: list[float] = []
@@ -235,20 +243,18 @@ def threshold_gaps(folder: Path, prefixes: list[str]) -> list[float]:
     return gaps
 
 
-def resume_elsewhere(folder: Path, prefixes: list[str]) -> dict[str, Run]:
-    """A run saved in SAVED_IN's layout, continued in each of RESUMED."""
-    run_cases([Case("saved", *SAVED_IN)], folder, prefixes)
-    cases = [Case(f"resumed in {name}", *layout) for name, layout in RESUMED.items()]
+def resume_elsewhere(folder: Path, prefixes: list[str], layouts: dict[str, tuple[int, list[str]]]) -> None:
+    """Continue the run in `folder`/saved in each of `layouts`, in folders of their own."""
+    cases = [Case(f"resumed in {name}", *layout) for name, layout in layouts.items()]
     for case in cases:
         shutil.copytree(folder / "saved", folder / case.name)
     run_cases(cases, folder, prefixes)
-    return {name: read_run(folder / f"resumed in {name}") for name in RESUMED}
 
 
 def _print_row(name: str, found: dict[str, Any]) -> None:
     growth = " ".join(f"{value:.0e}" for value in found["growth"])
     print(
-        f"{name:52s} {found['loss']:.1e} ({growth})  {found['blocks']:.1e}  {found['grad_norm']:.1e}  "
+        f"{name:56s} {found['loss']:.1e} ({growth})  {found['blocks']:.1e}  {found['grad_norm']:.1e}  "
         f"{found['weights']:.1e}  {'same' if found['same_orders'] else 'OTHER'}",
         flush=True,
     )
@@ -272,18 +278,21 @@ def main() -> int:
             for name, (ranks, flags) in layouts.items()
             for variant, more in variants.items()
         ]
-        run_cases([*references, *cases], folder, prefixes)
-        gaps = threshold_gaps(folder / "tied", prefixes)
+        saved = [] if args.only else [Case("saved", *SAVED_IN)]
+        run_cases([*references, *cases, *saved], folder, prefixes)
+        gaps = threshold_gaps(folder / "tied", prefixes, [])
         print(f"gaps at the thresholds: {', '.join(f'{gap:.3f}' for gap in gaps)}")
-        print(f"{'layout':52s} loss (in 1, 5, 10, 20 steps)          blocks   |grad|   weights  orders")
+        print(f"{'layout':56s} loss (in 1, 5, 10, 20 steps)          blocks   |grad|   weights  orders")
         for case in cases:
             variant = case.name.partition(" (")[2].removesuffix(")")
             results[case.name] = compare(read_run(folder / case.name), read_run(folder / variant))
             _print_row(case.name, results[case.name])
         if not args.only:
-            for name, run in resume_elsewhere(folder, prefixes).items():
+            resume_elsewhere(folder, prefixes, RESUMED)
+            for name in RESUMED:
+                run = read_run(folder / f"resumed in {name}")
                 results[f"resumed in {name}"] = compare(run, read_run(folder / "tied"))
-                _print_row(f"saved in TP2 PP2 DP2 at step 10, resumed in {name}", results[f"resumed in {name}"])
+                _print_row(f"TP2 PP2 DP2 to step 10, then {name}", results[f"resumed in {name}"])
     if args.json:
         args.json.write_text(json.dumps({"gaps": gaps, "layouts": results}, indent=1) + "\n")
     held = all(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -17,7 +16,7 @@ RANKS = 3
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[TCPStore]:
+def server(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     """A launcher's store, and its environment."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -25,7 +24,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[TCPStore]:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(RANKS))
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    yield store
+    return store
 
 
 def meet(delays: tuple[float, ...] = (0, 0, 0), seconds: float = 20) -> list[str]:

@@ -118,7 +118,7 @@ PIPELINE_OF_2 = "--pipeline-model-parallel-size 2"
          "Raise --global-batch-size or lower --micro-batch-size"),
         (4, PIPELINE_OF_2, "--pipeline-schedule 1f1b: 1 micro-batches a step on each data-parallel rank"),
         (2, f"--num-layers 4 {PIPELINE_OF_2} {VIRTUAL} 1 --micro-batch-size 1 --global-batch-size 5",
-         "--pipeline-schedule interleaved: 5 micro-batches a step on each data-parallel rank; must be below 4 or a multiple of "),
+         "--pipeline-schedule interleaved: 5 micro-batches a step on each data-parallel rank; must be below 4 or "),
         (2, "--context-parallel-size 2 --seq-length 14",
          "--seq-length 14: must be a multiple of 2 x --context-parallel-size 2"),
         (2, "--sequence-parallel --tensor-model-parallel-size 2 --micro-batch-size 1 --seq-length 15 "

@@ -1,0 +1,87 @@
+"""Whole runs in many layouts equal the run of one process: a part of tools/parity_matrix.py, with variants in turn."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+matrix: ModuleType = importlib.import_module("parity_matrix")
+
+LAYOUTS = {
+    "TP2 SP": "tied, full recomputation",
+    "PP2 1f1b": "tied",
+    "PP2 gpipe": "untied, selective recomputation",
+    "PP2 interleaved": "tied",
+    "CP2": "untied",
+    "DP2": "tied",
+    "DP2 optim": "untied",
+    "DP2 optim_grads": "tied",
+    "DP2 optim_grads_params": "tied, full recomputation",
+    "TP4 SP": "untied",
+    "PP4": "tied",
+    "TP2 PP2": "tied",
+    "DP4 hybrid": "untied",
+    "TP2 PP2 DP2 SP optim": "tied",
+}
+RESUMED = ("1", "PP2 interleaved", "DP4 optim_grads_params")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of all runs, by name; of the references by variant."""
+    folder = tmp_path_factory.mktemp("parity")
+    prefixes = matrix.write_corpus(folder)
+    references = [matrix.Case(v, 1, flags) for v, flags in matrix.VARIANTS.items()]
+    cases = []
+    for name, variant in LAYOUTS.items():
+        ranks, flags = matrix.LAYOUTS[name]
+        cases.append(matrix.Case(name, ranks, [*flags, *matrix.VARIANTS[variant]]))
+    matrix.run_cases([*references, *cases, matrix.Case("saved", *matrix.SAVED_IN)], folder, prefixes)
+    matrix.resume_elsewhere(folder, prefixes, {name: matrix.RESUMED[name] for name in RESUMED})
+    return folder
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    found = matrix.compare(matrix.read_run(run), matrix.read_run(reference))
+    assert found["loss"] <= 1e-5
+    assert found["blocks"] <= 1e-5
+    assert found["weights"] <= 1e-4
+    assert found["grad_norm"] <= 1e-4
+    assert found["same_orders"]
+
+
+def test_losses_are_far_apart_at_every_threshold(runs: Path) -> None:
+    """Else two layouts could order their blocks differently, both rightly."""
+    for variant in matrix.VARIANTS:
+        flags = matrix.VARIANTS[variant]
+        gaps = matrix.threshold_gaps(
+            runs / variant, [str(runs / f"{d}_text_document") for d in ("easy", "hard")], flags
+        )
+        assert len(gaps) == 2
+        assert min(gaps) >= 100 * 1e-5
+
+
+def test_the_reference_learns(runs: Path) -> None:
+    steps = matrix.read_run(runs / "tied").steps
+    assert len(steps) >= 20
+    assert steps[-3:, 0].mean() < 0.8 * steps[:3, 0].mean()
+    assert not np.array_equal(steps, matrix.read_run(runs / "untied").steps)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_equals_one_process(name: str, runs: Path) -> None:
+    assert_same(runs / name, runs / LAYOUTS[name])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_in_another_layout(name: str, runs: Path) -> None:
+    """Saved by TP2 PP2 DP2 in the middle of a Focus."""
+    saved = matrix.read_steps(runs / "saved")
+    assert len(saved) == 10
+    assert_same(runs / f"resumed in {name}", runs / "tied")
