@@ -29,7 +29,8 @@ from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingCon
 class RunConfig:
     """Pretrain a Llama with Learn-Focus-Review.
 
-    Also: --config FILE.yaml (keys are flags, the command line goes over it) and --model-preset NAME (sizes by name).
+    Also: --config FILE.yaml (keys are flags, the command line goes over it), --model-preset NAME (sizes by name), and
+    --nproc-per-node N (start N ranks on this machine; torchrun starts them on several).
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -71,21 +71,22 @@ def train(config: RunConfig) -> bool:
     folder = Path(config.checkpoint.save)
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     parallel = initialize(config.parallel, timeout)
-    nodes = find_nodes(parallel)
-    with watching(timeout.total_seconds()), _run_folder(folder, config, plan, vocab_size):
-        journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
-        engine = make_engine(config, vocab_size, plan, parallel)
-        trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod)
-        send_journal(journal, nodes)
-        step = trainer.resume()
-        if not step and config.checkpoint.finetune:
-            assert config.checkpoint.load is not None
-            load_weights(Path(config.checkpoint.load), engine)
-        if step and ranks.rank() == 0:
-            print(f"continuing {folder} at step {step} of {plan.total_steps}", flush=True)
-        finished = trainer.run()
-        dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
-        return finished
+    with watching(timeout.total_seconds()):
+        nodes = find_nodes(parallel)
+        with _run_folder(folder, config, plan, vocab_size):
+            journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
+            engine = make_engine(config, vocab_size, plan, parallel)
+            trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod)
+            send_journal(journal, nodes)
+            step = trainer.resume()
+            if not step and config.checkpoint.finetune:
+                assert config.checkpoint.load is not None
+                load_weights(Path(config.checkpoint.load), engine)
+            if step and ranks.rank() == 0:
+                print(f"continuing {folder} at step {step} of {plan.total_steps}", flush=True)
+            finished = trainer.run()
+            dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
+    return finished
 
 
 def resolve_vocabulary(config: RunConfig) -> tuple[int | None, int]:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-matrix: ModuleType = importlib.import_module("parity_matrix")
+from parity import matrix
 
 LAYOUTS = {
     "TP2 SP": "tied, full recomputation",

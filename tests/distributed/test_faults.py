@@ -1,0 +1,194 @@
+"""Runs of two ranks that lose one, are asked to stop, or fail on one: real processes, through the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity import matrix
+
+Process = subprocess.Popen[str]
+LAYOUT = [
+    "--tensor-model-parallel-size",
+    "2",
+    "--save-interval",
+    "2",
+    "--lfr-schedule",
+    "lfr",
+    "--train-epochs",
+    "6",
+    "--distributed-timeout-minutes",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def prefixes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return matrix.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def flags(prefixes: list[str], folder: Path) -> list[str]:
+    return [*matrix.run_flags(prefixes, folder), *LAYOUT]
+
+
+def torchrun(arguments: list[str], *options: str) -> Process:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    return start([*command, "-m", "megatron_lfr", "train", *arguments], {})
+
+
+def start(command: list[str], environment: dict[str, str]) -> Process:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+
+
+def workers(process: Process) -> list[int]:
+    """Process ids of a launcher's ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    is_rank = [b"megatron_lfr" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
+    return [int(pid) for pid, mine in zip(children, is_rank, strict=True) if mine]
+
+
+def wait_for_checkpoint(folder: Path, process: Process) -> None:
+    latest = folder / "checkpoints/latest_checkpointed_iteration.txt"
+    for _ in range(600):
+        if latest.exists():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint in 60 s")
+
+
+def finish(process: Process, seconds: int = 120) -> tuple[int, str]:
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"still there after {seconds} s: {process.communicate()[0]}") from None
+    return process.returncode, out
+
+
+@pytest.fixture(scope="module")
+def reference(prefixes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    code, out = finish(torchrun(flags(prefixes, folder)))
+    assert code == 0, out
+    return folder
+
+
+def assert_same_bits(folder: Path, reference: Path) -> None:
+    one, two = matrix.read_run(folder), matrix.read_run(reference)
+    assert one.orders == two.orders
+    np.testing.assert_array_equal(one.journal, two.journal)
+    np.testing.assert_array_equal(one.steps, two.steps)
+    assert all(weight.equal(two.weights[name]) for name, weight in one.weights.items())
+
+
+def test_a_killed_rank_is_named_and_torchrun_starts_it_again(
+    prefixes: list[str], tmp_path: Path, reference: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = torchrun(flags(prefixes, folder), "--max-restarts=1")
+    wait_for_checkpoint(folder, process)
+    killed = workers(process)[1]
+    os.kill(killed, signal.SIGKILL)
+    code, out = finish(process)
+    assert code == 0, out
+    assert re.search(rf"\[rank 0\] rank 1 \(.*, pid {killed}\) stopped answering", out), out
+    assert "continuing" in out
+    assert_same_bits(folder, reference)
+
+
+@pytest.mark.parametrize("to", ["one rank", "launcher"])
+def test_sigterm_leaves_one_checkpoint_that_goes_on(
+    to: str, prefixes: list[str], tmp_path: Path, reference: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = torchrun([*flags(prefixes, folder), "--save-interval", "1000", "--exit-duration-in-mins", "10"])
+    for _ in range(600):
+        if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 600:
+            break
+        time.sleep(0.1)
+    os.kill(workers(process)[1] if to == "one rank" else process.pid, signal.SIGTERM)
+    code, out = finish(process)
+    if to == "one rank":  # torchrun itself ends with an error when it is told to stop
+        assert code == 0, out
+        assert "another rank was asked to stop: saving at step" in out
+    else:
+        assert "SIGTERM: saving at step" in out
+    assert len(list((folder / "checkpoints").glob("iter_*"))) == 1
+    code, out = finish(torchrun(flags(prefixes, folder)))
+    assert code == 0, out
+    assert "continuing" in out
+    assert_same_bits(folder, reference)
+
+
+@pytest.fixture
+def machines(prefixes: list[str], tmp_path: Path) -> Iterator[list[Process]]:
+    """Two ranks of one machine each, started without torchrun: rank 0 keeps the store."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = start_machines(prefixes, tmp_path / "run", port)
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def start_machines(prefixes: list[str], folder: Path, port: int) -> list[Process]:
+    command = [sys.executable, "-m", "megatron_lfr", "train", *flags(prefixes, folder)]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
+    return [start(command, {**shared, "RANK": str(rank), "GROUP_RANK": str(rank)}) for rank in range(2)]
+
+
+def test_every_machine_has_the_journal_and_loses_a_rank(
+    machines: list[Process], prefixes: list[str], tmp_path: Path, reference: Path
+) -> None:
+    """Rank 1 is killed; rank 0, which no launcher stops, ends by itself and names it. A machine that comes back with an
+    empty disk is given the journal."""
+    folder = tmp_path / "run"
+    wait_for_checkpoint(folder, machines[0])
+    machines[1].kill()
+    code, out = finish(machines[0], 60)
+    assert code == 2
+    assert f"[rank 0] rank 1 ({socket.gethostname()}, pid {machines[1].pid}) stopped answering" in out
+    for path in (folder / "scratch/node_1").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for process in start_machines(prefixes, folder, port):
+        code, out = finish(process)
+        assert code == 0, out
+    assert_same_bits(folder, reference)
+    journals = [folder / "journal", folder / "scratch/node_1/journal"]
+    names = [sorted(path.name for path in journal.iterdir()) for journal in journals]
+    assert names[0] == names[1]
+    assert len(names[0]) > 4
+    for name in names[0]:
+        assert (journals[0] / name).read_bytes() == (journals[1] / name).read_bytes()
+
+
+def test_a_rank_that_fails_tells_the_others(prefixes: list[str], tmp_path: Path) -> None:
+    """A folder in the place of the scratch folder's order: only leaders write there."""
+    broken = tmp_path / "scratch"
+    (broken / "node_0/order_000.tmp").mkdir(parents=True)
+    code, out = finish(torchrun([*flags(prefixes, tmp_path / "run"), "--lfr-scratch-dir", str(broken)]))
+    assert code != 0
+    assert "[rank 0]" in out
+    assert "order_000.tmp" in out
