@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from megatron_lfr.checkpoint import ranks
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
 from megatron_lfr.training.metrics import Window
@@ -52,7 +53,8 @@ class MegatronLines(Callback):
             return
         window, self._window = self._window, Window()
         times = window.times(trainer)
-        teraflops = times["tokens_per_second"] * trainer.engine.flops_per_token(trainer.plan.seq_length) / 1e12
+        flops = times["tokens_per_second"] * trainer.engine.flops_per_token(trainer.plan.seq_length)
+        teraflops = flops / ranks.world_size() / 1e12
         loss = float("nan") if window.mean_loss is None else window.mean_loss
         print(
             f" [{time.strftime('%Y-%m-%d %H:%M:%S')}] iteration {report.step:8d}/{trainer.plan.total_steps:8d} |"
