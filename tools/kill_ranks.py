@@ -103,7 +103,8 @@ def main() -> int:
                 ends.append(time.monotonic() - killed_at)
                 named += "stopped answering" in out or "(SIGKILL)" in out
                 at = re.findall(r"continuing .* at step (\d+)", out)
-                print(f"kill {kills}: began at step {at[0] if at else 0}, stopped in {ends[-1]:.1f} s", flush=True)
+                began = f"had gone on from step {at[0]}" if at else "was still starting"
+                print(f"kill {kills}: {began}, stopped in {ends[-1]:.1f} s", flush=True)
         one, two = read_run(folder / "alone"), read_run(folder / "killed")
         same = one.orders == two.orders and np.array_equal(one.journal, two.journal)
         same = same and np.array_equal(one.steps, two.steps)

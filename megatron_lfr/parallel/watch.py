@@ -73,19 +73,28 @@ class Watch:
         return self._gone(self._failing_store, silent, _SILENCE) if silent else None
 
     def _run(self) -> None:
+        try:
+            failure = self._watch()
+        except (RuntimeError, OSError) as error:
+            failure = f"the launcher's store is gone ({error}); rank 0 or its machine is, too"
+        # The main thread may wait in a collective call that nothing can interrupt; or be on its way out itself, with
+        # more to say.
+        if failure is not None and not self._stopped.wait(2 * _SILENCE):
+            print(f"megatron-lfr train: error: [rank {self._rank}] {failure}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _watch(self) -> str | None:
+        """Beat and look until there is a failure to tell, or the run has ended."""
         watched = range(self._world_size) if self._rank == 0 else range(1)
-        last, since = self._beats(self._store, watched), time.monotonic()
-        changed = dict.fromkeys(watched, since)
+        last, now = self._beats(self._store, watched), time.monotonic()
+        changed = dict.fromkeys(watched, now)
         beat = 0
         while not self._stopped.wait(_INTERVAL):
-            try:
-                beat += 1
-                self._store.set(f"beat/{self._rank}", str(beat))
-                if self._store.check(["failure"]):
-                    self._leave(self._store.get("failure").decode())
-                now, beats = time.monotonic(), self._beats(self._store, watched)
-            except (RuntimeError, OSError) as error:
-                self._leave(f"the launcher's store is gone ({error}); rank 0 or its machine is, too")
+            beat += 1
+            self._store.set(f"beat/{self._rank}", str(beat))
+            if self._store.check(["failure"]):
+                return self._store.get("failure").decode()
+            beats, now = self._beats(self._store, watched), time.monotonic()
             for rank in watched:
                 if beats[rank] != last[rank]:
                     last[rank], changed[rank] = beats[rank], now
@@ -93,14 +102,8 @@ class Watch:
             if silent:
                 message = self._gone(self._store, silent, self._patience)
                 self._declare(self._store, message)
-                self._leave(message)
-
-    def _leave(self, message: str) -> None:
-        """End the process: its main thread may wait in a collective call that nothing can interrupt."""
-        if self._stopped.wait(2 * _SILENCE):  # unless it is on its way out itself, with more to say
-            return
-        print(f"megatron-lfr train: error: [rank {self._rank}] {message}", file=sys.stderr, flush=True)
-        os._exit(1)
+                return message
+        return None
 
     def _beats(self, store: Store, ranks: range) -> list[bytes]:
         beats: list[bytes] = store.multi_get([f"beat/{rank}" for rank in ranks])
@@ -125,7 +128,7 @@ def _is_own(error: BaseException) -> bool:
 def watching(patience: float) -> Iterator[None]:
     """Run a block as one of several ranks: if it fails here, the others stop; if another rank caused that, the error
     is a RankFailureError that names it."""
-    stores = [session_store(timedelta(seconds=30)) for _ in range(2)]
+    stores = [session_store(timedelta(seconds=patience)) for _ in range(2)]
     if stores[0] is None or stores[1] is None:
         yield
         return
