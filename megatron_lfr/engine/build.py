@@ -45,7 +45,7 @@ def build_stages(
             )
         if compile_layers:
             for layer in model.layers.values():
-                layer.compile()
+                layer.compile(fullgraph=True)
         shard_model(model, parallel)
         model.to_empty(device=parallel.device)
         model.init_weights(seed)

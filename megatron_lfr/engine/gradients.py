@@ -63,7 +63,7 @@ def _make_tied_group(stages: Sequence[Llama], parallel: ParallelState) -> Proces
     ranks = parallel.mesh.mesh.flatten(1)  # [pipeline ranks, ranks of a stage]
     group: ProcessGroup | None = None
     for pair in torch.stack((ranks[0], ranks[-1]), 1).tolist():
-        made = dist.new_group(pair)  # every rank makes all of them
+        made = dist.new_group(pair, timeout=parallel.timeout)  # every rank makes all of them
         if dist.get_rank() in pair:
             group = made
     return group

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from megatron_lfr.data.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
@@ -96,6 +97,9 @@ class NativeEngine:
         return tensors
 
     def weights(self) -> dict[str, Tensor]:
+        for module in (module for stage in self.stages for module in stage.modules()):
+            if isinstance(module, FSDPModule):
+                module.reshard()  # an evaluation leaves weights gathered, which would outlive what is written here
         return {f"model.{p.name}": p.whole(p.local(), self.parallel) for p in self.parameters}
 
     def _sum_over_ranks(self, batch: Batch, losses: list[Loss], stop: bool) -> list[float]:

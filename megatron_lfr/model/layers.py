@@ -73,7 +73,7 @@ class Attention(nn.Module):
         for i, chunk in enumerate(local_chunks(self.context_group)):
             end = (chunk + 1) * size
             rows = slice(i * size, (i + 1) * size)
-            visible = causal_lower_right(size, end) if mask is None else mask[:, :, rows, :end]
+            visible = _causal_end(size, end, q.device) if mask is None else mask[:, :, rows, :end]
             mixed.append(self._dot_product(q[:, rows], k[:, :end], v[:, :end], visible, is_causal=False))
         return torch.cat(mixed, 1)
 
@@ -88,6 +88,13 @@ class Attention(nn.Module):
             enable_gqa=self.heads > 1,
         )
         return mixed.transpose(1, 2)
+
+
+def _causal_end(rows: int, length: int, device: torch.device) -> Tensor:
+    """Which of `length` tokens the last `rows` of them see."""
+    if torch.compiler.is_compiling():  # does not know the mask that PyTorch's fused kernels recognise
+        return torch.ones(rows, length, dtype=torch.bool, device=device).tril(length - rows)
+    return causal_lower_right(rows, length)
 
 
 class FeedForward(nn.Module):

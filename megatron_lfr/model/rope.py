@@ -47,6 +47,9 @@ def split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple
     qkv [B, S, G, heads + 2, D] holds, for each of G query groups, its query heads, its key and its value. cos and sin
     are fp32 [B or 1, S, 1, 1, D], from rope_tables.
     """
+    if torch.compiler.is_compiling():  # it fuses plain operations by itself, and cannot trace writes into slices
+        rotated = _rotated(qkv[..., : heads + 1, :].float(), cos, sin).to(qkv.dtype)
+        return rotated[..., :heads, :], rotated[..., heads, :], qkv[..., heads + 1, :]
     return _SplitAndRotate.apply(qkv, cos, sin, heads)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -76,9 +79,16 @@ class _SplitAndRotate(torch.autograd.Function):
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotate the last dimension of x by the angles of the tables, in fp32, into `out`."""
     x = x.float()
-    first, second = x.chunk(2, -1)
-    swapped = torch.cat((second, first), -1)
     if out.dtype == torch.float32:
-        torch.mul(x, cos, out=out).addcmul_(swapped, sin)
+        torch.mul(x, cos, out=out).addcmul_(_swap_halves(x), sin)
     else:
-        out.copy_((x * cos).addcmul_(swapped, sin))
+        out.copy_(_rotated(x, cos, sin))
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.addcmul(x * cos, _swap_halves(x), sin)
+
+
+def _swap_halves(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((second, first), -1)

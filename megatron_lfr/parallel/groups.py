@@ -38,6 +38,8 @@ class ParallelState:
     """All ranks over gloo, for what travels between hosts' memories."""
     losses_group: ProcessGroup
     """All ranks, for the blocks' losses, which travel while the next step computes."""
+    timeout: timedelta
+    """How long a rank waits for the others."""
 
     @property
     def tensor_group(self) -> ProcessGroup:
@@ -144,7 +146,7 @@ def _make_state(config: ParallelConfig, device: torch.device, timeout: timedelta
         context_group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
     control_group = dist.new_group(backend="gloo", timeout=timeout)
     losses_group = dist.new_group(timeout=timeout)
-    return ParallelState(config, mesh, device, context_group, control_group, losses_group)
+    return ParallelState(config, mesh, device, context_group, control_group, losses_group, timeout)
 
 
 def shutdown() -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from megatron_lfr.parallel.groups import session_store
 
@@ -25,6 +25,9 @@ _INTERVAL = 1.0
 """Seconds between two beats."""
 _SILENCE = 4.0
 """Seconds without a beat after which a rank counts as gone where a connection has broken already."""
+
+
+_watches = 0
 
 
 class RankFailureError(ConnectionError):
@@ -128,11 +131,14 @@ def _is_own(error: BaseException) -> bool:
 def watching(patience: float) -> Iterator[None]:
     """Run a block as one of several ranks: if it fails here, the others stop; if another rank caused that, the error
     is a RankFailureError that names it."""
+    global _watches
+    _watches += 1  # a process may run one after the other; each has a name of its own in the store
     stores = [session_store(timedelta(seconds=patience)) for _ in range(2)]
     if stores[0] is None or stores[1] is None:
         yield
         return
-    watch = Watch(stores[0], stores[1], dist.get_rank(), dist.get_world_size(), patience)
+    one, other = (PrefixStore(f"watch {_watches}", store) for store in stores if store is not None)
+    watch = Watch(one, other, dist.get_rank(), dist.get_world_size(), patience)
     try:
         yield
     except BaseException as error:

@@ -6,6 +6,7 @@ Runs over several machines, and restarts, are torchrun's: `torchrun ... -m megat
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 from megatron_lfr.config import take_option
@@ -24,17 +25,22 @@ def take_nproc_per_node(argv: Sequence[str]) -> tuple[int | None, list[str]]:
 
 
 def launch(ranks: int, command: Sequence[str]) -> int:
-    """Run `python *command` as `ranks` ranks of this machine. Returns 0, or 1 where one of them failed; the others are
-    stopped then, and the launcher has said which one it was."""
+    """Run `python *command` as `ranks` ranks of this machine. Returns 0 where they ended or were asked to stop, and 1
+    where one of them failed; the others are stopped then, and the launcher has said which one it was."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
     # Without it, each rank would take all cores for its matrices, and torchrun would say so.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    arguments = get_args_parser().parse_args(["--standalone", f"--nproc-per-node={ranks}", *command])
+    # Ranks save when they are asked to stop; the launcher hands on what asks them to.
+    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    arguments = get_args_parser().parse_args(["--standalone", f"--nproc-per-node={ranks}", signals, *command])
     try:
         run(arguments)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         print(error, flush=True)
         return 1
+    except SignalException as stop:
+        return 0 if stop.sigval in (signal.SIGTERM, signal.SIGUSR1) else 1
     return 0

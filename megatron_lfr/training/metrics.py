@@ -75,9 +75,9 @@ class MetricsFile(Callback):
             "event": "evaluation",
             "step": evaluation.step,
             "phase": evaluation.phase,
-            "loss": evaluation.loss,
+            "loss": _number(evaluation.loss),
             "tokens": evaluation.tokens,
-            "domains": evaluation.domains,
+            "domains": {name: _number(loss) for name, loss in evaluation.domains.items()},
         }
         self._write(row, {"seconds": evaluation.seconds})
 

@@ -49,7 +49,7 @@ def find_nodes(parallel: ParallelState) -> Nodes:
     names: list[str] = [""] * group.size()
     dist.all_gather_object(names, os.environ.get("GROUP_RANK") or socket.gethostname(), group=group)
     leaders = [rank for rank, name in enumerate(names) if names.index(name) == rank]
-    leader_group = dist.new_group(leaders, backend="gloo") if len(leaders) > 1 else None
+    leader_group = dist.new_group(leaders, backend="gloo", timeout=parallel.timeout) if len(leaders) > 1 else None
     rank = dist.get_rank()
     index = leaders.index(names.index(names[rank]))
     return Nodes(index, rank in leaders, group, leaders, leader_group if rank in leaders else None)
@@ -76,6 +76,8 @@ class OrderFiles:
         mapped: Order = np.load(path, mmap_mode="r", allow_pickle=False)
         hashes: list[int] = [0] * self._nodes.group.size()
         dist.all_gather_object(hashes, _C.order_hash(mapped), group=self._nodes.group)
+        if order is not None and _C.order_hash(order) != hashes[dist.get_rank()]:
+            raise ValueError(f"{path}: not the order that was written there; does another run write to this folder?")
         different = [rank for rank, found in enumerate(hashes) if found != hashes[0]]
         if different:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,7 @@ def train(config: RunConfig) -> bool:
     folder = Path(config.checkpoint.save)
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     parallel = initialize(config.parallel, timeout)
-    with watching(timeout.total_seconds()):
+    with watching(timeout.total_seconds() / 2):  # before the collective calls give up without naming anyone
         nodes = find_nodes(parallel)
         with _run_folder(folder, config, plan, vocab_size):
             journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
@@ -232,8 +233,11 @@ def _make_course(
 
 
 def scratch_folder(config: RunConfig, folder: Path, nodes: Nodes) -> Path:
-    """Where a machine keeps what its ranks share."""
-    return Path(config.lfr.lfr_scratch_dir or folder / "scratch") / f"node_{nodes.index}"
+    """Where a machine keeps what its ranks share; runs that are given one --lfr-scratch-dir do not meet there."""
+    if config.lfr.lfr_scratch_dir is None:
+        return folder / "scratch" / f"node_{nodes.index}"
+    run = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+    return Path(config.lfr.lfr_scratch_dir) / f"run_{run}" / f"node_{nodes.index}"
 
 
 def make_rescore(engine: NativeEngine, loader: Loader) -> Rescore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -91,7 +92,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end of the schedule. False when a signal or an exit limit stopped it first."""
-        self._watch_signals()
+        before = self._watch_signals()
         self._started = self._last_step_end = time.perf_counter()
         try:
             while not self.curriculum.finished and self._stop_reason is None:
@@ -100,7 +101,15 @@ class Trainer:
             if self.curriculum.finished:
                 for callback in self.callbacks:
                     callback.on_end(self)
+        except BaseException:
+            with suppress(
+                Exception
+            ):  # no one else may write here before this is done; the first error is the one to tell
+                self.store.wait()
+            raise
         finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
             for callback in self.callbacks:
                 callback.close()
         return self.curriculum.finished
@@ -227,12 +236,13 @@ class Trainer:
             return f"--exit-duration-in-mins {minutes:g}"
         return None
 
-    def _watch_signals(self) -> None:
+    def _watch_signals(self) -> dict[signal.Signals, Any]:
+        """Returns the handlers that were there before."""
+
         def stop(number: int, frame: FrameType | None) -> None:
             self._signal = signal.Signals(number).name
 
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGUSR1, stop)
+        return {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
 def _due(done: int, interval: int | None) -> bool:
