@@ -114,23 +114,28 @@ def test_a_killed_rank_is_named_and_torchrun_starts_it_again(
     assert_same_bits(folder, reference)
 
 
-@pytest.mark.parametrize("to", ["one rank", "launcher"])
-def test_sigterm_leaves_one_checkpoint_that_goes_on(
+@pytest.mark.parametrize("to", ["one rank", "torchrun", "our launcher"])
+def test_a_signal_leaves_one_checkpoint_that_goes_on(
     to: str, prefixes: list[str], tmp_path: Path, reference: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = torchrun([*flags(prefixes, folder), "--save-interval", "1000", "--exit-duration-in-mins", "10"])
+    arguments = [*flags(prefixes, folder), "--save-interval", "1000", "--exit-duration-in-mins", "10"]
+    if to == "our launcher":
+        process = start([sys.executable, "-m", "megatron_lfr", "train", "--nproc-per-node", "2", *arguments], {})
+    else:
+        process = torchrun(arguments)
     for _ in range(600):
         if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 600:
             break
         time.sleep(0.1)
-    os.kill(workers(process)[1] if to == "one rank" else process.pid, signal.SIGTERM)
-    code, out = finish(process)
-    if to == "one rank":  # torchrun itself ends with an error when it is told to stop
-        assert code == 0, out
-        assert "another rank was asked to stop: saving at step" in out
+    if to == "one rank":
+        os.kill(workers(process)[1], signal.SIGTERM)
     else:
-        assert "SIGTERM: saving at step" in out
+        process.send_signal(signal.SIGTERM if to == "torchrun" else signal.SIGUSR1)
+    code, out = finish(process)
+    reason = {"one rank": "another rank was asked to stop", "torchrun": "SIGTERM", "our launcher": "SIGUSR1"}[to]
+    assert f"{reason}: saving at step" in out
+    assert code == 0 or to == "torchrun", out  # which itself ends with an error when it is told to stop
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 1
     code, out = finish(torchrun(flags(prefixes, folder)))
     assert code == 0, out
