@@ -102,16 +102,15 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_end(self)
         except BaseException:
-            with suppress(
-                Exception
-            ):  # no one else may write here before this is done; the first error is the one to tell
-                self.store.wait()
+            with suppress(Exception):  # the first error is the one to tell
+                self.store.wait()  # no one else may write there before this has ended
             raise
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             for callback in self.callbacks:
                 callback.close()
+        # Not after an error: where a rank is gone, its launcher stops the others, which have yet to say why they end.
+        for number, handler in before.items():
+            signal.signal(number, handler)
         return self.curriculum.finished
 
     def _run_phase(self) -> None:
