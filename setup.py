@@ -35,6 +35,7 @@ setup(
     install_requires=[
         "numpy>=1.26",
         "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
         "tokenizers>=0.21",
         "safetensors>=0.4.5",
         "tyro>=1.0,<2",

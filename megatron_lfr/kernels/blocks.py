@@ -7,19 +7,18 @@ from torch import Tensor
 
 
 def sum_blocks(
-    nll: Tensor,
-    count: Tensor,
+    values: Tensor,
     shape: torch.Size,
     block_ids: Tensor | None,
     num_blocks: int | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum `nll` and `count` [B·S] over each block: [blocks] each, summed in fp64, returned in nll's dtype.
+    """Sum each of `values` [2, B·S] over each block: [blocks] each, summed in fp64, returned in their dtype.
 
     A block is a row of `shape` (B, S), or as `block_ids` [B, S] below `num_blocks` says, or the pieces between
     `cu_seqlens`. ValueError where these do not fit together; values are checked on a CPU only.
     """
-    values = torch.stack((nll, count)).double()
+    dtype, values = values.dtype, values.double()
     if block_ids is None and cu_seqlens is None:
         if num_blocks is not None:
             raise ValueError("num_blocks: goes with block_ids only")
@@ -31,8 +30,8 @@ def sum_blocks(
         sums = torch.segment_reduce(
             values, "sum", offsets=offsets.expand(2, -1).contiguous(), axis=1, unsafe=True, initial=0.0
         )
-    nll_sum, block_count = sums.to(nll.dtype)
-    return nll_sum, block_count
+    one, other = sums.to(dtype)
+    return one, other
 
 
 def _segments(

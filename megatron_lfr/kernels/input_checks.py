@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from megatron_lfr.kernels.matmul import compute_dtype
 
 CHECK_LABELS_VARIABLE = "MEGATRON_LFR_CHECK_LABELS"
 """Set to 1, labels on a GPU are checked too, by an assertion on the device: no wait, but a bad one ends the process."""
 
 
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Logits, statistics and sums are fp32; fp64 for fp64 inputs."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
-def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor) -> None:
-    if hidden.ndim != 3 or not hidden.is_floating_point():
-        raise ValueError(f"hidden: expected floating-point [B, S, H], got {hidden.dtype} {tuple(hidden.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[2] or weight.shape[0] == 0:
+def check_tensors(
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, token_shards: int, sequence_first: bool
+) -> None:
+    if labels.ndim != 2 or labels.dtype != torch.int64:
+        raise ValueError(f"labels: expected int64 [B, S], got {labels.dtype} {tuple(labels.shape)}")
+    tokens = tuple(reversed(labels.shape)) if sequence_first else tuple(labels.shape)
+    if labels.numel() % token_shards:
+        raise ValueError(f"labels: {labels.numel()} tokens do not spread over {token_shards} sequence-parallel ranks")
+    rows = labels.numel() // token_shards
+    whole = token_shards == 1 and tuple(hidden.shape[:-1]) == tokens
+    if not hidden.is_floating_point() or not (whole or (hidden.ndim == 2 and hidden.shape[0] == rows)):
         raise ValueError(
-            f"weight: expected [vocabulary shard, {hidden.shape[2]}], at least one row, got {tuple(weight.shape)}"
+            f"hidden: expected floating-point [{'' if token_shards > 1 else f'{tokens[0]}, {tokens[1]}, H] or ['}"
+            f"{rows}, H] for labels {tuple(labels.shape)}, got {hidden.dtype} {tuple(hidden.shape)}"
+        )
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight: expected [vocabulary shard, {hidden.shape[-1]}], at least one row, got {tuple(weight.shape)}"
         )
     if weight.dtype not in (hidden.dtype, torch.float32):
         raise ValueError(f"weight: expected {hidden.dtype} as hidden or float32, got {weight.dtype}")
     if hidden.dtype == torch.float64 != weight.dtype:
         raise ValueError(f"weight: expected float64 as hidden, got {weight.dtype}")
-    if labels.shape != hidden.shape[:2] or labels.dtype != torch.int64:
-        raise ValueError(f"labels: expected int64 {tuple(hidden.shape[:2])}, got {labels.dtype} {tuple(labels.shape)}")
     if token_weight.shape != labels.shape or token_weight.dtype not in (torch.float32, compute_dtype(hidden)):
         raise ValueError(
             f"token_weight: expected float32 {tuple(labels.shape)}, got {token_weight.dtype} "
@@ -38,6 +46,22 @@ def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: 
         raise ValueError("token_weight: must not require a gradient; none is computed")
     if len({t.device for t in (hidden, weight, labels, token_weight)}) > 1:
         raise ValueError("hidden, weight, labels and token_weight must be on one device")
+
+
+def choose_backend(hidden: Tensor, asked: str) -> Literal["torch", "triton"]:
+    """The implementation: Triton's where it can run and knows the dtype. ValueError where the one asked for cannot."""
+    if asked not in ("auto", "torch", "triton"):
+        raise ValueError(f"backend {asked!r}: choose from auto, torch, triton")
+    is_known = hidden.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    if asked == "auto":
+        return "triton" if hidden.is_cuda and is_known else "torch"
+    if asked == "torch":
+        return "torch"
+    if not is_known:
+        raise ValueError(f"backend 'triton': hidden must be bfloat16, float16 or float32, not {hidden.dtype}")
+    if not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton': needs a GPU or TRITON_INTERPRET=1, hidden is on {hidden.device}")
+    return "triton"
 
 
 def check_options(

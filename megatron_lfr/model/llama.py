@@ -15,7 +15,6 @@ from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import rope_tables
-from megatron_lfr.parallel.collectives import gather_rows
 from megatron_lfr.parallel.context import take_local
 from megatron_lfr.parallel.layers import (
     RowParallelLinear,
@@ -153,16 +152,14 @@ class Llama(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:
-        if self.tp.sequence:
-            hidden = gather_rows(hidden, self.tp.group)
         return block_cross_entropy(
-            hidden.view(*labels.shape, -1),
+            hidden,
             self.output_weight,
             labels,
             token_weight,
             vocab_size=self.vocab_size,
             tp_group=self.tp.group,
-            sum_hidden_grad=not self.tp.sequence,
+            sequence_parallel=self.tp.sequence,
             mode=self.loss_mode,
         )
 

@@ -6,6 +6,7 @@ dimension, in rank order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,16 +41,28 @@ def all_gather_stacked(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
 
 def all_reduce_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum over the ranks."""
-    if group is None or group.size() == 1:
-        return tensor
-    return _done(_ops.all_reduce(tensor.contiguous(), "sum", group.group_name))
+    return start_all_reduce(tensor, group)()
 
 
 def reduce_scatter_rows(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """This rank's rows of the sum over the ranks: [ranks · rows, ...] → [rows, ...]."""
+    return start_reduce_scatter(tensor, group)()
+
+
+def start_all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
+    """Begin all_reduce_sum; the function that is returned waits for it."""
     if group is None or group.size() == 1:
-        return tensor
-    return _done(_ops.reduce_scatter_tensor(tensor.contiguous(), "sum", group.size(), group.group_name))
+        return lambda: tensor
+    started = _ops.all_reduce(tensor.contiguous(), "sum", group.group_name)
+    return lambda: _done(started)
+
+
+def start_reduce_scatter(tensor: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
+    """Begin reduce_scatter_rows; the function that is returned waits for it."""
+    if group is None or group.size() == 1:
+        return lambda: tensor
+    started = _ops.reduce_scatter_tensor(tensor.contiguous(), "sum", group.size(), group.group_name)
+    return lambda: _done(started)
 
 
 def _done(tensor: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""What two tensor-parallel ranks run: each case compares with one rank, and returns the errors it found by name."""
+"""What tensor-parallel ranks run: each case compares with one rank, and returns the errors it found by name."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton's kernels are imported
+
 from megatron_lfr.kernels import block_cross_entropy
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelConfig, TensorParallel, initialize
 from megatron_lfr.parallel.layers import ShardedWeight
 
-RANKS = 2
 TOY = ModelConfig(
     num_layers=2,
     hidden_size=32,
@@ -33,36 +36,40 @@ TOY = ModelConfig(
 
 
 def gather(tensor: Tensor) -> list[Tensor]:
-    parts = [torch.empty_like(tensor) for _ in range(RANKS)]
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return parts
 
 
 def differs_by_rank(*tensors: Tensor) -> float:
     """0 where all ranks hold the same bits."""
-    return float(any(not torch.equal(*gather(tensor)) for tensor in tensors))
+    return float(any(not part.equal(tensor) for tensor in tensors for part in gather(tensor)))
 
 
 def error(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
 
-def cross_entropy(dtype: torch.dtype = torch.float32, shift: float = 0.0, **options: Any) -> dict[str, float]:
-    """A vocabulary of 20 rows split in two, against the whole."""
+def cross_entropy(
+    dtype: torch.dtype = torch.float32, shift: float = 0.0, sequence_parallel: bool = False, **options: Any
+) -> dict[str, float]:
+    """A vocabulary of 20 rows split over the ranks, against the whole."""
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(3, 9, 16, generator=generator).mul(8).round().div(8)
+    hidden = torch.randn(4, 9, 16, generator=generator).mul(8).round().div(8)
     weight = torch.randn(20, 16, generator=generator).mul(8).round().div(8)
     if shift:
         hidden[..., -1], weight[:, -1] = 1.0, shift
-    labels = torch.randint(0, options.get("vocab_size", 20), (3, 9), generator=generator)
+    labels = torch.randint(0, options.get("vocab_size", 20), (4, 9), generator=generator)
     labels[0, :4] = labels[2] = -100
-    token_weight = torch.rand(3, 9, generator=generator) / 23
+    token_weight = torch.rand(4, 9, generator=generator) / 23
     token_weight[1, 5:] = 0
 
-    def run(rows: slice, group: Any) -> tuple[Tensor, ...]:
-        x = hidden.to(dtype).requires_grad_()
-        w = weight[rows].to(dtype).requires_grad_()
-        loss, stats = block_cross_entropy(x, w, labels, token_weight, tp_group=group, chunk_rows=10, **options)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    rows, tokens = (slice(n // ranks * rank, n // ranks * (rank + 1)) for n in (20, 36))
+
+    def run(x: Tensor, w: Tensor, **more: Any) -> tuple[Tensor, ...]:
+        x, w = (t.to(dtype).requires_grad_() for t in (x, w))
+        loss, stats = block_cross_entropy(x, w, labels, token_weight, chunk_rows=10, **options, **more)
         if options.get("mode") == "score":
             return loss, *stats
         (2 * loss).backward()
@@ -70,9 +77,11 @@ def cross_entropy(dtype: torch.dtype = torch.float32, shift: float = 0.0, **opti
         assert w.grad is not None
         return loss.detach(), *stats, x.grad, w.grad
 
-    rows = slice(10 * dist.get_rank(), 10 * dist.get_rank() + 10)
-    loss, nll_sum, count, *gradients = run(rows, dist.group.WORLD)
-    one_loss, one_nll_sum, one_count, *one_gradients = run(slice(0, 20), None)
+    mine = hidden.flatten(0, 1)[tokens] if sequence_parallel else hidden
+    loss, nll_sum, count, *gradients = run(
+        mine, weight[rows], tp_group=dist.group.WORLD, sequence_parallel=sequence_parallel
+    )
+    one_loss, one_nll_sum, one_count, *one_gradients = run(hidden, weight)
     found = {
         "loss": error(loss, one_loss),
         "nll_sum": error(nll_sum, one_nll_sum),
@@ -80,10 +89,11 @@ def cross_entropy(dtype: torch.dtype = torch.float32, shift: float = 0.0, **opti
         "ranks": differs_by_rank(loss, nll_sum, count),
     }
     if gradients:
+        d_hidden = one_gradients[0].flatten(0, 1)[tokens] if sequence_parallel else one_gradients[0]
         unshifted = slice(0, -1 if shift else None)
-        found["d_hidden"] = error(gradients[0][..., unshifted], one_gradients[0][..., unshifted])
+        found["d_hidden"] = error(gradients[0][..., unshifted], d_hidden[..., unshifted])
         found["d_weight"] = error(gradients[1], one_gradients[1][rows])
-        found["ranks"] += differs_by_rank(gradients[0])
+        found["ranks"] += 0.0 if sequence_parallel else differs_by_rank(gradients[0])
     return found
 
 
@@ -92,7 +102,7 @@ def shard_of(full: Tensor, local: Tensor, dim: int | None) -> Tensor:
     if dim is None:
         return full
     width, rank = local.shape[dim], dist.get_rank()
-    padding = max(RANKS * width - full.shape[dim], 0)
+    padding = max(dist.get_world_size() * width - full.shape[dim], 0)
     zeros = full.new_zeros([padding if d == dim else n for d, n in enumerate(full.shape)])
     return torch.cat((full, zeros), dim).narrow(dim, rank * width, width)
 
@@ -150,20 +160,31 @@ def mesh() -> dict[str, float]:
 
 
 ALL = {"z_loss": 0.1, "label_smoothing": 0.1, "logit_softcap": 3.0}
+CROSS_ENTROPY: dict[str, dict[str, Any]] = {
+    "cross-entropy": {},
+    "cross-entropy, chunks": {"mode": "chunk", **ALL},
+    "cross-entropy, save": {"mode": "save", **ALL},
+    "cross-entropy, score": {"mode": "score", **ALL},
+    "cross-entropy, padded": {"vocab_size": 17, **ALL},
+    "cross-entropy, a rank of padding": {"vocab_size": 7, **ALL},
+    "cross-entropy, a rank of padding, no options": {"vocab_size": 10},
+    "cross-entropy, +1000": {"shift": 1000.0, "label_smoothing": 0.1},
+    "cross-entropy, -1000": {"shift": -1000.0, "label_smoothing": 0.1},
+    "cross-entropy, -1000, a rank of padding": {"shift": -1000.0, "vocab_size": 9},
+    "cross-entropy, ragged blocks": {"cu_seqlens": torch.tensor([0, 2, 15, 15, 36])},
+    "cross-entropy, sequence parallel": {"sequence_parallel": True, **ALL},
+    "cross-entropy, sequence parallel, chunks": {"sequence_parallel": True, "mode": "chunk"},
+    "cross-entropy, sequence parallel, score": {"sequence_parallel": True, "mode": "score"},
+    "cross-entropy, bf16": {"dtype": torch.bfloat16},
+}
+"""Name → arguments of cross_entropy: for any number of ranks that divides 4, and both backends."""
 CASES: dict[str, Callable[[], dict[str, float]]] = {
+    f"{name}{suffix}": partial(cross_entropy, **arguments, **backend)
+    for name, arguments in CROSS_ENTROPY.items()
+    for suffix, backend in (("", {}), (", Triton", {"backend": "triton"}))
+}
+CASES_OF_TWO: dict[str, Callable[[], dict[str, float]]] = {
     "mesh": mesh,
-    "cross-entropy": cross_entropy,
-    "cross-entropy, chunks": lambda: cross_entropy(mode="chunk", **ALL),
-    "cross-entropy, save": lambda: cross_entropy(mode="save", **ALL),
-    "cross-entropy, score": lambda: cross_entropy(mode="score", **ALL),
-    "cross-entropy, padded": lambda: cross_entropy(vocab_size=17, **ALL),
-    "cross-entropy, a rank of padding": lambda: cross_entropy(vocab_size=7, **ALL),
-    "cross-entropy, a rank of padding, no options": lambda: cross_entropy(vocab_size=10),
-    "cross-entropy, +1000": lambda: cross_entropy(shift=1000.0, label_smoothing=0.1),
-    "cross-entropy, -1000": lambda: cross_entropy(shift=-1000.0, label_smoothing=0.1),
-    "cross-entropy, -1000, a rank of padding": lambda: cross_entropy(shift=-1000.0, vocab_size=9),
-    "cross-entropy, ragged blocks": lambda: cross_entropy(cu_seqlens=torch.tensor([0, 2, 15, 15, 27])),
-    "cross-entropy, bf16": lambda: cross_entropy(dtype=torch.bfloat16),
     "llama": llama,
     "llama, untied": lambda: llama(untie_embeddings_and_output_weights=True),
     "llama, one key a query": lambda: llama(num_query_groups=None),
@@ -177,12 +198,17 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
 }
 
 
-def main(rank: int, folder: str) -> None:
+def cases(ranks: int) -> dict[str, Callable[[], dict[str, float]]]:
+    """What `ranks` ranks run."""
+    return CASES | CASES_OF_TWO if ranks == 2 else CASES
+
+
+def main(rank: int, ranks: int, folder: str) -> None:
     """Run all cases and write what they found into `folder`/rank.json."""
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", RANKS)
+    store = dist.FileStore(f"{folder}/store", ranks)
     timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timeout)
-    found = {name: case() for name, case in CASES.items()}
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
+    found = {name: case() for name, case in cases(ranks).items()}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

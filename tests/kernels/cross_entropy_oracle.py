@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from megatron_lfr.kernels import block_cross_entropy
+from megatron_lfr.kernels import BlockStats, block_cross_entropy
+
+PATHS = ["auto", "save", "chunk", "save/triton", "chunk/triton"]
+"""Ways to a gradient: mode, and backend where it is not PyTorch's."""
+SCORE_PATHS = ["score", "score/triton"]
 
 BOUND = 2e-6
 """Relative error that fp32 computations are allowed."""
@@ -105,9 +110,24 @@ def make_case(
     return Case(hidden.to(dtype), weight.to(weight_dtype or dtype), labels, token_weight.float(), options)
 
 
+def path(name: str) -> dict[str, Any]:
+    """The options that one of PATHS or SCORE_PATHS stands for."""
+    mode, _, backend = name.partition("/")
+    return {"mode": mode, "backend": backend or "torch"}
+
+
+def call(*tensors: Tensor, function: Any = block_cross_entropy, **options: Any) -> tuple[Tensor, BlockStats]:
+    """block_cross_entropy, on the GPU where there is one and the backend is made for it; results are on the CPU."""
+    device = "cuda" if options.get("backend") == "triton" and torch.cuda.is_available() else "cpu"
+    options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
+    loss, stats = function(*(tensor.to(device) for tensor in tensors), **options)
+    return loss.cpu(), BlockStats(*(value.cpu() for value in stats))
+
+
 def run(case: Case, upstream: float = 1.0, function: Any = block_cross_entropy, **more: Any) -> Result:
     hidden, weight = (t.detach().clone().requires_grad_() for t in (case.hidden, case.weight))
-    loss, stats = function(hidden, weight, case.labels, case.token_weight, **{**case.options, **more})
+    options = {**case.options, **more}
+    loss, stats = call(hidden, weight, case.labels, case.token_weight, function=function, **options)
     (upstream * loss).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
@@ -126,6 +146,21 @@ def errors(case: Case, result: Result, expected: Result) -> list[float]:
     return [*found, float(not torch.equal(result.count.double(), expected.count))]
 
 
+def score_errors(case: Case, expected: Result, function: Any = block_cross_entropy, **more: Any) -> list[float]:
+    """The same of loss and statistics, without a gradient."""
+    tensors = (case.hidden, case.weight, case.labels, case.token_weight)
+    loss, stats = call(*tensors, function=function, **{**case.options, **more})
+    return errors(case, Result(loss, *stats, expected.d_hidden, expected.d_weight), expected)
+
+
+def small_tiles(triton_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that every loop of the kernels runs several times on our cases."""
+    monkeypatch.setattr(triton_rows, "ROW", triton_rows.RowConfig(block=8, num_warps=1))
+    score = triton_rows.ScoreConfig(16, 16, 16, num_warps=1, num_stages=1, group_tiles=2, slices=3)
+    for name in ("SCORE_HALF", "SCORE_FLOAT"):
+        monkeypatch.setattr(triton_rows, name, score)
+
+
 ALL = {"z_loss": 0.3, "label_smoothing": 0.1, "logit_softcap": 2.0}
 CASES: dict[str, Callable[[], Case]] = {
     "plain": make_case,
@@ -135,6 +170,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "all options": lambda: make_case(**ALL),
     "padded vocabulary": lambda: make_case(vocab=24, vocab_size=17),
     "padded vocabulary, all options": lambda: make_case(vocab=24, vocab_size=17, **ALL),
+    "padded vocabulary, smoothing": lambda: make_case(vocab=24, vocab_size=17, label_smoothing=0.1),
     "one token in the vocabulary": lambda: make_case(vocab=4, vocab_size=1),
     "nothing masked": lambda: make_case(ignored=0.0, masked=0.0),
     "another ignore index": lambda: make_case(ignore_index=5),
@@ -142,6 +178,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "scattered blocks": lambda: make_case(block_ids=torch.arange(21).mul(5).remainder(4).view(3, 7), num_blocks=6),
     "large logits": lambda: make_case(scale=20.0, **ALL | {"logit_softcap": 0.0, "z_loss": 1e-3}),
     "wider than the lanes": lambda: make_case(vocab=257, width=33, rows=2),
+    "wider than the lanes, all options": lambda: make_case(vocab=257, width=33, rows=2, **ALL),
 }
 
 

@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from cross_entropy_oracle import ALL, BOUND, CASES, Case, errors, make_case, oracle, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cross_entropy_oracle import (
+    ALL,
+    BOUND,
+    CASES,
+    PATHS,
+    SCORE_PATHS,
+    Case,
+    call,
+    errors,
+    make_case,
+    oracle,
+    path,
+    run,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_lfr.kernels import block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
-
-MODES = ["auto", "save", "chunk"]
 
 
 def check(case: Case, bound: float = BOUND, **more: Any) -> None:
@@ -24,44 +33,10 @@ def check(case: Case, bound: float = BOUND, **more: Any) -> None:
     assert max(worst) <= bound, worst
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", PATHS)
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_definition(name: str, mode: str) -> None:
-    check(CASES[name](), mode=mode, chunk_rows=5)
-
-
-@given(
-    rows=st.integers(1, 4),
-    length=st.integers(1, 6),
-    vocab=st.integers(1, 20),
-    padding=st.integers(0, 5),
-    options=st.fixed_dictionaries(
-        {
-            "z_loss": st.sampled_from([0.0, 0.2]),
-            "label_smoothing": st.sampled_from([0.0, 0.3]),
-            "logit_softcap": st.sampled_from([0.0, 3.0]),
-        }
-    ),
-    chunk_rows=st.integers(1, 30),
-    mode=st.sampled_from(MODES),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=60)
-def test_equals_the_definition_for_any_shape(
-    rows: int,
-    length: int,
-    vocab: int,
-    padding: int,
-    options: dict[str, float],
-    chunk_rows: int,
-    mode: str,
-    seed: int,
-) -> None:
-    case = make_case(rows, length, vocab=vocab + padding, vocab_size=vocab, seed=seed, **options)
-    result, expected = run(case, mode=mode, chunk_rows=chunk_rows), oracle(case)
-    for name in ("loss", "nll_sum", "count", "d_hidden", "d_weight"):
-        a, b = getattr(result, name).double(), getattr(expected, name)
-        torch.testing.assert_close(a, b, atol=2e-6, rtol=2e-6, msg=name)
+def test_equals_the_definition(name: str, way: str) -> None:
+    check(CASES[name](), **path(way), chunk_rows=5)
 
 
 def test_equals_pytorch() -> None:
@@ -75,12 +50,10 @@ def test_equals_pytorch() -> None:
 
 def test_gradients_by_finite_differences() -> None:
     case = make_case(2, 3, 4, 9, torch.float64, vocab_size=7, **ALL)
-    for mode in ("save", "chunk"):
+    for way in ("save", "chunk"):
 
-        def loss(hidden: Tensor, weight: Tensor, mode: str = mode) -> Tensor:
-            return block_cross_entropy(
-                hidden, weight, case.labels, case.token_weight, mode=mode, chunk_rows=4, **case.options
-            )[0]
+        def loss(hidden: Tensor, weight: Tensor, way: str = way) -> Tensor:
+            return call(hidden, weight, case.labels, case.token_weight, **path(way), chunk_rows=4, **case.options)[0]
 
         assert torch.autograd.gradcheck(loss, (case.hidden.requires_grad_(), case.weight.requires_grad_()))
 
@@ -93,11 +66,11 @@ def test_very_uneven_logits() -> None:
     assert max(errors(case, result, expected)) <= 1e-5
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_confident_tokens_keep_their_gradient(mode: str) -> None:
+@pytest.mark.parametrize("way", PATHS)
+def test_confident_tokens_keep_their_gradient(way: str) -> None:
     hidden = torch.tensor([[[9.0], [14.0]]])
     case = Case(hidden, torch.tensor([[1.0], [0.0]]), torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2))
-    result, expected = run(case, mode=mode), oracle(case)
+    result, expected = run(case, **path(way)), oracle(case)
     torch.testing.assert_close(result.nll_sum.double(), expected.nll_sum, rtol=1e-3, atol=0)
     torch.testing.assert_close(result.d_hidden.double(), expected.d_hidden, rtol=5e-2, atol=0)
 
@@ -109,8 +82,8 @@ def test_uniform_softmax() -> None:
     check(case)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "score"])
-def test_rows_and_batches_without_a_valid_token(mode: str) -> None:
+@pytest.mark.parametrize("way", [*PATHS, *SCORE_PATHS])
+def test_rows_and_batches_without_a_valid_token(way: str) -> None:
     case = make_case()
     case.labels[1] = -100
     case.token_weight[2] = 0.0
@@ -118,12 +91,10 @@ def test_rows_and_batches_without_a_valid_token(mode: str) -> None:
         if everything:
             case.labels[:] = -100
         case.hidden.requires_grad_()
-        loss, stats = block_cross_entropy(
-            case.hidden, case.weight, case.labels, case.token_weight, mode=mode, chunk_rows=4
-        )
+        loss, stats = call(case.hidden, case.weight, case.labels, case.token_weight, **path(way), chunk_rows=4)
         assert stats.nll_sum[1:].tolist() == stats.count[1:].tolist() == [0.0, 0.0]
         assert torch.isfinite(loss)
-        if mode != "score":
+        if way not in SCORE_PATHS:
             (gradient,) = torch.autograd.grad(loss, case.hidden)
             assert not gradient[1:].any()
             assert bool(gradient[0].any()) != everything
@@ -141,19 +112,22 @@ def test_an_impossible_prediction_on_a_masked_token_costs_nothing() -> None:
     torch.testing.assert_close(result[1].nll_sum, expected.nll_sum)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", PATHS)
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs(dtype: torch.dtype, weight_dtype: torch.dtype, mode: str) -> None:
+def test_half_precision_inputs(dtype: torch.dtype, weight_dtype: torch.dtype, way: str) -> None:
     weight_dtype = dtype if weight_dtype == torch.bfloat16 else weight_dtype
-    case = make_case(vocab=40, width=32, dtype=dtype, weight_dtype=weight_dtype, scale=0.3)
-    result, expected = run(case, mode=mode, chunk_rows=4), oracle(case)
+    case = make_case(4, 12, vocab=100, width=64, dtype=dtype, weight_dtype=weight_dtype, scale=0.3)
+    result, expected = run(case, **path(way), chunk_rows=10), oracle(case)
     assert result.loss.dtype == result.nll_sum.dtype == torch.float32
     assert (result.d_hidden.dtype, result.d_weight.dtype) == (dtype, weight_dtype)
     loss, nll, d_hidden, d_weight, count = errors(case, result, expected)
     assert max(loss, nll, count) <= 2e-6  # the logits are fp32
-    assert d_hidden <= 3.2e-3
-    assert d_weight <= (3.2e-3 if weight_dtype == dtype else 2e-6)
+    # Triton's interpreter truncates to bf16 where a GPU rounds: twice the error.
+    bound = 6.4e-3 if "triton" in way and dtype == torch.bfloat16 and not torch.cuda.is_available() else 3.2e-3
+    assert d_hidden <= bound
+    # PyTorch's path on a CPU rounds only what it returns, the kernels the logits' gradient too.
+    assert d_weight <= (2e-6 if weight_dtype == torch.float32 and "triton" not in way else bound)
 
 
 def test_many_chunks_lose_nothing_in_the_weights_gradient() -> None:
@@ -163,32 +137,30 @@ def test_many_chunks_lose_nothing_in_the_weights_gradient() -> None:
     assert max(found) <= min(3.2e-3, 1.05 * found[0])
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_upstream_gradient_scales(mode: str) -> None:
+@pytest.mark.parametrize("way", PATHS)
+def test_the_upstream_gradient_scales(way: str) -> None:
     case = make_case(**ALL)
-    one, three = run(case, mode=mode), run(case, upstream=3.0, mode=mode)
+    one, three = run(case, **path(way)), run(case, upstream=3.0, **path(way))
     torch.testing.assert_close(3 * one.d_hidden, three.d_hidden)
     torch.testing.assert_close(3 * one.d_weight, three.d_weight)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_backward_twice_through_a_kept_graph(mode: str) -> None:
+@pytest.mark.parametrize("way", PATHS)
+def test_backward_twice_through_a_kept_graph(way: str) -> None:
     case = make_case()
     case.hidden.requires_grad_()
-    loss, _ = block_cross_entropy(case.hidden, case.weight, case.labels, case.token_weight, mode=mode)
+    loss, _ = call(case.hidden, case.weight, case.labels, case.token_weight, **path(way))
     one = torch.autograd.grad(loss, case.hidden, retain_graph=True)[0]
     assert torch.equal(one, torch.autograd.grad(loss, case.hidden)[0])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", PATHS)
 @pytest.mark.parametrize(("for_hidden", "for_weight"), [(True, False), (False, True)])
-def test_one_gradient_alone(for_hidden: bool, for_weight: bool, mode: str) -> None:
+def test_one_gradient_alone(for_hidden: bool, for_weight: bool, way: str) -> None:
     case = make_case(**ALL)
-    both = run(case, mode=mode, chunk_rows=5)
+    both = run(case, **path(way), chunk_rows=5)
     hidden, weight = case.hidden.requires_grad_(for_hidden), case.weight.requires_grad_(for_weight)
-    block_cross_entropy(hidden, weight, case.labels, case.token_weight, mode=mode, chunk_rows=5, **case.options)[
-        0
-    ].backward()
+    call(hidden, weight, case.labels, case.token_weight, **path(way), chunk_rows=5, **case.options)[0].backward()
     assert (hidden.grad is None) != for_hidden
     assert (weight.grad is None) != for_weight
     assert torch.equal(*((hidden.grad, both.d_hidden) if for_hidden else (weight.grad, both.d_weight)))
@@ -219,12 +191,12 @@ def test_block_sums_add_up_to_the_loss() -> None:
         assert result.nll_sum.double().sum().item() / 31 == pytest.approx(result.loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "score"])
-def test_statistics_are_the_pure_likelihood(mode: str) -> None:
+@pytest.mark.parametrize("way", [*PATHS, *SCORE_PATHS])
+def test_statistics_are_the_pure_likelihood(way: str) -> None:
     case = make_case()
 
     def statistics(token_weight: Tensor, **options: float) -> list[Tensor]:
-        return list(block_cross_entropy(case.hidden, case.weight, case.labels, token_weight, mode=mode, **options)[1])
+        return list(call(case.hidden, case.weight, case.labels, token_weight, **path(way), **options)[1])
 
     plain = statistics(case.token_weight)
     for other in (
@@ -254,10 +226,11 @@ def test_no_second_derivative() -> None:
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_reruns_are_equal_bit_for_bit(mode: str) -> None:
-    case = make_case(rows=8, length=256, width=64, vocab=500, cu_seqlens=torch.tensor([0, 700, 701, 2048]), **ALL)
-    one, two = (run(case, mode=mode, chunk_rows=300) for _ in range(2))
+@pytest.mark.parametrize("way", PATHS)
+def test_reruns_are_equal_bit_for_bit(way: str) -> None:
+    rows, cuts = (8, [0, 700, 701, 2048]) if "triton" not in way or torch.cuda.is_available() else (1, [0, 70, 71, 256])
+    case = make_case(rows=rows, length=256, width=64, vocab=500, cu_seqlens=torch.tensor(cuts), **ALL)
+    one, two = (run(case, **path(way), chunk_rows=300) for _ in range(2))
     for name in ("loss", "nll_sum", "count", "d_hidden", "d_weight"):
         assert torch.equal(getattr(one, name), getattr(two, name))
 
@@ -329,12 +302,14 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
         ({"labels": torch.full((3, 7), 13)}, "labels: 13 is outside the vocabulary of 13"),
         ({"labels": torch.full((3, 7), -1)}, "labels: -1 is outside"),
         ({"labels": torch.full((3, 7), 10), "vocab_size": 10}, "outside the vocabulary of 10"),
-        ({"labels": ids[:2]}, r"labels: expected int64 \(3, 7\)"),
+        ({"labels": ids[:2]}, r"for labels \(2, 7\)"),
         ({"labels": ids.int()}, "labels: expected int64"),
         ({"token_weight": torch.ones(3, 6)}, r"token_weight: expected float32 \(3, 7\)"),
         ({"token_weight": torch.ones(3, 7).half()}, "token_weight: expected float32"),
         ({"token_weight": torch.ones(3, 7, requires_grad=True)}, "token_weight: must not require"),
-        ({"hidden": torch.ones(21, 8)}, "hidden: expected"),
+        ({"hidden": torch.ones(20, 8)}, r"hidden: expected floating-point \[3, 7, H\] or \[21, H\]"),
+        ({"hidden": torch.ones(7, 3, 8)}, "hidden: expected floating-point"),
+        ({"hidden": torch.ones(3, 7, 8), "sequence_first": True}, r"\[7, 3, H\] or"),
         ({"hidden": torch.ones(3, 7, 8, dtype=torch.int64)}, "hidden: expected floating-point"),
         ({"weight": torch.ones(13, 9)}, "weight: expected"),
         ({"weight": torch.ones(0, 8)}, "at least one row"),
@@ -343,6 +318,11 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
         ({"vocab_size": 14}, "vocab_size 14: must lie between 1 and the 13 rows"),
         ({"vocab_size": 0}, "vocab_size 0"),
         ({"mode": "fast"}, "choose from auto, save, chunk, score"),
+        ({"backend": "cuda"}, "choose from auto, torch, triton"),
+        (
+            {"backend": "triton", "hidden": torch.ones(3, 7, 8).double(), "weight": torch.ones(13, 8).double()},
+            "bfloat16, float16 or float32",
+        ),
         ({"z_loss": -1.0}, "z_loss"),
         ({"logit_softcap": -1.0}, "logit_softcap"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),

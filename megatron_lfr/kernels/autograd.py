@@ -1,0 +1,158 @@
+"""The differentiable path: all of the gradient but the upstream scalar is known when the forward ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_lfr.kernels.matmul import add_matmul, compute_dtype, matmul
+from megatron_lfr.kernels.softmax import Problem, Tokens, describe_tokens, differentiate, merge_ranks
+from megatron_lfr.kernels.torch_rows import TorchRows
+from megatron_lfr.parallel.collectives import all_gather_rows, start_all_reduce, start_reduce_scatter
+
+
+@dataclass(frozen=True)
+class Call:
+    """How to compute a problem."""
+
+    problem: Problem
+    backend: Literal["torch", "triton"]
+    chunk_rows: int
+    keeps_logits: bool
+    """Gradients of the logits are kept for the backward (save), or used chunk by chunk in the forward (chunk)."""
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """hidden [N or, of a sequence-parallel rank, N / ranks, H], weight [V_l, H], labels [N], token_weight [N] →
+    weighted loss, nll [N]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor]:
+        hidden = gather_hidden(hidden, call.problem)
+        unit = _unit(token_weight, hidden.dtype)
+        loss, nll, saved = _forward(hidden, weight, labels, token_weight, unit, call, ctx.needs_input_grad[:2])
+        ctx.save_for_backward(unit, *saved)
+        ctx.call, ctx.dtypes = call, (hidden.dtype, weight.dtype)
+        ctx.mark_non_differentiable(nll)
+        ctx.set_materialize_grads(False)
+        return weighted_sum(loss, token_weight), nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if grad_loss is None:
+            return None, None, None, None, None
+        (wants_hidden, wants_weight), (hidden_dtype, weight_dtype) = ctx.needs_input_grad[:2], ctx.dtypes
+        unit, *saved = ctx.saved_tensors
+        if ctx.call.keeps_logits:
+            hidden, weight, d_logits = saved
+            part = matmul(d_logits, weight.to(hidden_dtype)) if wants_hidden else None
+            summed = _start_sum(part, ctx.call.problem)
+            d_weight = matmul(d_logits.t(), hidden) if wants_weight else None  # while the ranks' parts are summed
+        else:
+            part, d_weight = saved
+            summed = _start_sum(part, ctx.call.problem)
+        scale = grad_loss * unit
+        d_weight = _scaled(d_weight, scale, weight_dtype)
+        return _scaled(summed(), scale, hidden_dtype), d_weight, None, None, None
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    token_weight: Tensor,
+    unit: Tensor,
+    call: Call,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """(losses [N], nll [N], what the backward needs), with gradients divided by `unit`."""
+    operand = weight.to(hidden.dtype)
+    d_hidden, d_weight = None, None
+    if not call.keeps_logits:
+        # With other ranks' parts to come, rounding waits until they are summed.
+        dtype = hidden.dtype if call.problem.group is None else compute_dtype(hidden)
+        d_hidden = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
+        d_weight = torch.zeros_like(weight, dtype=compute_dtype(hidden)) if wanted[1] else None
+    kept: list[Tensor | None] = []
+
+    def take(rows: slice, d_logits: Tensor) -> None:
+        if call.keeps_logits:
+            kept.append(d_logits)
+        if d_hidden is not None:
+            d_hidden[rows] = matmul(d_logits, operand)
+        if d_weight is not None:
+            add_matmul(d_weight, d_logits.t(), hidden[rows])
+
+    chunks = []
+    for start in range(0, max(len(labels), 1), call.chunk_rows):
+        rows = slice(start, start + call.chunk_rows)
+        chunks.append(_chunk(rows, hidden, operand, labels, token_weight / unit, call, take))
+    loss, nll = (torch.cat([getattr(tokens, name) for tokens in chunks]) for name in ("loss", "nll"))
+    return loss, nll, [hidden, weight, *kept] if call.keeps_logits else [d_hidden, d_weight]
+
+
+def _chunk(
+    rows: slice,
+    hidden: Tensor,
+    operand: Tensor,
+    labels: Tensor,
+    token_weight: Tensor,
+    call: Call,
+    take: Callable[[slice, Tensor], None],
+) -> Tokens:
+    """The numbers of the tokens of `rows`, and their logits' gradient to `take`; the logits are gone afterwards."""
+    logits = matmul(hidden[rows], operand.t())
+    if call.backend == "triton":
+        from megatron_lfr.kernels.triton_rows import TritonRows
+
+        passes: TorchRows | TritonRows = TritonRows(logits, labels[rows], call.problem, hidden.dtype)
+    else:
+        passes = TorchRows(logits, labels[rows], call.problem, wants_gradient=True)
+    tokens = describe_tokens(merge_ranks(passes.statistics(), logits.shape[1], call.problem), call.problem)
+    d_logits = passes.gradient(differentiate(tokens, token_weight[rows], call.problem))
+    # A GPU multiplies in hidden's dtype; on a CPU nothing is rounded below fp32.
+    take(rows, d_logits.to(hidden.dtype) if hidden.is_cuda else d_logits)
+    return tokens
+
+
+def gather_hidden(hidden: Tensor, problem: Problem) -> Tensor:
+    """All tokens' hidden states [N, H]."""
+    return all_gather_rows(hidden, problem.group) if problem.sequence_parallel else hidden
+
+
+def weighted_sum(loss: Tensor, token_weight: Tensor) -> Tensor:
+    """The scalar loss, from the tokens' losses [N], which may be anything where the weight is 0."""
+    weighted = torch.where(token_weight != 0, loss * token_weight, 0.0)
+    return weighted.sum(dtype=torch.float64).to(loss.dtype)
+
+
+def _unit(token_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the logits' gradients are divided by while they are `dtype`: in fp16 a power of two that puts the largest
+    weight near 256, so that the softmax's tails do not vanish and a z-loss has room; else 1."""
+    if dtype != torch.float16 or not token_weight.numel():
+        return token_weight.new_ones(())
+    _, exponent = torch.frexp(token_weight.abs().amax().clamp(min=torch.finfo(torch.float32).tiny))
+    return torch.ldexp(token_weight.new_ones(()), exponent - 8)
+
+
+def _start_sum(part: Tensor | None, problem: Problem) -> Callable[[], Tensor | None]:
+    """Begin to sum the ranks' parts of hidden's gradient."""
+    if part is None:
+        return lambda: None
+    return (
+        start_reduce_scatter(part, problem.group)
+        if problem.sequence_parallel
+        else start_all_reduce(part, problem.group)
+    )
+
+
+def _scaled(gradient: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    return None if gradient is None else torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))

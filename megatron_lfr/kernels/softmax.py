@@ -1,0 +1,105 @@
+"""What a cross-entropy needs to know of each token's softmax, from the parts of the vocabulary that it is computed in.
+
+A part's statistics are fp32 [3, C] for C tokens: the largest logit m, the label's logit t (−inf where the label is not
+among the part's columns), and s = Σ exp(z − m); where labels are smoothed [4, C], with r = Σ (z − m). Parts are slices
+of one rank's columns, or the ranks of a tensor-parallel group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from megatron_lfr.parallel.collectives import all_gather_stacked
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything about a call but its tensors."""
+
+    vocab_size: int
+    first_column: int
+    """Token id of this rank's first row of the weight."""
+    columns: int
+    """This rank's rows that are no padding."""
+    group: ProcessGroup | None
+    sequence_parallel: bool
+    z_loss: float
+    smoothing: float
+    softcap: float
+
+
+class Tokens(NamedTuple):
+    """Of C tokens, over the whole vocabulary. [C] each."""
+
+    nll: Tensor
+    loss: Tensor
+    """Not weighted."""
+    top: Tensor
+    total: Tensor
+    """Σ exp(z − top)."""
+    growth: Tensor
+    """1 + 2ζ·lse: what the z-loss makes of the softmax's part in the gradient."""
+
+
+class Coefficients(NamedTuple):
+    """The gradient of a token's logits: scale · exp(z − top) − uniform, and at_label for the label. [C] each."""
+
+    scale: Tensor
+    top: Tensor
+    uniform: Tensor
+    at_label: Tensor
+
+
+def merge(parts: Tensor, width: int, columns: int) -> Tensor:
+    """The statistics over all parts [parts, 3 or 4, C] of `width` columns each, of which the first `columns` are no
+    padding: [3 or 4, C]. Bits do not depend on who computes it."""
+    if len(parts) == 1:
+        return parts[0]
+    tops, targets, sums, *remainders = parts.unbind(1)
+    top = tops.amax(0)
+    shift = tops - top
+    merged = [top, targets.amax(0), (sums * shift.exp()).sum(0)]
+    if remainders:
+        counts = (columns - width * torch.arange(len(parts), device=parts.device)).clamp(0, width)
+        merged.append((remainders[0] + counts.unsqueeze(1) * shift).sum(0))
+    return torch.stack(merged)
+
+
+def merge_ranks(statistics: Tensor, width: int, problem: Problem) -> Tensor:
+    """The statistics over the whole vocabulary from this rank's, of `width` columns with the padding."""
+    return merge(all_gather_stacked(statistics, problem.group), width, problem.vocab_size)
+
+
+def describe_tokens(statistics: Tensor, problem: Problem) -> Tokens:
+    """From the statistics over the whole vocabulary [3 or 4, C]."""
+    top, target, total, *remainder = statistics.unbind(0)
+    log_total = total.log()
+    # Differences first: near ±1000 the rounding of a maximum must not enter the loss.
+    nll = (top - target) + log_total
+    lse = top + log_total
+    loss = nll
+    if problem.smoothing:
+        smooth = log_total - remainder[0] / problem.vocab_size  # lse − mean logit
+        loss = (1.0 - problem.smoothing) * loss + problem.smoothing * smooth
+    if problem.z_loss:
+        loss = loss + problem.z_loss * lse.square()
+    return Tokens(nll, loss, top, total, 1.0 + 2.0 * problem.z_loss * lse)
+
+
+def differentiate(tokens: Tokens, token_weight: Tensor, problem: Problem) -> Coefficients:
+    """The gradient of Σ token_weight · loss; 0 for tokens of weight 0, whatever their logits are."""
+    growth, uniform = tokens.growth, problem.smoothing / problem.vocab_size
+    # p − 1 as expm1(−nll): a confident token's gradient is not lost in the subtraction.
+    at_label = torch.expm1(-tokens.nll) * growth + (growth - 1.0) + problem.smoothing - uniform
+    used = token_weight != 0
+    return Coefficients(
+        scale=torch.where(used, token_weight * growth / tokens.total, 0.0),
+        top=tokens.top,
+        uniform=token_weight * uniform,
+        at_label=torch.where(used, token_weight * at_label, 0.0),
+    )

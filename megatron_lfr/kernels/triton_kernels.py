@@ -1,0 +1,189 @@
+"""The Triton kernels of the cross-entropy. Every sum has a fixed order: no atomics, no tuning at run time."""
+
+# Triton reads annotations, and knows its own only.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_MIN = tl.constexpr(-3.4028234663852886e38)
+"""A maximum to start with: finite, so that a row of padding alone gives no −inf − (−inf)."""
+
+
+@triton.jit
+def _tanh(x):
+    """Where 1 − 2 / (1 + e^2x) would cancel, the series."""
+    square = x * x
+    series = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
+    return tl.where(square < 0.01, series, 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x)))
+
+
+@triton.jit
+def row_statistics(
+    logits,
+    row_stride,
+    labels,
+    out,
+    out_stride,
+    first_column,
+    columns,
+    softcap,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Statistics [3 or 4, rows] of logits [rows, columns] in fp32; one program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    column = tl.load(labels + row) - first_column
+    is_local = (column >= 0) & (column < columns)
+    target = tl.load(logits + column, mask=is_local, other=0.0)
+    if CAPPED:
+        target = softcap * _tanh(target / softcap)
+
+    top = tl.full((), _MIN, tl.float32)
+    total = tl.zeros((), tl.float32)
+    remainder = tl.zeros((), tl.float32)
+    for start in range(0, columns, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        z = tl.load(logits + at, mask=at < columns, other=0.0)
+        if CAPPED:
+            z = softcap * _tanh(z / softcap)
+        z = tl.where(at < columns, z, -float("inf"))
+        new_top = tl.maximum(top, tl.max(z, 0))
+        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
+        if SMOOTHED:
+            remainder += start * (top - new_top) + tl.sum(tl.where(at < columns, z - new_top, 0.0), 0)
+        top = new_top
+
+    out += row
+    tl.store(out, top)
+    tl.store(out + out_stride, tl.where(is_local, target, -float("inf")))
+    tl.store(out + 2 * out_stride, total)
+    if SMOOTHED:
+        tl.store(out + 3 * out_stride, remainder)
+
+
+@triton.jit
+def row_gradient(
+    logits,
+    row_stride,
+    out,
+    out_row_stride,
+    labels,
+    coefficients,
+    coefficient_stride,
+    first_column,
+    columns,
+    width,
+    softcap,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The logits' gradient [rows, width] into `out`; one program a row. `out` may be narrower numbers in the logits'
+    own memory, row over row: what is written was read before."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    out += row * out_row_stride
+    coefficients += row
+    scale = tl.load(coefficients)
+    top = tl.load(coefficients + coefficient_stride)
+    uniform = tl.load(coefficients + 2 * coefficient_stride)
+    at_label = tl.load(coefficients + 3 * coefficient_stride)
+    column = tl.load(labels + row) - first_column
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        z = tl.load(logits + at, mask=at < columns, other=-float("inf"))
+        tl.debug_barrier()  # other threads' numbers lie where this one writes
+        slope = 1.0
+        if CAPPED:
+            capped = _tanh(z / softcap)
+            slope = 1.0 - capped * capped
+            z = softcap * capped
+        gradient = scale * tl.exp(z - top)
+        if SMOOTHED:
+            gradient -= uniform
+        gradient = tl.where(at == column, at_label, gradient) * slope
+        gradient = tl.where(at < columns, gradient, 0.0)
+        # A scale of 0: a token that does not count, whose logits may be anything.
+        gradient = tl.where(scale != 0.0, gradient, 0.0)
+        tl.store(out + at, gradient.to(out.dtype.element_ty), mask=at < width)
+
+
+@triton.jit
+def score_slices(
+    hidden,
+    hidden_stride,
+    weight,
+    weight_stride,
+    labels,
+    out,
+    tokens,
+    width,
+    first_column,
+    columns,
+    slices,
+    slice_columns,
+    softcap,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    FP32_DOT: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    GROUP_TILES: tl.constexpr,
+):
+    """Statistics [slices, 3 or 4, tokens] of the logits hidden [tokens, width] · weightᵀ [width, columns], which are
+    never stored. One program a tile of tokens and slice of the vocabulary. Programs that run together share tiles of
+    both (GROUP_TILES), so that the L2 cache serves them. FP32_DOT: products of operands turned to fp32."""
+    tiles = tl.cdiv(tokens, BLOCK_TOKENS)
+    program = tl.program_id(0)
+    first_tile = program // (GROUP_TILES * slices) * GROUP_TILES
+    group = tl.minimum(tiles - first_tile, GROUP_TILES)
+    within = program % (GROUP_TILES * slices)
+    tile, piece = first_tile + within % group, within // group
+
+    token = tile * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    exists = token < tokens
+    hidden += token.to(tl.int64)[:, None] * hidden_stride
+    column = tl.load(labels + token, mask=exists, other=-1) - first_column
+    top = tl.full((BLOCK_TOKENS,), _MIN, tl.float32)
+    target = tl.full((BLOCK_TOKENS,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_TOKENS,), tl.float32)
+    remainder = tl.zeros((BLOCK_TOKENS,), tl.float32)
+
+    begin = piece * slice_columns
+    end = tl.minimum(begin + slice_columns, columns)
+    for start in range(begin, end, BLOCK_COLUMNS):
+        at = start + tl.arange(0, BLOCK_COLUMNS)
+        row = weight + at.to(tl.int64)[None, :] * weight_stride
+        z = tl.zeros((BLOCK_TOKENS, BLOCK_COLUMNS), tl.float32)
+        for channel in range(0, width, BLOCK_WIDTH):
+            k = channel + tl.arange(0, BLOCK_WIDTH)
+            a = tl.load(hidden + k[None, :], mask=exists[:, None] & (k[None, :] < width), other=0.0)
+            b = tl.load(row + k[:, None], mask=(at[None, :] < end) & (k[:, None] < width), other=0.0)
+            if FP32_DOT:  # noqa: SIM108  # Triton decides an if while it compiles
+                z = tl.dot(a.to(tl.float32), b.to(tl.float32), z, input_precision="ieee")
+            else:
+                z = tl.dot(a, b, z)
+        if CAPPED:
+            z = softcap * _tanh(z / softcap)
+        z = tl.where(at[None, :] < end, z, -float("inf"))
+        target = tl.maximum(target, tl.max(tl.where(at[None, :] == column[:, None], z, -float("inf")), 1))
+        new_top = tl.maximum(top, tl.max(z, 1))
+        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top[:, None]), 1)
+        if SMOOTHED:
+            shifted = tl.where(at[None, :] < end, z - new_top[:, None], 0.0)
+            remainder += (start - begin) * (top - new_top) + tl.sum(shifted, 1)
+        top = new_top
+
+    parts: tl.constexpr = 4 if SMOOTHED else 3
+    out += piece.to(tl.int64) * parts * tokens + token
+    tl.store(out, top, mask=exists)
+    tl.store(out + tokens, target, mask=exists)
+    tl.store(out + 2 * tokens, total, mask=exists)
+    if SMOOTHED:
+        tl.store(out + 3 * tokens, remainder, mask=exists)

@@ -1,0 +1,147 @@
+"""The passes over a chunk's logits by Triton kernels: on GPUs, or on CPU tensors in Triton's interpreter
+(TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from megatron_lfr.kernels import triton_kernels as kernels
+from megatron_lfr.kernels.softmax import Coefficients, Problem, merge
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """How a kernel with one program a row is launched. Fixed, as the bits of a sum depend on it."""
+
+    block: int = 4096
+    num_warps: int = 8
+
+    def constants(self) -> dict[str, int]:
+        return {"BLOCK": self.block}
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """The tiles of the fused matrix product, and how it is launched. Fixed, as the bits of a sum depend on it."""
+
+    tokens: int
+    columns: int
+    width: int
+    num_warps: int
+    num_stages: int
+    group_tiles: int = 16
+    slices: int = 32
+
+    def constants(self) -> dict[str, int]:
+        return {
+            "BLOCK_TOKENS": self.tokens,
+            "BLOCK_COLUMNS": self.columns,
+            "BLOCK_WIDTH": self.width,
+            "GROUP_TILES": self.group_tiles,
+        }
+
+
+ROW = RowConfig()
+SCORE_HALF = ScoreConfig(128, 256, 64, num_warps=8, num_stages=3)
+SCORE_FLOAT = ScoreConfig(64, 64, 16, num_warps=4, num_stages=3)
+
+
+class TritonRows:
+    """The logits [C, V_l] of C tokens before their cap, in fp32, contiguous; their memory is written over.
+    `dtype`: that of the gradient."""
+
+    def __init__(self, logits: Tensor, labels: Tensor, problem: Problem, dtype: torch.dtype) -> None:
+        self._logits, self._labels, self._problem, self._dtype = logits, labels.contiguous(), problem, dtype
+
+    def statistics(self) -> Tensor:
+        """See softmax: [3 or 4, C]."""
+        rows = len(self._logits)
+        out = self._logits.new_empty(4 if self._problem.smoothing else 3, rows)
+        self._launch(kernels.row_statistics, self._labels, out, rows, self._problem.first_column, self._problem.columns)
+        return out
+
+    def gradient(self, coefficients: Coefficients) -> Tensor:
+        """The logits' gradient [C, V_l] in `dtype`, in the first bytes of each row of the logits."""
+        logits, problem = self._logits, self._problem
+        out = logits.view(self._dtype)[:, : logits.shape[1]]
+        packed = torch.stack(coefficients)
+        self._launch(
+            kernels.row_gradient,
+            out,
+            out.stride(0),
+            self._labels,
+            packed,
+            packed.stride(0),
+            problem.first_column,
+            problem.columns,
+            logits.shape[1],
+        )
+        return out
+
+    def _launch(self, kernel: Any, *arguments: Any) -> None:
+        logits, problem = self._logits, self._problem
+        if not len(logits):
+            return
+        with _device(logits):
+            kernel[(len(logits),)](
+                logits,
+                logits.stride(0),
+                *arguments,
+                problem.softcap,
+                CAPPED=problem.softcap != 0,
+                SMOOTHED=problem.smoothing != 0,
+                **ROW.constants(),
+                num_warps=ROW.num_warps,
+                num_stages=1,
+            )
+
+
+def score(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem) -> Tensor:
+    """Statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H] in one dtype; the logits
+    are never stored."""
+    config = SCORE_FLOAT if hidden.dtype == torch.float32 else SCORE_HALF
+    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
+    tokens = len(hidden)
+    tiles_of_columns = max(triton.cdiv(problem.columns, config.columns), 1)
+    slice_columns = triton.cdiv(tiles_of_columns, config.slices) * config.columns
+    slices = max(triton.cdiv(problem.columns, slice_columns), 1)
+    out = hidden.new_empty(slices, 4 if problem.smoothing else 3, tokens, dtype=torch.float32)
+    tiles = triton.cdiv(tokens, config.tokens)
+    if tiles:
+        with _device(hidden):
+            kernels.score_slices[(tiles * slices,)](
+                hidden,
+                hidden.stride(0),
+                weight,
+                weight.stride(0),
+                labels.contiguous(),
+                out,
+                tokens,
+                hidden.shape[1],
+                problem.first_column,
+                problem.columns,
+                slices,
+                slice_columns,
+                problem.softcap,
+                CAPPED=problem.softcap != 0,
+                SMOOTHED=problem.smoothing != 0,
+                # In fp32, products of fp32 operands only; the interpreter's product of bf16 operands is wrong.
+                FP32_DOT=hidden.dtype == torch.float32 or INTERPRETED,
+                **config.constants(),
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+            )
+    return merge(out, slice_columns, problem.columns)
+
+
+def _device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,49 @@
+"""The kernels as compiled for Hopper, which needs no GPU: registers and spills, against triton_record.json.
+
+To renew the record of the installed Triton version after a change that is worth its registers:
+
+    python tests/kernels/compile_for_hopper.py --record
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, int]]:
+    """Compiled in a process without the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, HERE / "compile_for_hopper.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return found
+
+
+def test_nothing_spills(compiled: dict[str, dict[str, int]]) -> None:
+    assert len(compiled) == 4 * 7
+    assert {name: numbers["spills"] for name, numbers in compiled.items() if numbers["spills"]} == {}
+
+
+def test_tiles_fit_into_shared_memory(compiled: dict[str, dict[str, int]]) -> None:
+    assert max(numbers["shared"] for numbers in compiled.values()) <= 227 * 1024  # a Hopper block's
+
+
+def test_no_more_registers_than_recorded(compiled: dict[str, dict[str, int]]) -> None:
+    records = json.loads((HERE / "triton_record.json").read_text())
+    if triton.__version__ not in records:
+        pytest.skip(f"no record for Triton {triton.__version__}, only for {', '.join(records)}")
+    record = records[triton.__version__]
+    assert set(record) == set(compiled)
+    worse = {name: (n["registers"], record[name]) for name, n in compiled.items() if n["registers"] > record[name]}
+    assert worse == {}, "registers now and in the record"

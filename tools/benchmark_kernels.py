@@ -1,0 +1,260 @@
+"""The fused cross-entropy against its peers: time and peak memory, forward + backward and forward alone.
+
+    python tools/benchmark_kernels.py [--shapes 8192x4096x32000,8192x4096x128256] [--tp 1,8] [--json OUT.json]
+
+Shapes are tokens x hidden x vocabulary; --tp divides the vocabulary, as a tensor-parallel rank sees it (no
+communication). In each round every implementation runs once, in turn; medians are printed with the 10th and 90th
+percentile, and the ratio to ours. Peak memory is what a call needs beyond its inputs. Peers that are not installed, or
+fail (out of memory, say), are listed with the reason.
+
+On a GPU: bf16 by default; "floor" is three bf16 matrix products, the least that forward and backward can do; one for
+the forward alone. On a CPU ours is its PyTorch path, in fp32; "chunked" is the scheme of Liger's kernel in PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_lfr.kernels import block_cross_entropy
+
+Run = Callable[[], None]
+DEFAULT_SHAPES = {"cuda": "8192x4096x32000,8192x4096x128256", "cpu": "1024x256x8192"}
+
+
+@dataclass
+class Inputs:
+    """A batch of 8 rows; hidden and weight collect gradients."""
+
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    token_weight: Tensor
+
+    def clear(self) -> None:
+        self.hidden.grad = self.weight.grad = None
+
+
+def make_inputs(tokens: int, width: int, vocab: int, device: str, dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"device": device, "generator": generator}
+    hidden = torch.randn(8, tokens // 8, width, **options).to(dtype).requires_grad_()
+    weight = (torch.randn(vocab, width, **options) / width**0.5).to(dtype).requires_grad_()
+    labels = torch.randint(0, vocab, (8, tokens // 8), **options)
+    # 1 / tokens, a little less: a normaliser that is no power of two.
+    return Inputs(hidden, weight, labels, torch.full(labels.shape, 0.97 / tokens, device=device))
+
+
+def eager_loss(x: Inputs, logit_dtype: torch.dtype) -> Tensor:
+    logits = F.linear(x.hidden, x.weight).flatten(0, 1).to(logit_dtype)
+    return F.cross_entropy(logits, x.labels.flatten())
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Liger's scheme: chunks of about (hidden / vocabulary) of the tokens, gradients in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        rows = max(1, len(hidden) * hidden.shape[1] // weight.shape[0])
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        total = hidden.new_zeros(())
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            logits = (hidden[part] @ weight.t()).requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(logits, labels[part], reduction="sum") / len(hidden)
+            (d_logits,) = torch.autograd.grad(loss, logits)
+            total += loss.detach()
+            d_hidden[part] = d_logits @ weight
+            d_weight.addmm_(d_logits.t(), hidden[part])
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * grad, d_weight * grad, None
+
+
+def ours(mode: Any, **options: Any) -> Callable[[Inputs], Tensor]:
+    return lambda x: block_cross_entropy(x.hidden, x.weight, x.labels, x.token_weight, mode=mode, **options)[0]
+
+
+def peers(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
+    """Losses by name; a peer that is missing raises when it is called."""
+    if device == "cpu":
+        return {
+            "eager": lambda x: eager_loss(x, torch.float32),
+            "chunked": lambda x: ChunkedLoss.apply(x.hidden.flatten(0, 1), x.weight, x.labels.flatten()),  # type: ignore[no-untyped-call]
+        }
+    compiled = {
+        dtype: torch.compile(lambda x, dtype=dtype: eager_loss(x, dtype)) for dtype in (torch.bfloat16, torch.float32)
+    }
+    return {
+        "eager, fp32 logits": lambda x: eager_loss(x, torch.float32),
+        "torch.compile, bf16 logits": compiled[torch.bfloat16],
+        "torch.compile, fp32 logits": compiled[torch.float32],
+        "torch linear_cross_entropy": torch_linear_loss,
+        "Liger": liger_loss,
+        "Cut Cross-Entropy": cut_loss,
+    }
+
+
+def torch_linear_loss(x: Inputs) -> Tensor:
+    function: Any = F.linear_cross_entropy  # type: ignore[attr-defined]  # in newer versions
+    loss: Tensor = function(x.hidden.flatten(0, 1), x.weight, x.labels.flatten())
+    return loss
+
+
+def liger_loss(x: Inputs) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss()(x.weight, x.hidden.flatten(0, 1), x.labels.flatten())
+    return loss
+
+
+def cut_loss(x: Inputs) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    loss: Tensor = linear_cross_entropy(x.hidden, x.weight, x.labels)
+    return loss
+
+
+def floor(x: Inputs, backward: bool) -> None:
+    """The matrix products alone, on operands of the inputs' dtype."""
+    with torch.no_grad():
+        hidden = x.hidden.flatten(0, 1)
+        logits = hidden @ x.weight.t()
+        if backward:
+            torch.mm(logits, x.weight)
+            torch.mm(logits.t(), hidden)
+
+
+def implementations(x: Inputs, device: str, backward: bool) -> dict[str, Run]:
+    names = {"ours, save": ours("save"), "ours, chunk": ours("chunk")} if backward else {"ours, score": ours("score")}
+
+    def run(loss: Callable[[Inputs], Tensor]) -> None:
+        if backward:
+            loss(x).backward()  # type: ignore[no-untyped-call]
+            x.clear()
+        else:
+            with torch.no_grad():
+                loss(x)
+
+    runs: dict[str, Run] = {name: lambda f=f: run(f) for name, f in (names | peers(device)).items()}  # type: ignore[misc]
+    return runs | {"floor": lambda: floor(x, backward)}
+
+
+def timed(run: Run, device: str) -> float:
+    """Milliseconds."""
+    if device == "cpu":
+        started = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - started)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def peak_bytes(run: Run, device: str) -> int:
+    """Memory that a call takes at most, beyond what is there before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status_bytes("VmRSS")
+    run()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def measure(runs: dict[str, Run], device: str, rounds: int) -> dict[str, dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {}
+    for name, run in runs.items():
+        try:
+            for _ in range(3):
+                run()
+            results[name] = {"peak_bytes": peak_bytes(run, device), "ms": []}
+        except (ImportError, AttributeError, RuntimeError) as error:
+            results[name] = {"not_run": f"{type(error).__name__}: {error}".splitlines()[0][:100]}
+    for _ in range(rounds):
+        for name, result in results.items():
+            if "ms" in result:
+                result["ms"].append(timed(runs[name], device))
+    return results
+
+
+def report(title: str, results: dict[str, dict[str, Any]]) -> None:
+    print(f"\n{title}\n{'':28s} {'median ms':>10s} {'10 % .. 90 %':>19s} {'/ ours':>7s} {'peak MiB':>9s}")
+    base = statistics.median(next(iter(results.values()))["ms"])
+    for name, result in results.items():
+        if "not_run" in result:
+            print(f"{name:28s} not run: {result['not_run']}")
+            continue
+        times = sorted(result["ms"])
+        median, low, high = statistics.median(times), times[len(times) // 10], times[-1 - len(times) // 10]
+        spread = f"{low:.2f} .. {high:.2f}"
+        print(f"{name:28s} {median:10.2f} {spread:>19s} {median / base:7.3f} {result['peak_bytes'] / 2**20:9.1f}")
+
+
+def environment(device: str) -> dict[str, str]:
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": str(date.today()),
+        "commit": git.stdout.strip(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--shapes", default=DEFAULT_SHAPES[device])
+    parser.add_argument("--tp", default="1", help="tensor-parallel sizes, separated by commas")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    found: dict[str, Any] = {"environment": environment(device), "results": {}}
+    print(found["environment"])
+    for shape in args.shapes.split(","):
+        tokens, width, vocab = (int(number) for number in shape.split("x"))
+        for ranks in (int(number) for number in args.tp.split(",")):
+            x = make_inputs(tokens, width, vocab // ranks, device, dtype)
+            for backward in (True, False):
+                title = f"{shape} / {ranks}, {dtype}, forward" + (" + backward" if backward else "")
+                results = measure(implementations(x, device, backward), device, args.rounds)
+                report(title, results)
+                found["results"][title] = results
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
