@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb>=0.19"],
+        "liger": ["liger-kernel>=0.5.10"],
         "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=5.0"],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },

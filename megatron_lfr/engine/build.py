@@ -7,6 +7,7 @@ import torch
 from megatron_lfr.engine.sharding import shard_model
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.fused import KernelPackage, layer_kernels
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.layers import TensorParallel
@@ -21,6 +22,7 @@ def build_stages(
     compute_dtype: torch.dtype = torch.float32,
     recompute_granularity: RecomputeGranularity | None = None,
     compile_layers: bool = False,
+    kernels: KernelPackage = "torch",
 ) -> list[Llama]:
     """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank holds more at any time than its
     shards and one whole weight."""
@@ -41,6 +43,7 @@ def build_stages(
                 stage=stage,
                 compute_dtype=compute_dtype,
                 recompute_granularity=recompute_granularity,
+                kernels=layer_kernels(kernels),
                 loss_mode=loss_mode,
             )
         if compile_layers:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from megatron_lfr.model.fused import check_package
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -47,8 +49,11 @@ class OptimizerConfig:
     """Term added to AdamW's denominator."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    adam_kernel: Literal["torch", "apex"] = "torch"
+    """PyTorch's fused AdamW, or apex's FusedAdam, which needs a GPU."""
 
     def validate(self) -> None:
+        check_package("--adam-kernel", self.adam_kernel)
         if self.lr <= 0:
             raise ValueError(f"--lr {self.lr}: must be positive")
         if not 0 <= self.min_lr <= self.lr:
@@ -139,7 +144,7 @@ def _remaining(style: str, progress: float) -> float:
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Sequence[nn.Parameter], decayed: Sequence[bool]
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW with weight decay on the `decayed` parameters: matrices; norms, which have one dimension, have none."""
     marked = list(zip(parameters, decayed, strict=True))
     groups = [
@@ -147,4 +152,8 @@ def build_optimizer(
         {"params": [p for p, decays in marked if not decays], "weight_decay": 0.0},
     ]
     betas = (config.adam_beta1, config.adam_beta2)
+    if config.adam_kernel == "apex":
+        from megatron_lfr.engine.apex_adam import ApexAdamW
+
+        return ApexAdamW(groups, lr=config.lr, betas=betas, eps=config.adam_eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.adam_eps, fused=True)

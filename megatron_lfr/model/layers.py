@@ -16,8 +16,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.norm import RMSNorm
-from megatron_lfr.model.rope import split_and_rotate
 from megatron_lfr.parallel.collectives import group_size
 from megatron_lfr.parallel.context import gather_sequence, local_chunks
 from megatron_lfr.parallel.layers import ColumnParallelLinear, RowParallelLinear, TensorParallel
@@ -33,7 +33,12 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, tp: TensorParallel, context_group: ProcessGroup | None, recompute: bool
+        self,
+        config: ModelConfig,
+        tp: TensorParallel,
+        context_group: ProcessGroup | None,
+        recompute: bool,
+        kernels: LayerKernels,
     ) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -42,6 +47,7 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden_size, width + 2 * config.query_groups * config.head_dim, tp)
         self.output = RowParallelLinear(width, config.hidden_size, tp)
         self.tp, self.context_group, self.recompute = tp, context_group, recompute
+        self.split_and_rotate = kernels.split_and_rotate
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         qkv = self.qkv(self.tp.enter(x))
@@ -56,7 +62,7 @@ class Attention(nn.Module):
         qkv = qkv.view(
             -1, cos.shape[1], qkv.shape[-1] // (self.heads + 2) // self.head_dim, self.heads + 2, self.head_dim
         )
-        q, k, v = split_and_rotate(qkv, cos, sin, self.heads)  # [B, S, groups, heads, D], [B, S, groups, D] twice
+        q, k, v = self.split_and_rotate(qkv, cos, sin, self.heads)  # [B, S, groups, heads, D], [B, S, groups, D] twice
         q = q.flatten(2, 3)
         if group_size(self.context_group) == 1:
             mixed = self._dot_product(q, k, v, mask, is_causal=mask is None)
@@ -100,16 +106,16 @@ def _causal_end(rows: int, length: int, device: torch.device) -> Tensor:
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, kernels: LayerKernels) -> None:
         super().__init__()
         self.gate = ColumnParallelLinear(config.hidden_size, config.ffn_size, tp)
         self.up = ColumnParallelLinear(config.hidden_size, config.ffn_size, tp)
         self.down = RowParallelLinear(config.ffn_size, config.hidden_size, tp)
-        self.tp = tp
+        self.tp, self.swiglu = tp, kernels.swiglu
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.tp.enter(x)
-        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(self.swiglu(self.gate(x), self.up(x)))
         return y
 
 
@@ -122,12 +128,13 @@ class TransformerLayer(nn.Module):
         tp: TensorParallel,
         context_group: ProcessGroup | None,
         recompute: RecomputeGranularity | None,
+        kernels: LayerKernels,
     ) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = Attention(config, tp, context_group, recompute == "selective")
-        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.feed_forward = FeedForward(config, tp)
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon, kernels.rms_norm)
+        self.attention = Attention(config, tp, context_group, recompute == "selective", kernels)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon, kernels.rms_norm)
+        self.feed_forward = FeedForward(config, tp, kernels)
         self.recompute = recompute == "full"
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import rope_tables
@@ -59,10 +60,11 @@ class Llama(nn.Module):
         stage: Stage | None = None,
         compute_dtype: torch.dtype = torch.float32,
         recompute_granularity: RecomputeGranularity | None = None,
+        kernels: LayerKernels | None = None,
         loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
-        tp = tp or TensorParallel()
+        tp, kernels = tp or TensorParallel(), kernels or LayerKernels()
         config.validate(tp.size)
         rows = config.padded_vocab_size
         assert config.vocab_size is not None
@@ -78,12 +80,12 @@ class Llama(nn.Module):
             self.embedding = VocabParallelEmbedding(*shape, tp, rows)
         self.layers = nn.ModuleDict(
             {
-                str(number): TransformerLayer(config, tp, context_group, recompute_granularity)
+                str(number): TransformerLayer(config, tp, context_group, recompute_granularity, kernels)
                 for number in range(stage.first_layer, stage.end_layer)
             }
         )
         if stage.is_last:
-            self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+            self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon, kernels.rms_norm)
             self.output = None if tied else ShardedWeight(shape, 0, tp, rows)
         for name in ("rope_cos", "rope_sin"):
             self.register_buffer(name, torch.empty(0), persistent=False)

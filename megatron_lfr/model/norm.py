@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,19 +10,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class RMSNorm(nn.Module):
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """y = weight · x / √(mean(x²) + ε) over the last dimension, computed in fp32, returned in x's dtype."""
+    if x.is_cuda:
+        return F.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(x.dtype)
+    y: Tensor = _RMSNorm.apply(x.float(), weight.float(), epsilon)  # type: ignore[no-untyped-call]
+    return y.to(x.dtype)
 
-    def __init__(self, size: int, epsilon: float) -> None:
+
+class RMSNorm(nn.Module):
+    """`function` (see rms_norm) with its weight."""
+
+    def __init__(
+        self, size: int, epsilon: float, function: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+    ) -> None:
         super().__init__()
-        self.epsilon = epsilon
+        self.epsilon, self.function = epsilon, function
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda:
-            return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
-        y: Tensor = _RMSNorm.apply(x.float(), self.weight.float(), self.epsilon)  # type: ignore[no-untyped-call]
-        return y.to(x.dtype)
+        return self.function(x, self.weight, self.epsilon)
 
 
 class _RMSNorm(torch.autograd.Function):

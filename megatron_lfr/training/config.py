@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_lfr.lfr import PRESETS
+from megatron_lfr.model.fused import KernelPackage, check_package
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class TrainingConfig:
     """Recompute activations in the backward pass: of whole layers, or of attention alone."""
     compile: bool = False
     """Compile each transformer layer with torch.compile."""
+    layer_kernels: KernelPackage = "torch"
+    """Where RMSNorm, rotary positions and SwiGLU come from: PyTorch (--compile fuses them), the liger-kernel package,
+    or apex (RMSNorm alone). The packages need a GPU."""
     eval_interval: int | None = None
     """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
     eval_iters: int | None = None
@@ -79,6 +83,9 @@ class TrainingConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if self.compile and self.layer_kernels != "torch":
+            raise ValueError(f"--compile: goes with --layer-kernels torch, not {self.layer_kernels}")
+        check_package("--layer-kernels", self.layer_kernels)
         multiple = self.micro_batch_size * data_parallel_size
         if self.blocks_per_step(data_parallel_size) % multiple:
             raise ValueError(

@@ -150,6 +150,7 @@ def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: Parall
         compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
         recompute_granularity=training.recompute_granularity,
         compile_layers=training.compile,
+        kernels=training.layer_kernels,
     )
     return NativeEngine(
         stages,

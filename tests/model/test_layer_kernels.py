@@ -1,0 +1,132 @@
+"""Kernels of optional packages against the plain layers, on a GPU; what a machine without them is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
+from megatron_lfr.model.fused import KernelPackage, LayerKernels, check_package, layer_kernels
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    missing = not torch.cuda.is_available() or importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"needs a CUDA device and {module}")
+
+
+def gradients(function: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
+    """Results and the gradients of a weighted sum of them."""
+    leaves = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+    results = function(*leaves)
+    results = list(results) if isinstance(results, tuple) else [results]
+    weights = [torch.randn(r.shape, generator=torch.Generator().manual_seed(i)) for i, r in enumerate(results)]
+    sum((r.float() * w.to(r.device)).sum() for r, w in zip(results, weights, strict=True)).backward()
+    return [*results, *(x.grad for x in leaves if x.grad is not None)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "package", [pytest.param("liger", marks=needs("liger_kernel")), pytest.param("apex", marks=needs("apex"))]
+)
+def test_equals_the_plain_layers(package: KernelPackage, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain, fused = LayerKernels(), layer_kernels(package)
+    x, gate, up = (torch.randn(96, 256, device="cuda", dtype=dtype).requires_grad_() for _ in range(3))
+    weight = torch.rand(256, device="cuda", dtype=dtype).requires_grad_()
+    qkv = torch.randn(2, 48, 3, 4, 32, device="cuda", dtype=dtype).requires_grad_()
+    angles = torch.rand(1, 48, 1, 1, 16, device="cuda") * 6
+    tables = (torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1))
+    for name, inputs, options in (
+        ("rms_norm", (x, weight), (1e-5,)),
+        ("swiglu", (gate, up), ()),
+        ("split_and_rotate", (qkv, *tables), (2,)),
+    ):
+        expected, found = (
+            gradients(lambda *t, f=getattr(kernels, name), o=options: f(*t, *o), *inputs) for kernels in (plain, fused)
+        )
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("package", ["liger", "apex"])
+def test_a_package_that_is_missing_is_named(package: KernelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"--layer-kernels {package}: it is not installed; .*, or take .* torch"):
+        check_package("--layer-kernels", package)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match="--adam-kernel apex: its kernels need a GPU"):
+        OptimizerConfig(adam_kernel="apex").validate()
+
+
+class StandIn(torch.optim.AdamW):
+    """What apex's FusedAdam, which cannot be built without a GPU, does differently from AdamW: steps are counted once a
+    group, states hold the moments alone, gradients are always dropped. It shows the adapter, not apex."""
+
+    def __init__(self, groups: Any, *, adam_w_mode: bool, set_grad_none: bool, **options: Any) -> None:
+        assert adam_w_mode
+        assert set_grad_none
+        super().__init__(groups, **options)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for parameter in group["params"]:
+                if state := self.state[parameter]:
+                    state["step"] = torch.tensor(float(group["step"] - 1))
+        super().step()
+        for state in self.state.values():
+            del state["step"]
+
+
+@pytest.mark.parametrize("adam_kernel", [pytest.param("apex", marks=[pytest.mark.gpu, needs("apex")]), "stand-in"])
+def test_apex_adam_continues_what_adamw_began(adam_kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if adam_kernel == "stand-in":
+        optimizers: Any = types.ModuleType("apex.optimizers")
+        optimizers.FusedAdam = StandIn
+        monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+        monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+        monkeypatch.delitem(sys.modules, "megatron_lfr.engine.apex_adam", raising=False)
+    device = "cpu" if adam_kernel == "stand-in" else "cuda"
+    weights = [
+        [nn.Parameter(torch.full((3, 4), 0.5, device=device)), nn.Parameter(torch.ones(4, device=device))]
+        for _ in range(2)
+    ]
+    plain, apex = (
+        build_optimizer(OptimizerConfig(lr=1e-2, adam_kernel=kernel), part, [True, False])  # type: ignore[arg-type]
+        for kernel, part in zip(("torch", "apex"), weights, strict=True)
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def step(*chosen: int) -> None:
+        values = [torch.randn(w.shape, generator=generator).to(device) for w in weights[0]]
+        for i in chosen:
+            for weight, value in zip(weights[i], values, strict=True):
+                weight.grad = value.clone()
+            (plain, apex)[i].step()
+
+    step(0)
+    step(0)
+    step(1)  # makes the states
+    for from_weight, to_weight in zip(*weights, strict=True):
+        to_weight.data.copy_(from_weight.data)
+        for key, value in plain.state[from_weight].items():
+            apex.state[to_weight][key].copy_(value)
+    for _ in range(3):
+        step(0, 1)
+    for one, two in zip(*weights, strict=True):
+        torch.testing.assert_close(one, two)
+        assert set(apex.state[two]) == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in plain.state[one].items():
+            torch.testing.assert_close(apex.state[two][key], value)
