@@ -21,10 +21,10 @@ def needs(module: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing, reason=f"needs a CUDA device and {module}")
 
 
-def gradients(function: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
+def gradients(function: Callable[..., Any], inputs: tuple[Tensor, ...], options: tuple[Any, ...]) -> list[Tensor]:
     """Results and the gradients of a weighted sum of them."""
     leaves = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-    results = function(*leaves)
+    results = function(*leaves, *options)
     results = list(results) if isinstance(results, tuple) else [results]
     weights = [torch.randn(r.shape, generator=torch.Generator().manual_seed(i)) for i, r in enumerate(results)]
     sum((r.float() * w.to(r.device)).sum() for r, w in zip(results, weights, strict=True)).backward()
@@ -49,9 +49,7 @@ def test_equals_the_plain_layers(package: KernelPackage, dtype: torch.dtype) -> 
         ("swiglu", (gate, up), ()),
         ("split_and_rotate", (qkv, *tables), (2,)),
     ):
-        expected, found = (
-            gradients(lambda *t, f=getattr(kernels, name), o=options: f(*t, *o), *inputs) for kernels in (plain, fused)
-        )
+        expected, found = (gradients(getattr(kernels, name), inputs, options) for kernels in (plain, fused))
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b)
 
