@@ -1,6 +1,7 @@
 """The fused cross-entropy against its peers: time and peak memory, forward + backward and forward alone.
 
     python tools/benchmark_kernels.py [--shapes 8192x4096x32000,8192x4096x128256] [--tp 1,8] [--json OUT.json]
+    python tools/benchmark_kernels.py --accuracy
 
 Shapes are tokens x hidden x vocabulary; --tp divides the vocabulary, as a tensor-parallel rank sees it (no
 communication). In each round every implementation runs once, in turn; medians are printed with the 10th and 90th
@@ -9,6 +10,9 @@ fail (out of memory, say), are listed with the reason.
 
 On a GPU: bf16 by default; "floor" is three bf16 matrix products, the least that forward and backward can do; one for
 the forward alone. On a CPU ours is its PyTorch path, in fp32; "chunked" is the scheme of Liger's kernel in PyTorch.
+
+--accuracy prints errors against fp64 instead: of the loss of each token, of the mean of each block, and of the
+gradients (relative L2), ours and eager's.
 """
 
 from __future__ import annotations
@@ -220,6 +224,40 @@ def report(title: str, results: dict[str, dict[str, Any]]) -> None:
         print(f"{name:28s} {median:10.2f} {spread:>19s} {median / base:7.3f} {result['peak_bytes'] / 2**20:9.1f}")
 
 
+def accuracy(shape: tuple[int, int, int], device: str, dtypes: list[torch.dtype]) -> None:
+    """Print errors against fp64 on the same inputs."""
+    print(f"\n{'x'.join(map(str, shape))}\n{'':28s} {'token NLL':>10s} {'block mean':>10s} {'dX':>10s} {'dW':>10s}")
+    for dtype in dtypes:
+        x = make_inputs(*shape, device, dtype)
+        nll, *gradients = exact(x)
+        each = torch.arange(x.labels.numel(), device=device).view_as(x.labels)
+        for mode in ("save", "chunk", "score"):
+            options: dict[str, Any] = {"mode": mode, "chunk_rows": shape[0] // 3}
+            inputs = (x.hidden, x.weight, x.labels, x.token_weight)
+            loss, tokens = block_cross_entropy(*inputs, block_ids=each, num_blocks=each.numel(), **options)
+            _, blocks = block_cross_entropy(*inputs, **options)
+            errors = [
+                (tokens.nll_sum.double() - nll.flatten()).abs().max(),
+                ((blocks.nll_sum / blocks.count).double() / nll.mean(1) - 1).abs().max(),
+            ]
+            if mode != "score":
+                found = torch.autograd.grad(loss, (x.hidden, x.weight))
+                errors += [(a.double() - b).norm() / b.norm() for a, b in zip(found, gradients, strict=True)]
+            print(f"{f'ours, {mode}, {dtype}':28s}" + "".join(f" {float(error):10.1e}" for error in errors))
+        eager = eager_loss(x, torch.float32) * (0.97 * x.labels.numel() / shape[0])
+        found = torch.autograd.grad(eager, (x.hidden, x.weight))
+        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(found, gradients, strict=True)]
+        print(f"{f'eager, {dtype}':50s}" + "".join(f" {float(error):10.1e}" for error in errors))
+
+
+def exact(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """NLL of each token [B, S], dX and dW of the weighted sum, in fp64."""
+    hidden, weight = (t.detach().double().requires_grad_() for t in (x.hidden, x.weight))
+    nll = F.cross_entropy((hidden @ weight.t()).flatten(0, 1), x.labels.flatten(), reduction="none")
+    d_hidden, d_weight = torch.autograd.grad((nll * x.token_weight.flatten()).sum(), (hidden, weight))
+    return nll.detach().view_as(x.labels), d_hidden, d_weight
+
+
 def environment(device: str) -> dict[str, str]:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
@@ -238,11 +276,16 @@ def main() -> None:
     parser.add_argument("--tp", default="1", help="tensor-parallel sizes, separated by commas")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype or ("bfloat16" if device == "cuda" else "float32"))
     found: dict[str, Any] = {"environment": environment(device), "results": {}}
     print(found["environment"])
+    if args.accuracy:
+        dtypes = [torch.bfloat16, torch.float16, torch.float32] if device == "cuda" else [torch.bfloat16, torch.float32]
+        accuracy((2048, 1024, 16000) if device == "cuda" else (1024, 256, 8192), device, dtypes)
+        return
     for shape in args.shapes.split(","):
         tokens, width, vocab = (int(number) for number in shape.split("x"))
         for ranks in (int(number) for number in args.tp.split(",")):

@@ -23,11 +23,12 @@ part() { # part NAME SECONDS COMMAND...
 }
 
 : >"$out/parts.txt"
-part build 90 python3 setup.py -q build_ext --inplace
-part tests 150 python3 -m pytest -q --confcutdir=tests/kernels -p no:cacheprovider tests/kernels
-part kernels 120 python3 tools/benchmark_kernels.py --rounds 10 --json "$out/kernels.json"
+part build 60 python3 setup.py -q build_ext --inplace
+part tests 140 python3 -m pytest -q --confcutdir=tests/kernels -p no:cacheprovider tests/kernels
+part accuracy 30 python3 tools/benchmark_kernels.py --accuracy
+part kernels 110 python3 tools/benchmark_kernels.py --rounds 10 --json "$out/kernels.json"
 part training 60 python3 tools/benchmark_training.py --bf16 --json "$out/training.json"
-part training_compiled 60 python3 tools/benchmark_training.py --bf16 --compile --json "$out/training_compiled.json"
+part training_compiled 70 python3 tools/benchmark_training.py --bf16 --compile --json "$out/training_compiled.json"
 
 python3 - "$out" <<'PYTHON'
 import json
@@ -39,7 +40,7 @@ names = ("kernels", "training", "training_compiled")
 found = {name: json.loads(path.read_text()) for name in names if (path := out / f"{name}.json").exists()}
 found["parts"] = (out / "parts.txt").read_text().splitlines()
 (out / "gpu_check.json").write_text(json.dumps(found, indent=1) + "\n")
-logs = [path.read_text()[-6000:] for name in ("tests", *names) if (path := out / f"{name}.log").exists()]
+logs = [path.read_text()[-6000:] for name in ("tests", "accuracy", *names) if (path := out / f"{name}.log").exists()]
 (out / "gpu_check.txt").write_text("\n".join([*found["parts"], *logs]))
 PYTHON
 cat "$out/gpu_check.txt"
