@@ -11,48 +11,12 @@
 
 namespace mlfr {
 
-float percentile(Scores scores, double q, int threads) {
-    if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
-    const uint64_t seen = count_seen(scores, threads);
-    if (seen == 0) throw std::invalid_argument("scores: no block has one");
-    const uint64_t rank = std::max<uint64_t>(ceil_share(q, seen), 1);
-    return key_float(
-        key_at_rank(scores.n, rank - 1, threads, [&](uint64_t i) { return float_key(scores[i]); }).key);
-}
-
 namespace {
-
-struct Range {
-    float low = std::numeric_limits<float>::infinity();
-    float high = -std::numeric_limits<float>::infinity();
-    uint64_t seen = 0;
-};
-
-Range find_range(Scores scores, int threads) {
-    std::vector<Range> parts(num_chunks(scores.n));
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        Range range;
-        for (uint64_t i = first; i < last; ++i) {
-            const float score = scores.checked(i);  // NaN fails every comparison
-            range.low = score < range.low ? score : range.low;
-            range.high = score > range.high ? score : range.high;
-            range.seen += !std::isnan(score);
-        }
-        parts[chunk] = range;
-    });
-    Range range;
-    for (const Range& part : parts) {
-        range.low = std::min(range.low, part.low);
-        range.high = std::max(range.high, part.high);
-        range.seen += part.seen;
-    }
-    return range;
-}
 
 // Bins of equal width between the lowest and the highest score.
 class Bins {
   public:
-    Bins(Range range, uint64_t count) : range_(range), count_(count) {
+    Bins(ScoreRange range, uint64_t count) : range_(range), count_(count) {
         const double width = static_cast<double>(range.high) - static_cast<double>(range.low);
         per_unit_ = width > 0.0 ? static_cast<double>(count) / width : 0.0;
     }
@@ -62,7 +26,7 @@ class Bins {
     // Never falls with the score, rounding included: a product by a positive constant is monotonic.
     uint64_t of(float score) const {
         const double place = (static_cast<double>(score) - static_cast<double>(range_.low)) * per_unit_;
-        return std::min(static_cast<uint64_t>(static_cast<int64_t>(place)), count_ - 1);
+        return static_cast<uint64_t>(std::min(static_cast<int32_t>(place), static_cast<int32_t>(count_) - 1));
     }
 
     // The smallest float whose bin is at least `bin`, found by bisection, so that rounding moves no score
@@ -81,15 +45,19 @@ class Bins {
     }
 
   private:
-    Range range_;
+    ScoreRange range_;
     uint64_t count_;
     double per_unit_;
 };
 
 std::vector<double> find_cuts(Scores scores, const Bins& bins, size_t k, int threads) {
-    const std::vector<uint64_t> counts = histogram(scores.n, bins.count(), threads, [&](uint64_t i) {
-        return std::isnan(scores[i]) ? bins.count() : bins.of(scores[i]);
-    });
+    const std::vector<uint64_t> counts =
+        histogram(scores.n, bins.count(), threads, [&](uint64_t first, uint64_t count, uint32_t* of) {
+            for (uint64_t j = 0; j < count; ++j) {
+                const float score = scores[first + j];
+                of[j] = static_cast<uint32_t>(std::isnan(score) ? bins.count() : bins.of(score));
+            }
+        });
     std::vector<uint64_t> place, weight;
     for (uint64_t b = 0; b < counts.size(); ++b) {
         if (counts[b] == 0) continue;
@@ -123,21 +91,46 @@ struct Moments {
     }
 };
 
+// exp(min(score, cap)) of a batch; where one is beyond the range of fp32's exponential, of all in fp64.
+void exponentiate(const float* scores, uint64_t count, double cap, float* capped, double* exponentials) {
+    constexpr float kLargest = 80.0f;
+    const auto limit = static_cast<float>(std::min(cap, 1e30));
+    for (uint64_t j = 0; j < count; ++j) capped[j] = std::min(scores[j], limit);
+    const ScoreRange range = find_range(capped, count);
+    if (range.seen > 0 && (range.low < -kLargest || range.high > kLargest)) {
+        for (uint64_t j = 0; j < count; ++j) {
+            exponentials[j] = det_exp(std::min(static_cast<double>(scores[j]), cap));
+        }
+        return;
+    }
+    for (uint64_t j = 0; j < count; ++j) exponentials[j] = static_cast<double>(det_expf(capped[j]));
+}
+
 std::vector<Moments> sum_moments(Scores scores, const Intervals& intervals, double low, double cap,
                                  int threads) {
     std::vector<std::vector<Moments>> parts(num_chunks(scores.n));
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        std::vector<Moments> moments(intervals.count());
-        for (uint64_t i = first; i < last; ++i) {
-            if (std::isnan(scores[i])) continue;
-            const double score = scores[i];
-            moments[intervals.of(scores[i])].add(score - low, det_exp(std::min(score, cap)));
-        }
-        parts[chunk] = std::move(moments);
+    const size_t k = intervals.count();
+    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+        // Neighbours go to two tables: one that is added right after the other must not wait for it. The last
+        // entry is that of blocks without a score.
+        std::vector<Moments> even(k + 1), odd(k + 1);
+        uint32_t number[kBatch];
+        float capped[kBatch];
+        double perplexity[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            const float* batch = scores.data + first;
+            intervals.read(batch, count, static_cast<uint32_t>(k), number);
+            exponentiate(batch, count, cap, capped, perplexity);
+            for (uint64_t j = 0; j < count; ++j) {
+                (j & 1 ? odd : even)[number[j]].add(static_cast<double>(batch[j]) - low, perplexity[j]);
+            }
+        });
+        for (size_t c = 0; c < k; ++c) even[c].merge(odd[c]);
+        parts[chunk] = std::move(even);
     });
-    std::vector<Moments> total(intervals.count());
+    std::vector<Moments> total(k);
     for (const auto& part : parts) {
-        for (size_t c = 0; c < total.size(); ++c) total[c].merge(part[c]);
+        for (size_t c = 0; c < k; ++c) total[c].merge(part[c]);
     }
     return total;
 }
@@ -149,7 +142,7 @@ Clusters cluster(Scores scores, int k, int bins, double cap, int threads) {
         throw std::invalid_argument("k: must lie between 1 and 63");
     if (bins < k || bins > (1 << 16)) throw std::invalid_argument("bins: must lie between k and 65536");
     if (std::isnan(cap)) throw std::invalid_argument("cap: must be a number");
-    const Range range = find_range(scores, threads);
+    const ScoreRange range = find_range(scores, threads);
     if (range.seen == 0) throw std::invalid_argument("scores: no block has one");
 
     Clusters result;

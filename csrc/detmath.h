@@ -49,24 +49,53 @@ inline double det_exp_inside(double x) {
 // The same for any x, clamped to [-700, 700].
 inline double det_exp(double x) { return det_exp_inside(std::min(std::max(x, -700.0), 700.0)); }
 
-// ln x for normal x > 0, relative error below 1e-13 also near 1: x = 2^k m, sqrt(1/2) <= m < sqrt(2),
-// ln m = 2 atanh(s), s = (m - 1) / (m + 1).
-inline double det_log(double x) {
-    uint64_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    constexpr uint64_t kRootHalf = 0x3FE6A09E667F3BCDull;  // sqrt(1/2)
-    const int64_t k = static_cast<int64_t>(bits - kRootHalf) >> 52;
-    bits -= static_cast<uint64_t>(k) << 52;
-    double m;
+// e^x in fp32 for |x| <= 86, relative error below 3e-7: x = n ln 2 + r with |r| <= ln 2 / 2, e^r from its
+// series. No branches and no tables: loops over it become vector instructions.
+inline float det_expf(float x) {
+    constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+    const float shifted = x * 0x1.715476p0f + kRound;
+    const float n = shifted - kRound;
+    const float r = (x - n * 0x1.63p-1f) - n * -0x1.bd0106p-13f;  // ln 2 in two parts
+    int32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = static_cast<int32_t>(static_cast<uint32_t>(bits - 0x4B400000 + 127) << 23);
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    const float series =
+        1.0f +
+        r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
+    return series * power;
+}
+
+// A number uniform in [0, 1) from a random word, and what it lacks to 1.
+struct Uniform {
+    float number, rest;
+
+    explicit Uniform(uint64_t word) {
+        const uint64_t bits = 0x3FF0000000000000u | (word >> 12);
+        double above_one;
+        std::memcpy(&above_one, &bits, sizeof above_one);
+        number = static_cast<float>(above_one - 1.0);
+        rest = static_cast<float>(2.0 - above_one);
+    }
+};
+
+// -ln(1 - t) in fp32 for a uniform t of 52 bits: a standard exponential number, relative error below 1e-6
+// down to the smallest ones. rest = 1 - t = 2^k m, sqrt(1/2) <= m < sqrt(2), ln m = 2 atanh(s), s = (m - 1) /
+// (m + 1).
+inline float det_exponential(float t, float rest) {
+    int32_t bits;
+    std::memcpy(&bits, &rest, sizeof bits);
+    const int32_t k = (bits - 0x3F3504F3) >> 23;  // sqrt(1/2)
+    bits -= static_cast<int32_t>(static_cast<uint32_t>(k) << 23);
+    float m;
     std::memcpy(&m, &bits, sizeof m);
-    const double s = (m - 1.0) / (m + 1.0);
-    const double t = s * s;
-    const double tail =
-        t *
-        (1.0 / 3 +
-         t * (1.0 / 5 + t * (1.0 / 7 + t * (1.0 / 9 + t * (1.0 / 11 + t * (1.0 / 13 + t * (1.0 / 15)))))));
-    const auto kd = static_cast<double>(k);
-    return kd * kLn2High + (kd * kLn2Low + 2.0 * (s + s * tail));
+    const float from_m = m - 1.0f;
+    const float f = k == 0 ? -t : from_m;  // of a small t every digit counts
+    const float s = f / (2.0f + f);
+    const float z = s * s;
+    const float tail = z * (1.0f / 3 + z * (1.0f / 5 + z * (1.0f / 7 + z * (1.0f / 9))));
+    return -(static_cast<float>(k) * 0x1.62e430p-1f + 2.0f * (s + s * tail));
 }
 
 // What may be missing or in excess when a decimal share times a count is rounded to doubles: 0.7 of 10 is 7,

@@ -12,43 +12,121 @@
 
 namespace mlfr {
 
+namespace {
+
+// Ranks of the scores. Throws std::invalid_argument for an infinite one.
+KeyRanks<ScoreKeys> rank_scores(Scores scores, int threads) {
+    KeyRanks<ScoreKeys> ranks(ScoreKeys(scores), threads);
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    // NaN apart, only infinities share the upper half of their keys.
+    if (ranks.count_near(float_key(kInfinity)) + ranks.count_near(float_key(-kInfinity)) > 0) {
+        count_seen(scores, threads);  // names the block
+    }
+    return ranks;
+}
+
+Threshold threshold_of(const KeyRanks<ScoreKeys>& ranks, double drop) {
+    if (ranks.count() == 0) return {-std::numeric_limits<float>::infinity(), 0, 0, 0};
+    const uint64_t dropped = std::min(floor_share(drop, ranks.count()), ranks.count() - 1);
+    const Cut cut = ranks.at(dropped);
+    return {key_float(cut.key), dropped - cut.below, dropped, ranks.count()};
+}
+
+}  // namespace
+
 Threshold threshold(Scores scores, double drop, int threads) {
     if (!(drop >= 0.0 && drop < 1.0)) throw std::invalid_argument("drop: must be at least 0 and below 1");
-    const uint64_t seen = count_seen(scores, threads);
-    if (seen == 0) return {-std::numeric_limits<float>::infinity(), 0, 0, 0};
-    const uint64_t dropped = std::min(floor_share(drop, seen), seen - 1);
-    const Cut cut = key_at_rank(scores.n, dropped, threads, [&](uint64_t i) { return float_key(scores[i]); });
-    return {key_float(cut.key), dropped - cut.below, dropped, seen};
+    return threshold_of(rank_scores(scores, threads), drop);
 }
+
+float percentile(Scores scores, double q, int threads) {
+    if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
+    const KeyRanks<ScoreKeys> ranks = rank_scores(scores, threads);
+    if (ranks.count() == 0) throw std::invalid_argument("scores: no block has one");
+    const uint64_t rank = std::max<uint64_t>(ceil_share(q, ranks.count()), 1);
+    return key_float(ranks.at(rank - 1).key);
+}
+
+namespace {
+
+// Every block once.
+class AllBlocks {
+  public:
+    explicit AllBlocks(uint64_t n) : n_(n) {}
+
+    uint64_t count(uint64_t chunk) const { return std::min(kChunk, n_ - chunk * kChunk); }
+
+    template <class Sink>
+    void operator()(uint64_t, uint64_t begin, uint64_t end, Sink&& sink) const {
+        uint32_t offsets[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            std::iota(offsets, offsets + count, static_cast<uint32_t>(first - begin));
+            sink(offsets, count);
+        });
+    }
+
+  private:
+    uint64_t n_;
+};
+
+// Block i visits[i] times.
+class Visits {
+  public:
+    Visits(const uint32_t* visits, uint64_t n, int threads) : visits_(visits), counts_(num_chunks(n)) {
+        for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+            counts_[chunk] = std::accumulate(visits + first, visits + last, uint64_t{0});
+        });
+    }
+
+    uint64_t count(uint64_t chunk) const { return counts_[chunk]; }
+
+    uint64_t sum() const { return std::accumulate(counts_.begin(), counts_.end(), uint64_t{0}); }
+
+    template <class Sink>
+    void operator()(uint64_t, uint64_t begin, uint64_t end, Sink&& sink) const {
+        uint32_t offsets[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            const uint32_t* visits = visits_ + first;
+            const auto base = static_cast<uint32_t>(first - begin);
+            uint64_t chosen = 0;
+            for (uint32_t j = 0; j < count; ++j) {  // no branch where a block is visited once or not at all
+                offsets[chosen] = base + j;
+                chosen += visits[j] > 0;
+                for (uint32_t more = visits[j]; more > 1; --more) {
+                    if (chosen == kBatch) {
+                        sink(offsets, chosen);
+                        chosen = 0;
+                    }
+                    offsets[chosen++] = base + j;
+                }
+                if (chosen == kBatch) {
+                    sink(offsets, chosen);
+                    chosen = 0;
+                }
+            }
+            sink(offsets, chosen);
+        });
+    }
+
+  private:
+    const uint32_t* visits_;
+    std::vector<uint64_t> counts_;
+};
+
+}  // namespace
 
 template <class Id>
 void permutation(uint64_t n, uint64_t seed, int threads, Id* out) {
-    shuffle_multiset(
-        n, n, seed, threads,
-        [](uint64_t, uint64_t first, uint64_t last, auto&& sink) {
-            for (uint64_t i = first; i < last; ++i) sink(i);
-        },
-        out);
+    shuffle_multiset(n, n, seed, threads, AllBlocks(n), out);
 }
 
 uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads) {
-    std::vector<uint64_t> sums(num_chunks(n));
-    for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        sums[chunk] = std::accumulate(visits + first, visits + last, uint64_t{0});
-    });
-    return std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+    return Visits(visits, n, threads).sum();
 }
 
 template <class Id>
 void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t seed, int threads, Id* out) {
-    shuffle_multiset(
-        n, draws, seed, threads,
-        [visits](uint64_t, uint64_t first, uint64_t last, auto&& sink) {
-            for (uint64_t i = first; i < last; ++i) {
-                for (uint32_t v = 0; v < visits[i]; ++v) sink(i);
-            }
-        },
-        out);
+    shuffle_multiset(n, draws, seed, threads, Visits(visits, n, threads), out);
 }
 
 namespace {
@@ -74,11 +152,8 @@ void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draw
     const uint64_t kept = (keep_unseen ? scores.n : cut.seen) - cut.dropped;
     if (kept == 0 && draws > 0) throw std::invalid_argument("scores: no block has one, so none can be drawn");
     // Unscored blocks have the largest key: above every cut where they are kept, below where they are not.
-    auto key_of = [scores, keep_unseen](uint64_t i) {
-        const uint32_t key = float_key(scores[i]);
-        return key == kNoKey && !keep_unseen ? 0u : key;
-    };
-    const KeyFilter filter(scores.n, float_key(cut.cut), cut.tie_quota, Side::kAbove, threads, key_of);
+    const ScoreKeys keys(scores, keep_unseen ? kNoKey : 0u);
+    const KeyFilter filter(keys, float_key(cut.cut), cut.tie_quota, Side::kAbove, threads);
     fill_with_passes(
         kept, draws,
         [&](uint64_t pass, Id* to) {

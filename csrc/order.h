@@ -19,6 +19,9 @@ struct Threshold {
 // nothing dropped.
 Threshold threshold(Scores scores, double drop, int threads);
 
+// The score at rank ceil(q * seen), counted from 1.
+float percentile(Scores scores, double q, int threads);
+
 // How weighted sampling sees a block: cluster = number of cuts <= score, weight exp(min(score, cap)) within
 // its cluster, and each cluster's share of the draws. Blocks without a score form a cluster of their own with
 // equal weights.

@@ -68,4 +68,13 @@ void for_chunks(uint64_t n, int threads, Task task) {
     });
 }
 
+// Items that are worked on at a time where that lets the compiler use vector instructions.
+constexpr uint64_t kBatch = 2048;
+
+// Runs task(first, count) for every batch of [begin, end), in order.
+template <class Task>
+void for_batches(uint64_t begin, uint64_t end, Task task) {
+    for (uint64_t first = begin; first < end; first += kBatch) task(first, std::min(kBatch, end - first));
+}
+
 }  // namespace mlfr

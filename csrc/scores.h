@@ -40,6 +40,49 @@ inline uint64_t count_seen(Scores scores, int threads) {
     return std::accumulate(seen.begin(), seen.end(), uint64_t{0});
 }
 
+struct ScoreRange {
+    float low = std::numeric_limits<float>::infinity();
+    float high = -std::numeric_limits<float>::infinity();
+    uint64_t seen = 0;
+
+    void merge(const ScoreRange& other) {
+        low = std::min(low, other.low);
+        high = std::max(high, other.high);
+        seen += other.seen;
+    }
+};
+
+// Range and number of the scores among `count`.
+inline ScoreRange find_range(const float* scores, uint64_t count) {
+    constexpr uint64_t kLanes = 8;  // extremes of their own each, for vector instructions
+    ScoreRange lanes[kLanes];
+    uint64_t j = 0;
+    auto take = [scores](ScoreRange& range, uint64_t at) {
+        const float score = scores[at];  // NaN fails every comparison
+        range.low = score < range.low ? score : range.low;
+        range.high = score > range.high ? score : range.high;
+        range.seen += !std::isnan(score);
+    };
+    for (; j + kLanes <= count; j += kLanes) {
+        for (uint64_t lane = 0; lane < kLanes; ++lane) take(lanes[lane], j + lane);
+    }
+    for (; j < count; ++j) take(lanes[0], j);
+    for (uint64_t lane = 1; lane < kLanes; ++lane) lanes[0].merge(lanes[lane]);
+    return lanes[0];
+}
+
+// The same of all scores. Throws std::invalid_argument for an infinite one.
+inline ScoreRange find_range(Scores scores, int threads) {
+    std::vector<ScoreRange> parts(num_chunks(scores.n));
+    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+        parts[chunk] = find_range(scores.data + first, last - first);
+    });
+    ScoreRange range;
+    for (const ScoreRange& part : parts) range.merge(part);
+    if (range.seen > 0 && (std::isinf(range.low) || std::isinf(range.high))) count_seen(scores, threads);
+    return range;
+}
+
 constexpr size_t kMaxIntervals = 64;
 
 // The intervals that ascending cuts make: the number of a score is how many cuts are <= it.
@@ -67,6 +110,20 @@ class Intervals {
             number += cuts_[number + step - 1] <= score ? step : 0;
         }
         return number;
+    }
+
+    // The numbers of a batch of scores; `of_none` where there is none.
+    void read(const float* scores, uint64_t count, uint32_t of_none, uint32_t* numbers) const {
+        if (levels_ > 4) {
+            for (uint64_t j = 0; j < count; ++j) numbers[j] = static_cast<uint32_t>(of(scores[j]));
+        } else {  // few cuts are compared with all scores faster, by vector instructions
+            std::fill(numbers, numbers + count, 0u);
+            for (size_t c = 0; c + 1 < count_; ++c) {
+                const float cut = cuts_[c];
+                for (uint64_t j = 0; j < count; ++j) numbers[j] += cut <= scores[j];
+            }
+        }
+        for (uint64_t j = 0; j < count; ++j) numbers[j] = std::isnan(scores[j]) ? of_none : numbers[j];
     }
 
   private:

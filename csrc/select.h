@@ -2,26 +2,30 @@
 // threads.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <mutex>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
+#include "scores.h"
 
 namespace mlfr {
 
 constexpr uint32_t kNoKey = 0xFFFFFFFFu;  // an item that takes no part
 
-// Maps a float to a key of the same order; NaN has no key, and -0 is 0.
+// Maps a float to a key of the same order; NaN has no key, and -0 is 0. Without branches: loops over it
+// become vector instructions.
 inline uint32_t float_key(float value) {
-    if (std::isnan(value)) return kNoKey;
-    value += 0.0f;
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+    const uint32_t magnitude = bits & 0x7FFFFFFFu;
+    bits = magnitude == 0 ? 0 : bits;
+    const uint32_t key = bits ^ (0x80000000u | static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31));
+    return magnitude > 0x7F800000u ? kNoKey : key;
 }
 
 inline float key_float(uint32_t key) {
@@ -31,19 +35,67 @@ inline float key_float(uint32_t key) {
     return value;
 }
 
-// How many items of [0, n) have each bin_of(i); an item of bin `bins` is not counted.
-template <class BinOf>
-std::vector<uint64_t> histogram(uint64_t n, uint64_t bins, int threads, BinOf bin_of) {
+// Keys of items are read in batches, which stay in the first-level cache: keys.read(first, count, buffer)
+// returns those of [first, first + count), in the buffer or where they lie already.
+
+// Those of scores. Blocks without one have the key `of_none`.
+class ScoreKeys {
+  public:
+    explicit ScoreKeys(Scores scores, uint32_t of_none = kNoKey) : scores_(scores), of_none_(of_none) {}
+
+    uint64_t size() const { return scores_.n; }
+
+    const uint32_t* read(uint64_t first, uint64_t count, uint32_t* buffer) const {
+        const float* from = scores_.data + first;
+        for (uint64_t j = 0; j < count; ++j) {
+            const uint32_t key = float_key(from[j]);
+            buffer[j] = key == kNoKey ? of_none_ : key;
+        }
+        return buffer;
+    }
+
+  private:
+    Scores scores_;
+    uint32_t of_none_;
+};
+
+// Those that lie in memory.
+class StoredKeys {
+  public:
+    StoredKeys(const uint32_t* keys, uint64_t n) : keys_(keys), n_(n) {}
+
+    uint64_t size() const { return n_; }
+
+    const uint32_t* read(uint64_t first, uint64_t, uint32_t*) const { return keys_ + first; }
+
+  private:
+    const uint32_t* keys_;
+    uint64_t n_;
+};
+
+// How many items of [0, n) have each bin; fill(first, count, bins) writes the bins of a batch, and an item of
+// bin `bins` is not counted.
+template <class Fill>
+std::vector<uint64_t> histogram(uint64_t n, uint64_t bins, int threads, Fill fill) {
     std::vector<uint64_t> total(bins, 0);
     std::mutex lock;
     constexpr uint64_t kStride = 16 * kChunk;  // few merges; counts of a part fit 32 bits
     parallel_for(n / kStride + 1, threads, [&](uint64_t part) {
-        std::vector<uint32_t> counts(bins + 1, 0);
-        const uint64_t first = part * kStride;
-        const uint64_t last = first + std::min(kStride, n - first);
-        for (uint64_t i = first; i < last; ++i) ++counts[bin_of(i)];
+        // Neighbours go to two tables: one that is counted right after the other must not wait for its store.
+        std::vector<uint32_t> even(bins + 1, 0), odd(bins + 1, 0);
+        uint32_t batch[kBatch];
+        const uint64_t begin = part * kStride;
+        for_batches(begin, begin + std::min(kStride, n - begin), [&](uint64_t first, uint64_t count) {
+            fill(first, count, batch);
+            uint64_t j = 0;
+            for (; j + 1 < count; j += 2) {
+                ++even[batch[j]];
+                ++odd[batch[j + 1]];
+            }
+            if (j < count) ++even[batch[j]];
+        });
         std::lock_guard<std::mutex> guard(lock);
-        for (uint64_t b = 0; b < bins; ++b) total[b] += counts[b];
+        for (uint64_t b = 0; b < bins; ++b) total[b] += even[b] + odd[b];
     });
     return total;
 }
@@ -53,62 +105,160 @@ struct Cut {
     uint64_t below;  // how many keys are smaller
 };
 
-// The key of rank `rank` (from 0) among the keys other than kNoKey; rank must be below their number.
-template <class KeyOf>
-Cut key_at_rank(uint64_t n, uint64_t rank, int threads, KeyOf key_of) {
-    constexpr uint32_t kHalf = 1 << 16;
-    auto locate = [](const std::vector<uint64_t>& counts, uint64_t& rank) {
+// Exact order statistics of the keys other than kNoKey.
+template <class Keys>
+class KeyRanks {
+  public:
+    KeyRanks(Keys keys, int threads)
+        : keys_(keys),
+          threads_(threads),
+          highs_(histogram(keys.size(), kHalf, threads,
+                           [&](uint64_t first, uint64_t count, uint32_t* bins) {
+                               const uint32_t* batch = keys.read(first, count, bins);
+                               for (uint64_t j = 0; j < count; ++j) {
+                                   bins[j] = batch[j] == kNoKey ? kHalf : batch[j] >> 16;
+                               }
+                           })),
+          count_(std::accumulate(highs_.begin(), highs_.end(), uint64_t{0})) {}
+
+    // How many keys there are.
+    uint64_t count() const { return count_; }
+
+    // How many keys share their upper half with this one.
+    uint64_t count_near(uint32_t key) const { return highs_[key >> 16]; }
+
+    // The key of rank `rank` (from 0), which must be below count().
+    Cut at(uint64_t rank) const {
+        uint64_t rest = rank;
+        const uint32_t high = locate(highs_, rest);
+        const uint32_t low = locate(count_lows(high), rest);
+        return {(high << 16) | low, rank - rest};
+    }
+
+  private:
+    static constexpr uint32_t kHalf = 1 << 16;
+
+    static uint32_t locate(const std::vector<uint64_t>& counts, uint64_t& rank) {
         uint32_t b = 0;
         while (rank >= counts.at(b)) rank -= counts[b++];
         return b;
-    };
-    uint64_t rest = rank;
-    const auto highs = histogram(n, kHalf, threads, [&](uint64_t i) {
-        const uint32_t key = key_of(i);
-        return key == kNoKey ? kHalf : key >> 16;
-    });
-    const uint32_t high = locate(highs, rest);
-    const auto lows = histogram(n, kHalf, threads, [&](uint64_t i) {
-        const uint32_t key = key_of(i);
-        return key == kNoKey || key >> 16 != high ? kHalf : key & (kHalf - 1);
-    });
-    const uint32_t low = locate(lows, rest);
-    return {(high << 16) | low, rank - rest};
-}
+    }
+
+    // How often each lower half occurs beside an upper one, which few keys have.
+    std::vector<uint64_t> count_lows(uint32_t high) const {
+        std::vector<uint64_t> total(kHalf, 0);
+        std::mutex lock;
+        for_chunks(keys_.size(), threads_, [&](uint64_t, uint64_t begin, uint64_t end) {
+            std::vector<uint16_t> found;
+            uint32_t buffer[kBatch];
+            for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+                const uint32_t* batch = keys_.read(first, count, buffer);
+                constexpr uint64_t kGroup = 32;  // most groups have none
+                uint64_t j = 0;
+                for (; j + kGroup <= count; j += kGroup) {
+                    uint32_t any = 0;
+                    for (uint64_t i = j; i < j + kGroup; ++i) any |= batch[i] >> 16 == high;
+                    if (any == 0) continue;
+                    for (uint64_t i = j; i < j + kGroup; ++i) {
+                        if (batch[i] >> 16 == high) found.push_back(static_cast<uint16_t>(batch[i]));
+                    }
+                }
+                for (; j < count; ++j) {
+                    if (batch[j] >> 16 == high) found.push_back(static_cast<uint16_t>(batch[j]));
+                }
+            });
+            std::lock_guard<std::mutex> guard(lock);
+            for (const uint16_t low : found) ++total[low];
+        });
+        return total;
+    }
+
+    Keys keys_;
+    int threads_;
+    std::vector<uint64_t> highs_;
+    uint64_t count_;
+};
 
 enum class Side { kBelow, kAbove };
 
 // One side of a cut: below it are the smaller keys and the first `quota` (in the order of ids) that equal it,
 // above it all others. An emitter for shuffle_multiset.
-template <class KeyOf>
+template <class Keys>
 class KeyFilter {
   public:
-    KeyFilter(uint64_t n, uint32_t cut, uint64_t quota, Side side, int threads, KeyOf key_of)
-        : cut_(cut), quota_(quota), side_(side), ties_before_(num_chunks(n)), key_of_(key_of) {
-        for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-            uint64_t ties = 0;
-            for (uint64_t i = first; i < last; ++i) ties += key_of_(i) == cut_;
-            ties_before_[chunk] = ties;
+    KeyFilter(Keys keys, uint32_t cut, uint64_t quota, Side side, int threads)
+        : keys_(keys), cut_(cut), side_(side), chunks_(num_chunks(keys.size())) {
+        for_chunks(keys.size(), threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+            uint32_t buffer[kBatch];
+            uint64_t smaller = 0, ties = 0;
+            for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+                const uint32_t* batch = keys_.read(first, count, buffer);
+                uint32_t less = 0, equal = 0;
+                for (uint64_t j = 0; j < count; ++j) {
+                    less += batch[j] < cut_;
+                    equal += batch[j] == cut_;
+                }
+                smaller += less;
+                ties += equal;
+            });
+            chunks_[chunk] = {smaller, ties, end - begin, 0};
         });
-        std::exclusive_scan(ties_before_.begin(), ties_before_.end(), ties_before_.begin(), uint64_t{0});
+        uint64_t ties_before = 0;
+        for (Chunk& chunk : chunks_) {
+            chunk.quota = std::min(quota - std::min(quota, ties_before), chunk.ties);
+            ties_before += chunk.ties;
+            const uint64_t below = chunk.smaller + chunk.quota;
+            chunk.count = side == Side::kBelow ? below : chunk.count - below;
+        }
     }
 
+    uint64_t count(uint64_t chunk) const { return chunks_[chunk].count; }
+
     template <class Sink>
-    void operator()(uint64_t chunk, uint64_t first, uint64_t last, Sink&& sink) const {
-        uint64_t ties = ties_before_[chunk];
-        for (uint64_t i = first; i < last; ++i) {
-            const uint32_t key = key_of_(i);
-            const bool below = key < cut_ || (key == cut_ && ties++ < quota_);
-            if (below == (side_ == Side::kBelow)) sink(i);
+    void operator()(uint64_t chunk, uint64_t begin, uint64_t end, Sink&& sink) const {
+        const Chunk& here = chunks_[chunk];
+        const bool wanted = side_ == Side::kBelow;
+        if (here.quota == 0) {
+            choose(begin, end, [this, wanted](uint32_t key) { return (key < cut_) == wanted; }, sink);
+        } else if (here.quota == here.ties) {
+            choose(begin, end, [this, wanted](uint32_t key) { return (key <= cut_) == wanted; }, sink);
+        } else {  // at most one chunk divides its ties
+            uint64_t left = here.quota;
+            auto is_chosen = [&](uint32_t key) {
+                const bool taken = (key == cut_) & (left > 0);
+                left -= taken;
+                return ((key < cut_) | taken) == wanted;
+            };
+            choose(begin, end, is_chosen, sink);
         }
     }
 
   private:
+    struct Chunk {
+        uint64_t smaller, ties;
+        uint64_t count;  // first all of the chunk's items, then those on this side
+        uint64_t quota;  // of its ties, how many are below
+    };
+
+    template <class IsChosen, class Sink>
+    void choose(uint64_t begin, uint64_t end, IsChosen is_chosen, Sink& sink) const {
+        uint32_t buffer[kBatch], offsets[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            const uint32_t* batch = keys_.read(first, count, buffer);
+            const auto base = static_cast<uint32_t>(first - begin);
+            uint32_t chosen = 0;
+            for (uint32_t j = 0; j < count; ++j) {  // without branches, which nothing could predict
+                offsets[chosen] = base + j;
+                chosen += is_chosen(batch[j]);
+            }
+            sink(offsets, chosen);
+        });
+    }
+
+    Keys keys_;
     uint32_t cut_;
-    uint64_t quota_;
     Side side_;
-    std::vector<uint64_t> ties_before_;
-    KeyOf key_of_;
+    std::vector<Chunk> chunks_;
 };
 
 }  // namespace mlfr

@@ -26,18 +26,27 @@ class BucketChooser {
   public:
     BucketChooser(uint64_t seed, uint64_t chunk, int bits) : stream_(seed, chunk), mask_((1u << bits) - 1) {}
 
-    uint32_t next() {
-        if (left_ == 0) {
+    // Calls take(k, bucket) for k = 0 ... count - 1.
+    template <class Take>
+    void choose(uint64_t count, Take take) {
+        uint64_t k = 0;
+        for (; k < count && left_ > 0; ++k, --left_) take(k, next());
+        for (; k + 4 <= count; k += 4) {
             word_ = stream_.next();
-            left_ = 4;
+            for (uint64_t i = 0; i < 4; ++i) take(k + i, next());
         }
-        const uint32_t bucket = static_cast<uint32_t>(word_) & mask_;
-        word_ >>= 16;
-        --left_;
-        return bucket;
+        if (k == count) return;
+        word_ = stream_.next();
+        for (left_ = 4; k < count; ++k, --left_) take(k, next());
     }
 
   private:
+    uint32_t next() {
+        const uint32_t bucket = static_cast<uint32_t>(word_) & mask_;
+        word_ >>= 16;
+        return bucket;
+    }
+
     Stream stream_;
     uint32_t mask_;
     uint64_t word_ = 0;
@@ -50,11 +59,11 @@ inline int bucket_bits(uint64_t draws) {
     return bits;
 }
 
-// Writes the shuffled multiset to out[0, draws). emit(chunk, first, last, sink) calls sink(i) once for every
-// draw of a block i in [first, last), in any order that is always the same; it is called twice for each
-// chunk.
+// Writes the shuffled multiset to out[0, draws). emit.count(chunk) is how many draws a chunk of blocks has,
+// and emit(chunk, first, last, sink) calls sink(offsets, count) with the blocks, counted from `first`, once
+// for each draw and in an order that is always the same.
 template <class Id, class Emit>
-void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, Emit emit, Id* out) {
+void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, const Emit& emit, Id* out) {
     const int bits = bucket_bits(draws);
     const uint64_t buckets = uint64_t{1} << bits;
     const uint64_t chunks = num_chunks(n);
@@ -62,10 +71,11 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, Em
 
     std::vector<uint64_t> position(chunks * buckets,
                                    0);  // first counts, then where a chunk writes in a bucket
-    for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        BucketChooser chooser(choice_seed, chunk, bits);
+    for_chunks(n, threads, [&](uint64_t chunk, uint64_t, uint64_t) {
         uint64_t* counts = &position[chunk * buckets];
-        emit(chunk, first, last, [&](uint64_t) { ++counts[chooser.next()]; });
+        BucketChooser(choice_seed, chunk, bits).choose(emit.count(chunk), [&](uint64_t, uint32_t bucket) {
+            ++counts[bucket];
+        });
     });
     std::vector<uint64_t> bucket_start(buckets + 1);
     uint64_t total = 0;
@@ -81,7 +91,12 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, Em
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         BucketChooser chooser(choice_seed, chunk, bits);
         uint64_t* place = &position[chunk * buckets];
-        emit(chunk, first, last, [&](uint64_t i) { out[place[chooser.next()]++] = static_cast<Id>(i); });
+        const Id base = static_cast<Id>(first);
+        emit(chunk, first, last, [&](const uint32_t* offsets, uint64_t count) {
+            chooser.choose(count, [&](uint64_t k, uint32_t bucket) {
+                out[place[bucket]++] = base + static_cast<Id>(offsets[k]);
+            });
+        });
     });
     parallel_for(buckets, threads, [&](uint64_t b) {
         Stream stream(order_seed, b);

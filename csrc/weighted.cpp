@@ -1,5 +1,7 @@
 // Weighted sampling: systematic visits, and choice without replacement.
+#include <algorithm>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <utility>
 
@@ -99,22 +101,30 @@ class VisitLine {
     std::vector<Part> parts_;
 };
 
-std::vector<uint32_t> count_visits(Scores scores, const BlockWeights& weights, const VisitLine& line,
-                                   int threads) {
-    std::vector<uint32_t> visits(scores.n);
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+std::unique_ptr<uint32_t[]> count_visits(uint64_t n, const BlockWeights& weights, const VisitLine& line,
+                                         int threads) {
+    std::unique_ptr<uint32_t[]> visits(new uint32_t[n]);
+    for_chunks(n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
         std::vector<uint64_t> sum(line.before(chunk), line.before(chunk) + weights.clusters());
         std::vector<uint64_t> points(weights.clusters());
         for (size_t c = 0; c < sum.size(); ++c) points[c] = line.points(c, sum[c]);
-        for (uint64_t i = first; i < last; ++i) {
-            const size_t c = weights.cluster(scores[i]);
-            sum[c] += weights.integer(scores[i], c);
-            const uint64_t now = line.points(c, sum[c]);
-            const uint64_t count = now - std::exchange(points[c], now);
-            if (count >> 32)
+        uint32_t cluster[kBatch];
+        uint64_t weight[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            weights.read_integers(first, count, cluster, weight);
+            uint64_t most = 0;
+            for (uint64_t j = 0; j < count; ++j) {
+                const size_t c = cluster[j];
+                sum[c] += weight[j];
+                const uint64_t now = line.points(c, sum[c]);
+                const uint64_t visited = now - std::exchange(points[c], now);
+                most |= visited;
+                visits[first + j] = static_cast<uint32_t>(visited);
+            }
+            if (most >> 32) {
                 throw std::invalid_argument("draws: a block would be drawn more than 2^32 - 1 times");
-            visits[i] = static_cast<uint32_t>(count);
-        }
+            }
+        });
     });
     return visits;
 }
@@ -135,27 +145,34 @@ std::vector<double> corpus_factors(const BlockWeights& weights, int threads) {
     return factor;
 }
 
-// Exponential keys (Efraimidis & Spirakis 2006): the k smallest of -ln(u_i) / w_i are a weighted choice
-// without replacement. Rounding a key to fp32 leaves few ties, which go by id; keys beyond its range are all
-// its largest number.
-std::vector<uint32_t> exponential_keys(Scores scores, const BlockWeights& weights, uint64_t seed,
-                                       int threads) {
-    const std::vector<double> factor = corpus_factors(weights, threads);
-    std::vector<uint32_t> keys(scores.n);
-    for_chunks(scores.n, threads, [&](uint64_t, uint64_t first, uint64_t last) {
-        for (uint64_t i = first; i < last; ++i) {
-            const size_t c = weights.cluster(scores[i]);
-            if (factor[c] == 0.0) {
-                keys[i] = kNoKey;
-                continue;
+// Exponential keys (Efraimidis & Spirakis 2006): the k smallest of E_i / w_i, E_i standard exponential
+// numbers, are a weighted choice without replacement. In fp32 there are few ties, which go by id; keys beyond
+// its range are all its largest number.
+std::unique_ptr<uint32_t[]> exponential_keys(uint64_t n, const BlockWeights& weights, uint64_t seed,
+                                             int threads) {
+    std::vector<float> factors;
+    for (const double factor : corpus_factors(weights, threads)) {
+        factors.push_back(static_cast<float>(std::min(factor, 1e38)));
+    }
+    std::unique_ptr<uint32_t[]> keys(new uint32_t[n]);
+    for_chunks(n, threads, [&](uint64_t, uint64_t begin, uint64_t end) {
+        uint32_t cluster[kBatch];
+        float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {  // short loops: vector instructions
+            weights.read(first, count, cluster, log_relative);
+            for (uint64_t j = 0; j < count; ++j) factor[j] = factors[cluster[j]];
+            for (uint64_t j = 0; j < count; ++j) {
+                const Uniform draw(derive(seed, first + j));
+                uniform[j] = draw.number;
+                rest[j] = draw.rest;
             }
-            const double uniform =
-                (static_cast<double>(static_cast<int64_t>(derive(seed, i) >> 12)) + 0.5) * 0x1p-52;
-            const double key =
-                -det_log(uniform) * factor[c] * det_exp_inside(-weights.log_relative(scores[i], c));
-            keys[i] = float_key(
-                static_cast<float>(std::min(key, static_cast<double>(std::numeric_limits<float>::max()))));
-        }
+            for (uint64_t j = 0; j < count; ++j) {
+                const float number = det_exponential(uniform[j], rest[j]);
+                const float key = number * factor[j] * det_expf(-log_relative[j]);
+                const float finite = std::min(key, std::numeric_limits<float>::max());
+                keys[first + j] = factor[j] == 0.0f ? kNoKey : float_key(finite);
+            }
+        });
     });
     return keys;
 }
@@ -167,8 +184,8 @@ void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uin
                   Id* out) {
     const BlockWeights weights(scores, weighting, threads);
     const VisitLine line(weights, weights.chunk_sums(threads), draws, seed);
-    const std::vector<uint32_t> visits = count_visits(scores, weights, line, threads);
-    shuffle_visits(visits.data(), scores.n, draws, seed, threads, out);
+    const auto visits = count_visits(scores.n, weights, line, threads);
+    shuffle_visits(visits.get(), scores.n, draws, seed, threads, out);
 }
 
 // The order of the keys is biased towards heavy blocks, so what was chosen is shuffled.
@@ -176,19 +193,19 @@ template <class Id>
 void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
                   Id* out) {
     const BlockWeights weights(scores, weighting, threads);
-    const std::vector<uint32_t> keys = exponential_keys(scores, weights, derive(seed, kKeys), threads);
-    auto key_of = [&keys](uint64_t i) { return keys[i]; };
+    const auto keys = exponential_keys(scores.n, weights, derive(seed, kKeys), threads);
+    const StoredKeys stored(keys.get(), scores.n);
     const uint64_t all = weights.drawable();
     uint64_t pass = 0;
     if (draws >= all) {
-        const KeyFilter drawable(scores.n, kNoKey, 0, Side::kBelow, threads, key_of);
+        const KeyFilter drawable(stored, kNoKey, 0, Side::kBelow, threads);
         for (; draws >= all; draws -= all, out += all) {
             shuffle_multiset(scores.n, all, derive(seed, kPasses + pass++), threads, drawable, out);
         }
     }
     if (draws == 0) return;
-    const Cut cut = key_at_rank(scores.n, draws - 1, threads, key_of);
-    const KeyFilter chosen(scores.n, cut.key, draws - cut.below, Side::kBelow, threads, key_of);
+    const Cut cut = KeyRanks(stored, threads).at(draws - 1);
+    const KeyFilter chosen(stored, cut.key, draws - cut.below, Side::kBelow, threads);
     shuffle_multiset(scores.n, draws, derive(seed, kPasses + pass), threads, chosen, out);
 }
 

@@ -1,5 +1,7 @@
 #include "weights.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 
@@ -16,7 +18,10 @@ double integer_unit(uint64_t n) {
 }  // namespace
 
 BlockWeights::BlockWeights(Scores scores, const Weighting& weighting, int threads)
-    : scores_(scores), intervals_(weighting.cuts), cap_(weighting.cap), unit_(integer_unit(scores.n)) {
+    : scores_(scores),
+      intervals_(weighting.cuts),
+      cap_(static_cast<float>(weighting.cap)),
+      unit_(integer_unit(scores.n)) {
     check(weighting);
     std::vector<double> mass = weighting.mass;
     mass.push_back(weighting.unseen_mass);
@@ -27,7 +32,7 @@ void BlockWeights::check(const Weighting& weighting) const {
     if (weighting.mass.size() != intervals_.count()) {
         throw std::invalid_argument("mass: must have one more entry than cuts");
     }
-    if (!(cap_ > -std::numeric_limits<double>::infinity())) {
+    if (!(cap_ > -std::numeric_limits<float>::infinity())) {
         throw std::invalid_argument("cap: must be finite, or +inf for none");
     }
     auto legal = [](double mass) { return mass >= 0.0 && std::isfinite(mass); };
@@ -40,30 +45,53 @@ void BlockWeights::check(const Weighting& weighting) const {
 
 // Counts the blocks of each cluster and finds its heaviest one.
 std::vector<uint64_t> BlockWeights::count_blocks(int threads) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
     const size_t k = clusters();
     const uint64_t chunks = num_chunks(scores_.n);
     std::vector<uint64_t> counts(chunks * k, 0);
-    std::vector<float> highest(chunks * k, -std::numeric_limits<float>::infinity());
-    for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        std::vector<uint64_t> count(k, 0);
-        std::vector<float> high(k, -std::numeric_limits<float>::infinity());
-        for (uint64_t i = first; i < last; ++i) {
-            const float score = scores_.checked(i);
-            const size_t c = cluster(score);
-            ++count[c];
-            high[c] = high[c] < score ? score : high[c];
+    std::vector<float> highest(chunks * k, -kInfinity);
+    std::vector<float> lowest(chunks, kInfinity);  // to find an infinite one
+    for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+        // Neighbours go to two tables: one that is changed right after the other must not wait for it.
+        std::vector<uint64_t> count(2 * k, 0);
+        std::vector<float> high(2 * k, -kInfinity);
+        uint32_t cluster[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t size) {
+            const float* scores = scores_.data + first;
+            intervals_.read(scores, size, static_cast<uint32_t>(k - 1), cluster);
+            lowest[chunk] = std::min(lowest[chunk], find_range(scores, size).low);
+            for (uint64_t j = 0; j < size; ++j) {
+                const size_t c = 2 * cluster[j] + (j & 1);
+                ++count[c];
+                high[c] = high[c] < scores[j] ? scores[j] : high[c];
+            }
+        });
+        for (size_t c = 0; c < k; ++c) {
+            counts[chunk * k + c] = count[2 * c] + count[2 * c + 1];
+            highest[chunk * k + c] = std::max(high[2 * c], high[2 * c + 1]);
         }
-        std::copy(count.begin(), count.end(), &counts[chunk * k]);
-        std::copy(high.begin(), high.end(), &highest[chunk * k]);
     });
     std::vector<uint64_t> total(k, 0);
-    heaviest_.assign(k, -std::numeric_limits<double>::infinity());
+    heaviest_.assign(k, -kInfinity);
     for (uint64_t part = 0; part < chunks * k; ++part) {
         total[part % k] += counts[part];
-        heaviest_[part % k] =
-            std::max(heaviest_[part % k], std::min(static_cast<double>(highest[part]), cap_));
+        heaviest_[part % k] = std::max(heaviest_[part % k], highest[part]);
     }
+    const bool is_infinite = std::count(heaviest_.begin(), heaviest_.end(), kInfinity) > 0 ||
+                             std::count(lowest.begin(), lowest.end(), -kInfinity) > 0;
+    if (is_infinite) count_seen(scores_, threads);  // names the block
+    for (float& heaviest : heaviest_) heaviest = std::min(heaviest, cap_);
+    heaviest_[k - 1] = 0.0f;  // of blocks without a score
     return total;
+}
+
+void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
+    const float* scores = scores_.data + first;
+    intervals_.read(scores, count, static_cast<uint32_t>(clusters() - 1), cluster);
+    for (uint64_t j = 0; j < count; ++j) {
+        const float score = std::isnan(scores[j]) ? 0.0f : std::min(scores[j], cap_);
+        log_relative[j] = std::max(-80.0f, score - heaviest_[cluster[j]]);
+    }
 }
 
 void BlockWeights::set_shares(std::vector<double> mass, const std::vector<uint64_t>& counts) {
@@ -81,16 +109,28 @@ void BlockWeights::set_shares(std::vector<double> mass, const std::vector<uint64
     }
 }
 
+void BlockWeights::read_integers(uint64_t first, uint64_t count, uint32_t* cluster, uint64_t* weight) const {
+    float relative[kBatch];
+    read(first, count, cluster, relative);
+    for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
+    for (uint64_t j = 0; j < count; ++j) {
+        weight[j] =
+            static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(relative[j]) * unit_ + 0.5));
+    }
+}
+
 std::vector<uint64_t> BlockWeights::chunk_sums(int threads) const {
     const size_t k = clusters();
     std::vector<uint64_t> sums(num_chunks(scores_.n) * k, 0);
-    for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        std::vector<uint64_t> sum(k, 0);
-        for (uint64_t i = first; i < last; ++i) {
-            const size_t c = cluster(scores_[i]);
-            sum[c] += integer(scores_[i], c);
-        }
-        std::copy(sum.begin(), sum.end(), &sums[chunk * k]);
+    for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+        std::vector<uint64_t> sum(2 * k, 0);  // two tables, as in count_blocks
+        uint32_t cluster[kBatch];
+        uint64_t weight[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            read_integers(first, count, cluster, weight);
+            for (uint64_t j = 0; j < count; ++j) sum[2 * cluster[j] + (j & 1)] += weight[j];
+        });
+        for (size_t c = 0; c < k; ++c) sums[chunk * k + c] = sum[2 * c] + sum[2 * c + 1];
     });
     return sums;
 }

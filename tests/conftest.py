@@ -8,6 +8,12 @@ import os
 # and lose much where the machine is busy.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
+
+# Without a GPU, Triton's kernels run in its interpreter. It must be chosen before anything imports triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings

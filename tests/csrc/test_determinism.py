@@ -37,8 +37,8 @@ GOLDEN = {
     "permutation": 0xA2A7312506CE565F,
     "shuffle_visits": 0x8367A15EB9E80BED,
     "order_threshold": 0x9F7030EA7C57529A,
-    "order_visits": 0x860B6A33C6C192B,
-    "order_choice": 0x1BB7599C38E94EE7,
+    "order_visits": 0x7EBF11A7912AECAB,
+    "order_choice": 0x90BC29BD11CBA66E,
 }
 
 

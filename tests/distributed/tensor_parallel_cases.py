@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton's kernels are imported
-
 from megatron_lfr.kernels import block_cross_entropy
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelConfig, TensorParallel, initialize
@@ -205,6 +203,7 @@ def cases(ranks: int) -> dict[str, Callable[[], dict[str, float]]]:
 
 def main(rank: int, ranks: int, folder: str) -> None:
     """Run all cases and write what they found into `folder`/rank.json."""
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     timeout = timedelta(seconds=60)

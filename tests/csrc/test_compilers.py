@@ -1,0 +1,75 @@
+"""The orders have the same bits however the core is compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from test_determinism import ORDERS, WEIGHTING, spread_scores
+
+CSRC = Path(__file__).parents[2] / "csrc"
+# The module under test is g++'s at -O3, as a rule.
+BUILDS = [(name, level) for name, level in (("g++", "-O0"), ("clang++", "-O3")) if shutil.which(name)]
+N, DRAWS = 600_000, 200_000
+
+SOURCE = """
+#include "cluster.h"
+#include "order.h"
+using namespace mlfr;
+static Weighting weighting() { return {{1.0, 3.0}, {1.0, 2.0, 3.0}, 0.5, 5.0}; }
+extern "C" {
+void order_threshold(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
+    mlfr::order_threshold(Scores{s, n}, 0.3, true, draws, 7, 2, out);
+}
+void order_visits(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
+    mlfr::order_visits(Scores{s, n}, weighting(), draws, 7, 2, out);
+}
+void order_choice(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
+    mlfr::order_choice(Scores{s, n}, weighting(), draws, 7, 2, out);
+}
+void clusters(const float* s, uint64_t n, double* cuts, double* perplexity) {
+    const Clusters found = cluster(Scores{s, n}, 8, 4096, 5.0, 2);
+    for (size_t c = 0; c < found.cuts.size(); ++c) cuts[c] = found.cuts[c];
+    for (size_t c = 0; c < found.counts.size(); ++c) perplexity[c] = found.mean_perplexity[c];
+}
+}
+"""
+
+
+@pytest.mark.skipif(not BUILDS, reason="no C++ compiler")
+def test_compilers_change_no_order(tmp_path: Path) -> None:
+    source = tmp_path / "orders.cpp"
+    source.write_text(SOURCE)
+    parts = [str(CSRC / f"{name}.cpp") for name in ("order", "weighted", "weights", "cluster", "partition")]
+    scores = spread_scores(N)
+    found: set[bytes] = set()
+    for compiler, level in BUILDS:
+        library = tmp_path / f"{compiler}{level}.so"
+        flags = ["-std=c++17", "-ffp-contract=off", "-fno-trapping-math", "-shared", "-fPIC", "-pthread", level]
+        subprocess.run([compiler, *flags, f"-I{CSRC}", str(source), *parts, "-o", str(library)], check=True)
+        found.add(results(ctypes.CDLL(str(library)), scores))
+    assert len(found) == 1
+    assert WEIGHTING == ([1.0, 3.0], [1.0, 2.0, 3.0], 0.5, 5.0)
+    assert ORDERS["order_choice"](scores, 1).tobytes() in found.pop()  # N // 3 draws there, too
+
+
+def results(library: ctypes.CDLL, scores: npt.NDArray[np.float32]) -> bytes:
+    """Bytes of all orders and of the clusters."""
+    pointer = ctypes.c_void_p(scores.ctypes.data)
+    everything = []
+    for name in ("order_threshold", "order_visits", "order_choice"):
+        out = np.zeros(DRAWS, np.uint32)
+        count = ctypes.c_uint64(len(scores))
+        getattr(library, name)(pointer, count, ctypes.c_uint64(DRAWS), ctypes.c_void_p(out.ctypes.data))
+        assert out.any()
+        everything.append(out.tobytes())
+    cuts, perplexity = np.zeros(7), np.zeros(8)
+    numbers = (ctypes.c_void_p(cuts.ctypes.data), ctypes.c_void_p(perplexity.ctypes.data))
+    library.clusters(pointer, ctypes.c_uint64(len(scores)), *numbers)
+    assert (np.diff(cuts) > 0).all()
+    return b"".join([*everything, cuts.tobytes(), perplexity.tobytes()])
