@@ -58,9 +58,10 @@ def test_gradients_by_finite_differences() -> None:
         assert torch.autograd.gradcheck(loss, (case.hidden.requires_grad_(), case.weight.requires_grad_()))
 
 
-def test_very_uneven_logits() -> None:
+@pytest.mark.parametrize("way", PATHS)
+def test_very_uneven_logits(way: str) -> None:
     case = make_case(scale=60.0 / 8**0.5, vocab=64, rows=4, length=16)
-    result, expected = run(case), oracle(case)
+    result, expected = run(case, **path(way)), oracle(case)
     largest = (case.hidden @ case.weight.t()).abs().max()
     assert (result.nll_sum.double() - expected.nll_sum).abs().max() <= 16 * 2**-19 * largest
     assert max(errors(case, result, expected)) <= 1e-5
@@ -261,6 +262,23 @@ def test_inputs_that_are_not_contiguous() -> None:
     torch.testing.assert_close(result.d_hidden, expected.d_hidden)
     torch.testing.assert_close(result.d_weight, expected.d_weight)
     assert torch.equal(result.count, expected.count)
+
+
+@pytest.mark.parametrize("way", PATHS)
+@pytest.mark.parametrize("name", ["all options", "ragged blocks", "scattered blocks"])
+def test_sequence_first(name: str, way: str) -> None:
+    """hidden [S, B, H], all else [B, S]."""
+    case = CASES[name]()
+    expected = run(case, **path(way), chunk_rows=5)
+    case.hidden = case.hidden.transpose(0, 1)
+    for hidden in (case.hidden, case.hidden.flatten(0, 1)):
+        case.hidden = hidden
+        result = run(case, **path(way), chunk_rows=5, sequence_first=True)
+        d_hidden = result.d_hidden.view(7, 3, 8).transpose(0, 1)
+        torch.testing.assert_close(d_hidden, expected.d_hidden, atol=2e-6, rtol=2e-6)
+        torch.testing.assert_close(result.d_weight, expected.d_weight, atol=2e-6, rtol=2e-6)
+        torch.testing.assert_close(result.nll_sum, expected.nll_sum, atol=2e-6, rtol=2e-6)
+        assert torch.equal(result.count, expected.count)
 
 
 def test_auto_chunks_what_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from cross_entropy_oracle import (
     BOUND,
     CASES,
@@ -138,8 +141,8 @@ MUTANTS = {
 }
 
 
-def load(name: str, folder: Path, mutant: Mutant | None) -> Any:
-    """A copy of the package, perhaps with a bug."""
+def copy_package(name: str, folder: Path, mutant: Mutant | None) -> None:
+    """Write a copy of the package, perhaps with a bug."""
     package = folder / name
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in package.glob("*.py"):
@@ -149,7 +152,6 @@ def load(name: str, folder: Path, mutant: Mutant | None) -> Any:
         source = file.read_text()
         assert source.count(mutant.good) == 1, f"{source.count(mutant.good)} times in {mutant.file}"
         file.write_text(source.replace(mutant.good, mutant.bad))
-    return importlib.import_module(name)
 
 
 @pytest.fixture
@@ -159,7 +161,9 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     names = (f"cross_entropy_copy_{number}" for number in itertools.count())
 
     def copy(mutant: Mutant | None) -> Any:
-        package = load(next(names), tmp_path, mutant)
+        name = next(names)
+        copy_package(name, tmp_path, mutant)
+        package = importlib.import_module(name)
         small_tiles(importlib.import_module(f"{package.__name__}.triton_rows"), monkeypatch)
         monkeypatch.setattr(importlib.import_module(f"{package.__name__}.torch_rows"), "SLICE_COLUMNS", 5)
         return package.block_cross_entropy
@@ -190,6 +194,43 @@ def worst_error(function: Any, ways: list[str], expected: dict[str, tuple[Case, 
 
 def test_without_a_bug_all_cases_pass(copies: Any, expected: dict[str, tuple[Case, Result]]) -> None:
     assert worst_error(copies(None), ["chunk", "score", "chunk/triton", "score/triton"], expected) <= BOUND
+
+
+FAR_ROWS = """
+import sys, torch
+from importlib import import_module
+rows, softmax = (import_module(f"cross_entropy_copy.{name}") for name in ("triton_rows", "softmax"))
+far = torch.empty(2**31 + 16).as_strided((3, 16), (2**30, 1))
+far.copy_(torch.randn(3, 16))
+near, labels = far.contiguous(), torch.tensor([1, 2, 3])
+problem = softmax.Problem(16, 0, 16, None, False, 0.0, 0.0, 0.0)
+kernels = {
+    "row_statistics": lambda x: rows.TritonRows(x, labels, problem, torch.float32).statistics(),
+    "score_slices": lambda x: rows.score(x, torch.eye(16), labels, problem),
+}
+sys.exit(any(not torch.equal(kernels[name](far), kernels[name](near)) for name in sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they run in the interpreter")
+@pytest.mark.parametrize(
+    ("kernel", "wide"),
+    [("row_statistics", "tl.program_id(0).to(tl.int64)"), ("score_slices", "token.to(tl.int64)[:, None]"), (None, "")],
+)
+def test_offsets_of_32_bits_are_caught(kernel: str | None, wide: str, tmp_path: Path) -> None:
+    """Rows 2^30 elements apart. In a process of its own, which a wrong address may end."""
+    mutant = None
+    if kernel is not None:
+        source = (SOURCE / "triton_kernels.py").read_text()
+        start = source.index(f"def {kernel}(")
+        good = source[start : source.index(wide, start) + len(wide)]
+        bad = good[: -len(wide)] + wide.replace(".to(tl.int64)", "")
+        mutant = Mutant("triton_kernels", good, bad, [])
+    copy_package("cross_entropy_copy", tmp_path, mutant)
+    names = [kernel] if kernel is not None else ["row_statistics", "score_slices"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", FAR_ROWS, *names], env=environment, check=False)
+    assert (done.returncode == 0) == (kernel is None)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
