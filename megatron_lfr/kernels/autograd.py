@@ -74,7 +74,7 @@ def _forward(
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """(losses [N], nll [N], what the backward needs), with gradients divided by `unit`."""
-    operand = weight.to(hidden.dtype)
+    operand, in_units = weight.to(hidden.dtype), token_weight / unit
     d_hidden, d_weight = None, None
     if not call.keeps_logits:
         # With other ranks' parts to come, rounding waits until they are summed.
@@ -94,7 +94,7 @@ def _forward(
     chunks = []
     for start in range(0, max(len(labels), 1), call.chunk_rows):
         rows = slice(start, start + call.chunk_rows)
-        chunks.append(_chunk(rows, hidden, operand, labels, token_weight / unit, call, take))
+        chunks.append(_chunk(rows, hidden, operand, labels, in_units, call, take))
     loss, nll = (torch.cat([getattr(tokens, name) for tokens in chunks]) for name in ("loss", "nll"))
     return loss, nll, [hidden, weight, *kept] if call.keeps_logits else [d_hidden, d_weight]
 
@@ -155,4 +155,7 @@ def _start_sum(part: Tensor | None, problem: Problem) -> Callable[[], Tensor | N
 
 
 def _scaled(gradient: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    return None if gradient is None else torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
+    if gradient is None:
+        return None
+    wide = gradient.to(compute_dtype(gradient))  # or the scale would be rounded to the gradient's dtype
+    return torch.mul(wide, scale, out=torch.empty_like(gradient, dtype=dtype))
