@@ -111,9 +111,8 @@ std::vector<Moments> sum_moments(Scores scores, const Intervals& intervals, doub
     std::vector<std::vector<Moments>> parts(num_chunks(scores.n));
     const size_t k = intervals.count();
     for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
-        // Neighbours go to two tables: one that is added right after the other must not wait for it. The last
-        // entry is that of blocks without a score.
-        std::vector<Moments> even(k + 1), odd(k + 1);
+        // The last cluster is that of blocks without a score.
+        std::vector<Moments> tables(kTables * (k + 1));
         uint32_t number[kBatch];
         float capped[kBatch];
         double perplexity[kBatch];
@@ -122,11 +121,12 @@ std::vector<Moments> sum_moments(Scores scores, const Intervals& intervals, doub
             intervals.read(batch, count, static_cast<uint32_t>(k), number);
             exponentiate(batch, count, cap, capped, perplexity);
             for (uint64_t j = 0; j < count; ++j) {
-                (j & 1 ? odd : even)[number[j]].add(static_cast<double>(batch[j]) - low, perplexity[j]);
+                tables[kTables * number[j] + j % kTables].add(static_cast<double>(batch[j]) - low,
+                                                              perplexity[j]);
             }
         });
-        for (size_t c = 0; c < k; ++c) even[c].merge(odd[c]);
-        parts[chunk] = std::move(even);
+        parts[chunk].resize(k);
+        for (size_t c = 0; c < kTables * k; ++c) parts[chunk][c / kTables].merge(tables[c]);
     });
     std::vector<Moments> total(k);
     for (const auto& part : parts) {

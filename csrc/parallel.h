@@ -71,6 +71,10 @@ void for_chunks(uint64_t n, int threads, Task task) {
 // Items that are worked on at a time where that lets the compiler use vector instructions.
 constexpr uint64_t kBatch = 2048;
 
+// Sums by cluster are kept in this many tables in turn, by the place of an item in its batch: one that is
+// added right after another of its cluster must not wait for it.
+constexpr uint64_t kTables = 4;
+
 // Runs task(first, count) for every batch of [begin, end), in order.
 template <class Task>
 void for_batches(uint64_t begin, uint64_t end, Task task) {

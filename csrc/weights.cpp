@@ -52,23 +52,23 @@ std::vector<uint64_t> BlockWeights::count_blocks(int threads) {
     std::vector<float> highest(chunks * k, -kInfinity);
     std::vector<float> lowest(chunks, kInfinity);  // to find an infinite one
     for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
-        // Neighbours go to two tables: one that is changed right after the other must not wait for it.
-        std::vector<uint64_t> count(2 * k, 0);
-        std::vector<float> high(2 * k, -kInfinity);
+        std::vector<uint64_t> count(kTables * k, 0);
+        std::vector<float> high(kTables * k, -kInfinity);
         uint32_t cluster[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t size) {
             const float* scores = scores_.data + first;
             intervals_.read(scores, size, static_cast<uint32_t>(k - 1), cluster);
             lowest[chunk] = std::min(lowest[chunk], find_range(scores, size).low);
             for (uint64_t j = 0; j < size; ++j) {
-                const size_t c = 2 * cluster[j] + (j & 1);
+                const size_t c = kTables * cluster[j] + j % kTables;
                 ++count[c];
                 high[c] = high[c] < scores[j] ? scores[j] : high[c];
             }
         });
-        for (size_t c = 0; c < k; ++c) {
-            counts[chunk * k + c] = count[2 * c] + count[2 * c + 1];
-            highest[chunk * k + c] = std::max(high[2 * c], high[2 * c + 1]);
+        for (size_t c = 0; c < kTables * k; ++c) {
+            counts[chunk * k + c / kTables] += count[c];
+            float& highest_here = highest[chunk * k + c / kTables];
+            highest_here = std::max(highest_here, high[c]);
         }
     });
     std::vector<uint64_t> total(k, 0);
@@ -123,14 +123,14 @@ std::vector<uint64_t> BlockWeights::chunk_sums(int threads) const {
     const size_t k = clusters();
     std::vector<uint64_t> sums(num_chunks(scores_.n) * k, 0);
     for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
-        std::vector<uint64_t> sum(2 * k, 0);  // two tables, as in count_blocks
+        std::vector<uint64_t> sum(kTables * k, 0);
         uint32_t cluster[kBatch];
         uint64_t weight[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
             read_integers(first, count, cluster, weight);
-            for (uint64_t j = 0; j < count; ++j) sum[2 * cluster[j] + (j & 1)] += weight[j];
+            for (uint64_t j = 0; j < count; ++j) sum[kTables * cluster[j] + j % kTables] += weight[j];
         });
-        for (size_t c = 0; c < k; ++c) sums[chunk * k + c] = sum[2 * c] + sum[2 * c + 1];
+        for (size_t c = 0; c < kTables * k; ++c) sums[chunk * k + c / kTables] += sum[c];
     });
     return sums;
 }
