@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -259,14 +260,21 @@ def exact(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def environment(device: str) -> dict[str, str]:
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": str(date.today()),
-        "commit": git.stdout.strip(),
+        "commit": commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }
+
+
+def commit() -> str:
+    """Empty without git, as on a machine that was given a copy of the tree."""
+    if shutil.which("git") is None:
+        return ""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:
