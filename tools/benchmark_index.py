@@ -30,27 +30,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from process_memory import peak_beyond
 
 from megatron_lfr import _C
 
 SEQ_LENGTH, MEAN_LENGTH = 2048, 608
 
 
-def status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
 def measure(call: Callable[[], object], repeats: int) -> tuple[float, int]:
     """(median seconds, most bytes beyond what was there before)."""
-    seconds, most = [], 0
-    for _ in range(repeats):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before, started = status_bytes("VmRSS"), time.perf_counter()
+    seconds: list[float] = []
+
+    def timed() -> object:
+        started = time.perf_counter()
         result = call()
         seconds.append(time.perf_counter() - started)
-        most = max(most, status_bytes("VmHWM") - before)
-        del result
+        return result
+
+    most = max(peak_beyond(timed) for _ in range(repeats))
     return statistics.median(seconds), most
 
 
@@ -149,11 +146,11 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     kept, draws = blocks // 2, blocks // 10
     rows: dict[str, Row] = {}
 
-    def weighted(order: Callable[..., Any], threads: int) -> Any:
-        """k-means with 8 clusters, then an order in which each has the mass of its perplexities."""
+    def visits(threads: int) -> Any:
+        """k-means with 8 clusters, then visits in which each has the mass of its perplexities."""
         cuts, counts, perplexity, _, _ = _C.cluster(scores, 8, 6.0, 4096, threads)
         mass = counts * perplexity
-        return order(scores, cuts.tolist(), mass.tolist(), 0.0, 6.0, draws, 1, threads)
+        return _C.order_visits(scores, cuts.tolist(), mass.tolist(), 0.0, 6.0, draws, 1, threads)
 
     def choice(threads: int) -> Any:
         return _C.order_choice(scores, [], [1.0], 0.0, 6.0, draws, 1, threads)
@@ -163,7 +160,7 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
          lambda threads: _C.order_threshold(scores, 0.5, True, kept, 1, threads)),
         ("k-means, 8 clusters", 4 * blocks, lambda threads: _C.cluster(scores, 8, 6.0, 4096, threads)),
         ("k-means + weighted visits + shuffle", 4 * blocks + 4 * draws,
-         lambda threads: weighted(_C.order_visits, threads)),
+         visits),
         ("weighted choice without replacement", 4 * blocks + 4 * draws, choice),
     ):  # fmt: skip
         rows[name] = row(f"{name} ({blocks:,})", blocks, moved, bandwidth, call, repeats)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from process_memory import peak_beyond
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -185,15 +186,7 @@ def peak_bytes(run: Run, device: str) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_bytes("VmRSS")
-    run()
-    return max(0, _status_bytes("VmHWM") - before)
-
-
-def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return peak_beyond(run)
 
 
 def measure(runs: dict[str, Run], device: str, rounds: int) -> dict[str, dict[str, Any]]:
