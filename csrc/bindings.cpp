@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 
 #include "arguments.h"
 #include "cluster.h"
@@ -109,6 +110,29 @@ float py_percentile(const py::object& scores, double q, const Integer& num_threa
 }
 
 template <class Id>
+py::array interleave_ids(const py::object& ids, const std::vector<uint64_t>& counts, uint64_t seed,
+                         int threads) {
+    const Array<Id> items = to_array<Id>(ids, "ids");
+    const Id* data = items.data();
+    auto left = static_cast<uint64_t>(items.size());
+    for (const uint64_t count : counts) {
+        if (count > left) throw py::value_error("counts: add up to more than there are ids");
+        left -= count;
+    }
+    if (left > 0) throw py::value_error("counts: add up to fewer than there are ids");
+    return fill_ids<Id>(static_cast<uint64_t>(items.size()),
+                        [&](Id* out) { interleave(data, counts, seed, threads, out); });
+}
+
+py::array py_interleave(const py::object& ids, const std::vector<uint64_t>& counts, const Integer& seed,
+                        const Integer& num_threads) {
+    const uint64_t number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    if (Array<uint64_t>::check_(ids)) return interleave_ids<uint64_t>(ids, counts, number, threads);
+    return interleave_ids<uint32_t>(ids, counts, number, threads);
+}
+
+template <class Id>
 uint64_t hash_ids(const py::object& ids, int threads) {
     const Array<Id> array = to_array<Id>(ids, "ids");
     const Id* data = array.data();
@@ -122,20 +146,24 @@ uint64_t py_order_hash(const py::object& ids, const Integer& num_threads) {
     return hash_ids<uint32_t>(ids, threads);
 }
 
-void read_tokens(const TokenFile& file, const py::object& starts, const Integer& length,
-                 const py::object& out, int dtype_code, const Integer& num_threads) {
+void read_tokens(const TokenFile& file, const py::object& starts, const py::object& out,
+                 const Integer& num_threads) {
     const Array<int64_t> from = to_array<int64_t>(starts, "starts");
-    Array<int64_t> to = to_array<int64_t>(out, "out", 2);
-    const auto rows = static_cast<uint64_t>(from.size());
-    const uint64_t tokens = to_size(length, "length");
-    if (static_cast<uint64_t>(to.shape(0)) != rows || static_cast<uint64_t>(to.shape(1)) != tokens) {
-        throw py::value_error("out: must be [rows, length], with as many rows as starts");
+    if (!py::isinstance<py::array>(out)) throw py::value_error("out: must be an array");
+    auto to = py::reinterpret_borrow<py::array>(out);
+    if (to.ndim() != 2 || !(to.flags() & py::array::c_style) || to.shape(0) != from.size()) {
+        throw py::value_error("out: must be a contiguous array [rows, length], with as many rows as starts");
+    }
+    if (static_cast<uint64_t>(to.itemsize()) != file.item_size()) {
+        throw py::value_error("out: its elements must have the " + std::to_string(file.item_size()) +
+                              " bytes of a stored token");
     }
     const int64_t* first = from.data();
-    int64_t* target = to.mutable_data();
+    void* target = to.mutable_data();
+    const auto rows = static_cast<uint64_t>(to.shape(0)), length = static_cast<uint64_t>(to.shape(1));
     const int threads = to_threads(num_threads);
     Release release;
-    file.read(first, rows, tokens, dtype_code, threads, target);
+    file.read(first, rows, length, threads, target);
 }
 
 py::array sequence_lengths(const IndexFile& index, const Integer& first, const Integer& last) {
@@ -173,10 +201,11 @@ void bind_files(py::module_& module) {
         .def("sequence_lengths", &sequence_lengths, "first"_a, "last"_a);
     py::class_<TokenFile>(module, "TokenFile")
         .def(py::init([](const std::string& path, const Integer& item_size, const Integer& num_tokens) {
-                 return TokenFile(path, to_size(item_size, "item_size"), to_size(num_tokens, "num_tokens"));
+                 return std::make_unique<TokenFile>(path, to_size(item_size, "item_size"),
+                                                    to_size(num_tokens, "num_tokens"));
              }),
              "path"_a, "item_size"_a, "num_tokens"_a)
-        .def("read", &read_tokens, "starts"_a, "length"_a, "out"_a, "dtype_code"_a, "num_threads"_a = 1);
+        .def("read", &read_tokens, "starts"_a, "out"_a, "num_threads"_a = 1);
 }
 
 void bind_orders(py::module_& module) {
@@ -192,6 +221,7 @@ void bind_orders(py::module_& module) {
     module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "cap"_a = 700.0, "bins"_a = 4096,
                "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
+    module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
     module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
 }
 

@@ -31,32 +31,6 @@ uint64_t bytes_of(int dtype_code) {
     }
 }
 
-template <class Stored>
-void widen(const char* from, uint64_t count, int64_t* to) {
-    for (uint64_t i = 0; i < count; ++i) {
-        Stored value;
-        std::memcpy(&value, from + i * sizeof(Stored), sizeof(Stored));
-        to[i] = value;
-    }
-}
-
-void widen_tokens(int dtype_code, const char* from, uint64_t count, int64_t* to) {
-    switch (dtype_code) {
-        case 1:
-            return widen<uint8_t>(from, count, to);
-        case 2:
-            return widen<int8_t>(from, count, to);
-        case 3:
-            return widen<int16_t>(from, count, to);
-        case 4:
-            return widen<int32_t>(from, count, to);
-        case 5:
-            return widen<int64_t>(from, count, to);
-        default:
-            return widen<uint16_t>(from, count, to);
-    }
-}
-
 }  // namespace
 
 IndexFile::IndexFile(const std::string& path) : file_(path) {
@@ -176,10 +150,7 @@ TokenFile::TokenFile(const std::string& path, uint64_t item_size, uint64_t num_t
     }
 }
 
-void TokenFile::read(const int64_t* starts, uint64_t rows, uint64_t length, int dtype_code, int threads,
-                     int64_t* out) const {
-    if (bytes_of(dtype_code) != item_size_)
-        throw std::invalid_argument("dtype_code: does not fit the item size");
+void TokenFile::read(const int64_t* starts, uint64_t rows, uint64_t length, int threads, void* out) const {
     if (length > tokens_) throw std::out_of_range(file_.path() + ": a row is longer than the file");
     for (uint64_t row = 0; row < rows; ++row) {
         if (starts[row] < 0 || static_cast<uint64_t>(starts[row]) > tokens_ - length) {
@@ -189,13 +160,14 @@ void TokenFile::read(const int64_t* starts, uint64_t rows, uint64_t length, int 
         }
     }
     constexpr uint64_t kRows = 8;
+    const uint64_t bytes = length * item_size_;
     parallel_for((rows + kRows - 1) / kRows, threads, [&](uint64_t task) {
-        std::vector<char> buffer(length * item_size_);
         for (uint64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {
-            file_.read(static_cast<uint64_t>(starts[row]) * item_size_, buffer.data(), buffer.size());
-            widen_tokens(dtype_code, buffer.data(), length, out + row * length);
+            file_.read(static_cast<uint64_t>(starts[row]) * item_size_, static_cast<char*>(out) + row * bytes,
+                       bytes);
         }
     });
+    file_.check_size();
 }
 
 }  // namespace mlfr

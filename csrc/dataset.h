@@ -49,9 +49,10 @@ class TokenFile {
     // Throws std::invalid_argument unless the file holds exactly `num_tokens` tokens of `item_size` bytes.
     TokenFile(const std::string& path, uint64_t item_size, uint64_t num_tokens);
 
-    // Row r of out [rows, length] becomes the tokens from starts[r] on.
-    void read(const int64_t* starts, uint64_t rows, uint64_t length, int dtype_code, int threads,
-              int64_t* out) const;
+    uint64_t item_size() const { return item_size_; }
+
+    // Row r of out [rows, length] becomes the tokens from starts[r] on, as they are stored.
+    void read(const int64_t* starts, uint64_t rows, uint64_t length, int threads, void* out) const;
 
   private:
     File file_;

@@ -1,5 +1,5 @@
-// Reading a regular file at given positions. pread, not mmap: a file that shrinks meanwhile gives an error,
-// not SIGBUS.
+// Reading a regular file at given positions, through a map of it: at a hundred thousand small reads a second,
+// system calls would be what takes the time.
 #pragma once
 
 #include <cstdint>
@@ -17,25 +17,33 @@ struct FileError : std::runtime_error {
     std::string path;
 };
 
+// Holds no descriptor, as a corpus may have more files than a process may open. Where the system grants no
+// map (their number and their sizes may be limited, too), the file is opened anew for every read.
 class File {
   public:
     // Throws FileError where the file cannot be opened, std::invalid_argument where it is not a regular file.
     explicit File(const std::string& path);
     ~File();
-    File(File&& other) noexcept;
     File(const File&) = delete;
     File& operator=(const File&) = delete;
 
     const std::string& path() const { return path_; }
     uint64_t size() const { return size_; }
+    bool is_mapped() const { return map_ != nullptr; }
 
-    // Fills `out` with `length` bytes from `offset` on; throws FileError where they are not there.
+    // Fills `out` with `length` bytes from `offset` on. Throws FileError where they are not there any more,
+    // and where the disk fails.
     void read(uint64_t offset, void* out, uint64_t length) const;
 
+    // Throws FileError where the file has become shorter: the rest of its last page reads as zeros.
+    void check_size() const;
+
   private:
+    void read_opened(uint64_t offset, char* to, uint64_t length) const;
+
     std::string path_;
-    int descriptor_ = -1;
-    uint64_t size_ = 0;
+    uint64_t size_ = 0, device_ = 0, inode_ = 0;
+    const char* map_ = nullptr;
 };
 
 }  // namespace mlfr

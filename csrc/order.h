@@ -58,6 +58,11 @@ template <class Id>
 void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
                   Id* out);
 
+// Merges sequences of counts[0], counts[1] ... items, which lie one after another, into one: every merger
+// that keeps the order within each is equally likely.
+template <class Id>
+void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t seed, int threads, Id* out);
+
 // 64-bit hash of a sequence of ids; the same for both types.
 template <class Id>
 uint64_t order_hash(const Id* ids, uint64_t n, int threads);

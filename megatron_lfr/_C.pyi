@@ -6,6 +6,7 @@ Arrays must be contiguous and of the type that is given here; they are never cop
 which names the argument; files that cannot be read raise OSError. The GIL is released during the work.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,11 @@ class TokenFile:
     """A .bin file of exactly `num_tokens` tokens of `item_size` bytes."""
 
     def __init__(self, path: str, item_size: int, num_tokens: int) -> None: ...
-    def read(
-        self,
-        starts: npt.NDArray[np.int64],
-        length: int,
-        out: npt.NDArray[np.int64],
-        dtype_code: int,
-        num_threads: int = 1,
-    ) -> None:
-        """Row r of `out` [rows, length] becomes the tokens from position starts[r] on; ValueError outside the file."""
+    def read(self, starts: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> None:
+        """Row r of `out` [rows, length] becomes the tokens from position starts[r] on, as they are stored.
+
+        `out` is of the stored type, or of another one of its size. ValueError outside the file.
+        """
 
 def permutation(n: int, seed: int, num_threads: int = 0) -> Ids:
     """0 ... n-1, uniformly shuffled."""
@@ -121,6 +118,13 @@ def cluster(
 
 def percentile(scores: Scores, q: float, num_threads: int = 0) -> float:
     """The score at rank ceil(q * scored), counted from 1, q in [0, 1]. ValueError where no block has a score."""
+
+def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0) -> Ids:
+    """Merges sequences of counts[0], counts[1], ... ids, which lie one after another in `ids`, into one at random.
+
+    Every merger that keeps the order within each sequence is equally likely. ValueError unless `counts` add up to
+    the ids.
+    """
 
 def order_hash(ids: Ids, num_threads: int = 0) -> int:
     """64-bit hash of a sequence of ids: depends on their order, not on whether they are uint32 or uint64."""

@@ -81,14 +81,12 @@ class BlockSource:
                 rows[members] = 0
                 continue
             starts = self._first_token[d] + (checked[members] - self.domain_starts[d]) * self.seq_length
-            part = rows if len(members) == len(rows) else np.empty((len(members), rows.shape[1]), np.int64)
             dataset = self._ranges[d].dataset
-            dataset.read(starts, part)
+            part = dataset.read(starts, rows.shape[1])
             if dataset.dtype.kind == "i" and part.min() < 0:
                 block = checked[members[(part < 0).any(axis=1)][0]]
                 raise ValueError(f"{dataset.prefix}.bin: block {block} holds the negative token id {part.min()}")
-            if part is not rows:
-                rows[members] = part
+            rows[members] = part
         return rows
 
     def documents_of(self, block_id: int) -> list[int]:
@@ -196,9 +194,11 @@ def domain_names(prefixes: Sequence[Path]) -> list[str]:
     Where last parts agree, the folders above them are added. ValueError when a prefix is given twice.
     """
     whole = [prefix.resolve() for prefix in prefixes]
-    for i, path in enumerate(whole):
-        if path in whole[:i]:
-            raise ValueError(f"--data-path {prefixes[i]}: given twice")
+    seen: set[Path] = set()
+    for prefix, path in zip(prefixes, whole, strict=True):
+        if path in seen:
+            raise ValueError(f"--data-path {prefix}: given twice")
+        seen.add(path)
     for depth in range(1, 1 + max(len(path.parts) for path in whole)):
         names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in whole]
         if len(set(names)) == len(names):

@@ -194,15 +194,14 @@ class IndexedDataset:
     def document(self, document: int) -> npt.NDArray[Any]:
         """The token ids of a document [its length], in the type that they are stored in."""
         first, last = self.document_offset(document), self.document_offset(document + 1)
-        out = np.empty((1, last - first), np.int64)
-        if last > first:
-            self.read(np.array([first], np.int64), out)
-        tokens: npt.NDArray[Any] = out[0].astype(self.dtype)
+        tokens: npt.NDArray[Any] = self.read(np.array([first], np.int64), last - first)[0]
         return tokens
 
-    def read(self, starts: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> None:
-        """Fill row r of `out` [n, length] with the tokens from position `starts[r]` on."""
-        self._tokens.read(starts, out.shape[1], out, self.index.dtype_code)
+    def read(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
+        """Rows [n, length] of tokens, in the type that they are stored in: row r from position `starts[r]` on."""
+        rows = np.empty((len(starts), length), self.dtype)
+        self._tokens.read(starts, rows)
+        return rows
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:

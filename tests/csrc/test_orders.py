@@ -189,3 +189,45 @@ def _rounded_scores(n: int) -> npt.NDArray[np.float32]:
     scores = np.round(rng.gamma(9, 0.35, n), 1).astype(np.float32)
     scores[rng.random(n) < 0.05] = np.nan
     return scores
+
+
+@pytest.mark.parametrize("id_type", [np.uint32, np.uint64])
+@pytest.mark.parametrize("counts", [[0, 3, 0, 5, 0], [1], [], [200_000, 1, 0, 500_000], [1000] * 300])
+def test_interleaving_keeps_each_sequence(id_type: type, counts: list[int]) -> None:
+    n = sum(counts)
+    ids = np.random.default_rng(1).permutation(n).astype(id_type)
+    merged = _C.interleave(ids, counts, 4)
+    assert merged.dtype == id_type
+    owner = np.empty(n, np.int64)
+    owner[ids] = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(counts)
+    for part, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        assert np.array_equal(merged[owner[merged] == part], ids[end - count : end])
+    for threads in (1, 2, 7):
+        assert np.array_equal(_C.interleave(ids, counts, 4, threads), merged)
+
+
+def test_all_interleavings_are_equally_likely() -> None:
+    rounds = 60_000
+    ids = np.arange(6, dtype=np.uint32)
+    counts = Counter(tuple(_C.interleave(ids, [2, 1, 3], seed).tolist()) for seed in range(rounds))
+    legal = 60  # 6! / (2! 1! 3!)
+    assert len(counts) == legal
+    expected = rounds / legal
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 103.4  # 59 degrees, p = 0.0003
+
+
+def test_interleaving_mixes_places_evenly() -> None:
+    """Over several buckets and chunks, a sequence has its share in every part of the order."""
+    ids = np.zeros(SEVERAL_BUCKETS, np.uint32)
+    ids[: SEVERAL_BUCKETS // 4] = 1
+    merged = _C.interleave(ids, [SEVERAL_BUCKETS // 4, SEVERAL_BUCKETS - SEVERAL_BUCKETS // 4], 9)
+    share = merged[: len(merged) // 64 * 64].reshape(64, -1).mean(axis=1)
+    sigma = np.sqrt(0.25 * 0.75 / (len(merged) // 64))
+    assert np.abs(share - 0.25).max() < 4.5 * sigma
+
+
+@pytest.mark.parametrize("counts", [[3], [3, 3], [2**64 - 1, 6]])
+def test_counts_that_do_not_add_up(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="counts: add up"):
+        _C.interleave(np.arange(5, dtype=np.uint32), counts, 0)

@@ -120,9 +120,8 @@ def test_a_file_cut_short_after_opening_is_an_error(write_corpus: WriteCorpus) -
     prefix = write_corpus("c", [list(range(100))])
     source = BlockDataset([prefix], 9, "1").train
     os.truncate(f"{prefix}.bin", 50)
-    assert source.read([0]).tolist() == [list(range(10))]
     with pytest.raises(OSError, match=r"c\.bin"):
-        source.read([0, 8])
+        source.read([0])
 
 
 @pytest.mark.parametrize("split", ["", "a,b", "0,1", "-1,2", "1,2,3,4", "nan", "1/0", "inf"])
