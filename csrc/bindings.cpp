@@ -133,6 +133,22 @@ py::array py_interleave(const py::object& ids, const std::vector<uint64_t>& coun
 }
 
 template <class Id>
+py::array count_ids(const py::object& ids, const std::vector<uint64_t>& sizes, int threads) {
+    const Array<Id> array = to_array<Id>(ids, "ids");
+    const Id* data = array.data();
+    const auto n = static_cast<uint64_t>(array.size());
+    const auto counts = released([&] { return count_parts(data, n, sizes, threads); });
+    return py::array(static_cast<py::ssize_t>(counts.size()), counts.data());
+}
+
+py::array py_count_parts(const py::object& ids, const std::vector<uint64_t>& sizes,
+                         const Integer& num_threads) {
+    const int threads = to_threads(num_threads);
+    if (Array<uint64_t>::check_(ids)) return count_ids<uint64_t>(ids, sizes, threads);
+    return count_ids<uint32_t>(ids, sizes, threads);
+}
+
+template <class Id>
 uint64_t hash_ids(const py::object& ids, int threads) {
     const Array<Id> array = to_array<Id>(ids, "ids");
     const Id* data = array.data();
@@ -222,6 +238,7 @@ void bind_orders(py::module_& module) {
                "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("count_parts", &py_count_parts, "ids"_a, "sizes"_a, "num_threads"_a = 0);
     module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
 }
 

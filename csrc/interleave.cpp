@@ -1,6 +1,7 @@
 // One order out of those of several corpora.
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -27,7 +28,7 @@ class Parts {
         }
     }
 
-    uint64_t size() const { return ends_.back(); }
+    uint64_t size() const { return ends_.empty() ? 0 : ends_.back(); }
 
     uint32_t of(uint64_t place) const {
         uint32_t part = first_[place >> shift_];
@@ -67,7 +68,6 @@ void deal(const Id* items, const std::vector<uint64_t>& counts, const Parts& par
 
 template <class Id>
 void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t seed, int threads, Id* out) {
-    if (counts.empty()) return;
     const Parts parts(counts);
     if (parts.size() == 0) return;
     if (parts.size() - 1 <= std::numeric_limits<Id>::max()) {
@@ -80,6 +80,29 @@ void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t s
     }
 }
 
+template <class Id>
+std::vector<uint64_t> count_parts(const Id* ids, uint64_t n, const std::vector<uint64_t>& sizes,
+                                  int threads) {
+    std::vector<uint64_t> total(sizes.size(), 0);
+    if (n == 0) return total;
+    const Parts parts(sizes);
+    std::mutex lock;
+    for_chunks(n, threads, [&](uint64_t, uint64_t first, uint64_t last) {
+        std::vector<uint64_t> counts(sizes.size(), 0);
+        for (uint64_t i = first; i < last; ++i) {
+            if (ids[i] >= parts.size()) throw std::invalid_argument("ids: one is beyond the last part");
+            ++counts[parts.of(ids[i])];
+        }
+        std::lock_guard<std::mutex> guard(lock);
+        for (size_t part = 0; part < counts.size(); ++part) total[part] += counts[part];
+    });
+    return total;
+}
+
+template std::vector<uint64_t> count_parts<uint32_t>(const uint32_t*, uint64_t, const std::vector<uint64_t>&,
+                                                     int);
+template std::vector<uint64_t> count_parts<uint64_t>(const uint64_t*, uint64_t, const std::vector<uint64_t>&,
+                                                     int);
 template void interleave<uint32_t>(const uint32_t*, const std::vector<uint64_t>&, uint64_t, int, uint32_t*);
 template void interleave<uint64_t>(const uint64_t*, const std::vector<uint64_t>&, uint64_t, int, uint64_t*);
 

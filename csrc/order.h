@@ -63,6 +63,11 @@ void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uin
 template <class Id>
 void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t seed, int threads, Id* out);
 
+// How many ids lie in each of the parts of sizes[0], sizes[1] ... that [0, sum of sizes) is cut into. Throws
+// std::invalid_argument for one beyond them.
+template <class Id>
+std::vector<uint64_t> count_parts(const Id* ids, uint64_t n, const std::vector<uint64_t>& sizes, int threads);
+
 // 64-bit hash of a sequence of ids; the same for both types.
 template <class Id>
 uint64_t order_hash(const Id* ids, uint64_t n, int threads);

@@ -126,5 +126,11 @@ def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0)
     the ids.
     """
 
+def count_parts(ids: Ids, sizes: Sequence[int], num_threads: int = 0) -> npt.NDArray[np.uint64]:
+    """How many ids lie in each of the parts of sizes[0], sizes[1], ... that 0 ... sum(sizes) - 1 is cut into.
+
+    ValueError for an id beyond them.
+    """
+
 def order_hash(ids: Ids, num_threads: int = 0) -> int:
     """64-bit hash of a sequence of ids: depends on their order, not on whether they are uint32 or uint64."""

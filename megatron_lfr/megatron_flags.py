@@ -316,7 +316,7 @@ _REFUSED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     # Data and evaluation
     ("--mock-data", 0, "training needs a corpus", "`make demo`, or --data-path with a preprocessed corpus"),
     ("--train-data-path --valid-data-path --test-data-path", "+", _ONE_CORPUS, "--data-path and --split"),
-    ("--data-args-path --per-split-data-args-path", 1, _ONE_CORPUS, "--data-path and --split"),
+    ("--per-split-data-args-path", 1, _ONE_CORPUS, "--data-path and --split"),
     ("--vocab-file --merge-file", 1, "tokenizers are files of `tokenizers`", "--tokenizer-model"),
     ("--null-tokenizer-eod-id", 1, "the tokenizer names its end-of-document token", "--eod-token"),
     ("--dataloader-inter-document-masking", 0, "another flag says it", "--reset-attention-mask"),

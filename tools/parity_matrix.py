@@ -223,7 +223,7 @@ def compare(run: Run, reference: Run) -> dict[str, Any]:
 def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[float]:
     """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
     config, _ = parse_run_config([*run_flags(prefixes, folder), *flags])
-    dataset = BlockDataset(config.data.data_path, config.data.seq_length, config.data.split)
+    dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
     plan = make_plan(config, dataset.train.num_blocks)
     gaps: list[float] = []
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,10 @@ class DataConfig:
     """The corpus of a run."""
 
     data_path: list[str] = field(default_factory=list)
-    """Prefixes of the preprocessed corpus (`<prefix>.bin`, `<prefix>.idx`), one for each domain."""
+    """Prefixes of the preprocessed corpus (`<prefix>.bin`, `<prefix>.idx`), one for each domain. With a weight before
+    each (0.3 a 0.7 b), they get these shares of what Learn and Review draw; without, every block counts the same."""
+    data_args_path: str | None = None
+    """A file that holds what would follow --data-path, separated by white space."""
     split: str = "99,1,0"
     """Shares of each prefix's documents for training, validation and test, in this order."""
     seq_length: int = 2048
@@ -30,20 +36,48 @@ class DataConfig:
     """Steps that the loader reads ahead."""
 
     def validate(self) -> None:
-        if not self.data_path:
+        if self.data_path and self.data_args_path is not None:
+            raise ValueError("give --data-path or --data-args-path, not both")
+        if not self.corpora()[0]:
             raise ValueError("--data-path: give at least one prefix of a preprocessed corpus")
-        for word in self.data_path:
-            if _is_number(word):
-                raise ValueError(f"--data-path {word}: weights are not supported, every block is in the corpus once")
         if self.seq_length < 1:
             raise ValueError(f"--seq-length {self.seq_length}: must be at least 1")
         if self.prefetch < 1:
             raise ValueError(f"--prefetch {self.prefetch}: must be at least 1")
 
+    def corpora(self) -> tuple[list[str], list[float] | None]:
+        """The corpus' prefixes, and their weights where they are given.
 
-def _is_number(word: str) -> bool:
+        Errors: ValueError where only some have a weight, or one is not positive; OSError where --data-args-path cannot
+        be read.
+        """
+        if self.data_args_path is None:
+            return parse_blend(self.data_path, "--data-path")
+        try:
+            words = Path(self.data_args_path).read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            raise ValueError(f"--data-args-path {self.data_args_path}: not a text file") from None
+        return parse_blend(words, f"--data-args-path {self.data_args_path}")
+
+
+def parse_blend(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
+    """(prefixes, weights) of Megatron's syntax: prefixes alone, or weight and prefix in turn."""
+    numbers = [_as_number(word) for word in words]
+    if all(number is None for number in numbers):
+        return list(words), None
+    if len(words) % 2 or None in numbers[::2] or any(number is not None for number in numbers[1::2]):
+        raise ValueError(
+            f"{flag}: give a weight before every prefix or before none (write a prefix that is a number as ./7)"
+        )
+    weights = [number for number in numbers[::2] if number is not None]
+    for weight, word in zip(weights, words[::2], strict=True):
+        if not 0 < weight < math.inf:
+            raise ValueError(f"{flag} {word}: a weight must be a positive number")
+    return list(words[1::2]), weights
+
+
+def _as_number(word: str) -> float | None:
     try:
-        float(word)
+        return float(word)
     except ValueError:
-        return False
-    return True
+        return None

@@ -9,6 +9,7 @@ Usable on its own, in any training loop: NumPy and this package's C++ core, no P
         curriculum.record(step, nll_sum, token_count)
 """
 
+from megatron_lfr.lfr.blend import Blend, BlendSelection, FocusScope
 from megatron_lfr.lfr.course import Course, Follower, Sharing
 from megatron_lfr.lfr.curriculum import Curriculum
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
@@ -20,8 +21,11 @@ from megatron_lfr.lfr.selection import Selection, make_order
 __all__ = [
     "PRESETS",
     "UNRECORDED",
+    "Blend",
+    "BlendSelection",
     "Course",
     "Curriculum",
+    "FocusScope",
     "Follower",
     "Journal",
     "Ledger",

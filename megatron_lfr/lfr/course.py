@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.blend import BlendSelection
 from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 from megatron_lfr.lfr.selection import Order, Scores, Selection
@@ -26,7 +27,7 @@ class PhaseStart:
     order_hash: int
     scores: Scores
     """Of all blocks; empty on a Follower."""
-    selection: Selection | None
+    selection: Selection | BlendSelection | None
 
 
 @dataclass

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.course import Course, PhaseStart, Sharing
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
-from megatron_lfr.lfr.selection import Scores, make_order, phase_seed
+from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
 class Curriculum(Course):
@@ -27,15 +28,25 @@ class Curriculum(Course):
             curriculum.record(step, nll_sum, token_count)
 
     rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes; one of
-    each machine has a Curriculum, the others a Follower.
+    each machine has a Curriculum, the others a Follower. blend: the corpora's shares of the draws; by default every
+    block counts the same.
     """
 
     def __init__(
-        self, plan: Plan, journal: Journal, seed: int, rescore: Rescore | None = None, sharing: Sharing | None = None
+        self,
+        plan: Plan,
+        journal: Journal,
+        seed: int,
+        rescore: Rescore | None = None,
+        sharing: Sharing | None = None,
+        blend: Blend | None = None,
     ) -> None:
         super().__init__(plan)
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
+        self.blend = blend or Blend([0, plan.n_blocks])
+        if self.blend.starts[-1] != plan.n_blocks:
+            raise ValueError(f"a blend of {self.blend.starts[-1]} blocks for a plan of {plan.n_blocks}")
         self.journal = journal
         self.seed = seed
         self._rescore = rescore
@@ -117,7 +128,7 @@ class Curriculum(Course):
         """Make the order of a phase from the scores as they stand."""
         scores = self._scores(planned)
         started = time.perf_counter()
-        order, selection = make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
+        order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
         self.cost.order += time.perf_counter() - started

@@ -236,7 +236,7 @@ class Schedule:
             total, unit = round(train_epochs * n_blocks), 1
         if total < len(self.phases):
             raise ValueError(f"a run of {total} is too short for the schedule's {len(self.phases)} phases")
-        return [part * unit for part in _largest_remainder([p.duration for p in self.phases], total)]
+        return [part * unit for part in largest_remainder([p.duration for p in self.phases], total, at_least=1)]
 
 
 def _lay_out(
@@ -259,13 +259,13 @@ def _check_budget(plan: Plan, train_iters: int | None, train_samples: int | None
         raise ValueError(f"--train-samples {train_samples} against the schedule's total of {plan.total_draws}")
 
 
-def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Whole parts of `total` in proportion to `shares`, each at least 1."""
+def largest_remainder(shares: Sequence[float], total: int, at_least: int = 0) -> list[int]:
+    """Whole parts of `total` in proportion to `shares`, which add up to 1. `total` is at least what the parts are."""
     exact = [share * total for share in shares]
-    parts = [max(1, math.floor(value)) for value in exact]
+    parts = [max(at_least, math.floor(value)) for value in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
     for i in range(total - sum(parts)):
         parts[by_remainder[i % len(parts)]] += 1
-    while sum(parts) > total:  # only when the floor of 1 lifted a tiny phase
+    while sum(parts) > total:  # only when `at_least` lifted a tiny part
         parts[parts.index(max(parts))] -= 1
     return parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_lfr.lfr import PRESETS
+from megatron_lfr.lfr import PRESETS, FocusScope
 from megatron_lfr.model.fused import KernelPackage, check_package
 
 
@@ -22,6 +22,9 @@ class LFRConfig:
     """The same in blocks."""
     train_epochs: float | None = None
     """The same in epochs of the corpus."""
+    lfr_focus_scope: FocusScope = "global"
+    """Among which blocks a Focus looks for the hard ones. global: all; weights in --data-path then count in Learn and
+    Review alone. per-corpus: in each prefix apart, which gets its weight of the draws, or its share of the blocks."""
     lfr_scratch_dir: str | None = None
     """Folder for what the ranks of a machine share: the order of the phase, and on all machines but the first a copy of
     the journal. By default in the run folder; better a local disk."""

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr import _C
 from megatron_lfr.data.blocks import BlockSource
 from megatron_lfr.engine import BlockLosses
 from megatron_lfr.lfr import Course
 from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.lfr.selection import Order
 from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
 from megatron_lfr.training.trainer import Trainer
 
@@ -40,6 +42,7 @@ class MetricsFile(Callback):
             "draws": planned.draws,
             "steps": planned.steps,
             "distinct": _distinct(trainer.curriculum),
+            "draws_by_domain": _draws_by_domain(trainer.train_source, trainer.curriculum.order),
             "order_hash": f"{start.order_hash:016x}",
         }
         if selection is not None:
@@ -156,6 +159,12 @@ def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[st
     """The share of each domain's blocks that `mask` [num_blocks] marks."""
     bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
     return {name: float(mask[first:last].mean()) for name, first, last in bounds}
+
+
+def _draws_by_domain(source: BlockSource, order: Order) -> dict[str, int]:
+    """How many of a phase's draws go to each domain."""
+    counts = _C.count_parts(order, np.diff(source.domain_starts).tolist())
+    return dict(zip(source.domains, counts.tolist(), strict=True))
 
 
 def _distinct(curriculum: Course) -> int:

@@ -27,7 +27,7 @@ from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.fileio import write_atomic
-from megatron_lfr.lfr import Course, Curriculum, Follower, Journal, Plan
+from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.parallel import ParallelState, initialize
 from megatron_lfr.parallel.watch import watching
@@ -65,7 +65,7 @@ def train(config: RunConfig) -> bool:
     """
     config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
     eod, vocab_size = resolve_vocabulary(config)
-    dataset = BlockDataset(config.data.data_path, config.data.seq_length, config.data.split)
+    dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
     plan = make_plan(config, dataset.train.num_blocks)
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     assert config.checkpoint.save is not None
@@ -136,6 +136,8 @@ def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> di
         "global_batch_size": plan.global_batch_size,
         "seed": config.training.seed,
         "schedule": resolve_schedule(config.lfr.lfr_schedule).to_dicts(),
+        "weights": config.data.corpora()[1],
+        "focus_scope": config.lfr.lfr_focus_scope,
         "draws": [planned.draws for planned in plan.phases],
     }
 
@@ -202,7 +204,15 @@ def _assemble(
 
     return Trainer(
         engine=engine,
-        curriculum=_make_course(config, folder, plan, nodes, journal, make_rescore(engine, loader(dataset.train))),
+        curriculum=_make_course(
+            config,
+            folder,
+            plan,
+            nodes,
+            journal,
+            make_rescore(engine, loader(dataset.train)),
+            make_blend(config, dataset),
+        ),
         train_source=dataset.train,
         train_loader=loader(dataset.train),
         valid_source=dataset.valid,
@@ -220,17 +230,28 @@ def _assemble(
     )
 
 
+def make_blend(config: RunConfig, dataset: BlockDataset) -> Blend:
+    """How the prefixes share the draws."""
+    return Blend(dataset.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
+
+
 def _make_course(
-    config: RunConfig, folder: Path, plan: Plan, nodes: Nodes, journal: Journal | None, rescore: Rescore
+    config: RunConfig,
+    folder: Path,
+    plan: Plan,
+    nodes: Nodes,
+    journal: Journal | None,
+    rescore: Rescore,
+    blend: Blend,
 ) -> Course:
     """The curriculum on its machine's leader, a follower on the other ranks."""
     if nodes.group.size() == 1:
         assert journal is not None
-        return Curriculum(plan, journal, config.training.seed, rescore)
+        return Curriculum(plan, journal, config.training.seed, rescore, blend=blend)
     sharing = OrderFiles(nodes, scratch_folder(config, folder, nodes))
     if journal is None:
         return Follower(plan, sharing, rescore)
-    return Curriculum(plan, journal, config.training.seed, rescore, sharing)
+    return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend)
 
 
 def scratch_folder(config: RunConfig, folder: Path, nodes: Nodes) -> Path:

@@ -30,6 +30,9 @@ ORDERS: dict[str, Callable[[npt.NDArray[np.float32], int], Order]] = {
     "order_threshold": lambda scores, threads: _C.order_threshold(scores, 0.3, True, len(scores) * 5 // 3, 7, threads),
     "order_visits": lambda scores, threads: _C.order_visits(scores, *WEIGHTING, len(scores) * 2 // 3, 7, threads),
     "order_choice": lambda scores, threads: _C.order_choice(scores, *WEIGHTING, len(scores) // 3, 7, threads),
+    "interleave": lambda scores, threads: _C.interleave(
+        np.arange(len(scores), dtype=np.uint32), [len(scores) // 4, len(scores) * 3 // 4], 7, threads
+    ),
 }
 
 # Orders of 300,000 blocks. A change here changes the order of every run that resumes: never a side effect.
@@ -39,6 +42,7 @@ GOLDEN = {
     "order_threshold": 0x9F7030EA7C57529A,
     "order_visits": 0x7EBF11A7912AECAB,
     "order_choice": 0x90BC29BD11CBA66E,
+    "interleave": 0x9CA842160A68DA95,
 }
 
 

@@ -231,3 +231,19 @@ def test_interleaving_mixes_places_evenly() -> None:
 def test_counts_that_do_not_add_up(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="counts: add up"):
         _C.interleave(np.arange(5, dtype=np.uint32), counts, 0)
+
+
+@pytest.mark.parametrize("id_type", [np.uint32, np.uint64])
+@pytest.mark.parametrize("sizes", [[5], [3, 0, 4, 0], [100_000, 1, 300_000], [3] * 50_000, [0, 0, 1]])
+def test_counts_by_part(id_type: type, sizes: list[int]) -> None:
+    ids = np.random.default_rng(2).integers(0, sum(sizes), 600_000).astype(id_type)
+    expected = np.histogram(ids, np.concatenate(([0], np.cumsum(sizes))) - 0.5)[0]
+    assert np.array_equal(_C.count_parts(ids, sizes), expected)
+    with pytest.raises(ValueError, match="beyond the last part"):
+        _C.count_parts(np.array([0, sum(sizes)], id_type), sizes)
+
+
+def test_counts_of_nothing() -> None:
+    assert _C.count_parts(np.empty(0, np.uint32), [3, 4]).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="beyond"):
+        _C.count_parts(np.zeros(1, np.uint32), [])

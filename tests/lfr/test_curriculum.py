@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_lfr.lfr import Curriculum, Journal, Phase, Plan, Schedule, preset
+from megatron_lfr.lfr import Blend, Curriculum, Journal, Phase, Plan, Schedule, preset
 
 SEQ = 8
 
@@ -233,3 +233,28 @@ def test_an_edited_journal_that_leads_elsewhere_is_noticed(tmp_path: Path) -> No
     np.save(path, entries[::-1].copy())
     with pytest.raises(ValueError, match="replays to another order"):
         make(tmp_path, plan).load_state_dict(state)
+
+
+@pytest.mark.parametrize("scope", ["global", "per-corpus"])
+def test_a_blend_is_drawn_and_replayed(tmp_path: Path, scope: str) -> None:
+    n, hard = 100, hardness(100)
+    plan = preset("lfr").plan(n, SEQ, 8, train_epochs=3)
+    blend = Blend([0, 20, 100], [1.0, 1.0], scope)  # type: ignore[arg-type]
+    served = drive(make(tmp_path, plan, blend=blend), hard)
+    for planned, counts in zip(plan.phases, by_phase(plan, served), strict=True):
+        of_first = sum(count for block, count in counts.items() if block < 20)
+        if planned.phase.kind != "focus" or scope == "per-corpus":
+            assert abs(of_first - planned.draws / 2) <= 0.5
+    for stop in (plan.phases[1].first_step + 1, plan.phases[3].end_step - 1):
+        folder = tmp_path / str(stop)
+        begun = make(folder, plan, blend=blend)
+        first = drive(begun, hard, stop)
+        state = begun.state_dict()
+        resumed = make(folder, plan, blend=blend)
+        resumed.load_state_dict(state)
+        assert first + drive(resumed, hard) == served
+
+
+def test_a_blend_of_another_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a blend of 99 blocks for a plan of 100"):
+        make(tmp_path, preset("lfr-v1").plan(100, SEQ, 8), blend=Blend([0, 99]))

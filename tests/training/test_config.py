@@ -12,6 +12,7 @@ from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, s
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import parse_run_config, resolve_schedule
+from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
 
 
@@ -317,7 +318,37 @@ def test_megatrons_own_llama3_scripts(name: str) -> None:
             assert honoured[flag] is True
 
 
-def test_data_weights_are_refused(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data-path 0.3: weights are not supported" in refusal(
-        [*tiny_args, "--data-path", "0.3", "a", "0.7", "b"], capsys
-    )
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["0.3", "a", "b"], "before every prefix or before none"),
+        (["0.3", "a", "b", "c"], "before every prefix or before none"),
+        (["a", "0.3", "b", "0.7"], "before every prefix or before none"),
+        (["1", "2"], "write a prefix that is a number as ./7"),
+        (["0.3", "a", "0", "b"], "--data-path 0: a weight must be a positive number"),
+        (["-1", "a", "inf", "b"], "--data-path -1: a weight must be a positive number"),
+        (["nan", "a"], "--data-path nan: a weight must be a positive number"),
+    ],
+)
+def test_bad_blends(words: list[str], fault: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        parse_blend(words, "--data-path")
+
+
+def test_blends() -> None:
+    assert parse_blend(["30", "a", "7e1", "./7"], "--data-path") == (["a", "./7"], [30.0, 70.0])
+    assert parse_blend(["a", "b", "c"], "--data-path") == (["a", "b", "c"], None)
+
+
+def test_bad_blend_files(tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "blend"
+    with_file = ["--data-args-path", str(path)]
+    assert "give --data-path or --data-args-path, not both" in refusal([*tiny_args, *with_file], capsys)
+    rest = tiny_args[tiny_args.index("--split") :]
+    assert str(path) in refusal([*with_file, *rest], capsys)
+    path.write_bytes(b"\xff\xfe")
+    assert f"--data-args-path {path}: not a text file" in refusal([*with_file, *rest], capsys)
+    path.write_text("")
+    assert "give at least one prefix" in refusal([*with_file, *rest], capsys)
+    path.write_text("1 a b")
+    assert f"--data-args-path {path}: give a weight" in refusal([*with_file, *rest], capsys)

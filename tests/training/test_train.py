@@ -139,6 +139,33 @@ def test_what_the_loader_served(
         assert len(set(last.values())) > 1
 
 
+@pytest.mark.parametrize("scope", ["global", "per-corpus"])
+@pytest.mark.parametrize("in_file", [False, True], ids=["flag", "file"])
+def test_weights_of_corpora(
+    scope: str, in_file: bool, tiny_args: list[str], corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loader served of each prefix is its quota, and metrics.jsonl says so."""
+    train = BlockDataset(corpus, 16, "90,10,0").train
+    spy = Spy(monkeypatch)
+    spy.train_blocks = train.num_blocks
+    easy = int(train.domain_starts[1])
+    words = ["3", corpus[0], "1.0", corpus[1]]
+    (tmp_path / "blend.txt").write_text(" ".join(words[:2]) + "\n" + " ".join(words[2:]))
+    flags = ["--data-args-path", str(tmp_path / "blend.txt")] if in_file else ["--data-path", *words]
+    args = [*flags, *tiny_args[len(corpus) + 1 :], "--lfr-focus-scope", scope]
+    assert run(args) == 0
+    events = [event for event in metrics(tmp_path / "run") if event["event"] == "phase"]
+    served = spy.phases([*(event["step"] for event in events), spy.served[-1][0] + 1])
+    for event, counts in zip(events, served, strict=True):
+        of_easy = sum(count for block, count in counts.items() if block < easy)
+        assert event["draws_by_domain"] == {"easy": of_easy, "hard": counts.total() - of_easy}
+        if event["kind"] != "focus" or scope == "per-corpus":
+            assert abs(of_easy - 0.75 * event["draws"]) <= 0.5
+        else:
+            assert of_easy < 0.3 * event["draws"]  # what is hard decides
+    assert max(served[0].values()) >= 2  # the corpus with the larger weight is passed more than once
+
+
 def harder(spy: Spy, tmp_path: Path, bounds: list[int], phase: int, drop: float) -> list[int]:
     """Ids of the blocks left after the easiest go, by the journal of a phase that served every block."""
     served = [i for step, ids in spy.served if bounds[phase] <= step < bounds[phase + 1] for i in ids]

@@ -1,0 +1,137 @@
+"""Corpora with shares of their own: how many draws of a phase each one gets, and the order that comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr import _C
+from megatron_lfr.lfr.schedule import Phase, largest_remainder
+from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order, phase_seed
+
+FocusScope = Literal["global", "per-corpus"]
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How the corpora of a run share its draws.
+
+    starts [corpora + 1]: corpus c holds the blocks from `starts[c]` to before `starts[c + 1]`. weights [corpora]:
+    positive, of any sum; None: every block counts the same.
+
+    Of n draws, corpus c gets its quota n x weights[c] / sum(weights), rounded so that quotas add up to n. In Learn and
+    Review it is filled by whole passes over the corpus and a part of one, each shuffled anew. The corpora's draws
+    are then mixed at random. Without weights, all corpora are one. focus_scope "global": Focus ranks and draws from
+    all blocks together, weights or not, since how hard they are decides. "per-corpus": each corpus is ranked by
+    itself and gets its quota; without weights, its share of the blocks. One that has no score at all is then drawn
+    from uniformly.
+    """
+
+    starts: Sequence[int]
+    weights: Sequence[float] | None = None
+    focus_scope: FocusScope = "global"
+
+    def __post_init__(self) -> None:
+        if self.focus_scope not in get_args(FocusScope):
+            raise ValueError(f"focus scope {self.focus_scope!r}: choose from {', '.join(get_args(FocusScope))}")
+        if len(self.starts) < 2 or any(a >= b for a, b in pairwise(self.starts)):
+            raise ValueError("a blend needs at least one corpus, and no corpus without a block")
+        if self.weights is not None:
+            if len(self.weights) != len(self.starts) - 1:
+                raise ValueError(f"{len(self.weights)} weights for {len(self.starts) - 1} corpora")
+            if not all(0 < weight < float("inf") for weight in self.weights):
+                raise ValueError("the weights of corpora must be positive numbers")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Blocks of each corpus."""
+        return [last - first for first, last in pairwise(self.starts)]
+
+    def quotas(self, draws: int) -> list[int]:
+        """How many of a phase's draws each corpus gets, where corpora are drawn from apart."""
+        weights = self.sizes if self.weights is None else list(self.weights)
+        total = float(sum(weights))
+        return largest_remainder([weight / total for weight in weights], draws)
+
+    def make_order(
+        self, phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int
+    ) -> tuple[Order, Selection | BlendSelection | None]:
+        """As `selection.make_order`, which this is where corpora are not drawn from apart."""
+        apart = self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
+        if not apart:
+            return make_order(phase, scores, draws, seed, phase_index)
+        quotas = self.quotas(draws)
+        order: Order = np.empty(draws, np.uint32 if len(scores) <= np.iinfo(np.uint32).max else np.uint64)
+        selections: list[Selection | None] = []
+        filled = 0
+        for corpus, quota in enumerate(quotas):
+            first, last = self.starts[corpus], self.starts[corpus + 1]
+            part, selection = _corpus_order(phase, scores[first:last], quota, _corpus_seed(seed, corpus), phase_index)
+            np.add(part, first, out=order[filled : filled + quota], casting="unsafe")
+            selections.append(selection)
+            filled += quota
+        merged = _C.interleave(order, quotas, _corpus_seed(phase_seed(seed, phase_index), len(quotas)))
+        return merged, BlendSelection(tuple(self.starts), tuple(selections)) if phase.kind == "focus" else None
+
+
+@dataclass(frozen=True)
+class BlendSelection:
+    """What a Focus left out of each corpus; None for one that had no score. Read like a `Selection`."""
+
+    starts: tuple[int, ...]
+    parts: tuple[Selection | None, ...]
+
+    @property
+    def n_blocks(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def dropped(self) -> int:
+        return sum(part.dropped for part in self.parts if part is not None)
+
+    @property
+    def unseen(self) -> int:
+        sizes = np.diff(self.starts)
+        return sum(int(size) if part is None else part.unseen for size, part in zip(sizes, self.parts, strict=True))
+
+    @property
+    def excludes_unseen(self) -> bool:
+        """Whether unscored blocks of a corpus that has scores were left out."""
+        return any(part.excludes_unseen for part in self.parts if part is not None)
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the scored blocks that was dropped."""
+        return self.dropped / max(1, self.n_blocks - self.unseen)
+
+    def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
+        """Mask of the blocks that the phase cannot serve, given the scores it was made from."""
+        bounds = pairwise(self.starts)
+        corpora = [scores[first:last] for first, last in bounds]
+        return np.concatenate(
+            [
+                np.zeros(len(corpus), np.bool_) if part is None else part.left_out(corpus)
+                for corpus, part in zip(corpora, self.parts, strict=True)
+            ]
+        )
+
+
+def _corpus_order(
+    phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int
+) -> tuple[Order, Selection | None]:
+    if phase.kind == "focus" and np.isnan(scores).all():
+        phase = Phase("learn", phase.duration, phase.unit)
+    order, selection = make_order(phase, scores, max(draws, 1), seed, phase_index)
+    return order[:draws], selection
+
+
+def _corpus_seed(seed: int, corpus: int) -> int:
+    """64-bit seed of what is drawn from a corpus, from the run's seed."""
+    digest = hashlib.blake2b(f"megatron_lfr corpus {seed} {corpus}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
