@@ -11,7 +11,7 @@ namespace mlfr {
 namespace {
 
 constexpr uint64_t kHeaderBytes = 34;
-constexpr uint64_t kPiece = uint64_t{1} << 16;  // entries that are read at a time
+constexpr uint64_t kPiece = uint64_t{1} << 14;  // entries that are read at a time
 
 // Bytes of a token by Megatron's type code; 0: unknown. The floating-point types 6 and 7 hold no token ids.
 uint64_t bytes_of(int dtype_code) {
@@ -73,8 +73,8 @@ void IndexFile::check_header() {
 }
 
 void IndexFile::check_sequences() {
-    std::vector<int32_t> lengths(kPiece);
-    std::vector<int64_t> positions(kPiece);
+    std::vector<int32_t> lengths(std::min(kPiece, sequences_));
+    std::vector<int64_t> positions(lengths.size());
     for (uint64_t first = 0; first < sequences_; first += kPiece) {
         const uint64_t count = std::min(kPiece, sequences_ - first);
         file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * count);
@@ -95,7 +95,7 @@ void IndexFile::check_sequences() {
 }
 
 void IndexFile::check_documents() const {
-    std::vector<int64_t> entries(kPiece);
+    std::vector<int64_t> entries(std::min(kPiece, entries_));
     int64_t previous = 0;
     for (uint64_t first = 0; first < entries_; first += kPiece) {
         const uint64_t count = std::min(kPiece, entries_ - first);

@@ -1,8 +1,10 @@
 // The scores of all blocks: fp32, higher is harder, NaN where a block has none; and intervals of them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -52,23 +54,30 @@ struct ScoreRange {
     }
 };
 
-// Range and number of the scores among `count`.
+// Range and number of the scores among `count`, which is below 2^32.
 inline ScoreRange find_range(const float* scores, uint64_t count) {
-    constexpr uint64_t kLanes = 8;  // extremes of their own each, for vector instructions
-    ScoreRange lanes[kLanes];
+    // Written as vectors: compilers do not turn comparisons with NaN among them into vector instructions.
+    using Vector = float __attribute__((vector_size(16)));
+    constexpr uint64_t kLanes = 4;
+    ScoreRange range;
+    Vector low = Vector{} + range.low, high = Vector{} + range.high;
     uint64_t j = 0;
-    auto take = [scores](ScoreRange& range, uint64_t at) {
-        const float score = scores[at];  // NaN fails every comparison
-        range.low = score < range.low ? score : range.low;
-        range.high = score > range.high ? score : range.high;
-        range.seen += !std::isnan(score);
-    };
     for (; j + kLanes <= count; j += kLanes) {
-        for (uint64_t lane = 0; lane < kLanes; ++lane) take(lanes[lane], j + lane);
+        Vector score;
+        std::memcpy(&score, scores + j, sizeof score);
+        low = score < low ? score : low;  // NaN fails every comparison
+        high = score > high ? score : high;
     }
-    for (; j < count; ++j) take(lanes[0], j);
-    for (uint64_t lane = 1; lane < kLanes; ++lane) lanes[0].merge(lanes[lane]);
-    return lanes[0];
+    auto take = [&range](float lowest, float highest) {
+        range.low = lowest < range.low ? lowest : range.low;
+        range.high = highest > range.high ? highest : range.high;
+    };
+    for (uint64_t lane = 0; lane < kLanes; ++lane) take(low[lane], high[lane]);
+    for (; j < count; ++j) take(scores[j], scores[j]);
+    uint32_t seen = 0;
+    for (j = 0; j < count; ++j) seen += !std::isnan(scores[j]);
+    range.seen = seen;
+    return range;
 }
 
 // The same of all scores. Throws std::invalid_argument for an infinite one.

@@ -57,8 +57,15 @@ std::vector<uint64_t> BlockWeights::count_blocks(int threads) {
         uint32_t cluster[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t size) {
             const float* scores = scores_.data + first;
+            const ScoreRange range = find_range(scores, size);
+            lowest[chunk] = std::min(lowest[chunk], range.low);
+            if (k == 2) {  // one interval, and the blocks without a score
+                count[0] += range.seen;
+                count[kTables] += size - range.seen;
+                high[0] = std::max(high[0], range.high);
+                return;
+            }
             intervals_.read(scores, size, static_cast<uint32_t>(k - 1), cluster);
-            lowest[chunk] = std::min(lowest[chunk], find_range(scores, size).low);
             for (uint64_t j = 0; j < size; ++j) {
                 const size_t c = kTables * cluster[j] + j % kTables;
                 ++count[c];
@@ -87,6 +94,15 @@ std::vector<uint64_t> BlockWeights::count_blocks(int threads) {
 
 void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
     const float* scores = scores_.data + first;
+    if (intervals_.count() == 1) {  // nothing to look up
+        const float heaviest = heaviest_[0], cap = cap_;
+        for (uint64_t j = 0; j < count; ++j) {
+            const float relative = std::max(-80.0f, std::min(scores[j], cap) - heaviest);
+            log_relative[j] = std::isnan(scores[j]) ? 0.0f : relative;
+            cluster[j] = std::isnan(scores[j]);
+        }
+        return;
+    }
     intervals_.read(scores, count, static_cast<uint32_t>(clusters() - 1), cluster);
     for (uint64_t j = 0; j < count; ++j) {
         const float score = std::isnan(scores[j]) ? 0.0f : std::min(scores[j], cap_);

@@ -227,9 +227,8 @@ def _last_at_or_before(part: _Range, token: int) -> int:
 
 def _hash_samples(digest: hashlib._Hash, path: Path) -> None:
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
+        size = os.fstat(file.fileno()).st_size
         last = max(size - _SAMPLE_BYTES, 0)
         digest.update(f"{size}\n".encode())
         for offset in sorted({i * last // (_SAMPLES - 1) for i in range(_SAMPLES)}):
-            file.seek(offset)
-            digest.update(file.read(_SAMPLE_BYTES))
+            digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, offset))

@@ -45,7 +45,7 @@ void clusters(const float* s, uint64_t n, double* cuts, double* perplexity) {
 def test_compilers_change_no_order(tmp_path: Path) -> None:
     source = tmp_path / "orders.cpp"
     source.write_text(SOURCE)
-    parts = [str(CSRC / f"{name}.cpp") for name in ("order", "weighted", "weights", "cluster", "partition")]
+    parts = [str(CSRC / f"{name}.cpp") for name in ("order", "visits", "choice", "weights", "cluster", "partition")]
     scores = spread_scores(N)
     found: set[bytes] = set()
     for compiler, level in BUILDS:

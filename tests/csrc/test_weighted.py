@@ -174,3 +174,37 @@ def test_choice_of_many_blocks_favours_heavy_ones_by_their_weight() -> None:
     shares = np.bincount(clusters_of(scores[order], CUTS), minlength=3) / 4000
     expected = np.array([1, 2, 5]) / 8
     assert (np.abs(shares - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000) + 0.005).all()
+
+
+def test_a_larger_choice_holds_the_smaller_one() -> None:
+    """A block's key does not depend on the draws, and how few or many are found in another way does not show."""
+    scores = np.random.default_rng(4).normal(3, 1, 1_000_000).astype(np.float32)
+    scores[::50] = np.nan
+    chosen: set[int] = set()
+    for draws in (100, 5000, 150_000, 700_000, 979_950):
+        order = _C.order_choice(scores, CUTS, [1.0, 2.0, 5.0], 1.0, 6.0, draws, 8).tolist()
+        assert len(set(order)) == draws
+        assert chosen < set(order)
+        chosen = set(order)
+
+
+@pytest.mark.parametrize("sampled_are", ["hard", "easy"])
+def test_a_choice_that_samples_mislead(sampled_are: str) -> None:
+    """Every 64th batch of blocks is unlike the others: what is chosen is right all the same."""
+    batch, every = 2048, 64 * 2048
+    hard = np.zeros(1_200_000, np.bool_)
+    for first in range(0, len(hard), every):
+        hard[first : first + batch] = True
+    if sampled_are == "easy":
+        hard = ~hard
+    scores = np.where(hard, 12.0, 0.0).astype(np.float32)
+    few = min(hard.sum(), (~hard).sum())
+    draws = int(few * 3)
+    order = _C.order_choice(scores, [], [1.0], 0.0, 20.0, draws, 2)
+    assert len(set(order.tolist())) == draws
+    of_hard = int(hard[order].sum())
+    assert of_hard == (hard.sum() if sampled_are == "hard" else draws)  # e^12 times as heavy
+    if sampled_are == "hard":  # the rest is a uniform choice of the easy ones
+        easy = np.sort(order[~hard[order]])
+        halves = np.histogram(easy, [0, 600_000, 1_200_000])[0] / len(easy)
+        assert abs(halves[0] - 0.5) < 0.01

@@ -1,0 +1,244 @@
+// Weighted sampling without replacement: the blocks with the smallest exponential keys.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "draw_lists.h"
+#include "order.h"
+#include "select.h"
+#include "shuffle.h"
+#include "weights.h"
+
+namespace mlfr {
+
+namespace {
+
+// What divides a block's weight relative to its cluster's heaviest block to give its weight in the corpus, up
+// to a common factor: at least 1; 0 where the cluster has no share.
+std::vector<double> corpus_factors(const BlockWeights& weights, int threads) {
+    const size_t k = weights.clusters();
+    std::vector<double> factor(k, 0.0);
+    size_t drawn = 0;
+    for (size_t c = 0; c < k; ++c) drawn += weights.share(c) > 0.0;
+    if (drawn == 1) {  // there is nothing to compare it with
+        for (size_t c = 0; c < k; ++c) factor[c] = weights.share(c) > 0.0 ? 1.0 : 0.0;
+        return factor;
+    }
+    const std::vector<uint64_t> sums = weights.chunk_sums(threads);
+    for (size_t i = 0; i < sums.size(); ++i) factor[i % k] += static_cast<double>(sums[i]);
+    double smallest = std::numeric_limits<double>::infinity();
+    for (size_t c = 0; c < k; ++c) {
+        factor[c] = weights.share(c) > 0.0 ? factor[c] / weights.share(c) : 0.0;
+        if (factor[c] > 0.0) smallest = std::min(smallest, factor[c]);
+    }
+    for (double& f : factor) f /= smallest;
+    return factor;
+}
+
+// Exponential keys (Efraimidis & Spirakis 2006): the k smallest of E_i / w_i, E_i standard exponential
+// numbers, are a weighted choice without replacement. In fp32 there are few ties, which go by id; keys beyond
+// its range are all its largest number. They are made anew whenever they are read.
+class ExponentialKeys {
+  public:
+    ExponentialKeys(uint64_t n, const BlockWeights& weights, uint64_t seed, int threads)
+        : n_(n), weights_(&weights), seed_(seed) {
+        for (const double factor : corpus_factors(weights, threads)) {
+            factors_.push_back(static_cast<float>(std::min(factor, 1e38)));
+        }
+    }
+
+    uint64_t size() const { return n_; }
+
+    const uint32_t* read(uint64_t first, uint64_t count, uint32_t* keys) const {
+        uint32_t cluster[kBatch];
+        float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch];
+        read_weights(first, count, cluster, log_relative, factor);
+        for (uint64_t j = 0; j < count; ++j) {  // short loops: vector instructions
+            const Uniform draw(derive(seed_, first + j));
+            uniform[j] = draw.number;
+            rest[j] = draw.rest;
+        }
+        for (uint64_t j = 0; j < count; ++j) {
+            keys[j] = key_of(log_relative[j], factor[j], uniform[j], rest[j]);
+        }
+        return keys;
+    }
+
+    // Writes the keys of a batch that are at most `bound`, and where in the batch they belong; returns how
+    // many. Most are ruled out by a bound from below, without exp and log.
+    uint32_t read_below(uint32_t bound, uint64_t first, uint64_t count, uint32_t* offsets,
+                        uint32_t* keys) const {
+        uint32_t cluster[kBatch], high_bits[kBatch];
+        float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch], least[kBatch];
+        read_weights(first, count, cluster, log_relative, factor);
+        for (uint64_t j = 0; j < count; ++j) {
+            high_bits[j] = static_cast<uint32_t>(derive(seed_, first + j) >> 40);
+        }
+        for (uint64_t j = 0; j < count; ++j) {
+            const float t =
+                static_cast<float>(static_cast<int32_t>(high_bits[j])) * 0x1p-24f;  // rounded down
+            least[j] = factor[j] * exp_from_below(-log_relative[j]) *
+                       (t + 0.5f * t * t);  // -ln(1 - t) > t + t^2 / 2
+        }
+        // A little more than the bound, for what rounding may add to `least`.
+        const float most = bound < kLargest ? key_float(bound) * 1.0001f : std::numeric_limits<float>::max();
+        uint32_t possible = 0;
+        for (uint32_t j = 0; j < count; ++j) {  // without branches, which nothing could predict
+            offsets[possible] = j;
+            possible += (least[j] <= most) & (factor[j] > 0.0f);
+        }
+        for (uint32_t i = 0; i < possible; ++i) {  // forward: what is overwritten has been read
+            const uint32_t j = offsets[i];
+            log_relative[i] = log_relative[j];
+            factor[i] = factor[j];
+            const Uniform draw(derive(seed_, first + j));
+            uniform[i] = draw.number;
+            rest[i] = draw.rest;
+        }
+        for (uint32_t i = 0; i < possible; ++i) {
+            keys[i] = key_of(log_relative[i], factor[i], uniform[i], rest[i]);
+        }
+        uint32_t chosen = 0;
+        for (uint32_t i = 0; i < possible; ++i) {
+            offsets[chosen] = offsets[i];
+            keys[chosen] = keys[i];
+            chosen += keys[i] <= bound;
+        }
+        return chosen;
+    }
+
+  private:
+    static constexpr uint32_t kLargest = 0xFF7FFFFFu;  // the key of the largest float
+
+    static uint32_t key_of(float log_relative, float factor, float uniform, float rest) {
+        const float key = det_exponential(uniform, rest) * factor * det_expf(-log_relative);
+        const float finite = std::min(key, std::numeric_limits<float>::max());
+        return factor == 0.0f ? kNoKey : float_key(finite);
+    }
+
+    void read_weights(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative,
+                      float* factor) const {
+        weights_->read(first, count, cluster, log_relative);
+        for (uint64_t j = 0; j < count; ++j) factor[j] = factors_[cluster[j]];
+    }
+
+    uint64_t n_;
+    const BlockWeights* weights_;
+    uint64_t seed_;
+    std::vector<float> factors_;
+};
+
+// Two keys that the one of rank share x (number of keys) probably lies between.
+struct Between {
+    uint32_t low, high;
+};
+
+// From a sample of the batches; nothing where there are too few.
+std::optional<Between> guess(const ExponentialKeys& keys, double share) {
+    constexpr uint64_t kEvery = 64 * kBatch;
+    std::vector<uint32_t> sample;
+    uint32_t buffer[kBatch];
+    for (uint64_t first = 0; first + kBatch <= keys.size(); first += kEvery) {
+        const uint32_t* batch = keys.read(first, kBatch, buffer);
+        std::copy_if(batch, batch + kBatch, std::back_inserter(sample),
+                     [](uint32_t key) { return key != kNoKey; });
+    }
+    const double rank = share * static_cast<double>(sample.size());
+    const double margin = 6.0 * std::sqrt(rank) + 16.0;  // six standard deviations, and some
+    if (rank < margin || rank + margin >= static_cast<double>(sample.size())) return std::nullopt;
+    auto at = [&sample](double place) {
+        const auto found = sample.begin() + static_cast<std::ptrdiff_t>(place);
+        std::nth_element(sample.begin(), found, sample.end());
+        return *found;
+    };
+    return Between{at(rank - margin), at(rank + margin)};
+}
+
+// A block whose key lies near the one at the wanted rank: where it stands in the lists.
+struct Near {
+    uint32_t key;
+    uint32_t place;
+    uint64_t chunk;
+
+    bool operator<(const Near& other) const {
+        if (key != other.key) return key < other.key;
+        return chunk != other.chunk ? chunk < other.chunk : place < other.place;
+    }
+};
+
+// Takes the blocks at these places, which are those of a chunk in any order, out of a list.
+void erase_places(std::vector<uint32_t>& list, const std::vector<uint32_t>& places) {
+    constexpr uint32_t kErased = 0xFFFFFFFFu;
+    for (const uint32_t place : places) list[place] = kErased;
+    list.erase(std::remove(list.begin(), list.end(), kErased), list.end());
+}
+
+// The `draws` blocks with the smallest keys of `all` that have one; equal keys go by id. One pass over the
+// blocks; nothing where a guess does not hold.
+std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t draws, uint64_t all,
+                                         int threads) {
+    const auto bounds = guess(keys, static_cast<double>(draws) / static_cast<double>(all));
+    if (!bounds) return std::nullopt;
+    const uint64_t n = keys.size(), chunks = num_chunks(n);
+    DrawLists lists(n);
+    std::vector<std::vector<Near>> near_of(chunks);
+    for_chunks(n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+        std::vector<uint32_t>& list = lists.of(chunk);
+        uint32_t offsets[kBatch], found[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            const uint32_t chosen = keys.read_below(bounds->high, first, count, offsets, found);
+            const auto size = static_cast<uint32_t>(list.size());
+            for (uint32_t i = 0; i < chosen; ++i) {
+                if (found[i] > bounds->low) near_of[chunk].push_back({found[i], size + i, chunk});
+                offsets[i] += static_cast<uint32_t>(first - begin);
+            }
+            list.insert(list.end(), offsets, offsets + chosen);
+        });
+    });
+    uint64_t below = 0;  // keys up to the lower bound
+    std::vector<Near> near;
+    for (uint64_t chunk = 0; chunk < chunks; ++chunk) {
+        below += lists.count(chunk) - near_of[chunk].size();
+        near.insert(near.end(), near_of[chunk].begin(), near_of[chunk].end());
+    }
+    if (below > draws || below + near.size() < draws) return std::nullopt;
+    const auto last = near.begin() + static_cast<std::ptrdiff_t>(draws - below);
+    std::nth_element(near.begin(), last, near.end());
+    std::vector<std::vector<uint32_t>> too_many(chunks);
+    std::for_each(last, near.end(), [&](const Near& item) { too_many[item.chunk].push_back(item.place); });
+    parallel_for(chunks, threads, [&](uint64_t chunk) { erase_places(lists.of(chunk), too_many[chunk]); });
+    return lists;
+}
+
+}  // namespace
+
+// The order of the keys is biased towards heavy blocks, so what was chosen is shuffled.
+template <class Id>
+void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+                  Id* out) {
+    const BlockWeights weights(scores, weighting, threads);
+    const ExponentialKeys keys(scores.n, weights, derive(seed, kKeys), threads);
+    const uint64_t all = weights.drawable();
+    uint64_t pass = 0;
+    if (draws >= all) {
+        const KeyFilter drawable(keys, kNoKey, 0, Side::kBelow, threads);
+        for (; draws >= all; draws -= all, out += all) {
+            shuffle_multiset(scores.n, all, derive(seed, kPasses + pass++), threads, drawable, out);
+        }
+    }
+    if (draws == 0) return;
+    const uint64_t pass_seed = derive(seed, kPasses + pass);
+    if (const auto chosen = choose_by_guess(keys, draws, all, threads)) {
+        shuffle_multiset(scores.n, draws, pass_seed, threads, *chosen, out);
+    } else {
+        const Cut cut = KeyRanks(keys, threads).at(draws - 1);
+        const KeyFilter smallest(keys, cut.key, draws - cut.below, Side::kBelow, threads);
+        shuffle_multiset(scores.n, draws, pass_seed, threads, smallest, out);
+    }
+}
+
+template void order_choice<uint32_t>(Scores, const Weighting&, uint64_t, uint64_t, int, uint32_t*);
+template void order_choice<uint64_t>(Scores, const Weighting&, uint64_t, uint64_t, int, uint64_t*);
+
+}  // namespace mlfr
