@@ -4,7 +4,7 @@
 
 The corpus is written into a temporary folder and then lies in the page cache. Block reads: 1024 random blocks of 2048
 tokens (uint16) at a time, as they are stored, by one thread, against `numpy.take` of the same rows from an array in
-memory (a memcpy a row). Loader: whole batches of int64 tensors, from random ids, with document ends found or not; then a
+memory (a memcpy a row). Loader: batches of int64 tensors, from random ids, with document ends found or not; then a
 consumer that takes 20 million tokens a second, and how long it waits for them. Prefixes: the same tokens and
 documents in one prefix and in a thousand, opened (checked) and fingerprinted.
 
