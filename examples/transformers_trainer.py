@@ -117,6 +117,11 @@ class Broadcast:
         return bool(broadcast(torch.tensor([value], dtype=torch.int64, device=PartialState().device)).item())
 
 
+def make_model() -> LlamaForCausalLM:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=SEQ_LENGTH + 1, **sizes))
+
+
 def main(argv: list[str] | None = None) -> Trainer:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True, help="corpus, checkpoints, journal of losses")
@@ -153,17 +158,9 @@ def main(argv: list[str] | None = None) -> Trainer:
         course = Follower(plan, Broadcast(plan))
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=SEQ_LENGTH + 1,
-    )
     callback = LFRCallback(course)
     trainer = Trainer(
-        LlamaForCausalLM(config),
+        make_model(),
         arguments,
         train_dataset=LFRDataset(course, corpus.train),
         eval_dataset=[example(row) for row in corpus.valid.read(np.arange(corpus.valid.num_blocks))],
