@@ -61,3 +61,12 @@ def test_tests_that_pages_name_exist(page: Path) -> None:
     for path, name in re.findall(r"`(tests/[\w./-]+\.py)::(\w+)", page.read_text()):
         tree = ast.parse((ROOT / path).read_text())
         assert name in [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)], f"{path}::{name}"
+
+
+def test_every_complaint_has_a_link_and_a_test() -> None:
+    lines = (DOCS / "data_plane.md").read_text().splitlines()
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == 9
+    for _, threads, _, tests in rows:
+        assert re.fullmatch(r"(\[[\w -]+ \d+\]\(https://github\.com/[\w./-]+/(issues|pull)/\d+\)(, )?)+", threads)
+        assert re.fullmatch(r"(`tests/[\w/]+\.py::test_\w+`(, )?)+", tests.strip())
