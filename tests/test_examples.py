@@ -162,6 +162,7 @@ def test_a_transformers_trainer_serves_the_curriculums_blocks(trained: tuple[Pat
     steps = ids_of_a_plain_loop(journaled(folder / "journal"), plan, tmp_path)
     ids = [block_id for step in steps for block_id in step]
     assert seen.rows == corpus.train.read(ids).tolist()
+    assert set(load("transformers_trainer").example(np.zeros(65, int), -1)["labels"]) == {-100}  # padding has no loss
 
 
 def test_a_transformers_trainer_records_the_losses_of_its_blocks(trained: tuple[Path, Seen]) -> None:
