@@ -39,26 +39,17 @@ def load(name: str) -> ModuleType:
     return example
 
 
-def run(*command: str, processes: int = 1) -> str:
+def run(*command: str, processes: int) -> str:
     """Standard output of `python *command` from the first of `processes` that are started as torchrun does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    shared = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        **(
-            {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            if processes > 1
-            else {}
-        ),
-    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    shared = {"PYTHONPATH": path, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = []
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        environment = {**os.environ, **shared, **own}
-        pipe = subprocess.PIPE
-        started.append(
-            subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-        )
+    for rank in map(str, range(processes)):
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes))
     try:
         ended = [process.communicate(timeout=240) for process in started]
     finally:
@@ -195,7 +186,8 @@ def test_a_transformers_trainer_goes_on_from_a_checkpoint(
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"dataloader_num_workers": 1}, "dataloader_num_workers must be 0"), ({"ignore_data_skip": False}, "must be True"),
+    [({"dataloader_num_workers": 1}, "dataloader_num_workers must be 0"),
+     ({"ignore_data_skip": False}, "ignore_data_skip must be True"),
      ({"per_device_train_batch_size": 2}, "Trainer takes 4 blocks a step, the plan 8")],
 )  # fmt: skip
 def test_settings_of_a_trainer_that_would_serve_other_blocks(
