@@ -87,7 +87,8 @@ class Course(ABC):
 
     @abstractmethod
     def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
-        """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers."""
+        """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers, in the
+        order of `block_ids(step)`; rows of padding may be there or not."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -117,10 +118,13 @@ class Course(ABC):
             yield step, self.block_ids(step)
 
     def steps(self) -> Iterator[tuple[int, BlockIds]]:
-        """(step, ids) to the end of the run; record each step before asking for the next."""
+        """(step, ids) to the end of the run. ValueError when the next is asked for before a step is recorded."""
         while not self.finished:
             self.enter_phase()
-            yield self._next_step, self.block_ids(self._next_step)
+            step = self._next_step
+            yield step, self.block_ids(step)
+            if self._next_step == step:
+                raise ValueError(f"steps: step {step} is not recorded; call record() before asking for the next")
 
     def _check_recorded_step(self, step: int) -> None:
         if step != self._next_step or self.current is None or self.at_boundary:

@@ -73,13 +73,17 @@ class Curriculum(Course):
     def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
         """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers.
 
-        Rows of padding are ignored. A row without tokens, or whose loss is not finite (a skipped step), is journaled
-        as UNRECORDED and leaves the block's score as it was.
+        Both [global_batch_size], in the order of `block_ids(step)`, or without the rows of padding, which are ignored.
+        A row without tokens, or whose loss is not finite (a skipped step), is journaled as UNRECORDED and leaves the
+        block's score as it was. ValueError for another step than the next, and for arrays of another shape.
         """
         started = time.perf_counter()
         self._check_recorded_step(step)
         ids = self.block_ids(step)
         real = int((ids >= 0).sum())
+        for name, rows in (("nll_sum", nll_sum), ("token_count", token_count)):
+            if np.shape(rows) not in ((real,), ids.shape):
+                raise ValueError(f"record: {name} has shape {list(np.shape(rows))}, step {step} has {real} blocks")
         with np.errstate(divide="ignore", invalid="ignore"):
             nll = (np.asarray(nll_sum[:real]) / np.asarray(token_count[:real])).astype(np.float32)
         nll = np.where(np.isfinite(nll) & (nll >= 0), nll, UNRECORDED)

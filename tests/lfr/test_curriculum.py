@@ -160,6 +160,33 @@ def test_records_must_come_in_order(tmp_path: Path) -> None:
         curriculum.record(1, losses, losses)
 
 
+def test_a_loop_that_forgets_to_record_is_told(tmp_path: Path) -> None:
+    steps = make(tmp_path, Schedule((Phase("learn", 1),)).plan(16, SEQ, 8)).steps()
+    assert next(steps)[0] == 0
+    with pytest.raises(ValueError, match="step 0 is not recorded"):
+        next(steps)
+
+
+@pytest.mark.parametrize(
+    ("nll_sum", "token_count", "legal"),
+    [((8,), (8,), True), ((3,), (3,), True), ((3,), (8,), True), ((2,), (3,), False), ((8,), (1,), False),
+     ((), (8,), False), ((8, 1), (8,), False), ((8,), (9,), False)],
+)  # fmt: skip
+def test_losses_of_another_shape_are_refused(
+    nll_sum: tuple[int, ...], token_count: tuple[int, ...], legal: bool, tmp_path: Path
+) -> None:
+    """Three blocks in a step of eight rows."""
+    curriculum = make(tmp_path, Schedule((Phase("learn", 1),)).plan(3, SEQ, 8))
+    curriculum.enter_phase()
+    if legal:
+        curriculum.record(0, np.full(nll_sum, 6.0), np.full(token_count, 2.0))
+        assert curriculum.ledger.nll.tolist() == [3.0, 3.0, 3.0]
+    else:
+        with pytest.raises(ValueError, match=r"record: (nll_sum|token_count) has shape .*, step 0 has 3 blocks"):
+            curriculum.record(0, np.ones(nll_sum), np.ones(token_count))
+        assert curriculum.next_step == 0
+
+
 RESCORED = Schedule((Phase("learn", 0.5), Phase("focus", 1, "passes", drop=0.5, score="rescored"), Phase("review", 1)))
 
 

@@ -1,0 +1,72 @@
+"""What the documentation says is so: its code runs, its figures and files and tests are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """(line of its first statement, code) of each block of Python on a page."""
+    text = page.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
+
+
+def test_the_librarys_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = DOCS / "library.md"
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "library"}
+    blocks = python_blocks(page)
+    assert len(blocks) >= 8
+    for line, code in blocks:
+        tree = ast.increment_lineno(ast.parse(code), line)  # so that a failure shows the page's line
+        exec(compile(tree, str(page), "exec"), namespace)
+
+
+def test_the_librarys_names_are_those_of_its_table() -> None:
+    import megatron_lfr.lfr as lfr
+
+    row = next(
+        line for line in (DOCS / "library.md").read_text().splitlines() if line.startswith("| `megatron_lfr.lfr`")
+    )
+    assert set(re.findall(r"`(\w+)`", row.split("|")[2])) == set(lfr.__all__)
+
+
+def test_the_librarys_figures_are_those_of_the_record() -> None:
+    page, record = (DOCS / "library.md").read_text(), (ROOT / "benchmarks/2026-11-21-phase-orders.md").read_text()
+    measured = re.findall(r"^\| .* \| ([\d.]+) \| .* \| .* \| ([\d.]+) \|$", record, re.MULTILINE)
+    told = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(told) == 4
+    for seconds, bytes_a_block in told:
+        assert any(abs(float(seconds) - float(s)) < 0.0051 and bytes_a_block == b for s, b in measured)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = set(re.findall(r"`((?:examples|benchmarks|docs|tests|tools)/[\w./-]+)", page.read_text()))
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_pages_name_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w./-]+\.py)::(\w+)", page.read_text()):
+        tree = ast.parse((ROOT / path).read_text())
+        assert name in [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)], f"{path}::{name}"
+
+
+def test_every_complaint_has_a_link_and_a_test() -> None:
+    lines = (DOCS / "data_plane.md").read_text().splitlines()
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == 9
+    for _, threads, _, tests in rows:
+        assert re.fullmatch(r"(\[[\w -]+ \d+\]\(https://github\.com/[\w./-]+/(issues|pull)/\d+\)(, )?)+", threads)
+        assert re.fullmatch(r"(`tests/[\w/]+\.py::test_\w+`(, )?)+", tests.strip())
