@@ -30,6 +30,15 @@ from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order
 
 Losses = npt.NDArray[np.float32]
 
+VISIT = np.dtype([("block", "<i8"), ("step", "<i8"), ("phase", "<i4"), ("nll", "<f4")])
+"""A block was trained on: in which optimizer step (counted from 1, as in metrics.jsonl) and phase, and its mean NLL a
+token before that step's update (nats; NaN where the step was skipped)."""
+Visits = npt.NDArray[np.void]
+"""Records of type VISIT."""
+
+STEP = np.dtype([("step", "<i8"), ("phase", "<i4"), ("blocks", "<i8"), ("nll", "<f8")])
+"""An optimizer step (counted from 1): its phase, the blocks with a loss, and their mean NLL (NaN where there is none)."""
+
 
 @dataclass(frozen=True)
 class PhaseHistory:
@@ -112,6 +121,28 @@ class Run:
             pass
         return ledger
 
+    def visits(self, block_ids: npt.ArrayLike) -> Visits:
+        """Every visit of the blocks, in the order of training."""
+        wanted = np.zeros(self.plan.n_blocks, np.bool_)
+        wanted[np.asarray(block_ids)] = True
+        return _joined(
+            [_visits(history, np.flatnonzero(wanted[history.block_ids])) for history in self.phases()], VISIT
+        )
+
+    def visits_at(self, step: int) -> Visits:
+        """The visits of one optimizer step, counted from 1. ValueError where none is recorded for it."""
+        for history in self.phases():
+            first = (step - 1 - history.planned.first_step) * self.plan.global_batch_size
+            if 0 <= first < len(history.nll) and step <= history.planned.end_step:
+                return _visits(history, np.arange(first, min(first + self.plan.global_batch_size, len(history.nll))))
+        done = self.steps()["step"]
+        there = f"1 to {done[-1]}" if len(done) else "none"
+        raise ValueError(f"step {step}: {self.journal.folder} has no record of it; recorded steps: {there}")
+
+    def steps(self) -> npt.NDArray[np.void]:
+        """Every optimizer step so far: records of type STEP. A step that is being written may lack blocks."""
+        return _joined([_steps(history) for history in self.phases()], STEP)
+
     def events(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; none where there is no such file."""
         path = self.folder / "metrics.jsonl"
@@ -126,6 +157,31 @@ class Run:
                 raise ValueError(f"{path}:{number}: expected a JSON object")
             events.append(event)
         return events
+
+
+def _visits(history: PhaseHistory, entries: npt.NDArray[np.int64]) -> Visits:
+    """Of a phase, the entries that are asked for."""
+    found = np.empty(len(entries), VISIT)
+    found["block"], found["phase"] = history.block_ids[entries], history.planned.index
+    found["step"] = history.planned.first_step + 1 + entries // history.global_batch_size
+    found["nll"] = np.where(history.recorded[entries], history.nll[entries], np.nan)
+    return found
+
+
+def _steps(history: PhaseHistory) -> npt.NDArray[np.void]:
+    firsts = np.arange(0, len(history.nll), history.global_batch_size)
+    found = np.empty(len(firsts), STEP)
+    found["step"], found["phase"] = history.planned.first_step + 1 + np.arange(len(firsts)), history.planned.index
+    if len(firsts):
+        found["blocks"] = np.add.reduceat(history.recorded, firsts, dtype=np.int64)
+        sums = np.add.reduceat(np.where(history.recorded, history.nll, 0), firsts, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            found["nll"] = sums / found["blocks"]
+    return found
+
+
+def _joined(parts: list[npt.NDArray[np.void]], kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    return np.concatenate(parts) if parts else np.empty(0, kind)
 
 
 def open_run(folder: str | Path) -> Run:
