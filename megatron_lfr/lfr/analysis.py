@@ -36,8 +36,11 @@ token before that step's update (nats; NaN where the step was skipped)."""
 Visits = npt.NDArray[np.void]
 """Records of type VISIT."""
 
+PHASE_MEAN = np.dtype([("phase", "<i4"), ("visits", "<i8"), ("blocks", "<i8"), ("nll", "<f8")])
+"""A range of blocks in a phase: visits with a loss, different blocks among them, mean NLL of the visits (NaN: none)."""
+
 STEP = np.dtype([("step", "<i8"), ("phase", "<i4"), ("blocks", "<i8"), ("nll", "<f8")])
-"""An optimizer step (counted from 1): its phase, the blocks with a loss, and their mean NLL (NaN where there is none)."""
+"""An optimizer step (counted from 1): its phase, its blocks with a loss, and their mean NLL (NaN where none has)."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,25 @@ class Run:
         """The visits of one optimizer step, counted from 1. ValueError where none is recorded for it."""
         for history in self.phases():
             first = (step - 1 - history.planned.first_step) * self.plan.global_batch_size
-            if 0 <= first < len(history.nll) and step <= history.planned.end_step:
+            if 0 <= first < len(history.nll):
                 return _visits(history, np.arange(first, min(first + self.plan.global_batch_size, len(history.nll))))
         done = self.steps()["step"]
         there = f"1 to {done[-1]}" if len(done) else "none"
         raise ValueError(f"step {step}: {self.journal.folder} has no record of it; recorded steps: {there}")
+
+    def last_before(self, block_ids: npt.NDArray[np.int64], step: int) -> tuple[Losses, npt.NDArray[np.int64]]:
+        """(NLL, step from 1) of each block's last recorded visit before `step`; (NaN, 0) where there is none."""
+        ids, back = np.unique(block_ids, return_inverse=True)
+        earlier = self.visits(ids)
+        earlier = earlier[(earlier["step"] < step) & ~np.isnan(earlier["nll"])]
+        nll, at = np.full(len(ids), np.nan, np.float32), np.zeros(len(ids), np.int64)
+        places = np.searchsorted(ids, earlier["block"])
+        nll[places], at[places] = earlier["nll"], earlier["step"]  # of several, the last stands
+        return nll[back], at[back]
+
+    def phase_means(self, first: int, last: int) -> npt.NDArray[np.void]:
+        """The loss of the blocks from `first` to before `last` in each phase: records of type PHASE_MEAN."""
+        return _joined([_phase_mean(history, first, last) for history in self.phases()], PHASE_MEAN)
 
     def steps(self) -> npt.NDArray[np.void]:
         """Every optimizer step so far: records of type STEP. A step that is being written may lack blocks."""
@@ -166,6 +183,15 @@ def _visits(history: PhaseHistory, entries: npt.NDArray[np.int64]) -> Visits:
     found["step"] = history.planned.first_step + 1 + entries // history.global_batch_size
     found["nll"] = np.where(history.recorded[entries], history.nll[entries], np.nan)
     return found
+
+
+def _phase_mean(history: PhaseHistory, first: int, last: int) -> npt.NDArray[np.void]:
+    members = history.recorded & (history.block_ids >= first) & (history.block_ids < last)
+    seen = np.zeros(last - first, np.bool_)
+    seen[history.block_ids[members] - first] = True
+    visits = int(np.count_nonzero(members))
+    mean = float(history.nll[members].mean(dtype=np.float64)) if visits else np.nan
+    return np.array([(history.planned.index, visits, int(seen.sum()), mean)], PHASE_MEAN)
 
 
 def _steps(history: PhaseHistory) -> npt.NDArray[np.void]:
