@@ -27,7 +27,10 @@ _DEFAULT_GENERATED = 256
 @register_model("megatron_lfr")
 class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not installed
     """run: the run folder. iteration: of the checkpoint, by default the newest. batch_size: texts at a time.
-    tokenizer_model: where the run's tokenizer lies now. One process; generates greedily, without a cache."""
+    tokenizer_model: where the run's tokenizer lies now. One process; generates greedily, without a cache.
+
+    device: lm-eval always gives one, cuda:0 by default; the model goes to the GPU where there is one.
+    """
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         iteration: int | None = None,
         batch_size: int | str | None = None,
         tokenizer_model: str | None = None,
+        device: str | None = None,
         **unused: Any,
     ) -> None:
         super().__init__()

@@ -50,7 +50,9 @@ class InspectConfig:
 
     def validate(self) -> None:
         """ValueError names the flag and the legal values."""
-        asked = [f"--{name}" for name in _QUESTIONS if getattr(self, name) not in (None, False)]
+        asked = [
+            f"--{name}" for name in _QUESTIONS if (value := getattr(self, name)) is not None and value is not False
+        ]
         if len(asked) != 1:
             legal = ", ".join(f"--{name}" for name in _QUESTIONS)
             raise ValueError(f"ask for one of {legal}" + (f", not {' and '.join(asked)}" if asked else ""))
