@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -39,8 +39,8 @@ class EvaluateConfig:
     holds the whole model.
     """
 
-    run: Path
-    """The run folder (what --save was)."""
+    run: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
+    """The run folder (what --save was). Under torchrun write --load: it takes --run for a flag of its own."""
     iteration: int | None = None
     """The checkpoint's; by default the newest whole one."""
     data_path: list[str] = field(default_factory=list)
