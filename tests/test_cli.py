@@ -38,9 +38,13 @@ def test_help_lists_the_flags(command: str, capsys: pytest.CaptureFixture[str]) 
         main([command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for flag in {"preprocess": ["--input", "--workers"], "train": ["--data-path", "--lfr-schedule", "--config"]}[
-        command
-    ]:
+    flags = {
+        "preprocess": ["--input", "--workers"],
+        "train": ["--data-path", "--lfr-schedule", "--config"],
+        "evaluate": ["--run", "--per-block", "--tasks"],
+        "inspect": ["--step", "--spikes", "--hardest"],
+    }
+    for flag in flags[command]:
         assert flag in out
 
 
