@@ -10,6 +10,8 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
 
   preprocess   turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
+  evaluate     losses of a run's model on a corpus, and its results on tasks
+  inspect      the blocks, documents and text behind a step; the history of a block or a domain
 """
 
 
@@ -28,7 +30,24 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"preprocess": _preprocess, "train": _train}
+def _evaluate(argv: Sequence[str]) -> int:
+    from megatron_lfr.evaluation.command import main as evaluate
+
+    return evaluate(argv, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    from megatron_lfr.inspection.command import main as inspect
+
+    return inspect(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "preprocess": _preprocess,
+    "train": _train,
+    "evaluate": _evaluate,
+    "inspect": _inspect,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

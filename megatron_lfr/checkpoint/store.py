@@ -164,6 +164,17 @@ class CheckpointStore:
             )
         return None
 
+    def whole(self, iteration: int) -> Checkpoint:
+        """The checkpoint of one iteration. ValueError where there is none, or a damaged one. Collective."""
+        folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank(self.group) == 0 else {}, self.group)
+        if iteration not in folders:
+            there = ", ".join(map(str, sorted(folders))) or "none"
+            raise ValueError(f"iteration {iteration}: no such checkpoint in {self.root}; there are: {there}")
+        found, damage = self._open(iteration, folders[iteration])
+        if found is None:
+            raise ValueError(f"checkpoint {folders[iteration]} is damaged: {damage}")
+        return found
+
     def _open(self, iteration: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """The checkpoint in `folder`, or what is wrong with it."""
         if damage := find_damage(folder, STATE_FILE, self.group):

@@ -125,6 +125,16 @@ class Loader:
         )
 
 
+def check_vocabulary(batch: Batch, vocab_size: int) -> None:
+    """ValueError names the first block with a token that the model does not know."""
+    if int(batch.tokens.max()) >= vocab_size or int(batch.labels.max()) >= vocab_size:
+        bad = batch.block_ids[batch.rows][((batch.tokens >= vocab_size) | (batch.labels >= vocab_size)).any(1).numpy()]
+        raise ValueError(
+            f"--data-path: block {bad[0]} holds a token id outside the model's vocabulary of {vocab_size}; was "
+            "the corpus made with another tokenizer?"
+        )
+
+
 def documents_in_row(is_eod: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """How many documents ended before each token of a row [B, S]. The token that ends a document belongs to it."""
     return np.cumsum(is_eod, axis=1, dtype=np.int64) - is_eod

@@ -1,7 +1,17 @@
 """What makes one optimizer step out of a global batch."""
 
-from megatron_lfr.engine.base import BlockLosses, Engine, PendingLosses, StepOutput
+from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLosses, StepOutput
 from megatron_lfr.engine.build import build_stages
+from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.native import NativeEngine
 
-__all__ = ["BlockLosses", "Engine", "NativeEngine", "PendingLosses", "StepOutput", "build_stages"]
+__all__ = [
+    "BlockLosses",
+    "Engine",
+    "Evaluator",
+    "ForwardEngine",
+    "NativeEngine",
+    "PendingLosses",
+    "StepOutput",
+    "build_stages",
+]

@@ -43,8 +43,8 @@ class StepOutput:
     """Whether any rank asked to stop."""
 
 
-class Engine(Protocol):
-    """Trains a model one global batch at a time. All ranks call each method together."""
+class Evaluator(Protocol):
+    """Computes the losses of blocks. All ranks call each method together."""
 
     @property
     def vocab_size(self) -> int:
@@ -56,16 +56,20 @@ class Engine(Protocol):
         """Rows that `eval_step` takes, over all ranks."""
         ...
 
+    def eval_step(self, batch: Batch) -> BlockLosses:
+        """Losses of a batch under the present weights, without gradients."""
+        ...
+
+
+class Engine(Evaluator, Protocol):
+    """Trains a model one global batch at a time. All ranks call each method together."""
+
     def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of training on one token, forward and backward."""
         ...
 
     def train_step(self, batch: Batch, lr: float, stop: bool = False) -> StepOutput:
         """Forward, backward and one optimizer step at learning rate `lr`; `stop`: this rank asks to stop after it."""
-        ...
-
-    def eval_step(self, batch: Batch) -> BlockLosses:
-        """Losses of a batch under the present weights, without gradients."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:

@@ -8,27 +8,22 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from megatron_lfr.data.loader import Batch
-from megatron_lfr.engine.base import BlockLosses, StepOutput
+from megatron_lfr.engine.base import StepOutput
+from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.gradients import Gradients
 from megatron_lfr.engine.losses import ReducedLosses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
-from megatron_lfr.engine.passes import MicroBatchLoop, Passes, Pipeline, model_inputs
-from megatron_lfr.engine.sharding import sharded_parameters
+from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import Llama
 from megatron_lfr.model.llama import Loss
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import group_rank
 
 
-class NativeEngine:
-    """Trains this rank's pipeline stages of a Llama, made by `build_stages`, on its share of each global batch.
-
-    seq_length: tokens of a block. global_batch_size: blocks of a step over all ranks, a multiple of micro_batch_size
-    times the data-parallel ranks.
-    """
+class NativeEngine(ForwardEngine):
+    """Trains this rank's pipeline stages of a Llama on its share of each global batch; sizes as for ForwardEngine."""
 
     def __init__(
         self,
@@ -40,27 +35,20 @@ class NativeEngine:
         micro_batch_size: int,
         global_batch_size: int,
     ) -> None:
-        self.stages, self.parallel = list(stages), parallel
+        super().__init__(
+            stages,
+            parallel,
+            seq_length=seq_length,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+        )
         self.clip_grad = config.clip_grad
-        self.parameters = sharded_parameters(self.stages, parallel)
         # The optimizer sees this rank's parts as plain tensors: it needs to know nothing of meshes.
         self._parts = [nn.Parameter(p.local()) for p in self.parameters]
         decayed = [p.parameter.ndim >= 2 for p in self.parameters]
         self.optimizer = build_optimizer(config, self._parts, decayed)
         self.gradients = Gradients(self.stages, self.parameters, parallel)
-        per_rank = global_batch_size // parallel.data_parallel_size
-        self._passes: Passes
-        if self.stages[0].stage.count == 1:
-            self._passes = MicroBatchLoop(self.stages[0], micro_batch_size, parallel)
-            self.eval_rows = micro_batch_size * parallel.data_parallel_size
-        else:
-            self._passes = Pipeline(self.stages, micro_batch_size, per_rank // micro_batch_size, seq_length, parallel)
-            self.eval_rows = global_batch_size
         self._create_optimizer_state()
-
-    @property
-    def vocab_size(self) -> int:
-        return self.stages[0].vocab_size
 
     def flops_per_token(self, seq_length: int) -> float:
         return self.stages[0].config.flops_per_token(seq_length)
@@ -84,10 +72,6 @@ class NativeEngine:
             parameter.parameter.grad = None
         return StepOutput(loss, blocks, grad_norm, skipped, stops > 0)
 
-    def eval_step(self, batch: Batch) -> BlockLosses:
-        losses = self._passes.evaluate(model_inputs(batch, self.parallel.device, 1.0))
-        return ReducedLosses(batch, losses, self.parallel).wait()
-
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.weights()
         for parameter, part in zip(self.parameters, self._parts, strict=True):
@@ -95,12 +79,6 @@ class NativeEngine:
                 whole = value if value.ndim == 0 else parameter.whole(value, self.parallel)
                 tensors[f"optimizer.{parameter.name}.{key}"] = whole
         return tensors
-
-    def weights(self) -> dict[str, Tensor]:
-        for module in (module for stage in self.stages for module in stage.modules()):
-            if isinstance(module, FSDPModule):
-                module.reshard()  # an evaluation leaves weights gathered, which would outlive what is written here
-        return {f"model.{p.name}": p.whole(p.local(), self.parallel) for p in self.parameters}
 
     def _sum_over_ranks(self, batch: Batch, losses: list[Loss], stop: bool) -> list[float]:
         """(loss, valid tokens, squared gradient norm, ranks that ask to stop) of the whole step, before normalising."""

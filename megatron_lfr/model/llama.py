@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
+from megatron_lfr.kernels.matmul import matmul
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
@@ -25,6 +26,9 @@ from megatron_lfr.parallel.layers import (
     assign,
 )
 from megatron_lfr.parallel.pipeline import Stage, make_stage
+
+_SCORED_ROWS = 1024
+"""Rows of logits that `score_next` holds at a time."""
 
 
 class Loss(NamedTuple):
@@ -142,6 +146,18 @@ class Llama(nn.Module):
         """What the output embedding is multiplied with, of a model in one stage on one rank: [B, S, H]."""
         hidden = self._run_layers(tokens, self._positions(tokens), position_ids, document_ids)
         return hidden.view(*tokens.shape, -1)
+
+    def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """What a model in one stage on one rank expects after each token [B, S] that `where` bool [B, S] marks, N of
+        them in row-major order: (log-probability of its label, fp32 [N]; the likeliest token, int64 [N])."""
+        hidden, labels = self.hidden_states(tokens)[where], labels[where]
+        weight = self.output_weight.to(hidden.dtype).t()
+        logprobs, likeliest = [], []
+        for rows, wanted in zip(torch.split(hidden, _SCORED_ROWS), torch.split(labels, _SCORED_ROWS), strict=True):
+            logits = matmul(rows, weight)[:, : self.vocab_size]
+            logprobs.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
+            likeliest.append(logits.argmax(-1))
+        return torch.cat(logprobs), torch.cat(likeliest)
 
     def _run_layers(self, x: Tensor, rows: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
         cos, sin = self._rope(rows, position_ids)

@@ -29,9 +29,11 @@ from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.fileio import write_atomic
 from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.rescoring import Rescore
+from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelState, initialize
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.training.callbacks import Callback
+from megatron_lfr.training.evaluation import block_losses
 from megatron_lfr.training.launch import launch, take_nproc_per_node
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
 from megatron_lfr.training.metrics import MetricsFile
@@ -144,8 +146,20 @@ def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> di
 
 def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState) -> NativeEngine:
     """This rank's part of a model with its initial weights, and its optimizer."""
+    return NativeEngine(
+        make_stages(config, vocab_size, parallel),
+        config.optimizer,
+        parallel,
+        seq_length=plan.seq_length,
+        micro_batch_size=config.training.micro_batch_size,
+        global_batch_size=plan.global_batch_size,
+    )
+
+
+def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState) -> list[Llama]:
+    """This rank's part of a model, with its initial weights."""
     training = config.training
-    stages = build_stages(
+    return build_stages(
         dataclasses.replace(config.model, vocab_size=vocab_size),
         training.seed,
         parallel,
@@ -154,13 +168,20 @@ def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: Parall
         compile_layers=training.compile,
         kernels=training.layer_kernels,
     )
-    return NativeEngine(
-        stages,
-        config.optimizer,
-        parallel,
-        seq_length=plan.seq_length,
-        micro_batch_size=training.micro_batch_size,
-        global_batch_size=plan.global_batch_size,
+
+
+def make_loader(config: RunConfig, source: BlockSource, eod: int | None, parallel: ParallelState) -> Loader:
+    """Reads this rank's share of each batch, with the run's rules for documents."""
+    data = config.data
+    return Loader(
+        source,
+        eod=eod,
+        eod_mask_loss=data.eod_mask_loss,
+        reset_position_ids=data.reset_position_ids,
+        reset_attention_mask=data.reset_attention_mask,
+        prefetch=data.prefetch,
+        rank=parallel.data_rank,
+        ranks=parallel.data_parallel_size,
     )
 
 
@@ -190,17 +211,7 @@ def _assemble(
     eod: int | None,
 ) -> Trainer:
     def loader(source: BlockSource) -> Loader:
-        data = config.data
-        return Loader(
-            source,
-            eod=eod,
-            eod_mask_loss=data.eod_mask_loss,
-            reset_position_ids=data.reset_position_ids,
-            reset_attention_mask=data.reset_attention_mask,
-            prefetch=data.prefetch,
-            rank=engine.parallel.data_rank,
-            ranks=engine.parallel.data_parallel_size,
-        )
+        return make_loader(config, source, eod, engine.parallel)
 
     return Trainer(
         engine=engine,
@@ -266,14 +277,8 @@ def make_rescore(engine: NativeEngine, loader: Loader) -> Rescore:
     """The forward-only pass behind score: rescored."""
 
     def rescore(block_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        rows = engine.eval_rows
-        padded = np.full(-(-len(block_ids) // rows) * rows, -1, np.int64)
-        padded[: len(block_ids)] = block_ids
-        parts = []
-        for batch in loader.iterate(enumerate(padded.reshape(-1, rows))):
-            losses = engine.eval_step(batch)
-            parts.append(losses.nll_sum / np.maximum(losses.token_count, 1))
-        return np.concatenate(parts)[: len(block_ids)].astype(np.float32)
+        found = [losses for _, losses in block_losses(engine, loader, block_ids)]
+        return np.concatenate([part.nll_sum / np.maximum(part.token_count, 1) for part in found]).astype(np.float32)
 
     return rescore
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_lfr.checkpoint import CheckpointStore, ranks
 from megatron_lfr.data.blocks import BlockSource
-from megatron_lfr.data.loader import Batch, Loader
+from megatron_lfr.data.loader import Batch, Loader, check_vocabulary
 from megatron_lfr.engine import Engine, StepOutput
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.lfr import Course
@@ -127,7 +127,7 @@ class Trainer:
             waited = self.train_loader.wait_seconds
 
     def _train_one(self, batch: Batch, waited: float) -> None:
-        self._check_tokens(batch)
+        check_vocabulary(batch, self.engine.vocab_size)
         lr, done = self.learning_rate(batch.step), batch.step + 1
         reason = self._signal or self._exit_reason(done)
         output = self.engine.train_step(batch, lr, stop=reason is not None)
@@ -209,17 +209,6 @@ class Trainer:
             raise FloatingPointError(
                 f"loss or gradient not finite in {len(self._skipped_blocks)} consecutive steps up to step "
                 f"{batch.step + 1} (--max-skipped-steps); their blocks: {blocks}"
-            )
-
-    def _check_tokens(self, batch: Batch) -> None:
-        vocabulary = self.engine.vocab_size
-        if int(batch.tokens.max()) >= vocabulary or int(batch.labels.max()) >= vocabulary:
-            bad = batch.block_ids[batch.rows][
-                ((batch.tokens >= vocabulary) | (batch.labels >= vocabulary)).any(1).numpy()
-            ]
-            raise ValueError(
-                f"--data-path: block {bad[0]} holds a token id outside the model's vocabulary of {vocabulary}; was "
-                "the corpus made with another tokenizer?"
             )
 
     def _next_phase_rescores(self) -> bool:

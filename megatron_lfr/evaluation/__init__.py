@@ -1,0 +1,1 @@
+"""What a trained run is worth: losses of a corpus, tasks, lm-eval."""

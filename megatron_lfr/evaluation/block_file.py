@@ -1,0 +1,47 @@
+"""A .npy file of a number a block, written while they come."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.fileio import fsync_directory
+
+
+class BlockFile:
+    """fp32 [count] at `path`, appended to in block order; nothing stands under that name before it is whole.
+
+    Plain writes, not a memory map: on a full disk they fail with an OSError, where a map ends the process.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count, self._written = path, count, 0
+        self._aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        self._file = self._aside.open("wb")
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: npt.NDArray[np.float32]) -> None:
+        self._file.write(np.ascontiguousarray(values, "<f4").tobytes())
+        self._written += len(values)
+
+    def __enter__(self) -> BlockFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                assert self._written == self.count
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._aside.replace(self.path)
+                fsync_directory(self.path.parent)
+        finally:
+            self._file.close()
+            self._aside.unlink(missing_ok=True)

@@ -1,0 +1,211 @@
+"""`megatron-lfr evaluate`: the losses of a run's model on a corpus, and its results on tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from megatron_lfr.checkpoint import ranks
+from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.engine import BlockLosses
+from megatron_lfr.evaluation.block_file import BlockFile
+from megatron_lfr.evaluation.continuations import Continuations
+from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
+from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+from megatron_lfr.fileio import write_atomic
+from megatron_lfr.training.evaluation import Keep, evaluate
+from megatron_lfr.training.run import make_loader
+
+Split = Literal["train", "valid", "test", "all", "none"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate the model of a run: loss and perplexity by domain, and tasks.
+
+    Configuration and weights come from the run folder. Under torchrun, the ranks share the blocks and the items; each
+    holds the whole model.
+    """
+
+    run: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
+    """The run folder (what --save was). Under torchrun write --load: it takes --run for a flag of its own."""
+    iteration: int | None = None
+    """The checkpoint's; by default the newest whole one."""
+    data_path: list[str] = field(default_factory=list)
+    """Prefixes of another corpus; by default the run's."""
+    split: Split | None = None
+    """Which documents of the corpus, by the run's --split; all: every document; none: no losses, tasks alone. By
+    default valid, and all with --data-path."""
+    per_block: Path | None = None
+    """Write the mean loss of every block (nats a token) here, in block order: .npy, fp32. NaN where every token of a
+    block is masked."""
+    tasks: list[Path] = field(default_factory=list)
+    """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}."""
+    lm_eval_tasks: list[str] = field(default_factory=list)
+    """Tasks of the lm-eval package, which has to be installed. One process."""
+    lm_eval_include_path: Path | None = None
+    """Folder with YAML files of lm-eval tasks of your own."""
+    json: Path | None = None
+    """Write the results here, too."""
+    batch_size: int | None = None
+    """Blocks or texts of one forward pass on each rank; by default the run's --micro-batch-size."""
+    tokenizer_model: str | None = None
+    """Where the run's tokenizer lies now, if it was moved."""
+
+    @property
+    def split_in_force(self) -> Split:
+        return self.split or ("all" if self.data_path else "valid")
+
+    def validate(self, world_size: int) -> None:
+        """Check what can be checked before the model is loaded; ValueError names the flag."""
+        for flag, path in (("--per-block", self.per_block), ("--json", self.json)):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ValueError(f"{flag} {path}: its folder does not exist")
+        if self.per_block is not None and self.per_block.suffix != ".npy":
+            raise ValueError(f"--per-block {self.per_block}: must end in .npy")
+        if self.split == "none" and (self.per_block is not None or self.data_path):
+            raise ValueError("--split none: goes with neither --per-block nor --data-path")
+        if self.split == "none" and not (self.tasks or self.lm_eval_tasks):
+            raise ValueError("--split none: nothing is left to do; give --tasks or --lm-eval-tasks")
+        twice = {path for path in self.tasks if self.tasks.count(path) > 1}
+        if twice:
+            raise ValueError(f"--tasks {twice.pop()}: given twice")
+        if self.lm_eval_tasks and find_spec("lm_eval") is None:
+            raise ValueError("--lm-eval-tasks: needs the package lm-eval (pip install lm-eval)")
+        if self.lm_eval_tasks and world_size > 1:
+            raise ValueError(f"--lm-eval-tasks: runs in one process, {world_size} were started")
+        if self.lm_eval_include_path is not None and not self.lm_eval_include_path.is_dir():
+            raise ValueError(f"--lm-eval-include-path {self.lm_eval_include_path}: no such folder")
+
+
+def main(argv: Sequence[str], world_size: int) -> int:
+    """Run `megatron-lfr evaluate`."""
+    results = run(tyro.cli(EvaluateConfig, args=list(argv), prog="megatron-lfr evaluate"), world_size)
+    if ranks.rank() == 0:
+        _print(results)
+    return 0
+
+
+def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
+    """Evaluate, and write the files that are asked for. Returns what --json holds. Collective.
+
+    Everything that is wrong with flags, files and items raises ValueError or OSError before the model runs.
+    """
+    config.validate(world_size)
+    read = [read_task(path) for path in config.tasks]
+    trained = load_trained(config.run, config.iteration, config.batch_size, config.tokenizer_model)
+    source = _source(config, trained)
+    model = Continuations(trained)
+    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length)) for task in read]
+    results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
+    if source is not None:
+        results["corpus"] = _evaluate_corpus(config, trained, source)
+    if tasks:
+        results["tasks"] = {str(task.path): score_task(task, encoded, model) for task, encoded in tasks}
+    if config.lm_eval_tasks:
+        from megatron_lfr.evaluation.lm_eval_adapter import evaluate_tasks
+
+        results["lm_eval"] = evaluate_tasks(trained, config.lm_eval_tasks, config.lm_eval_include_path)
+    if config.json is not None and ranks.rank() == 0:
+        text = json.dumps(_without_infinities(results), indent=1, allow_nan=False, default=str)
+        write_atomic(config.json, text + "\n")
+    return results
+
+
+def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None:
+    """The blocks to evaluate; ValueError where there is none."""
+    data, split = trained.config.data, config.split_in_force
+    if split == "none":
+        return None
+    shares = "1" if split == "all" else data.split
+    dataset = BlockDataset(config.data_path or data.data_path, data.seq_length, shares)
+    source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
+    if source.num_blocks == 0:
+        raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")
+    return source
+
+
+def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: BlockSource) -> dict[str, Any]:
+    loader = make_loader(trained.config, source, trained.eod, trained.parallel)
+    with ExitStack() as stack:
+        keep: Keep | None = None
+        if config.per_block is not None and ranks.rank() == 0:
+            file = stack.enter_context(BlockFile(config.per_block, source.num_blocks))
+
+            def keep(_: slice, losses: BlockLosses) -> None:
+                with np.errstate(invalid="ignore"):
+                    file.append(losses.nll_sum / losses.token_count)
+
+        found = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
+    return {
+        "split": config.split_in_force,
+        "blocks": source.num_blocks,
+        "tokens": found.tokens,
+        **_loss_and_perplexity(found.loss),
+        "domains": {name: _loss_and_perplexity(loss) for name, loss in found.domains.items()},
+    }
+
+
+def _loss_and_perplexity(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON has no NaN or infinity: what is not finite is null."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(results: dict[str, Any]) -> None:
+    console = Console(width=None if Console().is_terminal else 120, highlight=False, markup=False)
+    console.print(f"{results['run']} at iteration {results['iteration']}")
+    if "corpus" in results:
+        corpus = results["corpus"]
+        console.print(f"{corpus['split']}: {corpus['blocks']:,} blocks, {corpus['tokens']:,} tokens")
+        console.print(_corpus_table(corpus))
+    named = {**results.get("tasks", {}), **results.get("lm_eval", {})}
+    if named:
+        console.print(_task_table(named))
+
+
+def _corpus_table(corpus: dict[str, Any]) -> Table:
+    table = Table()
+    for name in ("domain", "loss a token", "perplexity"):
+        table.add_column(name, justify="left" if name == "domain" else "right")
+    for name, row in (("all", corpus), *corpus["domains"].items()):
+        table.add_row(escape(name), f"{row['loss']:.4f}", f"{row['perplexity']:.4f}")
+    return table
+
+
+def _task_table(named: dict[str, dict[str, Any]]) -> Table:
+    table = Table()
+    for name in ("task", "measure", "value", "± standard error"):
+        table.add_column(name, justify="right" if name in ("value", "± standard error") else "left")
+    for task, row in named.items():
+        for measure, value in row.items():
+            if isinstance(value, int | float) and "_stderr" not in measure:
+                error = row.get(_stderr_key(measure))
+                text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+                table.add_row(escape(task), measure, text, f"{error:.4f}" if isinstance(error, float) else "-")
+    return table
+
+
+def _stderr_key(measure: str) -> str:
+    """Ours is acc_stderr, lm-eval's acc_stderr,none beside acc,none."""
+    name, comma, rest = measure.partition(",")
+    return f"{name}_stderr{comma}{rest}"

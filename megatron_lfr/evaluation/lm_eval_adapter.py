@@ -1,0 +1,121 @@
+"""A run as a model of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), which has to be installed.
+
+    python -m megatron_lfr.evaluation.lm_eval_adapter --model megatron_lfr --model_args run=runs/mine --tasks ...
+
+takes the flags of lm_eval, which has no way of its own to find models of other packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from megatron_lfr.evaluation.continuations import Continuation, Continuations, encode_pairs
+from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+
+_DEFAULT_GENERATED = 256
+"""Tokens that are generated where a task says nothing: lm-eval's number."""
+
+
+@register_model("megatron_lfr")
+class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not installed
+    """run: the run folder. iteration: of the checkpoint, by default the newest. batch_size: texts at a time.
+    tokenizer_model: where the run's tokenizer lies now. One process; generates greedily, without a cache.
+
+    device: lm-eval always gives one, cuda:0 by default; the model goes to the GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        run: str | TrainedModel,
+        iteration: int | None = None,
+        batch_size: int | str | None = None,
+        tokenizer_model: str | None = None,
+        device: str | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        if unused:
+            raise ValueError(f"--model_args {', '.join(unused)}: unknown; run, iteration and tokenizer_model are known")
+        if isinstance(run, TrainedModel):
+            trained = run
+        else:
+            if batch_size is not None and not str(batch_size).isdecimal():
+                raise ValueError(f"--batch_size {batch_size}: must be a number")
+            trained = load_trained(Path(run), iteration, int(batch_size) if batch_size else None, tokenizer_model)
+        self._tokenizer = trained.tokenizer()
+        self._model = Continuations(trained)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding gives it) of each request's continuation after its context."""
+        scores = self._model.score(encode_pairs(self._tokenizer, [request.args for request in requests]))
+        return [(score.logprob, score.is_greedy) for score in scores]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """The log-probability of each whole text, after an end-of-document token, in windows of --seq-length."""
+        windows, owners = [], []
+        for owner, request in enumerate(requests):
+            tokens = self._tokenizer.encode_batch([request.args[0]])[0]
+            for pair in get_rolling_token_windows(tokens, self._tokenizer.eod, self._model.max_length, 1):
+                windows.append(Continuation(*make_disjoint_window(pair)))
+                owners.append(owner)
+        sums = [0.0] * len(requests)
+        for owner, score in zip(owners, self._model.score(windows), strict=True):
+            sums[owner] += score.logprob
+        return sums
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The greedy continuation of each request's context, up to its first stop text or the end of the document."""
+        texts = [""] * len(requests)
+        prompts = self._tokenizer.encode_batch([request.args[0] for request in requests])
+        rows = [prompt or [self._tokenizer.eod] for prompt in prompts]
+        starts = list(map(len, rows))
+        rules = [_rules(request.args[1]) for request in requests]
+        active = [i for i, (_, length) in enumerate(rules) if length > 0]
+        while active:
+            for i, token in zip(active, self._model.likeliest_next([rows[i] for i in active]), strict=True):
+                rows[i].append(token)
+            active = [i for i in active if not self._finish(i, rows[i][starts[i] :], rules[i], texts)]
+        return texts
+
+    def _finish(self, index: int, generated: list[int], rules: tuple[list[str], int], texts: list[str]) -> bool:
+        """Bring a request's text up to date; whether it has come to its end."""
+        stops, length = rules
+        ended = generated[-1] == self._tokenizer.eod
+        text = self._tokenizer.decode(generated[:-1] if ended else generated)
+        found = [at for at in map(text.find, stops) if at >= 0]
+        texts[index] = text[: min(found)] if found else text
+        return ended or bool(found) or len(generated) >= length
+
+
+def _rules(options: dict[str, Any]) -> tuple[list[str], int]:
+    """(texts that end a generation, tokens that it has at most)."""
+    if options.get("do_sample") and options.get("temperature", 1.0) != 0:
+        raise ValueError("the task asks for sampling (do_sample); this model generates greedily alone")
+    until = options.get("until") or []
+    stops = [until] if isinstance(until, str) else list(until)
+    return [stop for stop in stops if stop], int(options.get("max_gen_toks", _DEFAULT_GENERATED))
+
+
+def evaluate_tasks(trained: TrainedModel, tasks: Sequence[str], include_path: Path | None) -> dict[str, Any]:
+    """lm-eval's results of `tasks`, by task; `include_path` holds the YAML files of tasks of one's own."""
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    unknown = sorted(set(tasks) - set(manager.match_tasks(list(tasks))))
+    if unknown:
+        raise ValueError(f"--lm-eval-tasks {unknown[0]}: lm-eval knows no such task")
+    found = simple_evaluate(model=MegatronLFR(trained), tasks=list(tasks), task_manager=manager, log_samples=False)
+    results: dict[str, Any] = found["results"]
+    return results
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

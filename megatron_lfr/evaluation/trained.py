@@ -1,0 +1,99 @@
+"""The model of a run folder, loaded to be evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.config import RunConfig, parse_run_config
+from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.engine import ForwardEngine
+from megatron_lfr.model import Llama
+from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
+from megatron_lfr.training.run import make_stages, resolve_vocabulary
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A run's model with the weights of one of its checkpoints, whole on every rank."""
+
+    config: RunConfig
+    """The run's, as far as it concerns evaluation: without its parallel layout, compilation and layer kernels."""
+    iteration: int
+    engine: ForwardEngine
+    parallel: ParallelState
+    eod: int | None
+    """End-of-document token; None without a tokenizer."""
+
+    @property
+    def model(self) -> Llama:
+        return self.engine.stages[0]
+
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer. ValueError where it was trained without one."""
+        data = self.config.data
+        if data.tokenizer_model is None:
+            raise ValueError("the run has no tokenizer, and tasks are text: give --tokenizer-model")
+        return load_tokenizer(data.tokenizer_model, data.eod_token)
+
+    @torch.no_grad()
+    def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """As Llama.score_next, from and to the host's memory."""
+        device = self.parallel.device
+        logprobs, likeliest = self.model.score_next(tokens.to(device), labels.to(device), where.to(device))
+        return logprobs.cpu(), likeliest.cpu()
+
+
+def load_trained(
+    run: Path, iteration: int | None = None, batch_size: int | None = None, tokenizer_model: str | None = None
+) -> TrainedModel:
+    """The model of the run folder `run`, from the checkpoint of `iteration`, by default the newest whole one.
+
+    Ranks that a launcher started are data parallel. batch_size: blocks that each takes at a time, by default the run's
+    micro-batch size. ValueError where the folder holds no run or no whole checkpoint.
+    """
+    config = read_config(run, batch_size, tokenizer_model)
+    eod, vocab_size = resolve_vocabulary(config)
+    parallel = initialize(config.parallel, timedelta(minutes=config.training.distributed_timeout_minutes))
+    store = CheckpointStore(run / "checkpoints", keep=None, group=parallel.control_group)
+    found = store.newest_whole() if iteration is None else store.whole(iteration)
+    if found is None:
+        raise ValueError(f"--run {run}: no checkpoint stands there")
+    size = config.training.micro_batch_size
+    engine = ForwardEngine(
+        make_stages(config, vocab_size, parallel),
+        parallel,
+        seq_length=config.data.seq_length,
+        micro_batch_size=size,
+        global_batch_size=size * parallel.data_parallel_size,
+    )
+    found.load_into(engine.weights(), allow_extra=True)
+    register_fsdp_forward_method(engine.stages[0], "score_next")
+    return TrainedModel(config, found.iteration, engine, parallel, eod)
+
+
+def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:
+    """A run's configuration for evaluation by data-parallel ranks, each with the whole model."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"--run {run}: not a run folder, it has no config.yaml")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}: must be at least 1")
+    config, _ = parse_run_config(["--config", str(path)])
+    training = dataclasses.replace(
+        config.training,
+        micro_batch_size=batch_size or config.training.micro_batch_size,
+        global_batch_size=None,
+        compile=False,
+        layer_kernels="torch",
+        recompute_granularity=None,
+    )
+    data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
+    return dataclasses.replace(config, training=training, data=data, parallel=ParallelConfig())

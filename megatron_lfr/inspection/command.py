@@ -1,0 +1,93 @@
+"""`megatron-lfr inspect`: from a step to its blocks, documents and text; how the loss of a block or a domain went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from megatron_lfr.inspection.corpus import Corpus
+from megatron_lfr.inspection.records import check_output, write_records
+from megatron_lfr.inspection.views import View
+from megatron_lfr.lfr.analysis import open_run
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Ask a run folder. Works on a run that is training, too, and changes nothing in it.
+
+    Steps are counted from 1, as in metrics.jsonl. Losses are means a token in nats, before the step's update.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run folder (what --save was)."""
+    step: int | None = None
+    """Show the blocks of this step, the hardest first, with their loss then and the time before."""
+    spikes: bool = False
+    """Find the steps whose loss or gradient norm stands out from a running median, and show the blocks of the worst."""
+    block: int | None = None
+    """Show every visit of this block, and its text."""
+    hardest: int | None = None
+    """Show the so many blocks with the highest loss when last trained on."""
+    easiest: int | None = None
+    """Show the so many blocks with the lowest loss when last trained on."""
+    domain: str | None = None
+    """Show the mean loss of a domain in each phase."""
+    output: Path | None = None
+    """Write the records, too: .npy (structured array) or .json; of --hardest and --easiest, the blocks' visits."""
+    limit: int = 16
+    """Blocks of a step to show."""
+    chars: int = 200
+    """Characters of each block's text to show; 0 does without the corpus."""
+    deviations: float = 6.0
+    """What stands out for --spikes, in (robust) standard deviations."""
+    data_path: list[str] = field(default_factory=list)
+    """Where the run's corpus lies now, if it was moved: all its prefixes, in the run's order."""
+    tokenizer_model: str | None = None
+    """Where the run's tokenizer lies now, if it was moved."""
+
+    def validate(self) -> None:
+        """ValueError names the flag and the legal values."""
+        asked = [
+            f"--{name}" for name in _QUESTIONS if (value := getattr(self, name)) is not None and value is not False
+        ]
+        if len(asked) != 1:
+            legal = ", ".join(f"--{name}" for name in _QUESTIONS)
+            raise ValueError(f"ask for one of {legal}" + (f", not {' and '.join(asked)}" if asked else ""))
+        for name, least in (("step", 1), ("hardest", 1), ("easiest", 1), ("limit", 1), ("chars", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value}: must be at least {least}")
+        if not self.deviations > 0:
+            raise ValueError(f"--deviations {self.deviations}: must be positive")
+        if self.domain is not None and self.chars == 0:
+            raise ValueError("--domain: needs the corpus, which --chars 0 does without")
+        if self.output is not None:
+            check_output(self.output)
+
+
+_QUESTIONS = ("step", "spikes", "block", "hardest", "easiest", "domain")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `megatron-lfr inspect`."""
+    config = tyro.cli(InspectConfig, args=list(argv), prog="megatron-lfr inspect")
+    config.validate()
+    run = open_run(config.run)
+    corpus = Corpus(run, config.data_path, config.tokenizer_model) if config.chars else None
+    view = View(run, corpus, config.limit, config.chars)
+    if config.step is not None:
+        records = view.step(config.step)
+    elif config.spikes:
+        records = view.spikes(config.deviations)
+    elif config.block is not None:
+        records = view.block(config.block)
+    elif config.domain is not None:
+        records = view.domain(config.domain)
+    else:
+        records = view.extremes(config.hardest or config.easiest or 0, hardest=config.hardest is not None)
+    if config.output is not None:
+        write_records(config.output, records)
+    return 0

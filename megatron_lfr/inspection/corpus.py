@@ -1,0 +1,64 @@
+"""What stands in a run's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.lfr.analysis import Run
+
+
+class Corpus:
+    """A run's training blocks and its tokenizer, from where config.yaml says, or from where they lie now.
+
+    ValueError where the corpus is not the one that the run was trained on; FileNotFoundError where it is not there.
+    """
+
+    def __init__(self, run: Run, data_path: Sequence[str], tokenizer_model: str | None) -> None:
+        config = run.config
+        paths, split = list(data_path) or config.get("data_path"), config.get("split")
+        if not isinstance(paths, list) or not paths or not isinstance(split, str):
+            raise ValueError(f"{run.folder}/config.yaml: names no corpus (data_path, split); --chars 0 goes without it")
+        dataset = BlockDataset([str(path) for path in paths], run.plan.seq_length, split)
+        if dataset.fingerprint() != run.identity.get("corpus"):
+            raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {run.folder} trained on")
+        self.source = dataset.train
+        self._tokenizer = _open_tokenizer(config, tokenizer_model)
+
+    def domain(self, name: str) -> tuple[int, int]:
+        """(first, one behind the last) block of a domain. ValueError with the legal names."""
+        domains = self.source.domains
+        if name not in domains:
+            raise ValueError(f"--domain {name}: choose from {', '.join(map(visible, domains))}")
+        index = domains.index(name)
+        return int(self.source.domain_starts[index]), int(self.source.domain_starts[index + 1])
+
+    def place(self, block: int) -> str:
+        """A block's domain, and its documents as numbered within the domain's prefix."""
+        domain = self.source.domains[int(self.source.domain_of([block])[0])]
+        documents = self.source.documents_of(block)
+        first, last = documents[0], documents[-1]
+        return f"{visible(domain)}, document{f's {first} to {last}' if last > first else f' {first}'}"
+
+    def text(self, block: int, chars: int) -> str:
+        """The first `chars` characters of a block, safe to print; its token ids where the run has no tokenizer."""
+        tokens = self.source.read([block])[0].tolist()
+        if self._tokenizer is None:
+            return " ".join(map(str, tokens))[:chars]
+        return visible(self._tokenizer.decode(tokens)[:chars])
+
+
+def visible(text: str) -> str:
+    """Text from a corpus for a terminal: control and format characters, escape sequences among them, are spelled out
+    (\\n, \\x1b, \\u202e)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _open_tokenizer(config: dict[str, Any], tokenizer_model: str | None) -> Tokenizer | None:
+    spec = tokenizer_model or config.get("tokenizer_model")
+    if spec is None:
+        return None
+    eod = config.get("eod_token")
+    return load_tokenizer(str(spec), None if eod is None else str(eod))

@@ -1,0 +1,110 @@
+"""What `megatron-lfr inspect` prints. Each view returns the records behind it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from megatron_lfr.inspection.corpus import Corpus, visible
+from megatron_lfr.inspection.spikes import find_spikes
+from megatron_lfr.lfr.analysis import Run
+
+Records = npt.NDArray[np.void]
+
+
+class View:
+    """The answers about `run` on a terminal; without `corpus`, blocks are numbers alone."""
+
+    def __init__(self, run: Run, corpus: Corpus | None, limit: int, chars: int) -> None:
+        self._run, self._corpus, self._limit, self._chars = run, corpus, limit, chars
+        wide = Console().is_terminal
+        self._console = Console(width=None if wide else 120, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, step: int) -> Records:
+        """The blocks of a step, the hardest first."""
+        visits = self._run.visits_at(step)
+        nll_before, step_before = self._run.last_before(visits["block"], step)
+        order = np.argsort(-np.nan_to_num(visits["nll"], nan=-1.0), kind="stable")
+        title = f"step {step}, {self._phase(int(visits['phase'][0]))}: {len(visits)} blocks"
+        known = visits["nll"][~np.isnan(visits["nll"])]
+        self._say(f"{title}, mean loss {known.mean(dtype=np.float64):.4f}" if len(known) else f"{title}, step skipped")
+        for i in order[: self._limit]:
+            before = "not seen before"
+            if step_before[i] > 0:
+                before = f"before {nll_before[i]:.4f} at step {step_before[i]}"
+            loss = "not recorded" if np.isnan(visits["nll"][i]) else f"{visits['nll'][i]:.4f}"
+            self._block(int(visits["block"][i]), f"loss {loss}, {before}")
+        if len(order) > self._limit:
+            self._say(f"... and {len(order) - self._limit} more (--limit)")
+        return visits[order]
+
+    def spikes(self, deviations: float) -> Records:
+        """The steps that stand out, and the blocks of the worst."""
+        spikes = find_spikes(self._run, deviations)
+        if not len(spikes):
+            self._say(f"no step is more than {deviations:g} deviations above the running median (--deviations)")
+            return spikes
+        table = Table()
+        for name in ("step", "phase", "what", "value", "median around", "deviations"):
+            table.add_column(name, justify="left" if name in ("phase", "what") else "right")
+        for row in spikes[: self._limit]:
+            phase = self._phase(int(row["phase"])).removeprefix("phase ")
+            numbers = (f"{row['value']:.4f}", f"{row['median']:.4f}", f"{row['deviations']:.1f}")
+            table.add_row(str(row["step"]), phase, str(row["what"]), *numbers)
+        self._console.print(table)
+        if len(spikes) > self._limit:
+            self._say(f"... and {len(spikes) - self._limit} more (--limit)")
+        self.step(int(spikes["step"][0]))
+        return spikes
+
+    def block(self, block: int) -> Records:
+        """Every visit of a block."""
+        if not 0 <= block < self._run.plan.n_blocks:
+            raise ValueError(f"--block {block}: the run's blocks are 0 to {self._run.plan.n_blocks - 1}")
+        visits = self._run.visits([block])
+        self._block(block, f"visits: {len(visits)}")
+        for visit in visits:
+            loss = "not recorded" if np.isnan(visit["nll"]) else f"{visit['nll']:.4f}"
+            self._say(f"  step {visit['step']:>8}  {self._phase(int(visit['phase'])):16}  {loss}")
+        return visits
+
+    def extremes(self, count: int, hardest: bool) -> Records:
+        """The hardest or easiest blocks by their last loss; the records are all their visits."""
+        ledger = self._run.ledger()
+        seen = np.flatnonzero(ledger.step >= 0)
+        last = ledger.nll[seen]
+        chosen = seen[np.argsort(-last if hardest else last, kind="stable")[:count]]
+        for block in chosen:
+            at, visits = ledger.step[block] + 1, ledger.visits[block]
+            self._block(int(block), f"loss {ledger.nll[block]:.4f} at step {at}, visits: {visits}")
+        return self._run.visits(chosen)
+
+    def domain(self, name: str) -> Records:
+        """The mean loss of a domain in each phase."""
+        assert self._corpus is not None
+        first, last = self._corpus.domain(name)
+        means = self._run.phase_means(first, last)
+        self._say(f"{visible(name)}: {last - first} blocks")
+        table = Table()
+        for column in ("phase", "visits", "blocks", "mean loss"):
+            table.add_column(column, justify="left" if column == "phase" else "right")
+        for row in means:
+            phase = self._phase(int(row["phase"])).removeprefix("phase ")
+            loss = "-" if np.isnan(row["nll"]) else f"{row['nll']:.4f}"
+            table.add_row(phase, f"{row['visits']:,}", f"{row['blocks']:,}", loss)
+        self._console.print(table)
+        return means
+
+    def _block(self, block: int, what: str) -> None:
+        place = "" if self._corpus is None else f" ({self._corpus.place(block)})"
+        self._say(f"block {block}{place}: {what}")
+        if self._corpus is not None:
+            self._say(f"    {self._corpus.text(block, self._chars)}")
+
+    def _phase(self, index: int) -> str:
+        return f"phase {index} {self._run.plan.phases[index].phase.kind}"
+
+    def _say(self, text: str) -> None:
+        self._console.print(text)

@@ -1,0 +1,115 @@
+"""The adapter for lm-eval, where that is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import SEQ, WORDS, Oracle
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when lm_eval is imported
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.model import TemplateLM
+from test_tasks import PAIRS, Merging
+
+from megatron_lfr.cli import main
+from megatron_lfr.evaluation.continuations import encode_pairs
+from megatron_lfr.evaluation.lm_eval_adapter import MegatronLFR
+from megatron_lfr.evaluation.trained import TrainedModel
+
+
+@pytest.fixture(scope="module")
+def model(trained: TrainedModel) -> Any:
+    return MegatronLFR(trained)
+
+
+def test_a_local_task_gives_what_our_scorer_gives(run: Path, tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = []
+    for _ in range(24):
+        context = " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))) + " "
+        choices = [" ".join(rng.choice(WORDS, int(rng.integers(1, 4)))) for _ in range(3)]
+        rows.append({"context": context, "choices": choices, "answer": int(rng.integers(0, 3))})
+    items, tasks, out = tmp_path / "items.jsonl", tmp_path / "tasks", tmp_path / "out.json"
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks.mkdir()
+    task = {
+        "task": "local_choices",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(items)}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
+    }
+    (tasks / "local.yaml").write_text(yaml.safe_dump(task))
+    words = ["--split", "none", "--tasks", str(items), "--json", str(out)]
+    lm_eval = ["--lm-eval-tasks", "local_choices", "--lm-eval-include-path", str(tasks)]
+    assert main(["evaluate", "--run", str(run), *words, *lm_eval]) == 0
+    results = json.loads(out.read_text())
+    theirs, ours = results["lm_eval"]["local_choices"], results["tasks"][str(items)]
+    for name in ("acc", "acc_norm", "acc_bytes"):
+        assert theirs[f"{name},none"] == pytest.approx(ours[name], abs=1e-12)
+        assert theirs[f"{name}_stderr,none"] == pytest.approx(ours[f"{name}_stderr"], abs=1e-12)
+    assert 0 < ours["acc"] < 1
+
+
+def test_tokens_are_cut_as_theirs() -> None:
+    class Theirs(TemplateLM):  # type: ignore[misc]
+        eot_token_id = 256
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            return Merging().encode_batch([string])[0]
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
+            return [(context, target) for _, context, target in requests]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any: ...
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any: ...
+
+    pairs = PAIRS[:-1]  # of a context of white space alone, lm-eval makes one without tokens
+    expected = Theirs().loglikelihood([SimpleNamespace(args=pair) for pair in pairs])
+    assert [(list(i.context), list(i.target)) for i in encode_pairs(Merging(), pairs)] == expected
+
+
+def test_rolling_likelihood(model: Any, oracle: Oracle) -> None:
+    texts = ["the sun shines", " ".join(WORDS * 3)]
+    found = model.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
+    for text, value in zip(texts, found, strict=True):
+        ids = [256, *text.encode()]
+        expected, at = 0.0, 1
+        while at < len(ids):  # windows of SEQ predictions; the last one reaches back for a full context
+            last = min(at + SEQ, len(ids))
+            own = oracle.logprobs(ids[max(0, last - 1 - SEQ) : last - 1])
+            expected += sum(float(own[i - last][ids[i]]) for i in range(at, last))
+            at = last
+        assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_generation_is_greedy_and_stops(model: Any, oracle: Oracle) -> None:
+    def greedy(text: str, count: int) -> str:
+        ids = [*text.encode()] or [256]
+        start = len(ids)
+        while len(ids) - start < count and ids[-1] != 256:
+            ids.append(int(oracle.logprobs(ids[-SEQ:])[-1].argmax()))
+        return bytes(i for i in ids[start:] if i < 256).decode(errors="replace")
+
+    texts = ["the sun ", "rain falls on the hills again and again and", "w"]
+    requests = [SimpleNamespace(args=(text, {"until": [], "max_gen_toks": 40})) for text in texts]
+    whole = model.generate_until(requests)
+    assert whole == [greedy(text, 40) for text in texts]
+    stop = whole[0][3:5]
+    cut = SimpleNamespace(args=(texts[0], {"until": ["never this", stop], "max_gen_toks": 40}))
+    assert model.generate_until([cut, requests[2]]) == [whole[0][: whole[0].index(stop)], whole[2]]
+    with pytest.raises(ValueError, match="generates greedily alone"):
+        model.generate_until([SimpleNamespace(args=("x", {"do_sample": True, "temperature": 0.7}))])
