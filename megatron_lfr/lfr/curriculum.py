@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.course import Course, PhaseStart, Sharing
-from megatron_lfr.lfr.journal import UNRECORDED, Journal
+from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
@@ -108,14 +108,12 @@ class Curriculum(Course):
         self._begin(planned)
         entries = self.journal.read(planned.index)
         size = self.plan.global_batch_size
-        for first in range(0, len(entries), size):
-            ids = self._order[first : first + size][: len(entries) - first]
-            self.ledger.record(self._next_step, ids.astype(np.int64), entries[first : first + size])
-            self._next_step += 1
+        self.ledger.record_phase(planned.first_step, size, self._order[: len(entries)], entries)
+        self._next_step = planned.first_step + -(-len(entries) // size)
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the scores as they stand."""
-        scores = self._scores(planned)
+        scores = scores_at_start(planned, self.ledger, self.seed, self.journal)
         started = time.perf_counter()
         order, selection = make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
         self._order = order
@@ -134,11 +132,13 @@ class Curriculum(Course):
         rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, agree)
         self.cost.rescore += time.perf_counter() - started
 
-    def _scores(self, planned: PlannedPhase) -> Scores:
-        if planned.phase.kind != "focus" or planned.phase.score == "recorded":
-            return self.ledger.recorded_scores()
-        if planned.phase.score == "detrended":
-            return self.ledger.detrended_scores()
-        if planned.phase.score == "shuffled":
-            return self.ledger.shuffled_scores(phase_seed(self.seed, -1 - planned.index))
-        return read_scores(self.journal, planned.index, self.plan.n_blocks)
+
+def scores_at_start(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
+    """The scores of all blocks that a phase's order is made from; `ledger` holds everything before the phase."""
+    if planned.phase.kind != "focus" or planned.phase.score == "recorded":
+        return ledger.recorded_scores()
+    if planned.phase.score == "detrended":
+        return ledger.detrended_scores()
+    if planned.phase.score == "shuffled":
+        return ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
+    return read_scores(journal, planned.index, len(ledger.nll))

@@ -27,9 +27,55 @@ UNRECORDED = np.float32(-1.0)
 negative log-likelihood is never negative."""
 
 _HEADER_BYTES = 128
+_MAGIC_BYTES = len("\x93NUMPY....{'descr': '<f4',")
 
 
-class Journal:
+class JournalFiles:
+    """Where a journal in `folder` keeps what."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, phase: int) -> Path:
+        return self.folder / f"phase_{phase:03d}.npy"
+
+    def scores_path(self, phase: int) -> Path:
+        return self.folder / f"phase_{phase:03d}.scores.npy"
+
+    def partial_scores_path(self, phase: int) -> Path:
+        return self.folder / f"phase_{phase:03d}.scores.partial"
+
+
+class JournalReader(JournalFiles):
+    """A journal that is only looked at: that of a run which has ended, was killed, or is still writing to it."""
+
+    def read_identity(self) -> dict[str, Any]:
+        """The facts that the journal's meaning depends on. ValueError where there is no journal, or a damaged one."""
+        return _read_identity(self.folder / "meta.json")
+
+    def read(self, phase: int) -> npt.NDArray[np.float32] | None:
+        """The whole entries of a phase so far, fp32; None where the phase has not begun.
+
+        The file's length says how many there are: its header is behind while a run writes, and after a kill.
+        """
+        path = self.path(phase)
+        try:
+            with path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+                rest = (os.fstat(file.fileno()).st_size - _HEADER_BYTES) // 4
+                entries = np.fromfile(file, "<f4", max(0, rest)).astype(np.float32, copy=False)
+        except FileNotFoundError:
+            return None
+        if len(header) < _HEADER_BYTES:  # just created
+            return np.empty(0, np.float32)
+        if not header.startswith(_header(0)[:_MAGIC_BYTES]):
+            raise ValueError(f"{path}: not a phase of a journal")
+        if not (np.isfinite(entries) & ((entries >= 0) | (entries == UNRECORDED))).all():
+            raise ValueError(f"{path}: holds what is no loss; the file is damaged")
+        return entries
+
+
+class Journal(JournalFiles):
     """Append-only record of a run in `folder`, which is created.
 
     identity: JSON-able facts that the journal's meaning depends on. A folder that holds a journal with other facts is
@@ -37,7 +83,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
         self._file: BinaryIO | None = None
         self._phase = -1
@@ -58,15 +104,6 @@ class Journal:
     def count(self) -> int:
         """Entries of the current phase."""
         return self._count
-
-    def path(self, phase: int) -> Path:
-        return self.folder / f"phase_{phase:03d}.npy"
-
-    def scores_path(self, phase: int) -> Path:
-        return self.folder / f"phase_{phase:03d}.scores.npy"
-
-    def partial_scores_path(self, phase: int) -> Path:
-        return self.folder / f"phase_{phase:03d}.scores.partial"
 
     def begin_phase(self, phase: int) -> None:
         """Open the next phase's file, empty."""
@@ -153,13 +190,20 @@ def _header(count: int) -> bytes:
     return header
 
 
-def _check_identity(meta: Path, identity: Mapping[str, Any]) -> None:
+def _read_identity(meta: Path) -> dict[str, Any]:
     try:
         stored = json.loads(meta.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{meta.parent}: there is no journal of a run here") from None
     except ValueError as error:
         raise ValueError(f"{meta}: not readable as JSON ({error})") from None
     if not isinstance(stored, dict):
         raise ValueError(f"{meta}: expected a JSON object")
+    return stored
+
+
+def _check_identity(meta: Path, identity: Mapping[str, Any]) -> None:
+    stored = _read_identity(meta)
     for key in [*identity, *sorted(set(stored) - set(identity))]:
         if stored.get(key) != identity.get(key):
             raise ValueError(

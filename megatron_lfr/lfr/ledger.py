@@ -45,6 +45,22 @@ class Ledger:
         self.visits[unique] = np.minimum(self.visits[unique].astype(np.int64) + times, np.iinfo(np.uint16).max)
         self._follow_trend(step, values)
 
+    def record_phase(
+        self, first_step: int, batch_size: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]
+    ) -> None:
+        """Enter many steps at once, `batch_size` draws each from `first_step` on (the last may be short): as `record`
+        does step by step, to the last bit."""
+        known = nll != UNRECORDED
+        ids = block_ids[known]
+        self.nll[ids] = nll[known]
+        self.step[ids] = first_step + np.flatnonzero(known) // batch_size
+        times = np.zeros(len(self.visits), np.uint32)
+        np.add.at(times, ids, 1)
+        self.visits = np.minimum(self.visits + times, np.iinfo(np.uint16).max).astype(np.uint16)
+        for number, first in enumerate(range(0, len(nll), batch_size)):  # each mean depends on the one before
+            batch = slice(first, first + batch_size)
+            self._follow_trend(first_step + number, nll[batch][known[batch]])
+
     def _follow_trend(self, step: int, values: npt.NDArray[np.float32]) -> None:
         if len(values):  # fsum is exact, so the mean does not depend on how a machine sums
             mean = math.fsum(values.tolist()) / len(values)

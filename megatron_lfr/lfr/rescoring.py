@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.fileio import fsync_directory
-from megatron_lfr.lfr.journal import Journal
+from megatron_lfr.lfr.journal import Journal, JournalFiles
 from megatron_lfr.lfr.selection import Scores
 
 Rescore = Callable[[npt.NDArray[np.int64]], Scores]
@@ -42,7 +42,7 @@ def rescore_blocks(
         fsync_directory(journal.folder)
 
 
-def read_scores(journal: Journal, phase: int, n_blocks: int) -> Scores:
+def read_scores(journal: JournalFiles, phase: int, n_blocks: int) -> Scores:
     """What the pass before `phase` found: fp32 [n_blocks]."""
     path = journal.scores_path(phase)
     scores: Scores = np.load(path, allow_pickle=False)

@@ -214,7 +214,7 @@ class Schedule:
             draws = self._shared_draws(n_blocks, global_batch_size, train_iters, train_samples, train_epochs)
         else:
             draws = [phase.draws(n_blocks, seq_length, global_batch_size) for phase in self.phases]
-        plan = _lay_out(self.phases, draws, n_blocks, seq_length, global_batch_size)
+        plan = lay_out(self.phases, draws, n_blocks, seq_length, global_batch_size)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
         return plan
@@ -239,9 +239,10 @@ class Schedule:
         return [part * unit for part in _largest_remainder([p.duration for p in self.phases], total)]
 
 
-def _lay_out(
+def lay_out(
     phases: Sequence[Phase], draws: Sequence[int], n_blocks: int, seq_length: int, global_batch_size: int
 ) -> Plan:
+    """The plan of phases that train on `draws` blocks each."""
     planned, first_step = [], 0
     for index, (phase, count) in enumerate(zip(phases, draws, strict=True)):
         steps = -(-count // global_batch_size)

@@ -1,0 +1,166 @@
+"""Looking back at a run: what each phase trained on, and the loss of every block at every visit.
+
+    run = open_run("runs/mine")
+    for history in run.phases():
+        history.block_ids, history.nll, history.steps      # one entry a visit, in the order of training
+
+The orders are not stored: they are made again, from the journal and the seed. Nothing in the run folder is changed, and
+a run that was killed, or is still training, may be looked at. Memory is a few arrays of a phase's draws and of the
+number of blocks, one phase at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from megatron_lfr import _C
+from megatron_lfr.lfr.curriculum import scores_at_start
+from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
+from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.schedule import Plan, PlannedPhase, Schedule, lay_out
+from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order
+
+Losses = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PhaseHistory:
+    """One phase, as far as it has come."""
+
+    planned: PlannedPhase
+    order: Order
+    """Block ids [planned.draws] of the whole phase, trained on or not yet."""
+    nll: Losses
+    """Mean NLL a token (nats) of each draw so far, fp32 [n <= planned.draws]; UNRECORDED (-1) where a skipped step left
+    none."""
+    scores_at_start: Scores
+    """What the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
+    selection: Selection | None
+    """What a focus phase left out."""
+    global_batch_size: int
+
+    @property
+    def block_ids(self) -> Order:
+        """The blocks trained on so far [n], one for each entry of `nll`."""
+        return self.order[: len(self.nll)]
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """The optimizer step, from 0, of each entry of `nll`: int64 [n]."""
+        return self.planned.first_step + np.arange(len(self.nll), dtype=np.int64) // self.global_batch_size
+
+    @property
+    def recorded(self) -> npt.NDArray[np.bool_]:
+        """Which entries of `nll` are losses [n]."""
+        mask: npt.NDArray[np.bool_] = self.nll != UNRECORDED
+        return mask
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.nll) == self.planned.draws
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is only looked at."""
+
+    folder: Path
+    config: dict[str, Any]
+    """What config.yaml says, by the flags' names; empty where there is none (a loop of one's own)."""
+    plan: Plan
+    seed: int
+    journal: JournalReader
+    identity: dict[str, Any]
+    """What journal/meta.json says; `corpus` is the fingerprint of the training blocks."""
+
+    def phases(self, ledger: Ledger | None = None) -> Iterator[PhaseHistory]:
+        """The phases that have begun, in order.
+
+        ledger: an empty one to fill on the way. While a history is looked at, it holds what was known at that phase's
+        start, after the last one everything. ValueError where the journal leads to an order that was not trained on.
+        """
+        ledger = Ledger(self.plan.n_blocks, self.plan.total_steps) if ledger is None else ledger
+        hashes = {e["phase"]: e.get("order_hash") for e in self.events() if e.get("event") == "phase"}
+        for planned in self.plan.phases:
+            nll = self.journal.read(planned.index)
+            if nll is None:
+                return
+            if len(nll) > planned.draws:
+                raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.draws}")
+            scores = scores_at_start(planned, ledger, self.seed, self.journal)
+            order, selection = make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
+            if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
+                raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
+            history = PhaseHistory(planned, order, nll, scores, selection, self.plan.global_batch_size)
+            yield history
+            ledger.record_phase(planned.first_step, self.plan.global_batch_size, history.block_ids, nll)
+            if not history.is_complete:
+                return
+
+    def ledger(self) -> Ledger:
+        """The last loss of every block, its step, and the number of visits."""
+        ledger = Ledger(self.plan.n_blocks, self.plan.total_steps)
+        for _ in self.phases(ledger):
+            pass
+        return ledger
+
+    def events(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; none where there is no such file."""
+        path = self.folder / "metrics.jsonl"
+        text = path.read_bytes() if path.exists() else b""
+        events = []
+        for number, line in enumerate(text.split(b"\n")[:-1], 1):  # what follows the last newline is half a line
+            try:
+                event = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error}") from None
+            if not isinstance(event, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object")
+            events.append(event)
+        return events
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in `folder`. ValueError where there is none, or where its journal or config.yaml is not readable."""
+    folder = Path(folder)
+    journal = JournalReader(folder / "journal")
+    identity = journal.read_identity()
+    try:
+        sizes = [_positive(identity, key) for key in ("blocks", "seq_length", "global_batch_size")]
+        phases = Schedule.from_dicts(identity["schedule"]).phases
+        draws = [int(count) for count in identity["draws"]]
+        if len(draws) != len(phases) or min(draws) < 1:
+            raise ValueError(f"draws {draws}: expected a number for each of {len(phases)} phases")
+        plan, seed = lay_out(phases, draws, *sizes), int(identity["seed"])
+    except KeyError as error:
+        raise ValueError(f"{journal.folder}/meta.json: {error} is missing; was it written by another loop?") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{journal.folder}/meta.json: {error}") from None
+    return Run(folder, _read_config(folder / "config.yaml"), plan, seed, journal, identity)
+
+
+def _positive(identity: dict[str, Any], key: str) -> int:
+    value = identity[key]
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} {value!r}: expected a positive number")
+    return value
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a mapping of flags to values")
+    return config
