@@ -1,4 +1,4 @@
-"""megatron-lfr: preprocess a corpus, train on it."""
+"""megatron-lfr: preprocess a corpus, train on it, report on it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
 
   preprocess   turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
+  report       show a run, or several side by side, on one HTML page
 """
 
 
@@ -28,7 +29,17 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"preprocess": _preprocess, "train": _train}
+def _report(argv: Sequence[str]) -> int:
+    import tyro
+
+    from megatron_lfr.report.command import ReportConfig, write_report
+
+    path = write_report(tyro.cli(ReportConfig, args=list(argv), prog="megatron-lfr report"))
+    print(f"report: {path}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"preprocess": _preprocess, "train": _train, "report": _report}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
