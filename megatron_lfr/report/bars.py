@@ -97,7 +97,7 @@ def signed_bars(
     heights = [max(1, len(bars)) * thick + 10 for _, bars in rows]
     frame = Frame(width, sum(heights) + 48, left=left, top=4)
     values = [value for _, bars in rows for _, value in bars if np.isfinite(value)]
-    reach = 1.25 * max((abs(value) for value in values), default=1.0) or 1.0
+    reach = 1.5 * max((abs(value) for value in values), default=1.0) or 1.0
     x = Scale(-reach, reach, *frame.x_range)
     drawn: list[Content] = [line(x(0), frame.top, x(0), frame.y_range[0], "base")]
     top = frame.top + 4

@@ -41,7 +41,7 @@ def _kinds(view: RunView) -> list[tuple[str, str, list[Block]]]:
     return [
         (
             "Hardest",
-            "Highest loss at the last visit, compared with the mean training loss at that time (in brackets), as a block "
+            "Highest loss at the last visit, compared with the mean training loss then (in brackets), as a block "
             "last seen early met a worse model.",
             picks.hardest,
         ),

@@ -72,16 +72,12 @@ def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Ser
     """A table and bars of all losses at the number of tokens that every run has reached."""
     tokens = min(float(one.xs[-1]) for one in curves[None])
     losses = {domain: [loss_at(one, tokens) for one in series] for domain, series in curves.items()}
-    head: list[Content] = [
-        "",
-        *(view.name for view in views),
-        *(f"{view.name} − {views[0].name}" for view in views[1:]),
-    ]
+    differences = ["difference"] if len(views) == 2 else [f"difference, {view.name}" for view in views[1:]]
+    head: list[Content] = ["", *(view.name for view in views), *differences]
     rows: list[list[Content]] = []
     for domain, found in losses.items():
-        differences = [value - found[0][0] for value, _ in found[1:]]
         shown = [number(value) + ("" if exact or np.isnan(value) else " ≈") for value, exact in found]
-        rows.append([domain or "all", *shown, *(_signed(value) for value in differences)])
+        rows.append([domain or "all", *shown, *(_signed(value - found[0][0]) for value, _ in found[1:])])
     bars = [
         (domain or "all", [(colour(i), value - found[0][0]) for i, (value, _) in enumerate(found) if i])
         for domain, found in losses.items()
@@ -89,7 +85,10 @@ def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Ser
     plot = signed_bars(
         bars, f"Difference in validation loss from {views[0].name}", f"loss − loss of {views[0].name} (nats a token)"
     )
-    note = f"At {tokens:,.0f} tokens, which every run has reached; right of zero, {views[0].name} is better."
+    note = (
+        f"At {tokens:,.0f} tokens, which every run has reached. Differences are from {views[0].name}: above zero, it is "
+        "better."
+    )
     if any(not exact for found in losses.values() for _, exact in found):
         note += " ≈: between two evaluations, on the straight line."
     return figure("At equal tokens", join([table(head, rows), plot]), note)

@@ -25,6 +25,7 @@ def cost_section(view: RunView) -> Html:
         [Bar("time", [spent[name] for _, name in parts])],
         [(f"part {kind}", name) for kind, name in parts],
         "Where the time went",
+        width=800,
     )
     rows = [[name, f"{seconds:,.2f} s", percent(seconds / total, 2)] for name, seconds in spent.items()]
     numbers = table(["what", "time", "share"], rows)

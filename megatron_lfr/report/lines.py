@@ -26,6 +26,8 @@ from megatron_lfr.report.scale import Doubles, Scale, decimate, spanning
 
 _NAME_LETTERS = 20
 _LABEL_HEIGHT = 14
+_PHASE_NAMES = 14
+"""Pixels above the lines for the names of the phases."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ def line_plot(
     room = LETTER * min(_NAME_LETTERS, max((len(one.name) for one in series), default=0)) + 14 if named else 16
     frame = Frame(width, height, right=room)
     drawn = [(one, *decimate(one.xs, one.ys, int(frame.x_range[1] - frame.x_range[0]) // 2)) for one in series]
-    y = y_scale(*frame.y_range) if y_scale else _spanning_all([mean for _, _, mean, _, _ in drawn], *frame.y_range)
+    bottom, top = frame.y_range
+    top += _PHASE_NAMES if phases else 0
+    y = y_scale(bottom, top) if y_scale else _spanning_all([mean for _, _, mean, _, _ in drawn], bottom, top)
     x = _x_scale([last_x, *(band.end for band in phases), *(float(xs[-1]) for _, xs, *_ in drawn if len(xs))], frame)
     parts: list[Content] = [
         bands(frame, x, phases),
         y_axis(frame, y, y_title, 5 if height > 250 else 4),
-        x_axis(frame, x, x_title, 6 if width > 500 else 4),
+        x_axis(frame, x, x_title, 6),
     ]
     for one, xs, mean, low, high in drawn:
         if len(xs) < len(one.xs[np.isfinite(one.ys)]):
