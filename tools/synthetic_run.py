@@ -22,7 +22,7 @@ import yaml
 
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.indexed import IndexedDatasetWriter
-from megatron_lfr.lfr import Curriculum, Journal, Plan, preset
+from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
 from megatron_lfr.lfr.course import PhaseStart
 
 DOMAINS = {"web": (0.55, 3.2, 0.5), "code": (0.25, 2.1, 0.8), "books": (0.15, 3.6, 0.3), "lists": (0.05, 1.0, 0.4)}
@@ -31,7 +31,9 @@ SEQ_LENGTH = 16
 SPLIT = "98,2,0"
 
 
-def make_run(folder: Path, blocks: int, schedule: str = "lfr", epochs: float = 3.0, batch: int = 4096) -> Path:
+def make_run(
+    folder: Path, blocks: int, schedule: str | Schedule = "lfr", epochs: float = 3.0, batch: int = 4096
+) -> Path:
     """Write `folder`/data and `folder`/run; about `blocks` blocks of SEQ_LENGTH tokens. Returns the run's folder."""
     rng = np.random.default_rng(7)
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -39,7 +41,7 @@ def make_run(folder: Path, blocks: int, schedule: str = "lfr", epochs: float = 3
     for prefix, (share, _, _) in zip(prefixes, DOMAINS.values(), strict=True):
         _write_corpus(prefix, int(share * blocks), rng)
     dataset = BlockDataset(prefixes, SEQ_LENGTH, SPLIT)
-    chosen = preset(schedule)
+    chosen = preset(schedule) if isinstance(schedule, str) else schedule
     plan = chosen.plan(dataset.train.num_blocks, SEQ_LENGTH, batch, train_epochs=epochs if chosen.in_shares else None)
     run = folder / "run"
     identity = {
@@ -56,7 +58,7 @@ def make_run(folder: Path, blocks: int, schedule: str = "lfr", epochs: float = 3
         "split": SPLIT,
         "seq_length": SEQ_LENGTH,
         "tokenizer_model": "bytes",
-        "lfr_schedule": schedule,
+        "lfr_schedule": schedule if isinstance(schedule, str) else chosen.to_dicts(),
     }
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -69,7 +71,7 @@ def make_run(folder: Path, blocks: int, schedule: str = "lfr", epochs: float = 3
 
 def _write_corpus(prefix: Path, blocks: int, rng: np.random.Generator) -> None:
     with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
-        lengths = np.full(max(50, blocks // 64), 64 * SEQ_LENGTH, np.int64)
+        lengths = np.full(max(10, blocks // 64), 64 * SEQ_LENGTH, np.int64)
         for part in np.array_split(lengths, max(1, len(lengths) // 20_000)):
             writer.add_documents(rng.integers(32, 127, int(part.sum()), np.uint16), part)
 

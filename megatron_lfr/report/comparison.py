@@ -86,8 +86,8 @@ def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Ser
         bars, f"Difference in validation loss from {views[0].name}", f"loss − loss of {views[0].name} (nats a token)"
     )
     note = (
-        f"At {tokens:,.0f} tokens, which every run has reached. Differences are from {views[0].name}: above zero, it is "
-        "better."
+        f"At {tokens:,.0f} tokens, which every run has reached. Differences are from {views[0].name}, which is better "
+        "where they are above zero."
     )
     if any(not exact for found in losses.values() for _, exact in found):
         note += " ≈: between two evaluations, on the straight line."

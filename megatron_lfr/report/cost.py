@@ -7,7 +7,7 @@ from typing import Any
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import percent, si
+from megatron_lfr.report.scale import is_number, percent, si
 from megatron_lfr.report.tables import table
 from megatron_lfr.report.view import RunView
 
@@ -61,8 +61,8 @@ def seconds_spent(view: RunView) -> dict[str, float]:
     )
     step_before = 0
     for row in view.event_rows("train"):
-        steps = int(row["step"]) - step_before
-        step_before = int(row["step"])
+        steps = row["step"] - step_before
+        step_before = row["step"]
         recording = steps * _time(row, "lfr_record_ms") / 1000
         waiting = steps * _time(row, "loader_wait_ms") / 1000
         spent["recording losses"] += recording
@@ -78,7 +78,7 @@ def seconds_spent(view: RunView) -> dict[str, float]:
 def _time(row: dict[str, Any], name: str) -> float:
     times = row.get("time")
     value = times.get(name, 0.0) if isinstance(times, dict) else 0.0
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    return float(value) if is_number(value) and value >= 0 else 0.0
 
 
 def _grown(counter: list[float]) -> float:

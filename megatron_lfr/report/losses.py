@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from megatron_lfr.report.domains import groups
 from megatron_lfr.report.frame import SIZE, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import Doubles, Scale, si, spanning
+from megatron_lfr.report.scale import Doubles, Scale, is_number, si, spanning
 from megatron_lfr.report.tables import table
 from megatron_lfr.report.view import Counts, PhaseView, RunView
 
@@ -67,7 +66,7 @@ def _validation(view: RunView) -> list[Html]:
         [curve(view, rows, None, 0)], "Validation loss over tokens", TOKENS, LOSS, view.bands(), named=False
     )
     held_out = rows[-1].get("tokens")
-    note = f"On {si(float(held_out))} held-out tokens." if held_out else "On held-out documents."
+    note = f"On {si(float(held_out or 0))} held-out tokens." if is_number(held_out) else "On held-out documents."
     figures = [figure("Validation loss", overall, note, _validation_table(view, rows, names))]
     if len(names) > 1:
         series = [curve(view, rows, name, i) for i, name in enumerate(names)]
@@ -83,7 +82,7 @@ def _validation_table(view: RunView, rows: list[dict[str, Any]], names: list[str
         ["tokens", "in phase", "all", *names],
         [
             [
-                f"{view.tokens_at(int(row['step'])):,}",
+                f"{view.tokens_at(row['step']):,}",
                 str(row.get("phase", "")),
                 number(row.get("loss")),
                 *(number(domain_losses(row).get(name)) for name in names),
@@ -116,7 +115,7 @@ def _trained_on(view: RunView) -> Html | None:
 
 def evaluations(view: RunView) -> list[dict[str, Any]]:
     """The evaluations of a run, the last one of each step, in order."""
-    by_step = {int(row["step"]): row for row in view.event_rows("evaluation") if is_number(row.get("loss"))}
+    by_step = {row["step"]: row for row in view.event_rows("evaluation") if is_number(row.get("loss"))}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -137,7 +136,7 @@ def curve(
     """Validation loss over tokens, overall or of a domain."""
     values = [row["loss"] if domain is None else domain_losses(row).get(domain) for row in rows]
     known = [
-        (view.tokens_at(int(row["step"])), value) for row, value in zip(rows, values, strict=True) if is_number(value)
+        (view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)
     ]
     xs, ys = (np.array([pair[i] for pair in known], np.float64) for i in (0, 1))
     return Series(name or domain or "all", xs, ys, colour, markers=len(xs) <= 40)
@@ -146,10 +145,6 @@ def curve(
 def number(value: Any, digits: int = 4) -> str:
     """A loss for a table."""
     return f"{value:.{digits}f}" if is_number(value) else "–"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _high_after_start(xs: Doubles, ys: Doubles) -> float:

@@ -80,7 +80,7 @@ def _visits(run: Run, trained: Sequence[Order], ids: npt.NDArray[np.int64]) -> d
     for planned, order in zip(run.plan.phases, trained, strict=False):
         nll = run.journal.read(planned.index)
         assert nll is not None
-        for place in np.flatnonzero(wanted[order]).tolist():
+        for place in np.flatnonzero(wanted[order[: len(nll)]]).tolist():
             if nll[place] != UNRECORDED:
                 step = planned.first_step + place // run.plan.global_batch_size
                 found[int(order[place])].append((step, nll[place]))

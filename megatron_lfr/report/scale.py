@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,11 @@ def si_ticks(ticks: Sequence[float]) -> tuple[list[str], str]:
     largest = max((abs(tick) for tick in ticks), default=0.0)
     size, prefix = next(((s, p) for s, p in _PREFIXES if largest >= s), (1.0, ""))
     return tick_labels([tick / size for tick in ticks]), prefix
+
+
+def is_number(value: Any) -> bool:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -107,8 +107,12 @@ class RunView:
         return found
 
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one kind in metrics.jsonl."""
-        return [event for event in self.events if event.get("event") == kind]
+        """The events of one kind in metrics.jsonl. ValueError where one is at no step."""
+        rows = [event for event in self.events if event.get("event") == kind]
+        for row in rows:
+            if type(row.get("step")) is not int or row["step"] < 0:
+                raise ValueError(f"{self.run.folder / 'metrics.jsonl'}: an event at step {row.get('step')!r}")
+        return rows
 
 
 def view_run(folder: Path, name: str, margin: float) -> RunView:
