@@ -55,7 +55,8 @@ def test_every_plot_has_marks_that_can_be_seen(page: Page, width: int, dark: boo
             const marks = [...plot.querySelectorAll(".line, .mark, .part")].filter((mark) => {
                 const style = getComputedStyle(mark), box = mark.getBoundingClientRect();
                 const colour = style.fill === "none" ? style.stroke : style.fill;
-                return box.width + box.height > 0.5 && colour !== ground && style.visibility === "visible";
+                const drawn = colour !== "none" && colour !== ground && style.visibility === "visible";
+                return drawn && box.width + box.height > 0.5;
             });
             return [plot.getAttribute("aria-label"), marks.length, plot.getBoundingClientRect().width];
         })

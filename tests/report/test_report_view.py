@@ -11,6 +11,7 @@ import pytest
 from megatron_lfr.lfr import UNRECORDED
 from megatron_lfr.lfr.analysis import PhaseHistory, open_run
 from megatron_lfr.lfr.dynamics import CLASSES, Trajectories
+from megatron_lfr.report import view as view_module
 from megatron_lfr.report.distribution import quantile
 from megatron_lfr.report.view import BIN, RunView, view_run
 
@@ -143,3 +144,16 @@ def test_unseen_blocks_are_not_dropped_ones(hurried_runs: list[Path]) -> None:
         assert view.unseen == view.run.plan.n_blocks - len(
             {b for h in open_run(run).phases() for b in h.block_ids.tolist()}
         )
+
+
+def test_the_sample_is_of_evenly_spaced_blocks(made_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_module, "_SENSITIVITY_BLOCKS", 600)
+    view = view_run(made_run, "made", margin=0.2)
+    stride = -(-view.run.plan.n_blocks // 600)
+    assert stride > 1
+    trajectories = Trajectories(view.run.plan.n_blocks, 0.2)
+    for history in view.run.phases():
+        trajectories.record(history.block_ids, history.nll)
+    counts = np.bincount(trajectories.classes()[::stride], minlength=len(CLASSES))
+    found = {margin: shares for margin, *shares in view.sensitivity}[0.2]
+    assert found == pytest.approx([counts[5:].sum() / counts[1:].sum(), counts[6:].sum() / counts[1:].sum()])
