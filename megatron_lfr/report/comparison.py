@@ -49,7 +49,7 @@ def comparison_section(views: Sequence[RunView]) -> Html:
             element(
                 "div",
                 figure("Validation loss, overall", overall),
-                _at_equal_tokens(views, curves, domains),
+                _at_equal_tokens(views, curves) if _one_corpus(views) else None,
                 class_="pair",
             ),
             element("div", *plots, class_="trio"),
@@ -58,17 +58,23 @@ def comparison_section(views: Sequence[RunView]) -> Html:
     )
 
 
+def _one_corpus(views: Sequence[RunView]) -> bool:
+    return len({view.run.identity.get("corpus") for view in views}) == 1
+
+
 def _warnings(views: Sequence[RunView], evaluated: Sequence[list[dict[str, Any]]]) -> list[str]:
     found = []
-    if len({view.run.identity.get("corpus") for view in views}) > 1:
-        found.append("These runs were trained on different corpora: their losses are of different texts.")
+    if not _one_corpus(views):
+        found.append(
+            "These runs were trained on different corpora: no difference is taken between losses of other texts."
+        )
     silent = [view.name for view, rows in zip(views, evaluated, strict=True) if not rows]
     if silent:
         found.append(f"No validation loss to compare in {', '.join(silent)}.")
     return found
 
 
-def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Series]], domains: Sequence[str]) -> Html:
+def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Series]]) -> Html:
     """A table and bars of all losses at the number of tokens that every run has reached."""
     tokens = min(float(one.xs[-1]) for one in curves[None])
     losses = {domain: [loss_at(one, tokens) for one in series] for domain, series in curves.items()}

@@ -42,7 +42,7 @@ def _training(view: RunView) -> Html:
         series, "Training loss over tokens", TOKENS, LOSS, view.bands(), named=False, y_scale=_up_to(high, ys)
     )
     note = "A Focus trains on hard blocks, so its training loss is higher: compare the validation loss."
-    if np.nanmax(ys) > high:
+    if high < float("inf"):
         note += " The axis leaves out the peak of the first steps."
     key = legend([("other", "each step"), ("s0", "mean between log lines")]) if rows else None
     return figure("Training loss", join([key, plot]), note)
@@ -135,9 +135,7 @@ def curve(
 ) -> Series:
     """Validation loss over tokens, overall or of a domain."""
     values = [row["loss"] if domain is None else domain_losses(row).get(domain) for row in rows]
-    known = [
-        (view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)
-    ]
+    known = [(view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)]
     xs, ys = (np.array([pair[i] for pair in known], np.float64) for i in (0, 1))
     return Series(name or domain or "all", xs, ys, colour, markers=len(xs) <= 40)
 
@@ -148,9 +146,13 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def _high_after_start(xs: Doubles, ys: Doubles) -> float:
-    """The largest loss behind the first 4 % of the tokens, where the curve is one steep fall."""
+    """Where the axis may end: at the largest loss behind the first 4 % of the tokens, if the steep fall before that
+    would take much of the plot; infinity otherwise."""
+    known = ys[np.isfinite(ys)]
     later = ys[(xs >= 0.04 * xs[-1]) & np.isfinite(ys)]
-    return float(later.max()) if len(later) else float("inf")
+    if not len(later) or known.max() - later.max() < 0.2 * (later.max() - known.min()):
+        return float("inf")
+    return float(later.max())
 
 
 def _up_to(high: float, ys: Doubles) -> Callable[[float, float], Scale]:

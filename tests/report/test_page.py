@@ -134,6 +134,14 @@ def test_several_runs_at_equal_tokens(run_folder: Path, uniform_run: Path) -> No
     assert "≈" in page.text  # the longer run was not evaluated there
 
 
+def test_runs_over_different_corpora(run_folder: Path, made_run: Path) -> None:
+    edit_json(run_folder / "journal" / "meta.json", corpus="0" * 64)
+    text, page = make(run_folder, made_run)
+    assert "trained on different corpora" in page.text
+    assert "At equal tokens" not in page.words
+    assert "different corpora: their blocks cannot be compared" in text
+
+
 def test_dropped_sets_of_two_runs(run_folder: Path, made_run: Path) -> None:
     _, page = make(run_folder, made_run)
     heat = page.text[page.text.rindex("How alike the dropped sets are") :]
