@@ -55,7 +55,7 @@ class Ledger:
         self.nll[ids] = nll[known]
         self.step[ids] = first_step + np.flatnonzero(known) // batch_size
         times = np.zeros(len(self.visits), np.uint32)
-        np.add.at(times, ids, np.uint32(1))  # an addend of another type costs sixteen times as much
+        np.add.at(times, ids, np.uint32(1))  # of its own type: with an int, NumPy takes ten times as long
         self.visits = np.minimum(self.visits + times, np.iinfo(np.uint16).max).astype(np.uint16)
         for number, first in enumerate(range(0, len(nll), batch_size)):  # each mean depends on the one before
             batch = slice(first, first + batch_size)

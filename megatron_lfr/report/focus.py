@@ -37,15 +37,14 @@ def focus_section(view: RunView) -> Html:
 
 def _has(kind: str, focus: FocusView) -> bool:
     """Whether a Focus has unseen blocks that are drawn as `kind`."""
-    return bool(focus.unseen_by_domain.any()) and focus.excludes_unseen == (kind == "excluded")
+    excluded = focus.excluded_by_domain
+    return bool((excluded if kind == "excluded" else focus.unseen_by_domain - excluded).any())
 
 
 def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
     sizes = np.diff(view.corpus.starts)
-    unseen, dropped = focus.unseen_by_domain, focus.dropped_by_domain
-    nothing = np.zeros_like(unseen)
-    kept_unseen, excluded = (nothing, unseen) if focus.excludes_unseen else (unseen, nothing)
-    counts = np.stack([sizes - dropped - unseen, dropped, kept_unseen, excluded], axis=1)
+    unseen, dropped, excluded = focus.unseen_by_domain, focus.dropped_by_domain, focus.excluded_by_domain
+    counts = np.stack([sizes - dropped - unseen, dropped, unseen - excluded, excluded], axis=1)
     names = view.corpus.domains
     bars = [Bar(name, row.tolist()) for name, row in zip(names, counts, strict=True)]
     if len(names) > 1:

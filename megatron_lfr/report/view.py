@@ -32,12 +32,12 @@ _SENSITIVITY_BLOCKS = 200_000
 
 @dataclass(frozen=True)
 class FocusView:
-    """What a Focus left out. Counts [domains] are of blocks."""
+    """What a Focus left out. Counts [domains] are of blocks; excluded ones are unseen and left out."""
 
     dropped: BlockSet
     dropped_by_domain: Counts
     unseen_by_domain: Counts
-    excludes_unseen: bool
+    excluded_by_domain: Counts
 
 
 @dataclass
@@ -181,9 +181,10 @@ def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
     if history.selection is None:
         return None
     unseen = np.isnan(history.scores_at_start)
-    dropped = history.selection.left_out(history.scores_at_start) & ~unseen
+    left_out = history.selection.left_out(history.scores_at_start)
+    dropped = left_out & ~unseen
     return FocusView(
-        BlockSet.of(dropped), _count(dropped, corpus), _count(unseen, corpus), history.selection.excludes_unseen
+        BlockSet.of(dropped), _count(dropped, corpus), _count(unseen, corpus), _count(left_out & unseen, corpus)
     )
 
 
