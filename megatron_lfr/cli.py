@@ -1,4 +1,4 @@
-"""megatron-lfr: preprocess a corpus, train on it."""
+"""megatron-lfr: preprocess a corpus, train on it, report on it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
   evaluate     losses of a run's model on a corpus, and its results on tasks
   inspect      the blocks, documents and text behind a step; the history of a block or a domain
+  report       show a run, or several side by side, on one HTML page
 """
 
 
@@ -42,11 +43,22 @@ def _inspect(argv: Sequence[str]) -> int:
     return inspect(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    import tyro
+
+    from megatron_lfr.report.command import ReportConfig, write_report
+
+    path = write_report(tyro.cli(ReportConfig, args=list(argv), prog="megatron-lfr report"))
+    print(f"report: {path}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "preprocess": _preprocess,
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,
+    "report": _report,
 }
 
 

@@ -25,3 +25,6 @@ step "4. megatron-lfr train: learn, focus, review, focus, review"
 prefixes=("$out"/data/*.idx)
 megatron-lfr train --config "$here/demo.yaml" --data-path "${prefixes[@]%.idx}" \
     --tokenizer-model "$out/tokenizer.json" --save "$out/run" "$@"
+
+step "5. megatron-lfr report: open it in a browser"
+megatron-lfr report "$out/run"

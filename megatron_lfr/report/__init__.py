@@ -1,0 +1,1 @@
+"""`megatron-lfr report`: a run, or several, as one HTML page."""

@@ -1,0 +1,74 @@
+"""`megatron-lfr report`: from run folders to one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from megatron_lfr.fileio import write_atomic
+from megatron_lfr.lfr.dynamics import MARGIN
+from megatron_lfr.report.page import make_page
+from megatron_lfr.report.summary import schedule_name
+from megatron_lfr.report.view import RunView, view_run
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Show one or several runs on one HTML page that needs no network. The runs may still be going on."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders (--save of megatron-lfr train). Several are compared at equal tokens, with the first one."""
+    output: Path | None = None
+    """The page; by default report.html in the first run's folder."""
+    margin: float = MARGIN
+    """Nats a token by which a block's loss must move to count as learned or forgotten."""
+
+    def validate(self) -> None:
+        if not self.runs:
+            raise ValueError("give at least one run folder")
+        if not 0 <= self.margin < float("inf"):
+            raise ValueError(f"--margin {self.margin}: must be a number of nats, at least 0")
+        for folder in self.runs:
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: no such folder; give the folder that megatron-lfr train wrote (--save)")
+        for i, folder in enumerate(self.runs):
+            if folder.resolve() in [other.resolve() for other in self.runs[:i]]:
+                raise ValueError(f"{folder}: given twice")
+        if self.output is not None and not self.output.absolute().parent.is_dir():
+            raise ValueError(f"--output {self.output}: its folder does not exist")
+        if self.output is not None and self.output.is_dir():
+            raise ValueError(f"--output {self.output}: is a folder; name the page")
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Write the page and return its path. ValueError or OSError names what is wrong with a run."""
+    config.validate()
+    names = run_names(config.runs)
+    views = [view_run(folder, name, config.margin) for folder, name in zip(config.runs, names, strict=True)]
+    page = make_page(_with_schedules(views))
+    path = config.output or config.runs[0] / "report.html"
+    write_atomic(path, page)
+    return path
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """A short name for each folder: its last two parts, or as many as tell them apart."""
+    whole = [folder.resolve() for folder in folders]
+    for depth in range(2, 1 + max(len(path.parts) for path in whole)):
+        names = ["/".join(path.parts[-depth:]) for path in whole]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _with_schedules(views: list[RunView]) -> list[RunView]:
+    """Where the runs' schedules differ, they become part of the names."""
+    schedules = [schedule_name(view) for view in views]
+    if len(set(schedules)) > 1:
+        for view, schedule in zip(views, schedules, strict=True):
+            view.name = f"{view.name} ({schedule})"
+    return views

@@ -1,0 +1,130 @@
+"""Sections on what each Focus left out, and how alike the dropped sets are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_lfr.lfr.blocksets import BlockSet, Likeness, compare
+from megatron_lfr.report.bars import Bar, stacked_bars
+from megatron_lfr.report.frame import figure, legend
+from megatron_lfr.report.markup import Content, Html, element, join
+from megatron_lfr.report.scale import percent
+from megatron_lfr.report.tables import heat_table, table
+from megatron_lfr.report.view import FocusView, PhaseView, RunView
+
+_PARTS = (
+    ("kept", "kept"),
+    ("dropped", "dropped as easy"),
+    ("unseen", "never seen, kept"),
+    ("excluded", "never seen, left out"),
+)
+
+
+def focus_section(view: RunView) -> Html:
+    """What each Focus dropped and kept by domain, with the unseen share."""
+    focused = [(phase, phase.focus) for phase in view.phases if phase.focus is not None]
+    if not focused:
+        return element("p", "No Focus has begun in this run: nothing was left out.", class_="note")
+    figures = [_focus_figure(view, phase, focus) for phase, focus in focused]
+    used = [
+        part for part in _PARTS if part[0] in ("kept", "dropped") or any(_has(part[0], focus) for _, focus in focused)
+    ]
+    return join([legend([(f"part {kind}", name) for kind, name in used]), element("div", *figures, class_="pair")])
+
+
+def _has(kind: str, focus: FocusView) -> bool:
+    """Whether a Focus has unseen blocks that are drawn as `kind`."""
+    excluded = focus.excluded_by_domain
+    return bool((excluded if kind == "excluded" else focus.unseen_by_domain - excluded).any())
+
+
+def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
+    sizes = np.diff(view.corpus.starts)
+    unseen, dropped, excluded = focus.unseen_by_domain, focus.dropped_by_domain, focus.excluded_by_domain
+    counts = np.stack([sizes - dropped - unseen, dropped, unseen - excluded, excluded], axis=1)
+    names = view.corpus.domains
+    bars = [Bar(name, row.tolist()) for name, row in zip(names, counts, strict=True)]
+    if len(names) > 1:
+        bars.insert(0, Bar("all", counts.sum(axis=0).tolist()))
+    planned = phase.planned.phase
+    scored = int(sizes.sum() - unseen.sum())
+    how = {"threshold": "a threshold", "clusters": f"whole clusters of {planned.clusters}"}[planned.selection]
+    note = (
+        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of what was scored, by {how} on the "
+        f"{planned.score} loss; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of all blocks."
+    )
+    plot = stacked_bars(bars, _PARTS, f"What phase {phase.name} kept and dropped, by domain")
+    return figure(f"Phase {phase.name}", plot, note, _numbers(view, phase, focus))
+
+
+def _numbers(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
+    sizes, visits = np.diff(view.corpus.starts), phase.visits_by_domain
+    rows: list[list[Content]] = [
+        [
+            name,
+            f"{size:,}",
+            percent(size / sizes.sum(), 1),
+            percent(dropped / max(1, size), 1),
+            percent(unseen / max(1, size), 1),
+            percent(drawn / max(1, visits.sum()), 1),
+        ]
+        for name, size, dropped, unseen, drawn in zip(
+            view.corpus.domains, sizes.tolist(), focus.dropped_by_domain.tolist(), focus.unseen_by_domain.tolist(),
+            visits.tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    return table(["domain", "blocks", "of the corpus", "dropped", "unseen", "of the phase's blocks"], rows)
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+    blocks: BlockSet
+    corpus: object
+
+
+def similarity_section(views: Sequence[RunView]) -> Html:
+    """Overlap and cosine similarity of the dropped sets, between phases and between runs."""
+    sets = [
+        _Named(
+            phase.name if len(views) == 1 else f"{view.name}: {phase.name}",
+            phase.focus.dropped,
+            view.run.identity.get("corpus"),
+        )
+        for view in views
+        for phase in view.phases
+        if phase.focus is not None
+    ]
+    if len(sets) < 2:
+        return element(
+            "p", "Fewer than two Focus phases have begun: there are no dropped sets to compare.", class_="note"
+        )
+    likeness = {(i, j): _likeness(a, b) for i, a in enumerate(sets) for j, b in enumerate(sets)}
+    names = [one.name for one in sets]
+
+    def tip(i: int, j: int) -> str:
+        found = likeness[i, j]
+        if found is None:
+            return "different corpora: their blocks cannot be compared"
+        return (
+            f"{names[i]} and {names[j]}: overlap {found.overlap:.3f}, cosine {found.cosine:.3f}, "
+            f"{found.by_chance:.3f} by chance"
+        )
+
+    def heat(measure: str) -> Html:
+        values = {pair: float("nan") if found is None else getattr(found, measure) for pair, found in likeness.items()}
+        return heat_table(
+            names, lambda i, j: values[i, j], lambda i, j: f"{values[i, j]:.2f}" if values[i, j] >= 0 else "–", tip
+        )
+
+    cosine = figure("Cosine similarity", heat("cosine"), "|A∩B| / √(|A||B|), the paper's measure; 1 is the same set.")
+    overlap = figure("Overlap", heat("overlap"), "|A∩B| / |A∪B| (Jaccard).")
+    chance = figure("By chance", heat("by_chance"), "The cosine to expect of two random sets of these sizes.")
+    return element("div", cosine, overlap, chance, class_="pair")
+
+
+def _likeness(a: _Named, b: _Named) -> Likeness | None:
+    return compare(a.blocks, b.blocks) if a.corpus == b.corpus and a.blocks.n_blocks == b.blocks.n_blocks else None

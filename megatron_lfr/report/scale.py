@@ -1,0 +1,106 @@
+"""From numbers to places on a plot: linear scales, round ticks, short numerals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map of values `low`..`high` to pixels `start`..`end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def array(self, values: Doubles) -> Doubles:
+        return self.start + (values - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, count: int) -> list[float]:
+        """About `count` round values inside the scale."""
+        step = nice_step((self.high - self.low) / max(1, count))
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [i * step for i in range(first, last + 1)]
+
+
+def nice_step(rough: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is not below `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9))
+
+
+def spanning(values: Sequence[float] | Doubles, start: float, end: float, from_zero: bool = False) -> Scale:
+    """A scale over all finite values, with a little room; 0 to 1 where there is none."""
+    array = np.asarray(values, np.float64)
+    array = array[np.isfinite(array)]
+    low, high = (float(array.min()), float(array.max())) if len(array) else (0.0, 1.0)
+    if from_zero:
+        low = 0.0
+    room = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
+    return Scale(low if from_zero else low - room, high + room, start, end)
+
+
+def si(value: float) -> str:
+    """A count with at most three digits and a prefix: 932480 is 932 k."""
+    for size, prefix in _PREFIXES:
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Numerals of ticks that share one precision."""
+    if not ticks:
+        return []
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=abs(ticks[0]) or 1.0)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{0.0 if abs(tick) < step / 2 else tick:.{digits}f}" for tick in ticks]
+
+
+def si_ticks(ticks: Sequence[float]) -> tuple[list[str], str]:
+    """Numerals of large ticks over one unit, and its prefix ("", "k", "M", ...)."""
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    size, prefix = next(((s, p) for s, p in _PREFIXES if largest >= s), (1.0, ""))
+    return tick_labels([tick / size for tick in ticks]), prefix
+
+
+def is_number(value: Any) -> bool:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.513 is 51 %; what is not a number is a dash."""
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"
+
+
+def decimate(xs: Doubles, ys: Doubles, buckets: int) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+    """(x, mean, min, max) of runs of neighbouring points, at most `buckets` of them; as they stand where they are few.
+
+    Points whose y is not finite are left out.
+    """
+    finite = np.isfinite(ys)
+    xs, ys = xs[finite], ys[finite]
+    if len(xs) <= buckets:
+        return xs, ys, ys, ys
+    starts = np.arange(buckets) * len(xs) // buckets
+    sizes = np.diff(np.append(starts, len(xs)))
+    mean = np.add.reduceat(ys, starts) / sizes
+    middle = np.add.reduceat(xs, starts) / sizes
+    return middle, mean, np.minimum.reduceat(ys, starts), np.maximum.reduceat(ys, starts)

@@ -1,0 +1,94 @@
+"""The head of the page: what was run, in numbers, and its phases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_lfr.report.cost import seconds_spent
+from megatron_lfr.report.losses import evaluations, number
+from megatron_lfr.report.markup import Content, Html, element, join
+from megatron_lfr.report.scale import percent, si
+from megatron_lfr.report.tables import table
+from megatron_lfr.report.view import PhaseView, RunView
+
+
+def tiles(view: RunView) -> Html:
+    """The few numbers that one looks for first."""
+    rows = evaluations(view)
+    plan = view.run.plan
+    draws = sum(phase.draws_so_far for phase in view.phases)
+    spent = seconds_spent(view)
+    total = sum(spent.values())
+    own = spent["recording losses"] + spent["making orders"]
+    seen = 1 - view.unseen / plan.n_blocks
+    facts = [
+        (
+            "tokens",
+            si(draws * view.seq_length),
+            "complete" if draws == plan.total_draws else f"{percent(draws / plan.total_draws)} of the run",
+        ),
+        (
+            "validation loss",
+            number(rows[-1]["loss"], 3) if rows else "–",
+            "at the last evaluation" if rows else "none yet",
+        ),
+        ("blocks", si(plan.n_blocks), f"of {view.seq_length:,} tokens; {percent(seen)} seen"),
+        ("schedule", schedule_name(view), f"{len(view.phases)} of {len(plan.phases)} phases begun"),
+        ("LFR's own time", percent(own / total, 2) if total else "–", "recording losses, making orders"),
+    ]
+    items = [
+        element("li", element("span", name), element("b", value), element("small", note)) for name, value, note in facts
+    ]
+    return element("ul", *items, class_="tiles")
+
+
+def schedule_name(view: RunView) -> str:
+    """The preset or file that the run's schedule came from."""
+    given = view.run.config.get("lfr_schedule")
+    short = isinstance(given, str) and len(given) <= 40 and not given.lstrip().startswith("[")
+    return str(given) if short else "its own"
+
+
+def phase_table(view: RunView) -> Html:
+    """The phases that have begun."""
+    if not view.phases:
+        return element("p", "No phase has begun yet.", class_="note")
+    after = {row.get("phase"): row["loss"] for row in evaluations(view)}
+    head: list[Content] = ["phase", "steps", "blocks", "distinct", "tokens", "training loss", "validation loss after"]
+    return table(head, [_phase_row(view, phase, after.get(phase.planned.index)) for phase in view.phases])
+
+
+def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Content]:
+    steps = -(-phase.draws_so_far // view.run.plan.global_batch_size)
+    mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
+    complete = phase.draws_so_far == phase.planned.draws
+    return [
+        join([mark, phase.name]),
+        f"{steps:,}" if complete else f"{steps:,} of {phase.planned.steps:,}",
+        f"{phase.draws_so_far:,}",
+        f"{phase.distinct:,}",
+        f"{phase.draws_so_far * view.seq_length:,}",
+        f"{phase.mean_loss:.4f}" if math.isfinite(phase.mean_loss) else "–",
+        number(after) if complete else "–",
+    ]
+
+
+def run_table(views: Sequence[RunView]) -> Html:
+    """Several runs, one a row."""
+    rows: list[list[Content]] = []
+    for i, view in enumerate(views):
+        evaluated = evaluations(view)
+        draws = sum(phase.draws_so_far for phase in view.phases)
+        rows.append(
+            [
+                join([element("i", class_=f"swatch s{i}" if i < 8 else "swatch other"), view.name]),
+                schedule_name(view),
+                f"{draws * view.seq_length:,}",
+                f"{np.array([phase.planned.phase.kind == 'focus' for phase in view.phases]).sum()}",
+                number(evaluated[-1]["loss"]) if evaluated else "–",
+            ]
+        )
+    return table(["run", "schedule", "tokens", "Focus phases", "last validation loss"], rows)

@@ -1,0 +1,229 @@
+"""What the page shows of one run, gathered while its journal is replayed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.lfr import Ledger, PlannedPhase
+from megatron_lfr.lfr.analysis import PhaseHistory, Run, open_run
+from megatron_lfr.lfr.blocksets import BlockSet
+from megatron_lfr.lfr.dynamics import CLASSES, Trajectories
+from megatron_lfr.lfr.selection import Order
+from megatron_lfr.report.corpus import Corpus, open_corpus
+from megatron_lfr.report.frame import Band
+from megatron_lfr.report.picks import Picks, pick_blocks
+from megatron_lfr.report.scale import Doubles
+
+Counts = npt.NDArray[np.int64]
+
+BIN = 0.02
+"""Nats of a bin of the loss histograms."""
+_BINS = 1000
+"""The last one holds everything above."""
+
+SENSITIVITY_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
+_SENSITIVITY_BLOCKS = 200_000
+
+
+@dataclass(frozen=True)
+class FocusView:
+    """What a Focus left out. Counts [domains] are of blocks; excluded ones are unseen and left out."""
+
+    dropped: BlockSet
+    dropped_by_domain: Counts
+    unseen_by_domain: Counts
+    excluded_by_domain: Counts
+
+
+@dataclass
+class PhaseView:
+    """One phase, as far as it has come.
+
+    visits_by_domain [domains]: blocks trained on, repeats counted. turns: visits by kind of turn (dynamics.EVENTS).
+    step_losses [steps so far]: mean loss of each step, NaN where it was skipped.
+    losses [domains, bins of BIN nats]: blocks by their last recorded loss at the phase's end; None where it has not
+    been reached.
+    """
+
+    planned: PlannedPhase
+    draws_so_far: int
+    distinct: int
+    mean_loss: float
+    visits_by_domain: Counts
+    turns: Counts
+    step_losses: Doubles
+    focus: FocusView | None
+    losses: Counts | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.planned.index} {self.planned.phase.kind}"
+
+
+@dataclass
+class RunView:
+    """One run.
+
+    visits [domains]: blocks trained on, repeats counted. unseen: blocks that never were.
+    classes [domains, len(dynamics.CLASSES)]: blocks by how their loss went. sensitivity: (margin, share of the blocks
+    seen twice that were forgotten, share forgotten and relearned), from a sample of the blocks.
+    """
+
+    name: str
+    run: Run
+    events: list[dict[str, Any]]
+    corpus: Corpus
+    phases: list[PhaseView]
+    visits: Counts
+    unseen: int
+    classes: Counts
+    margin: float
+    sensitivity: list[tuple[float, float, float]]
+    picks: Picks
+
+    @property
+    def seq_length(self) -> int:
+        return self.run.plan.seq_length
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens trained on in the first `step` optimizer steps."""
+        plan = self.run.plan
+        blocks = sum(
+            min(planned.draws, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
+        )
+        return blocks * plan.seq_length
+
+    def bands(self) -> list[Band]:
+        """The phases that have begun over tokens, for shading."""
+        found = []
+        for view in self.phases:
+            start = self.tokens_at(view.planned.first_step)
+            found.append(Band(start, start + view.draws_so_far * self.seq_length, view.planned.phase.kind, view.name))
+        return found
+
+    def event_rows(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind in metrics.jsonl. ValueError where one is at no step."""
+        rows = [event for event in self.events if event.get("event") == kind]
+        for row in rows:
+            if type(row.get("step")) is not int or row["step"] < 0:
+                raise ValueError(f"{self.run.folder / 'metrics.jsonl'}: an event at step {row.get('step')!r}")
+        return rows
+
+
+def view_run(folder: Path, name: str, margin: float) -> RunView:
+    """Replay a run. ValueError where `folder` holds none, or one that is damaged."""
+    run = open_run(folder)
+    corpus = open_corpus(run)
+    n_blocks = run.plan.n_blocks
+    ledger = Ledger(n_blocks, run.plan.total_steps)
+    trajectories = Trajectories(n_blocks, margin)
+    sample = _Sample(n_blocks)
+    views: list[PhaseView] = []
+    visits = np.zeros(len(corpus.domains), np.int64)
+    trained: list[Order] = []
+    for history in run.phases(ledger):
+        visits = _finish_phase(views, ledger, corpus, visits)
+        sample.record(history)
+        views.append(_view_phase(history, trajectories, corpus))
+        trained.append(history.block_ids)
+    visits = _finish_phase(views, ledger, corpus, visits)
+    classes = trajectories.classes()
+    by_domain = [np.bincount(part, minlength=len(CLASSES)) for part in split(classes, corpus)]
+    picks = pick_blocks(run, ledger, trajectories, trained)
+    unseen = int(np.count_nonzero(ledger.visits == 0))
+    return RunView(
+        name, run, run.events(), corpus, views, visits, unseen, np.array(by_domain), margin, sample.shares(), picks
+    )
+
+
+def split(values: npt.NDArray[Any], corpus: Corpus) -> list[npt.NDArray[Any]]:
+    """Per-block values [n_blocks] of each domain."""
+    return [values[first:last] for first, last in zip(corpus.starts, corpus.starts[1:], strict=False)]
+
+
+def _count(mask: npt.NDArray[np.bool_], corpus: Corpus) -> Counts:
+    return np.array([np.count_nonzero(part) for part in split(mask, corpus)], np.int64)
+
+
+def _view_phase(history: PhaseHistory, trajectories: Trajectories, corpus: Corpus) -> PhaseView:
+    ids, nll = history.block_ids, history.nll
+    recorded = nll[history.recorded]
+    served = np.zeros(trajectories.n_blocks, np.bool_)
+    served[ids] = True
+    return PhaseView(
+        planned=history.planned,
+        draws_so_far=len(nll),
+        distinct=int(np.count_nonzero(served)),
+        mean_loss=float(recorded.mean(dtype=np.float64)) if len(recorded) else float("nan"),
+        visits_by_domain=np.zeros(0, np.int64),
+        turns=trajectories.record(ids, nll),
+        step_losses=_step_losses(history),
+        focus=_view_focus(history, corpus),
+    )
+
+
+def _step_losses(history: PhaseHistory) -> Doubles:
+    starts = np.arange(0, len(history.nll), history.global_batch_size)
+    if not len(starts):
+        return np.empty(0)
+    sums = np.add.reduceat(np.where(history.recorded, history.nll, 0).astype(np.float64), starts)
+    counts = np.add.reduceat(history.recorded.astype(np.float64), starts)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums / counts)
+
+
+def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
+    if history.selection is None:
+        return None
+    unseen = np.isnan(history.scores_at_start)
+    left_out = history.selection.left_out(history.scores_at_start)
+    dropped = left_out & ~unseen
+    return FocusView(
+        BlockSet.of(dropped), _count(dropped, corpus), _count(unseen, corpus), _count(left_out & unseen, corpus)
+    )
+
+
+def _finish_phase(views: list[PhaseView], ledger: Ledger, corpus: Corpus, visits_before: Counts) -> Counts:
+    """Enter into the last view what is known once its phase has been replayed; returns the visits so far."""
+    visits = np.array([part.sum(dtype=np.int64) for part in split(ledger.visits, corpus)])
+    if views:
+        view = views[-1]
+        view.visits_by_domain = visits - visits_before
+        if view.draws_so_far == view.planned.draws:
+            view.losses = np.array([_histogram(part) for part in split(ledger.nll, corpus)])
+    return visits
+
+
+def _histogram(nll: npt.NDArray[np.float32]) -> Counts:
+    """Blocks by loss, int64 [_BINS]; those without one are left out."""
+    known = nll[~np.isnan(nll)]
+    return np.bincount(np.minimum(known / np.float32(BIN), _BINS - 1).astype(np.int64), minlength=_BINS)
+
+
+class _Sample:
+    """The turns of evenly spaced blocks by several margins, to show how much the margin decides."""
+
+    def __init__(self, n_blocks: int) -> None:
+        self.stride = -(-n_blocks // _SENSITIVITY_BLOCKS)
+        size = -(-n_blocks // self.stride)
+        self.trajectories = [Trajectories(size, margin) for margin in SENSITIVITY_MARGINS]
+
+    def record(self, history: PhaseHistory) -> None:
+        mine = np.flatnonzero(history.block_ids % self.stride == 0)
+        ids, nll = history.block_ids[mine] // self.stride, history.nll[mine]
+        for trajectories in self.trajectories:
+            trajectories.record(ids, nll)
+
+    def shares(self) -> list[tuple[float, float, float]]:
+        rows = []
+        for trajectories in self.trajectories:
+            counts = np.bincount(trajectories.classes(), minlength=len(CLASSES))
+            twice = counts[1:].sum()
+            if twice:
+                rows.append((trajectories.margin, float(counts[5:].sum() / twice), float(counts[6:].sum() / twice)))
+        return rows
