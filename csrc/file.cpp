@@ -83,6 +83,13 @@ void File::read_opened(uint64_t offset, char* to, uint64_t length) const {
     }
 }
 
+void File::forget(uint64_t offset, uint64_t length) const {
+    if (map_ == nullptr) return;
+    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    const uint64_t first = offset / page * page;
+    madvise(const_cast<char*>(map_ + first), std::min(size_, offset + length) - first, MADV_DONTNEED);
+}
+
 void File::check_size() const {
     struct stat status;
     if (stat(path_.c_str(), &status) != 0) return;  // removed: what is mapped remains

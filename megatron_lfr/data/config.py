@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ class DataConfig:
         except UnicodeDecodeError:
             raise ValueError(f"--data-args-path {self.data_args_path}: not a text file") from None
         return parse_blend(words, f"--data-args-path {self.data_args_path}")
+
+
+def recorded_prefixes(config: Mapping[str, Any]) -> list[str]:
+    """The prefixes that a run's config.yaml names; ValueError where it names none."""
+    words, path = config.get("data_path") or [], config.get("data_args_path")
+    if not isinstance(words, list) or not (path is None or isinstance(path, str)):
+        raise ValueError("config.yaml: data_path must be a list of prefixes, and data_args_path a file")
+    prefixes, _ = DataConfig(data_path=[str(word) for word in words], data_args_path=path).corpora()
+    if not prefixes:
+        raise ValueError("config.yaml names no corpus (data_path)")
+    return prefixes
 
 
 def parse_blend(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:

@@ -130,7 +130,7 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
     if split == "none":
         return None
     shares = "1" if split == "all" else data.split
-    dataset = BlockDataset(config.data_path or data.data_path, data.seq_length, shares)
+    dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, shares)
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")

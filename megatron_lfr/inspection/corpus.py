@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.config import recorded_prefixes
 from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
@@ -18,10 +19,11 @@ class Corpus:
 
     def __init__(self, run: Run, data_path: Sequence[str], tokenizer_model: str | None) -> None:
         config = run.config
-        paths, split = list(data_path) or config.get("data_path"), config.get("split")
-        if not isinstance(paths, list) or not paths or not isinstance(split, str):
-            raise ValueError(f"{run.folder}/config.yaml: names no corpus (data_path, split); --chars 0 goes without it")
-        dataset = BlockDataset([str(path) for path in paths], run.plan.seq_length, split)
+        try:
+            paths, split = list(data_path) or recorded_prefixes(config), config["split"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{run.folder}: no corpus is known ({error}); --chars 0 goes without it") from None
+        dataset = BlockDataset(paths, run.plan.seq_length, str(split))
         if dataset.fingerprint() != run.identity.get("corpus"):
             raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {run.folder} trained on")
         self.source = dataset.train

@@ -22,11 +22,12 @@ import numpy.typing as npt
 import yaml
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.curriculum import scores_at_start
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase, Schedule, lay_out
-from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order
+from megatron_lfr.lfr.selection import Order, Scores, Selection
 
 Losses = npt.NDArray[np.float32]
 
@@ -55,7 +56,7 @@ class PhaseHistory:
     none."""
     scores_at_start: Scores
     """What the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
-    selection: Selection | None
+    selection: Selection | BlendSelection | None
     """What a focus phase left out."""
     global_batch_size: int
 
@@ -89,6 +90,7 @@ class Run:
     """What config.yaml says, by the flags' names; empty where there is none (a loop of one's own)."""
     plan: Plan
     seed: int
+    blend: Blend
     journal: JournalReader
     identity: dict[str, Any]
     """What journal/meta.json says; `corpus` is the fingerprint of the training blocks."""
@@ -108,7 +110,7 @@ class Run:
             if len(nll) > planned.draws:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.draws}")
             scores = scores_at_start(planned, ledger, self.seed, self.journal)
-            order, selection = make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
+            order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
             history = PhaseHistory(planned, order, nll, scores, selection, self.plan.global_batch_size)
@@ -222,11 +224,14 @@ def open_run(folder: str | Path) -> Run:
         if len(draws) != len(phases) or min(draws) < 1:
             raise ValueError(f"draws {draws}: expected a number for each of {len(phases)} phases")
         plan, seed = lay_out(phases, draws, *sizes), int(identity["seed"])
+        blend = Blend(**identity.get("blend", {"starts": [0, plan.n_blocks]}))
+        if blend.starts[-1] != plan.n_blocks:
+            raise ValueError(f"blend: expected {plan.n_blocks} blocks, not {blend.starts[-1]}")
     except KeyError as error:
         raise ValueError(f"{journal.folder}/meta.json: {error} is missing; was it written by another loop?") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{journal.folder}/meta.json: {error}") from None
-    return Run(folder, _read_config(folder / "config.yaml"), plan, seed, journal, identity)
+    return Run(folder, _read_config(folder / "config.yaml"), plan, seed, blend, journal, identity)
 
 
 def _positive(identity: dict[str, Any], key: str) -> int:

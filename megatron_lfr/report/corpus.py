@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.config import recorded_prefixes
 from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
@@ -54,9 +55,7 @@ def open_corpus(run: Run) -> Corpus:
 
 
 def _open_blocks(run: Run) -> BlockSource:
-    prefixes, split = run.config.get("data_path"), run.config.get("split")
-    if not (isinstance(prefixes, list) and all(isinstance(prefix, str) for prefix in prefixes) and prefixes):
-        raise ValueError("the run's config.yaml names no corpus (data_path)")
+    prefixes, split = recorded_prefixes(run.config), run.config.get("split")
     if not isinstance(split, str):
         raise ValueError("the run's config.yaml names no split of the corpus (split)")
     dataset = BlockDataset(prefixes, run.plan.seq_length, split)

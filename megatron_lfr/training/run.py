@@ -138,8 +138,7 @@ def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> di
         "global_batch_size": plan.global_batch_size,
         "seed": config.training.seed,
         "schedule": resolve_schedule(config.lfr.lfr_schedule).to_dicts(),
-        "weights": config.data.corpora()[1],
-        "focus_scope": config.lfr.lfr_focus_scope,
+        "blend": dataclasses.asdict(make_blend(config, dataset)),
         "draws": [planned.draws for planned in plan.phases],
     }
 

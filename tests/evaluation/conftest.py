@@ -1,25 +1,16 @@
-"""A tiny run on text, and transformers' model with its weights in fp64."""
+"""A tiny run on text."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
-
-sys.path.append(str(Path(__file__).parents[1] / "model"))
-from hf_weights import hf_model, to_hf
+from text_run_oracle import SEQ, WORDS, Oracle
 
 from megatron_lfr.cli import main
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
-
-WORDS = ["sun", "rain", "snow", "wind", "falls", "shines", "today", "again", "on", "the", "hills", "é"]
-SEQ = 32
 
 
 @pytest.fixture(scope="session")
@@ -47,23 +38,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(run: Path) -> TrainedModel:
     return load_trained(run)
-
-
-class Oracle:
-    """The same weights in transformers' LlamaForCausalLM, in fp64, one text at a time and without padding."""
-
-    def __init__(self, trained: TrainedModel) -> None:
-        weights = {name.removeprefix("model."): t.full_tensor() for name, t in trained.engine.weights().items()}
-        config = trained.model.config
-        self._model = hf_model(config)
-        self._model.load_state_dict(to_hf(weights, config), strict=False)
-        self._model.tie_weights()
-        self._model.double().eval()
-
-    @torch.no_grad()
-    def logprobs(self, tokens: Sequence[int]) -> Tensor:
-        """After each token, the log-probabilities of all: fp64 [len(tokens), vocabulary]."""
-        return self._model(input_ids=torch.tensor([list(tokens)])).logits[0].log_softmax(-1)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import SEQ, Oracle
+from text_run_oracle import SEQ, Oracle
 
 from megatron_lfr.cli import main
 from megatron_lfr.data.blocks import BlockDataset

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_run import tiny_flags
 
 from megatron_lfr.data.indexed import IndexedDatasetWriter
-
-VOCAB = 64
 
 
 @pytest.fixture(scope="session")
@@ -28,28 +27,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
                 writer.add_document(np.append(tokens, 63).astype(np.uint16))
         prefixes.append(str(prefix))
     return prefixes
-
-
-def tiny_flags(corpus: list[str]) -> list[str]:
-    """Flags of a tiny run over `corpus`."""
-    return [
-        *("--data-path", *corpus),
-        *("--split", "90,10,0"),
-        *("--vocab-size", str(VOCAB), "--make-vocab-size-divisible-by", "1"),
-        *(
-            "--num-layers",
-            "2",
-            "--hidden-size",
-            "32",
-            "--num-attention-heads",
-            "4",
-            "--num-query-groups",
-            "2",
-        ),
-        *("--ffn-hidden-size", "64", "--seq-length", "16", "--max-position-embeddings", "16"),
-        *("--micro-batch-size", "4", "--global-batch-size", "8", "--lr", "1e-2"),
-        *("--train-epochs", "2.5", "--log-interval", "4"),
-    ]
 
 
 @pytest.fixture

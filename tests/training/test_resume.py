@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_flags
 from safetensors.torch import load_file
+from tiny_run import tiny_flags
 
 
 def start(args: list[str]) -> subprocess.Popen[str]:

@@ -1,0 +1,35 @@
+"""transformers' model with a run's weights in fp64, and what the run's texts are made of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / "model"))
+from hf_weights import hf_model, to_hf
+
+from megatron_lfr.evaluation.trained import TrainedModel
+
+WORDS = ["sun", "rain", "snow", "wind", "falls", "shines", "today", "again", "on", "the", "hills", "é"]
+SEQ = 32
+
+
+class Oracle:
+    """The same weights in transformers' LlamaForCausalLM, in fp64, one text at a time and without padding."""
+
+    def __init__(self, trained: TrainedModel) -> None:
+        weights = {name.removeprefix("model."): t.full_tensor() for name, t in trained.engine.weights().items()}
+        config = trained.model.config
+        self._model = hf_model(config)
+        self._model.load_state_dict(to_hf(weights, config), strict=False)
+        self._model.tie_weights()
+        self._model.double().eval()
+
+    @torch.no_grad()
+    def logprobs(self, tokens: Sequence[int]) -> Tensor:
+        """After each token, the log-probabilities of all: fp64 [len(tokens), vocabulary]."""
+        return self._model(input_ids=torch.tensor([list(tokens)])).logits[0].log_softmax(-1)
