@@ -10,6 +10,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
 
   preprocess   turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
+  convert      a run's weights to a Hugging Face folder (to-hf), or such a folder to a run (from-hf)
 """
 
 
@@ -28,7 +29,17 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"preprocess": _preprocess, "train": _train}
+def _convert(argv: Sequence[str]) -> int:
+    from megatron_lfr.huggingface.convert import main as convert
+
+    return convert(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "preprocess": _preprocess,
+    "train": _train,
+    "convert": _convert,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

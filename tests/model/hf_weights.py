@@ -10,6 +10,7 @@ from megatron_lfr.huggingface.names import to_ours, to_theirs, weights
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel.layers import ShardedWeight
 
+
 def to_hf(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Tensors by our names (weights or gradients) as tensors by Hugging Face's."""
     theirs: dict[str, Tensor] = {}
