@@ -11,6 +11,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   preprocess   turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
   convert      a run's weights to a Hugging Face folder (to-hf), or such a folder to a run (from-hf)
+  estimate     memory, tokens, steps and FLOPs of a configuration, without running it
 """
 
 
@@ -35,10 +36,17 @@ def _convert(argv: Sequence[str]) -> int:
     return convert(argv)
 
 
+def _estimate(argv: Sequence[str]) -> int:
+    from megatron_lfr.estimate.command import main as estimate
+
+    return estimate(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "preprocess": _preprocess,
     "train": _train,
     "convert": _convert,
+    "estimate": _estimate,
 }
 
 

@@ -141,6 +141,7 @@ def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: i
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
         "eos_token": None if eod is None else tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod),
     }
     _write_json(folder / "tokenizer_config.json", settings)

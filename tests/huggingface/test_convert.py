@@ -79,9 +79,9 @@ def test_generation_is_greedy_decoding_with_our_logits(tmp_path: Path) -> None:
     assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     assert loaded.generation_config.eos_token_id == loaded.config.eos_token_id == 100
-    prompt = AutoTokenizer.from_pretrained(tmp_path / "hf")("w5", return_tensors="pt").input_ids
-    assert prompt.tolist() == [[5]]
-    expected = prompt
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "hf")("w5", return_tensors="pt")
+    expected = inputs.input_ids
+    assert expected.tolist() == [[5]]
     with torch.no_grad():
         for _ in range(40):
             hidden = model.hidden_states(expected)[:, -1]
@@ -89,7 +89,7 @@ def test_generation_is_greedy_decoding_with_our_logits(tmp_path: Path) -> None:
             expected = torch.cat((expected, logits.argmax(-1, keepdim=True)), 1)
             if expected[0, -1] == 100:
                 break
-    generated = loaded.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    generated = loaded.generate(**inputs, max_new_tokens=40, do_sample=False)
     assert generated.tolist() == expected.tolist()
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
 
