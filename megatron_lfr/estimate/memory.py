@@ -97,7 +97,7 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
         gathered = e * (held.embeddings + min(2 * held.one_layer, held.layers))
     # From earlier micro-batches: whole, until the last one, or summed into the shards at once.
     earlier = 0 if micro_batches == 1 else 4 * (_share(held.total, shards) if sharded else held.total)
-    in_flight = _in_flight(layout, micro_batches, stages, rank)
+    in_flight = micro_batches_in_flight(layout, micro_batches, stages, rank)
     kept = sum(number * stage_bytes(batch, stage) for number, stage in zip(in_flight, stages, strict=True))
     kept += _pipeline_buffers(batch, stages, in_flight, micro_batches)
     logits = 0
@@ -150,7 +150,7 @@ def _weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> _Wei
     return _Weights(layers, one_layer, embeddings, output, tied)
 
 
-def _in_flight(layout: ParallelConfig, micro_batches: int, stages: list[Stage], rank: int) -> list[int]:
+def micro_batches_in_flight(layout: ParallelConfig, micro_batches: int, stages: list[Stage], rank: int) -> list[int]:
     """For each stage, how many micro-batches have gone forward and not yet back, at most: PyTorch's schedules."""
     count = stages[0].count
     if count == 1:
