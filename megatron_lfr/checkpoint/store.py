@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,10 @@ class CheckpointStore:
         with ranks.failing_together(self.group):
             text = _checked(iteration, tensors, state)
             prepared = prepare_tensors(tensors, copied=self.asynchronous)
-        write = partial(write_tensors, tensors=prepared, group=self._writing_group)
+
+        def write(folder: Path) -> list[str]:
+            return write_tensors(folder, prepared, self._writing_group)
+
         if self.asynchronous:
             self._in_flight = _Background(target=self._write, args=(iteration, write, text))
             self._in_flight.start()

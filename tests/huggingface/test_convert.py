@@ -94,6 +94,7 @@ def test_generation_is_greedy_decoding_with_our_logits(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

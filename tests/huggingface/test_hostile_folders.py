@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,18 +25,19 @@ class Payload:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    make_run(folder, BASE)
-    return folder
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound folder in several files."""
+    folder = tmp_path_factory.mktemp("sound")
+    make_run(folder / "run", BASE)
+    flags = ("--run", str(folder / "run"), "--output", str(folder / "hf"), "--max-shard-size", "60KB")
+    assert main(["convert", "to-hf", *flags]) == 0
+    return folder / "hf"
 
 
 @pytest.fixture
-def hf(run: Path, tmp_path: Path) -> Path:
-    """A sound folder in several files."""
-    flags = ("--run", str(run), "--output", str(tmp_path / "hf"), "--max-shard-size", "60KB")
-    assert main(["convert", "to-hf", *flags]) == 0
-    return tmp_path / "hf"
+def hf(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoilt."""
+    return Path(shutil.copytree(sound, tmp_path / "hf"))
 
 
 def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
