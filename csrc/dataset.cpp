@@ -43,11 +43,6 @@ void IndexFile::fail(const std::string& fault) const {
     throw std::invalid_argument(file_.path() + ": " + fault);
 }
 
-void IndexFile::take(uint64_t offset, void* out, uint64_t length) const {
-    file_.read(offset, out, length);
-    file_.forget(offset, length);
-}
-
 void IndexFile::check_header() {
     if (file_.size() < kHeaderBytes) fail("too short for the header of an .idx file");
     char header[kHeaderBytes];
@@ -82,8 +77,9 @@ void IndexFile::check_sequences() {
     std::vector<int64_t> positions(lengths.size());
     for (uint64_t first = 0; first < sequences_; first += kPiece) {
         const uint64_t count = std::min(kPiece, sequences_ - first);
-        take(lengths_at_ + 4 * first, lengths.data(), 4 * count);
-        take(positions_at_ + 8 * first, positions.data(), 8 * count);
+        file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * count);
+        file_.read(positions_at_ + 8 * first, positions.data(), 8 * count);
+        file_.forget();
         for (uint64_t i = 0; i < count; ++i) {
             if (lengths[i] < 0) fail("sequence " + std::to_string(first + i) + " has a negative length");
             // tokens_ stays below 2^31 x sequences_, and sequences_ below file size / 12: no overflow.
@@ -104,7 +100,8 @@ void IndexFile::check_documents() const {
     int64_t previous = 0;
     for (uint64_t first = 0; first < entries_; first += kPiece) {
         const uint64_t count = std::min(kPiece, entries_ - first);
-        take(documents_at_ + 8 * first, entries.data(), 8 * count);
+        file_.read(documents_at_ + 8 * first, entries.data(), 8 * count);
+        file_.forget();
         for (uint64_t i = 0; i < count; ++i) {
             if (entries[i] < previous || (first + i == 0 && entries[i] != 0)) {
                 fail("document entry " + std::to_string(first + i) + " is " + std::to_string(entries[i]) +

@@ -33,8 +33,6 @@ class IndexFile {
 
   private:
     [[noreturn]] void fail(const std::string& fault) const;
-    // Reads a part of the file once.
-    void take(uint64_t offset, void* out, uint64_t length) const;
     void check_header();
     void check_sequences();
     void check_documents() const;

@@ -83,11 +83,8 @@ void File::read_opened(uint64_t offset, char* to, uint64_t length) const {
     }
 }
 
-void File::forget(uint64_t offset, uint64_t length) const {
-    if (map_ == nullptr) return;
-    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    const uint64_t first = offset / page * page;
-    madvise(const_cast<char*>(map_ + first), std::min(size_, offset + length) - first, MADV_DONTNEED);
+void File::forget() const {
+    if (map_ != nullptr) madvise(const_cast<char*>(map_), size_, MADV_DONTNEED);
 }
 
 void File::check_size() const {

@@ -35,8 +35,8 @@ class File {
     // and where the disk fails.
     void read(uint64_t offset, void* out, uint64_t length) const;
 
-    // What was read there will not be read again soon: it need not count as this process's memory.
-    void forget(uint64_t offset, uint64_t length) const;
+    // What was read will not be read again soon: it need not count as this process's memory.
+    void forget() const;
 
     // Throws FileError where the file has become shorter: the rest of its last page reads as zeros.
     void check_size() const;

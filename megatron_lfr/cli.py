@@ -13,6 +13,8 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   evaluate     losses of a run's model on a corpus, and its results on tasks
   inspect      the blocks, documents and text behind a step; the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
+  convert      a run's weights to a Hugging Face folder (to-hf), or such a folder to a run (from-hf)
+  estimate     memory, tokens, steps and FLOPs of a configuration, without running it
 """
 
 
@@ -53,12 +55,26 @@ def _report(argv: Sequence[str]) -> int:
     return 0
 
 
+def _convert(argv: Sequence[str]) -> int:
+    from megatron_lfr.huggingface.convert import main as convert
+
+    return convert(argv)
+
+
+def _estimate(argv: Sequence[str]) -> int:
+    from megatron_lfr.estimate.command import main as estimate
+
+    return estimate(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "preprocess": _preprocess,
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,
+    "convert": _convert,
+    "estimate": _estimate,
 }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,6 +16,12 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what stands in a file survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -28,3 +37,35 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, which is there under the name `final`, whole and on the disk, when the block has ended without
+    an error, and else is not there at all. What a kill leaves is beside it, hidden, and goes with the next attempt.
+
+    ValueError where `final` exists.
+    """
+    if final.exists() or final.is_symlink():
+        raise ValueError(f"{final}: exists already; give the name of a new folder")
+    aside = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for folder, _, names in os.walk(aside):
+            for name in names:
+                fsync_file(Path(folder, name))
+            fsync_directory(Path(folder))
+        aside.rename(final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    fsync_directory(final.parent)
+
+
+def check_space(flag: str, path: Path, needed: int) -> None:
+    """OSError names `flag` where `needed` bytes will not fit beside what is to be made as `path`."""
+    free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
+    if free < needed:
+        raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed")

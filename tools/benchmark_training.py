@@ -76,7 +76,7 @@ def summarize(seconds: list[float], config: ModelConfig, args: argparse.Namespac
     tokens = args.global_batch_size * args.seq_length
     rate = tokens / statistics.median(seconds)
     causal = config.flops_per_token(args.seq_length)
-    attention = 6.0 * config.num_layers * config.num_attention_heads * config.head_dim * (args.seq_length - 1)
+    full = config.flops_per_token(args.seq_length, causal=False)
     on_gpu = torch.cuda.is_available()
     return {
         "date": str(date.today()),
@@ -86,10 +86,10 @@ def summarize(seconds: list[float], config: ModelConfig, args: argparse.Namespac
         "parameters": config.num_parameters(),
         "step_ms": {"median": 1000 * statistics.median(seconds), "all": [1000 * s for s in seconds]},
         "tokens_per_second": rate,
-        "tflops": {"causal": rate * causal / 1e12, "full attention": rate * (causal + attention) / 1e12},
+        "tflops": {"causal": rate * causal / 1e12, "full attention": rate * full / 1e12},
         "mfu": {
             "causal": rate * causal / 1e12 / args.peak_tflops,
-            "full attention": rate * (causal + attention) / 1e12 / args.peak_tflops,
+            "full attention": rate * full / 1e12 / args.peak_tflops,
         },
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
     }

@@ -17,7 +17,7 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 _LATEST = "latest_checkpointed_iteration.txt"
 _ASIDE = ".tmp-"
 _REPLACED = _ASIDE + "replaced-"
+
+WriteTensors = Callable[[Path], list[str]]
+"""Puts tensors into a folder as safetensors files on the disk, whose names it returns."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,21 @@ class CheckpointStore:
         with ranks.failing_together(self.group):
             text = _checked(iteration, tensors, state)
             prepared = prepare_tensors(tensors, copied=self.asynchronous)
+
+        def write(folder: Path) -> list[str]:
+            return write_tensors(folder, prepared, self._writing_group)
+
         if self.asynchronous:
-            self._in_flight = _Background(target=self._write, args=(iteration, prepared, text))
+            self._in_flight = _Background(target=self._write, args=(iteration, write, text))
             self._in_flight.start()
         else:
-            self._write(iteration, prepared, text)
+            self._write(iteration, write, text)
+        return self.root / _folder_name(iteration)
+
+    def save_files(self, iteration: int, write: WriteTensors, state: Mapping[str, Any]) -> Path:
+        """`save`, with tensors that `write` puts into the folder it is given, as safetensors files whose names it
+        returns: for tensors that are not in memory all at once."""
+        self._write(iteration, write, _checked(iteration, {}, state))
         return self.root / _folder_name(iteration)
 
     def wait(self) -> None:
@@ -108,7 +121,7 @@ class CheckpointStore:
         if failure is not None:
             raise failure
 
-    def _write(self, iteration: int, tensors: dict[str, Tensor], text: str) -> None:
+    def _write(self, iteration: int, write: WriteTensors, text: str) -> None:
         """The writing half of `save`. Collective over its own group."""
         group = self._writing_group
         final = self.root / _folder_name(iteration)
@@ -119,7 +132,7 @@ class CheckpointStore:
                     self.root.mkdir(parents=True, exist_ok=True)
                     self._clear_leftovers()
                     aside.mkdir()
-            records = self._write_files(aside, tensors, text)
+            records = self._write_files(aside, write, text)
             with ranks.failing_together(group):
                 if ranks.rank(group) == 0:
                     write_manifest(aside, records)
@@ -139,6 +152,17 @@ class CheckpointStore:
     def iterations(self) -> list[int]:
         """The iterations that a folder stands for, whole or not, in ascending order."""
         return sorted(_find_folders(self.root))
+
+    def whole(self, iteration: int) -> Checkpoint:
+        """The checkpoint of an iteration. ValueError where it is missing or damaged. Collective."""
+        folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank(self.group) == 0 else {}, self.group)
+        if iteration not in folders:
+            legal = ", ".join(map(str, sorted(folders))) or "none"
+            raise ValueError(f"{self.root}: no checkpoint of iteration {iteration}; there are: {legal}")
+        found, damage = self._open(iteration, folders[iteration])
+        if found is None:
+            raise ValueError(f"{folders[iteration]}: the checkpoint is damaged: {damage}")
+        return found
 
     def newest_whole(self) -> Checkpoint | None:
         """The newest checkpoint without damage; damaged ones are named in warnings. None where there is none at all.
@@ -164,17 +188,6 @@ class CheckpointStore:
             )
         return None
 
-    def whole(self, iteration: int) -> Checkpoint:
-        """The checkpoint of one iteration. ValueError where there is none, or a damaged one. Collective."""
-        folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank(self.group) == 0 else {}, self.group)
-        if iteration not in folders:
-            there = ", ".join(map(str, sorted(folders))) or "none"
-            raise ValueError(f"iteration {iteration}: no such checkpoint in {self.root}; there are: {there}")
-        found, damage = self._open(iteration, folders[iteration])
-        if found is None:
-            raise ValueError(f"checkpoint {folders[iteration]} is damaged: {damage}")
-        return found
-
     def _open(self, iteration: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """The checkpoint in `folder`, or what is wrong with it."""
         if damage := find_damage(folder, STATE_FILE, self.group):
@@ -188,10 +201,10 @@ class CheckpointStore:
         values, damage = ranks.from_first_rank((values, damage), self.group)
         return (None, damage) if damage else (Checkpoint(iteration, folder, values, self.group), None)
 
-    def _write_files(self, folder: Path, tensors: dict[str, Tensor], text: str) -> dict[str, FileRecord]:
+    def _write_files(self, folder: Path, write: WriteTensors, text: str) -> dict[str, FileRecord]:
         """Write every rank's shards and the state; returns what the manifest says of all of them."""
         group = self._writing_group
-        names = write_tensors(folder, tensors, group)
+        names = write(folder)
         with ranks.failing_together(group):
             if ranks.rank(group) == 0:
                 write_atomic(folder / STATE_FILE, text)

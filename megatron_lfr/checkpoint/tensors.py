@@ -7,6 +7,7 @@ tensors are ever written or read: DCP pickles anything else.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -110,6 +111,43 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bo
         load(dict(targets), storage_reader=reader, process_group=group, no_dist=no_dist)
     except CheckpointException as error:
         raise _cause(error, ranks.world_size(group)) from error
+
+
+class StoredTensors:
+    """The tensors in a checkpoint's folder, read by one process, each as a whole, one at a time.
+
+    ValueError for files that are not what they should be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._reader = folder, _Reader(str(folder))
+        self._stored = _read_shapes(folder, self._reader)
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor `name`; ValueError where it is missing, or is not of this shape and type."""
+        self.check(name, shape, dtype)
+        tensor = torch.empty(shape, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            try:
+                load({name: _at_least_1d(tensor)}, storage_reader=self._reader, no_dist=True)
+            except CheckpointException as error:
+                raise _cause(error, world_size=1) from error
+        return tensor
+
+    def check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        """ValueError as from `read`, without reading."""
+        _check_match(self._folder, name, torch.empty(shape, dtype=dtype, device="meta"), self._stored.get(name))
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Reads the files' headers once, not again for every tensor."""
+
+    _metadata: Metadata | None = None
+
+    def read_metadata(self) -> Metadata:
+        self._metadata = self._metadata or super().read_metadata()
+        return self._metadata
 
 
 def _read_shapes(folder: Path, reader: HuggingFaceStorageReader) -> dict[str, TensorStorageMetadata]:

@@ -33,6 +33,9 @@ Backend = Literal["auto", "torch", "triton"]
 SAVE_BUDGET_BYTES = 2**30
 """mode="auto" keeps the local fp32 logits while they take no more than this."""
 
+CHUNK_ROWS = 4096
+"""Tokens that mode="chunk" holds the logits of."""
+
 
 class BlockStats(NamedTuple):
     """Per block: the sum of its tokens' negative log-likelihoods (nats) and their number, fp32 [blocks]."""
@@ -59,7 +62,7 @@ def block_cross_entropy(
     logit_softcap: float = 0.0,
     ignore_index: int = -100,
     mode: Mode = "auto",
-    chunk_rows: int = 4096,
+    chunk_rows: int = CHUNK_ROWS,
     backend: Backend = "auto",
 ) -> tuple[Tensor, BlockStats]:
     """Weighted cross-entropy of `hidden` under the output embedding `weight`, and each block's share of it.

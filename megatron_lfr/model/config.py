@@ -133,15 +133,16 @@ class ModelConfig:
         norms = (2 * self.num_layers + 1) * self.hidden_size
         return embeddings + self._layer_matrices() + norms
 
-    def flops_per_token(self, seq_length: int) -> float:
+    def flops_per_token(self, seq_length: int, *, causal: bool = True) -> float:
         """Floating-point operations of training on one token: forward and backward, without recomputation.
 
         6 a weight of every matrix product (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), and 12 · heads ·
-        head size · (seq_length + 1) / 2 a layer for attention, of whose square a causal mask leaves half.
+        head size · (seq_length + 1) / 2 a layer for attention, of whose square a causal mask leaves half. With
+        causal=False all of it counts, 12 · heads · head size · seq_length a layer, as in Megatron-LM.
         """
         products = self._layer_matrices() + self._vocabulary() * self.hidden_size
-        attention = self.num_layers * self.num_attention_heads * self.head_dim * (seq_length + 1) / 2
-        return 6.0 * products + 12.0 * attention
+        keys = (seq_length + 1) / 2 if causal else seq_length
+        return 6.0 * products + 12.0 * self.num_layers * self.num_attention_heads * self.head_dim * keys
 
     def _layer_matrices(self) -> int:
         attention = 2 * (self.num_attention_heads + self.query_groups) * self.head_dim * self.hidden_size

@@ -115,10 +115,10 @@ def resolve_vocabulary(config: RunConfig) -> tuple[int | None, int]:
     return tokenizer.eod, asked or tokenizer.vocab_size
 
 
-def make_plan(config: RunConfig, n_blocks: int) -> Plan:
-    """The schedule laid out over the corpus."""
+def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None) -> Plan:
+    """The schedule laid out over the corpus, for `world_size` ranks (by default as many as have been started)."""
     lfr = config.lfr
-    data_parallel_size = config.parallel.data_parallel_size(int(os.environ.get("WORLD_SIZE", "1")))
+    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
     return resolve_schedule(lfr.lfr_schedule).plan(
         n_blocks,
         config.data.seq_length,

@@ -1,0 +1,159 @@
+"""Bytes that autograd keeps of a micro-batch from the forward pass to the backward pass, tensor by tensor.
+
+N tokens are computed by a rank at a time; under sequence parallelism, what lies between the matrix products has
+N / tensor-parallel ranks of them. Tensors that do not grow with N (norms' weights) are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_lfr.kernels.block_cross_entropy import CHUNK_ROWS, SAVE_BUDGET_BYTES
+from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.layers import RecomputeGranularity
+from megatron_lfr.parallel.pipeline import Stage
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a rank computes of a micro-batch, and how."""
+
+    model: ModelConfig
+    rows: int
+    seq_length: int
+    tensor_ranks: int = 1
+    sequence_parallel: bool = False
+    context_ranks: int = 1
+    itemsize: int = 4
+    """Bytes of an activation's element: 2 with --bf16."""
+    recompute: RecomputeGranularity | None = None
+    has_positions: bool = False
+    """--reset-position-ids."""
+    has_mask: bool = False
+    """--reset-attention-mask."""
+    saves_logits: bool = False
+    """Whatever their size, as under GPipe."""
+    on_gpu: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.rows * self.seq_length // self.context_ranks
+
+    @property
+    def tokens_between(self) -> int:
+        """Those that this rank has between the matrix products."""
+        return self.tokens // self.tensor_ranks if self.sequence_parallel else self.tokens
+
+    @property
+    def hidden(self) -> int:
+        """Bytes of the residual stream, which pipeline stages send to each other."""
+        return self.itemsize * self.tokens_between * self.model.hidden_size
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """This rank's rows of the output embedding."""
+        return self.model.padded_vocab_size // self.tensor_ranks
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the loss keeps its logits' gradient, as block_cross_entropy decides it."""
+        return self.saves_logits or 4 * self.tokens * self.vocabulary_rows <= SAVE_BUDGET_BYTES
+
+
+def layer_bytes(batch: MicroBatch) -> int:
+    """What one layer keeps."""
+    return batch.hidden if batch.recompute == "full" else _layer(batch, batch.recompute == "selective")
+
+
+def recomputed_bytes(batch: MicroBatch) -> int:
+    """What the backward of a layer computes again: there for one layer at a time."""
+    if batch.recompute is None:
+        return 0
+    return _layer(batch, False) if batch.recompute == "full" else _attention(batch)
+
+
+def backward_bytes(batch: MicroBatch) -> int:
+    """What the backward of a layer holds at a time: gradients of activations, those of a norm in fp32."""
+    between = batch.tokens_between * batch.model.hidden_size
+    return batch.hidden + 2 * 4 * between + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
+
+
+def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
+    """What a pipeline stage keeps, without what the loss keeps of its logits."""
+    model, length = batch.model, batch.seq_length // batch.context_ranks
+    kept = (stage.end_layer - stage.first_layer) * layer_bytes(batch)
+    kept += 2 * 4 * (batch.rows if batch.has_positions else 1) * length * model.head_dim  # cosines and sines
+    if batch.has_mask:
+        kept += batch.itemsize * batch.rows * length * batch.seq_length
+    if stage.is_first:
+        kept += 8 * batch.tokens  # the token ids
+    if stage.is_last:
+        kept += _norm(batch) + (batch.itemsize * batch.tokens * model.hidden_size if batch.keeps_logits else 0)
+    return kept
+
+
+def logits_kept(batch: MicroBatch) -> int:
+    """What the loss keeps: its logits' gradient, or the gradients of the hidden states and of the output embedding."""
+    width = batch.model.hidden_size
+    if batch.keeps_logits:
+        return batch.tokens * batch.vocabulary_rows * (batch.itemsize if batch.on_gpu else 4)
+    hidden = batch.itemsize if batch.tensor_ranks == 1 else 4
+    return 4 * batch.vocabulary_rows * width + hidden * batch.tokens * width
+
+
+def logits_peak(batch: MicroBatch) -> int:
+    """The most that the loss holds at a time: the logits and their gradient, or what the backward makes of it."""
+    vocabulary, width, half = batch.vocabulary_rows, batch.model.hidden_size, batch.itemsize < 4
+    held = min(batch.tokens, batch.tokens if batch.keeps_logits else CHUNK_ROWS)
+    logits = held * vocabulary * (4 + (batch.itemsize if half and batch.on_gpu else 0))
+    # A CPU multiplies in fp32: it casts the weight and the hidden states.
+    casts = 4 * vocabulary * width if half and not batch.on_gpu else 0
+    products = (4 * width, batch.itemsize * width)  # the gradients in fp32, and in their own type
+    forward = logits + casts + (0 if batch.keeps_logits else logits_kept(batch))
+    if not batch.keeps_logits:
+        return max(forward, logits_kept(batch) + products[1] * (vocabulary + batch.tokens))
+    return max(forward, logits_kept(batch) + sum(products) * vocabulary + products[0] * batch.tokens + casts)
+
+
+def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
+    model, e = batch.model, batch.itemsize
+    attention = _attention_kept(batch) if recomputes_attention else _attention(batch)
+    inputs = 2 * e * batch.tokens * model.hidden_size  # of the first products of attention and feed-forward
+    feed_forward = 4 * e * batch.tokens * model.ffn_size // batch.tensor_ranks  # gate, silu(gate), up, their product
+    return 2 * _norm(batch) + inputs + attention + feed_forward
+
+
+def _norm(batch: MicroBatch) -> int:
+    """The normed input and its scale, in fp32."""
+    return 4 * batch.tokens_between * (batch.model.hidden_size + 1)
+
+
+def _widths(batch: MicroBatch) -> tuple[int, int]:
+    """Channels of this rank's queries, and of its keys."""
+    model = batch.model
+    return (
+        model.num_attention_heads * model.head_dim // batch.tensor_ranks,
+        model.query_groups * model.head_dim // batch.tensor_ranks,
+    )
+
+
+def _attention(batch: MicroBatch) -> int:
+    """Queries, keys, values, the softmax's sums and the output."""
+    model, e, tokens = batch.model, batch.itemsize, batch.tokens
+    queries, keys = _widths(batch)
+    is_grouped = queries > keys > model.head_dim
+    rotated = e * tokens * (queries + keys)
+    copied = e * tokens * queries if is_grouped else 0  # heads of several groups are brought together
+    if batch.context_ranks == 1:
+        held = rotated + copied + e * tokens * keys
+    else:  # keys and values of the whole sequence; the two chunks' outputs are joined
+        held = (copied or rotated) + 2 * e * tokens * batch.context_ranks * keys + e * tokens * queries
+    sums = 4 * tokens * model.num_attention_heads // batch.tensor_ranks
+    return held + sums + e * tokens * queries
+
+
+def _attention_kept(batch: MicroBatch) -> int:
+    """What stays of it where it is recomputed: its input and its output."""
+    queries, keys = _widths(batch)
+    return batch.itemsize * batch.tokens * (2 * queries + 2 * keys)

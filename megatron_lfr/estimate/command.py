@@ -1,0 +1,246 @@
+"""`megatron-lfr estimate`: what a run of these flags would take, without a GPU and without running anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_lfr.config import RunConfig, parse_run_config, take_option
+from megatron_lfr.data.blocks import BlockDataset, parse_split
+from megatron_lfr.estimate.memory import micro_batch, rank_memory
+from megatron_lfr.lfr import Plan
+from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.training.run import make_plan, resolve_vocabulary
+
+USAGE = """megatron-lfr estimate [flags of megatron-lfr train, --config too] and
+
+  --world-size N         ranks; by default as few as the layout needs
+  --blocks N             training blocks of the corpus, where it is not here
+  --corpus-tokens N      the same in tokens, of which --split leaves some for validation
+  --tokens-per-second X  of all ranks together: gives times
+  --gpu-memory GB        warn where a rank needs more, in units of 10^9 bytes
+  --json                 print JSON instead of tables
+
+Memory is what tensors take in the native engine; the CUDA context, communication buffers and fragmentation come on top.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags that are not those of a run."""
+
+    world_size: int | None
+    blocks: int | None
+    corpus_tokens: int | None
+    tokens_per_second: float | None
+    gpu_memory: float | None
+    json: bool
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `megatron-lfr estimate`; returns the exit code."""
+    if "-h" in argv or "--help" in argv:
+        print(USAGE)
+    options, rest = _take_options(argv)
+    config, notes = parse_run_config(rest)
+    for note in notes:
+        print(note, file=sys.stderr)
+    result = estimate(config, options)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print_tables(result)
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
+    """Everything that is printed, as plain values: bytes, tokens, steps, floating-point operations, seconds.
+
+    ValueError for what `train` would refuse too, apart from what an estimate does not need.
+    """
+    world_size = options.world_size or config.parallel.model_parallel_size
+    warnings = []
+    if config.training.layer_kernels != "torch":
+        warnings.append(f"--layer-kernels {config.training.layer_kernels} is estimated as torch")
+    if config.training.compile:
+        warnings.append("--compile is estimated as without; it keeps fewer activations")
+    _with_defaults(config, options).validate(world_size)
+    vocab_size = config.model.vocab_size or resolve_vocabulary(config)[1]
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    plan = make_plan(config, _count_blocks(config, options), world_size)
+    memory = _memory(config, vocab_size, world_size, plan.global_batch_size)
+    largest = max(rank["peak"] for rank in memory)
+    if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
+        warnings.append(
+            f"a rank needs {largest / 1e9:.1f} GB, more than --gpu-memory {options.gpu_memory:g}; less is needed with "
+            "--recompute-granularity, a smaller --micro-batch-size, sharding, or more model-parallel ranks"
+        )
+    phases = _phases(plan, model, options.tokens_per_second)
+    return {
+        "parameters": model.num_parameters(),
+        "vocab_size": vocab_size,
+        "world_size": world_size,
+        "data_parallel_size": config.parallel.data_parallel_size(world_size),
+        "blocks": plan.n_blocks,
+        "seq_length": plan.seq_length,
+        "global_batch_size": plan.global_batch_size,
+        "flops_per_token": {
+            "causal": model.flops_per_token(plan.seq_length),
+            "full attention": model.flops_per_token(plan.seq_length, causal=False),
+        },
+        "memory": memory,
+        "phases": phases,
+        "total": _sum(phases),
+        "warnings": warnings,
+    }
+
+
+def _take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """Our own flags, and the rest."""
+    rest = [word for word in argv if word != "--json"]
+    wants_json = len(rest) < len(argv)
+    found: dict[str, Any] = {}
+    for flag, kind in (
+        ("--world-size", int),
+        ("--blocks", int),
+        ("--corpus-tokens", int),
+        ("--tokens-per-second", float),
+        ("--gpu-memory", float),
+    ):
+        text, rest = take_option(rest, flag)
+        value = None
+        if text is not None:
+            try:
+                value = kind(text)
+            except ValueError:
+                raise ValueError(f"{flag} {text}: expected a number") from None
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{flag} {text}: must be positive and finite")
+        found[flag[2:].replace("-", "_")] = value
+    if found["blocks"] and found["corpus_tokens"]:
+        raise ValueError("give one of --blocks and --corpus-tokens")
+    return Options(**found, json=wants_json), rest
+
+
+def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
+    """The configuration with what only a real run needs filled in: a run folder, kernels, a corpus."""
+    training = dataclasses.replace(config.training, layer_kernels="torch")
+    optimizer = dataclasses.replace(config.optimizer, adam_kernel="torch")
+    checkpoint = dataclasses.replace(config.checkpoint, save="-", load=None, finetune=False)
+    data = config.data
+    if options.blocks or options.corpus_tokens:
+        data = dataclasses.replace(data, data_path=["-"], data_args_path=None)
+    elif not (data.data_path or data.data_args_path):
+        raise ValueError("give the corpus with --data-path, or its size with --blocks or --corpus-tokens")
+    return dataclasses.replace(config, training=training, optimizer=optimizer, checkpoint=checkpoint, data=data)
+
+
+def _count_blocks(config: RunConfig, options: Options) -> int:
+    """Training blocks of the corpus."""
+    data = config.data
+    if options.blocks:
+        return options.blocks
+    if options.corpus_tokens:
+        blocks = int(options.corpus_tokens * parse_split(data.split)[0]) // data.seq_length
+        if not blocks:
+            raise ValueError(f"--corpus-tokens {options.corpus_tokens}: no block of {data.seq_length} tokens")
+        return blocks
+    return BlockDataset(data.corpora()[0], data.seq_length, data.split).train.num_blocks
+
+
+def _memory(config: RunConfig, vocab_size: int, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
+    """By pipeline rank; the other ranks of a stage hold the same."""
+    layout, batch = config.parallel, micro_batch(config, vocab_size)
+    ranks = layout.data_parallel_size(world_size)
+    micro_batches = global_batch_size // ranks // batch.rows
+    return [
+        {
+            "pipeline_rank": rank,
+            **dataclasses.asdict(rank_memory(batch, layout, micro_batches, ranks * layout.context_parallel_size, rank)),
+        }
+        for rank in range(layout.pipeline_model_parallel_size)
+    ]
+
+
+def _phases(plan: Plan, model: ModelConfig, tokens_per_second: float | None) -> list[dict[str, Any]]:
+    causal = model.flops_per_token(plan.seq_length)
+    full = model.flops_per_token(plan.seq_length, causal=False)
+    rows = []
+    for planned in plan.phases:
+        tokens = planned.draws * plan.seq_length
+        rows.append(
+            {
+                "phase": f"{planned.index} {planned.phase.kind}",
+                "blocks": planned.draws,
+                "steps": planned.steps,
+                "tokens": tokens,
+                "epochs": planned.draws / plan.n_blocks,
+                "flops": tokens * causal,
+                "flops_full_attention": tokens * full,
+                "seconds": None if tokens_per_second is None else tokens / tokens_per_second,
+            }
+        )
+    return rows
+
+
+def _sum(phases: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = [key for key in phases[0] if key != "phase" and phases[0][key] is not None]
+    return {**phases[0], "phase": "all", **{key: sum(phase[key] for phase in phases) for key in keys}}
+
+
+def _print_tables(result: dict[str, Any]) -> None:
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(
+        f"{result['parameters']:,} parameters, vocabulary {result['vocab_size']:,}; {result['world_size']} ranks, "
+        f"{result['data_parallel_size']} of them data parallel; {result['blocks']:,} blocks of "
+        f"{result['seq_length']:,} tokens, {result['global_batch_size']:,} a step",
+        highlight=False,
+    )
+    console.print(_memory_table(result["memory"]), _phase_table([*result["phases"], result["total"]]))
+
+
+def _memory_table(memory: list[dict[str, int]]) -> Table:
+    table = Table(title="Memory of a rank, GB (10^9 bytes), each part where it is largest", title_justify="left")
+    names = [name for name in memory[0] if name != "pipeline_rank"]
+    table.add_column("pipeline rank")
+    for name in names:
+        table.add_column(name, justify="right")
+    for rank in memory:
+        table.add_row(str(rank["pipeline_rank"]), *(f"{rank[name] / 1e9:.3f}" for name in names))
+    return table
+
+
+def _phase_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="Phases", title_justify="left")
+    for name in ("phase", "blocks", "steps", "tokens", "epochs", "FLOP", "FLOP, full att."):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    has_times = rows[0]["seconds"] is not None
+    if has_times:
+        table.add_column("time", justify="right")
+    for row in rows:
+        table.add_row(
+            row["phase"],
+            f"{row['blocks']:,}",
+            f"{row['steps']:,}",
+            f"{row['tokens']:,}",
+            f"{row['epochs']:.3f}",
+            f"{row['flops']:.3e}",
+            f"{row['flops_full_attention']:.3e}",
+            *([_duration(row["seconds"])] if has_times else []),
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

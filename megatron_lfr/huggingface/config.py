@@ -1,0 +1,218 @@
+"""A model's sizes as the config.json of Hugging Face's Llama, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.model.config import ModelConfig
+
+ARCHITECTURE = "LlamaForCausalLM"
+
+# What transformers' Llama can do and ours cannot: other values than these are refused.
+_REQUIRED: dict[str, object] = {
+    "architectures": [ARCHITECTURE],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0,
+    "pretraining_tp": 1,
+    "partial_rotary_factor": 1,
+    "sliding_window": None,
+    "quantization_config": None,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+}
+_READ = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "eos_token_id",
+)
+# What does not change the logits.
+_IGNORED = (
+    "_name_or_path",
+    "bos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "max_sequence_length",
+)
+_ROPE_KEYS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError names the file and says what is wrong with it."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__} instead of an object")
+    return value
+
+
+def to_hf_config(config: ModelConfig, dtype: str, eos_token_id: int | None) -> dict[str, Any]:
+    """What stands in config.json. Positions are written twice: `rope_parameters` is what transformers 5 reads,
+    `rope_theta` and `rope_scaling` what 4.x reads. ValueError for sizes that transformers refuses."""
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"--hidden-size {config.hidden_size} is not a multiple of --num-attention-heads "
+            f"{config.num_attention_heads}: transformers refuses such a Llama, whatever --kv-channels is"
+        )
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if config.use_rope_scaling:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling_factor,
+            "low_freq_factor": config.rope_low_freq_factor,
+            "high_freq_factor": config.rope_high_freq_factor,
+            "original_max_position_embeddings": config.rope_original_max_position_embeddings,
+        }
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.query_groups,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.norm_epsilon,
+        "initializer_range": config.init_method_std,
+        "tie_word_embeddings": not config.untie_embeddings_and_output_weights,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": config.rotary_base,
+        **({"rope_scaling": scaling} if config.use_rope_scaling else {}),
+        "rope_parameters": {**scaling, "rope_theta": config.rotary_base},
+        "bos_token_id": None,  # documents are only ended here, none is begun
+        "eos_token_id": eos_token_id,
+        "torch_dtype": dtype,
+    }
+
+
+def from_hf_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The sizes that a config.json stands for, with transformers' defaults for what it leaves out.
+
+    ValueError names what is missing, is not of the right type, or is a feature that our model does not have.
+    """
+    for key, value in settings.items():
+        if key in _REQUIRED:
+            if value != _REQUIRED[key]:
+                raise ValueError(f"{key} {value!r} is not supported; only {_REQUIRED[key]!r} is")
+        elif key not in _READ and key not in _IGNORED:
+            raise ValueError(f"unknown key {key!r}; remove it if it does not change what the model computes")
+    if "model_type" not in settings and "architectures" not in settings:
+        raise ValueError("neither model_type nor architectures is there: which model is it?")
+    heads = _integer(settings, "num_attention_heads")
+    hidden = _integer(settings, "hidden_size")
+    config = ModelConfig(
+        num_layers=_integer(settings, "num_hidden_layers"),
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=_integer(settings, "num_key_value_heads", heads),
+        kv_channels=_integer(settings, "head_dim", hidden // heads),
+        ffn_hidden_size=_integer(settings, "intermediate_size"),
+        vocab_size=_integer(settings, "vocab_size"),
+        max_position_embeddings=_integer(settings, "max_position_embeddings", 2048),
+        norm_epsilon=_number(settings, "rms_norm_eps", 1e-6),
+        init_method_std=_number(settings, "initializer_range", 0.02),
+        untie_embeddings_and_output_weights=not _flag(settings, "tie_word_embeddings"),
+        **_read_rope(settings),
+    )
+    config.validate()
+    return config
+
+
+def _read_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ModelConfig about positions."""
+    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}  # in transformers' order
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_scaling or rope_parameters is {rope!r}; expected an object")
+    if unknown := [key for key in rope if key not in _ROPE_KEYS]:
+        raise ValueError(f"rope parameter {unknown[0]!r} is not supported")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise ValueError(f"partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported; only 1 is")
+    thetas = [_number(part, "rope_theta") for part in (rope, settings) if part.get("rope_theta") is not None]
+    if len(set(thetas)) > 1:
+        raise ValueError(f"rope_theta is given twice, as {thetas[0]} and as {thetas[1]}")
+    fields: dict[str, Any] = {"rotary_base": thetas[0] if thetas else 10000.0}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        fields |= {
+            "use_rope_scaling": True,
+            "rope_scaling_factor": _number(rope, "factor"),
+            "rope_low_freq_factor": _number(rope, "low_freq_factor"),
+            "rope_high_freq_factor": _number(rope, "high_freq_factor"),
+            "rope_original_max_position_embeddings": _integer(rope, "original_max_position_embeddings"),
+        }
+    elif kind != "default":
+        raise ValueError(f"rope_type {kind!r} is not supported; only default and llama3 are")
+    return fields
+
+
+def _integer(settings: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = settings.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ValueError(f"{key} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"{key} is {value!r}; expected a positive integer below 2^31")
+    return value
+
+
+def _number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = settings.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ValueError(f"{key} is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{key} is {value!r}; expected a positive, finite number")
+    return float(value)
+
+
+def _flag(settings: Mapping[str, Any], key: str) -> bool:
+    value = settings.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is {value!r}; expected true or false")
+    return value

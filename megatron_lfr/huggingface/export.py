@@ -1,0 +1,159 @@
+"""`megatron-lfr convert to-hf`: the weights of a run as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+import torch
+
+from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
+from megatron_lfr.checkpoint.tensors import StoredTensors
+from megatron_lfr.config import RunConfig, parse_run_config
+from megatron_lfr.fileio import check_space, new_folder, write_atomic
+from megatron_lfr.huggingface.config import read_json_object, to_hf_config
+from megatron_lfr.huggingface.names import Weight, to_theirs, weights
+from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
+from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.training.run import resolve_vocabulary
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class ToHF:
+    """Write a run's weights as a folder that transformers loads: safetensors, config.json, the tokenizer."""
+
+    run: Path
+    """The run folder."""
+    output: Path
+    """The folder to make."""
+    iteration: int | None = None
+    """Which checkpoint; by default the newest whole one."""
+    tokenizer_model: str | None = None
+    """Where the tokenizer is, if no longer where the run's --tokenizer-model says."""
+    max_shard_size: str = "5GB"
+    """Weights in one file: a number and KB, MB or GB."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights; a run's own are float32."""
+    verify: bool = False
+    """Compare the logits with those that transformers computes from what was written. Needs memory for both models."""
+
+
+def export(options: ToHF) -> None:
+    """Convert. ValueError or OSError for anything that is wrong; then nothing is there under the output's name."""
+    shard_bytes = _parse_size(options.max_shard_size)
+    if options.verify:
+        check_transformers()
+    config = read_run_config(options.run, options.tokenizer_model)
+    eod, vocab_size = resolve_vocabulary(config)
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    hf_config = to_hf_config(model, options.dtype, eod)
+    checkpoint = find_checkpoint(options.run, options.iteration)
+    stored = StoredTensors(checkpoint.folder)
+    for weight in weights(model):
+        stored.check(f"model.{weight.ours}", weight.shape(model))
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    check_space("--output", options.output, sum(entry.nbytes for entry in _entries(weights(model), dtype)))
+    with new_folder(options.output) as folder:
+        files = _write_weights(folder, stored, model, dtype, shard_bytes)
+        _write_json(folder / "config.json", hf_config)
+        _write_json(folder / "generation_config.json", {"bos_token_id": None, "eos_token_id": eod})
+        note = _write_tokenizer(folder, config.data.tokenizer_model, eod, model.max_position_embeddings)
+        if options.verify:
+            print(verify(checkpoint.folder, model, folder, dtype))
+    print(f"{options.output}: iteration {checkpoint.iteration}, {model.num_parameters():,} parameters, {files} files")
+    if note:
+        print(note)
+
+
+def read_run_config(run: Path, tokenizer_model: str | None) -> RunConfig:
+    """The configuration of a run folder, its tokenizer replaced by the one that is given."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"--run {run}: not a run folder, it has no config.yaml")
+    config, _ = parse_run_config(["--config", str(run / "config.yaml")])
+    if tokenizer_model is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_model=tokenizer_model))
+
+
+def find_checkpoint(run: Path, iteration: int | None) -> Checkpoint:
+    """The checkpoint of an iteration, or the newest whole one."""
+    store = CheckpointStore(run / "checkpoints", keep=None)
+    if iteration is not None:
+        return store.whole(iteration)
+    found = store.newest_whole()
+    if found is None:
+        raise ValueError(f"--run {run}: it has no checkpoint yet")
+    return found
+
+
+def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtype: torch.dtype, limit: int) -> int:
+    """Write the weights, one of ours in memory at a time; returns the number of files."""
+    found = weights(model)
+    shards = into_shards(_entries(found, dtype), limit)
+    tensors = (
+        (name, part.to(dtype))
+        for weight in found
+        for name, part in zip(
+            weight.theirs,
+            to_theirs(weight, stored.read(f"model.{weight.ours}", weight.shape(model)), model),
+            strict=True,
+        )
+    )
+    names = {}
+    for number, shard in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with SafetensorsStream(folder / file, shard) as stream:
+            for entry in shard:
+                stream.write(*next(tensors))
+                names[entry.name] = file
+    if len(shards) > 1:
+        total = sum(entry.nbytes for shard in shards for entry in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": names}
+        _write_json(folder / "model.safetensors.index.json", index)
+    return len(shards)
+
+
+def _entries(found: list[Weight], dtype: torch.dtype) -> list[Entry]:
+    pairs = (pair for weight in found for pair in zip(weight.theirs, weight.shapes, strict=True))
+    return [Entry(name, shape, dtype) for name, shape in pairs]
+
+
+def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: int) -> str | None:
+    """Copy the tokenizer. Returns a note where there is none to copy."""
+    if spec is None or spec == "bytes":
+        return f"No tokenizer was written: the run has {'none' if spec is None else 'the one of plain bytes'}."
+    source = Path(spec) / "tokenizer.json" if Path(spec).is_dir() else Path(spec)
+    shutil.copyfile(source, folder / "tokenizer.json")
+    beside = source.with_name("tokenizer_config.json")
+    if beside.is_file():
+        _write_json(folder / "tokenizer_config.json", read_json_object(beside))
+        return None
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
+        "eos_token": None if eod is None else tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod),
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+    return None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"--max-shard-size {text}: expected a number and {', '.join(_UNITS)}, as in 5GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

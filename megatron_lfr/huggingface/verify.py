@@ -1,0 +1,66 @@
+"""Do our model and transformers' compute the same logits from a checkpoint and from a Hugging Face folder?"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_lfr.checkpoint.tensors import StoredTensors
+from megatron_lfr.model import Llama, ModelConfig
+
+TOLERANCE = 1e-4
+"""Of the largest logit. Both compute in fp32 and differ in the order of sums alone, some 1e-6; a weight in the wrong
+place, a transposed matrix or another position's angle makes a difference of the logits' own size."""
+
+_ROWS, _LENGTH, _SEED = 4, 128, 1
+
+
+def check_transformers() -> None:
+    """ValueError, with the way out, where transformers is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("--verify: compares with transformers, which is not installed; pip install transformers")
+
+
+def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.dtype) -> str:
+    """Compare the logits of random tokens (with a fixed seed), in fp32; `dtype`: type of the weights in `hf_folder`, to
+    which ours are rounded first. Returns what was found; ValueError where the two differ by more than TOLERANCE."""
+    assert config.vocab_size is not None
+    shape = (_ROWS, min(_LENGTH, config.max_position_embeddings))
+    tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(_SEED))
+    ours, theirs = _our_logits(checkpoint, config, tokens, dtype), _their_logits(hf_folder, tokens)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"--verify: transformers returns logits {list(theirs.shape)}, ours are {list(ours.shape)}")
+    difference, scale = (ours - theirs).abs().max().item(), ours.abs().max().item()
+    found = (
+        f"logits of {tokens.numel()} random tokens: largest difference from transformers {difference:.2e}, "
+        f"largest logit {scale:.3g}"
+    )
+    if not difference <= TOLERANCE * scale:  # also where it is not a number
+        raise ValueError(
+            f"--verify: {found}; more than {TOLERANCE:g} of it is no rounding: the two are not the same model"
+        )
+    return found
+
+
+@torch.no_grad()
+def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    model, stored = Llama(config, seed=0), StoredTensors(checkpoint)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(stored.read(f"model.{name}", tuple(parameter.shape)).to(dtype))
+    logits: Tensor = F.linear(model.hidden_states(tokens), model.output_weight)[..., : config.vocab_size]
+    return logits
+
+
+@torch.no_grad()
+def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits

@@ -1,0 +1,144 @@
+"""The estimate of memory against what torch measures of the engine on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import rank_memory_cases
+import torch.multiprocessing as mp
+from measured import make_engine, sample, saved_bytes, step_peak
+from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
+
+from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
+from megatron_lfr.estimate.memory import micro_batches_in_flight, rank_memory
+from megatron_lfr.model import ModelConfig
+from megatron_lfr.parallel import ParallelConfig
+from megatron_lfr.parallel.pipeline import local_stages, make_stage
+
+BASE = ModelConfig(
+    num_layers=3,
+    hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=160,
+    vocab_size=500,
+    max_position_embeddings=256,
+)
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped queries": {},
+    "one key a query": {"num_query_groups": 4},
+    "one key for all": {"num_query_groups": 1},
+    "heads wider than the model": {"kv_channels": 48, "ffn_hidden_size": 64},
+    "untied": {"untie_embeddings_and_output_weights": True, "vocab_size": 1000},
+    "deep": {"num_layers": 6, "vocab_size": 100},
+}
+
+
+def batch_of(shape: str, **settings: Any) -> MicroBatch:
+    return MicroBatch(dataclasses.replace(BASE, **SHAPES[shape]), 2, 128, on_gpu=False, **settings)
+
+
+@pytest.mark.parametrize("itemsize", [4, 2])
+@pytest.mark.parametrize(
+    ("shape", "recompute"),
+    [*((shape, None) for shape in SHAPES), ("grouped queries", "selective"), ("untied", "full"), ("deep", "full")],
+)
+def test_activations(shape: str, recompute: Any, itemsize: int) -> None:
+    batch = batch_of(shape, recompute=recompute, itemsize=itemsize)
+    measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
+    expected = stage_bytes(batch, make_stage(batch.model.num_layers)) + logits_kept(batch)
+    assert measured == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("itemsize", [4, 2])
+def test_activations_with_documents_kept_apart(itemsize: int) -> None:
+    batch = batch_of("grouped queries", has_mask=True, has_positions=True, itemsize=itemsize)
+    measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
+    expected = stage_bytes(batch, make_stage(batch.model.num_layers)) + logits_kept(batch)
+    assert measured == pytest.approx(expected, rel=0.1)
+
+
+def test_activations_where_the_logits_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("kernels.block_cross_entropy", "estimate.activations"):
+        monkeypatch.setattr(sys.modules[f"megatron_lfr.{module}"], "SAVE_BUDGET_BYTES", 0)
+    for itemsize in (4, 2):
+        batch = batch_of("untied", itemsize=itemsize)
+        measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
+        expected = stage_bytes(batch, make_stage(batch.model.num_layers)) + logits_kept(batch)
+        assert measured == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("strategy", "micro_batches"), [("no_shard", 1), ("no_shard", 2), ("optim_grads_params", 2)])
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ("grouped queries", {}),
+        ("untied", {"itemsize": 2}),
+        ("deep", {"recompute": "selective"}),
+        ("deep", {"recompute": "full", "itemsize": 2}),
+        ("untied", {"rows": 1, "seq_length": 8}),  # weights and gradients are most of it
+        ("grouped queries", {"rows": 1, "seq_length": 8, "itemsize": 2}),
+    ],
+)
+def test_parts_and_peak(shape: str, settings: dict[str, Any], micro_batches: int, strategy: Any) -> None:
+    batch = dataclasses.replace(batch_of(shape), **settings)
+    layout = ParallelConfig(data_parallel_sharding_strategy=strategy)
+    engine, found = make_engine(batch, layout, micro_batches), rank_memory(batch, layout, micro_batches, 1, 0)
+    weights = sum(parameter.local().nbytes for parameter in engine.parameters)
+    tables = sum(stage.rope_cos.nbytes + stage.rope_sin.nbytes for stage in engine.stages)
+    assert found.weights == weights + tables
+    moments = sum(v.nbytes for state in engine.optimizer.state.values() for v in state.values() if v.ndim)
+    assert found.optimizer == moments
+    assert found.gradients >= weights
+    before = found.weights + found.optimizer
+    measured = before + step_peak(engine, sample(batch, micro_batches))
+    assert measured == pytest.approx(found.peak, rel=0.1)
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(rank_memory_cases.measure, (str(tmp_path), port), nprocs=2)
+    for name, case in rank_memory_cases.CASES.items():
+        for rank in range(2):
+            measured = json.loads((tmp_path / f"{rank}.json").read_text())[name]
+            assert measured == pytest.approx(case.expected(rank), rel=0.1), (name, rank)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "virtual", "micro_batches"), [(2, 2, 4), (2, 4, 2), (4, 2, 16), (4, 3, 4), (4, 2, 7)]
+)
+def test_interleaved_micro_batches_in_flight(ranks: int, virtual: int, micro_batches: int) -> None:
+    """PyTorch's own order of a rank's passes, counted through."""
+    rounds = max(1, micro_batches // ranks)
+    schedule = SimpleNamespace(
+        n_local_stages=virtual,
+        microbatches_per_round=micro_batches // rounds,
+        pp_group_size=ranks,
+        _n_microbatches=micro_batches,
+    )
+    layout = ParallelConfig(pipeline_model_parallel_size=ranks, num_layers_per_virtual_pipeline_stage=1)
+    for rank in range(ranks):
+        alive = most = 0
+        for action in ScheduleInterleaved1F1B._calculate_single_rank_operations(schedule, rank):  # type: ignore[arg-type]
+            if action is not None:
+                alive += 1 if action.computation_type.name == "FORWARD" else -1
+                most = max(most, alive)
+        stages = local_stages(ranks * virtual, ranks * virtual, rank, ranks)
+        assert sum(micro_batches_in_flight(layout, micro_batches, stages, rank)) == most
+
+
+def test_other_micro_batches_in_flight() -> None:
+    for schedule, expected in (("1f1b", [4, 3, 2, 1]), ("gpipe", [16] * 4)):
+        layout = ParallelConfig(pipeline_model_parallel_size=4, pipeline_schedule=schedule)  # type: ignore[arg-type]
+        found = [micro_batches_in_flight(layout, 16, local_stages(8, 4, rank, 4), rank) for rank in range(4)]
+        assert found == [[number] for number in expected]

@@ -1,0 +1,165 @@
+"""Conversions against transformers and the safetensors library."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import kill_cases
+import pytest
+import rank_cases
+import torch
+import torch.multiprocessing as mp
+from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from megatron_lfr.cli import main
+from megatron_lfr.config import RunConfig
+from megatron_lfr.huggingface.verify import verify
+from megatron_lfr.model import Llama
+from megatron_lfr.training.run import dump_config
+
+
+def convert(*words: object) -> int:
+    return main(["convert", *map(str, words)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_every_bit_is_the_same(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_run(tmp_path / "run", MODELS[name])
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf", "--verify") == 0
+    assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "back", "--verify") == 0
+    assert capsys.readouterr().out.count("largest difference from transformers") == 2
+    flags = ("--run", tmp_path / "back", "--output", tmp_path / "again")
+    assert convert("to-hf", *flags, "--max-shard-size", "60KB") == 0
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 3
+    once, twice = stored_weights(tmp_path / "hf"), stored_weights(tmp_path / "again")
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+    ours = stored_weights(tmp_path / "back" / "checkpoints" / "iter_0000000")
+    assert ours.keys() == {f"model.{key}" for key, _ in model.named_parameters()}
+    assert all(torch.equal(ours[f"model.{key}"], value) for key, value in model.named_parameters())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)  # all shards are found
+    assert all(torch.equal(value, once[key]) for key, value in loaded.state_dict().items() if key in once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_transformers_saves_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=77,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "hf", max_shard_size="40KB")
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
+    assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "run", "--verify") == 0
+    flags = ("--run", tmp_path / "run", "--output", tmp_path / "back", "--dtype", str(dtype).removeprefix("torch."))
+    assert convert("to-hf", *flags, "--verify") == 0
+    before, after = stored_weights(tmp_path / "hf"), stored_weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {tensor.dtype for tensor in after.values()} == {dtype}
+
+
+def test_generation_is_greedy_decoding_with_our_logits(tmp_path: Path) -> None:
+    config = MODELS["untied, grouped queries"]
+    tokenizer = make_tokenizer(tmp_path / "tokenizer.json", 101)
+    model = make_run(tmp_path / "run", config, tokenizer)
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert loaded.generation_config.eos_token_id == loaded.config.eos_token_id == 100
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "hf")("w5", return_tensors="pt")
+    expected = inputs.input_ids
+    assert expected.tolist() == [[5]]
+    with torch.no_grad():
+        for _ in range(40):
+            hidden = model.hidden_states(expected)[:, -1]
+            logits = F.linear(hidden, model.output_weight)[:, :101]
+            expected = torch.cat((expected, logits.argmax(-1, keepdim=True)), 1)
+            if expected[0, -1] == 100:
+                break
+    generated = loaded.generate(**inputs, max_new_tokens=40, do_sample=False)
+    assert generated.tolist() == expected.tolist()
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
+
+
+@pytest.mark.slow
+def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(rank_cases.save, (str(tmp_path), port), nprocs=2)
+    expected = {f"model.{name}": value for name, value in Llama(BASE, seed=rank_cases.SEED).named_parameters()}
+    for name in rank_cases.LAYOUTS:
+        run = tmp_path / name
+        assert len(list(run.glob("checkpoints/iter_0000001/shard-*"))) == 2
+        (run / "config.yaml").write_text(dump_config(RunConfig(model=BASE)))
+        assert convert("to-hf", "--run", run, "--output", tmp_path / f"{name}-hf") == 0
+        assert convert("from-hf", "--input", tmp_path / f"{name}-hf", "--output", tmp_path / f"{name}-back") == 0
+        found = stored_weights(tmp_path / f"{name}-back" / "checkpoints" / "iter_0000000")
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_an_iteration_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", BASE)
+    flags = ("--run", tmp_path / "run", "--output", tmp_path / "hf")
+    assert convert("to-hf", *flags, "--iteration", 6) == 2
+    assert "no checkpoint of iteration 6; there are: 5, 7" in capsys.readouterr().err
+    assert convert("to-hf", *flags, "--iteration", 5) == 0
+    assert not any(tensor.any() for tensor in stored_weights(tmp_path / "hf").values())
+
+
+def test_verify_notices_another_model(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", MODELS["untied, grouped queries"])
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    edit(tmp_path / "hf" / "config.json", rms_norm_eps=2e-3)
+    folder = tmp_path / "run" / "checkpoints" / "iter_0000007"
+    with pytest.raises(ValueError, match="the two are not the same model"):
+        verify(folder, MODELS["untied, grouped queries"], tmp_path / "hf", torch.float32)
+
+
+def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", BASE)
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    output = tmp_path / "output"
+    command = [sys.executable, kill_cases.__file__, tmp_path / "run", tmp_path / "hf", output]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    left = sorted(path.name for path in output.iterdir())
+    assert len(left) == 2 * len(kill_cases.MOMENTS)
+    assert all(name.startswith(".") and name.endswith(".partial") for name in left)
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", output / "to-hf-1") == 0
+    assert convert("from-hf", "--input", output / "to-hf-1", "--output", output / "from-hf-1", "--verify") == 0
+    assert not (output / ".to-hf-1.partial").exists()
+    assert not (output / ".from-hf-1.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["to-hf", "--run", "nowhere"], "not a run folder"),
+        (["to-hf", "--run", "run", "--max-shard-size", "5"], "expected a number and KB, MB, GB"),
+        (["to-hf", "--run", "run", "--max-shard-size", "0GB"], "expected a number and KB, MB, GB"),
+        (["from-hf", "--input", "nowhere"], "no such folder"),
+        (["from-hf", "--input", "run"], "config.json: no such file"),
+    ],
+)
+def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", BASE)
+    words = [str(tmp_path / word) if word in ("run", "nowhere") else word for word in flags]
+    assert convert(*words, "--output", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "run") == 2
+    assert "exists already" in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""Hugging Face folders that are not what they should be: each is refused by name, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hf_runs import BASE, edit, make_run, stored_weights
+from safetensors.torch import save_file
+
+from megatron_lfr.cli import main
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound folder in several files."""
+    folder = tmp_path_factory.mktemp("sound")
+    make_run(folder / "run", BASE)
+    flags = ("--run", str(folder / "run"), "--output", str(folder / "hf"), "--max-shard-size", "60KB")
+    assert main(["convert", "to-hf", *flags]) == 0
+    return folder / "hf"
+
+
+@pytest.fixture
+def hf(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoilt."""
+    return Path(shutil.copytree(sound, tmp_path / "hf"))
+
+
+def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `from-hf` says, after it has ended with 2 and has left nothing."""
+    output = hf.with_name("run")
+    capsys.readouterr()
+    assert main(["convert", "from-hf", "--input", str(hf), "--output", str(output)]) == 2
+    assert {path.name for path in hf.parent.iterdir()} == {"hf"}
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, "architectures ['MistralForCausalLM'] is not supported"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported"),
+        ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported"),
+        ({"sliding_window": 4096}, "sliding_window 4096 is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "unknown key 'auto_map'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
+        ({"rope_parameters": {"mscale": 1.0}}, "rope parameter 'mscale' is not supported"),
+        ({"rope_parameters": [1]}, "expected an object"),
+        ({"rope_theta": 5.0}, "rope_theta is given twice, as 10000.0 and as 5.0"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers is 1073741824, but it holds 29 weights"),
+        ({"num_hidden_layers": 2}, "holds the weight model.layers.2."),
+        ({"num_hidden_layers": 4}, "the weight model.layers.3.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 2**40}, "num_hidden_layers is 1099511627776; expected a positive integer"),
+        ({"num_attention_heads": True}, "num_attention_heads is True; expected a positive integer"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; expected a positive integer"),
+        ({"head_dim": 15}, "must be even"),
+        ({"hidden_size": "64"}, "hidden_size is '64'; expected a positive integer"),
+        ({"vocab_size": 2**30}, f"{EMBEDDING} is [101, 64]; after config.json it should be [1073741824, 64]"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
+        ({"tie_word_embeddings": False}, "the weight lm_head.weight is missing"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+    ],
+)
+def test_configurations(changes: dict[str, object], message: str, hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(hf / "config.json", **changes)
+    assert message in refusal(hf, capsys)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\udce4"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_files_that_are_no_json_object(text: str, name: str, hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (hf / name).write_text(text, errors="surrogateescape")
+    assert str(hf / name) in refusal(hf, capsys)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        "..",
+        "",
+        "model.bin",
+        7,
+        None,
+        ["x"],
+        "a\0.safetensors",
+    ],
+)
+def test_an_index_names_files_of_the_folder_alone(name: object, hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({EMBEDDING: torch.zeros(101, 64)}, hf.parent / "secret.safetensors")
+    index = json.loads((hf / "model.safetensors.index.json").read_text())
+    index["weight_map"][EMBEDDING] = name
+    (hf / "model.safetensors.index.json").write_text(json.dumps(index))
+    output = hf.with_name("run")
+    capsys.readouterr()
+    assert main(["convert", "from-hf", "--input", str(hf), "--output", str(output)]) == 2
+    assert "is not the name of a safetensors file in this folder" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def with_weights(hf: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write the folder's weights again, changed, into one file."""
+    tensors = stored_weights(hf)
+    for path in [*hf.glob("*.safetensors"), hf / "model.safetensors.index.json"]:
+        path.unlink()
+    change(tensors)
+    save_file(tensors, hf / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("model.norm.weight"), "the weight model.norm.weight is missing"),
+        (lambda w: w.update({"extra": torch.ones(1)}), "holds the weight extra"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(63)}), "model.norm.weight is [63]"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(64, 1)}), "model.norm.weight is [64, 1]"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)}), "model.norm.weight is I64"),
+        (lambda w: w.update({"lm_head.weight": torch.ones(101, 64)}), "lm_head.weight is not the embedding"),
+    ],
+)
+def test_weights(
+    change: Callable[[dict[str, torch.Tensor]], object], message: str, hf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_weights(hf, change)
+    assert message in refusal(hf, capsys)
+
+
+def test_a_tied_copy_and_old_angles_are_left_out(hf: Path) -> None:
+    before = stored_weights(hf)
+    angles = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    with_weights(hf, lambda w: w.update({"lm_head.weight": w[EMBEDDING].clone(), **angles}))
+    for command in (
+        ["from-hf", "--input", str(hf), "--output", str(hf.with_name("run"))],
+        ["to-hf", "--run", str(hf.with_name("run")), "--output", str(hf.with_name("again"))],
+    ):
+        assert main(["convert", *command]) == 0
+    after = stored_weights(hf.with_name("again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:40], lambda data: b"", lambda data: data + b"x"]
+)
+def test_damaged_files(damage: Callable[[bytes], bytes], hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sorted(hf.glob("*.safetensors"))[1]
+    path.write_bytes(damage(path.read_bytes()))
+    assert f"{path}: not a safetensors file" in refusal(hf, capsys)
+
+
+def test_a_weight_in_two_files(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sorted(hf.glob("*.safetensors"))[1]
+    path.write_bytes(sorted(hf.glob("*.safetensors"))[0].read_bytes())
+    assert f"{path}: the weight {EMBEDDING} is in model-00001-of-" in refusal(hf, capsys)
+
+
+def test_pickles_are_never_read(hf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hf.parent)
+    for path in [*hf.glob("*.safetensors"), hf / "model.safetensors.index.json"]:
+        path.unlink()
+    (hf / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    found = refusal(hf, capsys)
+    assert "PyTorch pickles alone" in found
+    assert "save_pretrained" in found
+
+
+def test_a_tokenizer_that_is_none(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (hf / "tokenizer.json").write_text("{}")
+    assert "not a tokenizer file" in refusal(hf, capsys)
