@@ -142,7 +142,7 @@ def test_two_ranks_share_the_work(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--iteration", "30"], "iteration 30: no such checkpoint in .*; there are: 10, 20"),
+        (["--iteration", "30"], "no checkpoint of iteration 30; there are: 10, 20"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--per-block", "nowhere/x.npy"], "--per-block nowhere/x.npy: its folder does not exist"),
         (["--per-block", "x.txt"], "must end in .npy"),
