@@ -1,12 +1,12 @@
 """The orders of phases: time and memory, against Megatron-core's index builder and plain NumPy, in one run.
 
-    python tools/benchmark_index.py [--documents 1e8] [--blocks 1e8] [--repeats 3] [--json OUT.json]
+    python tools/benchmark_index.py [--documents 1e8 (0: without)] [--blocks 1e8] [--repeats 3] [--json OUT.json]
 
 Learn and review: the order of all blocks of `documents` documents (lognormal lengths, mean 608 tokens, sequence length
 2048), until the last id is there, against Megatron-core's document shuffle, sample index, shuffle index and save of the
 same documents (its compiled helper, `pip install --no-deps megatron-core==0.16.1`; without it that row is missing).
 Focus: orders over `blocks` blocks with normal scores, half kept or a tenth drawn; a weighted choice without replacement
-also by exponential keys and a partition in NumPy.
+also by exponential keys and a partition in NumPy, and by such keys in numba (numba_choice.py) where that is installed.
 
 Medians of `repeats`, with two threads and with one; "floor" is the time of a copy of the bytes that a step must at
 least read and write, at the bandwidth of a copy in this run; "bytes a block" is the memory that the call took beyond
@@ -33,6 +33,7 @@ import numpy as np
 from process_memory import peak_beyond
 
 from megatron_lfr import _C
+from megatron_lfr.lfr import Blend, Phase
 
 SEQ_LENGTH, MEAN_LENGTH = 2048, 608
 
@@ -141,6 +142,20 @@ def peer(name: str, call: Callable[[], object], ours: Row, blocks: int, repeats:
     return {"seconds": seconds, "ours_over_this": ratio, "bytes_a_block": memory / blocks}
 
 
+def learn_blocks(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
+    """An order of all of `blocks`, and one of ten corpora of them that have weights."""
+    name = f"learn: {blocks:,} blocks"
+    rows = {name: row(name, blocks, 4 * blocks, bandwidth, lambda threads: _C.permutation(blocks, 1, threads), repeats)}
+    corpora = Blend([blocks * c // 10 for c in range(11)], list(range(1, 11)))
+    scores = np.broadcast_to(np.float32(0), (blocks,))  # learn does not look at them
+    started = time.perf_counter()
+    memory = peak_beyond(lambda: corpora.make_order(Phase("learn", 1), scores, blocks, 1, 0))
+    seconds = time.perf_counter() - started
+    rows["weights"] = {"seconds": seconds, "bytes_a_block": memory / blocks}
+    print(f"{'  ten corpora with weights':44s} {seconds:8.3f} {memory / blocks:35.2f}", flush=True)
+    return rows
+
+
 def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     scores = np.random.default_rng(0).normal(3.5, 0.8, blocks).astype(np.float32)
     kept, draws = blocks // 2, blocks // 10
@@ -167,7 +182,21 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     ours = rows["weighted choice without replacement"]
     if blocks <= 200_000_000:
         rows["numpy choice"] = peer("  numpy keys and partition", lambda: numpy_choice(scores, draws), ours, blocks)
+        if importlib.util.find_spec("numba") is None:
+            print("  numba: not installed")
+        else:
+            rows["numba choice"] = numba_choice(scores, draws, ours, repeats)
     return rows
+
+
+def numba_choice(scores: np.ndarray[Any, np.dtype[np.float32]], draws: int, ours: Row, repeats: int) -> Row:
+    import numba_choice
+
+    weights = np.exp(np.minimum(scores, 6))
+    numba_choice.choice(weights[:100_000], 1000)  # compiles
+    return peer(
+        "  numba keys and bit histogram", lambda: numba_choice.choice(weights, draws), ours, len(scores), repeats
+    )
 
 
 def main() -> None:
@@ -182,8 +211,11 @@ def main() -> None:
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, copy {bandwidth / 1e9:.1f} GB/s (read + write)"
     )
     print(f"{'':44s} {'seconds':>8s} {'2 / 1':>7s} {'floor':>8s} {'':>8s} {'bytes a block':>14s}")
-    rows = {"copy_bytes_a_second": bandwidth}
-    rows |= learn(int(args.documents), bandwidth, args.repeats) | focus(int(args.blocks), bandwidth, args.repeats)  # type: ignore[arg-type]
+    rows: dict[str, Any] = {"copy_bytes_a_second": bandwidth}
+    if args.documents:
+        rows |= learn(int(args.documents), bandwidth, args.repeats)
+    rows |= learn_blocks(int(args.blocks), bandwidth, args.repeats)
+    rows |= focus(int(args.blocks), bandwidth, args.repeats)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
