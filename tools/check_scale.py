@@ -2,10 +2,10 @@
 
     python tools/check_scale.py
 
-A permutation of 2^31 + 5 blocks holds each of them once, and mixes them evenly. From 2^32 + 1000 blocks (of equal scores in
-memory that is never written, so that it takes none), weighted orders of a million draws, thresholds and clusters: ids have
-64 bits, reach beyond 2^32, differ where they must, and are spread evenly over the corpus and over the order
-(chi-square, 63 degrees of freedom).
+A permutation of 2^31 + 5 blocks holds each of them once, and mixes them evenly. From 2^32 + 1000 blocks (of equal
+scores, in memory that is never written, so that it takes none), weighted orders of a million draws, thresholds and
+clusters: ids have 64 bits, reach beyond 2^32, differ where they must, and are spread evenly over the corpus and over
+the order (chi-square, 63 degrees of freedom).
 """
 
 from __future__ import annotations
