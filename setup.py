@@ -48,7 +48,7 @@ setup(
         "wandb": ["wandb>=0.19"],
         "lm-eval": ["lm-eval>=0.4.9"],
         "liger": ["liger-kernel>=0.5.10"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=5.0", "accelerate>=1.1"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "transformers>=5.0", "accelerate>=1.1"],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["megatron-lfr=megatron_lfr.cli:main"]},
