@@ -63,7 +63,7 @@ py::tuple py_threshold(const py::object& scores, double drop, const Integer& num
     const Scores data = to_scores(scores);
     const int threads = to_threads(num_threads);
     const Threshold result = released([&] { return threshold(data, drop, threads); });
-    return py::make_tuple(result.cut, result.tie_quota, result.dropped);
+    return py::make_tuple(result.cut, result.tie_quota, result.dropped, result.seen);
 }
 
 py::array py_order_threshold(const py::object& scores, double drop, bool keep_unseen, const Integer& draws,

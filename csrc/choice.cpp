@@ -1,6 +1,5 @@
 // Weighted sampling without replacement: the blocks with the smallest exponential keys.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -129,32 +128,6 @@ class ExponentialKeys {
     std::vector<float> factors_;
 };
 
-// Two keys that the one of rank share x (number of keys) probably lies between.
-struct Between {
-    uint32_t low, high;
-};
-
-// From a sample of the batches; nothing where there are too few.
-std::optional<Between> guess(const ExponentialKeys& keys, double share) {
-    constexpr uint64_t kEvery = 64 * kBatch;
-    std::vector<uint32_t> sample;
-    uint32_t buffer[kBatch];
-    for (uint64_t first = 0; first + kBatch <= keys.size(); first += kEvery) {
-        const uint32_t* batch = keys.read(first, kBatch, buffer);
-        std::copy_if(batch, batch + kBatch, std::back_inserter(sample),
-                     [](uint32_t key) { return key != kNoKey; });
-    }
-    const double rank = share * static_cast<double>(sample.size());
-    const double margin = 6.0 * std::sqrt(rank) + 16.0;  // six standard deviations, and some
-    if (rank < margin || rank + margin >= static_cast<double>(sample.size())) return std::nullopt;
-    auto at = [&sample](double place) {
-        const auto found = sample.begin() + static_cast<std::ptrdiff_t>(place);
-        std::nth_element(sample.begin(), found, sample.end());
-        return *found;
-    };
-    return Between{at(rank - margin), at(rank + margin)};
-}
-
 // A block whose key lies near the one at the wanted rank: where it stands in the lists.
 struct Near {
     uint32_t key;
@@ -178,7 +151,9 @@ void erase_places(std::vector<uint32_t>& list, const std::vector<uint32_t>& plac
 // blocks; nothing where a guess does not hold.
 std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t draws, uint64_t all,
                                          int threads) {
-    const auto bounds = guess(keys, static_cast<double>(draws) / static_cast<double>(all));
+    const double share = static_cast<double>(draws) / static_cast<double>(all);
+    const auto bounds = guess_rank(
+        keys, [share](uint64_t count) { return static_cast<uint64_t>(share * static_cast<double>(count)); });
     if (!bounds) return std::nullopt;
     const uint64_t n = keys.size(), chunks = num_chunks(n);
     DrawLists lists(n);

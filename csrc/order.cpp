@@ -14,37 +14,57 @@ namespace mlfr {
 
 namespace {
 
-// Ranks of the scores. Throws std::invalid_argument for an infinite one.
-KeyRanks<ScoreKeys> rank_scores(Scores scores, int threads) {
-    KeyRanks<ScoreKeys> ranks(ScoreKeys(scores), threads);
+// The score at the rank (from 0) that rank_of(seen) says, as a key; seen: blocks that have a score.
+struct ScoreRank {
+    uint64_t seen;
+    Cut cut;  // where seen > 0
+};
+
+// Throws std::invalid_argument for an infinite score. One pass over the scores, where a sample leads near
+// the rank; two otherwise.
+template <class RankOf>
+ScoreRank rank_score(Scores scores, RankOf rank_of, int threads) {
+    const ScoreKeys keys(scores);
+    if (const auto bounds = guess_rank(keys, rank_of)) {
+        NearKeys near = find_near(keys, *bounds, threads);
+        if (near.infinite) count_seen(scores, threads);  // names the block
+        const uint64_t rank = rank_of(near.count);
+        if (near.below <= rank && rank - near.below < near.between.size()) {
+            const auto place = near.between.begin() + static_cast<std::ptrdiff_t>(rank - near.below);
+            std::nth_element(near.between.begin(), place, near.between.end());
+            const uint32_t key = *place;
+            const auto less =
+                std::count_if(near.between.begin(), place, [key](uint32_t k) { return k < key; });
+            return {near.count, {key, near.below + static_cast<uint64_t>(less)}};
+        }
+    }
+    const KeyRanks<ScoreKeys> ranks(keys, threads);
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     // NaN apart, only infinities share the upper half of their keys.
     if (ranks.count_near(float_key(kInfinity)) + ranks.count_near(float_key(-kInfinity)) > 0) {
-        count_seen(scores, threads);  // names the block
+        count_seen(scores, threads);
     }
-    return ranks;
-}
-
-Threshold threshold_of(const KeyRanks<ScoreKeys>& ranks, double drop) {
-    if (ranks.count() == 0) return {-std::numeric_limits<float>::infinity(), 0, 0, 0};
-    const uint64_t dropped = std::min(floor_share(drop, ranks.count()), ranks.count() - 1);
-    const Cut cut = ranks.at(dropped);
-    return {key_float(cut.key), dropped - cut.below, dropped, ranks.count()};
+    return {ranks.count(), ranks.count() > 0 ? ranks.at(rank_of(ranks.count())) : Cut{}};
 }
 
 }  // namespace
 
 Threshold threshold(Scores scores, double drop, int threads) {
     if (!(drop >= 0.0 && drop < 1.0)) throw std::invalid_argument("drop: must be at least 0 and below 1");
-    return threshold_of(rank_scores(scores, threads), drop);
+    auto dropped = [drop](uint64_t seen) {
+        return std::min(floor_share(drop, seen), seen - std::min<uint64_t>(seen, 1));
+    };
+    const auto [seen, cut] = rank_score(scores, dropped, threads);
+    if (seen == 0) return {-std::numeric_limits<float>::infinity(), 0, 0, 0};
+    return {key_float(cut.key), dropped(seen) - cut.below, dropped(seen), seen};
 }
 
 float percentile(Scores scores, double q, int threads) {
     if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
-    const KeyRanks<ScoreKeys> ranks = rank_scores(scores, threads);
-    if (ranks.count() == 0) throw std::invalid_argument("scores: no block has one");
-    const uint64_t rank = std::max<uint64_t>(ceil_share(q, ranks.count()), 1);
-    return key_float(ranks.at(rank - 1).key);
+    auto rank = [q](uint64_t seen) { return std::max<uint64_t>(ceil_share(q, seen), 1) - 1; };
+    const ScoreRank found = rank_score(scores, rank, threads);
+    if (found.seen == 0) throw std::invalid_argument("scores: no block has one");
+    return key_float(found.cut.key);
 }
 
 namespace {

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -100,6 +102,24 @@ std::vector<uint64_t> histogram(uint64_t n, uint64_t bins, int threads, Fill fil
     return total;
 }
 
+// Appends the keys of a batch that match, which are few.
+template <class Matches>
+void append_matching(const uint32_t* batch, uint64_t count, std::vector<uint32_t>& to, Matches matches) {
+    constexpr uint64_t kGroup = 16;  // most groups have none
+    uint64_t j = 0;
+    for (; j + kGroup <= count; j += kGroup) {
+        uint32_t any = 0;
+        for (uint64_t i = j; i < j + kGroup; ++i) any |= matches(batch[i]);
+        if (any == 0) continue;
+        for (uint64_t i = j; i < j + kGroup; ++i) {
+            if (matches(batch[i])) to.push_back(batch[i]);
+        }
+    }
+    for (; j < count; ++j) {
+        if (matches(batch[j])) to.push_back(batch[j]);
+    }
+}
+
 struct Cut {
     uint32_t key;    // the key at the asked rank
     uint64_t below;  // how many keys are smaller
@@ -149,26 +169,14 @@ class KeyRanks {
         std::vector<uint64_t> total(kHalf, 0);
         std::mutex lock;
         for_chunks(keys_.size(), threads_, [&](uint64_t, uint64_t begin, uint64_t end) {
-            std::vector<uint16_t> found;
+            std::vector<uint32_t> found;
             uint32_t buffer[kBatch];
             for_batches(begin, end, [&](uint64_t first, uint64_t count) {
                 const uint32_t* batch = keys_.read(first, count, buffer);
-                constexpr uint64_t kGroup = 32;  // most groups have none
-                uint64_t j = 0;
-                for (; j + kGroup <= count; j += kGroup) {
-                    uint32_t any = 0;
-                    for (uint64_t i = j; i < j + kGroup; ++i) any |= batch[i] >> 16 == high;
-                    if (any == 0) continue;
-                    for (uint64_t i = j; i < j + kGroup; ++i) {
-                        if (batch[i] >> 16 == high) found.push_back(static_cast<uint16_t>(batch[i]));
-                    }
-                }
-                for (; j < count; ++j) {
-                    if (batch[j] >> 16 == high) found.push_back(static_cast<uint16_t>(batch[j]));
-                }
+                append_matching(batch, count, found, [high](uint32_t key) { return key >> 16 == high; });
             });
             std::lock_guard<std::mutex> guard(lock);
-            for (const uint16_t low : found) ++total[low];
+            for (const uint32_t key : found) ++total[key & (kHalf - 1)];
         });
         return total;
     }
@@ -178,6 +186,74 @@ class KeyRanks {
     std::vector<uint64_t> highs_;
     uint64_t count_;
 };
+
+// Two keys that the one at a rank probably lies between.
+struct Between {
+    uint32_t low, high;
+};
+
+// rank_of(count) says which rank (from 0) is wanted of `count` keys. From a sample of pieces, so that
+// neighbours that are alike do not mislead it much; nothing where the keys are few.
+template <class Keys, class RankOf>
+std::optional<Between> guess_rank(const Keys& keys, RankOf rank_of) {
+    constexpr uint64_t kPiece = 64, kEvery = 64 * kPiece;
+    std::vector<uint32_t> sample;
+    uint32_t buffer[kPiece];
+    for (uint64_t first = 0; first + kPiece <= keys.size(); first += kEvery) {
+        const uint32_t* piece = keys.read(first, kPiece, buffer);
+        std::copy_if(piece, piece + kPiece, std::back_inserter(sample),
+                     [](uint32_t key) { return key != kNoKey; });
+    }
+    const auto count = static_cast<double>(sample.size());
+    const auto rank = static_cast<double>(rank_of(sample.size()));
+    const double margin =
+        6.0 * std::sqrt(std::min(rank, count - rank)) + 16.0;  // over six standard deviations
+    if (rank < margin || rank + margin >= count) return std::nullopt;
+    auto at = [&sample](double place) {
+        const auto found = sample.begin() + static_cast<std::ptrdiff_t>(place);
+        std::nth_element(sample.begin(), found, sample.end());
+        return *found;
+    };
+    return Between{at(rank - margin), at(rank + margin)};
+}
+
+// What one pass over the keys finds: how many there are, how many lie below `low`, and those between.
+struct NearKeys {
+    uint64_t count = 0, below = 0;
+    bool infinite = false;  // one is the key of an infinity
+    std::vector<uint32_t> between;
+};
+
+template <class Keys>
+NearKeys find_near(const Keys& keys, Between bounds, int threads) {
+    constexpr uint32_t kInfinity = 0xFF800000u, kMinusInfinity = 0x007FFFFFu;
+    NearKeys total;
+    std::mutex lock;
+    for_chunks(keys.size(), threads, [&](uint64_t, uint64_t begin, uint64_t end) {
+        NearKeys here;
+        uint32_t buffer[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            const uint32_t* batch = keys.read(first, count, buffer);
+            uint32_t none = 0, below = 0, infinite = 0;
+            for (uint64_t j = 0; j < count; ++j) {
+                none += batch[j] == kNoKey;
+                below += batch[j] < bounds.low;
+                infinite |= (batch[j] == kInfinity) | (batch[j] == kMinusInfinity);
+            }
+            here.count += count - none;
+            here.below += below;
+            here.infinite |= infinite != 0;
+            append_matching(batch, count, here.between,
+                            [bounds](uint32_t key) { return (key >= bounds.low) & (key <= bounds.high); });
+        });
+        std::lock_guard<std::mutex> guard(lock);
+        total.count += here.count;
+        total.below += here.below;
+        total.infinite |= here.infinite;
+        total.between.insert(total.between.end(), here.between.begin(), here.between.end());
+    });
+    return total;
+}
 
 enum class Side { kBelow, kAbove };
 

@@ -58,11 +58,12 @@ def permutation(n: int, seed: int, num_threads: int = 0) -> Ids:
 def shuffle_visits(visits: npt.NDArray[np.uint32], seed: int, num_threads: int = 0) -> Ids:
     """Block i visits[i] times, uniformly shuffled."""
 
-def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float, int, int]:
-    """(cut, tie quota, dropped): the lowest floor(drop * scored) scores go, drop in [0, 1), equal ones by ascending id.
+def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float, int, int, int]:
+    """(cut, tie quota, dropped, scored): the lowest floor(drop * scored) scores go, drop in [0, 1), equal ones by
+    ascending id.
 
     What stays are the scores above `cut` and, of those that equal it, all but the first `tie quota` by id. The share is
-    the decimal that was written: 0.29 of 100 is 29. (-inf, 0, 0) where no block has a score.
+    the decimal that was written: 0.29 of 100 is 29. (-inf, 0, 0, 0) where no block has a score.
     """
 
 def order_threshold(scores: Scores, drop: float, keep_unseen: bool, draws: int, seed: int, num_threads: int = 0) -> Ids:

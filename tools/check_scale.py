@@ -2,7 +2,7 @@
 
     python tools/check_scale.py
 
-A permutation of 2^31 + 5 blocks holds each of them once, and mixes them evenly. From 2^32 + 1000 blocks (of equal
+A permutation of 2^31 + 5 blocks holds each of them once, and mixes them evenly. From 2^32 + 10^7 blocks (of equal
 scores, in memory that is never written, so that it takes none), weighted orders of a million draws, thresholds and
 clusters: ids have 64 bits, reach beyond 2^32, differ where they must, and are spread evenly over the corpus and over
 the order (chi-square, 63 degrees of freedom).
@@ -56,16 +56,17 @@ def check_draws(n: int, draws: int) -> None:
     weighting = ([], [1.0], 0.0, 6.0, draws)
     choice = timed(f"choice of {draws:,} out of {n:,}", lambda: _C.order_choice(scores, *weighting, 7))
     assert choice.dtype == np.uint64
+    assert choice.max() > 2**32
     assert len(np.unique(choice)) == draws
     check_even(choice, n)
     visits = timed(f"visits of {draws:,} out of {n:,}", lambda: _C.order_visits(scores, *weighting, 7))
-    assert visits.max() > 2**32
+    assert visits.max() > n - n // draws - 2
     gaps = np.diff(np.sort(visits))  # systematic: evenly spaced in the corpus
     assert gaps.min() >= n // draws
     assert gaps.max() <= n // draws + 1
     check_even(visits[: draws // 10], n)
-    cut, ties, dropped = timed("threshold", lambda: _C.threshold(scores, 0.999))
-    assert (cut, ties, dropped) == (0.0, n * 999 // 1000, n * 999 // 1000)
+    cut, ties, dropped, seen = timed("threshold", lambda: _C.threshold(scores, 0.999))
+    assert (cut, ties, dropped, seen) == (0.0, n * 999 // 1000, n * 999 // 1000, n)
     kept = n - dropped
     focus = timed(f"focus on {kept:,}", lambda: _C.order_threshold(scores, 0.999, True, kept, 7))
     assert np.array_equal(np.sort(focus), np.arange(dropped, n, dtype=np.uint64))  # of equal ones, the last stay
@@ -75,7 +76,7 @@ def check_draws(n: int, draws: int) -> None:
 
 def main() -> None:
     check_permutation(2**31 + 5)
-    check_draws(2**32 + 1000, 1_000_000)
+    check_draws(2**32 + 10_000_000, 1_000_000)
     print("all as it should be")
 
 

@@ -19,6 +19,8 @@ Doubles = npt.NDArray[np.float64]
 # Weights are clipped at this quantile of the scores (ours): the extreme tail of the perplexity is noise.
 CLIP_QUANTILE = 0.999
 
+_NO_SCORE = "focus: no block has a score yet"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -64,13 +66,14 @@ def make_order(phase: Phase, scores: Scores, draws: int, seed: int, phase_index:
     if phase.kind != "focus":
         n_blocks = len(scores)
         return _whole_passes(lambda part: _C.permutation(n_blocks, part), draws, n_blocks, seed), None
+    if phase.selection == "threshold" and phase.sampling == "passes":
+        selection = _threshold(phase, scores)
+        return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, draws, seed), selection
     if np.isnan(scores).all():
-        raise ValueError("focus: no block has a score yet")
+        raise ValueError(_NO_SCORE)
     cap = _C.percentile(scores, CLIP_QUANTILE)
     selection, cuts, mass, unseen_mass = _select(phase, scores, cap)
     if phase.sampling == "passes":
-        if phase.selection == "threshold":
-            return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, draws, seed), selection
         kept = (~selection.left_out(scores)).astype(np.uint32)
         n_kept = int(kept.sum())
         return _whole_passes(lambda part: _C.shuffle_visits(kept, part), draws, n_kept, seed), selection
@@ -90,28 +93,31 @@ def _select(phase: Phase, scores: Scores, cap: float) -> tuple[Selection, Double
     Returns (selection, cuts [k-1], mass [k], mass of the unseen). The mass of an interval is its share of the
     draws, size x mean perplexity (clipped at `cap`); kept unseen blocks count as blocks of mean perplexity (both ours).
     """
-    n_unseen = int(np.isnan(scores).sum())
     if phase.selection == "threshold":
-        cut, tie_quota, dropped = _C.threshold(scores, phase.drop)
-        if phase.sampling != "passes":  # intervals of score cannot split a tie: equal blocks all stay
-            dropped, tie_quota = int((scores < cut).sum()), 0
-        cuts = np.array([cut])
-        n_kept = len(scores) - n_unseen - dropped
-        mass, kept_perplexity = np.array([0.0, float(n_kept)]), 1.0
+        selection = _threshold(phase, scores)
+        cuts = np.array([selection.cut])
+        mass, kept_perplexity = np.array([0.0, float(len(scores) - selection.unseen - selection.dropped)]), 1.0
     else:
-        cuts, counts, perplexity, _, _ = _C.cluster(scores, phase.clusters, cap)
+        cuts, counts, perplexity, unseen, _ = _C.cluster(scores, phase.clusters, cap)
         removed = _easy_clusters(counts, phase.drop)
-        cut, tie_quota, dropped = (
-            float(cuts[removed - 1]) if removed else -np.inf,
-            0,
-            int(counts[:removed].sum()),
-        )
+        cut = float(cuts[removed - 1]) if removed else -np.inf
+        dropped = int(counts[:removed].sum())
+        selection = Selection(cut, 0, not phase.keeps_unseen, dropped, unseen, len(scores))
         mass = counts * perplexity
         mass[:removed] = 0.0
         kept_perplexity = float(mass.sum() / counts[removed:].sum())
-    unseen_mass = n_unseen * kept_perplexity if phase.keeps_unseen else 0.0
-    selection = Selection(float(cut), tie_quota, not phase.keeps_unseen, dropped, n_unseen, len(scores))
+    unseen_mass = selection.unseen * kept_perplexity if phase.keeps_unseen else 0.0
     return selection, cuts, mass, unseen_mass
+
+
+def _threshold(phase: Phase, scores: Scores) -> Selection:
+    """What a drop by threshold leaves out."""
+    cut, tie_quota, dropped, seen = _C.threshold(scores, phase.drop)
+    if seen == 0:
+        raise ValueError(_NO_SCORE)
+    if phase.sampling != "passes":  # intervals of score cannot split a tie: equal blocks all stay
+        dropped, tie_quota = dropped - tie_quota, 0
+    return Selection(float(cut), tie_quota, not phase.keeps_unseen, dropped, len(scores) - seen, len(scores))
 
 
 def _easy_clusters(counts: npt.NDArray[np.int64], drop: float) -> int:

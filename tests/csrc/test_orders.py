@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,13 @@ SEVERAL_BUCKETS = 300_000  # draws: more than one bucket of the shuffle, and mor
 levels = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 2.0, 3.25, float("nan")]), max_size=60)
 drops = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.95, 0.999999])
 seeds = st.integers(0, 2**64 - 1)
+
+
+def _rounded_scores(n: int) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(4)
+    scores = np.round(rng.gamma(9, 0.35, n), 1).astype(np.float32)
+    scores[rng.random(n) < 0.05] = np.nan
+    return scores
 
 
 # Around the edges of buckets (2^16 draws) and chunks (2^18 blocks), and several of both.
@@ -120,11 +129,41 @@ def test_visits_are_kept_across_buckets() -> None:
 @given(values=levels, drop=drops)
 def test_threshold_describes_what_is_kept(values: list[float], drop: float) -> None:
     scores = np.array(values, np.float32)
-    cut, tie_quota, dropped = _C.threshold(scores, drop)
+    cut, tie_quota, dropped, seen = _C.threshold(scores, drop)
     ties = np.flatnonzero(scores == cut)
     kept = np.union1d(np.flatnonzero(scores > cut), ties[tie_quota:])
     assert kept.tolist() == kept_by_threshold(scores, drop, keep_unseen=False)
-    assert dropped == np.count_nonzero(~np.isnan(scores)) - len(kept)
+    assert seen == np.count_nonzero(~np.isnan(scores))
+    assert dropped == seen - len(kept)
+
+
+def _misleading(n: int) -> npt.NDArray[np.float32]:
+    """Every 64th group of 64 blocks is unlike the others."""
+    return np.where(np.arange(n) // 64 % 64 == 0, 5.0, np.linspace(0, 1, n)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        _rounded_scores(700_000),
+        np.random.default_rng(1).normal(3, 1, 700_000).astype(np.float32),
+        np.linspace(-3, 9, 700_000, dtype=np.float32),
+        _misleading(700_000),
+        np.where(np.arange(700_000) % 1000 == 0, 1.0, np.nan).astype(np.float32),
+        np.full(700_000, -2.5, np.float32),
+    ],
+    ids=["ties", "normal", "sorted", "misleading", "few", "equal"],
+)
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.3, 0.5, 0.9993, 1 - 2**-30])
+def test_ranks_of_many_blocks(scores: npt.NDArray[np.float32], share: float) -> None:
+    """Whether a sample leads near the rank or not."""
+    ordered = np.sort(scores[~np.isnan(scores)])
+    cut, tie_quota, dropped, seen = _C.threshold(scores, share)
+    assert seen == len(ordered)
+    assert dropped == min(math.floor(Fraction(str(share)) * seen), seen - 1)
+    assert cut == ordered[dropped]
+    assert tie_quota == dropped - np.searchsorted(ordered, cut)
+    assert _C.percentile(scores, share) == ordered[max(math.ceil(Fraction(str(share)) * seen), 1) - 1]
 
 
 @given(values=levels, drop=drops, keep_unseen=st.booleans(), draws=st.integers(0, 200), seed=seeds)
@@ -175,20 +214,13 @@ def test_decimal_shares_are_meant_as_written(drop: float, seen: int, dropped: in
 
 def test_without_scores_nothing_is_dropped() -> None:
     scores = np.full(5, np.nan, np.float32)
-    assert _C.threshold(scores, 0.9) == (-np.inf, 0, 0)
+    assert _C.threshold(scores, 0.9) == (-np.inf, 0, 0, 0)
     assert np.sort(_C.order_threshold(scores, 0.9, True, 5, 0)).tolist() == [0, 1, 2, 3, 4]
     assert _C.order_threshold(scores, 0.9, False, 0, 0).tolist() == []
 
 
 def test_a_share_below_one_never_drops_every_block() -> None:
-    assert _C.threshold(np.zeros(3, np.float32), 1 - 2**-53) == (0.0, 2, 2)
-
-
-def _rounded_scores(n: int) -> npt.NDArray[np.float32]:
-    rng = np.random.default_rng(4)
-    scores = np.round(rng.gamma(9, 0.35, n), 1).astype(np.float32)
-    scores[rng.random(n) < 0.05] = np.nan
-    return scores
+    assert _C.threshold(np.zeros(3, np.float32), 1 - 2**-53) == (0.0, 2, 2, 3)
 
 
 @pytest.mark.parametrize("id_type", [np.uint32, np.uint64])
