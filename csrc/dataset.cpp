@@ -99,8 +99,8 @@ void IndexFile::check_header() {
 }
 
 void IndexFile::check_sequences() {
-    std::vector<int32_t> lengths(kPiece);
-    std::vector<int64_t> positions(kPiece);
+    std::vector<int32_t> lengths(std::min(kPiece, sequences_));
+    std::vector<int64_t> positions(lengths.size());
     for (uint64_t first = 0; first < sequences_; first += kPiece) {
         const uint64_t count = std::min(kPiece, sequences_ - first);
         file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * count);
@@ -121,7 +121,7 @@ void IndexFile::check_sequences() {
 }
 
 void IndexFile::check_documents() const {
-    std::vector<int64_t> entries(kPiece);
+    std::vector<int64_t> entries(std::min(kPiece, entries_));
     int64_t previous = 0;
     for (uint64_t first = 0; first < entries_; first += kPiece) {
         const uint64_t count = std::min(kPiece, entries_ - first);

@@ -12,6 +12,8 @@
 namespace mlfr {
 
 File::File(const std::string& path) : path_(path) {
+    // The system would open the file that is named before it.
+    if (path.find('\0') != std::string::npos) throw std::invalid_argument("a file name with a NUL character");
     // O_NONBLOCK: opening a pipe that nobody writes to must not hang.
     descriptor_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor_ < 0) throw FileError(errno, std::strerror(errno), path);
