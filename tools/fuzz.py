@@ -75,7 +75,7 @@ def fuzz(target: str, options: argparse.Namespace) -> int:
 def run_threads(options: argparse.Namespace) -> int:
     """Build and run what ThreadSanitizer watches; its exit code."""
     program = build_threads(options.compiler, options.build)
-    return subprocess.run([program, "2000000", options.build]).returncode
+    return subprocess.run([program, "5000000", options.build]).returncode
 
 
 def build_threads(compiler: str, folder: Path) -> Path:

@@ -44,6 +44,13 @@ def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
 
 
+def run_kept_inputs(program: Path, target: str) -> None:
+    """Inputs that failed once, in earlier runs."""
+    for path in INPUTS.glob(f"{target}-*"):
+        done = run(program, path)
+        assert done.returncode == 0, f"{path.name}: {done.stderr}"
+
+
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The dataset's target, compiled: object files by name."""
@@ -111,8 +118,7 @@ def test_hostile_numbers_do_no_harm_to_orders(tmp_path: Path) -> None:
     )
     done = run(program, "400", "1", tmp_path / "crash")
     assert done.returncode == 0, done.stderr
-    for path in INPUTS.glob("orders-*"):  # found by earlier runs
-        assert run(program, path).returncode == 0, path
+    run_kept_inputs(program, "orders")
 
 
 @pytest.mark.slow
