@@ -18,7 +18,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/csrc/fuzz/*.cpp tests/csrc/fuzz/*.h
 
 setup: $(STAMP)
 

@@ -123,10 +123,12 @@ uint64_t IndexFile::token_offset(uint64_t document) const {
     }
     int64_t sequence;
     file_.read(documents_at_ + 8 * document, &sequence, 8);
+    file_.check_size();
     if (sequence < 0 || static_cast<uint64_t>(sequence) > sequences_) fail("changed while it was in use");
     if (static_cast<uint64_t>(sequence) == sequences_) return tokens_;
     int64_t position;
     file_.read(positions_at_ + 8 * static_cast<uint64_t>(sequence), &position, 8);
+    file_.check_size();
     if (position < 0 || static_cast<uint64_t>(position) > tokens_ * item_size_)
         fail("changed while it was in use");
     return static_cast<uint64_t>(position) / item_size_;
@@ -139,6 +141,7 @@ std::vector<int32_t> IndexFile::sequence_lengths(uint64_t first, uint64_t last) 
     }
     std::vector<int32_t> lengths(last - first);
     file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * lengths.size());
+    file_.check_size();
     return lengths;
 }
 

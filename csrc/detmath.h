@@ -46,8 +46,8 @@ inline double det_exp_inside(double x) {
     return (kExpTable[static_cast<size_t>(number & (kExpSteps - 1))] * power) * series;
 }
 
-// The same for any x, clamped to [-700, 700].
-inline double det_exp(double x) { return det_exp_inside(std::min(std::max(x, -700.0), 700.0)); }
+// The same for any x, clamped to [-700, 700]; NaN, of which no integer could be made, counts as -700.
+inline double det_exp(double x) { return det_exp_inside(std::min(std::max(-700.0, x), 700.0)); }
 
 // e^x in fp32 for |x| <= 86, relative error below 3e-7: x = n ln 2 + r with |r| <= ln 2 / 2, e^r from its
 // series. No branches and no tables: loops over it become vector instructions.

@@ -40,6 +40,8 @@ class Descriptor {
 }  // namespace
 
 File::File(const std::string& path) : path_(path) {
+    // The system would open the file that is named before it.
+    if (path.find('\0') != std::string::npos) throw std::invalid_argument("a file name with a NUL character");
     const Descriptor descriptor(path);
     struct stat status;
     if (fstat(descriptor.number(), &status) != 0) throw FileError(errno, std::strerror(errno), path);
@@ -59,12 +61,12 @@ File::~File() {
 
 void File::read(uint64_t offset, void* out, uint64_t length) const {
     if (length > size_ || offset > size_ - length) fail_short(path_);
+    if (length == 0) return;
     if (map_ == nullptr) return read_opened(offset, static_cast<char*>(out), length);
     if (!copy_mapped(out, map_ + offset, length)) fail_short(path_);
 }
 
 void File::read_opened(uint64_t offset, char* to, uint64_t length) const {
-    if (length == 0) return;
     const Descriptor descriptor(path_);
     struct stat status;
     if (fstat(descriptor.number(), &status) != 0) throw FileError(errno, std::strerror(errno), path_);

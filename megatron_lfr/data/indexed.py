@@ -194,6 +194,8 @@ class IndexedDataset:
     def document(self, document: int) -> npt.NDArray[Any]:
         """The token ids of a document [its length], in the type that they are stored in."""
         first, last = self.document_offset(document), self.document_offset(document + 1)
+        if last < first:
+            raise ValueError(f"{with_suffix(self.prefix, '.idx')}: changed while it was in use")
         tokens: npt.NDArray[Any] = self.read(np.array([first], np.int64), last - first)[0]
         return tokens
 

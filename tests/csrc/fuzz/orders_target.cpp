@@ -1,0 +1,310 @@
+// Fuzz target of the orders: hostile numbers give std::invalid_argument exactly where they are illegal, and
+// results keep their definitions, the same for any number of threads.
+#include <numeric>
+#include <stdexcept>
+
+#include "cluster.h"
+#include "orders_input.h"
+
+namespace {
+
+using fuzz::Call;
+using fuzz::Reader;
+using fuzz::require;
+using fuzz::throws;
+using mlfr::Scores;
+using mlfr::Weighting;
+
+// Now and then many.
+uint64_t take_draws(Reader& reader) {
+    const uint64_t number = reader.take<uint16_t>();
+    return number < 4096 ? 5 * number : number % 300;
+}
+
+struct Case {
+    std::vector<float> scores;
+    int threads;
+    uint64_t seed;
+
+    Scores view() const { return {scores.data(), scores.size()}; }
+    uint64_t seen() const {
+        return static_cast<uint64_t>(
+            std::count_if(scores.begin(), scores.end(), [](float score) { return !std::isnan(score); }));
+    }
+    bool finite() const {
+        return std::none_of(scores.begin(), scores.end(), [](float score) { return std::isinf(score); });
+    }
+};
+
+// Draws by make(threads, out) with both types of ids and two numbers of threads; how often each block was
+// drawn.
+template <class Make>
+std::vector<uint64_t> draw_counts(const Case& input, uint64_t draws, Make make) {
+    std::vector<uint32_t> ids(draws);
+    std::vector<uint64_t> wide(draws);
+    make(1, ids.data());
+    make(input.threads, wide.data());
+    require(std::equal(ids.begin(), ids.end(), wide.begin()),
+            "neither threads nor the type of ids change an order");
+    require(mlfr::order_hash(ids.data(), draws, 1) == mlfr::order_hash(wide.data(), draws, input.threads),
+            "order_hash");
+    std::vector<uint64_t> counts(input.scores.size(), 0);
+    for (const uint32_t id : ids) {
+        require(id < counts.size(), "ids are those of blocks");
+        ++counts[id];
+    }
+    return counts;
+}
+
+void check_permutation(const Case& input) {
+    const uint64_t n = input.scores.size();
+    const auto counts = draw_counts(
+        input, n, [&](int threads, auto* out) { mlfr::permutation(n, input.seed, threads, out); });
+    require(std::all_of(counts.begin(), counts.end(), [](uint64_t count) { return count == 1; }),
+            "a permutation");
+}
+
+void check_visits(const Case& input, Reader& reader) {
+    std::vector<uint32_t> visits(input.scores.size());
+    for (uint32_t& count : visits) count = reader.take<uint8_t>() % 5;
+    if (!visits.empty() && input.seed % 64 == 0)
+        visits[input.seed / 64 % visits.size()] = 70000;  // two buckets
+    const uint64_t draws = std::accumulate(visits.begin(), visits.end(), uint64_t{0});
+    require(mlfr::sum_visits(visits.data(), visits.size(), input.threads) == draws, "sum_visits");
+    const auto counts = draw_counts(input, draws, [&](int threads, auto* out) {
+        mlfr::shuffle_visits(visits.data(), visits.size(), draws, input.seed, threads, out);
+    });
+    require(std::equal(counts.begin(), counts.end(), visits.begin()), "each block as often as asked for");
+}
+
+// Blocks that have a score, the lowest first, equal ones by id.
+std::vector<uint64_t> ranked(const Case& input) {
+    std::vector<uint64_t> ids;
+    for (uint64_t i = 0; i < input.scores.size(); ++i) {
+        if (!std::isnan(input.scores[i])) ids.push_back(i);
+    }
+    std::stable_sort(ids.begin(), ids.end(),
+                     [&](uint64_t a, uint64_t b) { return input.scores[a] < input.scores[b]; });
+    return ids;
+}
+
+void check_threshold(const Case& input, Reader& reader) {
+    const double drop = fuzz::take_share(reader);
+    const bool keep_unseen = reader.take<uint8_t>() % 2 == 0;
+    const uint64_t draws = take_draws(reader), seen = input.seen();
+    const bool legal = drop >= 0.0 && drop < 1.0 && input.finite();
+    mlfr::Threshold found{};
+    const bool refused =
+        throws<std::invalid_argument>([&] { found = mlfr::threshold(input.view(), drop, input.threads); });
+    require(refused != legal, "threshold refuses what is illegal");
+    if (!legal) return;
+    require(found.seen == seen && (seen == 0 ? found.dropped == 0 : found.dropped < seen),
+            "counts of a threshold");
+    require(std::abs(static_cast<double>(found.dropped) - drop * static_cast<double>(seen)) <= 1.0,
+            "share dropped");
+
+    const std::vector<uint64_t> ids = ranked(input);
+    std::vector<bool> kept(input.scores.size(), keep_unseen);
+    for (uint64_t rank = 0; rank < seen; ++rank) kept[ids[rank]] = rank >= found.dropped;
+    if (seen > 0)
+        require(input.scores[ids[found.dropped]] == found.cut, "the cut is the lowest score that is kept");
+    const auto size = static_cast<uint64_t>(std::count(kept.begin(), kept.end(), true));
+    if (size == 0 && draws > 0) {
+        uint32_t none;
+        require(throws<std::invalid_argument>(
+                    [&] { mlfr::order_threshold(input.view(), drop, keep_unseen, draws, 0, 1, &none); }),
+                "nothing to draw from");
+        return;
+    }
+    const auto counts = draw_counts(input, draws, [&](int threads, auto* out) {
+        mlfr::order_threshold(input.view(), drop, keep_unseen, draws, input.seed, threads, out);
+    });
+    for (uint64_t i = 0; i < counts.size(); ++i) {
+        const bool right = kept[i] ? counts[i] - draws / size <= (draws % size > 0) : counts[i] == 0;
+        require(right, "whole passes over what is kept");
+    }
+}
+
+void check_percentile(const Case& input, Reader& reader) {
+    const double q = fuzz::take_share(reader);
+    const uint64_t seen = input.seen();
+    const bool legal = q >= 0.0 && q <= 1.0 && input.finite() && seen > 0;
+    float found = 0.0f;
+    require(throws<std::invalid_argument>(
+                [&] { found = mlfr::percentile(input.view(), q, input.threads); }) != legal,
+            "percentile refuses what is illegal");
+    if (!legal) return;
+    const std::vector<uint64_t> ids = ranked(input);
+    const double rank =
+        q * static_cast<double>(seen);  // from 1, rounded up; decimal shares may be a little beside
+    const auto low =
+        static_cast<uint64_t>(std::clamp(std::ceil(rank - 1e-6), 1.0, static_cast<double>(seen)));
+    const auto high =
+        static_cast<uint64_t>(std::clamp(std::ceil(rank + 1e-6), 1.0, static_cast<double>(seen)));
+    require(found == input.scores[ids[low - 1]] || found == input.scores[ids[high - 1]], "percentile");
+}
+
+size_t cluster_of(const std::vector<double>& cuts, float score, size_t of_none) {
+    if (std::isnan(score)) return of_none;
+    return static_cast<size_t>(std::count_if(cuts.begin(), cuts.end(),
+                                             [&](double cut) { return cut <= static_cast<double>(score); }));
+}
+
+bool is_legal(const Weighting& weighting) {
+    auto is_mass = [](double mass) { return std::isfinite(mass) && mass >= 0.0; };
+    return weighting.cuts.size() <= 63 && weighting.mass.size() == weighting.cuts.size() + 1 &&
+           std::none_of(weighting.cuts.begin(), weighting.cuts.end(),
+                        [](double cut) { return std::isnan(cut); }) &&
+           std::is_sorted(weighting.cuts.begin(), weighting.cuts.end()) && is_mass(weighting.unseen_mass) &&
+           std::all_of(weighting.mass.begin(), weighting.mass.end(), is_mass) &&
+           weighting.cap >= static_cast<double>(std::numeric_limits<float>::lowest());
+}
+
+// How many draws each block and each cluster can expect; nothing where the weighting is illegal.
+struct Expected {
+    std::vector<size_t> cluster;
+    std::vector<double> block, of_cluster;
+
+    Expected(const Case& input, const Weighting& weighting) {
+        if (!is_legal(weighting) || !input.finite()) return;
+        std::vector<double> mass = weighting.mass;
+        mass.push_back(weighting.unseen_mass);
+        const size_t k = mass.size();
+        std::vector<double> highest(k, -std::numeric_limits<double>::infinity()), sum(k, 0.0);
+        std::vector<double> capped;
+        const auto cap = static_cast<double>(static_cast<float>(weighting.cap));
+        for (const float score : input.scores) {
+            const size_t c = cluster_of(weighting.cuts, score, k - 1);
+            cluster.push_back(c);
+            capped.push_back(std::isnan(score) ? 0.0 : std::min(static_cast<double>(score), cap));
+            highest[c] = std::max(highest[c], capped.back());
+        }
+        for (size_t i = 0; i < capped.size(); ++i) {
+            block.push_back(std::exp(std::max(-80.0, capped[i] - highest[cluster[i]])));
+            sum[cluster[i]] += block[i];
+        }
+        double total = 0.0;
+        for (size_t c = 0; c < k; ++c) total += sum[c] > 0.0 ? mass[c] : 0.0;
+        if (!(total > 0.0 && std::isfinite(total))) {
+            block.clear();
+            return;
+        }
+        for (size_t c = 0; c < k; ++c) of_cluster.push_back(sum[c] > 0.0 ? mass[c] / total : 0.0);
+        for (size_t i = 0; i < block.size(); ++i) block[i] *= of_cluster[cluster[i]] / sum[cluster[i]];
+    }
+
+    bool legal() const { return !block.empty(); }
+};
+
+// Whether a count is an expectation rounded up or down, but for errors of single precision.
+bool is_rounded(uint64_t count, double expected) {
+    return std::abs(static_cast<double>(count) - expected) <= 1.0 + 1e-3 + 1e-4 * expected;
+}
+
+void check_weighted_visits(const Case& input, Reader& reader) {
+    const Weighting weighting = fuzz::take_weighting(reader);
+    const uint64_t draws = take_draws(reader);
+    const Expected expected(input, weighting);
+    auto draw = [&](uint64_t number, int threads, auto* out) {
+        mlfr::order_visits(input.view(), weighting, number, input.seed, threads, out);
+    };
+    uint32_t none;
+    if (!expected.legal() || draws == 0) {
+        require(throws<std::invalid_argument>([&] { draw((uint64_t{1} << 40) + draws, 1, &none); }),
+                "order_visits refuses what is illegal");
+    }
+    if (!expected.legal()) return;
+    const auto counts = draw_counts(input, draws, [&](int threads, auto* out) { draw(draws, threads, out); });
+    std::vector<uint64_t> of_cluster(expected.of_cluster.size(), 0);
+    const auto all = static_cast<double>(draws);
+    for (uint64_t i = 0; i < counts.size(); ++i) {
+        of_cluster[expected.cluster[i]] += counts[i];
+        require(is_rounded(counts[i], all * expected.block[i]), "visits of a block");
+        if (expected.of_cluster[expected.cluster[i]] == 0.0)
+            require(counts[i] == 0, "no visits without mass");
+    }
+    for (size_t c = 0; c < of_cluster.size(); ++c) {
+        require(is_rounded(of_cluster[c], all * expected.of_cluster[c]), "visits of a cluster");
+    }
+}
+
+void check_choice(const Case& input, Reader& reader) {
+    const Weighting weighting = fuzz::take_weighting(reader);
+    const uint64_t draws = take_draws(reader);
+    const Expected expected(input, weighting);
+    auto choose = [&](int threads, auto* out) {
+        mlfr::order_choice(input.view(), weighting, draws, input.seed, threads, out);
+    };
+    if (!expected.legal()) {
+        uint32_t none;
+        require(throws<std::invalid_argument>([&] { choose(1, &none); }),
+                "order_choice refuses what is illegal");
+        return;
+    }
+    auto drawable = [&](size_t cluster) { return expected.of_cluster[cluster] > 0.0; };
+    const auto all =
+        static_cast<uint64_t>(std::count_if(expected.cluster.begin(), expected.cluster.end(), drawable));
+    const auto counts = draw_counts(input, draws, choose);
+    for (uint64_t i = 0; i < counts.size(); ++i) {
+        const bool right =
+            drawable(expected.cluster[i]) ? counts[i] - draws / all <= (draws % all > 0) : counts[i] == 0;
+        require(right, "whole passes, then none twice");
+    }
+}
+
+void check_cluster(const Case& input, Reader& reader) {
+    const auto kind = reader.take<uint8_t>();
+    const int k = kind < 16 ? reader.take<int>() : reader.take<uint8_t>() % 70;
+    const int bins = kind % 16 < 2 ? reader.take<int>() : reader.take<uint16_t>() % 4200;
+    const double cap = fuzz::take_number<double>(reader);
+    const uint64_t seen = input.seen();
+    const bool legal =
+        k >= 1 && k <= 63 && bins >= k && bins <= 65536 && !std::isnan(cap) && input.finite() && seen > 0;
+    mlfr::Clusters found{};
+    require(throws<std::invalid_argument>(
+                [&] { found = mlfr::cluster(input.view(), k, bins, cap, input.threads); }) != legal,
+            "cluster refuses what is illegal");
+    if (!legal) return;
+    const size_t size = found.counts.size();
+    require(size >= 1 && size <= static_cast<size_t>(k), "at most k clusters");
+    require(found.cuts.size() + 1 == size && found.mean_perplexity.size() == size,
+            "a cut between two clusters");
+    require(found.unseen + seen == input.scores.size(), "unseen");
+    std::vector<int64_t> counts(size + 1, 0);
+    for (const float score : input.scores) ++counts[cluster_of(found.cuts, score, size)];
+    counts.pop_back();
+    require(counts == found.counts, "counts are those of the cuts");
+    for (size_t c = 0; c < size; ++c) {
+        require(counts[c] > 0 && found.mean_perplexity[c] >= 0.0, "no cluster is empty");
+        if (c > 0 && c + 1 < size) require(found.cuts[c - 1] < found.cuts[c], "cuts ascend");
+    }
+    require(found.mse >= 0.0 && std::isfinite(found.mse), "mean squared distance");
+}
+
+}  // namespace
+
+namespace fuzz {
+
+Bytes make_input(mlfr::Stream& random) {
+    Bytes input(16 + random.below(160));
+    for (uint8_t& byte : input) byte = static_cast<uint8_t>(random.next() >> 56);
+    return input;
+}
+
+}  // namespace fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    Reader reader(data, size);
+    const auto call = static_cast<Call>(reader.take<uint8_t>() % static_cast<uint8_t>(Call::kCount));
+    const int threads = fuzz::take_threads(reader);
+    const auto seed = reader.take<uint64_t>();
+    const Case input{fuzz::take_scores(reader), threads, seed};
+    if (call == Call::kPermutation) check_permutation(input);
+    if (call == Call::kVisits) check_visits(input, reader);
+    if (call == Call::kThreshold) check_threshold(input, reader);
+    if (call == Call::kPercentile) check_percentile(input, reader);
+    if (call == Call::kWeightedVisits) check_weighted_visits(input, reader);
+    if (call == Call::kChoice) check_choice(input, reader);
+    if (call == Call::kCluster) check_cluster(input, reader);
+    return 0;
+}
