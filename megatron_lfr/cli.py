@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help lists a command's flags)
 
-  preprocess   turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain
+  preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
+  merge        join indexed corpora to one
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
 """
 
@@ -22,13 +23,23 @@ def _preprocess(argv: Sequence[str]) -> int:
     return 0
 
 
+def _merge(argv: Sequence[str]) -> int:
+    import tyro
+
+    from megatron_lfr.data.merge import MergeConfig, merge
+
+    summary = merge(tyro.cli(MergeConfig, args=list(argv), prog="megatron-lfr merge"))
+    print(f"{summary.prefix}: {summary.documents} documents, {summary.tokens} tokens")
+    return 0
+
+
 def _train(argv: Sequence[str]) -> int:
     from megatron_lfr.training.run import main as train
 
     return train(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"preprocess": _preprocess, "train": _train}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"preprocess": _preprocess, "merge": _merge, "train": _train}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

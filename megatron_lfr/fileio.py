@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def fsync_directory(path: Path) -> None:
@@ -28,3 +29,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def append_file(path: Path, target: BinaryIO) -> None:
+    """Append a file's bytes to an open file, copied by the kernel."""
+    target.flush()
+    with path.open("rb") as source:
+        while os.sendfile(target.fileno(), source.fileno(), None, 1 << 30):
+            pass
+    target.seek(0, os.SEEK_END)

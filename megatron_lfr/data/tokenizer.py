@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 EOD_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOD]")
 """Names under which an end-of-document token is looked for, in this order."""
+
+Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 
 
 class Tokenizer(Protocol):
@@ -23,8 +29,15 @@ class Tokenizer(Protocol):
     def eod(self) -> int:
         """The id that ends a document. ValueError when the tokenizer has none."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells this tokenizer from others."""
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text."""
+
+    def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        """The same ids, those of all texts in one array [n] of the type, and the length of each text [texts]."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text that ids stand for; undecodable bytes become U+FFFD."""
@@ -53,9 +66,15 @@ class ByteTokenizer:
 
     vocab_size = 257
     eod = 256
+    fingerprint = "bytes"
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
+
+    def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        data = [text.encode() for text in texts]
+        lengths = np.fromiter(map(len, data), np.int32, len(data))
+        return np.frombuffer(b"".join(data), np.uint8).astype(dtype), lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -70,12 +89,16 @@ class FileTokenizer:
 
     def __init__(self, path: Path, eod_token: str | None = None) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            content = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except OSError:
+            raise
         except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
             raise ValueError(f"tokenizer {path}: not a tokenizer file: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        self.fingerprint = f"sha256 {hashlib.sha256(content).hexdigest()}"
         self._path = path
         vocabulary = self._tokenizer.get_vocab()
         if not vocabulary:
@@ -96,11 +119,19 @@ class FileTokenizer:
         return self._eod
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._encodings(texts)]
+
+    def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        encodings = self._encodings(texts)
+        lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)  # one list of Python numbers at a time
+        return np.fromiter(ids, dtype, count=int(lengths.sum(dtype=np.int64))), lengths
+
+    def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
         try:
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # plain again: a model that lacks its unknown token, say
             raise ValueError(f"tokenizer {self._path}: {error}") from None
-        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
