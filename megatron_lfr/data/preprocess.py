@@ -153,9 +153,7 @@ def _loaded_state(config: PreprocessConfig, workspace: Workspace) -> _State:
                 PrefixSummary(**entry, prefix=domain_prefix(config.output_prefix, entry["domain"]))
                 for entry in saved["sealed"]
             ]
-        state = _State(
-            Place(**saved["place"]), int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed
-        )
+        state = _State(Place(**saved["place"]), int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(workspace.path, error) from None
     if state.broken and not config.skip_broken:
