@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 PEERS = [("encode_batch", 1000), ("encode_batch_fast", 1000), ("encode_batch_fast", 10_000)]
@@ -30,8 +31,8 @@ from megatron_lfr.data.preprocess import PreprocessConfig, run
 if __name__ == "__main__":
     source, prefix, tokenizer, workers = sys.argv[1:]
     run(PreprocessConfig([Path(source)], Path(prefix), tokenizer, workers=int(workers), progress=False))
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        print(resource.getrusage(who).ru_maxrss)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(sum(each.ru_utime + each.ru_stime for each in used), *(each.ru_maxrss for each in used))
 """
 
 PEER = """
@@ -42,28 +43,37 @@ with open(source, encoding="utf-8") as file:
     texts = [json.loads(line)["text"] for line in file]
 batches = [texts[i : i + batch] for i in range(0, len(texts), batch)]
 encode = getattr(Tokenizer.from_file(tokenizer), method)
-started = time.perf_counter()
+started, cpu = time.perf_counter(), time.process_time()
 for texts in batches:
     encode(texts, add_special_tokens=False)
-print(time.perf_counter() - started)
+print(time.perf_counter() - started, time.process_time() - cpu)
 """
 
 
-def ours(source: Path, tokenizer: Path, cores: int) -> tuple[float, int, int]:
-    """(seconds, peak KiB of the main process, of the largest worker)."""
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    cpu: float
+    """Seconds of all cores: what counts where the cores are shared with others."""
+    peaks: tuple[int, ...] = ()
+    """KiB of the main process, and of the largest worker."""
+
+
+def ours(source: Path, tokenizer: Path, cores: int) -> Cost:
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         command = [sys.executable, "-c", OURS, str(source), f"{folder}/c", str(tokenizer), str(cores)]
         started = time.perf_counter()
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds = time.perf_counter() - started
-    main, worker = map(int, printed.split())
-    return seconds, main, worker
+    cpu, *peaks = printed.split()
+    return Cost(seconds, float(cpu), tuple(map(int, peaks)))
 
 
-def peer(source: Path, tokenizer: Path, cores: int, method: str, batch: int) -> float:
+def peer(source: Path, tokenizer: Path, cores: int, method: str, batch: int) -> Cost:
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(cores)}
     command = [sys.executable, "-c", PEER, str(source), str(tokenizer), method, str(batch)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return Cost(*map(float, printed.split()))
 
 
 def prepare(corpus: Path, folder: Path, n_bytes: int) -> tuple[Path, Path, Path, int]:
@@ -81,8 +91,17 @@ def prepare(corpus: Path, folder: Path, n_bytes: int) -> tuple[Path, Path, Path,
     return one, four, many, sum(len(json.loads(line)["text"].encode()) for line in lines)
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+def rate(n_bytes: int, costs: list[Cost]) -> float:
+    return n_bytes / 1e6 / statistics.median(cost.seconds for cost in costs)
+
+
+def ratios(above: list[Cost], below: list[Cost]) -> str:
+    """Medians and spread of the paired ratios, in seconds and in seconds of all cores."""
+    pairs = list(zip(above, below, strict=True))
+    seconds = sorted(one.seconds / other.seconds for one, other in pairs)
+    cpu = sorted(one.cpu / other.cpu for one, other in pairs)
+    words = [f"{statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})" for values in (seconds, cpu)]
+    return f"{words[0]}, in CPU seconds {words[1]}"
 
 
 def main() -> None:
@@ -97,29 +116,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         one, four, many, n_bytes = prepare(args.corpus, Path(folder), int(args.megabytes * 1e6))
         print(f"{n_bytes / 1e6:.1f} MB of text, {args.cores} cores, {args.repeats} repeats")
-        seconds: list[float] = []
-        in_many: list[float] = []
-        of_peers: dict[tuple[str, int], list[float]] = {name: [] for name in PEERS}
-        memory = (0, 0)
+        whole: list[Cost] = []
+        in_many: list[Cost] = []
+        of_peers: dict[tuple[str, int], list[Cost]] = {name: [] for name in PEERS}
         for _ in range(args.repeats):
-            elapsed, *peaks = ours(one, args.tokenizer, args.cores)
-            seconds.append(elapsed)
-            memory = (max(memory[0], peaks[0]), max(memory[1], peaks[1]))
+            whole.append(ours(one, args.tokenizer, args.cores))
             for name in PEERS:
                 of_peers[name].append(peer(one, args.tokenizer, args.cores, *name))
-            in_many.append(ours(many, args.tokenizer, args.cores)[0])
-        print(f"ours: {n_bytes / 1e6 / statistics.median(seconds):.2f} MB/s, seconds {spread(seconds)}")
-        for (method, batch), times in of_peers.items():
-            ratios = [theirs / mine for theirs, mine in zip(times, seconds, strict=True)]
-            rate = n_bytes / 1e6 / statistics.median(times)
-            print(f"{method}, batches of {batch}: {rate:.2f} MB/s, seconds {spread(times)}, ours / its {spread(ratios)}")
-        best = min(of_peers, key=lambda name: statistics.median(of_peers[name]))
-        ratios = [theirs / mine for theirs, mine in zip(of_peers[best], seconds, strict=True)]
-        print(f"throughput against the best of them ({best[0]}, {best[1]}): {spread(ratios)}")
-        files = [many / one for many, one in zip(in_many, seconds, strict=True)]
-        print(f"time of a thousand files / one file: {spread(files)}")
-        _, *of_four = ours(four, args.tokenizer, args.cores)
-        for who, at_one, at_four in zip(("main process", "largest worker"), memory, of_four, strict=True):
+            in_many.append(ours(many, args.tokenizer, args.cores))
+        print(f"ours: {rate(n_bytes, whole):.2f} MB/s")
+        for (method, batch), costs in of_peers.items():
+            print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
+        best = min(of_peers, key=lambda name: statistics.median(cost.seconds for cost in of_peers[name]))
+        print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], whole)}")
+        print(f"time, a thousand files / one file: {ratios(in_many, whole)}")
+        of_four = ours(four, args.tokenizer, args.cores).peaks
+        of_one = [max(peaks) for peaks in zip(*(cost.peaks for cost in whole), strict=True)]
+        for who, at_one, at_four in zip(("main process", "largest worker"), of_one, of_four, strict=True):
             print(f"peak memory, {who}: {at_one / 1024:.0f} MiB, with four times the text {at_four / 1024:.0f} MiB")
 
 
