@@ -47,7 +47,8 @@ setup(
     extras_require={
         "wandb": ["wandb>=0.19"],
         "liger": ["liger-kernel>=0.5.10"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=5.0"],
+        "corpora": ["zstandard>=0.22", "pyarrow>=15", "datasets>=3.0"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=5.0", "zstandard>=0.22", "pyarrow>=15"],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["megatron-lfr=megatron_lfr.cli:main"]},

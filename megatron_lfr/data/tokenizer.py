@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -46,19 +47,20 @@ class Tokenizer(Protocol):
 def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
     """The tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
 
-    `eod_token` names the end-of-document token where it is none of `EOD_NAMES`. ValueError for a file that is missing
-    or is not a tokenizer, and for an `eod_token` that it lacks.
+    `eod_token` names the end-of-document token where it is none of `EOD_NAMES`; without it, a Hugging Face folder's
+    other files are asked for theirs. ValueError for a file that is missing or is not a tokenizer, and for an
+    `eod_token` that it lacks.
     """
     if spec == "bytes":
         if eod_token is not None:
             raise ValueError(f"--eod-token {eod_token}: the bytes tokenizer has its own (id 256)")
         return ByteTokenizer()
-    path = Path(spec)
+    path, folder = Path(spec), None
     if path.is_dir():
-        path = path / "tokenizer.json"
+        path, folder = path / "tokenizer.json", path
     if not path.is_file():
         raise ValueError(f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, or 'bytes'")
-    return FileTokenizer(path, eod_token)
+    return FileTokenizer(path, eod_token, folder)
 
 
 class ByteTokenizer:
@@ -84,10 +86,11 @@ class FileTokenizer:
     """A tokenizer of the `tokenizers` library.
 
     A file's own truncation and padding are switched off, as they would cut documents. Text that spells a special token
-    is encoded as the text it is, so that no document can end itself.
+    is encoded as the text it is, so that no document can end itself. `folder` is the Hugging Face folder that holds
+    the file, where there is one.
     """
 
-    def __init__(self, path: Path, eod_token: str | None = None) -> None:
+    def __init__(self, path: Path, eod_token: str | None = None, folder: Path | None = None) -> None:
         try:
             content = path.read_bytes()
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -106,6 +109,8 @@ class FileTokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1
         names = EOD_NAMES if eod_token is None else (eod_token,)
         self._eod: int | None = next((vocabulary[name] for name in names if name in vocabulary), None)
+        if self._eod is None and folder is not None and eod_token is None:
+            self._eod = eod_of_folder(folder, vocabulary)
         if eod_token is not None and self._eod is None:
             raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {path}")
 
@@ -136,3 +141,32 @@ class FileTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+
+def eod_of_folder(folder: Path, vocabulary: dict[str, int]) -> int | None:
+    """The end-of-document id that a Hugging Face folder's files name; None when no file names one of the vocabulary.
+
+    ValueError for a file that is not JSON.
+    """
+    for file, key in (
+        ("tokenizer_config.json", "eos_token"),
+        ("special_tokens_map.json", "eos_token"),
+        ("generation_config.json", "eos_token_id"),
+        ("config.json", "eos_token_id"),
+    ):
+        if not (folder / file).is_file():
+            continue
+        try:
+            content = json.loads((folder / file).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"tokenizer {folder / file}: not JSON: {error}") from None
+        value = content.get(key) if isinstance(content, dict) else None
+        if isinstance(value, dict):  # a token with its properties
+            value = value.get("content")
+        elif isinstance(value, list):  # all ids that end a generation, the document's end first
+            value = value[0] if value else None
+        if isinstance(value, str) and value in vocabulary:
+            return vocabulary[value]
+        if type(value) is int and value in vocabulary.values():
+            return value
+    return None
