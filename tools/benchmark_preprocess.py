@@ -41,11 +41,11 @@ if __name__ == "__main__":
 PEER = """
 import json, sys, time
 from tokenizers import Tokenizer
-source, file, method, batch, cache = *sys.argv[1:4], *map(int, sys.argv[4:])
+source, name, method, batch, cache = *sys.argv[1:4], *map(int, sys.argv[4:])
 with open(source, encoding="utf-8") as file:
     texts = [json.loads(line)["text"] for line in file]
 batches = [texts[i : i + batch] for i in range(0, len(texts), batch)]
-tokenizer = Tokenizer.from_file(file)
+tokenizer = Tokenizer.from_file(name)
 if cache:
     tokenizer.model._resize_cache(cache)
 encode = getattr(tokenizer, method)

@@ -114,19 +114,21 @@ def test_killed_at_random_events(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("event", range(1, 12))
+@pytest.mark.parametrize("event", range(1, 17))
 def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, event: int) -> None:
-    """One chunk of two domains: 2 writes, 4 fsyncs to seal, the note, 4 names."""
+    """One chunk of two domains: 2 writes, 4 fsyncs to seal, 3 events of the note, 6 of the names."""
     monkeypatch.setattr(preprocess, "_SECONDS_BETWEEN_NOTES", 1e9)
     (tmp_path / "a.jsonl").write_text('{"text": "a", "d": "x"}\n{"text": "bc", "d": "y"}\n')
     (out / "c_x_text_document.idx").write_bytes(b"of an older run")
     config = PreprocessConfig([tmp_path / "a.jsonl"], out / "c", "bytes", domain_key="d", workers=1, progress=False)
-    start = 2 + event  # the settings are written first: an fsync, a rename, and the folder's fsync
-    assert die_at(start, config) == -signal.SIGKILL
+    before = 2  # the settings are written first: an fsync, a rename, and the folder's fsync
+    assert die_at(before + event, config) == -signal.SIGKILL
+    assert event < 10 or noted(out)["sealed"]  # type: ignore[index]
     summary = run(config)
     assert [(p.domain, p.documents, p.tokens) for p in summary.prefixes] == [("x", 1, 2), ("y", 1, 3)]
     assert [p.prefix for p in summary.prefixes] == [out / "c_x_text_document", out / "c_y_text_document"]
     found = contents(out)
+    assert sorted(found) == [f"c_{domain}_text_document{suffix}" for domain in "xy" for suffix in (".bin", ".idx")]
     (tmp_path / "whole").mkdir()
     run(PreprocessConfig([tmp_path / "a.jsonl"], tmp_path / "whole" / "c", "bytes", domain_key="d", progress=False))
     assert found == contents(tmp_path / "whole")
