@@ -74,7 +74,7 @@ class IndexedDatasetWriter:
         self._bin_aside, self._idx_aside, lengths, documents = (
             _aside(with_suffix(self.prefix, suffix), work) for suffix in (".bin", ".idx", ".lengths", ".documents")
         )
-        try:
+        with self._naming_errors():
             self._bin: BinaryIO = self._bin_aside.open("r+b" if start.tokens else "wb", buffering=1 << 20)
             if self._bin.seek(0, os.SEEK_END) < start.tokens * self.dtype.itemsize:
                 raise ValueError(f"{self._bin_aside}: shorter than the {start.tokens} tokens that it should hold")
@@ -82,8 +82,6 @@ class IndexedDatasetWriter:
             self._bin.truncate()
             self._lengths = Spool(lengths, start.sequences)
             self._sequences_of_document = Spool(documents, start.documents)
-        except OSError as error:
-            raise _naming(error, with_suffix(self.prefix, ".bin")) from None
 
     @property
     def num_documents(self) -> int:
@@ -214,10 +212,11 @@ class IndexedDatasetWriter:
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
+        """The same errors with the file's name, which write() does not know."""
         try:
             yield
         except OSError as error:
-            raise _naming(error, with_suffix(self.prefix, ".bin")) from None
+            raise OSError(error.errno, error.strerror, str(with_suffix(self.prefix, ".bin"))) from None
 
 
 class IndexedDataset:
@@ -292,11 +291,6 @@ def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path) -> None:
 
 def _aside(path: Path, work: Path | None) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}") if work is None else work / path.name
-
-
-def _naming(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name, which write() does not know."""
-    return OSError(error.errno, error.strerror, str(path))
 
 
 def _finish(file: BinaryIO) -> None:

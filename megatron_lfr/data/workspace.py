@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,8 @@ class Workspace:
         self._lock()
         self.progress = None if restart else self._load_progress(settings, inputs)
         if self.progress is None:
-            self._clear()
+            (self.path / _PROGRESS).unlink(missing_ok=True)
+            self._clear(keep=(_LOCK,))
             write_atomic(self.path / _RUN, json.dumps({"settings": settings, "inputs": inputs}))
 
     @property
@@ -48,14 +48,19 @@ class Workspace:
         write_atomic(self.path / _PROGRESS, json.dumps(progress))
 
     def remove(self) -> None:
-        shutil.rmtree(self.path)
+        """Remove the folder: what tells of a run to go on first, what tells that the folder is ours last."""
+        (self.path / _PROGRESS).unlink(missing_ok=True)
+        self._clear(keep=(_RUN, _LOCK))
+        (self.path / _RUN).unlink()
+        (self.path / _LOCK).unlink()
+        self.path.rmdir()
         self._release()
 
     def leave(self) -> None:
         """Stop before the end: what is noted stays for the next run; without a note, nothing stays."""
         if self.has_progress:
             self._release()
-            print(f"preprocess: {self.path} holds what is done so far; the same command goes on", file=sys.stderr)
+            print(f"preprocess: what is done so far is kept in {self.path}", file=sys.stderr)
         else:
             self.remove()
 
@@ -104,9 +109,9 @@ class Workspace:
             )
         return progress
 
-    def _clear(self) -> None:
+    def _clear(self, keep: tuple[str, ...]) -> None:
         for path in self.path.iterdir():
-            if path.name != _LOCK:
+            if path.name not in keep:
                 path.unlink()
 
 
