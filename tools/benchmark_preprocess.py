@@ -25,7 +25,7 @@ from pathlib import Path
 
 PEERS = [("encode_batch", 1000, 0), ("encode_batch_fast", 1000, 0), ("encode_batch_fast", 10_000, 0)]
 """Method, texts in a batch, words in the library's cache (0: as it comes)."""
-PEER_WITH_OUR_CACHE = ("encode_batch_fast", 1000, 1 << 17)
+PEER_WITH_OUR_CACHE = ("encode_batch_fast", 1000, 1 << 16)
 
 OURS = """
 import resource, sys
@@ -35,7 +35,9 @@ if __name__ == "__main__":
     source, prefix, tokenizer, workers = sys.argv[1:]
     run(PreprocessConfig([Path(source)], Path(prefix), tokenizer, workers=int(workers), progress=False))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(sum(each.ru_utime + each.ru_stime for each in used), *(each.ru_maxrss for each in used))
+    status = Path("/proc/self/status").read_text()  # ru_maxrss of this process would count the one that started it
+    main = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    print(sum(each.ru_utime + each.ru_stime for each in used), main, used[1].ru_maxrss)
 """
 
 PEER = """

@@ -16,8 +16,8 @@ import tokenizers
 EOD_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOD]")
 """Names under which an end-of-document token is looked for, in this order."""
 
-_CACHED_WORDS = 1 << 17
-"""Words whose ids the library remembers, at about 200 bytes each; its own 10,000 are soon full of a corpus's first."""
+_CACHED_WORDS = 1 << 16
+"""Words whose ids the library remembers, at about 600 bytes each; its own 10,000 are soon full of a corpus's first."""
 
 Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 
