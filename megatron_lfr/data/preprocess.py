@@ -113,7 +113,7 @@ def run(config: PreprocessConfig) -> Summary:
     )
     workspace = Workspace(config.output_prefix, _settings(config, encoder), _identities(readers), config.restart)
     try:
-        state = _loaded_state(config, workspace)
+        state = _loaded_state(config, workspace, len(readers))
         if state.sealed is None:
             state = _encode(config, readers, encoder, workspace, state)
         assert state.sealed is not None
@@ -142,7 +142,7 @@ class _State:
     """Set when all is encoded: only the names of the files are missing."""
 
 
-def _loaded_state(config: PreprocessConfig, workspace: Workspace) -> _State:
+def _loaded_state(config: PreprocessConfig, workspace: Workspace, n_inputs: int) -> _State:
     saved = workspace.progress
     if saved is None:
         return _State()
@@ -153,7 +153,10 @@ def _loaded_state(config: PreprocessConfig, workspace: Workspace) -> _State:
                 PrefixSummary(**entry, prefix=domain_prefix(config.output_prefix, entry["domain"]))
                 for entry in saved["sealed"]
             ]
-        state = _State(Place(**saved["place"]), int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
+        place = Place(**saved["place"])
+        if not (0 <= place.input < n_inputs and place.offset >= 0 and place.lines >= 0):
+            raise ValueError(f"no such place: {place}")
+        state = _State(place, int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(workspace.path, error) from None
     if state.broken and not config.skip_broken:

@@ -252,6 +252,8 @@ def test_restart_discards_what_was_done(unfinished: list[Path], out: Path, tmp_p
         ("progress.state", b"{"),
         ("progress.state", b"[]"),
         ("progress.state", b'{"sealed": null}'),
+        ("progress.state", b'{"sealed": null, "place": {"input": 3}, "stored": 0, "broken": {}, "domains": []}'),
+        ("progress.state", b'{"sealed": null, "place": {"offset": "x"}, "stored": 0, "broken": {}, "domains": []}'),
         ("run.state", b"[]"),
         ("c_text_document.bin", b""),
         ("c_text_document.lengths", b""),
