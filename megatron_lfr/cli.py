@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help lists a command's flags)
 
-  preprocess   turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain
+  preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
+  merge        join indexed corpora to one
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
   evaluate     losses of a run's model on a corpus, and its results on tasks
   inspect      the blocks, documents and text behind a step; the history of a block or a domain
@@ -24,6 +25,16 @@ def _preprocess(argv: Sequence[str]) -> int:
     from megatron_lfr.data.preprocess import PreprocessConfig, run
 
     run(tyro.cli(PreprocessConfig, args=list(argv), prog="megatron-lfr preprocess"))
+    return 0
+
+
+def _merge(argv: Sequence[str]) -> int:
+    import tyro
+
+    from megatron_lfr.data.merge import MergeConfig, merge
+
+    summary = merge(tyro.cli(MergeConfig, args=list(argv), prog="megatron-lfr merge"))
+    print(f"{summary.prefix}: {summary.documents} documents, {summary.tokens} tokens")
     return 0
 
 
@@ -69,6 +80,7 @@ def _estimate(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "preprocess": _preprocess,
+    "merge": _merge,
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,

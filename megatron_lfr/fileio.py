@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def fsync_directory(path: Path) -> None:
@@ -69,3 +70,12 @@ def check_space(flag: str, path: Path, needed: int) -> None:
     free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
     if free < needed:
         raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed")
+
+
+def append_file(path: Path, target: BinaryIO) -> None:
+    """Append a file's bytes to an open file, copied by the kernel."""
+    target.flush()
+    with path.open("rb") as source:
+        while os.sendfile(target.fileno(), source.fileno(), None, 1 << 30):
+            pass
+    target.seek(0, os.SEEK_END)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr._C import IndexFile, TokenFile
-from megatron_lfr.fileio import fsync_directory
+from megatron_lfr.data.spool import Spool
+from megatron_lfr.fileio import append_file, fsync_directory
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
@@ -40,30 +41,47 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much of a writer's files is on the disk for good: another writer can go on from there."""
+
+    tokens: int
+    sequences: int
+    documents: int
+
+
 class IndexedDatasetWriter:
-    """Writes `<prefix>.bin` and `<prefix>.idx`, as Megatron does byte for byte.
+    """Writes `<prefix>.bin` and `<prefix>.idx`, as Megatron does byte for byte, in flat memory.
 
     A context manager: both files grow aside and take their names when the block ends; an error leaves nothing.
-    Memory: eight bytes a sequence. To publish several prefixes together, call `seal` on all of them, then `publish`,
-    instead of leaving the block (and `discard` after an error).
+    To publish several prefixes together, call `seal` on all of them, then `publish`, instead of leaving the block (and
+    `discard` after an error). With a folder `work`, on the prefix's file system, the files grow there under names that
+    stay the same: after a kill, a writer with the same folder and `start` goes on from what `durable` returned last.
 
     Errors: ValueError for a type that cannot hold token ids, ids that do not fit into it, a sequence of 2³¹ tokens or
-    more; OSError naming the file when it cannot be written.
+    more, and a `work` that holds less than `start`; OSError naming the file when it cannot be written.
     """
 
-    def __init__(self, prefix: Path | str, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self, prefix: Path | str, dtype: npt.DTypeLike, work: Path | None = None, start: Extent | None = None
+    ) -> None:
         self.prefix = Path(prefix)
         self.dtype = _token_type(np.dtype(dtype), str(prefix))
-        self.num_tokens = 0
-        self._lengths = array("i")
-        self._sequences_of_document = array("i")
+        start = start or Extent(0, 0, 0)
+        self.num_tokens = start.tokens
+        self._durable: Extent | None = None
         self._sealed = False
-        self._bin_aside = _aside(with_suffix(self.prefix, ".bin"))
-        self._idx_aside = _aside(with_suffix(self.prefix, ".idx"))
-        try:
-            self._bin: BinaryIO = self._bin_aside.open("wb", buffering=1 << 20)
-        except OSError as error:
-            raise _naming(error, with_suffix(self.prefix, ".bin")) from None
+        self._bin_aside, self._idx_aside, lengths, documents = (
+            _aside(with_suffix(self.prefix, suffix), work) for suffix in (".bin", ".idx", ".lengths", ".documents")
+        )
+        with self._naming_errors():
+            self._bin: BinaryIO = self._bin_aside.open("r+b" if start.tokens else "wb", buffering=1 << 20)
+            if self._bin.seek(0, os.SEEK_END) < start.tokens * self.dtype.itemsize:
+                raise ValueError(f"{self._bin_aside}: shorter than the {start.tokens} tokens that it should hold")
+            self._bin.seek(start.tokens * self.dtype.itemsize)
+            self._bin.truncate()
+            self._lengths = Spool(lengths, start.sequences)
+            self._sequences_of_document = Spool(documents, start.documents)
 
     @property
     def num_documents(self) -> int:
@@ -76,8 +94,10 @@ class IndexedDatasetWriter:
         arrays = [self._checked(np.asarray(sequence)) for sequence in sequences]
         for sequence in arrays:
             self._append(sequence)
-        self._lengths.extend(len(sequence) for sequence in arrays)
-        self._sequences_of_document.append(len(arrays))
+        with self._naming_errors():
+            for sequence in arrays:
+                self._lengths.append(len(sequence))
+            self._sequences_of_document.append(len(arrays))
 
     def add_documents(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
         """Append many documents of one sequence each: all their ids in one array, and each one's length."""
@@ -86,36 +106,62 @@ class IndexedDatasetWriter:
         if int(lengths.sum(dtype=np.int64)) != len(tokens):
             raise ValueError(f"{self.prefix}: lengths add up to {lengths.sum()}, not to the {len(tokens)} tokens")
         self._append(self._checked(tokens))
-        self._lengths.frombytes(np.ascontiguousarray(lengths, np.intc).tobytes())
-        self._sequences_of_document.frombytes(np.ones(len(lengths), np.intc).tobytes())
+        with self._naming_errors():
+            self._lengths.extend(lengths)
+            self._sequences_of_document.extend(np.ones(len(lengths), np.intc))
+
+    def add_dataset(self, dataset: IndexedDataset) -> None:
+        """Append all documents of a dataset of the same type: its `.bin` as it is, by the kernel."""
+        if dataset.dtype != self.dtype:
+            raise ValueError(f"{dataset.prefix}: holds {dataset.dtype.name}, but {self.prefix} {self.dtype.name}")
+        with self._naming_errors():
+            append_file(with_suffix(dataset.prefix, ".bin"), self._bin)
+            for first in range(0, dataset.index.num_sequences, _CHUNK):
+                last = min(first + _CHUNK, dataset.index.num_sequences)
+                self._lengths.extend(dataset.index.sequence_lengths(first, last))
+            for counts in dataset.sequences_of_documents(_CHUNK):
+                self._sequences_of_document.extend(counts)
+        self.num_tokens += dataset.num_tokens
+
+    def durable(self) -> Extent:
+        """Bring what was added to the disk, where it outlives a kill and a power cut; how much that is."""
+        extent = Extent(self.num_tokens, len(self._lengths), self.num_documents)
+        if extent != self._durable:
+            with self._naming_errors():
+                self._bin.flush()
+                os.fsync(self._bin.fileno())
+                self._lengths.flush(durable=True)
+                self._sequences_of_document.flush(durable=True)
+            self._durable = extent
+        return extent
 
     def seal(self) -> None:
         """Write the `.idx` aside and bring both files to the disk. Nothing can be added afterwards."""
-        try:
+        with self._naming_errors():
             _finish(self._bin)
             with self._idx_aside.open("wb", buffering=1 << 20) as file:
                 self._write_index(file)
                 _finish(file)
-        except OSError as error:
-            raise _naming(error, self.prefix) from None
         self._sealed = True
 
     def publish(self) -> None:
         """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
         if not self._sealed:
             raise RuntimeError("publish() before seal()")
-        index = with_suffix(self.prefix, ".idx")
-        index.unlink(missing_ok=True)
-        self._bin_aside.replace(with_suffix(self.prefix, ".bin"))
-        self._idx_aside.replace(index)
-        fsync_directory(index.parent)
+        publish_pair(self.prefix, self._bin_aside, self._idx_aside)
+
+    def close(self) -> None:
+        """Leave what was written aside as it is. Harmless after `seal`."""
+        with contextlib.suppress(OSError):  # the last buffer may not fit onto the disk either
+            self._bin.close()
 
     def discard(self) -> None:
         """Remove what was written aside. Harmless when there is nothing."""
-        with contextlib.suppress(OSError):  # the last buffer may not fit onto the disk either
-            self._bin.close()
+        self.close()
         self._bin_aside.unlink(missing_ok=True)
         self._idx_aside.unlink(missing_ok=True)
+        self._lengths.discard()
+        self._sequences_of_document.discard()
 
     def __enter__(self) -> IndexedDatasetWriter:
         return self
@@ -149,22 +195,28 @@ class IndexedDatasetWriter:
         return np.ascontiguousarray(tokens, self.dtype.newbyteorder("<"))
 
     def _append(self, tokens: npt.NDArray[Any]) -> None:
-        try:
+        with self._naming_errors():
             self._bin.write(tokens.data)
-        except OSError as error:
-            raise _naming(error, with_suffix(self.prefix, ".bin")) from None
         self.num_tokens += tokens.size
 
     def _write_index(self, file: BinaryIO) -> None:
         code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
-        lengths = np.frombuffer(self._lengths, np.intc) if self._lengths else np.zeros(0, np.intc)
-        documents = np.frombuffer(self._sequences_of_document, np.intc) if self.num_documents else lengths[:0]
-        file.write(_MAGIC + struct.pack("<QBQQ", _VERSION, code, len(lengths), len(documents) + 1))
-        for first in range(0, len(lengths), _CHUNK):
-            file.write(lengths[first : first + _CHUNK].astype("<i4").data)
-        _write_running_sum(file, lengths, self.dtype.itemsize)
-        _write_running_sum(file, documents, 1)
-        file.write(struct.pack("<q", len(lengths)))
+        file.write(_MAGIC + struct.pack("<QBQQ", _VERSION, code, len(self._lengths), self.num_documents + 1))
+        for lengths in self._lengths.chunks(_CHUNK):
+            file.write(lengths.astype("<i4").data)
+        for starts in self._lengths.running_sums(_CHUNK):
+            file.write((starts * self.dtype.itemsize).astype("<i8").data)
+        for firsts in self._sequences_of_document.running_sums(_CHUNK):
+            file.write(firsts.astype("<i8").data)
+        file.write(struct.pack("<q", len(self._lengths)))
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """The same errors with the file's name, which write() does not know."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(with_suffix(self.prefix, ".bin"))) from None
 
 
 class IndexedDataset:
@@ -190,6 +242,14 @@ class IndexedDataset:
     def document_offset(self, document: int) -> int:
         """The position of a document's first token; of `num_documents`: the number of tokens."""
         return int(self.index.token_offset(document))
+
+    def sequences_of_documents(self, documents: int) -> Iterator[npt.NDArray[np.int64]]:
+        """How many sequences each document has, so many documents at a time."""
+        path = with_suffix(self.prefix, ".idx")
+        entries = self.num_documents + 1
+        bounds = np.memmap(path, "<i8", "r", offset=path.stat().st_size - 8 * entries, shape=(entries,))
+        for first in range(0, self.num_documents, documents):
+            yield np.diff(bounds[first : first + documents + 1])
 
     def document(self, document: int) -> npt.NDArray[Any]:
         """The token ids of a document [its length], in the type that they are stored in."""
@@ -218,25 +278,23 @@ def _token_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path) -> None:
+    """Give both files their names; what has its name already is left. Between the renames no `.idx` exists: no reader
+    meets a mixed pair, and a publication that was cut short is finished by the same call."""
+    index = with_suffix(prefix, ".idx")
+    if bin_aside.exists():
+        index.unlink(missing_ok=True)
+        bin_aside.replace(with_suffix(prefix, ".bin"))
+    if idx_aside.exists():
+        idx_aside.replace(index)
+    fsync_directory(index.parent)
 
 
-def _naming(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name, which write() does not know."""
-    return OSError(error.errno, error.strerror, str(path))
+def _aside(path: Path, work: Path | None) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}") if work is None else work / path.name
 
 
 def _finish(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-
-
-def _write_running_sum(file: BinaryIO, counts: npt.NDArray[np.intc], scale: int) -> None:
-    """Write, for each count, `scale` times the sum of those before it, as i64."""
-    total = 0
-    for first in range(0, len(counts), _CHUNK):
-        ends = np.cumsum(counts[first : first + _CHUNK], dtype=np.int64)
-        file.write(((total + np.concatenate(([0], ends[:-1]))) * scale).astype("<i8").data)
-        total += int(ends[-1])

@@ -1,98 +1,107 @@
-"""`megatron-lfr preprocess`: JSONL or text to an indexed corpus, one prefix for each domain.
+"""`megatron-lfr preprocess`: text in many forms to an indexed corpus, one prefix for each domain.
 
-The main process cuts the input into chunks of whole lines, workers parse and tokenize them, and the main process
+The main process cuts the input into chunks of whole documents, workers parse and tokenize them, and the main process
 writes the results in the input's order: the output does not depend on the number of workers. Memory is bounded by the
-chunks in flight, a few MiB for each worker (or by the longest line, where that is more).
+chunks in flight, a few MiB for each worker (or by the longest document, where that is more). Every few seconds, what
+was written is brought to the disk and noted (workspace.py): after a kill, the same command goes on from there.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import re
+import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from megatron_lfr.data.encoding import EncodedChunk, Encoder, Part
-from megatron_lfr.data.indexed import IndexedDatasetWriter, token_dtype
+import tokenizers
+
+from megatron_lfr.data import inputs
+from megatron_lfr.data.encoding import Encoder
+from megatron_lfr.data.indexed import token_dtype
+from megatron_lfr.data.inputs import Place, open_inputs
+from megatron_lfr.data.output import Output, PrefixSummary, domain_prefix, publish
+from megatron_lfr.data.pool import encode_all
 from megatron_lfr.data.progress import Progress
+from megatron_lfr.data.readers import Columns, Reader
 from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.workspace import Workspace, damaged
 
-JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
-TEXT_SUFFIXES = (".txt",)
-
-_CHUNK_BYTES = 1 << 19
+_SECONDS_BETWEEN_NOTES = 10.0
+"""At least so long between two durable points."""
+_PAUSE = 50.0
+"""And at least so many times what the last one took: a slow disk costs no more than two per cent."""
+_NAMED = 10
+"""Broken documents that are named on stderr."""
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Turn JSONL or text into an indexed corpus (.bin/.idx), one prefix for each domain."""
+    """Turn text into an indexed corpus (.bin/.idx), one prefix for each domain.
+
+    After a kill, the same command goes on.
+    """
 
     input: list[Path]
-    """Files to read, in order: JSONL (.jsonl, .json, .ndjson; a line is a document) or text (.txt; a file is one)."""
+    """What to read, in order: JSONL (.jsonl, .json, .ndjson; a line is a document), text (.txt; a file is one), each
+    also compressed (.gz, .zst), Parquet (.parquet; a row is a document), folders (all such files in them, sorted), and
+    datasets of the Hugging Face hub (hf:NAME, hf:NAME:SPLIT, hf:NAME:CONFIG:SPLIT)."""
     output_prefix: Path
     """Where the corpus goes: <output-prefix>_text_document.bin and .idx, or, with --domain-key,
-    <output-prefix>_<domain>_text_document for each domain."""
+    <output-prefix>_<domain>_text_document for each domain. Work under way is in <output-prefix>.partial."""
     tokenizer: str
     """A `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`."""
     json_key: str = "text"
-    """Key of a JSONL line's text."""
+    """Key of a JSONL line's text, or a table's column."""
     domain_key: str | None = None
-    """Key of a JSONL line's domain: one prefix is written for each."""
+    """Key of a JSONL line's domain, or a table's column: one prefix is written for each."""
     eod_token: str | None = None
     """The tokenizer's end-of-document token, where its name is not one of the usual ones."""
     append_eod: bool = True
     """End every document with the end-of-document token."""
+    skip_broken: bool = False
+    """Leave out lines, rows and text files that are no documents (not UTF-8, not JSON, no text), and count them,
+    instead of stopping at the first."""
+    restart: bool = False
+    """Discard what an unfinished run with the same output prefix has done."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes that tokenize; 1 works in this process. The output is the same for any number."""
     progress: bool = True
     """Show how far the work is."""
 
     def validate(self) -> None:
-        """Check everything that can be checked before reading; errors name the flag and the legal values."""
+        """Check what can be checked without opening an input; errors name the flag and the legal values."""
         if not self.input:
             raise ValueError("--input: give at least one file")
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
-        for path in self.input:
-            if not path.is_file():
-                reason = "is a folder; give the files in it" if path.is_dir() else "no such file"
-                raise ValueError(f"--input {path}: {reason}")
-            if path.suffix not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES):
-                legal = ", ".join((*JSONL_SUFFIXES, *TEXT_SUFFIXES))
-                raise ValueError(f"--input {path}: unknown kind of file; known are {legal}")
-            if self.domain_key is not None and path.suffix in TEXT_SUFFIXES:
-                raise ValueError(f"--domain-key {self.domain_key}: {path} is a text file, which has no keys")
         _check_writable(self.output_prefix)
 
 
 @dataclass(frozen=True)
-class PrefixSummary:
-    """What one prefix of the corpus holds."""
+class Summary:
+    """What a run has made."""
 
-    prefix: Path
-    domain: str | None
-    """The domain's name as the input spells it; None without --domain-key."""
-    documents: int
-    tokens: int
-    skipped_documents: int
-    """Documents without a token, which are left out."""
+    prefixes: list[PrefixSummary]
+    """In the order in which the input first names their domains."""
+    broken: dict[str, int]
+    """Documents left out by --skip-broken, by reason."""
 
 
-def run(config: PreprocessConfig) -> list[PrefixSummary]:
-    """Preprocess a corpus; its prefixes in the order in which the input first names their domains.
+def run(config: PreprocessConfig) -> Summary:
+    """Preprocess a corpus, or go on with a run of the same configuration that was cut short.
 
     Blank lines are passed over, and documents without a token are left out and counted. Nothing is written under its
     final name before everything has been read. Errors: ValueError for bad flags, a bad tokenizer, a line that is no
-    document ("file:line: reason"), an input without documents; OSError for files that cannot be read or written.
+    document ("file:line: reason"), an input without documents, an unfinished run of another configuration; OSError for
+    files that cannot be read or written.
     """
     config.validate()
+    readers = open_inputs(config.input, Columns(config.json_key, config.domain_key))
     tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
     encoder = Encoder(
         tokenizer=tokenizer,
@@ -100,154 +109,131 @@ def run(config: PreprocessConfig) -> list[PrefixSummary]:
         domain_key=config.domain_key,
         eod=tokenizer.eod if config.append_eod else None,
         dtype=token_dtype(tokenizer.vocab_size),
+        skip_broken=config.skip_broken,
     )
-    total_bytes = sum(path.stat().st_size for path in config.input)
-    output = _Output(config.output_prefix, encoder)
-    with Progress(total_bytes, enabled=config.progress) as progress:
-        try:
-            for encoded in _encode_all(config, encoder):
-                output.add(encoded)
-                progress.advance(encoded.bytes_read, encoded.documents, encoded.tokens)
-            summaries = output.publish()
-        finally:
-            output.discard()
-    if config.progress:
-        _print_summaries(summaries)
-    return summaries
-
-
-class _Output:
-    """The writers of all domains, by the name that the input gives them."""
-
-    def __init__(self, prefix: Path, encoder: Encoder) -> None:
-        self._prefix = prefix
-        self._dtype = encoder.dtype
-        self._writers: dict[str | None, IndexedDatasetWriter] = {}
-        self._names: dict[str, str] = {}
-        self._skipped: dict[str | None, int] = {}
-
-    def add(self, encoded: EncodedChunk) -> None:
-        for group in encoded.groups:
-            if group.domain not in self._writers:
-                path = self._path(group.domain, group.first_seen)
-                self._writers[group.domain] = IndexedDatasetWriter(path, self._dtype)
-                self._skipped[group.domain] = 0
-            self._writers[group.domain].add_documents(group.tokens, group.lengths)
-            self._skipped[group.domain] += group.skipped
-
-    def publish(self) -> list[PrefixSummary]:
-        if not any(writer.num_tokens for writer in self._writers.values()):
-            raise ValueError("--input: no document with a token in it")
-        for name in [name for name, writer in self._writers.items() if not writer.num_tokens]:
-            self._writers.pop(name).discard()
-        for writer in self._writers.values():
-            writer.seal()
-        for writer in self._writers.values():
-            writer.publish()
-        return [
-            PrefixSummary(writer.prefix, name, writer.num_documents, writer.num_tokens, self._skipped[name])
-            for name, writer in self._writers.items()
-        ]
-
-    def discard(self) -> None:
-        for writer in self._writers.values():
-            writer.discard()
-
-    def _path(self, domain: str | None, first_seen: str) -> Path:
-        if domain is None:
-            return self._prefix.with_name(f"{self._prefix.name}_text_document")
-        safe = re.sub(r"[^A-Za-z0-9._-]", "_", domain)
-        other = self._names.setdefault(safe, domain)
-        if other != domain:
-            raise ValueError(f"{first_seen}: domains {other!r} and {domain!r} would share the file name {safe!r}")
-        return self._prefix.with_name(f"{self._prefix.name}_{safe}_text_document")
-
-
-def _encode_all(config: PreprocessConfig, encoder: Encoder) -> Iterator[EncodedChunk]:
-    """The encoded chunks of the input, in its order."""
-    chunks = _chunks(config.input)
-    total_bytes = sum(path.stat().st_size for path in config.input)
-    workers = min(config.workers, -(-total_bytes // _CHUNK_BYTES))
-    if workers <= 1:
-        with _tokenizers_parallelism_off():
-            yield from map(encoder.encode, chunks)
-        return
-    with _tokenizers_parallelism_off():
-        pool = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(config.tokenizer, config.eod_token, encoder.without_tokenizer()),
-        )
-        try:
-            yield from _in_order(pool, chunks, in_flight=2 * workers + 1)
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a worker process died, perhaps for lack of memory; fewer --workers need less of it"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Part]], in_flight: int) -> Iterator[EncodedChunk]:
-    pending: deque[Future[EncodedChunk]] = deque()
-    for chunk in chunks:
-        pending.append(pool.submit(_encode_in_worker, chunk))
-        if len(pending) >= in_flight:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-_worker_encode: Callable[[list[Part]], EncodedChunk]
-
-
-def _start_worker(tokenizer: str, eod_token: str | None, make_encoder: Callable[..., Encoder]) -> None:
-    global _worker_encode
-    _worker_encode = make_encoder(load_tokenizer(tokenizer, eod_token)).encode
-
-
-def _encode_in_worker(chunk: list[Part]) -> EncodedChunk:
-    return _worker_encode(chunk)
-
-
-@contextmanager
-def _tokenizers_parallelism_off() -> Iterator[None]:
-    """Each process tokenizes in one thread: `workers` is the number of cores in use. Inherited by workers."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    workspace = Workspace(config.output_prefix, _settings(config, encoder), _identities(readers), config.restart)
     try:
-        yield
+        state = _loaded_state(config, workspace, len(readers))
+        if state.sealed is None:
+            state = _encode(config, readers, encoder, workspace, state)
+        assert state.sealed is not None
+        publish(state.sealed, workspace.path)
+    except BaseException:
+        workspace.leave()
+        raise
+    workspace.remove()
+    summary = Summary(state.sealed, state.broken)
+    if config.progress:
+        _print_summary(summary)
+    return summary
+
+
+@dataclass
+class _State:
+    """How far a run is."""
+
+    place: Place = field(default_factory=Place)
+    stored: int = 0
+    """Bytes of all files up to there."""
+    broken: dict[str, int] = field(default_factory=dict)
+    domains: list[dict[str, Any]] = field(default_factory=list)
+    """What `Output` goes on from."""
+    sealed: list[PrefixSummary] | None = None
+    """Set when all is encoded: only the names of the files are missing."""
+
+
+def _loaded_state(config: PreprocessConfig, workspace: Workspace, n_inputs: int) -> _State:
+    saved = workspace.progress
+    if saved is None:
+        return _State()
+    try:
+        sealed = None
+        if saved["sealed"] is not None:
+            sealed = [
+                PrefixSummary(**entry, prefix=domain_prefix(config.output_prefix, entry["domain"]))
+                for entry in saved["sealed"]
+            ]
+        place = Place(**saved["place"])
+        if not (0 <= place.input < n_inputs and place.offset >= 0 and place.lines >= 0):
+            raise ValueError(f"no such place: {place}")
+        state = _State(place, int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(workspace.path, error) from None
+    if state.broken and not config.skip_broken:
+        raise ValueError(
+            f"{workspace.path}: the unfinished run has left out broken documents; give --skip-broken to finish it, or "
+            "--restart to discard it"
+        )
+    return state
+
+
+def _encode(
+    config: PreprocessConfig, readers: Sequence[Reader], encoder: Encoder, workspace: Workspace, state: _State
+) -> _State:
+    """Encode what is left of the input; the state with everything sealed."""
+    stored = [reader.stored_bytes for reader in readers]
+    total = None if None in stored else sum(size or 0 for size in stored)
+    workers = config.workers if total is None else min(config.workers, -(-total // inputs.CHUNK_BYTES))
+    output = Output(config.output_prefix, encoder.dtype, workspace.path, state.domains)
+    pieces = inputs.chunks(readers, state.place)
+    notes = _Notes(workspace, output)
+    try:
+        with Progress(total, state.stored, config.progress) as progress:
+            for chunk, encoded in encode_all(pieces, encoder, config.tokenizer, config.eod_token, workers):
+                output.add(encoded)
+                _print_broken(encoded.named, sum(state.broken.values()))
+                state.broken = dict(encoded.broken + Counter(state.broken))
+                state.place, state.stored = chunk.end, chunk.stored
+                progress.advance(chunk.stored, encoded.documents, encoded.tokens)
+                notes.take_when_due(state)
+        state.sealed = output.seal()
+        notes.take(state)
     finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+        output.close()
+    return state
 
 
-def _chunks(paths: list[Path]) -> Iterator[list[Part]]:
-    """The input in pieces of about `_CHUNK_BYTES`: whole lines of one JSONL file, or one or more text files."""
-    texts: list[Part] = []
-    size = 0
-    for path in paths:
-        if path.suffix in TEXT_SUFFIXES:
-            texts.append(Part(path, None, path.read_bytes()))
-            size += len(texts[-1].data)
-        if texts and (path.suffix not in TEXT_SUFFIXES or size >= _CHUNK_BYTES):
-            yield texts
-            texts, size = [], 0
-        if path.suffix not in TEXT_SUFFIXES:
-            yield from _line_chunks(path)
-    if texts:
-        yield texts
+class _Notes:
+    """The run's durable points: what is added is brought to the disk, then the state that refers to it."""
+
+    def __init__(self, workspace: Workspace, output: Output) -> None:
+        self._workspace, self._output = workspace, output
+        self._due = time.monotonic() + _SECONDS_BETWEEN_NOTES
+
+    def take_when_due(self, state: _State) -> None:
+        started = time.monotonic()
+        if started >= self._due:
+            state.domains = self._output.durable()
+            self.take(state)
+            now = time.monotonic()
+            self._due = now + max(_SECONDS_BETWEEN_NOTES, _PAUSE * (now - started))
+
+    def take(self, state: _State) -> None:
+        saved = asdict(state)
+        for entry in saved["sealed"] or []:
+            del entry["prefix"]  # it follows from the domain: a file should not say where to write
+        self._workspace.save(saved)
 
 
-def _line_chunks(path: Path) -> Iterator[list[Part]]:
-    line = 1
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK_BYTES) + file.readline():
-            yield [Part(path, line, data)]
-            line += data.count(b"\n")
+def _settings(config: PreprocessConfig, encoder: Encoder) -> dict[str, Any]:
+    """What the output depends on beside the input."""
+    return {
+        "--tokenizer": encoder.tokenizer.fingerprint,
+        "version of tokenizers": tokenizers.__version__,
+        "--json-key": config.json_key,
+        "--domain-key": config.domain_key,
+        "end-of-document token": encoder.eod,
+    }
+
+
+def _identities(readers: Sequence[Reader]) -> list[list[Any]]:
+    """Name, size and time of change of every input."""
+    return [
+        [reader.name, None, None]
+        if reader.stored_bytes is None
+        else [str(Path(reader.name).resolve()), reader.stored_bytes, Path(reader.name).stat().st_mtime_ns]
+        for reader in readers
+    ]
 
 
 def _check_writable(prefix: Path) -> None:
@@ -263,7 +249,14 @@ def _check_writable(prefix: Path) -> None:
         ) from None
 
 
-def _print_summaries(summaries: list[PrefixSummary]) -> None:
-    for summary in summaries:
-        skipped = f", {summary.skipped_documents} without a token left out" if summary.skipped_documents else ""
-        print(f"{summary.prefix}: {summary.documents} documents, {summary.tokens} tokens{skipped}")
+def _print_broken(named: list[str], before: int) -> None:
+    for message in named[: max(0, _NAMED - before)]:
+        print(f"preprocess: left out: {message}", file=sys.stderr)
+
+
+def _print_summary(summary: Summary) -> None:
+    for prefix in summary.prefixes:
+        skipped = f", {prefix.skipped_documents} without a token left out" if prefix.skipped_documents else ""
+        print(f"{prefix.prefix}: {prefix.documents} documents, {prefix.tokens} tokens{skipped}")
+    for reason, count in sorted(summary.broken.items()):
+        print(f"broken, left out: {count} ({reason})")

@@ -5,35 +5,34 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts bytes, documents and tokens against the bytes of the whole input."""
+    """Counts documents and tokens of this run, and bytes against those of the whole input (None: nobody knows).
 
-    def __init__(self, total_bytes: int, enabled: bool = True) -> None:
+    `before` are the bytes that an earlier run has done.
+    """
+
+    def __init__(self, total_bytes: int | None, before: int = 0, enabled: bool = True) -> None:
         self._total = total_bytes
-        self._bytes = self._documents = self._tokens = 0
+        self._before = self._bytes = before
+        self._documents = self._tokens = 0
         self._enabled = enabled
         self._started = self._last_line = time.perf_counter()
         self._bar: RichProgress | None = None
         if enabled and sys.stderr.isatty():
-            columns = (
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[state]}"),
-            )
-            self._bar = RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=total_bytes, state="")
+            self._bar, self._task = _bar(total_bytes)
 
-    def advance(self, n_bytes: int, documents: int, tokens: int) -> None:
-        """Note that so much more of the input is done."""
-        self._bytes += n_bytes
+    def advance(self, bytes_done: int, documents: int, tokens: int) -> None:
+        """Note that the input is done up to there, with so many more documents and tokens."""
+        self._bytes = bytes_done
         self._documents += documents
         self._tokens += tokens
         if self._bar is not None:
@@ -56,9 +55,19 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line = time.perf_counter()
-        share = 100 * self._bytes / max(self._total, 1)
-        print(f"preprocess: {share:.0f}% | {self._state()}", file=sys.stderr, flush=True)
+        share = "" if self._total is None else f"{100 * self._bytes / max(self._total, 1):.0f}% | "
+        print(f"preprocess: {share}{self._state()}", file=sys.stderr, flush=True)
 
     def _state(self) -> str:
-        speed = self._bytes / 1e6 / max(time.perf_counter() - self._started, 1e-9)
+        speed = (self._bytes - self._before) / 1e6 / max(time.perf_counter() - self._started, 1e-9)
         return f"{self._documents} documents | {self._tokens} tokens | {speed:.1f} MB/s"
+
+
+def _bar(total_bytes: int | None) -> tuple[RichProgress, TaskID]:
+    from rich.console import Console  # a terminal's bar only: logs need none of it
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[state]}"))
+    bar = RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    return bar, bar.add_task("", total=total_bytes, state="")

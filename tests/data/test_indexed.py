@@ -148,6 +148,32 @@ def test_a_new_bin_never_stands_beside_an_old_idx(tmp_path: Path, monkeypatch: p
     assert names(tmp_path) == ["p.bin"]
 
 
+def test_a_writer_goes_on_from_what_was_durable(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    killed = IndexedDatasetWriter(tmp_path / "p", np.uint16, work)
+    killed.add_document([1, 2])
+    killed.add_document([np.array([3]), np.array([4, 5])])
+    extent = killed.durable()
+    killed.add_document([7] * 100)  # longer than what comes instead
+    killed.durable()
+    killed.close()
+    assert names(tmp_path) == ["work"]
+    writer = IndexedDatasetWriter(tmp_path / "p", np.uint16, work, extent)
+    writer.add_document([6])
+    writer.seal()
+    writer.publish()
+    with IndexedDatasetWriter(tmp_path / "q", np.uint16) as whole:
+        whole.add_document([1, 2])
+        whole.add_document([np.array([3]), np.array([4, 5])])
+        whole.add_document([6])
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"p{suffix}").read_bytes() == (tmp_path / f"q{suffix}").read_bytes()
+    (work / "p.bin").write_bytes(b"\1\0")
+    with pytest.raises(ValueError, match=r"p\.bin: shorter than the 5 tokens"):
+        IndexedDatasetWriter(tmp_path / "p", np.uint16, work, extent)
+
+
 def test_unwritable_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/p\.bin"):
         IndexedDatasetWriter(tmp_path / "nowhere" / "p", np.uint16)

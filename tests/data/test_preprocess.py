@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from megatron_lfr.data import inputs as inputs_module
 from megatron_lfr.data import preprocess
 from megatron_lfr.data.indexed import IndexedDataset
 from megatron_lfr.data.preprocess import PreprocessConfig, run
@@ -31,12 +32,12 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess, "_CHUNK_BYTES", 200)
+    monkeypatch.setattr(inputs_module, "CHUNK_BYTES", 200)
 
 
 def preprocess_quietly(inputs: list[Path], out: Path, tokenizer: object, **options: Any) -> list[Any]:
     options.setdefault("workers", 1)
-    return run(PreprocessConfig(inputs, out / "c", str(tokenizer), progress=False, **options))
+    return run(PreprocessConfig(inputs, out / "c", str(tokenizer), progress=False, **options)).prefixes
 
 
 def names(folder: Path) -> list[str]:
@@ -157,7 +158,10 @@ def test_broken_text_file_is_named(tmp_path: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "a", "domain": "x y"}, {"text": "a", "domain": "x/y"}], r"a\.jsonl:2: .*'x y' and 'x/y'.*'x_y'"),
+        (
+            [{"text": "a", "domain": "x y"}, {"text": "a", "domain": "x/y"}],
+            r"a\.jsonl:2: .*'x y' and 'x/y'.*'c_x_y_text_document'",
+        ),
         ([{"text": "a", "domain": ""}], r"a\.jsonl:1: key 'domain' names no domain"),
         ([{"text": "a"}], r"a\.jsonl:1: no key 'domain'"),
         ([{"text": "a", "domain": 3}], r"a\.jsonl:1: key 'domain' is not a string but int"),
@@ -192,7 +196,7 @@ def test_bad_flags(tmp_path: Path, out: Path, write_jsonl: WriteJsonl, bpe_file:
     cases: list[tuple[list[Path], Path, object, dict[str, Any], str]] = [
         ([], out, "bytes", {}, "--input: give at least one"),
         ([tmp_path / "none.jsonl"], out, "bytes", {}, r"--input .*none\.jsonl: no such file"),
-        ([tmp_path], out, "bytes", {}, "is a folder"),
+        ([out], out, "bytes", {}, r"--input .*out: no file of a known kind in this folder"),
         ([tmp_path / "a.csv"], out, "bytes", {}, r"unknown kind of file; known are \.jsonl"),
         ([good], out, "bytes", {"workers": 0}, "--workers 0"),
         ([good], out / "nowhere", "bytes", {}, r"--output-prefix .*nowhere does not exist"),
@@ -243,7 +247,7 @@ def test_a_worker_that_dies(write_jsonl: WriteJsonl, out: Path, monkeypatch: pyt
         for child in multiprocessing.active_children():
             child.kill()
 
-    monkeypatch.setattr(preprocess._Output, "add", kill_workers)
+    monkeypatch.setattr(preprocess.Output, "add", kill_workers)
     path = write_jsonl("a.jsonl", [{"text": "x" * 1000}] * 100)
     with pytest.raises(ChildProcessError, match="fewer --workers"):
         preprocess_quietly([path], out, "bytes", workers=2)

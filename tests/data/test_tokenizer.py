@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,64 @@ def test_end_of_document_token(tmp_path: Path) -> None:
         load_tokenizer(file("</s>"), "<stop>")
     with pytest.raises(ValueError, match="--eod-token x: the bytes tokenizer has its own"):
         load_tokenizer("bytes", "x")
+
+
+@pytest.mark.parametrize(
+    ("files", "eod"),
+    [
+        ({"tokenizer_config.json": {"eos_token": "<stop>"}}, 2),
+        ({"tokenizer_config.json": {"eos_token": {"content": "<stop>", "lstrip": False}}}, 2),
+        ({"special_tokens_map.json": {"eos_token": "<stop>"}}, 2),
+        ({"special_tokens_map.json": {"eos_token": {"content": "<halt>"}}}, 3),
+        ({"generation_config.json": {"eos_token_id": 2}}, 2),
+        ({"generation_config.json": {"eos_token_id": [3, 2]}}, 3),
+        ({"config.json": {"eos_token_id": 2}}, 2),
+        ({"tokenizer_config.json": {"eos_token": "<halt>"}, "generation_config.json": {"eos_token_id": 2}}, 3),
+        ({"tokenizer_config.json": {"eos_token": None}, "generation_config.json": {"eos_token_id": 2}}, 2),
+        ({"tokenizer_config.json": {"eos_token": "<gone>"}, "generation_config.json": {"eos_token_id": 9}}, None),
+        ({"tokenizer_config.json": [], "generation_config.json": {"eos_token_id": True}}, None),
+        ({}, None),
+    ],
+)
+def test_end_of_document_token_of_a_hugging_face_folder(tmp_path: Path, files: dict[str, object], eod: int) -> None:
+    words = {"a": 0, "b": 1, "<stop>": 2, "<halt>": 3}
+    Tokenizer(models.WordLevel(words, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = load_tokenizer(str(tmp_path))
+    if eod is None:
+        with pytest.raises(ValueError, match="--eod-token"):
+            _ = tokenizer.eod
+    else:
+        assert tokenizer.eod == eod
+    assert load_tokenizer(str(tmp_path), "b").eod == 1
+
+
+def test_usual_names_go_before_a_folders_files(tmp_path: Path) -> None:
+    words = {"a": 0, "<|endoftext|>": 1, "<stop>": 2}
+    Tokenizer(models.WordLevel(words, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}')
+    assert load_tokenizer(str(tmp_path)).eod == 1
+    (tmp_path / "tokenizer_config.json").write_text("{")  # of no interest then
+    assert load_tokenizer(str(tmp_path)).eod == 1
+
+
+def test_folder_with_a_damaged_file(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
+        load_tokenizer(str(tmp_path))
+
+
+@given(texts=st.lists(st.text(max_size=30), max_size=5))
+def test_arrays_hold_the_same_ids(bpe_file: Path, texts: list[str]) -> None:
+    for spec in ("bytes", str(bpe_file)):
+        tokenizer = load_tokenizer(spec)
+        ids, lengths = tokenizer.encode_arrays(texts, np.dtype(np.uint16))
+        assert (ids.dtype, lengths.dtype) == (np.uint16, np.int32)
+        expected = tokenizer.encode_batch(texts)
+        assert lengths.tolist() == [len(row) for row in expected]
+        assert ids.tolist() == [one for row in expected for one in row]
 
 
 def test_vocabulary_with_gaps_counts_to_its_largest_id(tmp_path: Path) -> None:

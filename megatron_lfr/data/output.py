@@ -1,0 +1,108 @@
+"""What preprocessing writes: one indexed dataset for each domain, which grow together in the run's folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_lfr.data.encoding import EncodedChunk
+from megatron_lfr.data.indexed import Extent, IndexedDatasetWriter, publish_pair, with_suffix
+from megatron_lfr.data.workspace import damaged
+
+
+@dataclass(frozen=True)
+class PrefixSummary:
+    """What one prefix of the corpus holds."""
+
+    prefix: Path
+    domain: str | None
+    """The domain's name as the input spells it; None without --domain-key."""
+    documents: int
+    tokens: int
+    skipped_documents: int
+    """Documents without a token, which are left out."""
+
+
+class Output:
+    """The writers of all domains, by the name that the input gives them.
+
+    `state` is what `durable` returned in a run that was killed; the writers go on from there.
+    Errors: ValueError for domains that would share a file name, a `state` that the folder does not bear out, an input
+    without a token; OSError.
+    """
+
+    def __init__(self, prefix: Path, dtype: np.dtype[Any], work: Path, state: list[dict[str, Any]]) -> None:
+        self._prefix = prefix
+        self._dtype = dtype
+        self._work = work
+        self._writers: dict[str | None, IndexedDatasetWriter] = {}
+        self._paths: dict[Path, str | None] = {}
+        self._skipped: dict[str | None, int] = {}
+        try:
+            for entry in state:
+                self._open(entry["domain"], "the unfinished run", Extent(**entry["extent"]))
+                self._skipped[entry["domain"]] = int(entry["skipped"])
+        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+            self.close()
+            raise damaged(work, error) from None
+
+    def add(self, encoded: EncodedChunk) -> None:
+        for group in encoded.groups:
+            if group.domain not in self._writers:
+                self._open(group.domain, group.first_seen, None)
+            self._writers[group.domain].add_documents(group.tokens, group.lengths)
+            self._skipped[group.domain] += group.skipped
+
+    def durable(self) -> list[dict[str, Any]]:
+        """Bring everything to the disk; what a run after a kill needs to go on from here."""
+        return [
+            {"domain": domain, "extent": asdict(writer.durable()), "skipped": self._skipped[domain]}
+            for domain, writer in self._writers.items()
+        ]
+
+    def seal(self) -> list[PrefixSummary]:
+        """Finish all files in the folder. Domains without a token are left out."""
+        if not any(writer.num_tokens for writer in self._writers.values()):
+            raise ValueError("--input: no document with a token in it")
+        for name in [name for name, writer in self._writers.items() if not writer.num_tokens]:
+            self._writers.pop(name).discard()
+        for writer in self._writers.values():
+            writer.seal()
+        return [
+            PrefixSummary(writer.prefix, name, writer.num_documents, writer.num_tokens, self._skipped[name])
+            for name, writer in self._writers.items()
+        ]
+
+    def close(self) -> None:
+        """Close all files, which stay."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _open(self, domain: str | None, first_seen: str, extent: Extent | None) -> None:
+        path = self._path(domain, first_seen)
+        self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent)
+        self._skipped[domain] = 0
+
+    def _path(self, domain: str | None, first_seen: str) -> Path:
+        path = domain_prefix(self._prefix, domain)
+        other = self._paths.setdefault(path, domain)
+        if other != domain:
+            raise ValueError(f"{first_seen}: domains {other!r} and {domain!r} would share the file name {path.name!r}")
+        return path
+
+
+def domain_prefix(prefix: Path, domain: str | None) -> Path:
+    """Where a domain's corpus goes."""
+    safe = "" if domain is None else "_" + re.sub(r"[^A-Za-z0-9._-]", "_", domain)
+    return prefix.with_name(f"{prefix.name}{safe}_text_document")
+
+
+def publish(summaries: list[PrefixSummary], work: Path) -> None:
+    """Give sealed files their names. After a kill, the same call does what was left to do."""
+    for summary in summaries:
+        name = work / summary.prefix.name
+        publish_pair(summary.prefix, with_suffix(name, ".bin"), with_suffix(name, ".idx"))

@@ -1,0 +1,90 @@
+"""Chunks to token ids in worker processes, in the order of the input."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from megatron_lfr.data.encoding import EncodedChunk, Encoder, Part
+from megatron_lfr.data.inputs import Chunk
+from megatron_lfr.data.tokenizer import load_tokenizer
+
+
+def encode_all(
+    chunks: Iterator[Chunk], encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int
+) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    """Every chunk with what it became. One worker is this process. ChildProcessError when a worker dies."""
+    with _tokenizers_parallelism_off():
+        if workers <= 1:
+            for chunk in chunks:
+                yield chunk, encoder.encode(chunk.parts)
+            return
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(tokenizer, eod_token, encoder.without_tokenizer()),
+        )
+        try:
+            yield from _in_order(pool, chunks, in_flight=2 * workers + 1)
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a worker process died, perhaps for lack of memory; fewer --workers need less of it"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, chunks: Iterator[Chunk], in_flight: int
+) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    pending: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
+    for chunk in chunks:
+        pending.append((chunk, pool.submit(_encode_in_worker, chunk.parts)))
+        if len(pending) >= in_flight:
+            done, future = pending.popleft()
+            yield done, future.result()
+    while pending:
+        done, future = pending.popleft()
+        yield done, future.result()
+
+
+_worker_encode: Callable[[list[Part]], EncodedChunk]
+
+
+def _start_worker(tokenizer: str, eod_token: str | None, make_encoder: Callable[..., Encoder]) -> None:
+    global _worker_encode
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker_encode = make_encoder(load_tokenizer(tokenizer, eod_token)).encode
+
+
+def _encode_in_worker(parts: list[Part]) -> EncodedChunk:
+    return _worker_encode(parts)
+
+
+def _die_with_parent() -> None:
+    """A worker would wait for work for ever once its parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _tokenizers_parallelism_off() -> Iterator[None]:
+    """Each process tokenizes in one thread: `workers` is the number of cores in use. Inherited by workers."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

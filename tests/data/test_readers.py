@@ -1,0 +1,299 @@
+"""Inputs of all kinds become the documents that were put into them, whole and from every place in between."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_lfr.data import inputs
+from megatron_lfr.data.encoding import Encoder
+from megatron_lfr.data.indexed import IndexedDataset
+from megatron_lfr.data.inputs import Place, chunks, open_inputs
+from megatron_lfr.data.preprocess import PreprocessConfig, Summary, run
+from megatron_lfr.data.readers import Columns
+from megatron_lfr.data.tokenizer import load_tokenizer
+
+ROWS = [{"text": f"{i} höchst 東京 " + "x" * (i * 7 % 40), "domain": "ab"[i % 3 == 0]} for i in range(60)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def zstd(data: bytes) -> bytes:
+    zstandard = pytest.importorskip("zstandard")
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def jsonl(path: Path) -> None:
+    path.write_bytes(LINES)
+
+
+def gz(path: Path) -> None:
+    path.write_bytes(gzip.compress(LINES[:1001]) + gzip.compress(LINES[1001:]))  # two members, as `cat` makes them
+
+
+def zst(path: Path) -> None:
+    path.write_bytes(zstd(LINES[:1001]) + zstd(LINES[1001:]))
+
+
+def parquet(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    columns = {name: [row[name] for row in ROWS] for name in ("domain", "text")}
+    table = pyarrow.table({"unused": list(range(60)), **columns})
+    pyarrow.parquet.write_table(table, path, row_group_size=23)
+
+
+def parquet_dictionary(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    columns = {name: pyarrow.array([row[name] for row in ROWS]).dictionary_encode() for name in ("domain", "text")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=7)
+
+
+KINDS: list[tuple[str, Callable[[Path], None]]] = [
+    ("a.jsonl", jsonl),
+    ("a.json.gz", gz),
+    ("a.ndjson.zst", zst),
+    ("a.parquet", parquet),
+    ("b.parquet", parquet_dictionary),
+]
+
+
+def prepare(files: Sequence[Path], out: Path, **options: Any) -> Summary:
+    return run(PreprocessConfig(list(files), out / "c", "bytes", **{"workers": 1, "progress": False, **options}))
+
+
+def texts(prefix: Path) -> list[str]:
+    dataset = IndexedDataset(prefix)
+    return [bytes(dataset.document(i)[:-1].tolist()).decode() for i in range(dataset.num_documents)]
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS)
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 19])
+def test_every_kind(
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    write: Callable[[Path], None],
+    chunk_bytes: int,
+) -> None:
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", chunk_bytes)
+    write(tmp_path / name)
+    prepare([tmp_path / name], out)
+    assert texts(out / "c_text_document") == [row["text"] for row in ROWS]
+    prepare([tmp_path / name], out, domain_key="domain")
+    for domain in ("a", "b"):
+        assert texts(out / f"c_{domain}_text_document") == [row["text"] for row in ROWS if row["domain"] == domain]
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS)
+def test_reading_goes_on_from_every_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
+) -> None:
+    """And the progress ends at the size of the files."""
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
+    write(tmp_path / name)
+    (tmp_path / "t.txt").write_text("a text")
+    (tmp_path / "z.jsonl").write_text('{"text": "last"}\n' * 9)
+    paths = [tmp_path / name, tmp_path / "t.txt", tmp_path / "z.jsonl"]
+    encoder = Encoder(load_tokenizer("bytes"), "text", None, None, np.dtype(np.uint16), False)
+
+    def encoded(start: Place) -> list[tuple[list[int], Place, int]]:
+        pieces = chunks(open_inputs(paths, Columns("text", None)), start)
+        return [
+            ([t for g in encoder.encode(c.parts).groups for t in g.tokens.tolist()], c.end, c.stored) for c in pieces
+        ]
+
+    whole = encoded(Place())
+    assert bytes(t for ids, _, _ in whole for t in ids).decode() == "".join(
+        [*(row["text"] for row in ROWS), "a text", *["last"] * 9]
+    )
+    assert len(whole) > 10
+    assert whole[-1][2] == sum(path.stat().st_size for path in paths)
+    assert [stored for _, _, stored in whole] == sorted(stored for _, _, stored in whole)
+    for i, (_, end, _) in enumerate(whole):
+        rest = [t for ids, _, _ in encoded(end) for t in ids]
+        assert rest == [t for ids, _, _ in whole[i + 1 :] for t in ids]
+
+
+def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "b").mkdir(parents=True)
+    for name, text in [("b/2.jsonl", "two"), ("a.jsonl", "one"), ("c.json", "three"), (".hidden.jsonl", "no")]:
+        (folder / name).write_text(json.dumps({"text": text}))
+    (folder / "d.txt.gz").write_bytes(gzip.compress(b"four"))
+    (folder / "notes.md").write_text("no")
+    (folder / "e.parquet.gz").write_text("no")
+    prepare([folder], out)
+    assert texts(out / "c_text_document") == ["one", "two", "three", "four"]
+
+
+def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(300):
+        (tmp_path / f"{i:03}.jsonl").write_text(json.dumps({"text": str(i)}) + "\n")
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 1000)
+    pieces = list(chunks(open_inputs([tmp_path], Columns("text", None)), Place()))
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(pieces) <= size / 1000 + 1
+    assert sum(len(piece.parts) for piece in pieces) == 300
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def test_damaged_files_are_named(tmp_path: Path, out: Path, suffix: str, damage: str) -> None:
+    data = gzip.compress(LINES) if suffix == ".gz" else zstd(LINES)
+    content = {"cut": data[:-9], "flipped": data[:30] + bytes([data[30] ^ 255]) + data[31:], "other": LINES}[damage]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.jsonl\{suffix}(: damaged|:\d+: not)"):
+        prepare([path], out)
+    assert list(out.iterdir()) == []
+
+
+def test_damaged_parquet_files_and_missing_columns_are_named(tmp_path: Path, out: Path) -> None:
+    parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-5])
+    cases = [
+        ("b.parquet", {}, r"b\.parquet: not a Parquet file"),
+        ("a.parquet", {"json_key": "body"}, r"a\.parquet: no column 'body'; there is 'unused', 'domain', 'text'"),
+        ("a.parquet", {"domain_key": "source"}, "no column 'source'"),
+        ("a.parquet", {"json_key": "unused"}, r"a\.parquet:1: key 'unused' is not a string but int"),
+    ]
+    for name, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            prepare([tmp_path / name], out, **options)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("zstandard", "a.jsonl.zst"), ("pyarrow", "a.parquet"), ("datasets", "hf:some/set")]
+)
+def test_a_missing_package_names_the_extra(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, package: str, name: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    path = Path(name) if name.startswith("hf:") else tmp_path / name
+    if not name.startswith("hf:"):
+        path.touch()
+    with pytest.raises(ValueError, match=rf"--input .*{name}: needs the package '{package}'.*megatron_lfr\[corpora\]"):
+        prepare([path], out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_broken_documents_are_counted(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 300)
+    good = [b'{"text": "fine", "d": "x"}'] * 40
+    bad = [
+        (b'{"text": "a"', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": "\xff", "d": "x"}', "not UTF-8"),
+        (b'{"text": "\\ud800", "d": "x"}', "not Unicode"),
+        (b'{"title": "a", "d": "x"}', "no key 'text'"),
+        (b'{"text": 1, "d": "x"}', "key 'text' is not a string"),
+        (b'["text"]', "not a JSON object"),
+        (b'{"text": "a", "d": ""}', "key 'd' names no domain (it is empty)"),
+        *[(b"{", "not JSON")] * 20,
+    ]
+    lines = list(good)
+    for i, (line, _) in enumerate(bad):
+        lines.insert(5 + 2 * i, line)
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    config = PreprocessConfig(
+        [tmp_path / "a.jsonl"], out / "c", "bytes", domain_key="d", skip_broken=True, workers=workers
+    )
+    summary = run(config)
+    assert texts(out / "c_x_text_document") == ["fine"] * 40
+    assert summary.broken == {kind: sum(k == kind for _, k in bad) for _, kind in bad}
+    printed = capfd.readouterr()
+    assert "broken, left out: 22 (not JSON)\n" in printed.out
+    named = [line for line in printed.err.splitlines() if "left out: " in line]
+    assert len(named) == 10
+    assert named[0].startswith(f"preprocess: left out: {tmp_path}/a.jsonl:6: not JSON: ")
+    assert named[2].startswith(f"preprocess: left out: {tmp_path}/a.jsonl:10: not UTF-8: byte 11")
+
+
+def test_broken_text_files_and_rows_are_counted(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"abc\xff")
+    (tmp_path / "b.txt").write_bytes(b"fine")
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array([b"row", None, b"\xff"]).cast(pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "c.parquet")
+    summary = prepare([tmp_path], out, skip_broken=True)
+    assert texts(out / "c_text_document") == ["fine", "row"]
+    assert summary.broken == {"not UTF-8": 2, "key 'text' is not a string": 1}
+
+
+class HubRows:
+    """Stands in for what `datasets.load_dataset(streaming=True)` returns."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def skip(self, n: int) -> HubRows:
+        return HubRows(self._rows[n:])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The calls of `load_dataset`."""
+    calls: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> HubRows:
+        calls.append((name, config, split, streaming))
+        return HubRows(ROWS)
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: module)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("hf:org/set", ("org/set", None, "train", True)),
+        ("hf:org/set:test", ("org/set", None, "test", True)),
+        ("hf:set:en:test", ("set", "en", "test", True)),
+    ],
+)
+def test_datasets_of_the_hub(
+    out: Path, hub: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, name: str, call: tuple[Any, ...]
+) -> None:
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
+    prepare([Path(name)], out, domain_key="domain")
+    assert hub == [call]
+    assert texts(out / "c_b_text_document") == [row["text"] for row in ROWS if row["domain"] == "b"]
+    (reader,) = open_inputs([Path(name)], Columns("text", None))
+    pieces = list(chunks([reader], Place()))
+    rest = list(chunks([reader], pieces[2].end))
+    assert [piece.parts for piece in rest] == [piece.parts for piece in pieces[3:]]
+
+
+@pytest.mark.usefixtures("hub")
+def test_bad_names_and_columns_of_the_hub(out: Path) -> None:
+    for name in ("hf:", "hf:a::b", "hf:a:b:c:d"):
+        with pytest.raises(ValueError, match="must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"):
+            prepare([Path(name)], out)
+    with pytest.raises(ValueError, match="--input hf:a: no column 'body'; there is 'text', 'domain'"):
+        prepare([Path("hf:a")], out, json_key="body")

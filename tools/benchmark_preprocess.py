@@ -1,0 +1,149 @@
+"""Preprocessing against the `tokenizers` library alone, on the same text and cores, in one run.
+
+    python tools/benchmark_preprocess.py corpus.jsonl tokenizer.json [--megabytes 60] [--cores 2] [--repeats 5]
+
+Ours is a whole process from its start to its end: reads JSONL, writes the .bin and .idx. The peer has the texts in
+memory already and only encodes them, in batches, with its own threads; nothing is read from the results. Only its
+encoding is timed, not its start. Several ways to call it run in turn with ours; the ratio that counts is that to the
+one with the best median. One more row gives the library the larger cache of words that ours sets (by a method that
+the library does not document). Then: the same text in a thousand files against one file, and peak memory for one and
+four times the text (main process, and the largest worker).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PEERS = [("encode_batch", 1000, 0), ("encode_batch_fast", 1000, 0), ("encode_batch_fast", 10_000, 0)]
+"""Method, texts in a batch, words in the library's cache (0: as it comes)."""
+PEER_WITH_OUR_CACHE = ("encode_batch_fast", 1000, 1 << 16)
+
+OURS = """
+import resource, sys
+from pathlib import Path
+from megatron_lfr.data.preprocess import PreprocessConfig, run
+if __name__ == "__main__":
+    source, prefix, tokenizer, workers = sys.argv[1:]
+    run(PreprocessConfig([Path(source)], Path(prefix), tokenizer, workers=int(workers), progress=False))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    status = Path("/proc/self/status").read_text()  # ru_maxrss of this process would count the one that started it
+    main = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    print(sum(each.ru_utime + each.ru_stime for each in used), main, used[1].ru_maxrss)
+"""
+
+PEER = """
+import json, sys, time
+from tokenizers import Tokenizer
+source, name, method, batch, cache = *sys.argv[1:4], *map(int, sys.argv[4:])
+with open(source, encoding="utf-8") as file:
+    texts = [json.loads(line)["text"] for line in file]
+batches = [texts[i : i + batch] for i in range(0, len(texts), batch)]
+tokenizer = Tokenizer.from_file(name)
+if cache:
+    tokenizer.model._resize_cache(cache)
+encode = getattr(tokenizer, method)
+started, cpu = time.perf_counter(), time.process_time()
+for texts in batches:
+    encode(texts, add_special_tokens=False)
+print(time.perf_counter() - started, time.process_time() - cpu)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    cpu: float
+    """Seconds of all cores: what counts where the cores are shared with others."""
+    peaks: tuple[int, ...] = ()
+    """KiB of the main process, and of the largest worker."""
+
+
+def ours(source: Path, tokenizer: Path, cores: int) -> Cost:
+    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+        command = [sys.executable, "-c", OURS, str(source), f"{folder}/c", str(tokenizer), str(cores)]
+        started = time.perf_counter()
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        seconds = time.perf_counter() - started
+    cpu, *peaks = printed.split()
+    return Cost(seconds, float(cpu), tuple(map(int, peaks)))
+
+
+def peer(source: Path, tokenizer: Path, cores: int, method: str, batch: int, cache: int) -> Cost:
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(cores)}
+    command = [sys.executable, "-c", PEER, str(source), str(tokenizer), method, str(batch), str(cache)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return Cost(*map(float, printed.split()))
+
+
+def prepare(corpus: Path, folder: Path, n_bytes: int) -> tuple[Path, Path, Path, int]:
+    """The start of the corpus as one file, four times over, and in a thousand files; the bytes of its text."""
+    one, four, many = folder / "one.jsonl", folder / "four.jsonl", folder / "many"
+    with corpus.open("rb") as file:
+        lines = file.read(n_bytes).splitlines(keepends=True)
+        lines[-1] += file.readline()
+    one.write_bytes(b"".join(lines))
+    four.write_bytes(one.read_bytes() * 4)
+    many.mkdir()
+    for i in range(1000):
+        first, last = (len(lines) * k // 1000 for k in (i, i + 1))
+        (many / f"{i:04}.jsonl").write_bytes(b"".join(lines[first:last]))
+    return one, four, many, sum(len(json.loads(line)["text"].encode()) for line in lines)
+
+
+def rate(n_bytes: int, costs: list[Cost]) -> float:
+    return n_bytes / 1e6 / statistics.median(cost.seconds for cost in costs)
+
+
+def ratios(above: list[Cost], below: list[Cost]) -> str:
+    """Medians and spread of the paired ratios, in seconds and in seconds of all cores."""
+    pairs = list(zip(above, below, strict=True))
+    seconds = sorted(one.seconds / other.seconds for one, other in pairs)
+    cpu = sorted(one.cpu / other.cpu for one, other in pairs)
+    words = [f"{statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})" for values in (seconds, cpu)]
+    return f"{words[0]}, in CPU seconds {words[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="documents, one JSON object a line with the key `text`")
+    parser.add_argument("tokenizer", type=Path, help="a `tokenizers` JSON file")
+    parser.add_argument("--megabytes", type=float, default=60, help="how much of the corpus (default: 60)")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="default: 5")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    with tempfile.TemporaryDirectory() as folder:
+        one, four, many, n_bytes = prepare(args.corpus, Path(folder), int(args.megabytes * 1e6))
+        print(f"{n_bytes / 1e6:.1f} MB of text, {args.cores} cores, {args.repeats} repeats")
+        whole: list[Cost] = []
+        in_many: list[Cost] = []
+        of_peers: dict[tuple[str, int, int], list[Cost]] = {name: [] for name in (*PEERS, PEER_WITH_OUR_CACHE)}
+        for _ in range(args.repeats):
+            whole.append(ours(one, args.tokenizer, args.cores))
+            for name in of_peers:
+                of_peers[name].append(peer(one, args.tokenizer, args.cores, *name))
+            in_many.append(ours(many, args.tokenizer, args.cores))
+        print(f"ours: {rate(n_bytes, whole):.2f} MB/s")
+        for (method, batch, cache), costs in of_peers.items():
+            how = f"{method}, batches of {batch}" + (f", cache of {cache} words as in ours" if cache else "")
+            print(f"{how}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
+        best = min(PEERS, key=lambda name: statistics.median(cost.seconds for cost in of_peers[name]))
+        print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], whole)}")
+        print(f"time, a thousand files / one file: {ratios(in_many, whole)}")
+        of_four = ours(four, args.tokenizer, args.cores).peaks
+        of_one = [max(peaks) for peaks in zip(*(cost.peaks for cost in whole), strict=True)]
+        for who, at_one, at_four in zip(("main process", "largest worker"), of_one, of_four, strict=True):
+            print(f"peak memory, {who}: {at_one / 1024:.0f} MiB, with four times the text {at_four / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
