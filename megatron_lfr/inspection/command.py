@@ -30,9 +30,10 @@ class InspectConfig:
     block: int | None = None
     """Show every visit of this block, and its text."""
     hardest: int | None = None
-    """Show the so many blocks with the highest loss when last trained on."""
+    """Show the so many blocks whose last loss lies highest above the mean training loss of its time: raw losses would
+    name those that were seen early."""
     easiest: int | None = None
-    """Show the so many blocks with the lowest loss when last trained on."""
+    """Show the so many blocks whose last loss lies lowest below it."""
     domain: str | None = None
     """Show the mean loss of a domain in each phase."""
     output: Path | None = None

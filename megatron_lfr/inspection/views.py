@@ -71,14 +71,16 @@ class View:
         return visits
 
     def extremes(self, count: int, hardest: bool) -> Records:
-        """The hardest or easiest blocks by their last loss; the records are all their visits."""
+        """The hardest or easiest blocks by their detrended last loss; the records are all their visits."""
         ledger = self._run.ledger()
         seen = np.flatnonzero(ledger.step >= 0)
-        last = ledger.nll[seen]
-        chosen = seen[np.argsort(-last if hardest else last, kind="stable")[:count]]
-        for block in chosen:
+        scores = ledger.detrended_scores()[seen]
+        order = np.argsort(-scores if hardest else scores, kind="stable")[:count]
+        for block, score in zip(seen[order], scores[order], strict=True):
             at, visits = ledger.step[block] + 1, ledger.visits[block]
-            self._block(int(block), f"loss {ledger.nll[block]:.4f} at step {at}, visits: {visits}")
+            loss = f"loss {ledger.nll[block]:.4f} at step {at} ({score:+.4f} to the mean then)"
+            self._block(int(block), f"{loss}, visits: {visits}")
+        chosen = seen[order]
         return self._run.visits(chosen)
 
     def domain(self, name: str) -> Records:

@@ -149,13 +149,18 @@ def test_the_history_of_a_block(folder: Path, tmp_path: Path, suffix: str, capsy
 
 
 def test_hardest_easiest_and_domains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = {i: loss_of(i, s + 1) for s, ids in enumerate(served(folder)) for i in ids}
-    ranked = sorted(last, key=lambda i: (np.float32(last[i]), i))
-    assert (
-        list(map(int, re.findall(r"block (\d+)", ask(folder, capsys, "--easiest", "5", "--chars", "0")))) == ranked[:5]
+    scores = open_run(folder).ledger().detrended_scores()
+    ranked = sorted(set(np.flatnonzero(~np.isnan(scores)).tolist()), key=lambda i: (scores[i], i))
+    easiest = re.findall(r"block (\d+)", ask(folder, capsys, "--easiest", "5", "--chars", "0"))
+    assert list(map(int, easiest)) == ranked[:5]
+    found = re.findall(
+        r"block (\d+) .*loss ([\d.]+) at step (\d+) \(([+-][\d.]+) ", ask(folder, capsys, "--hardest", "3")
     )
-    hardest = list(map(int, re.findall(r"block (\d+) ", ask(folder, capsys, "--hardest", "3"))))
-    assert [last[i] for i in hardest] == pytest.approx(sorted(last.values(), reverse=True)[:3])
+    last = {i: (loss_of(i, s + 1), s + 1) for s, ids in enumerate(served(folder)) for i in ids}
+    for (block, loss, step, score), expected in zip(found, reversed(ranked[-3:]), strict=True):
+        assert scores[int(block)] == scores[expected]
+        assert (float(loss), int(step)) == (pytest.approx(last[int(block)][0], abs=1e-4), last[int(block)][1])
+        assert float(score) == pytest.approx(scores[expected], abs=1e-4)
     rows = re.findall(r"│ (\d) \w+ +│ +([\d,]+) │ +([\d,]+) │ +([\d.]+) │", ask(folder, capsys, "--domain", "beta"))
     plan = open_run(folder).plan
     for phase, visits, blocks, mean in rows:
