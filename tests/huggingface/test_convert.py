@@ -10,9 +10,9 @@ from pathlib import Path
 
 import kill_cases
 import pytest
-import rank_cases
 import torch
 import torch.multiprocessing as mp
+import two_rank_checkpoints
 from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -99,9 +99,11 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(rank_cases.save, (str(tmp_path), port), nprocs=2)
-    expected = {f"model.{name}": value for name, value in Llama(BASE, seed=rank_cases.SEED).named_parameters()}
-    for name in rank_cases.LAYOUTS:
+    mp.spawn(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2)
+    expected = {
+        f"model.{name}": value for name, value in Llama(BASE, seed=two_rank_checkpoints.SEED).named_parameters()
+    }
+    for name in two_rank_checkpoints.LAYOUTS:
         run = tmp_path / name
         assert len(list(run.glob("checkpoints/iter_0000001/shard-*"))) == 2
         (run / "config.yaml").write_text(dump_config(RunConfig(model=BASE)))
