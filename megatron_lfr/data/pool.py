@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from megatron_lfr.data.encoding import EncodedChunk, Encoder, Part
@@ -34,7 +32,7 @@ def encode_all(
         pool, encode = _pool(encoder, tokenizer, eod_token, workers)
         try:
             yield from _in_order(pool, encode, chunks, in_flight=2 * workers + 1)
-        except BrokenProcessPool:
+        except BrokenExecutor:
             raise ChildProcessError(
                 "a worker process died, perhaps for lack of memory; fewer --workers need less of it"
             ) from None
@@ -45,6 +43,9 @@ def encode_all(
 def _pool(encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int) -> tuple[Executor, Encode]:
     if workers <= _MOST_THREADS:
         return ThreadPoolExecutor(workers), encoder.encode
+    import multiprocessing  # not for threads: it takes a while
+    from concurrent.futures import ProcessPoolExecutor
+
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -83,7 +84,9 @@ def _encode_in_worker(parts: list[Part]) -> EncodedChunk:
 
 def _die_with_parent() -> None:
     """A worker would wait for work for ever once its parent was killed."""
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    parent = parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
