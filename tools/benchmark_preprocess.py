@@ -5,9 +5,8 @@
 Ours is a whole process from its start to its end: reads JSONL, writes the .bin and .idx. The peer has the texts in
 memory already and only encodes them, in batches, with its own threads; nothing is read from the results. Only its
 encoding is timed, not its start. Several ways to call it run in turn with ours; the ratio that counts is that to the
-one with the best median. One more row gives the library the larger cache of words that ours sets (by a method that
-the library does not document). Then: the same text in a thousand files against one file, and peak memory for one and
-four times the text (main process, and the largest worker).
+one with the best median. Then: the same text in a thousand files against one file, and peak memory for one and four
+times the text (main process, and the largest worker process, where there are any).
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PEERS = [("encode_batch", 1000, 0), ("encode_batch_fast", 1000, 0), ("encode_batch_fast", 10_000, 0)]
-"""Method, texts in a batch, words in the library's cache (0: as it comes)."""
-PEER_WITH_OUR_CACHE = ("encode_batch_fast", 1000, 1 << 16)
+PEERS = [("encode_batch", 1000), ("encode_batch_fast", 1000), ("encode_batch_fast", 10_000)]
+"""Method, and texts in a batch."""
 
 OURS = """
 import resource, sys
@@ -43,14 +41,11 @@ if __name__ == "__main__":
 PEER = """
 import json, sys, time
 from tokenizers import Tokenizer
-source, name, method, batch, cache = *sys.argv[1:4], *map(int, sys.argv[4:])
+source, name, method, batch = *sys.argv[1:4], int(sys.argv[4])
 with open(source, encoding="utf-8") as file:
     texts = [json.loads(line)["text"] for line in file]
 batches = [texts[i : i + batch] for i in range(0, len(texts), batch)]
-tokenizer = Tokenizer.from_file(name)
-if cache:
-    tokenizer.model._resize_cache(cache)
-encode = getattr(tokenizer, method)
+encode = getattr(Tokenizer.from_file(name), method)
 started, cpu = time.perf_counter(), time.process_time()
 for texts in batches:
     encode(texts, add_special_tokens=False)
@@ -77,9 +72,9 @@ def ours(source: Path, tokenizer: Path, cores: int) -> Cost:
     return Cost(seconds, float(cpu), tuple(map(int, peaks)))
 
 
-def peer(source: Path, tokenizer: Path, cores: int, method: str, batch: int, cache: int) -> Cost:
+def peer(source: Path, tokenizer: Path, cores: int, method: str, batch: int) -> Cost:
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(cores)}
-    command = [sys.executable, "-c", PEER, str(source), str(tokenizer), method, str(batch), str(cache)]
+    command = [sys.executable, "-c", PEER, str(source), str(tokenizer), method, str(batch)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return Cost(*map(float, printed.split()))
 
@@ -126,16 +121,15 @@ def main() -> None:
         print(f"{n_bytes / 1e6:.1f} MB of text, {args.cores} cores, {args.repeats} repeats")
         whole: list[Cost] = []
         in_many: list[Cost] = []
-        of_peers: dict[tuple[str, int, int], list[Cost]] = {name: [] for name in (*PEERS, PEER_WITH_OUR_CACHE)}
+        of_peers: dict[tuple[str, int], list[Cost]] = {name: [] for name in PEERS}
         for _ in range(args.repeats):
             whole.append(ours(one, args.tokenizer, args.cores))
             for name in of_peers:
                 of_peers[name].append(peer(one, args.tokenizer, args.cores, *name))
             in_many.append(ours(many, args.tokenizer, args.cores))
         print(f"ours: {rate(n_bytes, whole):.2f} MB/s")
-        for (method, batch, cache), costs in of_peers.items():
-            how = f"{method}, batches of {batch}" + (f", cache of {cache} words as in ours" if cache else "")
-            print(f"{how}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
+        for (method, batch), costs in of_peers.items():
+            print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
         best = min(PEERS, key=lambda name: statistics.median(cost.seconds for cost in of_peers[name]))
         print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], whole)}")
         print(f"time, a thousand files / one file: {ratios(in_many, whole)}")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from megatron_lfr.data.tokenizer import Encoded, Tokenizer
 
 _BOM = b"\xef\xbb\xbf"
+_parse_json = json.JSONDecoder().decode  # json.loads without its look at options: a quarter of its time
 _NAMED = 10
 """Broken documents that a chunk names; the others are only counted."""
 
@@ -191,7 +192,7 @@ def _raw_documents(part: Part) -> Iterator[tuple[int, bytes | tuple[Any, Any] | 
     else:
         for number, line in enumerate(part.data.split(b"\n"), part.first):
             content = line.removeprefix(_BOM) if number == 1 else line
-            if content.strip():
+            if content and not content.isspace():
                 yield number, content
 
 
@@ -211,7 +212,7 @@ def _with_eod(tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32], eod: int
 
 def _json_object(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(_decode(line))
+        record = _parse_json(_decode(line))
     except BrokenDocument:
         raise
     except (ValueError, RecursionError) as error:

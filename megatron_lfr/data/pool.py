@@ -1,39 +1,38 @@
-"""Chunks to token ids in worker processes, in the order of the input."""
+"""Chunks to token ids by several workers, in the order of the input."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from megatron_lfr.data.encoding import EncodedChunk, Encoder, Part
 from megatron_lfr.data.inputs import Chunk
 from megatron_lfr.data.tokenizer import load_tokenizer
 
+_MOST_THREADS = 4
+"""Up to here workers are threads: they start at once and share the tokenizer's cache of words. The library lets go of
+the interpreter's lock while it tokenizes, but about a twentieth of the work holds it: more workers are processes."""
+
+Encode = Callable[[list[Part]], EncodedChunk]
+
 
 def encode_all(
     chunks: Iterator[Chunk], encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
-    """Every chunk with what it became. One worker is this process. ChildProcessError when a worker dies."""
+    """Every chunk with what it became. One worker is this thread. ChildProcessError when a worker process dies."""
     with _tokenizers_parallelism_off():
         if workers <= 1:
             for chunk in chunks:
                 yield chunk, encoder.encode(chunk.parts)
             return
-        pool = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(tokenizer, eod_token, encoder.without_tokenizer()),
-        )
+        pool, encode = _pool(encoder, tokenizer, eod_token, workers)
         try:
-            yield from _in_order(pool, chunks, in_flight=2 * workers + 1)
-        except BrokenProcessPool:
+            yield from _in_order(pool, encode, chunks, in_flight=2 * workers + 1)
+        except BrokenExecutor:
             raise ChildProcessError(
                 "a worker process died, perhaps for lack of memory; fewer --workers need less of it"
             ) from None
@@ -41,12 +40,27 @@ def encode_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _pool(encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int) -> tuple[Executor, Encode]:
+    if workers <= _MOST_THREADS:
+        return ThreadPoolExecutor(workers), encoder.encode
+    import multiprocessing  # not for threads: it takes a while
+    from concurrent.futures import ProcessPoolExecutor
+
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer, eod_token, encoder.without_tokenizer()),
+    )
+    return pool, _encode_in_worker
+
+
 def _in_order(
-    pool: ProcessPoolExecutor, chunks: Iterator[Chunk], in_flight: int
+    pool: Executor, encode: Encode, chunks: Iterator[Chunk], in_flight: int
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
     pending: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
     for chunk in chunks:
-        pending.append((chunk, pool.submit(_encode_in_worker, chunk.parts)))
+        pending.append((chunk, pool.submit(encode, chunk.parts)))
         if len(pending) >= in_flight:
             done, future = pending.popleft()
             yield done, future.result()
@@ -55,7 +69,7 @@ def _in_order(
         yield done, future.result()
 
 
-_worker_encode: Callable[[list[Part]], EncodedChunk]
+_worker_encode: Encode
 
 
 def _start_worker(tokenizer: str, eod_token: str | None, make_encoder: Callable[..., Encoder]) -> None:
@@ -70,7 +84,9 @@ def _encode_in_worker(parts: list[Part]) -> EncodedChunk:
 
 def _die_with_parent() -> None:
     """A worker would wait for work for ever once its parent was killed."""
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    parent = parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
@@ -78,7 +94,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _tokenizers_parallelism_off() -> Iterator[None]:
-    """Each process tokenizes in one thread: `workers` is the number of cores in use. Inherited by workers."""
+    """Each worker tokenizes in one thread: `workers` is the number of cores in use. Inherited by processes."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

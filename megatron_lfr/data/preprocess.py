@@ -69,7 +69,7 @@ class PreprocessConfig:
     restart: bool = False
     """Discard what an unfinished run with the same output prefix has done."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Processes that tokenize; 1 works in this process. The output is the same for any number."""
+    """Cores that tokenize: threads up to 4, processes beyond. The output is the same for any number."""
     progress: bool = True
     """Show how far the work is."""
 

@@ -16,9 +16,6 @@ import tokenizers
 EOD_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOD]")
 """Names under which an end-of-document token is looked for, in this order."""
 
-_CACHED_WORDS = 1 << 16
-"""Words whose ids the library remembers, at about 600 bytes each; its own 10,000 are soon full of a corpus's first."""
-
 Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 
 
@@ -104,8 +101,6 @@ class FileTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        if hasattr(self._tokenizer.model, "_resize_cache"):  # BPE and Unigram
-            self._tokenizer.model._resize_cache(_CACHED_WORDS)
         self.fingerprint = f"sha256 {hashlib.sha256(content).hexdigest()}"
         self._path = path
         vocabulary = self._tokenizer.get_vocab()

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from megatron_lfr.data import inputs as inputs_module
-from megatron_lfr.data import preprocess
+from megatron_lfr.data import pool, preprocess
 from megatron_lfr.data.indexed import IndexedDataset
 from megatron_lfr.data.preprocess import PreprocessConfig, run
 
@@ -91,14 +91,15 @@ def test_workers_do_not_change_a_byte(
     write_jsonl: WriteJsonl, bpe_file: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     path = write_jsonl("a.jsonl", records(rng, 200))
-    for workers in (1, 3):
+    for workers in (1, 3, 5):  # this thread, threads, processes
         folder = tmp_path / str(workers)
         folder.mkdir()
         preprocess_quietly([path], folder, bpe_file, workers=workers, domain_key="domain")
     assert len(names(tmp_path / "1")) == 6
     for name in names(tmp_path / "1"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
-    assert names(tmp_path / "1") == names(tmp_path / "3")
+        for workers in ("3", "5"):
+            assert (tmp_path / "1" / name).read_bytes() == (tmp_path / workers / name).read_bytes()
+    assert names(tmp_path / "1") == names(tmp_path / "3") == names(tmp_path / "5")
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -248,6 +249,7 @@ def test_a_worker_that_dies(write_jsonl: WriteJsonl, out: Path, monkeypatch: pyt
             child.kill()
 
     monkeypatch.setattr(preprocess.Output, "add", kill_workers)
+    monkeypatch.setattr(pool, "_MOST_THREADS", 1)
     path = write_jsonl("a.jsonl", [{"text": "x" * 1000}] * 100)
     with pytest.raises(ChildProcessError, match="fewer --workers"):
         preprocess_quietly([path], out, "bytes", workers=2)

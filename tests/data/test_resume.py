@@ -136,14 +136,15 @@ def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: 
 
 
 def test_killed_with_workers_which_go_too(tmp_path: Path, out: Path, rng: np.random.Generator) -> None:
-    """A real process with two workers, killed from outside at random moments."""
+    """A real process with two worker processes, killed from outside at random moments."""
     (tmp_path / "whole").mkdir()
     files = corpus(tmp_path, rng)
     run(PreprocessConfig(files, tmp_path / "whole" / "c", "bytes", skip_broken=True, workers=1, progress=False))
     program = f"""
 import sys, time
 from pathlib import Path
-from megatron_lfr.data import inputs, preprocess
+from megatron_lfr.data import inputs, pool, preprocess
+pool._MOST_THREADS = 1
 inputs.CHUNK_BYTES, preprocess._SECONDS_BETWEEN_NOTES, preprocess._PAUSE = 400, 0.0, 0.0
 add = preprocess.Output.add
 def slow(output, encoded):
