@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <type_traits>
 
 #include "arguments.h"
 #include "cluster.h"
@@ -109,57 +110,49 @@ float py_percentile(const py::object& scores, double q, const Integer& num_threa
     return released([&] { return percentile(data, q, threads); });
 }
 
-template <class Id>
-py::array interleave_ids(const py::object& ids, const std::vector<uint64_t>& counts, uint64_t seed,
-                         int threads) {
-    const Array<Id> items = to_array<Id>(ids, "ids");
-    const Id* data = items.data();
-    auto left = static_cast<uint64_t>(items.size());
-    for (const uint64_t count : counts) {
-        if (count > left) throw py::value_error("counts: add up to more than there are ids");
-        left -= count;
-    }
-    if (left > 0) throw py::value_error("counts: add up to fewer than there are ids");
-    return fill_ids<Id>(static_cast<uint64_t>(items.size()),
-                        [&](Id* out) { interleave(data, counts, seed, threads, out); });
+// work(ids) for ids of either type.
+template <class Work>
+auto with_ids(const py::object& ids, Work work) {
+    if (Array<uint64_t>::check_(ids)) return work(to_array<uint64_t>(ids, "ids"));
+    return work(to_array<uint32_t>(ids, "ids"));
 }
 
 py::array py_interleave(const py::object& ids, const std::vector<uint64_t>& counts, const Integer& seed,
                         const Integer& num_threads) {
     const uint64_t number = to_unsigned(seed, "seed");
     const int threads = to_threads(num_threads);
-    if (Array<uint64_t>::check_(ids)) return interleave_ids<uint64_t>(ids, counts, number, threads);
-    return interleave_ids<uint32_t>(ids, counts, number, threads);
-}
-
-template <class Id>
-py::array count_ids(const py::object& ids, const std::vector<uint64_t>& sizes, int threads) {
-    const Array<Id> array = to_array<Id>(ids, "ids");
-    const Id* data = array.data();
-    const auto n = static_cast<uint64_t>(array.size());
-    const auto counts = released([&] { return count_parts(data, n, sizes, threads); });
-    return py::array(static_cast<py::ssize_t>(counts.size()), counts.data());
+    return with_ids(ids, [&](const auto& items) {
+        const auto* data = items.data();
+        const auto n = static_cast<uint64_t>(items.size());
+        uint64_t left = n;
+        for (const uint64_t count : counts) {
+            if (count > left) throw py::value_error("counts: add up to more than there are ids");
+            left -= count;
+        }
+        if (left > 0) throw py::value_error("counts: add up to fewer than there are ids");
+        using Id = std::decay_t<decltype(*data)>;
+        return fill_ids<Id>(n, [&](Id* out) { interleave(data, counts, number, threads, out); });
+    });
 }
 
 py::array py_count_parts(const py::object& ids, const std::vector<uint64_t>& sizes,
                          const Integer& num_threads) {
     const int threads = to_threads(num_threads);
-    if (Array<uint64_t>::check_(ids)) return count_ids<uint64_t>(ids, sizes, threads);
-    return count_ids<uint32_t>(ids, sizes, threads);
-}
-
-template <class Id>
-uint64_t hash_ids(const py::object& ids, int threads) {
-    const Array<Id> array = to_array<Id>(ids, "ids");
-    const Id* data = array.data();
-    const auto n = static_cast<uint64_t>(array.size());
-    return released([&] { return order_hash(data, n, threads); });
+    const auto counts = with_ids(ids, [&](const auto& array) {
+        const auto* data = array.data();
+        const auto n = static_cast<uint64_t>(array.size());
+        return released([&] { return count_parts(data, n, sizes, threads); });
+    });
+    return py::array(static_cast<py::ssize_t>(counts.size()), counts.data());
 }
 
 uint64_t py_order_hash(const py::object& ids, const Integer& num_threads) {
     const int threads = to_threads(num_threads);
-    if (Array<uint64_t>::check_(ids)) return hash_ids<uint64_t>(ids, threads);
-    return hash_ids<uint32_t>(ids, threads);
+    return with_ids(ids, [&](const auto& array) {
+        const auto* data = array.data();
+        const auto n = static_cast<uint64_t>(array.size());
+        return released([&] { return order_hash(data, n, threads); });
+    });
 }
 
 void read_tokens(const TokenFile& file, const py::object& starts, const py::object& out,

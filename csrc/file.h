@@ -29,7 +29,6 @@ class File {
 
     const std::string& path() const { return path_; }
     uint64_t size() const { return size_; }
-    bool is_mapped() const { return map_ != nullptr; }
 
     // Fills `out` with `length` bytes from `offset` on. Throws FileError where they are not there any more,
     // and where the disk fails.
