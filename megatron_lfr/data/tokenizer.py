@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -61,6 +61,13 @@ def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, or 'bytes'")
     return FileTokenizer(path, eod_token, folder)
+
+
+def recorded_tokenizer(config: Mapping[str, Any], moved_to: str | None = None) -> Tokenizer | None:
+    """The tokenizer that a run's config.yaml names, from where it lies now; None where none is named. Errors as
+    `load_tokenizer`."""
+    spec, eod = moved_to or config.get("tokenizer_model"), config.get("eod_token")
+    return None if spec is None else load_tokenizer(str(spec), None if eod is None else str(eod))
 
 
 class ByteTokenizer:

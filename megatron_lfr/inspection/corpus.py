@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.config import recorded_prefixes
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.tokenizer import recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
 
@@ -27,7 +26,7 @@ class Corpus:
         if dataset.fingerprint() != run.identity.get("corpus"):
             raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {run.folder} trained on")
         self.source = dataset.train
-        self._tokenizer = _open_tokenizer(config, tokenizer_model)
+        self._tokenizer = recorded_tokenizer(config, tokenizer_model)
 
     def domain(self, name: str) -> tuple[int, int]:
         """(first, one behind the last) block of a domain. ValueError with the legal names."""
@@ -56,11 +55,3 @@ def visible(text: str) -> str:
     """Text from a corpus for a terminal: control and format characters, escape sequences among them, are spelled out
     (\\n, \\x1b, \\u202e)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _open_tokenizer(config: dict[str, Any], tokenizer_model: str | None) -> Tokenizer | None:
-    spec = tokenizer_model or config.get("tokenizer_model")
-    if spec is None:
-        return None
-    eod = config.get("eod_token")
-    return load_tokenizer(str(spec), None if eod is None else str(eod))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.config import recorded_prefixes
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.tokenizer import Tokenizer, recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
 
@@ -65,7 +65,7 @@ def _open_blocks(run: Run) -> BlockSource:
 
 
 def _open_tokenizer(config: dict[str, Any]) -> Tokenizer:
-    spec = config.get("tokenizer_model")
-    if not isinstance(spec, str):
+    tokenizer = recorded_tokenizer(config)
+    if tokenizer is None:
         raise ValueError("the run's config.yaml names no tokenizer (tokenizer_model)")
-    return load_tokenizer(spec)
+    return tokenizer

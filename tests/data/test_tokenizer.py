@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.tokenizer import load_tokenizer, recorded_tokenizer
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=5))
@@ -144,3 +144,14 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=r"bad\.json: not a tokenizer file"):
             load_tokenizer(str(tmp_path / "bad.json"))
+
+
+def test_the_tokenizer_of_a_run(bpe_file: Path) -> None:
+    config = {"tokenizer_model": str(bpe_file), "eod_token": "the"}
+    tokenizer = recorded_tokenizer(config)
+    assert tokenizer is not None
+    assert tokenizer.eod == Tokenizer.from_file(str(bpe_file)).token_to_id("the")
+    moved = recorded_tokenizer({"tokenizer_model": "/nowhere", "eod_token": None}, str(bpe_file))
+    assert moved is not None
+    assert moved.vocab_size == tokenizer.vocab_size
+    assert recorded_tokenizer({}) is None
