@@ -12,6 +12,7 @@
 #include "cluster.h"
 #include "dataset.h"
 #include "order.h"
+#include "weights.h"
 
 using namespace pybind11::literals;
 
@@ -77,31 +78,56 @@ py::array py_order_threshold(const py::object& scores, double drop, bool keep_un
     });
 }
 
-// order_visits and order_choice: the same arguments, another way to draw. draw(scores, weighting, draws,
-// seed, threads, out).
+template <class Values>
+py::array copied(const Values& values) {
+    return py::array(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// Weights with the array that they look at.
+struct HeldWeights {
+    Array<float> scores;
+    BlockWeights weights;
+
+    static std::unique_ptr<HeldWeights> make(const py::object& scores, const std::vector<double>& cuts,
+                                             double cap, const Integer& num_threads) {
+        const Scores data = to_scores(scores);
+        const int threads = to_threads(num_threads);
+        BlockWeights weights = released([&] { return BlockWeights(data, cuts, cap, threads); });
+        return std::make_unique<HeldWeights>(
+            HeldWeights{py::reinterpret_borrow<Array<float>>(scores), std::move(weights)});
+    }
+
+    py::array counts() const {
+        const std::vector<uint64_t>& all = weights.counts();
+        return copied(std::vector<int64_t>(all.begin(), all.end() - 1));
+    }
+
+    py::array mean_perplexity(const Integer& num_threads) const {
+        const int threads = to_threads(num_threads);
+        std::vector<double> means = released([&] { return weights.means(threads); });
+        means.pop_back();
+        return copied(means);
+    }
+};
+
+// order_visits and order_choice: the same arguments, another way to draw. draw(weights, mass, draws, seed,
+// threads, out).
 template <class Draw>
 auto weighted_order(Draw draw) {
-    return [draw](const py::object& scores, std::vector<double> cuts, std::vector<double> mass,
-                  double unseen_mass, double cap, const Integer& draws, const Integer& seed,
-                  const Integer& num_threads) -> py::array {
-        const Scores data = to_scores(scores);
-        const Weighting weighting{std::move(cuts), std::move(mass), unseen_mass, cap};
+    return [draw](const HeldWeights& held, std::vector<double> mass, double unseen_mass, const Integer& draws,
+                  const Integer& seed, const Integer& num_threads) -> py::array {
+        const Mass masses{std::move(mass), unseen_mass};
         const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
         const int threads = to_threads(num_threads);
-        return make_ids(data.n, count,
-                        [&](auto* out) { draw(data, weighting, count, number, threads, out); });
+        return make_ids(held.weights.blocks(), count,
+                        [&](auto* out) { draw(held.weights, masses, count, number, threads, out); });
     };
 }
 
-py::tuple py_cluster(const py::object& scores, int k, double cap, int bins, const Integer& num_threads) {
+py::array py_cluster(const py::object& scores, int k, int bins, const Integer& num_threads) {
     const Scores data = to_scores(scores);
     const int threads = to_threads(num_threads);
-    const Clusters result = released([&] { return cluster(data, k, bins, cap, threads); });
-    auto array = [](const auto& values) {
-        return py::array(static_cast<py::ssize_t>(values.size()), values.data());
-    };
-    return py::make_tuple(array(result.cuts), array(result.counts), array(result.mean_perplexity),
-                          result.unseen, result.mse);
+    return copied(released([&] { return cluster(data, k, bins, threads); }));
 }
 
 float py_percentile(const py::object& scores, double q, const Integer& num_threads) {
@@ -143,7 +169,7 @@ py::array py_count_parts(const py::object& ids, const std::vector<uint64_t>& siz
         const auto n = static_cast<uint64_t>(array.size());
         return released([&] { return count_parts(data, n, sizes, threads); });
     });
-    return py::array(static_cast<py::ssize_t>(counts.size()), counts.data());
+    return copied(counts);
 }
 
 uint64_t py_order_hash(const py::object& ids, const Integer& num_threads) {
@@ -178,7 +204,7 @@ void read_tokens(const TokenFile& file, const py::object& starts, const py::obje
 py::array sequence_lengths(const IndexFile& index, const Integer& first, const Integer& last) {
     const uint64_t from = to_size(first, "first"), to = to_size(last, "last");
     const std::vector<int32_t> lengths = released([&] { return index.sequence_lengths(from, to); });
-    return py::array(static_cast<py::ssize_t>(lengths.size()), lengths.data());
+    return copied(lengths);
 }
 
 // C++ errors as Python users know them: OSError with its number, ValueError for what lies outside of a file.
@@ -223,12 +249,16 @@ void bind_orders(py::module_& module) {
     module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
     module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "draws"_a,
                "seed"_a, "num_threads"_a = 0);
-    module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "scores"_a,
-               "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "scores"_a,
-               "cuts"_a, "mass"_a, "unseen_mass"_a, "cap"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "cap"_a = 700.0, "bins"_a = 4096,
-               "num_threads"_a = 0);
+    py::class_<HeldWeights>(module, "BlockWeights")
+        .def(py::init(&HeldWeights::make), "scores"_a, "cuts"_a, "cap"_a, "num_threads"_a = 0)
+        .def_property_readonly("counts", &HeldWeights::counts)
+        .def_property_readonly("unseen", [](const HeldWeights& held) { return held.weights.counts().back(); })
+        .def("mean_perplexity", &HeldWeights::mean_perplexity, "num_threads"_a = 0);
+    module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "weights"_a,
+               "mass"_a, "unseen_mass"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "weights"_a,
+               "mass"_a, "unseen_mass"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "bins"_a = 4096, "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
     module.def("count_parts", &py_count_parts, "ids"_a, "sizes"_a, "num_threads"_a = 0);

@@ -3,7 +3,6 @@
 #include <limits>
 #include <optional>
 
-#include "draw_lists.h"
 #include "order.h"
 #include "select.h"
 #include "shuffle.h"
@@ -13,22 +12,20 @@ namespace mlfr {
 
 namespace {
 
-// What divides a block's weight relative to its cluster's heaviest block to give its weight in the corpus, up
+// What divides a block's weight relative to its cluster's reference to give its weight in the corpus, up
 // to a common factor: at least 1; 0 where the cluster has no share.
-std::vector<double> corpus_factors(const BlockWeights& weights, int threads) {
+std::vector<double> corpus_factors(const BlockWeights& weights, const Shares& shares, int threads) {
     const size_t k = weights.clusters();
     std::vector<double> factor(k, 0.0);
-    size_t drawn = 0;
-    for (size_t c = 0; c < k; ++c) drawn += weights.share(c) > 0.0;
-    if (drawn == 1) {  // there is nothing to compare it with
-        for (size_t c = 0; c < k; ++c) factor[c] = weights.share(c) > 0.0 ? 1.0 : 0.0;
+    if (shares.drawn() == 1) {  // there is nothing to compare it with
+        for (size_t c = 0; c < k; ++c) factor[c] = shares.of(c) > 0.0 ? 1.0 : 0.0;
         return factor;
     }
     const std::vector<uint64_t> sums = weights.chunk_sums(threads);
     for (size_t i = 0; i < sums.size(); ++i) factor[i % k] += static_cast<double>(sums[i]);
     double smallest = std::numeric_limits<double>::infinity();
     for (size_t c = 0; c < k; ++c) {
-        factor[c] = weights.share(c) > 0.0 ? factor[c] / weights.share(c) : 0.0;
+        factor[c] = shares.of(c) > 0.0 ? factor[c] / shares.of(c) : 0.0;
         if (factor[c] > 0.0) smallest = std::min(smallest, factor[c]);
     }
     for (double& f : factor) f /= smallest;
@@ -40,14 +37,14 @@ std::vector<double> corpus_factors(const BlockWeights& weights, int threads) {
 // its range are all its largest number. They are made anew whenever they are read.
 class ExponentialKeys {
   public:
-    ExponentialKeys(uint64_t n, const BlockWeights& weights, uint64_t seed, int threads)
-        : n_(n), weights_(&weights), seed_(seed) {
-        for (const double factor : corpus_factors(weights, threads)) {
+    ExponentialKeys(const BlockWeights& weights, const Shares& shares, uint64_t seed, int threads)
+        : weights_(&weights), seed_(seed) {
+        for (const double factor : corpus_factors(weights, shares, threads)) {
             factors_.push_back(static_cast<float>(std::min(factor, 1e38)));
         }
     }
 
-    uint64_t size() const { return n_; }
+    uint64_t size() const { return weights_->blocks(); }
 
     const uint32_t* read(uint64_t first, uint64_t count, uint32_t* keys) const {
         uint32_t cluster[kBatch];
@@ -122,10 +119,28 @@ class ExponentialKeys {
         for (uint64_t j = 0; j < count; ++j) factor[j] = factors_[cluster[j]];
     }
 
-    uint64_t n_;
     const BlockWeights* weights_;
     uint64_t seed_;
     std::vector<float> factors_;
+};
+
+// The draws of every chunk, as offsets from its first block. An emitter for shuffle_multiset, which takes
+// memory for what is drawn alone.
+class DrawLists {
+  public:
+    explicit DrawLists(uint64_t n) : lists_(num_chunks(n)) {}
+
+    std::vector<uint32_t>& of(uint64_t chunk) { return lists_[chunk]; }
+
+    uint64_t count(uint64_t chunk) const { return lists_[chunk].size(); }
+
+    template <class Sink>
+    void operator()(uint64_t chunk, uint64_t, uint64_t, Sink&& sink) const {
+        sink(lists_[chunk].data(), lists_[chunk].size());
+    }
+
+  private:
+    std::vector<std::vector<uint32_t>> lists_;
 };
 
 // A block whose key lies near the one at the wanted rank: where it stands in the lists.
@@ -190,30 +205,30 @@ std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t d
 
 // The order of the keys is biased towards heavy blocks, so what was chosen is shuffled.
 template <class Id>
-void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
                   Id* out) {
-    const BlockWeights weights(scores, weighting, threads);
-    const ExponentialKeys keys(scores.n, weights, derive(seed, kKeys), threads);
-    const uint64_t all = weights.drawable();
+    const Shares shares(weights, mass);
+    const ExponentialKeys keys(weights, shares, derive(seed, kKeys), threads);
+    const uint64_t n = weights.blocks(), all = shares.drawable();
     uint64_t pass = 0;
     if (draws >= all) {
-        const KeyFilter drawable(keys, kNoKey, 0, Side::kBelow, threads);
+        const KeyFilter drawable(keys, kNoKey, 0, threads);
         for (; draws >= all; draws -= all, out += all) {
-            shuffle_multiset(scores.n, all, derive(seed, kPasses + pass++), threads, drawable, out);
+            shuffle_multiset(n, all, derive(seed, kPasses + pass++), threads, drawable, out);
         }
     }
     if (draws == 0) return;
     const uint64_t pass_seed = derive(seed, kPasses + pass);
     if (const auto chosen = choose_by_guess(keys, draws, all, threads)) {
-        shuffle_multiset(scores.n, draws, pass_seed, threads, *chosen, out);
+        shuffle_multiset(n, draws, pass_seed, threads, *chosen, out);
     } else {
         const Cut cut = KeyRanks(keys, threads).at(draws - 1);
-        const KeyFilter smallest(keys, cut.key, draws - cut.below, Side::kBelow, threads);
-        shuffle_multiset(scores.n, draws, pass_seed, threads, smallest, out);
+        const KeyFilter smallest(keys, cut.key, draws - cut.below, threads);
+        shuffle_multiset(n, draws, pass_seed, threads, smallest, out);
     }
 }
 
-template void order_choice<uint32_t>(Scores, const Weighting&, uint64_t, uint64_t, int, uint32_t*);
-template void order_choice<uint64_t>(Scores, const Weighting&, uint64_t, uint64_t, int, uint64_t*);
+template void order_choice<uint32_t>(const BlockWeights&, const Mass&, uint64_t, uint64_t, int, uint32_t*);
+template void order_choice<uint64_t>(const BlockWeights&, const Mass&, uint64_t, uint64_t, int, uint64_t*);
 
 }  // namespace mlfr

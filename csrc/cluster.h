@@ -8,16 +8,8 @@
 
 namespace mlfr {
 
-struct Clusters {
-    std::vector<double> cuts;  // ascending; cluster of a score = number of cuts <= score
-    std::vector<int64_t> counts;
-    std::vector<double> mean_perplexity;  // mean of exp(min(score, cap)), exponentials to 3e-7 (relative)
-    uint64_t unseen;
-    double mse;  // mean squared distance of a score to its cluster's mean
-};
-
-// Exact k-means of the scores, put into `bins` equal bins: fewer than k clusters where fewer bins are
-// occupied. Counts, means and the mean squared distance are those of the scores themselves.
-Clusters cluster(Scores scores, int k, int bins, double cap, int threads);
+// Exact k-means of the scores, put into `bins` equal bins: the ascending cuts between clusters, of which
+// there are fewer than k where fewer bins are occupied. Cluster of a score: the number of cuts <= it.
+std::vector<double> cluster(Scores scores, int k, int bins, int threads);
 
 }  // namespace mlfr

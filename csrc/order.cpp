@@ -1,71 +1,11 @@
 #include "order.h"
 
 #include <algorithm>
-#include <limits>
-#include <memory>
 #include <numeric>
-#include <stdexcept>
 
-#include "detmath.h"
-#include "select.h"
 #include "shuffle.h"
 
 namespace mlfr {
-
-namespace {
-
-// The score at the rank (from 0) that rank_of(seen) says, as a key; seen: blocks that have a score.
-struct ScoreRank {
-    uint64_t seen;
-    Cut cut;  // where seen > 0
-};
-
-// Throws std::invalid_argument for an infinite score. One pass over the scores, where a sample leads near
-// the rank; two otherwise.
-template <class RankOf>
-ScoreRank rank_score(Scores scores, RankOf rank_of, int threads) {
-    const ScoreKeys keys(scores);
-    if (const auto bounds = guess_rank(keys, rank_of)) {
-        NearKeys near = find_near(keys, *bounds, threads);
-        if (near.infinite) count_seen(scores, threads);  // names the block
-        const uint64_t rank = rank_of(near.count);
-        if (near.below <= rank && rank - near.below < near.between.size()) {
-            const auto place = near.between.begin() + static_cast<std::ptrdiff_t>(rank - near.below);
-            std::nth_element(near.between.begin(), place, near.between.end());
-            const uint32_t key = *place;
-            const auto less =
-                std::count_if(near.between.begin(), place, [key](uint32_t k) { return k < key; });
-            return {near.count, {key, near.below + static_cast<uint64_t>(less)}};
-        }
-    }
-    const KeyRanks<ScoreKeys> ranks(keys, threads);
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    // NaN apart, only infinities share the upper half of their keys.
-    if (ranks.count_near(float_key(kInfinity)) + ranks.count_near(float_key(-kInfinity)) > 0) {
-        count_seen(scores, threads);
-    }
-    return {ranks.count(), ranks.count() > 0 ? ranks.at(rank_of(ranks.count())) : Cut{}};
-}
-
-}  // namespace
-
-Threshold threshold(Scores scores, double drop, int threads) {
-    if (!(drop >= 0.0 && drop < 1.0)) throw std::invalid_argument("drop: must be at least 0 and below 1");
-    auto dropped = [drop](uint64_t seen) {
-        return std::min(floor_share(drop, seen), seen - std::min<uint64_t>(seen, 1));
-    };
-    const auto [seen, cut] = rank_score(scores, dropped, threads);
-    if (seen == 0) return {-std::numeric_limits<float>::infinity(), 0, 0, 0};
-    return {key_float(cut.key), dropped(seen) - cut.below, dropped(seen), seen};
-}
-
-float percentile(Scores scores, double q, int threads) {
-    if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
-    auto rank = [q](uint64_t seen) { return std::max<uint64_t>(ceil_share(q, seen), 1) - 1; };
-    const ScoreRank found = rank_score(scores, rank, threads);
-    if (found.seen == 0) throw std::invalid_argument("scores: no block has one");
-    return key_float(found.cut.key);
-}
 
 namespace {
 
@@ -149,39 +89,6 @@ void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t
     shuffle_multiset(n, draws, seed, threads, Visits(visits, n, threads), out);
 }
 
-namespace {
-
-// Whole passes of `size` draws and a part of one. one_pass(number, out) writes a pass.
-template <class Id, class OnePass>
-void fill_with_passes(uint64_t size, uint64_t draws, OnePass one_pass, Id* out) {
-    uint64_t number = 0;
-    for (; size > 0 && draws >= size; draws -= size, out += size) one_pass(number++, out);
-    if (draws > 0) {
-        const std::unique_ptr<Id[]> last(new Id[size]);
-        one_pass(number, last.get());
-        std::copy_n(last.get(), draws, out);
-    }
-}
-
-}  // namespace
-
-template <class Id>
-void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads,
-                     Id* out) {
-    const Threshold cut = threshold(scores, drop, threads);
-    const uint64_t kept = (keep_unseen ? scores.n : cut.seen) - cut.dropped;
-    if (kept == 0 && draws > 0) throw std::invalid_argument("scores: no block has one, so none can be drawn");
-    // Unscored blocks have the largest key: above every cut where they are kept, below where they are not.
-    const ScoreKeys keys(scores, keep_unseen ? kNoKey : 0u);
-    const KeyFilter filter(keys, float_key(cut.cut), cut.tie_quota, Side::kAbove, threads);
-    fill_with_passes(
-        kept, draws,
-        [&](uint64_t pass, Id* to) {
-            shuffle_multiset(scores.n, kept, derive(seed, pass), threads, filter, to);
-        },
-        out);
-}
-
 // A sum over hashes of (position, id): it depends on the order of the ids, not on the order of the additions.
 template <class Id>
 uint64_t order_hash(const Id* ids, uint64_t n, int threads) {
@@ -197,7 +104,6 @@ uint64_t order_hash(const Id* ids, uint64_t n, int threads) {
 #define MLFR_INSTANTIATE(Id)                                                                   \
     template void permutation<Id>(uint64_t, uint64_t, int, Id*);                               \
     template void shuffle_visits<Id>(const uint32_t*, uint64_t, uint64_t, uint64_t, int, Id*); \
-    template void order_threshold<Id>(Scores, double, bool, uint64_t, uint64_t, int, Id*);     \
     template uint64_t order_hash<Id>(const Id*, uint64_t, int);
 MLFR_INSTANTIATE(uint32_t)
 MLFR_INSTANTIATE(uint64_t)

@@ -22,15 +22,14 @@ Threshold threshold(Scores scores, double drop, int threads);
 // The score at rank ceil(q * seen), counted from 1.
 float percentile(Scores scores, double q, int threads);
 
-// How weighted sampling sees a block: cluster = number of cuts <= score, weight exp(min(score, cap)) within
-// its cluster, and each cluster's share of the draws. Blocks without a score form a cluster of their own with
-// equal weights.
-struct Weighting {
-    std::vector<double> cuts;
-    std::vector<double> mass;  // one more than cuts
-    double unseen_mass;
-    double cap;
+// How weighted sampling shares out the draws: mass of each cluster of blocks, up to a common factor; 0: it is
+// left out. That of an empty cluster is ignored.
+struct Mass {
+    std::vector<double> clusters;
+    double unseen;  // of the blocks without a score
 };
+
+class BlockWeights;
 
 // 0 ... n-1, shuffled.
 template <class Id>
@@ -50,12 +49,12 @@ void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draw
 // Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = draws x its probability; so do
 // clusters.
 template <class Id>
-void order_visits(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
                   Id* out);
 
 // Weighted choice without replacement; where more is drawn than there is, whole passes come first.
 template <class Id>
-void order_choice(Scores scores, const Weighting& weighting, uint64_t draws, uint64_t seed, int threads,
+void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
                   Id* out);
 
 // Merges sequences of counts[0], counts[1] ... items, which lie one after another, into one: every merger

@@ -68,8 +68,9 @@ void for_chunks(uint64_t n, int threads, Task task) {
     });
 }
 
-// Items that are worked on at a time where that lets the compiler use vector instructions.
-constexpr uint64_t kBatch = 2048;
+// Items that are worked on at a time where that lets the compiler use vector instructions. What is kept of a
+// batch stays in the first-level cache.
+constexpr uint64_t kBatch = 512;
 
 // Sums by cluster are kept in this many tables in turn, by the place of an item in its batch: one that is
 // added right after another of its cluster must not wait for it.

@@ -54,16 +54,19 @@ struct ScoreRange {
     }
 };
 
+// Some loops over scores are written as vectors: compilers do not turn comparisons with NaN among them into
+// vector instructions.
+constexpr uint64_t kLanes = 4;
+using FloatVector = float __attribute__((vector_size(16)));
+using IntVector = int32_t __attribute__((vector_size(16)));
+
 // Range and number of the scores among `count`, which is below 2^32.
 inline ScoreRange find_range(const float* scores, uint64_t count) {
-    // Written as vectors: compilers do not turn comparisons with NaN among them into vector instructions.
-    using Vector = float __attribute__((vector_size(16)));
-    constexpr uint64_t kLanes = 4;
     ScoreRange range;
-    Vector low = Vector{} + range.low, high = Vector{} + range.high;
+    FloatVector low = FloatVector{} + range.low, high = FloatVector{} + range.high;
     uint64_t j = 0;
     for (; j + kLanes <= count; j += kLanes) {
-        Vector score;
+        FloatVector score;
         std::memcpy(&score, scores + j, sizeof score);
         low = score < low ? score : low;  // NaN fails every comparison
         high = score > high ? score : high;
@@ -112,6 +115,11 @@ class Intervals {
 
     size_t count() const { return count_; }
 
+    // Every score of this interval is below it; infinite for the last one.
+    float upper_edge(size_t number) const {
+        return number + 1 < count_ ? cuts_[number] : std::numeric_limits<float>::infinity();
+    }
+
     // Of NaN: 0.
     size_t of(float score) const {
         size_t number = 0;
@@ -123,16 +131,25 @@ class Intervals {
 
     // The numbers of a batch of scores; `of_none` where there is none.
     void read(const float* scores, uint64_t count, uint32_t of_none, uint32_t* numbers) const {
-        if (levels_ > 4) {
-            for (uint64_t j = 0; j < count; ++j) numbers[j] = static_cast<uint32_t>(of(scores[j]));
-        } else {  // few cuts are compared with all scores faster, by vector instructions
-            std::fill(numbers, numbers + count, 0u);
-            for (size_t c = 0; c + 1 < count_; ++c) {
-                const float cut = cuts_[c];
-                for (uint64_t j = 0; j < count; ++j) numbers[j] += cut <= scores[j];
+        uint64_t j = 0;
+        if (levels_ <= 4) {                   // few cuts are compared with all scores faster
+            constexpr uint64_t kVectors = 2;  // so that one's latency hides the other's
+            const IntVector none = IntVector{} + static_cast<int32_t>(of_none);
+            for (; j + kVectors * kLanes <= count; j += kVectors * kLanes) {
+                FloatVector score[kVectors];
+                IntVector number[kVectors] = {};
+                std::memcpy(score, scores + j, sizeof score);
+                for (size_t c = 0; c + 1 < count_; ++c) {
+                    const FloatVector cut = FloatVector{} + cuts_[c];
+                    for (uint64_t v = 0; v < kVectors; ++v) number[v] -= cut <= score[v];
+                }
+                for (uint64_t v = 0; v < kVectors; ++v) number[v] = score[v] == score[v] ? number[v] : none;
+                std::memcpy(numbers + j, number, sizeof number);
             }
         }
-        for (uint64_t j = 0; j < count; ++j) numbers[j] = std::isnan(scores[j]) ? of_none : numbers[j];
+        for (; j < count; ++j) {
+            numbers[j] = std::isnan(scores[j]) ? of_none : static_cast<uint32_t>(of(scores[j]));
+        }
     }
 
   private:

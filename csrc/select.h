@@ -40,39 +40,21 @@ inline float key_float(uint32_t key) {
 // Keys of items are read in batches, which stay in the first-level cache: keys.read(first, count, buffer)
 // returns those of [first, first + count), in the buffer or where they lie already.
 
-// Those of scores. Blocks without one have the key `of_none`.
+// Those of scores.
 class ScoreKeys {
   public:
-    explicit ScoreKeys(Scores scores, uint32_t of_none = kNoKey) : scores_(scores), of_none_(of_none) {}
+    explicit ScoreKeys(Scores scores) : scores_(scores) {}
 
     uint64_t size() const { return scores_.n; }
 
     const uint32_t* read(uint64_t first, uint64_t count, uint32_t* buffer) const {
         const float* from = scores_.data + first;
-        for (uint64_t j = 0; j < count; ++j) {
-            const uint32_t key = float_key(from[j]);
-            buffer[j] = key == kNoKey ? of_none_ : key;
-        }
+        for (uint64_t j = 0; j < count; ++j) buffer[j] = float_key(from[j]);
         return buffer;
     }
 
   private:
     Scores scores_;
-    uint32_t of_none_;
-};
-
-// Those that lie in memory.
-class StoredKeys {
-  public:
-    StoredKeys(const uint32_t* keys, uint64_t n) : keys_(keys), n_(n) {}
-
-    uint64_t size() const { return n_; }
-
-    const uint32_t* read(uint64_t first, uint64_t, uint32_t*) const { return keys_ + first; }
-
-  private:
-    const uint32_t* keys_;
-    uint64_t n_;
 };
 
 // How many items of [0, n) have each bin; fill(first, count, bins) writes the bins of a batch, and an item of
@@ -132,22 +114,14 @@ class KeyRanks {
     KeyRanks(Keys keys, int threads)
         : keys_(keys),
           threads_(threads),
-          highs_(histogram(keys.size(), kHalf, threads,
-                           [&](uint64_t first, uint64_t count, uint32_t* bins) {
-                               const uint32_t* batch = keys.read(first, count, bins);
-                               for (uint64_t j = 0; j < count; ++j) {
-                                   bins[j] = batch[j] == kNoKey ? kHalf : batch[j] >> 16;
-                               }
-                           })),
-          count_(std::accumulate(highs_.begin(), highs_.end(), uint64_t{0})) {}
+          highs_(histogram(keys.size(), kHalf, threads, [&](uint64_t first, uint64_t count, uint32_t* bins) {
+              const uint32_t* batch = keys.read(first, count, bins);
+              for (uint64_t j = 0; j < count; ++j) {
+                  bins[j] = batch[j] == kNoKey ? kHalf : batch[j] >> 16;
+              }
+          })) {}
 
-    // How many keys there are.
-    uint64_t count() const { return count_; }
-
-    // How many keys share their upper half with this one.
-    uint64_t count_near(uint32_t key) const { return highs_[key >> 16]; }
-
-    // The key of rank `rank` (from 0), which must be below count().
+    // The key of rank `rank` (from 0), which must be below the number of keys.
     Cut at(uint64_t rank) const {
         uint64_t rest = rank;
         const uint32_t high = locate(highs_, rest);
@@ -184,7 +158,6 @@ class KeyRanks {
     Keys keys_;
     int threads_;
     std::vector<uint64_t> highs_;
-    uint64_t count_;
 };
 
 // Two keys that the one at a rank probably lies between.
@@ -196,10 +169,11 @@ struct Between {
 // neighbours that are alike do not mislead it much; nothing where the keys are few.
 template <class Keys, class RankOf>
 std::optional<Between> guess_rank(const Keys& keys, RankOf rank_of) {
-    constexpr uint64_t kPiece = 64, kEvery = 64 * kPiece;
+    constexpr uint64_t kPiece = 64, kMostPieces = 1 << 13;
+    const uint64_t every = kPiece * std::max<uint64_t>(64, keys.size() / kPiece / kMostPieces);
     std::vector<uint32_t> sample;
     uint32_t buffer[kPiece];
-    for (uint64_t first = 0; first + kPiece <= keys.size(); first += kEvery) {
+    for (uint64_t first = 0; first + kPiece <= keys.size(); first += every) {
         const uint32_t* piece = keys.read(first, kPiece, buffer);
         std::copy_if(piece, piece + kPiece, std::back_inserter(sample),
                      [](uint32_t key) { return key != kNoKey; });
@@ -217,56 +191,16 @@ std::optional<Between> guess_rank(const Keys& keys, RankOf rank_of) {
     return Between{at(rank - margin), at(rank + margin)};
 }
 
-// What one pass over the keys finds: how many there are, how many lie below `low`, and those between.
-struct NearKeys {
-    uint64_t count = 0, below = 0;
-    bool infinite = false;  // one is the key of an infinity
-    std::vector<uint32_t> between;
-};
-
-template <class Keys>
-NearKeys find_near(const Keys& keys, Between bounds, int threads) {
-    constexpr uint32_t kInfinity = 0xFF800000u, kMinusInfinity = 0x007FFFFFu;
-    NearKeys total;
-    std::mutex lock;
-    for_chunks(keys.size(), threads, [&](uint64_t, uint64_t begin, uint64_t end) {
-        NearKeys here;
-        uint32_t buffer[kBatch];
-        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
-            const uint32_t* batch = keys.read(first, count, buffer);
-            uint32_t none = 0, below = 0, infinite = 0;
-            for (uint64_t j = 0; j < count; ++j) {
-                none += batch[j] == kNoKey;
-                below += batch[j] < bounds.low;
-                infinite |= (batch[j] == kInfinity) | (batch[j] == kMinusInfinity);
-            }
-            here.count += count - none;
-            here.below += below;
-            here.infinite |= infinite != 0;
-            append_matching(batch, count, here.between,
-                            [bounds](uint32_t key) { return (key >= bounds.low) & (key <= bounds.high); });
-        });
-        std::lock_guard<std::mutex> guard(lock);
-        total.count += here.count;
-        total.below += here.below;
-        total.infinite |= here.infinite;
-        total.between.insert(total.between.end(), here.between.begin(), here.between.end());
-    });
-    return total;
-}
-
-enum class Side { kBelow, kAbove };
-
-// One side of a cut: below it are the smaller keys and the first `quota` (in the order of ids) that equal it,
-// above it all others. An emitter for shuffle_multiset.
+// The smaller keys than a cut, and the first `quota` (in the order of ids) that equal it. An emitter for
+// shuffle_multiset.
 template <class Keys>
 class KeyFilter {
   public:
-    KeyFilter(Keys keys, uint32_t cut, uint64_t quota, Side side, int threads)
-        : keys_(keys), cut_(cut), side_(side), chunks_(num_chunks(keys.size())) {
+    KeyFilter(Keys keys, uint32_t cut, uint64_t quota, int threads)
+        : keys_(keys), cut_(cut), chunks_(num_chunks(keys.size())) {
         for_chunks(keys.size(), threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
             uint32_t buffer[kBatch];
-            uint64_t smaller = 0, ties = 0;
+            Chunk& here = chunks_[chunk];
             for_batches(begin, end, [&](uint64_t first, uint64_t count) {
                 const uint32_t* batch = keys_.read(first, count, buffer);
                 uint32_t less = 0, equal = 0;
@@ -274,66 +208,43 @@ class KeyFilter {
                     less += batch[j] < cut_;
                     equal += batch[j] == cut_;
                 }
-                smaller += less;
-                ties += equal;
+                here.smaller += less;
+                here.ties += equal;
             });
-            chunks_[chunk] = {smaller, ties, end - begin, 0};
         });
-        uint64_t ties_before = 0;
         for (Chunk& chunk : chunks_) {
-            chunk.quota = std::min(quota - std::min(quota, ties_before), chunk.ties);
-            ties_before += chunk.ties;
-            const uint64_t below = chunk.smaller + chunk.quota;
-            chunk.count = side == Side::kBelow ? below : chunk.count - below;
+            chunk.ties = std::min(quota, chunk.ties);
+            quota -= chunk.ties;
         }
     }
 
-    uint64_t count(uint64_t chunk) const { return chunks_[chunk].count; }
+    uint64_t count(uint64_t chunk) const { return chunks_[chunk].smaller + chunks_[chunk].ties; }
 
     template <class Sink>
     void operator()(uint64_t chunk, uint64_t begin, uint64_t end, Sink&& sink) const {
-        const Chunk& here = chunks_[chunk];
-        const bool wanted = side_ == Side::kBelow;
-        if (here.quota == 0) {
-            choose(begin, end, [this, wanted](uint32_t key) { return (key < cut_) == wanted; }, sink);
-        } else if (here.quota == here.ties) {
-            choose(begin, end, [this, wanted](uint32_t key) { return (key <= cut_) == wanted; }, sink);
-        } else {  // at most one chunk divides its ties
-            uint64_t left = here.quota;
-            auto is_chosen = [&](uint32_t key) {
-                const bool taken = (key == cut_) & (left > 0);
-                left -= taken;
-                return ((key < cut_) | taken) == wanted;
-            };
-            choose(begin, end, is_chosen, sink);
-        }
-    }
-
-  private:
-    struct Chunk {
-        uint64_t smaller, ties;
-        uint64_t count;  // first all of the chunk's items, then those on this side
-        uint64_t quota;  // of its ties, how many are below
-    };
-
-    template <class IsChosen, class Sink>
-    void choose(uint64_t begin, uint64_t end, IsChosen is_chosen, Sink& sink) const {
         uint32_t buffer[kBatch], offsets[kBatch];
+        uint64_t ties = chunks_[chunk].ties;
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
             const uint32_t* batch = keys_.read(first, count, buffer);
             const auto base = static_cast<uint32_t>(first - begin);
             uint32_t chosen = 0;
             for (uint32_t j = 0; j < count; ++j) {  // without branches, which nothing could predict
+                const bool tie = (batch[j] == cut_) & (ties > 0);
+                ties -= tie;
                 offsets[chosen] = base + j;
-                chosen += is_chosen(batch[j]);
+                chosen += (batch[j] < cut_) | tie;
             }
             sink(offsets, chosen);
         });
     }
 
+  private:
+    struct Chunk {
+        uint64_t smaller = 0, ties = 0;  // ties: first all of them, then those that are taken
+    };
+
     Keys keys_;
     uint32_t cut_;
-    Side side_;
     std::vector<Chunk> chunks_;
 };
 

@@ -1,4 +1,4 @@
-// The weights of blocks in weighted sampling.
+// Clusters of blocks, and the weights of blocks in weighted sampling.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,30 @@
 
 namespace mlfr {
 
-// Clusters and weights of blocks. Within a cluster, weights are relative to its heaviest block, so that none
-// overflows and not all underflow, and are rounded to integers, so that their sums are exact in any order.
+// Cluster of a block: the number of ascending cuts <= its score; blocks without a score are one of their own,
+// the last. Weight of a block: exp(min(score, cap)); 1 without a score. The scores must stay as they are.
+//
+// Weights are handled relative to a reference of the cluster, at most e times the weight of its heaviest
+// block, so that none overflows and not all underflow, and rounded to integers, so that their sums are exact
+// in any order.
 class BlockWeights {
   public:
-    // Throws std::invalid_argument for an illegal weighting, an infinite score, or where no block can be
-    // drawn.
-    BlockWeights(Scores scores, const Weighting& weighting, int threads);
+    // Throws std::invalid_argument for illegal cuts or cap, or an infinite score.
+    BlockWeights(Scores scores, const std::vector<double>& cuts, double cap, int threads);
 
-    // Number of clusters; the last one is that of the blocks without a score.
-    size_t clusters() const { return intervals_.count() + 1; }
+    uint64_t blocks() const { return scores_.n; }
 
-    // Share of the draws that goes to a cluster: positive or exactly 0. The shares sum to 1, up to rounding.
-    double share(size_t cluster) const { return share_[cluster]; }
+    // Number of clusters.
+    size_t clusters() const { return counts_.size(); }
 
-    // Number of blocks in clusters of positive share.
-    uint64_t drawable() const { return drawable_; }
+    // Blocks of each cluster.
+    const std::vector<uint64_t>& counts() const { return counts_; }
+
+    // Mean weight of each cluster's blocks, to 3e-7 (relative); 0 of an empty one.
+    std::vector<double> means(int threads) const;
 
     // Of a batch of blocks: their clusters, and the logarithms of their weights relative to their cluster's
-    // heaviest block, in [-80, 0].
+    // reference, in [-80, 0].
     void read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const;
 
     // Of a batch of blocks: their clusters, and their relative weights as integers. Sums over all blocks stay
@@ -39,17 +44,41 @@ class BlockWeights {
     std::vector<uint64_t> chunk_sums(int threads) const;
 
   private:
-    void check(const Weighting& weighting) const;
-    std::vector<uint64_t> count_blocks(int threads);
-    void set_shares(std::vector<double> mass, const std::vector<uint64_t>& counts);
+    struct Tally;
+
+    std::vector<Tally> tally(int threads) const;
+    void tally_all(int threads);
+    bool are_heavy(const std::vector<Tally>& chunks) const;
+    std::vector<float> find_heaviest(int threads) const;
 
     Scores scores_;
     Intervals intervals_;
     float cap_;
-    double unit_;                  // integer weight of a cluster's heaviest block
-    std::vector<float> heaviest_;  // largest min(score, cap) of each cluster
+    double unit_;                   // integer weight of a block as heavy as its cluster's reference
+    std::vector<float> reference_;  // of each cluster, as a capped score
+    std::vector<uint64_t> counts_;
+    std::vector<uint64_t> sums_;  // as chunk_sums; empty with a single interval, where they may not be needed
+};
+
+// Shares of the draws that go to the clusters.
+class Shares {
+  public:
+    // Throws std::invalid_argument for an illegal mass, or where no block can be drawn.
+    Shares(const BlockWeights& weights, const Mass& mass);
+
+    // Positive or exactly 0. The shares sum to 1, up to rounding.
+    double of(size_t cluster) const { return share_[cluster]; }
+
+    // Number of blocks in clusters of positive share.
+    uint64_t drawable() const { return drawable_; }
+
+    // Number of clusters of positive share.
+    size_t drawn() const { return drawn_; }
+
+  private:
     std::vector<double> share_;
     uint64_t drawable_ = 0;
+    size_t drawn_ = 0;
 };
 
 }  // namespace mlfr

@@ -72,49 +72,58 @@ def order_threshold(scores: Scores, drop: float, keep_unseen: bool, draws: int, 
     Returns [draws]. ValueError where nothing is kept and draws > 0.
     """
 
+class BlockWeights:
+    """Clusters of blocks and the weights of blocks within them, for `order_visits` and `order_choice`.
+
+    Cluster of a block: the number of ascending `cuts` (at most 63) that are <= its score. Within a cluster, weight is
+    exp(min(score, cap)), where those below some e^-80 of the cluster's largest count as that; cap: rounded to fp32, may
+    be inf. Unscored blocks are a cluster of their own, of equal weights. The scores are kept, not copied, and must
+    stay as they are.
+    """
+
+    def __init__(self, scores: Scores, cuts: Doubles | Sequence[float], cap: float, num_threads: int = 0) -> None: ...
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Blocks of each cluster [cuts + 1]."""
+    @property
+    def unseen(self) -> int:
+        """Blocks without a score."""
+    def mean_perplexity(self, num_threads: int = 0) -> Doubles:
+        """Mean of exp(min(score, cap)) of each cluster [cuts + 1], to 3e-7; 0 of an empty one."""
+
 def order_visits(
-    scores: Scores,
-    cuts: Doubles,
-    mass: Doubles,
+    weights: BlockWeights,
+    mass: Doubles | Sequence[float],
     unseen_mass: float,
-    cap: float,
     draws: int,
     seed: int,
     num_threads: int = 0,
 ) -> Ids:
     """Systematic weighted sampling, shuffled: block i floor(e_i) or ceil(e_i) times, e_i = draws x its probability.
 
-    Cluster of a block: the number of ascending `cuts` that are <= its score. `mass` [clusters]: the share of the draws
-    of each, up to a factor (0: left out). Within a cluster, weight is exp(min(score, cap)). Unscored blocks are a
-    cluster of their own, of equal weights and `unseen_mass`. Empty clusters' mass is ignored; weights below e^-80
-    of the cluster's largest count as that; cap may be inf. The visits of a whole cluster are a floor or ceil, too.
-    At most 63 cuts, draws < 2^40. ValueError where nothing can be drawn.
+    `mass` [clusters]: the share of the draws of each, up to a factor (0: left out); `unseen_mass`: that of the unscored
+    blocks. Empty clusters' mass is ignored. The visits of a whole cluster are a floor or ceil, too. draws < 2^40.
+    ValueError where nothing can be drawn.
     """
 
 def order_choice(
-    scores: Scores,
-    cuts: Doubles,
-    mass: Doubles,
+    weights: BlockWeights,
+    mass: Doubles | Sequence[float],
     unseen_mass: float,
-    cap: float,
     draws: int,
     seed: int,
     num_threads: int = 0,
 ) -> Ids:
-    """Weighted choice without replacement, shuffled, with the weights of `order_visits`.
+    """Weighted choice without replacement, shuffled, with the probabilities of `order_visits`.
 
     Where more is drawn than there is, whole shuffled passes come first, and the choice makes the last part of a pass.
     """
 
-def cluster(
-    scores: Scores, k: int = 8, cap: float = 700.0, bins: int = 4096, num_threads: int = 0
-) -> tuple[Doubles, npt.NDArray[np.int64], Doubles, int, float]:
+def cluster(scores: Scores, k: int = 8, bins: int = 4096, num_threads: int = 0) -> Doubles:
     """Exact 1-D k-means of the scores, put into `bins` bins of equal width (k to 65536); k at most 63.
 
-    Returns (cuts [k'-1], counts [k'], mean of exp(min(score, cap)) [k'], unscored blocks, mean squared distance of a
-    score to its cluster's mean); k' < k where fewer bins are occupied. Cluster of a score: the number of cuts <=
-    it. All but the choice of cuts is of the scores themselves, not of their bins. ValueError where no block has a
-    score.
+    Returns the ascending cuts between clusters [k' - 1]; k' < k where fewer bins are occupied. Cluster of a score: the
+    number of cuts <= it. ValueError where no block has a score.
     """
 
 def percentile(scores: Scores, q: float, num_threads: int = 0) -> float:

@@ -163,17 +163,17 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
 
     def visits(threads: int) -> Any:
         """k-means with 8 clusters, then visits in which each has the mass of its perplexities."""
-        cuts, counts, perplexity, _, _ = _C.cluster(scores, 8, 6.0, 4096, threads)
-        mass = counts * perplexity
-        return _C.order_visits(scores, cuts.tolist(), mass.tolist(), 0.0, 6.0, draws, 1, threads)
+        weights = _C.BlockWeights(scores, _C.cluster(scores, 8, num_threads=threads), 6.0, threads)
+        mass = weights.counts * weights.mean_perplexity(threads)
+        return _C.order_visits(weights, mass, 0.0, draws, 1, threads)
 
     def choice(threads: int) -> Any:
-        return _C.order_choice(scores, [], [1.0], 0.0, 6.0, draws, 1, threads)
+        return _C.order_choice(_C.BlockWeights(scores, [], 6.0, threads), [1.0], 0.0, draws, 1, threads)
 
     for name, moved, call in (
         ("focus by threshold, half kept", 4 * blocks + 4 * kept,
          lambda threads: _C.order_threshold(scores, 0.5, True, kept, 1, threads)),
-        ("k-means, 8 clusters", 4 * blocks, lambda threads: _C.cluster(scores, 8, 6.0, 4096, threads)),
+        ("k-means, 8 clusters", 4 * blocks, lambda threads: _C.cluster(scores, 8, num_threads=threads)),
         ("k-means + weighted visits + shuffle", 4 * blocks + 4 * draws,
          visits),
         ("weighted choice without replacement", 4 * blocks + 4 * draws, choice),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.schedule import Phase, largest_remainder
-from megatron_lfr.lfr.selection import Order, Scores, Selection, make_order, phase_seed
+from megatron_lfr.lfr.selection import Order, Scores, Selection, has_score, make_order, phase_seed
 
 FocusScope = Literal["global", "per-corpus"]
 
@@ -125,7 +125,7 @@ class BlendSelection:
 def _corpus_order(
     phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int
 ) -> tuple[Order, Selection | None]:
-    if phase.kind == "focus" and np.isnan(scores).all():
+    if phase.kind == "focus" and not has_score(scores):
         phase = Phase("learn", phase.duration, phase.unit)
     order, selection = make_order(phase, scores, max(draws, 1), seed, phase_index)
     return order[:draws], selection

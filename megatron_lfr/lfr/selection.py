@@ -50,6 +50,12 @@ class Selection:
         return mask
 
 
+def has_score(scores: Scores) -> bool:
+    """Whether any block has a score; looks no further than the first that has one, or little more."""
+    piece = 1 << 20
+    return not all(np.isnan(scores[first : first + piece]).all() for first in range(0, len(scores), piece))
+
+
 def phase_seed(seed: int, phase_index: int) -> int:
     """64-bit seed of a phase, from the run's seed."""
     digest = hashlib.blake2b(f"megatron_lfr order {seed} {phase_index}".encode(), digest_size=8)
@@ -69,16 +75,15 @@ def make_order(phase: Phase, scores: Scores, draws: int, seed: int, phase_index:
     if phase.selection == "threshold" and phase.sampling == "passes":
         selection = _threshold(phase, scores)
         return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, draws, seed), selection
-    if np.isnan(scores).all():
+    if not has_score(scores):
         raise ValueError(_NO_SCORE)
-    cap = _C.percentile(scores, CLIP_QUANTILE)
-    selection, cuts, mass, unseen_mass = _select(phase, scores, cap)
+    selection, weights, mass, unseen_mass = _select(phase, scores)
     if phase.sampling == "passes":
         kept = (~selection.left_out(scores)).astype(np.uint32)
         n_kept = int(kept.sum())
         return _whole_passes(lambda part: _C.shuffle_visits(kept, part), draws, n_kept, seed), selection
     weigh = _C.order_visits if phase.sampling == "visits" else _C.order_choice
-    return weigh(scores, cuts, mass, unseen_mass, cap, draws, seed), selection
+    return weigh(weights, mass, unseen_mass, draws, seed), selection
 
 
 def _whole_passes(one_pass: Callable[[int], Order], draws: int, size: int, seed: int) -> Order:
@@ -87,27 +92,31 @@ def _whole_passes(one_pass: Callable[[int], Order], draws: int, size: int, seed:
     return orders[0][:draws] if len(orders) == 1 else np.concatenate(orders)[:draws]
 
 
-def _select(phase: Phase, scores: Scores, cap: float) -> tuple[Selection, Doubles, Doubles, float]:
+def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, Doubles, float]:
     """What to drop, and the masses of the intervals of score that remain, for weighted sampling.
 
-    Returns (selection, cuts [k-1], mass [k], mass of the unseen). The mass of an interval is its share of the
-    draws, size x mean perplexity (clipped at `cap`); kept unseen blocks count as blocks of mean perplexity (both ours).
+    Returns (selection, weights of k clusters, mass [k], mass of the unseen). The mass of a cluster is its share of the
+    draws, size x mean perplexity (clipped, as weights are); kept unseen blocks count as blocks of mean perplexity
+    (both ours).
     """
+    cap = _C.percentile(scores, CLIP_QUANTILE)
     if phase.selection == "threshold":
         selection = _threshold(phase, scores)
-        cuts = np.array([selection.cut])
+        weights = _C.BlockWeights(scores, [selection.cut], cap)
         mass, kept_perplexity = np.array([0.0, float(len(scores) - selection.unseen - selection.dropped)]), 1.0
     else:
-        cuts, counts, perplexity, unseen, _ = _C.cluster(scores, phase.clusters, cap)
+        cuts = _C.cluster(scores, phase.clusters)
+        weights = _C.BlockWeights(scores, cuts, cap)
+        counts = weights.counts
         removed = _easy_clusters(counts, phase.drop)
         cut = float(cuts[removed - 1]) if removed else -np.inf
         dropped = int(counts[:removed].sum())
-        selection = Selection(cut, 0, not phase.keeps_unseen, dropped, unseen, len(scores))
-        mass = counts * perplexity
+        selection = Selection(cut, 0, not phase.keeps_unseen, dropped, weights.unseen, len(scores))
+        mass = counts * weights.mean_perplexity()
         mass[:removed] = 0.0
         kept_perplexity = float(mass.sum() / counts[removed:].sum())
     unseen_mass = selection.unseen * kept_perplexity if phase.keeps_unseen else 0.0
-    return selection, cuts, mass, unseen_mass
+    return selection, weights, mass, unseen_mass
 
 
 def _threshold(phase: Phase, scores: Scores) -> Selection:

@@ -11,13 +11,13 @@ import pytest
 from megatron_lfr import _C
 
 SCORES = np.linspace(0, 5, 10, dtype=np.float32)
-WEIGHTING = ([1.0], [1.0, 2.0], 0.0, 5.0)
+WEIGHTS = _C.BlockWeights(SCORES, [1.0], 5.0)
+MASS = ([1.0, 2.0], 0.0)
 
 OF_SCORES: dict[str, Callable[[Any], Any]] = {
     "threshold": lambda scores: _C.threshold(scores, 0.5),
     "order_threshold": lambda scores: _C.order_threshold(scores, 0.5, True, 5, 0),
-    "order_visits": lambda scores: _C.order_visits(scores, *WEIGHTING, 5, 0),
-    "order_choice": lambda scores: _C.order_choice(scores, *WEIGHTING, 5, 0),
+    "BlockWeights": lambda scores: _C.BlockWeights(scores, [1.0], 5.0),
     "cluster": lambda scores: _C.cluster(scores),
     "percentile": lambda scores: _C.percentile(scores, 0.5),
 }
@@ -57,8 +57,8 @@ def test_infinite_scores(function: str, value: float) -> None:
         (lambda: _C.threshold(SCORES, -0.1), "drop"),
         (lambda: _C.threshold(SCORES, float("nan")), "drop"),
         (lambda: _C.order_threshold(SCORES, 0.5, True, -1, 0), "draws"),
-        (lambda: _C.order_visits(SCORES, *WEIGHTING, -1, 0), "draws"),
-        (lambda: _C.order_choice(SCORES, *WEIGHTING, 2**64, 0), "draws"),
+        (lambda: _C.order_visits(WEIGHTS, *MASS, -1, 0), "draws"),
+        (lambda: _C.order_choice(WEIGHTS, *MASS, 2**64, 0), "draws"),
         (lambda: _C.percentile(SCORES, 1.01), "q"),
         (lambda: _C.percentile(SCORES, float("nan")), "q"),
         (lambda: _C.order_hash(np.arange(3)), "ids"),
@@ -80,33 +80,56 @@ def test_read_only_and_mapped_scores_are_taken(tmp_path: Any) -> None:
     assert _C.threshold(mapped, 0.5) == _C.threshold(SCORES, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("cuts", "cap", "message"),
+    [
+        ([2.0, 1.0], 5.0, "cuts"),
+        ([float("nan")], 5.0, "cuts"),
+        ([0.1 * i for i in range(64)], 5.0, "cuts"),
+        ([1.0], float("nan"), "cap"),
+        ([1.0], float("-inf"), "cap"),
+    ],
+)
+def test_illegal_weights(cuts: list[float], cap: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _C.BlockWeights(SCORES, cuts, cap)
+
+
 @pytest.mark.parametrize("draw", [_C.order_visits, _C.order_choice])
 class TestRefusals:
     scores = np.array([0.0, 2.0, np.nan], np.float32)
 
     @pytest.mark.parametrize(
-        ("cuts", "mass", "unseen_mass", "cap", "message"),
+        ("cuts", "mass", "unseen_mass", "message"),
         [
-            ([2.0, 1.0], [1.0] * 3, 0.0, 5.0, "cuts"),
-            ([float("nan")], [1.0] * 2, 0.0, 5.0, "cuts"),
-            ([0.1 * i for i in range(64)], [1.0] * 65, 0.0, 5.0, "cuts"),
-            ([1.0], [1.0], 0.0, 5.0, "mass"),
-            ([1.0], [1.0, -1.0], 0.0, 5.0, "mass"),
-            ([1.0], [1.0, float("inf")], 0.0, 5.0, "mass"),
-            ([1.0], [1e308, 1e308], 0.0, 5.0, "mass"),
-            ([1.0], [0.0, 0.0], 0.0, 5.0, "no block can be drawn"),
-            ([3.0], [0.0, 1.0], 0.0, 5.0, "no block can be drawn"),
-            ([1.0], [1.0, 1.0], float("nan"), 5.0, "unseen_mass"),
-            ([1.0], [1.0, 1.0], 0.0, float("nan"), "cap"),
-            ([1.0], [1.0, 1.0], 0.0, float("-inf"), "cap"),
+            ([1.0], [1.0], 0.0, "mass"),
+            ([1.0], [1.0, -1.0], 0.0, "mass"),
+            ([1.0], [1.0, float("inf")], 0.0, "mass"),
+            ([1.0], [1e308, 1e308], 0.0, "mass"),
+            ([1.0], [0.0, 0.0], 0.0, "no block can be drawn"),
+            ([3.0], [0.0, 1.0], 0.0, "no block can be drawn"),
+            ([1.0], [1.0, 1.0], float("nan"), "unseen_mass"),
         ],
     )
-    def test_illegal_weightings(
-        self, draw: type, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, message: str
+    def test_illegal_masses(
+        self, draw: Callable[..., Any], cuts: list[float], mass: list[float], unseen_mass: float, message: str
     ) -> None:
         with pytest.raises(ValueError, match=message):
-            draw(self.scores, cuts, mass, unseen_mass, cap, 10, 0)
+            draw(_C.BlockWeights(self.scores, cuts, 5.0), mass, unseen_mass, 10, 0)
 
-    def test_no_blocks_at_all(self, draw: type) -> None:
+    def test_no_blocks_at_all(self, draw: Callable[..., Any]) -> None:
         with pytest.raises(ValueError, match="no block can be drawn"):
-            draw(np.empty(0, np.float32), [], [1.0], 1.0, 5.0, 10, 0)
+            draw(_C.BlockWeights(np.empty(0, np.float32), [], 5.0), [1.0], 1.0, 10, 0)
+
+    def test_something_else_than_weights(self, draw: Callable[..., Any]) -> None:
+        with pytest.raises(TypeError, match="BlockWeights"):
+            draw(self.scores, [1.0], 1.0, 10, 0)
+
+
+def test_scores_that_change_under_their_weights() -> None:
+    """The sums are those of other scores: no order is better than a wrong one."""
+    scores = np.linspace(0, 5, 1000, dtype=np.float32)
+    weights = _C.BlockWeights(scores, [1.0, 3.0], 5.0)
+    scores[17] = 2.0
+    with pytest.raises(ValueError, match="changed"):
+        _C.order_visits(weights, [1.0, 1.0, 1.0], 0.0, 400, 0)

@@ -10,32 +10,41 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_determinism import ORDERS, WEIGHTING, spread_scores
+from test_determinism import CAP, CUTS, MASS, ORDERS, spread_scores
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # The module under test is g++'s at -O3, as a rule.
 BUILDS = [(name, level) for name, level in (("g++", "-O0"), ("clang++", "-O3")) if shutil.which(name)]
+PARTS = ("order", "threshold", "visits", "choice", "weights", "cluster", "partition", "interleave")
 N, DRAWS = 600_000, 200_000
 
 SOURCE = """
 #include "cluster.h"
 #include "order.h"
+#include "weights.h"
 using namespace mlfr;
-static Weighting weighting() { return {{1.0, 3.0}, {1.0, 2.0, 3.0}, 0.5, 5.0}; }
+static BlockWeights weigh(const float* s, uint64_t n) { return {Scores{s, n}, {1.0, 3.0}, 5.0, 2}; }
+static Mass mass() { return {{1.0, 2.0, 3.0}, 0.5}; }
 extern "C" {
 void order_threshold(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
     mlfr::order_threshold(Scores{s, n}, 0.3, true, draws, 7, 2, out);
 }
 void order_visits(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
-    mlfr::order_visits(Scores{s, n}, weighting(), draws, 7, 2, out);
+    mlfr::order_visits(weigh(s, n), mass(), draws, 7, 2, out);
 }
 void order_choice(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
-    mlfr::order_choice(Scores{s, n}, weighting(), draws, 7, 2, out);
+    mlfr::order_choice(weigh(s, n), mass(), draws, 7, 2, out);
+}
+void interleave(const float*, uint64_t, uint64_t draws, uint32_t* out) {
+    std::vector<uint32_t> ids(draws);
+    for (uint64_t i = 0; i < draws; ++i) ids[i] = static_cast<uint32_t>(i);
+    mlfr::interleave(ids.data(), {draws / 3, draws - draws / 3}, 7, 2, out);
 }
 void clusters(const float* s, uint64_t n, double* cuts, double* perplexity) {
-    const Clusters found = cluster(Scores{s, n}, 8, 4096, 5.0, 2);
-    for (size_t c = 0; c < found.cuts.size(); ++c) cuts[c] = found.cuts[c];
-    for (size_t c = 0; c < found.counts.size(); ++c) perplexity[c] = found.mean_perplexity[c];
+    const std::vector<double> found = cluster(Scores{s, n}, 8, 4096, 2);
+    const std::vector<double> means = BlockWeights(Scores{s, n}, found, 5.0, 2).means(2);
+    for (size_t c = 0; c < found.size(); ++c) cuts[c] = found[c];
+    for (size_t c = 0; c + 1 < means.size(); ++c) perplexity[c] = means[c];
 }
 }
 """
@@ -45,7 +54,7 @@ void clusters(const float* s, uint64_t n, double* cuts, double* perplexity) {
 def test_compilers_change_no_order(tmp_path: Path) -> None:
     source = tmp_path / "orders.cpp"
     source.write_text(SOURCE)
-    parts = [str(CSRC / f"{name}.cpp") for name in ("order", "visits", "choice", "weights", "cluster", "partition")]
+    parts = [str(CSRC / f"{name}.cpp") for name in PARTS]
     scores = spread_scores(N)
     found: set[bytes] = set()
     for compiler, level in BUILDS:
@@ -54,7 +63,7 @@ def test_compilers_change_no_order(tmp_path: Path) -> None:
         subprocess.run([compiler, *flags, f"-I{CSRC}", str(source), *parts, "-o", str(library)], check=True)
         found.add(results(ctypes.CDLL(str(library)), scores))
     assert len(found) == 1
-    assert WEIGHTING == ([1.0, 3.0], [1.0, 2.0, 3.0], 0.5, 5.0)
+    assert (CUTS, CAP, MASS) == ([1.0, 3.0], 5.0, ([1.0, 2.0, 3.0], 0.5))  # those of the source above
     assert ORDERS["order_choice"](scores, 1).tobytes() in found.pop()  # N // 3 draws there, too
 
 
@@ -62,7 +71,7 @@ def results(library: ctypes.CDLL, scores: npt.NDArray[np.float32]) -> bytes:
     """Bytes of all orders and of the clusters."""
     pointer = ctypes.c_void_p(scores.ctypes.data)
     everything = []
-    for name in ("order_threshold", "order_visits", "order_choice"):
+    for name in ("order_threshold", "order_visits", "order_choice", "interleave"):
         out = np.zeros(DRAWS, np.uint32)
         count = ctypes.c_uint64(len(scores))
         getattr(library, name)(pointer, count, ctypes.c_uint64(DRAWS), ctypes.c_void_p(out.ctypes.data))

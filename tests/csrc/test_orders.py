@@ -17,6 +17,7 @@ from order_oracles import chi_square, kept_by_threshold
 from megatron_lfr import _C
 
 SEVERAL_BUCKETS = 300_000  # draws: more than one bucket of the shuffle, and more than one chunk of blocks
+NESTED_BUCKETS = 6_000_000  # buckets that are divided in turn
 
 levels = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 2.0, 3.25, float("nan")]), max_size=60)
 drops = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.95, 0.999999])
@@ -30,8 +31,8 @@ def _rounded_scores(n: int) -> npt.NDArray[np.float32]:
     return scores
 
 
-# Around the edges of buckets (2^16 draws) and chunks (2^18 blocks), and several of both.
-@pytest.mark.parametrize("n", [65_535, 65_536, 65_537, 131_073, 2**18 - 1, 2**18, 2**18 + 1, 2**19, 700_000])
+# Around the edges of what is divided into buckets (beyond 2^14 draws) and of chunks (2^18 blocks), and several of both.
+@pytest.mark.parametrize("n", [2**14, 2**14 + 1, 65_537, 2**18 - 1, 2**18, 2**18 + 1, 700_000, NESTED_BUCKETS + 1])
 def test_permutation_holds_every_id_once(n: int) -> None:
     ids = _C.permutation(n, 5)
     assert ids.dtype == np.uint32
@@ -63,15 +64,15 @@ def test_all_arrangements_of_a_multiset_are_equally_likely() -> None:
     assert chi_square(list(counts.values()), rounds / 12) < 38  # 99.99th percentile for 11 degrees of freedom
 
 
-def test_ids_and_places_are_independent_across_buckets() -> None:
-    """Each statistic has 19 x 19 degrees of freedom; too regular an order would be as wrong as a biased one."""
-    cells, rounds = 20, 20
-    place = np.arange(SEVERAL_BUCKETS) * cells // SEVERAL_BUCKETS
+@pytest.mark.parametrize(("n", "cells", "rounds"), [(SEVERAL_BUCKETS, 20, 20), (NESTED_BUCKETS, 500, 2)])
+def test_ids_and_places_are_independent_across_buckets(n: int, cells: int, rounds: int) -> None:
+    """Each statistic has (cells - 1)^2 degrees of freedom; too regular an order would be as wrong as a biased one."""
+    place = np.arange(n) * cells // n
     total = 0.0
     for seed in range(rounds):
-        block = _C.permutation(SEVERAL_BUCKETS, seed).astype(np.int64) * cells // SEVERAL_BUCKETS
+        block = _C.permutation(n, seed).astype(np.int64) * cells // n
         table = np.bincount(place * cells + block, minlength=cells * cells)
-        total += chi_square(table, SEVERAL_BUCKETS / cells**2)
+        total += chi_square(table, n / cells**2)
     freedom = rounds * (cells - 1) ** 2
     assert abs(total - freedom) < 5 * np.sqrt(2 * freedom)
 
@@ -82,12 +83,13 @@ def test_neighbours_are_independent() -> None:
     assert 50 - 5 * 7.1 < follows < 50 + 5 * 7.1
 
 
-def test_no_distance_between_places_shows_in_the_ids() -> None:
+@pytest.mark.parametrize("n", [SEVERAL_BUCKETS, NESTED_BUCKETS])
+def test_no_distance_between_places_shows_in_the_ids(n: int) -> None:
     """Autocorrelation at every distance: buckets that were shuffled alike would show at the size of a bucket."""
-    ids = _C.permutation(SEVERAL_BUCKETS, 6).astype(np.float64)
+    ids = _C.permutation(n, 6).astype(np.float64)
     ids = (ids - ids.mean()) / ids.std()
-    correlation = np.fft.irfft(np.abs(np.fft.rfft(ids)) ** 2, SEVERAL_BUCKETS)[1:] / SEVERAL_BUCKETS
-    assert np.abs(correlation).max() < 6.5 / np.sqrt(SEVERAL_BUCKETS)  # the largest of 150,000 normal numbers
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(ids)) ** 2, n)[1:] / n
+    assert np.abs(correlation).max() < 6.5 / np.sqrt(n)  # the largest of n / 2 normal numbers
 
 
 def test_seeds_give_unrelated_orders() -> None:

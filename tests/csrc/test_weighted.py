@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,24 @@ from order_oracles import chi_square, clusters_of, inclusion_probabilities, prob
 
 from megatron_lfr import _C
 
+Scores = npt.NDArray[np.float32]
+Order = npt.NDArray[np.unsignedinteger]
+
 CUTS = [1.0, 2.5]
+
+
+def draw_visits(
+    scores: Scores, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, draws: int, seed: int
+) -> Order:
+    return _C.order_visits(_C.BlockWeights(scores, cuts, cap), mass, unseen_mass, draws, seed)
+
+
+def draw_choice(
+    scores: Scores, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, draws: int, seed: int
+) -> Order:
+    return _C.order_choice(_C.BlockWeights(scores, cuts, cap), mass, unseen_mass, draws, seed)
+
+
 scores_lists = st.lists(
     st.one_of(st.floats(-5, 12, width=32), st.sampled_from([1.0, 2.5, float("nan")])), min_size=1, max_size=50
 )
@@ -35,7 +53,7 @@ def test_visits_are_the_expectation_rounded(
     scores = np.array(values, np.float32)
     drawable = np.array([*mass, unseen_mass])[clusters_of(scores, CUTS)] > 0
     assume(drawable.any())
-    order = _C.order_visits(scores, CUTS, mass, unseen_mass, cap, draws, seed)
+    order = draw_visits(scores, CUTS, mass, unseen_mass, cap, draws, seed)
     check_visits(order, scores, draws * probabilities(scores, CUTS, mass, unseen_mass, cap), draws)
 
 
@@ -44,7 +62,7 @@ def test_visits_of_many_blocks(draws: int) -> None:
     rng = np.random.default_rng(0)
     scores = rng.gamma(9, 0.35, 800_000).astype(np.float32)
     scores[rng.random(len(scores)) < 0.1] = np.nan
-    order = _C.order_visits(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0, draws, 11)
+    order = draw_visits(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0, draws, 11)
     check_visits(order, scores, draws * probabilities(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0), draws)
 
 
@@ -75,7 +93,7 @@ def test_mean_visits_over_seeds_are_the_expectation() -> None:
     rounds = 4000
     visits = np.zeros(len(scores))
     for seed in range(rounds):
-        visits += np.bincount(_C.order_visits(scores, *arguments, 7, seed), minlength=len(scores))
+        visits += np.bincount(draw_visits(scores, *arguments, 7, seed), minlength=len(scores))
     fraction = expected - np.floor(expected)
     deviation = np.sqrt(fraction * (1 - fraction) / rounds)
     assert (np.abs(visits / rounds - expected) < 5 * deviation + 1e-9).all()
@@ -83,16 +101,16 @@ def test_mean_visits_over_seeds_are_the_expectation() -> None:
 
 def test_far_below_the_cap_weights_do_not_underflow() -> None:
     scores = np.array([-3000.0, -3000.0, -2000.0, 5.0], np.float32)
-    order = _C.order_visits(scores, [-2500.0, 0.0], [2.0, 1.0, 1.0], 0.0, 700.0, 400, 0)
+    order = draw_visits(scores, [-2500.0, 0.0], [2.0, 1.0, 1.0], 0.0, 700.0, 400, 0)
     assert np.bincount(order, minlength=4).tolist() == [100, 100, 100, 100]
-    chosen = _C.order_choice(scores, [-2500.0, 0.0], [2.0, 1.0, 1.0], 0.0, 700.0, 4, 0)
+    chosen = draw_choice(scores, [-2500.0, 0.0], [2.0, 1.0, 1.0], 0.0, 700.0, 4, 0)
     assert sorted(chosen.tolist()) == [0, 1, 2, 3]
 
 
 def test_the_whole_phase_is_shuffled() -> None:
     """Visits of one block are spread over the phase, and no cluster comes first."""
     scores = np.repeat(np.array([0.0, 2.0, 3.0], np.float32), 100)
-    order = _C.order_visits(scores, CUTS, [1.0, 1.0, 1.0], 0.0, 9.0, 9000, 5)
+    order = draw_visits(scores, CUTS, [1.0, 1.0, 1.0], 0.0, 9.0, 9000, 5)
     places = [np.flatnonzero(clusters_of(scores[order], CUTS) == c).mean() for c in range(3)]
     assert np.abs(np.array(places) - 4500).max() < 5 * 9000 / np.sqrt(12 * 3000)
 
@@ -107,7 +125,7 @@ def test_choice_includes_blocks_as_successive_draws_would(values: list[float], d
     expected = inclusion_probabilities(probabilities(scores, *arguments).tolist(), draws)
     included, first = np.zeros(len(scores)), np.zeros(len(scores))
     for seed in range(rounds):
-        ids = _C.order_choice(scores, *arguments, draws, seed)
+        ids = draw_choice(scores, *arguments, draws, seed)
         included[ids] += 1
         first[ids[0]] += 1
     assert (np.abs(included - rounds * expected) < 5 * np.sqrt(rounds * expected * (1 - expected))).all()
@@ -122,14 +140,14 @@ def test_rounded_shares_lose_no_draw(seed: int) -> None:
     """In doubles, six sixths are less than 1: what is missing must not go to a removed cluster, nor be lost."""
     scores = np.array([0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, np.nan], np.float32)
     assert sum([1 / 6] * 6) < 1
-    order = _C.order_visits(scores, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 6 + [0.0], 0.0, 9.0, 2**20, seed)
+    order = draw_visits(scores, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 6 + [0.0], 0.0, 9.0, 2**20, seed)
     visits = np.bincount(order, minlength=8)
     assert set(visits[:6].tolist()) == {2**20 // 6, 2**20 // 6 + 1}
     assert visits[6:].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("draw", [_C.order_visits, _C.order_choice])
-def test_arrangements_are_equally_likely(draw: type) -> None:
+@pytest.mark.parametrize("draw", [draw_visits, draw_choice])
+def test_arrangements_are_equally_likely(draw: Callable[..., Order]) -> None:
     rounds = 6000
     scores = np.full(3, 2.0, np.float32)
     counts = Counter(tuple(draw(scores, [], [1.0], 0.0, 9.0, 3, seed).tolist()) for seed in range(rounds))
@@ -142,7 +160,7 @@ def test_choice_beyond_a_pass_ends_with_a_weighted_one() -> None:
     scores = np.array([5.0, 0.0, -1.0], np.float32)
     rounds, heavy, orders = 4000, 0, set()
     for seed in range(rounds):
-        ids = _C.order_choice(scores, [-0.5, 1.0], [0.0, 1.0, 3.0], 1.0, 700.0, 5, seed).tolist()
+        ids = draw_choice(scores, [-0.5, 1.0], [0.0, 1.0, 3.0], 1.0, 700.0, 5, seed).tolist()
         assert sorted(ids[:2]) == sorted(ids[2:4]) == [0, 1]
         orders.add((ids[0], ids[2]))
         heavy += ids[4] == 0
@@ -157,7 +175,7 @@ def test_choice_draws_without_replacement(
     scores = np.array(values, np.float32)
     drawable = np.flatnonzero(np.array([*mass, unseen_mass])[clusters_of(scores, CUTS)] > 0)
     assume(len(drawable) > 0)
-    order = _C.order_choice(scores, CUTS, mass, unseen_mass, 6.0, draws, seed)
+    order = draw_choice(scores, CUTS, mass, unseen_mass, 6.0, draws, seed)
     assert len(order) == draws
     for first in range(0, draws, len(drawable)):
         part = order[first : first + len(drawable)]
@@ -169,7 +187,7 @@ def test_choice_of_many_blocks_favours_heavy_ones_by_their_weight() -> None:
     """When few of many are chosen, a block's chance is its weight: the shares of clusters show it."""
     rng = np.random.default_rng(3)
     scores = rng.gamma(9, 0.35, 600_000).astype(np.float32)
-    order = _C.order_choice(scores, CUTS, [1.0, 2.0, 5.0], 0.0, 6.0, 4000, 1)
+    order = draw_choice(scores, CUTS, [1.0, 2.0, 5.0], 0.0, 6.0, 4000, 1)
     assert len(set(order.tolist())) == 4000
     shares = np.bincount(clusters_of(scores[order], CUTS), minlength=3) / 4000
     expected = np.array([1, 2, 5]) / 8
@@ -182,7 +200,7 @@ def test_a_larger_choice_holds_the_smaller_one() -> None:
     scores[::50] = np.nan
     chosen: set[int] = set()
     for draws in (100, 5000, 150_000, 700_000, 979_950):
-        order = _C.order_choice(scores, CUTS, [1.0, 2.0, 5.0], 1.0, 6.0, draws, 8).tolist()
+        order = draw_choice(scores, CUTS, [1.0, 2.0, 5.0], 1.0, 6.0, draws, 8).tolist()
         assert len(set(order)) == draws
         assert chosen < set(order)
         chosen = set(order)
@@ -200,7 +218,7 @@ def test_a_choice_that_samples_mislead(sampled_are: str) -> None:
     scores = np.where(hard, 12.0, 0.0).astype(np.float32)
     few = min(hard.sum(), (~hard).sum())
     draws = int(few * 3)
-    order = _C.order_choice(scores, [], [1.0], 0.0, 20.0, draws, 2)
+    order = draw_choice(scores, [], [1.0], 0.0, 20.0, draws, 2)
     assert len(set(order.tolist())) == draws
     of_hard = int(hard[order].sum())
     assert of_hard == (hard.sum() if sampled_are == "hard" else draws)  # e^12 times as heavy

@@ -7,6 +7,7 @@
 
 #include "fuzz.h"
 #include "order.h"
+#include "weights.h"
 
 namespace fuzz {
 
@@ -73,8 +74,17 @@ inline std::vector<float> take_scores(Reader& reader) {
     return scores;
 }
 
-inline mlfr::Weighting take_weighting(Reader& reader) {
-    mlfr::Weighting weighting;
+// What weighted sampling is asked for.
+struct Weighting {
+    std::vector<double> cuts;
+    double cap;
+    mlfr::Mass mass;
+
+    mlfr::BlockWeights of(mlfr::Scores scores, int threads) const { return {scores, cuts, cap, threads}; }
+};
+
+inline Weighting take_weighting(Reader& reader) {
+    Weighting weighting;
     const auto hostile = reader.take<uint8_t>(), count = reader.take<uint8_t>();
     auto take_legal = [&](double otherwise) {
         const auto number = take_number<double>(reader);
@@ -86,10 +96,10 @@ inline mlfr::Weighting take_weighting(Reader& reader) {
         for (double& cut : weighting.cuts) cut = std::isnan(cut) ? 0.5 : cut;
         std::sort(weighting.cuts.begin(), weighting.cuts.end());
     }
-    weighting.mass.resize(weighting.cuts.size() + (hostile % 32 != 1) -
-                          (hostile % 32 == 2 && !weighting.cuts.empty()));
-    for (double& mass : weighting.mass) mass = take_legal(1.0);
-    weighting.unseen_mass = take_legal(0.0);
+    weighting.mass.clusters.resize(weighting.cuts.size() + (hostile % 32 != 1) -
+                                   (hostile % 32 == 2 && !weighting.cuts.empty()));
+    for (double& mass : weighting.mass.clusters) mass = take_legal(1.0);
+    weighting.mass.unseen = take_legal(0.0);
     weighting.cap = take_legal(5.0);
     return weighting;
 }

@@ -12,8 +12,8 @@ using fuzz::Call;
 using fuzz::Reader;
 using fuzz::require;
 using fuzz::throws;
+using fuzz::Weighting;
 using mlfr::Scores;
-using mlfr::Weighting;
 
 // Now and then many.
 uint64_t take_draws(Reader& reader) {
@@ -152,12 +152,12 @@ size_t cluster_of(const std::vector<double>& cuts, float score, size_t of_none) 
 
 bool is_legal(const Weighting& weighting) {
     auto is_mass = [](double mass) { return std::isfinite(mass) && mass >= 0.0; };
-    return weighting.cuts.size() <= 63 && weighting.mass.size() == weighting.cuts.size() + 1 &&
-           std::none_of(weighting.cuts.begin(), weighting.cuts.end(),
-                        [](double cut) { return std::isnan(cut); }) &&
-           std::is_sorted(weighting.cuts.begin(), weighting.cuts.end()) && is_mass(weighting.unseen_mass) &&
-           std::all_of(weighting.mass.begin(), weighting.mass.end(), is_mass) &&
-           weighting.cap >= static_cast<double>(std::numeric_limits<float>::lowest());
+    const auto& [cuts, cap, mass] = weighting;
+    return cuts.size() <= 63 && mass.clusters.size() == cuts.size() + 1 &&
+           std::none_of(cuts.begin(), cuts.end(), [](double cut) { return std::isnan(cut); }) &&
+           std::is_sorted(cuts.begin(), cuts.end()) && is_mass(mass.unseen) &&
+           std::all_of(mass.clusters.begin(), mass.clusters.end(), is_mass) &&
+           cap >= static_cast<double>(std::numeric_limits<float>::lowest());
 }
 
 // How many draws each block and each cluster can expect; nothing where the weighting is illegal.
@@ -167,8 +167,8 @@ struct Expected {
 
     Expected(const Case& input, const Weighting& weighting) {
         if (!is_legal(weighting) || !input.finite()) return;
-        std::vector<double> mass = weighting.mass;
-        mass.push_back(weighting.unseen_mass);
+        std::vector<double> mass = weighting.mass.clusters;
+        mass.push_back(weighting.mass.unseen);
         const size_t k = mass.size();
         std::vector<double> highest(k, -std::numeric_limits<double>::infinity()), sum(k, 0.0);
         std::vector<double> capped;
@@ -206,7 +206,8 @@ void check_weighted_visits(const Case& input, Reader& reader) {
     const uint64_t draws = take_draws(reader);
     const Expected expected(input, weighting);
     auto draw = [&](uint64_t number, int threads, auto* out) {
-        mlfr::order_visits(input.view(), weighting, number, input.seed, threads, out);
+        mlfr::order_visits(weighting.of(input.view(), threads), weighting.mass, number, input.seed, threads,
+                           out);
     };
     uint32_t none;
     if (!expected.legal() || draws == 0) {
@@ -233,7 +234,8 @@ void check_choice(const Case& input, Reader& reader) {
     const uint64_t draws = take_draws(reader);
     const Expected expected(input, weighting);
     auto choose = [&](int threads, auto* out) {
-        mlfr::order_choice(input.view(), weighting, draws, input.seed, threads, out);
+        mlfr::order_choice(weighting.of(input.view(), threads), weighting.mass, draws, input.seed, threads,
+                           out);
     };
     if (!expected.legal()) {
         uint32_t none;
@@ -258,27 +260,25 @@ void check_cluster(const Case& input, Reader& reader) {
     const int bins = kind % 16 < 2 ? reader.take<int>() : reader.take<uint16_t>() % 4200;
     const double cap = fuzz::take_number<double>(reader);
     const uint64_t seen = input.seen();
-    const bool legal =
-        k >= 1 && k <= 63 && bins >= k && bins <= 65536 && !std::isnan(cap) && input.finite() && seen > 0;
-    mlfr::Clusters found{};
+    const bool legal = k >= 1 && k <= 63 && bins >= k && bins <= 65536 && input.finite() && seen > 0;
+    std::vector<double> cuts;
     require(throws<std::invalid_argument>(
-                [&] { found = mlfr::cluster(input.view(), k, bins, cap, input.threads); }) != legal,
+                [&] { cuts = mlfr::cluster(input.view(), k, bins, input.threads); }) != legal,
             "cluster refuses what is illegal");
     if (!legal) return;
-    const size_t size = found.counts.size();
-    require(size >= 1 && size <= static_cast<size_t>(k), "at most k clusters");
-    require(found.cuts.size() + 1 == size && found.mean_perplexity.size() == size,
-            "a cut between two clusters");
-    require(found.unseen + seen == input.scores.size(), "unseen");
-    std::vector<int64_t> counts(size + 1, 0);
-    for (const float score : input.scores) ++counts[cluster_of(found.cuts, score, size)];
-    counts.pop_back();
-    require(counts == found.counts, "counts are those of the cuts");
-    for (size_t c = 0; c < size; ++c) {
-        require(counts[c] > 0 && found.mean_perplexity[c] >= 0.0, "no cluster is empty");
-        if (c > 0 && c + 1 < size) require(found.cuts[c - 1] < found.cuts[c], "cuts ascend");
+    const size_t size = cuts.size() + 1;
+    require(size <= static_cast<size_t>(k), "at most k clusters");
+    require(std::adjacent_find(cuts.begin(), cuts.end(), std::greater_equal<>()) == cuts.end(),
+            "cuts ascend");
+    std::vector<uint64_t> counts(size + 1, 0);
+    for (const float score : input.scores) ++counts[cluster_of(cuts, score, size)];
+    require(std::find(counts.begin(), counts.end() - 1, 0u) == counts.end() - 1, "no cluster is empty");
+    if (!(cap >= static_cast<double>(std::numeric_limits<float>::lowest()))) return;
+    const mlfr::BlockWeights weights(input.view(), cuts, cap, input.threads);
+    require(weights.counts() == counts, "counts are those of the cuts");
+    for (const double mean : weights.means(input.threads)) {
+        require(mean >= 0.0 && std::isfinite(mean), "mean perplexity");
     }
-    require(found.mse >= 0.0 && std::isfinite(found.mse), "mean squared distance");
 }
 
 }  // namespace

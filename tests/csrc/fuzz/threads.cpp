@@ -11,6 +11,7 @@
 #include "dataset.h"
 #include "fuzz.h"
 #include "order.h"
+#include "weights.h"
 
 namespace {
 
@@ -28,7 +29,8 @@ std::vector<float> make_scores(uint64_t n) {
 std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
     const Scores view{scores.data(), scores.size()};
     const uint64_t n = view.n, seed = 7;
-    const mlfr::Weighting weighting{{1.0, 3.0}, {1.0, 2.0, 3.0}, 0.5, 5.0};
+    const mlfr::BlockWeights weights(view, {1.0, 3.0}, 5.0, threads);
+    const mlfr::Mass mass{{1.0, 2.0, 3.0}, 0.5};
     std::vector<uint64_t> found;
     std::vector<uint32_t> ids(n);
     auto add = [&](uint64_t draws) { found.push_back(mlfr::order_hash(ids.data(), draws, threads)); };
@@ -40,15 +42,17 @@ std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
     add(n);
     mlfr::order_threshold(view, 0.3, true, n, seed, threads, ids.data());
     add(n);
-    mlfr::order_visits(view, weighting, n / 3, seed, threads, ids.data());
+    mlfr::order_visits(weights, mass, n / 3, seed, threads, ids.data());
     add(n / 3);
-    mlfr::order_choice(view, weighting, n / 3, seed, threads, ids.data());
+    mlfr::order_choice(weights, mass, n / 3, seed, threads, ids.data());
     add(n / 3);
     const float percentile = mlfr::percentile(view, 0.9, threads);
     found.push_back(static_cast<uint64_t>(percentile * 1e6f));
-    const mlfr::Clusters clusters = mlfr::cluster(view, 8, 4096, 5.0, threads);
-    for (const double cut : clusters.cuts) found.push_back(static_cast<uint64_t>(cut * 1e9));
-    found.insert(found.end(), clusters.counts.begin(), clusters.counts.end());
+    const std::vector<double> cuts = mlfr::cluster(view, 8, 4096, threads);
+    for (const double cut : cuts) found.push_back(static_cast<uint64_t>(cut * 1e9));
+    const mlfr::BlockWeights clusters(view, cuts, 5.0, threads);
+    found.insert(found.end(), clusters.counts().begin(), clusters.counts().end());
+    for (const double mean : clusters.means(threads)) found.push_back(static_cast<uint64_t>(mean * 1e9));
     return found;
 }
 
