@@ -21,6 +21,9 @@
 
 namespace mlfr {
 
+// Seeds of the parts of an order, so that none shares a random stream with another.
+enum SeedPart : uint64_t { kChoice = 0, kShuffle = 1, kOffset = 2, kKeys = 3, kPasses = 16 };
+
 constexpr uint64_t kLeafDraws = uint64_t{1} << 12;  // on average, in a bucket that is not divided
 constexpr uint64_t kMostLeafDraws = 4 * kLeafDraws;
 constexpr int kMaxBucketBits = 8;
@@ -68,54 +71,32 @@ inline int bucket_bits(uint64_t draws) {
     return bits;
 }
 
-// Fisher-Yates of n < 2^32 items, two from each random word.
+// Shuffles n items by the random numbers of (seed, number); `scratch` has room for as many.
 template <class Id>
-void shuffle_leaf(Id* items, uint64_t n, Stream& stream) {
-    const auto below = [&stream](uint32_t number, uint64_t bound) {
-        uint64_t product = number * bound;  // Lemire's multiplication with rejection (2019), of 32 bits
-        if (static_cast<uint32_t>(product) < bound) {
-            const auto threshold = static_cast<uint32_t>((uint64_t{1} << 32) % bound);
-            while (static_cast<uint32_t>(product) < threshold) product = (stream.next() >> 32) * bound;
-        }
-        return product >> 32;
-    };
-    uint64_t left = n;
-    for (; left > 2; left -= 2) {
-        const uint64_t word = stream.next();
-        std::swap(items[left - 1], items[below(static_cast<uint32_t>(word), left)]);
-        std::swap(items[left - 2], items[below(static_cast<uint32_t>(word >> 32), left - 1)]);
-    }
-    if (left == 2 && stream.next() >> 63) std::swap(items[0], items[1]);
-}
-
-// Shuffles n items; `scratch` has room for as many.
-template <class Id>
-void shuffle_bucket(Id* items, uint64_t n, uint64_t seed, Id* scratch) {
+void shuffle_bucket(Id* items, uint64_t n, uint64_t seed, uint64_t number, Id* scratch) {
     const int bits = bucket_bits(n);
     if (bits == 0) {
-        Stream stream(seed, 0);
-        shuffle_leaf(items, n, stream);
+        Stream stream(seed, number);
+        for (uint64_t left = n; left > 1; --left) std::swap(items[left - 1], items[stream.below(left)]);
         return;
     }
-    const uint64_t buckets = uint64_t{1} << bits;
+    const uint64_t buckets = uint64_t{1} << bits, own = derive(seed, number);
+    const uint64_t choice_seed = derive(own, kChoice), order_seed = derive(own, kShuffle);
     uint64_t place[1 << kMaxBucketBits] = {};  // first counts, then where the next one goes
-    BucketChooser(seed, 0, bits).choose(n, [&](uint64_t, uint32_t bucket) { ++place[bucket]; });
+    BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t, uint32_t bucket) { ++place[bucket]; });
     uint64_t total = 0;
     for (uint64_t b = 0; b < buckets; ++b) total += std::exchange(place[b], total);
-    BucketChooser(seed, 0, bits).choose(n, [&](uint64_t k, uint32_t bucket) {
+    BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t k, uint32_t bucket) {
         scratch[place[bucket]++] = items[k];
     });
     uint64_t start = 0;
     for (uint64_t b = 0; b < buckets; ++b) {
         const uint64_t end = place[b];
-        shuffle_bucket(scratch + start, end - start, derive(seed, b + 1), items + start);
+        shuffle_bucket(scratch + start, end - start, order_seed, b, items + start);
         std::copy(scratch + start, scratch + end, items + start);
         start = end;
     }
 }
-
-// Seeds of the parts of an order, so that none shares a random stream with another.
-enum SeedPart : uint64_t { kChoice = 0, kShuffle = 1, kOffset = 2, kKeys = 3, kPasses = 16 };
 
 // Buffers of `size` items that tasks use one after another: as many as there are tasks at a time.
 template <class Id>
@@ -188,8 +169,8 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, co
     Buffers<Id> buffers(largest);
     parallel_for(buckets, threads, [&](uint64_t b) {
         buffers.with([&](Id* scratch) {
-            shuffle_bucket(out + bucket_start[b], bucket_start[b + 1] - bucket_start[b],
-                           derive(order_seed, b), scratch);
+            shuffle_bucket(out + bucket_start[b], bucket_start[b + 1] - bucket_start[b], order_seed, b,
+                           scratch);
         });
     });
 }

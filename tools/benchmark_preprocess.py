@@ -6,7 +6,8 @@ Ours is a whole process from its start to its end: reads JSONL, writes the .bin 
 memory already and only encodes them, in batches, with its own threads; nothing is read from the results. Only its
 encoding is timed, not its start. Several ways to call it run in turn with ours; the ratio that counts is that to the
 one with the best median. Then: the same text in a thousand files against one file, and peak memory for one and four
-times the text (main process, and the largest worker process, where there are any).
+times the documents of up to 40 kB (main process, and the largest worker process, where there are any): a long document
+is encoded as one, and takes more than all else.
 """
 
 from __future__ import annotations
@@ -79,19 +80,39 @@ def peer(source: Path, tokenizer: Path, cores: int, method: str, batch: int) -> 
     return Cost(*map(float, printed.split()))
 
 
-def prepare(corpus: Path, folder: Path, n_bytes: int) -> tuple[Path, Path, Path, int]:
-    """The start of the corpus as one file, four times over, and in a thousand files; the bytes of its text."""
-    one, four, many = folder / "one.jsonl", folder / "four.jsonl", folder / "many"
+LONG = 40_000
+"""Bytes of a document's line that the measurement of memory leaves out."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The start of a corpus."""
+
+    one: Path
+    """As one file."""
+    many: Path
+    """As a thousand."""
+    short: Path
+    """Its documents that are not long."""
+    four_short: Path
+    """Those, four times over."""
+    n_bytes: int
+    """Of its text."""
+
+
+def prepare(corpus: Path, folder: Path, n_bytes: int) -> Inputs:
+    one, many, short, four_short = (folder / name for name in ("one.jsonl", "many", "short.jsonl", "four_short.jsonl"))
     with corpus.open("rb") as file:
         lines = file.read(n_bytes).splitlines(keepends=True)
         lines[-1] += file.readline()
     one.write_bytes(b"".join(lines))
-    four.write_bytes(one.read_bytes() * 4)
+    short.write_bytes(b"".join(line for line in lines if len(line) <= LONG))
+    four_short.write_bytes(short.read_bytes() * 4)
     many.mkdir()
     for i in range(1000):
         first, last = (len(lines) * k // 1000 for k in (i, i + 1))
         (many / f"{i:04}.jsonl").write_bytes(b"".join(lines[first:last]))
-    return one, four, many, sum(len(json.loads(line)["text"].encode()) for line in lines)
+    return Inputs(one, many, short, four_short, sum(len(json.loads(line)["text"].encode()) for line in lines))
 
 
 def rate(n_bytes: int, costs: list[Cost]) -> float:
@@ -117,7 +138,8 @@ def main() -> None:
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     with tempfile.TemporaryDirectory() as folder:
-        one, four, many, n_bytes = prepare(args.corpus, Path(folder), int(args.megabytes * 1e6))
+        inputs = prepare(args.corpus, Path(folder), int(args.megabytes * 1e6))
+        one, n_bytes = inputs.one, inputs.n_bytes
         print(f"{n_bytes / 1e6:.1f} MB of text, {args.cores} cores, {args.repeats} repeats")
         whole: list[Cost] = []
         in_many: list[Cost] = []
@@ -126,17 +148,19 @@ def main() -> None:
             whole.append(ours(one, args.tokenizer, args.cores))
             for name in of_peers:
                 of_peers[name].append(peer(one, args.tokenizer, args.cores, *name))
-            in_many.append(ours(many, args.tokenizer, args.cores))
+            in_many.append(ours(inputs.many, args.tokenizer, args.cores))
         print(f"ours: {rate(n_bytes, whole):.2f} MB/s")
         for (method, batch), costs in of_peers.items():
             print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
         best = min(PEERS, key=lambda name: statistics.median(cost.seconds for cost in of_peers[name]))
         print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], whole)}")
         print(f"time, a thousand files / one file: {ratios(in_many, whole)}")
-        of_four = ours(four, args.tokenizer, args.cores).peaks
-        of_one = [max(peaks) for peaks in zip(*(cost.peaks for cost in whole), strict=True)]
-        for who, at_one, at_four in zip(("main process", "largest worker"), of_one, of_four, strict=True):
-            print(f"peak memory, {who}: {at_one / 1024:.0f} MiB, with four times the text {at_four / 1024:.0f} MiB")
+        peaks = [ours(path, args.tokenizer, args.cores).peaks for path in (one, inputs.short, inputs.four_short)]
+        for who, at_all, at_one, at_four in zip(("main process", "largest worker"), *peaks, strict=True):
+            print(
+                f"peak memory, {who}: {at_all / 1024:.0f} MiB; without documents beyond {LONG // 1000} kB "
+                f"{at_one / 1024:.0f} MiB, with four times the text {at_four / 1024:.0f} MiB"
+            )
 
 
 if __name__ == "__main__":

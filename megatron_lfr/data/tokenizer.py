@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -68,6 +68,20 @@ def recorded_tokenizer(config: Mapping[str, Any], moved_to: str | None = None) -
     `load_tokenizer`."""
     spec, eod = moved_to or config.get("tokenizer_model"), config.get("eod_token")
     return None if spec is None else load_tokenizer(str(spec), None if eod is None else str(eod))
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in batches of some 64 thousand characters: the library's encodings are a hundred times their ids."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= 1 << 16:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class ByteTokenizer:
@@ -134,6 +148,13 @@ class FileTokenizer:
         return [encoding.ids for encoding in self._encodings(texts)]
 
     def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        parts = [self._encode_batch(batch, dtype) for batch in _batches(texts)]
+        if not parts:
+            return np.empty(0, dtype), np.empty(0, np.int32)
+        tokens, lengths = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths)
+
+    def _encode_batch(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
         encodings = self._encodings(texts)
         lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
         ids = chain.from_iterable(encoding.ids for encoding in encodings)  # one list of Python numbers at a time

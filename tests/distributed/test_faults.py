@@ -133,8 +133,9 @@ def test_a_signal_leaves_one_checkpoint_that_goes_on(
     else:
         process.send_signal(signal.SIGTERM if to == "torchrun" else signal.SIGUSR1)
     code, out = finish(process)
-    reason = {"one rank": "another rank was asked to stop", "torchrun": "SIGTERM", "our launcher": "SIGUSR1"}[to]
-    assert f"{reason}: saving at step" in out
+    # Where all are asked, the other rank may know first, and this one leaves with it.
+    reasons = {"one rank": "never", "torchrun": "SIGTERM", "our launcher": "SIGUSR1"}
+    assert re.search(rf"^({reasons[to]}|another rank was asked to stop): saving at step", out, re.MULTILINE), out
     assert code == 0 or to == "torchrun", out  # which itself ends with an error when it is told to stop
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 1
     code, out = finish(torchrun(flags(prefixes, folder)))
