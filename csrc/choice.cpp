@@ -6,6 +6,7 @@
 #include "order.h"
 #include "select.h"
 #include "shuffle.h"
+#include "vector.h"
 #include "weights.h"
 
 namespace mlfr {
@@ -65,6 +66,22 @@ class ExponentialKeys {
     // many. Most are ruled out by a bound from below, without exp and log.
     uint32_t read_below(uint32_t bound, uint64_t first, uint64_t count, uint32_t* offsets,
                         uint32_t* keys) const {
+        uint32_t chosen = 0;
+        run_vectorised([&] { chosen = read_below_here(bound, first, count, offsets, keys); });
+        return chosen;
+    }
+
+  private:
+    static constexpr uint32_t kLargest = 0xFF7FFFFFu;  // the key of the largest float
+
+    static uint32_t key_of(float log_relative, float factor, float uniform, float rest) {
+        const float key = det_exponential(uniform, rest) * factor * det_expf(-log_relative);
+        const float finite = std::min(key, std::numeric_limits<float>::max());
+        return factor == 0.0f ? kNoKey : float_key(finite);
+    }
+
+    uint32_t read_below_here(uint32_t bound, uint64_t first, uint64_t count, uint32_t* offsets,
+                             uint32_t* keys) const {
         uint32_t cluster[kBatch], high_bits[kBatch];
         float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch], least[kBatch];
         read_weights(first, count, cluster, log_relative, factor);
@@ -102,15 +119,6 @@ class ExponentialKeys {
             chosen += keys[i] <= bound;
         }
         return chosen;
-    }
-
-  private:
-    static constexpr uint32_t kLargest = 0xFF7FFFFFu;  // the key of the largest float
-
-    static uint32_t key_of(float log_relative, float factor, float uniform, float rest) {
-        const float key = det_exponential(uniform, rest) * factor * det_expf(-log_relative);
-        const float finite = std::min(key, std::numeric_limits<float>::max());
-        return factor == 0.0f ? kNoKey : float_key(finite);
     }
 
     void read_weights(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative,

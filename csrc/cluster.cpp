@@ -6,6 +6,7 @@
 
 #include "partition.h"
 #include "select.h"
+#include "vector.h"
 
 namespace mlfr {
 
@@ -51,10 +52,12 @@ class Bins {
 std::vector<double> find_cuts(Scores scores, const Bins& bins, size_t k, int threads) {
     const std::vector<uint64_t> counts =
         histogram(scores.n, bins.count(), threads, [&](uint64_t first, uint64_t count, uint32_t* of) {
-            for (uint64_t j = 0; j < count; ++j) {
-                const float score = scores[first + j];
-                of[j] = static_cast<uint32_t>(std::isnan(score) ? bins.count() : bins.of(score));
-            }
+            run_vectorised([&] {
+                for (uint64_t j = 0; j < count; ++j) {
+                    const float score = scores[first + j];
+                    of[j] = static_cast<uint32_t>(std::isnan(score) ? bins.count() : bins.of(score));
+                }
+            });
         });
     std::vector<uint64_t> place, weight;
     for (uint64_t b = 0; b < counts.size(); ++b) {

@@ -6,6 +6,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "vector.h"
+
 namespace mlfr {
 
 namespace {
@@ -132,7 +134,7 @@ std::vector<double> BlockWeights::means(int threads) const {
     return means;
 }
 
-void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
+void BlockWeights::read_here(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
     const float* scores = scores_.data + first;
     const float cap = cap_;
     if (intervals_.count() == 1) {  // nothing to look up
@@ -152,17 +154,23 @@ void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float
     }
 }
 
+void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
+    run_vectorised([&] { read_here(first, count, cluster, log_relative); });
+}
+
 void BlockWeights::read_integers(uint64_t first, uint64_t count, uint32_t* cluster, uint64_t* weight) const {
-    float relative[kBatch];
-    read(first, count, cluster, relative);
-    for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
-    constexpr double kRound = 0x1p52;  // adding it leaves the nearest integer in the low bits
-    for (uint64_t j = 0; j < count; ++j) {
-        const double shifted = static_cast<double>(relative[j]) * unit_ + kRound;
-        uint64_t bits;
-        std::memcpy(&bits, &shifted, sizeof bits);
-        weight[j] = bits & ((uint64_t{1} << 52) - 1);
-    }
+    run_vectorised([&] {
+        float relative[kBatch];
+        read_here(first, count, cluster, relative);
+        for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
+        constexpr double kRound = 0x1p52;  // adding it leaves the nearest integer in the low bits
+        for (uint64_t j = 0; j < count; ++j) {
+            const double shifted = static_cast<double>(relative[j]) * unit_ + kRound;
+            uint64_t bits;
+            std::memcpy(&bits, &shifted, sizeof bits);
+            weight[j] = bits & ((uint64_t{1} << 52) - 1);
+        }
+    });
 }
 
 std::vector<uint64_t> BlockWeights::chunk_sums(int threads) const {

@@ -46,6 +46,7 @@ class BlockWeights {
   private:
     struct Tally;
 
+    void read_here(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const;
     std::vector<Tally> tally(int threads) const;
     void tally_all(int threads);
     bool are_heavy(const std::vector<Tally>& chunks) const;
