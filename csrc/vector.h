@@ -13,7 +13,7 @@ __attribute__((target("avx2"), flatten)) void run_with_avx2(Loop&& loop) {
     loop();
 }
 
-// Runs a loop, compiled for AVX2 where the processor has it. It must call nothing that is not inlined.
+// Runs a loop, compiled for AVX2 where the processor has it; what it calls and is not inlined stays as it is.
 template <class Loop>
 void run_vectorised(Loop&& loop) {
     static const bool has_avx2 = __builtin_cpu_supports("avx2");

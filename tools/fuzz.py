@@ -25,7 +25,7 @@ CSRC, FUZZ = ROOT / "csrc", ROOT / "tests" / "csrc" / "fuzz"
 
 CORE = {
     "dataset": ["dataset", "file", "bus_error"],
-    "orders": ["order", "threshold", "interleave", "visits", "choice", "weights", "cluster", "partition"],
+    "orders": ["order", "rank", "threshold", "interleave", "visits", "choice", "weights", "cluster", "partition"],
 }
 OWN = {"dataset": ["dataset_target", "dataset_input"], "orders": ["orders_target"]}
 

@@ -15,7 +15,7 @@ from test_determinism import CAP, CUTS, MASS, ORDERS, spread_scores
 CSRC = Path(__file__).parents[2] / "csrc"
 # The module under test is g++'s at -O3, as a rule.
 BUILDS = [(name, level) for name, level in (("g++", "-O0"), ("clang++", "-O3")) if shutil.which(name)]
-PARTS = ("order", "threshold", "visits", "choice", "weights", "cluster", "partition", "interleave")
+PARTS = ("order", "rank", "threshold", "visits", "choice", "weights", "cluster", "partition", "interleave")
 N, DRAWS = 600_000, 200_000
 
 SOURCE = """
