@@ -21,6 +21,7 @@ import torch
 
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.lfr import Curriculum, Journal, Plan, preset
+from megatron_lfr.parallel import shutdown
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -282,6 +283,7 @@ def test_the_megatron_loop_on_two_ranks_and_in_two_parts(tmp_path: Path) -> None
     for mine, other in zip(losses, journaled(two / "journal_1"), strict=True):
         assert mine.tobytes() == other.tobytes()
 
+    shutdown()  # a run in this process may have started torch.distributed, which the example does itself
     example = load("megatron_gpt_dataset")
     example.main(["--save", str(one), "--micro-batch-size", "8", "--exit-interval", "27"])
     example.main(["--save", str(one), "--micro-batch-size", "8", "--resume"])
