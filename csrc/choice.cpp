@@ -3,6 +3,7 @@
 #include <limits>
 #include <optional>
 
+#include "detmath.h"
 #include "order.h"
 #include "select.h"
 #include "shuffle.h"

@@ -7,9 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
-#include <numeric>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "parallel.h"

@@ -1,6 +1,5 @@
 // Weighted sampling with replacement: systematic visits.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <utility>

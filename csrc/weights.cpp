@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "detmath.h"
 #include "vector.h"
 
 namespace mlfr {

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "detmath.h"
 #include "order.h"
 #include "scores.h"
 
