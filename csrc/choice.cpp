@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "detmath.h"
 #include "order.h"
@@ -183,17 +184,20 @@ std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t d
     DrawLists lists(n);
     std::vector<std::vector<Near>> near_of(chunks);
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
-        std::vector<uint32_t>& list = lists.of(chunk);
+        std::vector<uint32_t> list;
+        std::vector<Near> near;
         uint32_t offsets[kBatch], found[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
             const uint32_t chosen = keys.read_below(bounds->high, first, count, offsets, found);
             const auto size = static_cast<uint32_t>(list.size());
             for (uint32_t i = 0; i < chosen; ++i) {
-                if (found[i] > bounds->low) near_of[chunk].push_back({found[i], size + i, chunk});
+                if (found[i] > bounds->low) near.push_back({found[i], size + i, chunk});
                 offsets[i] += static_cast<uint32_t>(first - begin);
             }
             list.insert(list.end(), offsets, offsets + chosen);
         });
+        lists.of(chunk) = std::move(list);
+        near_of[chunk] = std::move(near);
     });
     uint64_t below = 0;  // keys up to the lower bound
     std::vector<Near> near;

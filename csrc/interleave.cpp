@@ -51,7 +51,9 @@ void deal(const Id* items, const std::vector<uint64_t>& counts, const Parts& par
     const uint64_t k = counts.size(), n = parts.size();
     std::vector<uint64_t> next(num_chunks(n) * k, 0);  // first counts, then the chunk's first item of a part
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        for (uint64_t i = first; i < last; ++i) ++next[chunk * k + parts.of(places[i])];
+        std::vector<uint64_t> counted(k, 0);
+        for (uint64_t i = first; i < last; ++i) ++counted[parts.of(places[i])];
+        std::copy(counted.begin(), counted.end(), &next[chunk * k]);
     });
     uint64_t total = 0;
     for (uint64_t part = 0; part < k; ++part) {
@@ -60,7 +62,8 @@ void deal(const Id* items, const std::vector<uint64_t>& counts, const Parts& par
         }
     }
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        for (uint64_t i = first; i < last; ++i) out[i] = items[next[chunk * k + parts.of(places[i])]++];
+        std::vector<uint64_t> item(&next[chunk * k], &next[chunk * k] + k);
+        for (uint64_t i = first; i < last; ++i) out[i] = items[item[parts.of(places[i])]++];
     });
 }
 

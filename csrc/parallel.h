@@ -59,7 +59,9 @@ void parallel_for(uint64_t tasks, int threads, Task task) {
     if (error) std::rethrow_exception(error);
 }
 
-// Runs task(chunk, first, last) for every chunk of [0, n).
+// Runs task(chunk, first, last) for every chunk of [0, n). What a task counts, it counts in variables of its
+// own and stores when it is done: the results of neighbouring chunks share cache lines, and two threads that
+// write to one line wait for each other at every write.
 template <class Task>
 void for_chunks(uint64_t n, int threads, Task task) {
     parallel_for(num_chunks(n), threads, [&](uint64_t chunk) {

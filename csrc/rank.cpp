@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "select.h"
 
@@ -81,7 +82,9 @@ class Split {
 std::vector<Split> split_scores(Scores scores, float low, float high, int threads) {
     std::vector<Split> chunks(num_chunks(scores.n));
     for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
-        chunks[chunk].add(scores.data + begin, end - begin, low, high);
+        Split split;
+        split.add(scores.data + begin, end - begin, low, high);
+        chunks[chunk] = std::move(split);
     });
     auto is_infinite = [](const Split& split) { return split.infinite; };
     if (std::any_of(chunks.begin(), chunks.end(), is_infinite))

@@ -198,7 +198,7 @@ class KeyFilter {
         : keys_(keys), cut_(cut), chunks_(num_chunks(keys.size())) {
         for_chunks(keys.size(), threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
             uint32_t buffer[kBatch];
-            Chunk& here = chunks_[chunk];
+            Chunk here;
             for_batches(begin, end, [&](uint64_t first, uint64_t count) {
                 const uint32_t* batch = keys_.read(first, count, buffer);
                 uint32_t less = 0, equal = 0;
@@ -209,6 +209,7 @@ class KeyFilter {
                 here.smaller += less;
                 here.ties += equal;
             });
+            chunks_[chunk] = here;
         });
         for (Chunk& chunk : chunks_) {
             chunk.ties = std::min(quota, chunk.ties);

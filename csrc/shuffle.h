@@ -139,10 +139,11 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, co
     // First counts, then where a chunk writes in a bucket.
     std::vector<uint64_t> position(chunks * buckets, 0);
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t, uint64_t) {
-        uint64_t* counts = &position[chunk * buckets];
+        uint64_t counts[1 << kMaxBucketBits] = {};
         BucketChooser(choice_seed, chunk, bits).choose(emit.count(chunk), [&](uint64_t, uint32_t bucket) {
             ++counts[bucket];
         });
+        std::copy(counts, counts + buckets, &position[chunk * buckets]);
     });
     std::vector<uint64_t> bucket_start(buckets + 1);
     uint64_t total = 0, largest = 0;
@@ -158,7 +159,8 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, co
 
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         BucketChooser chooser(choice_seed, chunk, bits);
-        uint64_t* place = &position[chunk * buckets];
+        uint64_t place[1 << kMaxBucketBits];
+        std::copy_n(&position[chunk * buckets], buckets, place);
         const Id base = static_cast<Id>(first);
         emit(chunk, first, last, [&](const uint32_t* offsets, uint64_t count) {
             chooser.choose(count, [&](uint64_t k, uint32_t bucket) {

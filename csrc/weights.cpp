@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "detmath.h"
 #include "vector.h"
@@ -103,16 +104,18 @@ std::vector<BlockWeights::Tally> BlockWeights::tally(int threads) const {
 std::vector<float> BlockWeights::find_heaviest(int threads) const {
     const size_t k = clusters();
     const std::vector<float> none(k, -std::numeric_limits<float>::infinity());
-    std::vector<std::vector<float>> chunks(num_chunks(scores_.n), none);
+    std::vector<std::vector<float>> chunks(num_chunks(scores_.n));
     for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+        std::vector<float> heaviest = none;
         uint32_t cluster[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
             intervals_.read(scores_.data + first, count, static_cast<uint32_t>(k - 1), cluster);
             for (uint64_t j = 0; j < count; ++j) {
-                float& heaviest = chunks[chunk][cluster[j]];
-                heaviest = std::max(heaviest, std::min(scores_[first + j], cap_));
+                float& most = heaviest[cluster[j]];
+                most = std::max(most, std::min(scores_[first + j], cap_));
             }
         });
+        chunks[chunk] = std::move(heaviest);
     });
     std::vector<float> heaviest = none;
     for (const std::vector<float>& part : chunks) {
