@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo/run.sh demo_run
 
-# Processes as tests/conftest.py says, one thread in each: the models are too small for more. Files in their order:
+# A process for each core, one thread in each: most models of the tests are too small for more. Files in their order:
 # by the number of their tests, those of whole runs would come last, and leave one process to itself.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder

@@ -28,8 +28,3 @@ settings.load_profile("repeatable")
 def rng() -> np.random.Generator:
     """Random numbers with a fixed seed."""
     return np.random.default_rng(20240913)
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Processes for `-n auto`: more than cores, as tests of several ranks spend much of their time waiting."""
-    return (os.cpu_count() or 1) * 3 // 2
