@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 # Before anything imports torch, for this process and those it starts: tiny matrices gain nothing from a second thread,
@@ -17,6 +18,9 @@ if not torch.cuda.is_available():
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Ranks that are started by "forkserver" come from one process, which has imported what each of them would.
+multiprocessing.set_forkserver_preload(["megatron_lfr.training.run"])
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
