@@ -32,11 +32,10 @@ class AllBlocks {
 // Block i visits[i] times.
 class Visits {
   public:
-    Visits(const uint32_t* visits, uint64_t n, int threads) : visits_(visits), counts_(num_chunks(n)) {
-        for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-            counts_[chunk] = std::accumulate(visits + first, visits + last, uint64_t{0});
-        });
-    }
+    Visits(const uint32_t* visits, uint64_t n, int threads)
+        : visits_(visits), counts_(map_chunks(n, threads, [visits](uint64_t first, uint64_t last) {
+              return std::accumulate(visits + first, visits + last, uint64_t{0});
+          })) {}
 
     uint64_t count(uint64_t chunk) const { return counts_[chunk]; }
 
@@ -92,11 +91,10 @@ void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t
 // A sum over hashes of (position, id): it depends on the order of the ids, not on the order of the additions.
 template <class Id>
 uint64_t order_hash(const Id* ids, uint64_t n, int threads) {
-    std::vector<uint64_t> sums(num_chunks(n));
-    for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+    const auto sums = map_chunks(n, threads, [ids](uint64_t first, uint64_t last) {
         uint64_t sum = 0;
         for (uint64_t i = first; i < last; ++i) sum += mix(mix(kGolden * (i + 1)) + ids[i]);
-        sums[chunk] = sum;
+        return sum;
     });
     return derive(std::accumulate(sums.begin(), sums.end(), uint64_t{0}), n);
 }

@@ -70,6 +70,15 @@ void for_chunks(uint64_t n, int threads, Task task) {
     });
 }
 
+// The results of make(first, last) for every chunk of [0, n), in their order.
+template <class Make>
+auto map_chunks(uint64_t n, int threads, Make make) {
+    std::vector<decltype(make(n, n))> results(num_chunks(n));
+    for_chunks(n, threads,
+               [&](uint64_t chunk, uint64_t first, uint64_t last) { results[chunk] = make(first, last); });
+    return results;
+}
+
 // Items that are worked on at a time where that lets the compiler use vector instructions. What is kept of a
 // batch stays in the first-level cache.
 constexpr uint64_t kBatch = 512;

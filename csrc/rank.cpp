@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
-#include <utility>
 
 #include "select.h"
 
@@ -80,11 +79,10 @@ class Split {
 
 // By chunk. Throws std::invalid_argument for an infinite score.
 std::vector<Split> split_scores(Scores scores, float low, float high, int threads) {
-    std::vector<Split> chunks(num_chunks(scores.n));
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+    auto chunks = map_chunks(scores.n, threads, [=](uint64_t begin, uint64_t end) {
         Split split;
         split.add(scores.data + begin, end - begin, low, high);
-        chunks[chunk] = std::move(split);
+        return split;
     });
     auto is_infinite = [](const Split& split) { return split.infinite; };
     if (std::any_of(chunks.begin(), chunks.end(), is_infinite))

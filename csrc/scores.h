@@ -33,11 +33,10 @@ struct Scores {
 
 // How many blocks have a score. Throws std::invalid_argument for an infinite one.
 inline uint64_t count_seen(Scores scores, int threads) {
-    std::vector<uint64_t> seen(num_chunks(scores.n), 0);
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+    const auto seen = map_chunks(scores.n, threads, [scores](uint64_t first, uint64_t last) {
         uint64_t count = 0;
         for (uint64_t i = first; i < last; ++i) count += !std::isnan(scores.checked(i));
-        seen[chunk] = count;
+        return count;
     });
     return std::accumulate(seen.begin(), seen.end(), uint64_t{0});
 }
@@ -85,9 +84,8 @@ inline ScoreRange find_range(const float* scores, uint64_t count) {
 
 // The same of all scores. Throws std::invalid_argument for an infinite one.
 inline ScoreRange find_range(Scores scores, int threads) {
-    std::vector<ScoreRange> parts(num_chunks(scores.n));
-    for_chunks(scores.n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
-        parts[chunk] = find_range(scores.data + first, last - first);
+    const auto parts = map_chunks(scores.n, threads, [scores](uint64_t first, uint64_t last) {
+        return find_range(scores.data + first, last - first);
     });
     ScoreRange range;
     for (const ScoreRange& part : parts) range.merge(part);

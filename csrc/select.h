@@ -194,9 +194,8 @@ std::optional<Between> guess_rank(const Keys& keys, RankOf rank_of) {
 template <class Keys>
 class KeyFilter {
   public:
-    KeyFilter(Keys keys, uint32_t cut, uint64_t quota, int threads)
-        : keys_(keys), cut_(cut), chunks_(num_chunks(keys.size())) {
-        for_chunks(keys.size(), threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+    KeyFilter(Keys keys, uint32_t cut, uint64_t quota, int threads) : keys_(keys), cut_(cut) {
+        chunks_ = map_chunks(keys.size(), threads, [&](uint64_t begin, uint64_t end) {
             uint32_t buffer[kBatch];
             Chunk here;
             for_batches(begin, end, [&](uint64_t first, uint64_t count) {
@@ -209,7 +208,7 @@ class KeyFilter {
                 here.smaller += less;
                 here.ties += equal;
             });
-            chunks_[chunk] = here;
+            return here;
         });
         for (Chunk& chunk : chunks_) {
             chunk.ties = std::min(quota, chunk.ties);

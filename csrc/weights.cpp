@@ -5,7 +5,6 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
-#include <utility>
 
 #include "detmath.h"
 #include "vector.h"
@@ -104,8 +103,7 @@ std::vector<BlockWeights::Tally> BlockWeights::tally(int threads) const {
 std::vector<float> BlockWeights::find_heaviest(int threads) const {
     const size_t k = clusters();
     const std::vector<float> none(k, -std::numeric_limits<float>::infinity());
-    std::vector<std::vector<float>> chunks(num_chunks(scores_.n));
-    for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+    const auto chunks = map_chunks(scores_.n, threads, [&](uint64_t begin, uint64_t end) {
         std::vector<float> heaviest = none;
         uint32_t cluster[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
@@ -115,7 +113,7 @@ std::vector<float> BlockWeights::find_heaviest(int threads) const {
                 most = std::max(most, std::min(scores_[first + j], cap_));
             }
         });
-        chunks[chunk] = std::move(heaviest);
+        return heaviest;
     });
     std::vector<float> heaviest = none;
     for (const std::vector<float>& part : chunks) {
