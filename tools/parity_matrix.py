@@ -51,11 +51,10 @@ TP, SP, PP, CP = (
     "--pipeline-model-parallel-size",
     "--context-parallel-size",
 )
-MICRO = "--micro-batch-size"  # larger ones where layers talk most: gloo takes milliseconds for each call
 SHARDING, VIRTUAL = "--data-parallel-sharding-strategy", "--num-layers-per-virtual-pipeline-stage"
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "TP2": (2, [TP, "2"]),
-    "TP2 SP": (2, [TP, "2", SP, MICRO, "4"]),
+    "TP2 SP": (2, [TP, "2", SP]),
     "PP2 1f1b": (2, [PP, "2"]),
     "PP2 gpipe": (2, [PP, "2", "--pipeline-schedule", "gpipe"]),
     "PP2 interleaved": (2, [PP, "2", VIRTUAL, "1"]),
@@ -64,7 +63,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "DP2 optim": (2, [SHARDING, "optim"]),
     "DP2 optim_grads": (2, [SHARDING, "optim_grads"]),
     "DP2 optim_grads_params": (2, [SHARDING, "optim_grads_params"]),
-    "TP4 SP": (4, [TP, "4", SP, MICRO, "8"]),
+    "TP4 SP": (4, [TP, "4", SP]),
     "PP4": (4, [PP, "4"]),
     "TP2 PP2": (4, [TP, "2", PP, "2"]),
     "TP2 PP2 SP": (4, [TP, "2", PP, "2", SP]),
@@ -132,7 +131,7 @@ def run_flags(prefixes: list[str], folder: Path) -> list[str]:
         *("--vocab-size", "61", "--make-vocab-size-divisible-by", "8", "--max-position-embeddings", "16"),
         *("--num-layers", "6", "--hidden-size", "32", "--num-attention-heads", "8", "--num-query-groups", "4"),
         *("--ffn-hidden-size", "48", "--init-method-std", "0.1"),
-        *(MICRO, "2", "--global-batch-size", "8", "--lr", "4e-3"),
+        *("--micro-batch-size", "2", "--global-batch-size", "8", "--lr", "4e-3"),
         *("--lfr-schedule", schedule, "--log-interval", "1", "--save", str(folder)),
     ]
 

@@ -73,7 +73,7 @@ def wait_for_checkpoint(folder: Path, process: Process) -> None:
     raise AssertionError("no checkpoint in 60 s")
 
 
-def finish(process: Process, seconds: int = 240) -> tuple[int, str]:
+def finish(process: Process, seconds: int = 120) -> tuple[int, str]:
     try:
         out, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
