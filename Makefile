@@ -10,8 +10,8 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo/run.sh demo_run
 
-# A process for each core, one thread in each: most models of the tests are too small for more. Files in their order:
-# by the number of their tests, those of whole runs would come last, and leave one process to itself.
+# A process for each core, one thread in each: most models of the tests are too small for more. Files in the order of
+# tests/conftest.py: by the number of their tests, those of whole runs would come last, and leave one process to itself.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
