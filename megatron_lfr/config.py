@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.parallel.config import ParallelConfig
+from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 
@@ -106,14 +107,33 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     if config_file is not None:
         file_preset, from_file = _yaml_to_argv(Path(config_file))
         model_preset = model_preset or file_preset
-    config = RunConfig()
-    if model_preset is not None:
-        if model_preset not in MODEL_PRESETS:
-            raise ValueError(f"--model-preset {model_preset}: choose from {', '.join(MODEL_PRESETS)}")
-        config = dataclasses.replace(config, model=MODEL_PRESETS[model_preset])
+    config = _of_preset(model_preset)
     if from_file:
         config = _parse(from_file, config, prog=f"{config_file}")
     return _parse(rest, config, prog="megatron-lfr train"), notes
+
+
+def read_run_config(run: Path, tokenizer_model: str | None = None) -> RunConfig:
+    """The configuration of a run folder, with the paths of its corpus as `RunFolder.settings` finds them.
+    tokenizer_model: where its tokenizer lies now, if it was moved. ValueError where the folder holds no run."""
+    folder = RunFolder(run)
+    try:
+        settings = folder.settings()
+    except ValueError as error:
+        raise ValueError(f"--run {error}") from None
+    preset_name, argv = _settings_to_argv(settings, str(folder.config))
+    config = _parse(argv, _of_preset(preset_name), prog=f"{folder.config}")
+    data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
+    return dataclasses.replace(config, data=data)
+
+
+def _of_preset(name: str | None) -> RunConfig:
+    """The default configuration, with the sizes of a model preset."""
+    if name is None:
+        return RunConfig()
+    if name not in MODEL_PRESETS:
+        raise ValueError(f"--model-preset {name}: choose from {', '.join(MODEL_PRESETS)}")
+    return RunConfig(model=MODEL_PRESETS[name])
 
 
 def _parse(argv: Sequence[str], default: RunConfig, prog: str) -> RunConfig:
@@ -143,7 +163,7 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
-    """(model preset, flags) that a configuration file stands for, so that its values are checked as flags are."""
+    """(model preset, flags) that a configuration file stands for."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -152,6 +172,12 @@ def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
         raise ValueError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path}: expected a mapping of flags to values")
+    return _settings_to_argv(settings, f"--config {path}")
+
+
+def _settings_to_argv(settings: Mapping[str, Any], source: str) -> tuple[str | None, list[str]]:
+    """(model preset, flags) that settings stand for, so that their values are checked as flags are; ValueError begins
+    with `source`."""
     legal = [*RunConfig().to_flat(), "model_preset"]
     argv: list[str] = []
     for key, value in settings.items():
@@ -159,7 +185,7 @@ def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
         if name not in legal:
             close = difflib.get_close_matches(name, legal, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"--config {path}: unknown key {key!r}{hint}")
+            raise ValueError(f"{source}: unknown key {key!r}{hint}")
         if name != "model_preset":
             argv += _as_flag(name, value)
     chosen = settings.get("model_preset", settings.get("model-preset"))

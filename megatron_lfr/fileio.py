@@ -1,9 +1,12 @@
-"""Writing files so that a reader, or a run after a crash, never meets half of one."""
+"""Writing files so that a reader, or a run after a crash, never meets half of one; keeping other processes out."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,32 @@ def check_space(flag: str, path: Path, needed: int) -> None:
     free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
     if free < needed:
         raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed")
+
+
+def lock_file(path: Path) -> BinaryIO:
+    """Hold `path`, which is created, against other processes until the file is closed or the process ends.
+
+    BlockingIOError where another process holds it. A file system without locks (some NFS and Lustre mounts) gets a
+    line on stderr, and no protection.
+    """
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                print(f"{path.parent}: no locks on this file system; run no two processes in it", file=sys.stderr)
+                return file
+            file.close()
+            raise
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()  # its holder has removed it in between
+
+
+def same_path(one: str | Path, two: str | Path) -> bool:
+    """Whether two names mean the same file or folder, there or not."""
+    return os.path.realpath(one) == os.path.realpath(two)
 
 
 def append_file(path: Path, target: BinaryIO) -> None:

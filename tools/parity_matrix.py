@@ -34,7 +34,8 @@ from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.indexed import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
-from megatron_lfr.training.run import journal_identity, make_plan, train
+from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.training.run import make_plan, train
 
 SEQ_LENGTH = 16
 BLOCKS_PER_DOMAIN = 20
@@ -238,7 +239,7 @@ def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[
     state = json.loads(next((folder / "checkpoints").glob("iter_*/state.json")).read_text())["curriculum"]
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder / "journal", copy, dirs_exist_ok=True)
-        journal = Journal(Path(copy), journal_identity(config, plan, dataset))
+        journal = Journal(Path(copy), JournalReader(Path(copy)).read_identity())
         Replay(plan, journal, config.training.seed, rescore=lambda ids: ids.astype(np.float32)).load_state_dict(state)
     return gaps
 

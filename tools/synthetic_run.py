@@ -24,6 +24,7 @@ from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.indexed import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
 from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.lfr.identity import FORMAT, describe_segment
 
 DOMAINS = {"web": (0.55, 3.2, 0.5), "code": (0.25, 2.1, 0.8), "books": (0.15, 3.6, 0.3), "lists": (0.05, 1.0, 0.4)}
 """Share of the corpus, mean and spread of the levels (nats)."""
@@ -45,13 +46,11 @@ def make_run(
     plan = chosen.plan(dataset.train.num_blocks, SEQ_LENGTH, batch, train_epochs=epochs if chosen.in_shares else None)
     run = folder / "run"
     identity = {
-        "corpus": dataset.fingerprint(),
-        "blocks": plan.n_blocks,
-        "seq_length": SEQ_LENGTH,
-        "global_batch_size": batch,
+        "format": FORMAT,
         "seed": 3,
-        "schedule": chosen.to_dicts(),
-        "draws": [planned.draws for planned in plan.phases],
+        "seq_length": SEQ_LENGTH,
+        "corpus": dataset.digests(),
+        "segments": [describe_segment(plan)],
     }
     config = {
         "data_path": [str(prefix) for prefix in prefixes],

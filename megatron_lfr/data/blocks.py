@@ -135,7 +135,7 @@ class BlockDataset:
         self.split = parse_split(split)
         paths = [Path(prefix) for prefix in prefixes]
         domains = domain_names(paths)
-        datasets = [IndexedDataset(path) for path in paths]
+        datasets = [_open(path) for path in paths]
         parts: list[list[_Range]] = [[], [], []]
         for dataset in datasets:
             bounds = split_documents(dataset.num_documents, self.split)
@@ -151,20 +151,35 @@ class BlockDataset:
         self.train, self.valid, self.test = (BlockSource(part, domains, seq_length) for part in parts)
         self._datasets = datasets
 
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of what block ids mean: sequence length, split, and each prefix's type, counts and content.
+    def digests(self) -> list[str]:
+        """SHA-256 (hex) of each prefix: of what its block ids mean, given its place among the others.
 
-        Of each file, the size and up to 64 evenly spaced pages of 4 KiB are read, the first and the last among them: an
-        edit between them that keeps the size goes unnoticed. Where the files lie does not matter.
+        Sequence length, split, the prefix's type, counts and content enter. Of each file, the size and up to 64 evenly
+        spaced pages of 4 KiB are read, the first and the last among them: an edit between them that keeps the size goes
+        unnoticed. Where the files lie does not matter.
         """
+        return [self._digest(dataset) for dataset in self._datasets]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what block ids mean: of the prefixes' digests, in their order."""
+        return hashlib.sha256("\n".join(self.digests()).encode()).hexdigest()
+
+    def _digest(self, dataset: IndexedDataset) -> str:
         digest = hashlib.sha256()
         digest.update(f"blocks 1 {self.seq_length} {','.join(map(str, self.split))}\n".encode())
-        for dataset in self._datasets:
-            counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
-            digest.update(f"{dataset.dtype.name} {counts}\n".encode())
-            for suffix in (".idx", ".bin"):
-                _hash_samples(digest, with_suffix(dataset.prefix, suffix))
+        counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
+        digest.update(f"{dataset.dtype.name} {counts}\n".encode())
+        for suffix in (".idx", ".bin"):
+            _hash_samples(digest, with_suffix(dataset.prefix, suffix))
         return digest.hexdigest()
+
+
+def _open(prefix: Path) -> IndexedDataset:
+    try:
+        return IndexedDataset(prefix)
+    except FileNotFoundError as error:
+        where = "" if prefix.is_absolute() else f", looked for from {Path.cwd()}"
+        raise FileNotFoundError(f"--data-path {prefix}: {error}{where}") from None
 
 
 def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:

@@ -5,15 +5,12 @@ It holds the growing files, `run.state` (what is made of what) and `progress.sta
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.fileio import lock_file, write_atomic
 
 _RUN, _PROGRESS, _LOCK = "run.state", "progress.state", "lock"
 
@@ -65,7 +62,7 @@ class Workspace:
             self.remove()
 
     def _release(self) -> None:
-        os.close(self._descriptor)
+        self._held.close()
 
     def _check_ours(self) -> None:
         if not self.path.exists() or (self.path / _RUN).exists():
@@ -77,16 +74,9 @@ class Workspace:
             )
 
     def _lock(self) -> None:
-        self._descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                print(
-                    f"preprocess: {self.path.parent}: no locks on this file system; run no two at once", file=sys.stderr
-                )
-                return
-            self._release()
+            self._held = lock_file(self.path / _LOCK)
+        except BlockingIOError:
             raise ValueError(f"{self.path}: another process is working on this output") from None
 
     def _load_progress(self, settings: dict[str, Any], inputs: list[Any]) -> dict[str, Any] | None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from megatron_lfr.checkpoint import CheckpointStore
-from megatron_lfr.config import RunConfig, parse_run_config
+from megatron_lfr.checkpoint import CheckpointStore, ranks
+from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.engine import ForwardEngine
+from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
 from megatron_lfr.training.run import make_stages, resolve_vocabulary
@@ -66,6 +67,8 @@ def load_trained(
     found = store.newest_whole() if iteration is None else store.whole(iteration)
     if found is None:
         raise ValueError(f"--run {run}: no checkpoint stands there")
+    if ranks.rank() == 0:
+        check_trained_so(run, found, config, vocab_size, eod)
     size = config.training.micro_batch_size
     engine = ForwardEngine(
         make_stages(config, vocab_size, parallel),
@@ -81,12 +84,9 @@ def load_trained(
 
 def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:
     """A run's configuration for evaluation by data-parallel ranks, each with the whole model."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"--run {run}: not a run folder, it has no config.yaml")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be at least 1")
-    config, _ = parse_run_config(["--config", str(path)])
+    config = read_run_config(run, tokenizer_model)
     training = dataclasses.replace(
         config.training,
         micro_batch_size=batch_size or config.training.micro_batch_size,
@@ -95,5 +95,4 @@ def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str |
         layer_kernels="torch",
         recompute_granularity=None,
     )
-    data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
-    return dataclasses.replace(config, training=training, data=data, parallel=ParallelConfig())
+    return dataclasses.replace(config, training=training, parallel=ParallelConfig())

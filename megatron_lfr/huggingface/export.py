@@ -15,12 +15,13 @@ import torch
 
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.tensors import StoredTensors
-from megatron_lfr.config import RunConfig, parse_run_config
+from megatron_lfr.config import read_run_config
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
 from megatron_lfr.huggingface.names import Weight, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
 from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import resolve_vocabulary
 
@@ -57,6 +58,7 @@ def export(options: ToHF) -> None:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     hf_config = to_hf_config(model, options.dtype, eod)
     checkpoint = find_checkpoint(options.run, options.iteration)
+    check_trained_so(options.run, checkpoint, config, vocab_size, eod)
     stored = StoredTensors(checkpoint.folder)
     for weight in weights(model):
         stored.check(f"model.{weight.ours}", weight.shape(model))
@@ -72,16 +74,6 @@ def export(options: ToHF) -> None:
     print(f"{options.output}: iteration {checkpoint.iteration}, {model.num_parameters():,} parameters, {files} files")
     if note:
         print(note)
-
-
-def read_run_config(run: Path, tokenizer_model: str | None) -> RunConfig:
-    """The configuration of a run folder, its tokenizer replaced by the one that is given."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"--run {run}: not a run folder, it has no config.yaml")
-    config, _ = parse_run_config(["--config", str(run / "config.yaml")])
-    if tokenizer_model is None:
-        return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_model=tokenizer_model))
 
 
 def find_checkpoint(run: Path, iteration: int | None) -> Checkpoint:

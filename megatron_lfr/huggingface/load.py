@@ -23,6 +23,7 @@ from megatron_lfr.huggingface.files import WeightFiles
 from megatron_lfr.huggingface.names import to_ours, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream
 from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.identity import weights_identity
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import dump_config
 
@@ -56,9 +57,10 @@ def load(options: FromHF) -> None:
     files = WeightFiles(options.input, model)
     check_space("--output", options.output, 4 * model.num_parameters())
     with new_folder(options.output) as folder:
-        data = _copy_tokenizer(options, folder, settings)
-        _write_checkpoint(folder / "checkpoints", files, model)
-        write_atomic(folder / "config.yaml", dump_config(RunConfig(model=model, data=data)))
+        data, fingerprint = _copy_tokenizer(options, folder, settings)
+        config = RunConfig(model=model, data=data)
+        _write_checkpoint(folder / "checkpoints", files, model, weights_identity(model, fingerprint))
+        write_atomic(folder / "config.yaml", dump_config(config))
         if options.verify:
             checkpoint = CheckpointStore(folder / "checkpoints", keep=None).newest_whole()
             assert checkpoint is not None
@@ -67,7 +69,7 @@ def load(options: FromHF) -> None:
     print(f"  megatron-lfr train --config {options.output}/config.yaml --load {options.output} --finetune ...")
 
 
-def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig) -> None:
+def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig, identity: dict[str, Any]) -> None:
     def write(folder: Path) -> list[str]:
         found = weights(model)
         entries = [Entry(f"model.{weight.ours}", weight.shape(model), torch.float32) for weight in found]
@@ -80,15 +82,16 @@ def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig) -> Non
         fsync_file(folder / _FILE)
         return [_FILE]
 
-    CheckpointStore(root, keep=None).save_files(0, write, {"source": "convert from-hf"})
+    CheckpointStore(root, keep=None).save_files(0, write, {"source": "convert from-hf", "identity": identity})
 
 
-def _copy_tokenizer(options: FromHF, folder: Path, settings: dict[str, Any]) -> DataConfig:
-    """Copy tokenizer.json and tokenizer_config.json, where they are, and say so in the run's configuration."""
+def _copy_tokenizer(options: FromHF, folder: Path, settings: dict[str, Any]) -> tuple[DataConfig, str | None]:
+    """Copy tokenizer.json and tokenizer_config.json, where they are. Returns what the run's configuration says of them,
+    and the tokenizer's fingerprint."""
     source = options.input / "tokenizer.json"
     if not source.is_file():
-        return DataConfig()
-    load_tokenizer(str(source))  # refuses what is no tokenizer
+        return DataConfig(), None
+    fingerprint = load_tokenizer(str(source)).fingerprint  # refuses what is no tokenizer
     (folder / _TOKENIZER).mkdir()
     shutil.copyfile(source, folder / _TOKENIZER / "tokenizer.json")
     if (options.input / "tokenizer_config.json").is_file():
@@ -98,6 +101,6 @@ def _copy_tokenizer(options: FromHF, folder: Path, settings: dict[str, Any]) -> 
     eos = settings.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) and eos else eos
     if isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos < 2**31:
-        return data
+        return data, fingerprint
     name = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eos)
-    return data if name is None else dataclasses.replace(data, eod_token=name)
+    return (data if name is None else dataclasses.replace(data, eod_token=name)), fingerprint

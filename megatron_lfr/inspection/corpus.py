@@ -23,7 +23,7 @@ class Corpus:
         except (ValueError, KeyError) as error:
             raise ValueError(f"{run.folder}: no corpus is known ({error}); --chars 0 goes without it") from None
         dataset = BlockDataset(paths, run.plan.seq_length, str(split))
-        if dataset.fingerprint() != run.identity.get("corpus"):
+        if tuple(dataset.digests()) != run.corpus:
             raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {run.folder} trained on")
         self.source = dataset.train
         self._tokenizer = recorded_tokenizer(config, tokenizer_model)

@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.curriculum import scores_at_start
+from megatron_lfr.lfr.identity import read_plan
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
-from megatron_lfr.lfr.schedule import Plan, PlannedPhase, Schedule, lay_out
+from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 from megatron_lfr.lfr.selection import Order, Scores, Selection
+from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]
 
@@ -87,13 +88,18 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    """What config.yaml says, by the flags' names; empty where there is none (a loop of one's own)."""
+    """What `RunFolder.settings` says; empty where there is no config.yaml (a loop of one's own)."""
     plan: Plan
     seed: int
     blend: Blend
     journal: JournalReader
     identity: dict[str, Any]
-    """What journal/meta.json says; `corpus` is the fingerprint of the training blocks."""
+    """What journal/meta.json says."""
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        """The digest of each prefix that was trained on; empty where that is not recorded."""
+        return tuple(self.identity.get("corpus", ()))
 
     def phases(self, ledger: Ledger | None = None) -> Iterator[PhaseHistory]:
         """The phases that have begun, in order.
@@ -218,36 +224,10 @@ def open_run(folder: str | Path) -> Run:
     journal = JournalReader(folder / "journal")
     identity = journal.read_identity()
     try:
-        sizes = [_positive(identity, key) for key in ("blocks", "seq_length", "global_batch_size")]
-        phases = Schedule.from_dicts(identity["schedule"]).phases
-        draws = [int(count) for count in identity["draws"]]
-        if len(draws) != len(phases) or min(draws) < 1:
-            raise ValueError(f"draws {draws}: expected a number for each of {len(phases)} phases")
-        plan, seed = lay_out(phases, draws, *sizes), int(identity["seed"])
-        blend = Blend(**identity.get("blend", {"starts": [0, plan.n_blocks]}))
-        if blend.starts[-1] != plan.n_blocks:
-            raise ValueError(f"blend: expected {plan.n_blocks} blocks, not {blend.starts[-1]}")
-    except KeyError as error:
-        raise ValueError(f"{journal.folder}/meta.json: {error} is missing; was it written by another loop?") from None
-    except (TypeError, ValueError) as error:
+        plan, seed, blend = read_plan(identity)
+    except ValueError as error:
         raise ValueError(f"{journal.folder}/meta.json: {error}") from None
-    return Run(folder, _read_config(folder / "config.yaml"), plan, seed, blend, journal, identity)
-
-
-def _positive(identity: dict[str, Any], key: str) -> int:
-    value = identity[key]
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} {value!r}: expected a positive number")
-    return value
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a mapping of flags to values")
-    return config
+    run_folder = RunFolder(folder)
+    return Run(
+        folder, run_folder.settings() if run_folder.config.exists() else {}, plan, seed, blend, journal, identity
+    )

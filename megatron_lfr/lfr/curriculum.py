@@ -103,28 +103,34 @@ class Curriculum(Course):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Return to a place that `state_dict` gave: cuts the journal back to it and replays it into the ledger."""
+        """Return to a place that `state_dict` gave: replays the journal into the ledger and cuts it back to that place.
+        ValueError where the journal does not lead there; then it is as it was."""
         phase, entries, step = int(state["phase"]), int(state["entries"]), int(state["step"])
         self.ledger = Ledger(self.plan.n_blocks, self.plan.total_steps)
         self.current, self._next_step, self._fresh = None, 0, False
-        self.journal.rewind(phase, entries)
-        if phase < 0 or entries < self.plan.phases[phase].draws:
-            self.journal.drop_scores(phase + 1)  # made by weights that this run has yet to reach
-        for index in range(phase + 1):
-            self._replay(self.plan.phases[index])
-        if phase >= 0:
-            self._share_order()
+        self.journal.close()
+        self.journal.check_holds(phase, entries)
+        for planned in self.plan.phases[: phase + 1]:
+            self._replay(planned, entries if planned.index == phase else planned.draws)
         if self._next_step != step:
             raise ValueError(f"{self.journal.folder}: replays to step {self._next_step}, the checkpoint is at {step}")
         if self.current is not None and f"{self.current.order_hash:016x}" != state["order_hash"]:
             raise ValueError(f"{self.journal.folder}: phase {phase} replays to another order than was trained on")
+        self.journal.rewind(phase, entries)
+        if phase < 0 or entries < self.plan.phases[phase].draws:
+            self.journal.drop_scores(phase + 1)  # made by weights that this run has yet to reach
+        if phase >= 0:
+            self._share_order()
 
-    def _replay(self, planned: PlannedPhase) -> None:
+    def _replay(self, planned: PlannedPhase, count: int) -> None:
+        """Enter the first `count` entries of a phase."""
         self._begin(planned)
-        entries = self.journal.read(planned.index)
+        self.journal.check_holds(planned.index, count)
+        entries = self.journal.reader().read(planned.index)
+        assert entries is not None
         size = self.plan.global_batch_size
-        self.ledger.record_phase(planned.first_step, size, self._order[: len(entries)], entries)
-        self._next_step = planned.first_step + -(-len(entries) // size)
+        self.ledger.record_phase(planned.first_step, size, self._order[:count], entries[:count])
+        self._next_step = planned.first_step + -(-count // size)
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the scores as they stand."""

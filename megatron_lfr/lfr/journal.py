@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,6 +45,28 @@ class JournalFiles:
 
     def partial_scores_path(self, phase: int) -> Path:
         return self.folder / f"phase_{phase:03d}.scores.partial"
+
+    def phase_files(self) -> dict[Path, int]:
+        """The files of all phases, with each one's phase."""
+        found = ((path, re.match(r"phase_(\d{3,})\.", path.name)) for path in self.folder.glob("phase_*"))
+        return {path: int(match[1]) for path, match in found if match}
+
+    def count_entries(self, phase: int | None = None) -> int:
+        """How many entries of a phase, or of all, are on the disk."""
+        paths = self.phase_files() if phase is None else [self.path(phase)]
+        sizes = [path.stat().st_size for path in paths if path.suffixes == [".npy"] and path.exists()]
+        return sum(max(0, size - _HEADER_BYTES) // 4 for size in sizes)
+
+    def check_holds(self, phase: int, count: int) -> None:
+        """ValueError where the journal ends before entry `count` of `phase` (-1: before its beginning)."""
+        have = self.count_entries(phase) if phase >= 0 else 0
+        if have < count:
+            raise ValueError(f"{self.path(phase)}: holds {have} entries, the checkpoint needs {count}")
+
+    def clear(self) -> None:
+        """Remove the journal."""
+        for path in (*self.phase_files(), self.folder / "meta.json"):
+            path.unlink(missing_ok=True)
 
 
 class JournalReader(JournalFiles):
@@ -127,6 +150,10 @@ class Journal(JournalFiles):
         os.pwrite(self._file.fileno(), _header(self._count), 0)
         os.fsync(self._file.fileno())
 
+    def reader(self) -> JournalReader:
+        """The same journal, as it is on the disk."""
+        return JournalReader(self.folder)
+
     def read(self, phase: int) -> npt.NDArray[np.float32]:
         """The entries of a phase so far, fp32."""
         if phase == self._phase:
@@ -141,15 +168,11 @@ class Journal(JournalFiles):
         with `drop_scores` when it is not.
         """
         self.close()
-        for path in self.folder.glob("phase_*"):
-            number = int(path.name.removeprefix("phase_")[:3])
+        self.check_holds(phase, count)
+        for path, number in self.phase_files().items():
             if number > phase + 1 or (number == phase + 1 and path == self.path(number)):
                 path.unlink()
         if phase >= 0:
-            path = self.path(phase)
-            have = (path.stat().st_size - _HEADER_BYTES) // 4 if path.exists() else 0
-            if have < count:
-                raise ValueError(f"{path}: holds {have} entries, the checkpoint needs {count}")
             self._open(phase, count, "r+b")
             assert self._file is not None
             self._file.truncate(_HEADER_BYTES + 4 * count)

@@ -59,7 +59,7 @@ def comparison_section(views: Sequence[RunView]) -> Html:
 
 
 def _one_corpus(views: Sequence[RunView]) -> bool:
-    return len({view.run.identity.get("corpus") for view in views}) == 1
+    return len({view.run.corpus for view in views}) == 1
 
 
 def _warnings(views: Sequence[RunView], evaluated: Sequence[list[dict[str, Any]]]) -> list[str]:

@@ -59,7 +59,7 @@ def _open_blocks(run: Run) -> BlockSource:
     if not isinstance(split, str):
         raise ValueError("the run's config.yaml names no split of the corpus (split)")
     dataset = BlockDataset(prefixes, run.plan.seq_length, split)
-    if dataset.fingerprint() != run.identity.get("corpus") or dataset.train.num_blocks != run.plan.n_blocks:
+    if tuple(dataset.digests()) != run.corpus or dataset.train.num_blocks != run.plan.n_blocks:
         raise ValueError("what the run's config.yaml names is not the corpus that it was trained on (any more)")
     return dataset.train
 

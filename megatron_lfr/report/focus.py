@@ -92,7 +92,7 @@ def similarity_section(views: Sequence[RunView]) -> Html:
         _Named(
             phase.name if len(views) == 1 else f"{view.name}: {phase.name}",
             phase.focus.dropped,
-            view.run.identity.get("corpus"),
+            view.run.corpus,
         )
         for view in views
         for phase in view.phases

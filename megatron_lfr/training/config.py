@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_lfr.fileio import same_path
 from megatron_lfr.lfr import PRESETS, FocusScope
 from megatron_lfr.model.fused import KernelPackage, check_package
 
@@ -111,6 +112,9 @@ class CheckpointConfig:
     """With --finetune: a run folder whose newest weights to start from. Otherwise only the folder of --save."""
     finetune: bool = False
     """Take the weights of --load alone and start at step 0."""
+    finetune_change: list[str] = field(default_factory=list)
+    """With --finetune: settings of the model, the tokenizer or the documents that are meant to differ from those that
+    the weights were trained with, by name (rotary_base reset_attention_mask); others must agree."""
     save_interval: int | None = None
     """Steps between checkpoints; one is written at the end anyway."""
     async_save: bool = False
@@ -123,13 +127,16 @@ class CheckpointConfig:
             raise ValueError("--save: give the run folder; Learn-Focus-Review keeps its journal there")
         if self.finetune and not self.load:
             raise ValueError("--finetune: give the run folder to start from with --load")
-        if self.load and not self.finetune and self.load != self.save:
+        same = bool(self.load) and same_path(self.load or "", self.save)
+        if self.load and not self.finetune and not same:
             raise ValueError(
                 f"--load {self.load} with --save {self.save}: a run is continued in its own folder, together with "
                 "its journal. Give one folder for both, or --finetune to start a new run from those weights"
             )
-        if self.finetune and self.load == self.save:
+        if self.finetune and same:
             raise ValueError(f"--finetune: --save {self.save} must be another folder than --load")
+        if self.finetune_change and not self.finetune:
+            raise ValueError("--finetune-change: goes with --finetune")
         for flag, value in (("--save-interval", self.save_interval), ("--keep-last", self.keep_last)):
             if value is not None and value < 1:
                 raise ValueError(f"{flag} {value}: must be at least 1")

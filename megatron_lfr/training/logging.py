@@ -118,28 +118,34 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(self.folder, purge_step=state.get("step", 0) + 1)
+        self._purge_step = state.get("step", 0) + 1
 
     def before_checkpoint(self, trainer: Trainer) -> None:
         self._step = trainer.curriculum.next_step
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step}
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.log_interval == 0 or report.step == trainer.plan.total_steps:
-            for name, value in step_scalars(trainer, report).items():
-                self._writer.add_scalar(name, value, report.step)
+            self._write(step_scalars(trainer, report), report.step)
 
     def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        for name, value in evaluation_scalars(evaluation).items():
-            self._writer.add_scalar(name, value, evaluation.step)
+        self._write(evaluation_scalars(evaluation), evaluation.step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, scalars: dict[str, float], step: int) -> None:
+        if self._writer is None:  # a run that has nothing to tell leaves no file
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.folder, purge_step=self._purge_step)
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
 
 
 class WeightsAndBiases(Callback):

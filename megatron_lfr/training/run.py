@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,18 +24,21 @@ from megatron_lfr.data.loader import Loader
 from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import LearningRate
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.identity import describe_changes, make_blend, run_identity
 from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
+from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelState, initialize
 from megatron_lfr.parallel.watch import watching
+from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.evaluation import block_losses
 from megatron_lfr.training.launch import launch, take_nproc_per_node
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
 from megatron_lfr.training.metrics import MetricsFile
 from megatron_lfr.training.nodes import Nodes, OrderFiles, find_nodes, send_journal
+from megatron_lfr.training.start import Start, find_start
 from megatron_lfr.training.summary import Summary
 from megatron_lfr.training.trainer import Trainer
 
@@ -70,23 +71,24 @@ def train(config: RunConfig) -> bool:
     dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
     plan = make_plan(config, dataset.train.num_blocks)
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
+    facts = run_identity(config, vocab_size, eod, dataset, plan)
     assert config.checkpoint.save is not None
-    folder = Path(config.checkpoint.save)
+    folder = RunFolder(Path(config.checkpoint.save))
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     parallel = initialize(config.parallel, timeout)
     with watching(timeout.total_seconds() / 2):  # before the collective calls give up without naming anyone
         nodes = find_nodes(parallel)
-        with _run_folder(folder, config, plan, vocab_size):
-            journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
+        with _held(folder):
+            start = find_start(config, folder, facts, plan, vocab_size, parallel.control_group)
             engine = make_engine(config, vocab_size, plan, parallel)
-            trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod)
+            start.load_into(engine)
+            # Whatever can be refused has been looked at; from here on, the folder is written to.
+            journal = _open_journal(config, folder, nodes, facts, start)
+            trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod, facts)
             send_journal(journal, nodes)
-            step = trainer.resume()
-            if not step and config.checkpoint.finetune:
-                assert config.checkpoint.load is not None
-                load_weights(Path(config.checkpoint.load), engine)
-            if step and ranks.rank() == 0:
-                print(f"continuing {folder} at step {step} of {plan.total_steps}", flush=True)
+            trainer.resume(start.state)
+            if ranks.rank() == 0:
+                _note_settings(config, folder, plan, start)
             finished = trainer.run()
             dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished
@@ -127,20 +129,6 @@ def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None) -
         train_samples=lfr.train_samples,
         train_epochs=lfr.train_epochs,
     )
-
-
-def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> dict[str, object]:
-    """What the journal's meaning depends on."""
-    return {
-        "corpus": dataset.fingerprint(),
-        "blocks": plan.n_blocks,
-        "seq_length": plan.seq_length,
-        "global_batch_size": plan.global_batch_size,
-        "seed": config.training.seed,
-        "schedule": resolve_schedule(config.lfr.lfr_schedule).to_dicts(),
-        "blend": dataclasses.asdict(make_blend(config, dataset)),
-        "draws": [planned.draws for planned in plan.phases],
-    }
 
 
 def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState) -> NativeEngine:
@@ -184,14 +172,6 @@ def make_loader(config: RunConfig, source: BlockSource, eod: int | None, paralle
     )
 
 
-def load_weights(run_folder: Path, engine: NativeEngine) -> None:
-    """Start from the weights of another run's newest checkpoint (--finetune)."""
-    found = CheckpointStore(run_folder / "checkpoints", keep=None, group=engine.parallel.control_group).newest_whole()
-    if found is None:
-        raise ValueError(f"--load {run_folder}: no checkpoint stands there")
-    found.load_into(engine.weights(), allow_extra=True)
-
-
 def dump_config(config: RunConfig) -> str:
     """The effective configuration as YAML that --config reads."""
     text: str = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
@@ -200,7 +180,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _assemble(
     config: RunConfig,
-    folder: Path,
+    folder: RunFolder,
     dataset: BlockDataset,
     engine: NativeEngine,
     plan: Plan,
@@ -208,6 +188,7 @@ def _assemble(
     journal: Journal | None,
     learning_rate: LearningRate,
     eod: int | None,
+    facts: dict[str, Any],
 ) -> Trainer:
     def loader(source: BlockSource) -> Loader:
         return make_loader(config, source, eod, engine.parallel)
@@ -216,7 +197,7 @@ def _assemble(
         engine=engine,
         curriculum=_make_course(
             config,
-            folder,
+            folder.path,
             plan,
             nodes,
             journal,
@@ -229,20 +210,16 @@ def _assemble(
         valid_loader=loader(dataset.valid),
         learning_rate=learning_rate,
         store=CheckpointStore(
-            folder / "checkpoints",
+            folder.checkpoints,
             keep=config.checkpoint.keep_last,
             group=engine.parallel.control_group,
             asynchronous=config.checkpoint.async_save,
         ),
         config=config.training,
         checkpoint=config.checkpoint,
-        callbacks=_callbacks(config, folder, journal) if journal is not None and nodes.index == 0 else [],
+        identity=facts,
+        callbacks=_callbacks(config, folder.path, journal) if journal is not None and nodes.index == 0 else [],
     )
-
-
-def make_blend(config: RunConfig, dataset: BlockDataset) -> Blend:
-    """How the prefixes share the draws."""
-    return Blend(dataset.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
 
 
 def _make_course(
@@ -298,47 +275,46 @@ def _callbacks(config: RunConfig, folder: Path, journal: Journal) -> list[Callba
     return [*callbacks, Summary(folder, journal)]
 
 
-def _open_journal(config: RunConfig, folder: Path, nodes: Nodes, identity: dict[str, object]) -> Journal | None:
+def _open_journal(
+    config: RunConfig, folder: RunFolder, nodes: Nodes, facts: dict[str, Any], start: Start
+) -> Journal | None:
     """The journal that this rank keeps: the run's on rank 0, a copy on the leaders of other machines."""
     with ranks.failing_together():
         if not nodes.is_leader:
             return None
-        return Journal((folder if nodes.index == 0 else scratch_folder(config, folder, nodes)) / "journal", identity)
+        is_copy = nodes.index > 0
+        path = scratch_folder(config, folder.path, nodes) / "journal" if is_copy else folder.journal
+        if is_copy or start.checkpoint is None:  # a copy is sent anew; of a run that starts anew, nothing holds
+            JournalFiles(path).clear()
+        return Journal(path, facts)
+
+
+def _note_settings(config: RunConfig, folder: RunFolder, plan: Plan, start: Start) -> None:
+    """Put the settings in force, and say what changes for a run that was there before."""
+    settings = config.to_flat()
+    changed = describe_changes(folder.changes(settings, start.step)) if start.checkpoint else ""
+    if start.step == plan.total_steps:
+        told = f"; nothing is left that could change by {changed}" if changed else ""
+        print(f"{folder.path} is finished at step {start.step}{told}", flush=True)
+        return
+    if start.checkpoint:
+        print(f"continuing {folder.path} at step {start.step} of {plan.total_steps}", flush=True)
+    if start.discarded:
+        print(
+            f"{folder.path}: the run there was stopped before its first checkpoint and starts anew; the "
+            f"{start.discarded} losses in its journal, and its metrics.jsonl, are discarded",
+            flush=True,
+        )
+    if changed:
+        print(f"settings that change from step {start.step} on: {changed}", flush=True)
+    folder.write_settings(settings, start.step)
 
 
 @contextmanager
-def _run_folder(folder: Path, config: RunConfig, plan: Plan, vocab_size: int) -> Iterator[None]:
-    """The run folder, on rank 0 locked against other processes; the lock goes with the process, however it ends."""
+def _held(folder: RunFolder) -> Iterator[None]:
+    """The run folder, on rank 0 held against other processes; the lock goes with the process, however it ends."""
     with ExitStack() as stack:
         with ranks.failing_together():
             if ranks.rank() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_lock(folder))
-                _check_disk(folder, plan, vocab_size, config)
-                write_atomic(folder / "config.yaml", dump_config(config))
+                stack.enter_context(folder.hold())
         yield
-
-
-def _lock(folder: Path) -> IO[bytes]:
-    file = (folder / "lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ValueError(f"--save {folder}: another process is training in this folder") from None
-    return file
-
-
-def _check_disk(folder: Path, plan: Plan, vocab_size: int, config: RunConfig) -> None:
-    """Refuse to start where the checkpoints and the journal will not fit."""
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    checkpoint = 3 * 4 * model.num_parameters()  # weights and two moments in fp32
-    have = sum(1 for _ in (folder / "checkpoints").glob("iter_*"))
-    wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
-    needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            f"--save {folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for checkpoints of "
-            f"{checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -55,6 +55,7 @@ class Trainer:
         store: CheckpointStore,
         config: TrainingConfig,
         checkpoint: CheckpointConfig,
+        identity: Mapping[str, Any],
         callbacks: Sequence[Callback],
     ) -> None:
         self.engine = engine
@@ -68,6 +69,7 @@ class Trainer:
         self.store = store
         self.config = config
         self.checkpoint = checkpoint
+        self.identity = dict(identity)
         self.callbacks = list(callbacks)
         self._taken: _TakenStep | None = None
         self.consumed_samples = 0
@@ -77,18 +79,14 @@ class Trainer:
         self._stop_reason: str | None = None
         self._started = self._last_step_end = time.perf_counter()
 
-    def resume(self) -> int:
-        """Continue from the newest whole checkpoint, if there is one. Returns the step that the run is at."""
-        found = self.store.newest_whole()
-        state = found.state if found else {"callbacks": {}}
-        if found:
-            found.load_into(self.engine.tensors())
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's JSON state, whose tensors the engine has already; {} at step 0."""
+        if state:
             self.curriculum.load_state_dict(state["curriculum"])
             self.consumed_samples = int(state["consumed_samples"])
             self.skipped_steps = int(state["skipped_steps"])
         for callback in self.callbacks:
-            callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
-        return found.iteration if found else 0
+            callback.load_state_dict(state.get("callbacks", {}).get(type(callback).__name__, {}))
 
     def run(self) -> bool:
         """Train to the end of the schedule. False when a signal or an exit limit stopped it first."""
@@ -175,6 +173,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.before_checkpoint(self)
         state = {
+            "identity": self.identity,
             "curriculum": self.curriculum.state_dict(),
             "consumed_samples": self.consumed_samples,
             "skipped_steps": self.skipped_steps,

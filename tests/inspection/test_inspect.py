@@ -19,6 +19,7 @@ from megatron_lfr.inspection.corpus import visible
 from megatron_lfr.inspection.spikes import WINDOW, find_spikes, running_median
 from megatron_lfr.lfr import Curriculum, Journal, preset
 from megatron_lfr.lfr.analysis import open_run
+from megatron_lfr.lfr.identity import FORMAT, describe_segment
 
 SEQ, BATCH, SPIKE_STEP = 16, 4, 30
 
@@ -43,13 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule = preset("lfr")
     plan = schedule.plan(dataset.train.num_blocks, SEQ, BATCH, train_epochs=2.5)
     identity = {
-        "corpus": dataset.fingerprint(),
-        "blocks": plan.n_blocks,
-        "seq_length": SEQ,
-        "global_batch_size": BATCH,
+        "format": FORMAT,
         "seed": 1,
-        "schedule": schedule.to_dicts(),
-        "draws": [planned.draws for planned in plan.phases],
+        "seq_length": SEQ,
+        "corpus": dataset.digests(),
+        "segments": [describe_segment(plan)],
     }
     curriculum = Curriculum(plan, Journal(folder / "journal", identity), 1)
     served = []
@@ -207,6 +206,7 @@ sys.modules["torch"] = None  # any import of it fails
 from megatron_lfr.inspection.corpus import Corpus
 from megatron_lfr.inspection.views import View
 from megatron_lfr.lfr.analysis import open_run
+from megatron_lfr.lfr.identity import FORMAT, describe_segment
 run = open_run(sys.argv[1])
 View(run, Corpus(run, [], None), 16, 200).spikes(6.0)
 """

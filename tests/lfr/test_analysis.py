@@ -10,6 +10,7 @@ import pytest
 
 from megatron_lfr.lfr import Curriculum, Journal, Ledger, Phase, Plan, Schedule, preset
 from megatron_lfr.lfr.analysis import Run, open_run
+from megatron_lfr.lfr.identity import FORMAT, describe_segment
 
 N, SEQ, BATCH, SEED = 61, 4, 8, 3
 RESCORED = Schedule((Phase("learn", 1), Phase("focus", 1, "passes", drop=0.5, score="rescored"), Phase("review", 1)))
@@ -23,15 +24,7 @@ def train(folder: Path, schedule: Schedule, stop: int | None = None) -> tuple[Pl
     """A run with random losses, some of them not finite, and every visit in the order of training."""
     epochs = 3.0 if schedule.in_shares else None
     plan = schedule.plan(N, SEQ, BATCH, train_epochs=epochs)
-    identity = {
-        "corpus": "none",
-        "blocks": N,
-        "seq_length": SEQ,
-        "global_batch_size": BATCH,
-        "seed": SEED,
-        "schedule": schedule.to_dicts(),
-        "draws": [planned.draws for planned in plan.phases],
-    }
+    identity = {"format": FORMAT, "seed": SEED, "seq_length": SEQ, "segments": [describe_segment(plan)]}
     rng = np.random.default_rng(5)
     rescored = rng.gamma(4, 1, N).astype(np.float32)
     journal = Journal(folder / "journal", identity)
@@ -167,10 +160,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
     train(tmp_path, SCHEDULES["lfr-v1"])
     meta = tmp_path / "journal/meta.json"
     good = json.loads(meta.read_text())
+    segment = good["segments"][0]
     for change, reason in (
-        ({"draws": [1]}, "expected a number for each of 4 phases"),
-        ({"blocks": "many"}, "blocks 'many': expected a positive number"),
-        ({"schedule": [{"kind": "nap", "duration": 1}]}, "choose from learn, focus, review"),
+        ({"segments": [segment | {"samples": [1]}]}, "expected a number for each of 4 phases"),
+        ({"segments": [segment | {"blocks": "many"}]}, "blocks 'many': expected a positive number"),
+        ({"segments": [segment | {"schedule": [{"kind": "nap", "duration": 1}]}]}, "choose from learn, focus, review"),
+        ({"segments": [segment, segment]}, "reads runs of one"),
+        ({"format": 3}, "format 3: this version of megatron_lfr reads format 2"),
     ):
         meta.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=reason):

@@ -40,6 +40,15 @@ def test_rewind_cuts_back_and_removes_later_phases(tmp_path: Path) -> None:
     assert (journal.phase, journal.count) == (0, 3)
 
 
+def test_phases_from_1000_on_are_told_apart(tmp_path: Path) -> None:
+    for phase in (0, 1, 99, 100, 101, 999, 1000, 1001, 1002, 10010):
+        (tmp_path / f"phase_{phase:03d}.npy").write_bytes(b"")
+    journal = Journal(tmp_path, {})
+    for last, left in ((1000, {0, 1, 99, 100, 101, 999, 1000}), (100, {0, 1, 99, 100}), (-1, set())):
+        journal.rewind(last, 0)
+        assert {int(path.stem.removeprefix("phase_")) for path in tmp_path.glob("phase_*")} == left
+
+
 def test_rewind_past_the_end_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
     journal.begin_phase(0)

@@ -109,7 +109,7 @@ def test_the_numbers_on_the_page_are_the_runs(run_folder: Path) -> None:
         if row["event"] == "evaluation":
             assert f"{row['loss']:.4f}" in page.text
             assert all(f"{loss:.4f}" in page.text for loss in row["domains"].values())
-    scored = json.loads((run_folder / "journal" / "meta.json").read_text())["blocks"]
+    scored = json.loads((run_folder / "journal" / "meta.json").read_text())["segments"][0]["blocks"]
     dropped = [
         int(0.5 * scored),
         int(0.7 * scored),
@@ -213,8 +213,8 @@ def test_hostile_text_stays_text(run_folder: Path, tool: ModuleType, tmp_path: P
     for path in copied.glob("*.bin"):
         tokens = np.resize(np.frombuffer(hostile, np.uint8), path.stat().st_size // 2)
         path.write_bytes(tokens.astype("<u2").tobytes())
-    fingerprint = BlockDataset(_prefixes(run_folder), meta["seq_length"], tool.SPLIT).fingerprint()
-    edit_json(run_folder / "journal" / "meta.json", corpus=fingerprint)
+    digests = BlockDataset(_prefixes(run_folder), meta["seq_length"], tool.SPLIT).digests()
+    edit_json(run_folder / "journal" / "meta.json", corpus=digests)
     folder = run_folder.rename(run_folder.with_name("<b>bold&\"quoted'"))
     text, page = make(folder)
     assert page.counts["script"] == 1

@@ -206,15 +206,6 @@ def test_a_corpus_shorter_than_a_block_is_refused(tiny_args: list[str], capsys: 
     assert "100000" in message
 
 
-def test_a_journal_of_another_corpus_is_refused(
-    tiny_args: list[str], corpus: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    short = [*tiny_args, "--exit-interval", "1"]
-    assert main(["train", *short]) == 0
-    assert "its corpus is" in refusal([*short, "--data-path", corpus[0]], capsys)
-    assert "its seed is 1234, here it is 5" in refusal([*short, "--seed", "5"], capsys)
-
-
 def test_a_disk_without_room_is_refused(
     tiny_args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,241 @@
+"""What a run is: the facts that its checkpoints and its journal remember, and that a command must agree with.
+
+Everything that changes what the weights compute, what the labels are, or what a block id means is among them: then a
+resumed run, an evaluation or a conversion of other facts would go wrong in silence. Everything else may change when a
+run goes on, the optimizer's settings for instance. A setting of the model or of the documents that is new is among
+them unless it is listed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.checkpoint import Checkpoint
+from megatron_lfr.config import RunConfig
+from megatron_lfr.data.blocks import BlockDataset, parse_split
+from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.lfr import Blend, Plan
+from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.model import ModelConfig
+from megatron_lfr.run_folder import RunFolder
+
+Facts = Mapping[str, Any]
+
+_MODEL_MAY_CHANGE = ("max_position_embeddings", "init_method_std")
+"""What the weights compute does not depend on these."""
+_ROPE_SCALING = (
+    "rope_scaling_factor",
+    "rope_low_freq_factor",
+    "rope_high_freq_factor",
+    "rope_original_max_position_embeddings",
+)
+_NOT_OF_DOCUMENTS = ("data_path", "data_args_path", "split", "seq_length", "tokenizer_model", "eod_token", "prefetch")
+"""Fields of DataConfig that other facts stand for, or that may change."""
+
+_FLAGS = {
+    "fingerprint": "tokenizer_model",
+    "eod": "eod_token",
+    "corpus": "data_path",
+    "schedule": "lfr_schedule",
+    "weights": "data_path",
+    "focus_scope": "lfr_focus_scope",
+}
+"""The settings of facts that have another name."""
+
+_LENGTHS = ("train_iters", "train_samples", "train_epochs")
+
+
+def run_identity(
+    config: RunConfig, vocab_size: int, eod: int | None, dataset: BlockDataset, plan: Plan
+) -> dict[str, Any]:
+    """The facts of a run, as JSON holds them."""
+    facts = {
+        "format": FORMAT,
+        "seed": config.training.seed,
+        "init_method_std": config.model.init_method_std,
+        "seq_length": config.data.seq_length,
+        "split": [str(share) for share in parse_split(config.data.split)],
+        **model_identity(config, vocab_size, eod),
+        "corpus": dataset.digests(),
+        "segments": [describe_segment(plan, make_blend(config, dataset))],
+    }
+    as_stored: dict[str, Any] = json.loads(json.dumps(facts))
+    return as_stored
+
+
+def model_identity(config: RunConfig, vocab_size: int, eod: int | None) -> dict[str, Any]:
+    """The facts that a model's weights depend on, whatever it is used for: model, tokenizer and documents."""
+    tokenizer = config.data.tokenizer_model
+    return {
+        "model": _model_facts(dataclasses.replace(config.model, vocab_size=vocab_size)),
+        "tokenizer": {
+            "fingerprint": None if tokenizer is None else load_tokenizer(tokenizer, config.data.eod_token).fingerprint,
+            "eod": eod,
+        },
+        "documents": _without(config.data, _NOT_OF_DOCUMENTS),
+    }
+
+
+def weights_identity(model: ModelConfig, tokenizer: str | None) -> dict[str, Any]:
+    """The facts of weights that no run of ours has trained: the model's, and the fingerprint of their tokenizer."""
+    return {"format": FORMAT, "model": _model_facts(model), "tokenizer": {"fingerprint": tokenizer}}
+
+
+def make_blend(config: RunConfig, dataset: BlockDataset) -> Blend:
+    """How the prefixes share what is drawn."""
+    return Blend(dataset.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
+
+
+def check_same_run(folder: Path, stored: Facts, facts: Facts, was: Facts, settings: Facts) -> None:
+    """Check that a command goes on with the run in `folder`; else ValueError names the flags, and both values.
+
+    stored, facts: what the run remembers, and what the command says. was, settings: the settings behind them.
+    """
+    found = _differences(_flat(stored), _flat(facts), was, settings)
+    if found:
+        raise ValueError(
+            f"--save {folder}: the run there was made otherwise: {'; '.join(found)}. Give the run's own values to go "
+            "on with it, or another --save to start a new run"
+        )
+
+
+def check_same_model(
+    what: str, checkpoint: Checkpoint, facts: Facts, was: Facts, settings: Facts, may_differ: Collection[str] = ()
+) -> None:
+    """Check that a checkpoint's weights are used as they were trained; else ValueError begins with `what` and names the
+    flags, and both values.
+
+    facts: at least what `model_identity` gives. was, settings: the settings of the run that trained them, and those
+    behind `facts`; `may_differ` names some that are not compared. What is not known of either side is not compared.
+    """
+    stored = checkpoint.state.get("identity")
+    if stored is None:
+        print(f"{checkpoint.folder}: does not say how its weights were trained; the settings are taken on trust")
+        return
+    old, new = _of_model(stored), _of_model(facts)
+    both = [name for name in new if None not in (old.get(name), new[name]) and _setting(name) not in may_differ]
+    found = _differences({n: old[n] for n in both}, {n: new[n] for n in both}, was, settings)
+    if found:
+        raise ValueError(f"{what}: its weights were trained otherwise: {'; '.join(found)}")
+
+
+def check_trained_so(run: Path, checkpoint: Checkpoint, config: RunConfig, vocab_size: int, eod: int | None) -> None:
+    """Check that a run's checkpoint was trained as its config.yaml, and what a command puts over it, says; ValueError
+    names the flags, and both values."""
+    folder = RunFolder(run)
+    was = folder.settings_at(checkpoint.iteration) or folder.recorded_settings()
+    what = f"--run {run}: checkpoint {checkpoint.iteration}"
+    check_same_model(what, checkpoint, model_identity(config, vocab_size, eod), was, config.to_flat())
+
+
+def comparable_settings(facts: Facts) -> list[str]:
+    """The names of the settings that `check_same_model` compares."""
+    return [_setting(name) for name in _of_model(facts)]
+
+
+def describe_changes(changes: Mapping[str, Sequence[Any]]) -> str:
+    """Settings that changed ([before, after]), by their flags."""
+    return ", ".join(f"{_flag(name)} {_shown(before)} -> {_shown(after)}" for name, (before, after) in changes.items())
+
+
+def _of_model(facts: Facts) -> dict[str, Any]:
+    return _flat({name: facts.get(name, {}) for name in ("model", "tokenizer", "documents")})
+
+
+def _model_facts(model: ModelConfig) -> dict[str, Any]:
+    facts = _without(model, _MODEL_MAY_CHANGE)
+    facts |= {"num_query_groups": model.query_groups, "kv_channels": model.head_dim, "ffn_hidden_size": model.ffn_size}
+    if not model.use_rope_scaling:
+        facts |= dict.fromkeys(_ROPE_SCALING)
+    return facts
+
+
+def _without(config: ModelConfig | DataConfig, names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in names}
+
+
+def _flat(facts: Facts) -> dict[str, Any]:
+    """Facts by their names, those of sections and of the segment by "section.name"."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        if name == "segments":
+            segment = {**value[0], **value[0]["blend"]}
+            flat |= {f"segment.{key}": own for key, own in segment.items() if key != "blend"}
+        elif isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": own for key, own in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+_FOLLOWS = {
+    "model.num_query_groups": ("model.num_attention_heads",),
+    "model.kv_channels": ("model.num_attention_heads", "model.hidden_size"),
+    "model.ffn_hidden_size": ("model.hidden_size",),
+    **{f"model.{name}": ("model.use_rope_scaling",) for name in _ROPE_SCALING},
+    "model.vocab_size": ("tokenizer.fingerprint",),
+    "tokenizer.eod": ("tokenizer.fingerprint",),
+    "corpus": ("seq_length", "split"),
+    "segment.blocks": ("seq_length", "split", "corpus"),
+    "segment.starts": ("seq_length", "split", "corpus"),
+    "segment.samples": ("seq_length", "split", "corpus", "segment.global_batch_size", "segment.schedule"),
+}
+"""Facts that are other ones' consequence: where those differ, these say nothing more."""
+
+
+def _differences(stored: Facts, facts: Facts, was: Facts, settings: Facts) -> list[str]:
+    """Each difference in words, by the flag that makes it."""
+    names = [name for name in {**facts, **stored} if stored.get(name) != facts.get(name)]
+    return [
+        _difference(name, stored.get(name), facts.get(name), was, settings)
+        for name in names
+        if not any(cause in names for cause in _FOLLOWS.get(name, ()))
+    ]
+
+
+def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> str:
+    if name == "segment.samples":
+        return _length_difference(old, new, was, settings)
+    setting = _setting(name)
+    flag, before, now = _flag(setting), was.get(setting), settings.get(setting)
+    if name == "corpus":
+        place = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+        if place is None:
+            return f"{flag} names {len(new)} prefixes, the run has {len(old)}"
+        return f"{flag}: prefix {place + 1} of {len(new)} is not the run's, or has changed"
+    if before != now:
+        return f"{flag} {_shown(now)}, the run has {_shown(before)}"
+    if setting in ("tokenizer_model", "lfr_schedule"):
+        return f"{flag} {_shown(now)} has changed since the run began"
+    return f"{flag} {_shown(new)}, the run has {_shown(old)}"
+
+
+def _length_difference(old: Sequence[int], new: Sequence[int], was: Facts, settings: Facts) -> str:
+    given = [next((n for n in _LENGTHS if one.get(n) is not None), None) for one in (settings, was)]
+    now, before = (
+        f"{_flag(name)} {_shown(one[name])}" if name else f"the schedule's {sum(samples)} blocks"
+        for name, one, samples in zip(given, (settings, was), (new, old), strict=True)
+    )
+    if given[0] == given[1] and given[0] is not None:
+        before = _shown(was[given[0]])
+    return f"{now}, the run has {before} (a run that has begun keeps its length, as its phases are laid out over it)"
+
+
+def _setting(name: str) -> str:
+    last = name.rpartition(".")[2]
+    return _FLAGS.get(last, last)
+
+
+def _flag(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,73 @@
+"""What a journal's losses mean: the facts in its meta.json from which plan, seed and blend are made again.
+
+    {"format": 2, "seed": 1, "seq_length": 128, "corpus": [a digest for each prefix], ..., "segments": [{
+        "blocks": 1457, "global_batch_size": 16, "schedule": [a phase each], "samples": [of each phase],
+        "blend": {"starts": [0, 1457], "weights": null, "focus_scope": "global"}}]}
+
+A segment is a stretch of training with blocks, phases and a batch size of its own; runs have one. Loops of one's own
+may store other facts beside these, or none of them: then the journal cannot be replayed by its folder alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_lfr.lfr.blend import Blend
+from megatron_lfr.lfr.schedule import Plan, Schedule, lay_out
+
+FORMAT = 2
+"""Version of these facts. 1 had no segments."""
+
+
+def describe_segment(plan: Plan, blend: Blend | None = None) -> dict[str, Any]:
+    """The facts of a segment that is trained as `plan` says, by default without shares of the corpora."""
+    return {
+        "blocks": plan.n_blocks,
+        "global_batch_size": plan.global_batch_size,
+        "schedule": [dataclasses.asdict(planned.phase) for planned in plan.phases],
+        "samples": [planned.draws for planned in plan.phases],
+        "blend": dataclasses.asdict(blend or Blend([0, plan.n_blocks])),
+    }
+
+
+def check_format(identity: Mapping[str, Any]) -> None:
+    """ValueError for the facts of another version."""
+    found = identity.get("format", 1)
+    if found != FORMAT:
+        raise ValueError(f"format {found!r}: this version of megatron_lfr reads format {FORMAT}")
+
+
+def read_plan(identity: Mapping[str, Any]) -> tuple[Plan, int, Blend]:
+    """(plan, seed, blend) that the facts stand for; ValueError names what is missing or wrong."""
+    check_format(identity)
+    try:
+        segments = identity["segments"]
+        if not isinstance(segments, list) or len(segments) != 1:
+            raise ValueError("segments: this version of megatron_lfr reads runs of one")
+        segment = segments[0]
+        phases = Schedule.from_dicts(segment["schedule"]).phases
+        samples = [int(count) for count in segment["samples"]]
+        if len(samples) != len(phases) or min(samples) < 1:
+            raise ValueError(f"samples {samples}: expected a number for each of {len(phases)} phases")
+        sizes = [
+            _positive(segment, "blocks"),
+            _positive(identity, "seq_length"),
+            _positive(segment, "global_batch_size"),
+        ]
+        plan, blend = lay_out(phases, samples, *sizes), Blend(**segment["blend"])
+        if blend.starts[-1] != plan.n_blocks:
+            raise ValueError(f"blend: expected {plan.n_blocks} blocks, not {blend.starts[-1]}")
+        return plan, int(identity["seed"]), blend
+    except KeyError as error:
+        raise ValueError(f"{error} is missing; was it written by another loop?") from None
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _positive(facts: Mapping[str, Any], key: str) -> int:
+    value = facts[key]
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} {value!r}: expected a positive number")
+    return value

@@ -1,0 +1,134 @@
+"""Where a run begins: at its newest whole checkpoint, at another run's weights, or at step 0.
+
+Everything that can be refused is looked at here, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import ProcessGroup
+
+from megatron_lfr.checkpoint import Checkpoint, CheckpointStore, ranks
+from megatron_lfr.config import RunConfig
+from megatron_lfr.engine import Engine
+from megatron_lfr.identity import check_same_model, check_same_run, comparable_settings
+from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.identity import check_format
+from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    checkpoint: Checkpoint | None
+    """What it goes on from; None at step 0."""
+    weights: Checkpoint | None
+    """What its first weights come from instead of being drawn; None without --finetune."""
+    discarded: int
+    """Losses in the journal of a run that was stopped before its first checkpoint, and starts anew."""
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.iteration if self.checkpoint else 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The checkpoint's JSON state; {} at step 0."""
+        return self.checkpoint.state if self.checkpoint else {}
+
+    def load_into(self, engine: Engine) -> None:
+        """Give the engine what the run begins with. Collective; errors as from `Checkpoint.load_into`."""
+        if self.checkpoint:
+            self.checkpoint.load_into(engine.tensors())
+        elif self.weights:
+            self.weights.load_into(engine.weights(), allow_extra=True)
+
+
+def find_start(
+    config: RunConfig, folder: RunFolder, facts: Mapping[str, Any], plan: Plan, vocab_size: int, group: ProcessGroup
+) -> Start:
+    """Where the run of `config`, whose identity is `facts`, begins. Collective.
+
+    ValueError or OSError where the folder holds another run, damaged files, or no room.
+    """
+    checkpoint = CheckpointStore(folder.checkpoints, keep=None, group=group).newest_whole()
+    discarded = 0
+    with ranks.failing_together(group):
+        if ranks.rank(group) == 0:
+            discarded = 0 if checkpoint else JournalReader(folder.journal).count_entries()
+            if checkpoint or discarded:
+                _check_run(folder, checkpoint, facts, config.to_flat())
+            _check_disk(folder, plan, vocab_size, config)
+    weights = None if checkpoint or not config.checkpoint.finetune else _find_weights(config, facts, group)
+    return Start(checkpoint, weights, discarded)
+
+
+def _check_run(
+    folder: RunFolder, checkpoint: Checkpoint | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    state = checkpoint.state if checkpoint else {}
+    if checkpoint and "curriculum" not in state:
+        raise ValueError(
+            f"--save {folder.path}: holds weights alone, no run. Start one from them with --load {folder.path} "
+            "--finetune and another folder for --save"
+        )
+    journal = JournalReader(folder.journal)
+    stored = journal.read_identity()
+    try:
+        check_format(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder.journal / 'meta.json'}: {error}") from None
+    was = folder.settings_at(checkpoint.iteration if checkpoint else 0) or folder.recorded_settings()
+    for remembered in (stored, state.get("identity", stored)):
+        check_same_run(folder.path, remembered, facts, was, settings)
+    if checkpoint:
+        journal.check_holds(int(state["curriculum"]["phase"]), int(state["curriculum"]["entries"]))
+        _check_metrics(folder.metrics, state)
+
+
+def _check_metrics(path: Path, state: Mapping[str, Any]) -> None:
+    needed = int(state["callbacks"].get("MetricsFile", {}).get("bytes", 0))
+    have = path.stat().st_size if path.exists() else 0
+    if have < needed:
+        raise ValueError(f"{path}: holds {have} bytes, the checkpoint needs {needed}")
+
+
+def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
+    """The newest checkpoint of --load, whose weights mean the same here."""
+    assert config.checkpoint.load is not None
+    folder = RunFolder(Path(config.checkpoint.load))
+    found = CheckpointStore(folder.checkpoints, keep=None, group=group).newest_whole()
+    if found is None:
+        raise ValueError(f"--load {folder.path}: no checkpoint stands there")
+    legal, may_differ = comparable_settings(facts), config.checkpoint.finetune_change
+    if unknown := [name for name in may_differ if name not in legal]:
+        raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")
+    with ranks.failing_together(group):
+        if ranks.rank(group) == 0:
+            was = folder.settings_at(found.iteration) or folder.recorded_settings()
+            what = f"--load {folder.path} (settings that are meant to differ are named with --finetune-change)"
+            check_same_model(what, found, facts, was, config.to_flat(), may_differ)
+    return found
+
+
+def _check_disk(folder: RunFolder, plan: Plan, vocab_size: int, config: RunConfig) -> None:
+    """Refuse to start where the checkpoints and the journal will not fit."""
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    checkpoint = 3 * 4 * model.num_parameters()  # weights and two moments in fp32
+    have = sum(1 for _ in folder.checkpoints.glob("iter_*"))
+    wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
+    needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)
+    free = shutil.disk_usage(folder.path).free
+    if free < needed:
+        raise OSError(
+            f"--save {folder.path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for checkpoints of "
+            f"{checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
+        )

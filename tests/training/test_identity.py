@@ -1,0 +1,389 @@
+"""What a run is: a command that says otherwise is refused, and changes no byte of any folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_lfr.cli import main
+from megatron_lfr.config import RunConfig, parse_run_config
+from megatron_lfr.fileio import lock_file
+from megatron_lfr.lfr import Journal
+from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.training import run as run_module
+from megatron_lfr.training.start import Start
+
+FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """(flags, folder) of a run that was asked to stop at step 8, with checkpoints of steps 4 and 8."""
+    from tiny_run import tiny_flags
+
+    folder = tmp_path_factory.mktemp("identity") / "run"
+    args = [*tiny_flags(corpus), *FLAGS, "--save", str(folder)]
+    assert main(["train", *args, "--exit-interval", "8"]) == 0
+    return args, folder
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every name below a folder, with the bytes of files."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(["train", *args]) == 2
+    return capsys.readouterr().err
+
+
+IDENTITY = [
+    ("--rotary-base 7", "--rotary-base 7.0, the run has 10000.0"),
+    ("--norm-epsilon 0.1", "--norm-epsilon 0.1, the run has 1e-05"),
+    ("--use-rope-scaling", "--use-rope-scaling True, the run has False"),
+    ("--num-attention-heads 2", "--num-attention-heads 2, the run has 4"),
+    ("--num-query-groups 4", "--num-query-groups 4, the run has 2"),
+    ("--kv-channels 4", "--kv-channels 4, the run has none"),
+    ("--ffn-hidden-size 32", "--ffn-hidden-size 32, the run has 64"),
+    ("--hidden-size 16", "--hidden-size 16, the run has 32"),
+    ("--num-layers 1", "--num-layers 1, the run has 2"),
+    ("--untie-embeddings-and-output-weights", "--untie-embeddings-and-output-weights True, the run has False"),
+    ("--vocab-size 65", "--vocab-size 65, the run has 64"),
+    ("--make-vocab-size-divisible-by 128", "--make-vocab-size-divisible-by 128, the run has 1"),
+    ("--init-method-std 0.1", "--init-method-std 0.1, the run has 0.02"),
+    ("--seed 5", "--seed 5, the run has 1234"),
+    ("--seq-length 8", "--seq-length 8, the run has 16"),
+    ("--split 80,20,0", "--split 80,20,0, the run has 90,10,0"),
+    ("--global-batch-size 16", "--global-batch-size 16, the run has 8"),
+    ("--lfr-schedule learn-only", "--lfr-schedule learn-only, the run has uniform"),
+    ("--lfr-focus-scope per-corpus", "--lfr-focus-scope per-corpus, the run has global"),
+    ("--train-epochs 1", "--train-epochs 1.0, the run has 0.5 (a run that has begun keeps its length"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), IDENTITY, ids=[flags.split()[0] for flags, _ in IDENTITY])
+def test_another_run_is_refused_by_its_flags(
+    flags: str, message: str, trained: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, folder = trained
+    before = content(folder)
+    found = refusal([*args, *flags.split()], capsys)
+    assert message in found
+    assert found.count(", the run has") == 1  # what follows from it is not told
+    assert content(folder) == before
+
+
+def test_each_setting_is_compared_or_recorded(
+    trained: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No setting is forgotten: what is not among those above may change."""
+    compared = {flags.split()[0][2:].replace("-", "_") for flags, _ in IDENTITY}
+    compared |= {"rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_factor"}  # with --use-rope-scaling
+    compared |= {"rope_original_max_position_embeddings", "train_iters", "train_samples", "data_path", "data_args_path"}
+    compared |= {"tokenizer_model", "eod_token", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"}
+    config = RunConfig()
+    shapes = {f.name for part in (config.model, config.data, config.lfr) for f in dataclasses.fields(part)}
+    assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir"}
+
+
+def test_other_corpora_are_refused(
+    trained: tuple[list[str], Path], corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, folder = trained
+    before = content(folder)
+    assert "--data-path names 1 prefixes, the run has 2" in refusal([*args, "--data-path", corpus[0]], capsys)
+    swapped = refusal([*args, "--data-path", *reversed(corpus)], capsys)
+    assert "--data-path: prefix 1 of 2 is not the run's, or has changed" in swapped
+    weights = refusal([*args, "--data-path", "1", corpus[0], "2", corpus[1]], capsys)
+    assert f"--data-path 1 {corpus[0]} 2 {corpus[1]}, the run has {corpus[0]}" in weights
+    iters = ["--train-iters", "9"]
+    at = args.index("--train-epochs")
+    second = args.index("--train-epochs", at + 1)
+    bare = [word for i, word in enumerate(args) if i not in (at, at + 1, second, second + 1)]
+    assert "--train-iters 9, the run has --train-epochs 0.5" in refusal([*bare, *iters], capsys)
+    assert content(folder) == before
+
+
+def test_an_edited_schedule_or_tokenizer_has_changed_since(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_run import tiny_flags
+
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text("- {kind: learn, duration: 4, unit: steps}\n")
+    at = (flags := tiny_flags(corpus)).index("--train-epochs")
+    args = [*flags[:at], *flags[at + 2 :], "--lfr-schedule", str(schedule), "--save", str(tmp_path / "run")]
+    assert main(["train", *args, "--exit-interval", "2"]) == 0
+    schedule.write_text("- {kind: learn, duration: 5, unit: steps}\n")
+    assert f"--lfr-schedule {schedule} has changed since the run began" in refusal(args, capsys)
+
+
+REFUSALS = ["--lr 0", "--save-interval 0", "--tokenizer-model nowhere.json", "--data-path nowhere"]
+
+
+def test_no_refusal_changes_a_byte(
+    trained: tuple[list[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refusals of every stage: flags, files, the disk, the lock, damaged checkpoints, a journal that was cut off."""
+    args, _ = trained
+    folder = tmp_path / "run"
+    shutil.copytree(trained[1], folder)
+    args = [*args, "--save", str(folder)]
+    for flags in REFUSALS:
+        before = content(folder)
+        refusal([*args, *flags.split()], capsys)
+        assert content(folder) == before, flags
+    with (folder / "lock").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another process is training" in refusal(args, capsys)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        assert "GB free" in refusal(args, capsys)
+    assert content(folder) == before
+    for name, keep in (("journal/phase_000.npy", 140), ("metrics.jsonl", 10), ("journal/meta.json", 5)):
+        path = folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:keep])
+        before = content(folder)
+        assert name in refusal(args, capsys)
+        assert content(folder) == before, name
+        path.write_bytes(whole)
+    meta = json.loads((folder / "journal/meta.json").read_text())
+    (folder / "journal/meta.json").write_text(json.dumps(meta | {"format": 99}))
+    before = content(folder)
+    assert "meta.json: format 99: this version of megatron_lfr reads format 2" in refusal(args, capsys)
+    assert content(folder) == before
+    (folder / "journal/meta.json").write_text(json.dumps(meta))
+    entries = np.load(folder / "journal/phase_000.npy")
+    assert len(entries) == 64  # the run goes on after all that
+    assert main(["train", *args, "--exit-interval", "9"]) == 0
+    assert RunFolder(folder).history()[-1]["step"] == 8
+
+
+def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) -> None:
+    """Replaying comes before cutting back."""
+    from megatron_lfr.lfr import Curriculum, preset
+
+    plan = preset("lfr-v1").plan(40, 4, 8)
+
+    def curriculum() -> Curriculum:
+        return Curriculum(plan, Journal(tmp_path / "journal", {}), 1)
+
+    first = curriculum()
+    rng = np.random.default_rng(2)
+    for step, _ in first.steps():
+        first.record(step, rng.gamma(4, 1, 8).astype(np.float32), np.ones(8))
+        if step == 6:  # in the first focus
+            state = first.state_dict()
+    first.state_dict()
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="replays to another order"):
+        curriculum().load_state_dict(state | {"order_hash": "0" * 16})
+    with pytest.raises(ValueError, match="replays to step 7, the checkpoint is at 3"):
+        curriculum().load_state_dict(state | {"step": 3})
+    assert content(tmp_path) == before
+
+
+def test_a_refused_new_run_leaves_nothing(
+    tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*tiny_args, "--save", str(tmp_path / "a/b")]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(["train", *args]) == 2
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/notes.txt").write_text("mine")
+    before = content(tmp_path / "a")
+    assert main(["train", *args]) == 2
+    assert content(tmp_path / "a") == before
+
+
+def test_a_setting_that_changes_is_told_and_recorded(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
+    shutil.copytree(trained[1], folder.path)
+    assert main(["train", *args, "--lr", "0.5", "--exit-interval", "12"]) == 0
+    out = capsys.readouterr().out
+    assert "settings that change from step 8 on: --lr 0.01 -> 0.5, --exit-interval 8 -> 12" in out
+    last = folder.history()[-1]
+    assert (last["step"], last["changed"]) == (8, {"lr": [0.01, 0.5], "exit_interval": [8, 12]})
+    assert folder.recorded_settings()["lr"] == 0.5
+    shutil.rmtree(folder.checkpoints / "iter_0000012")
+    shutil.rmtree(folder.checkpoints / "iter_0000008")
+    assert main(["train", *args, "--lr", "0.25", "--exit-interval", "8"]) == 0  # from step 4: what came later goes
+    assert [(entry["step"], entry.get("changed")) for entry in folder.history()] == [
+        (0, None),
+        (4, {"lr": [0.01, 0.25]}),
+    ]
+    assert folder.settings_at(3)["lr"] == 0.01
+    assert folder.settings_at(4)["lr"] == 0.25
+
+
+def test_a_finished_run_stays_as_it_is(
+    tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*tiny_args, *FLAGS]
+    assert main(["train", *args]) == 0
+    before = content(tmp_path / "run")
+    assert main(["train", *args, "--lr", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing is left that could change by --lr 0.01 -> 0.5" in out
+    assert content(tmp_path / "run") == before
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_anew(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], folder)
+    shutil.rmtree(folder / "checkpoints")
+    before = content(folder)
+    assert "--seed 5, the run has 1234" in refusal([*args, "--seed", "5"], capsys)
+    assert content(folder) == before
+    assert main(["train", *args, "--exit-interval", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "stopped before its first checkpoint and starts anew; the 64 losses in its journal" in out
+    shutil.rmtree(folder / "checkpoints")
+    for path in (folder / "journal").glob("phase_*"):
+        path.unlink()  # nothing was trained: another run may begin here
+    assert main(["train", *args, "--exit-interval", "2", "--seed", "5"]) == 0
+    assert "losses" not in capsys.readouterr().out.split("phase 0")[0]
+    assert json.loads((folder / "journal/meta.json").read_text())["seed"] == 5
+
+
+def test_weights_are_used_as_they_were_trained(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--finetune, evaluate and convert compare with what the checkpoint remembers."""
+    args, folder = trained
+    before = content(folder)
+    flags = [*args, "--load", str(folder), "--finetune", "--save", str(tmp_path / "tuned")]
+    message = refusal([*flags, "--rotary-base", "7"], capsys)
+    assert f"--load {folder}" in message
+    assert "--rotary-base 7.0, the run has 10000.0" in message
+    assert not (tmp_path / "tuned").exists()
+    assert "choose from num_layers, hidden_size" in refusal([*flags, "--finetune-change", "colour"], capsys)
+    assert (
+        main(["train", *flags, "--rotary-base", "7", "--finetune-change", "rotary_base", "--exit-interval", "1"]) == 0
+    )
+    assert content(folder) == before
+    edited = tmp_path / "edited"
+    shutil.copytree(folder, edited)
+    config = yaml.safe_load((edited / "config.yaml").read_text()) | {"norm_epsilon": 0.5}
+    (edited / "config.yaml").write_text(yaml.safe_dump(config))
+    for command in (["evaluate", "--run"], ["convert", "to-hf", "--output", str(tmp_path / "hf"), "--run"]):
+        assert main([*command, str(edited)]) == 2
+        assert "--norm-epsilon 0.5, the run has 1e-05" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(folder)]) == 0
+
+
+def test_a_checkpoint_without_a_curriculum_is_no_run(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    from megatron_lfr.checkpoint import CheckpointStore
+
+    CheckpointStore(folder / "checkpoints", keep=None).save(0, {}, {"source": "convert from-hf"})
+    before = content(folder)
+    assert "holds weights alone, no run. Start one from them with --load" in refusal(args, capsys)
+    assert content(folder) == before
+
+
+def test_paths_are_compared_as_places(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, folder = trained
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    for load in (f"{folder}/", str(tmp_path / "link"), "run", f"../{folder.parent.name}/run/."):
+        parse_run_config([*args, "--load", load])[0].checkpoint.validate()  # the same folder: goes on with the run
+        assert "must be another folder" in refusal([*args, "--load", load, "--finetune"], capsys)
+
+
+def test_relative_paths_are_found_from_elsewhere(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_run import tiny_flags
+
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    for prefix in corpus:
+        for suffix in (".bin", ".idx"):
+            shutil.copy(prefix + suffix, home / "data")
+    names = [f"data/{Path(prefix).name}" for prefix in corpus]
+    (home / "blend.txt").write_text(f"1 {names[0]} 2 {names[1]}")
+    rest = tiny_flags(corpus)[3:]
+    monkeypatch.chdir(home)
+    assert main(["train", *rest, *FLAGS, "--exit-interval", "2", "--data-path", *names, "--save", "plain"]) == 0
+    args = [*rest, *FLAGS, "--exit-interval", "2", "--data-args-path", "blend.txt", "--save", "blend"]
+    assert main(["train", *args]) == 0
+    for folder in (tmp_path, home):
+        monkeypatch.chdir(folder)
+        for name in ("plain", "blend"):
+            assert main(["evaluate", "--run", str(home / name)]) == 0
+            assert main(["inspect", str(home / name), "--hardest", "1"]) == 0
+    monkeypatch.chdir(tmp_path)
+    (home / "data").rename(tmp_path / "data")  # moved, and now found from the present folder
+    assert main(["inspect", str(home / "plain"), "--hardest", "1"]) == 0
+    (tmp_path / "data").rename(tmp_path / "gone")
+    capsys.readouterr()
+    assert main(["inspect", str(home / "plain"), "--hardest", "1"]) == 2
+    assert f"--data-path {home}/{names[0]}" in capsys.readouterr().err
+    assert f"{names[0]}.idx: no such file, looked for from {tmp_path}" in refusal(
+        [*rest, *FLAGS, "--data-path", *names, "--save", "new"], capsys
+    )
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(tmp_path / "run").hold():
+        pass
+    assert "no locks on this file system" in capsys.readouterr().err
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = lock_file(path)
+    with pytest.raises(BlockingIOError):
+        lock_file(path)
+    path.unlink()
+    second = lock_file(path)
+    assert path.stat().st_ino == os.fstat(second.fileno()).st_ino
+    first.close()
+    second.close()
+
+
+def test_another_machines_old_journal_does_not_block_a_new_run(tmp_path: Path) -> None:
+    """A machine that is not the first keeps a copy, which is sent anew."""
+    config, _ = parse_run_config(["--lfr-scratch-dir", str(tmp_path / "scratch")])
+    nodes: Any = SimpleNamespace(index=1, is_leader=True)
+    start = Start(None, None, 0)
+    for seed in (1, 2):
+        journal = run_module._open_journal(config, RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start)
+        assert journal is not None
+        journal.begin_phase(0)
+        journal.close()
+    assert json.loads((journal.folder / "meta.json").read_text()) == {"seed": 2}
+    assert not (tmp_path / "run").exists()
