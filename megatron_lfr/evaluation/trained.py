@@ -68,7 +68,7 @@ def load_trained(
         raise ValueError(f"--run {run}: no checkpoint stands there")
     size = config.training.micro_batch_size
     engine = ForwardEngine(
-        make_stages(config, vocab_size, parallel),
+        make_stages(config, vocab_size, parallel, initialize_weights=False),
         parallel,
         seq_length=config.data.seq_length,
         micro_batch_size=size,

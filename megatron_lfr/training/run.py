@@ -78,11 +78,19 @@ def train(config: RunConfig) -> bool:
         nodes = find_nodes(parallel)
         with _run_folder(folder, config, plan, vocab_size):
             journal = _open_journal(config, folder, nodes, journal_identity(config, plan, dataset))
-            engine = make_engine(config, vocab_size, plan, parallel)
-            trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod)
+            store = CheckpointStore(
+                folder / "checkpoints",
+                keep=config.checkpoint.keep_last,
+                group=parallel.control_group,
+                asynchronous=config.checkpoint.async_save,
+            )
+            found = store.newest_whole()
+            initialize_weights = found is None and not config.checkpoint.finetune
+            engine = make_engine(config, vocab_size, plan, parallel, initialize_weights)
+            trainer = _assemble(config, folder, dataset, engine, plan, nodes, journal, learning_rate, eod, store)
             send_journal(journal, nodes)
-            step = trainer.resume()
-            if not step and config.checkpoint.finetune:
+            step = trainer.resume(found)
+            if found is None and config.checkpoint.finetune:
                 assert config.checkpoint.load is not None
                 load_weights(Path(config.checkpoint.load), engine)
             if step and ranks.rank() == 0:
@@ -143,10 +151,12 @@ def journal_identity(config: RunConfig, plan: Plan, dataset: BlockDataset) -> di
     }
 
 
-def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState) -> NativeEngine:
-    """This rank's part of a model with its initial weights, and its optimizer."""
+def make_engine(
+    config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState, initialize_weights: bool
+) -> NativeEngine:
+    """This rank's part of a model, see make_stages, and its optimizer."""
     return NativeEngine(
-        make_stages(config, vocab_size, parallel),
+        make_stages(config, vocab_size, parallel, initialize_weights),
         config.optimizer,
         parallel,
         seq_length=plan.seq_length,
@@ -155,12 +165,12 @@ def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: Parall
     )
 
 
-def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState) -> list[Llama]:
-    """This rank's part of a model, with its initial weights."""
+def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState, initialize_weights: bool) -> list[Llama]:
+    """This rank's part of a model, with its initial weights or with undefined ones, for a checkpoint to be loaded."""
     training = config.training
     return build_stages(
         dataclasses.replace(config.model, vocab_size=vocab_size),
-        training.seed,
+        training.seed if initialize_weights else None,
         parallel,
         compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
         recompute_granularity=training.recompute_granularity,
@@ -208,6 +218,7 @@ def _assemble(
     journal: Journal | None,
     learning_rate: LearningRate,
     eod: int | None,
+    store: CheckpointStore,
 ) -> Trainer:
     def loader(source: BlockSource) -> Loader:
         return make_loader(config, source, eod, engine.parallel)
@@ -228,12 +239,7 @@ def _assemble(
         valid_source=dataset.valid,
         valid_loader=loader(dataset.valid),
         learning_rate=learning_rate,
-        store=CheckpointStore(
-            folder / "checkpoints",
-            keep=config.checkpoint.keep_last,
-            group=engine.parallel.control_group,
-            asynchronous=config.checkpoint.async_save,
-        ),
+        store=store,
         config=config.training,
         checkpoint=config.checkpoint,
         callbacks=_callbacks(config, folder, journal) if journal is not None and nodes.index == 0 else [],

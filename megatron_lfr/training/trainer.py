@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
+from megatron_lfr.checkpoint import Checkpoint, CheckpointStore, ranks
 from megatron_lfr.data.blocks import BlockSource
 from megatron_lfr.data.loader import Batch, Loader, check_vocabulary
 from megatron_lfr.engine import Engine, StepOutput
@@ -77,9 +77,8 @@ class Trainer:
         self._stop_reason: str | None = None
         self._started = self._last_step_end = time.perf_counter()
 
-    def resume(self) -> int:
-        """Continue from the newest whole checkpoint, if there is one. Returns the step that the run is at."""
-        found = self.store.newest_whole()
+    def resume(self, found: Checkpoint | None) -> int:
+        """Continue from a checkpoint, if there is one. Returns the step that the run is at."""
         state = found.state if found else {"callbacks": {}}
         if found:
             found.load_into(self.engine.tensors())

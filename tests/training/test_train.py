@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,13 +214,31 @@ def test_bf16_and_recomputation_train_alike(tiny_args: list[str], tmp_path: Path
 
 def test_seeds_change_weights_and_order(tiny_args: list[str], tmp_path: Path) -> None:
     for seed in ("1", "2"):
-        assert run([*tiny_args, "--seed", seed, "--save", str(tmp_path / seed)]) == 0
+        assert run([*tiny_args, "--train-epochs", "0.5", "--seed", seed, "--save", str(tmp_path / seed)]) == 0
     one, two = ([e for e in metrics(tmp_path / s) if e["event"] == "phase"] for s in ("1", "2"))
     assert one[0]["order_hash"] != two[0]["order_hash"]
 
 
-def test_finetune_starts_from_other_weights(tiny_args: list[str], tmp_path: Path) -> None:
+def test_a_resumed_run_draws_no_weights(
+    tiny_args: list[str], tmp_path: Path, forbid_drawing: Callable[[], None]
+) -> None:
+    short = [*without(tiny_args, "--train-epochs"), "--train-epochs", "0.5", "--lfr-schedule", "uniform"]
+    assert run(short) == 0
+    stopped = [*short, "--save", str(tmp_path / "stopped")]
+    assert run([*stopped, "--exit-interval", "3"]) == 0
+    forbid_drawing()
+    assert run(stopped) == 0
+    journals = [(tmp_path / name / "journal/phase_000.npy").read_bytes() for name in ("run", "stopped")]
+    assert journals[0] == journals[1]
+    with pytest.raises(AssertionError, match="initial weights are drawn"):
+        run([*short, "--save", str(tmp_path / "new")])
+
+
+def test_finetune_starts_from_other_weights(
+    tiny_args: list[str], tmp_path: Path, forbid_drawing: Callable[[], None]
+) -> None:
     assert run(tiny_args) == 0
+    forbid_drawing()
     end = [e for e in metrics(tmp_path / "run") if e["event"] == "evaluation"][-1]["loss"]
     flags = ["--finetune", "--load", str(tmp_path / "run"), "--save", str(tmp_path / "tuned"), "--lr", "1e-9"]
     assert run([*tiny_args, *flags]) == 0
