@@ -90,6 +90,11 @@ class Course(ABC):
         """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers, in the
         order of `block_ids(step)`; rows of padding may be there or not."""
 
+    def skip(self, step: int) -> None:
+        """Enter a step that left the weights alone: nothing of it counts, and its blocks keep their scores."""
+        nothing = np.zeros(self.plan.global_batch_size, np.float32)
+        self.record(step, nothing, nothing)
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """JSON-able place in the run. Everything that it refers to is on disk when this returns."""

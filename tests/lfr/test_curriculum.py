@@ -150,6 +150,32 @@ def test_losses_that_are_not_finite_leave_scores_alone(tmp_path: Path) -> None:
     assert np.load(tmp_path / "journal/phase_000.npy")[8:].tolist() == [-1, -1, 1, -1, -1, 1, 1, 1]
 
 
+def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
+    """As if its blocks had not been there: ledger, trend and journal, live and replayed."""
+    plan = Schedule((Phase("learn", 2),)).plan(12, SEQ, 8)
+    curriculum = make(tmp_path, plan)
+    hard = hardness(12)
+    for step, ids in curriculum.steps():
+        if step == 1:
+            before = {name: np.copy(getattr(curriculum.ledger, name)) for name in ("nll", "step", "visits")}
+            curriculum.skip(step)
+            for name, value in before.items():
+                np.testing.assert_array_equal(getattr(curriculum.ledger, name), value)
+            assert curriculum.ledger.trend[1] == curriculum.ledger.trend[0]
+        else:
+            curriculum.record(step, *loss_of(ids, step, hard))
+    with pytest.raises(ValueError, match="record: expected step 3"):
+        curriculum.skip(1)
+    assert curriculum.ledger.visits.sum() == 24 - 8
+    state = curriculum.state_dict()
+    entries = np.load(tmp_path / "journal/phase_000.npy")
+    assert [entry == -1 for entry in entries] == [8 <= at < 16 for at in range(24)]
+    again = make(tmp_path, plan)
+    again.load_state_dict(state)
+    for name in ("nll", "step", "visits", "trend"):
+        np.testing.assert_array_equal(getattr(again.ledger, name), getattr(curriculum.ledger, name))
+
+
 def test_records_must_come_in_order(tmp_path: Path) -> None:
     curriculum = make(tmp_path, Schedule((Phase("learn", 1),)).plan(16, SEQ, 8))
     losses = np.ones(8, np.float32)
