@@ -47,7 +47,7 @@ class Sharing(Protocol):
         ValueError where machines made different ones."""
         ...
 
-    def agree(self, value: bool) -> bool:
+    def agree(self, value: int) -> int:
         """The first process' value."""
         ...
 

@@ -144,7 +144,7 @@ class Curriculum(Course):
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None
         started = time.perf_counter()
-        agree = bool if self._sharing is None else self._sharing.agree
+        agree = int if self._sharing is None else self._sharing.agree
         rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, agree)
         self.cost.rescore += time.perf_counter() - started
 

@@ -281,9 +281,9 @@ def scratch_folder(config: RunConfig, folder: Path, nodes: Nodes) -> Path:
 def make_rescore(engine: NativeEngine, loader: Loader) -> Rescore:
     """The forward-only pass behind score: rescored."""
 
-    def rescore(block_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        found = [losses for _, losses in block_losses(engine, loader, block_ids)]
-        return np.concatenate([part.nll_sum / np.maximum(part.token_count, 1) for part in found]).astype(np.float32)
+    def rescore(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
+        for _, losses in block_losses(engine, loader, block_ids):
+            yield (losses.nll_sum / np.maximum(losses.token_count, 1)).astype(np.float32)
 
     return rescore
 
