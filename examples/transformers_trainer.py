@@ -113,8 +113,8 @@ class Broadcast:
             ids.copy_(torch.from_numpy(order.astype(np.int64)))
         return broadcast(ids).cpu().numpy().astype(np.uint64)
 
-    def agree(self, value: bool) -> bool:
-        return bool(broadcast(torch.tensor([value], dtype=torch.int64, device=PartialState().device)).item())
+    def agree(self, value: int) -> int:
+        return int(broadcast(torch.tensor([value], dtype=torch.int64, device=PartialState().device)).item())
 
 
 def make_model() -> LlamaForCausalLM:

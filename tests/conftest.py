@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
+from typing import Any
 
 # Before anything imports torch, for this process and those it starts: tiny matrices gain nothing from a second thread,
 # and lose much where the machine is busy.
@@ -32,6 +34,29 @@ settings.load_profile("repeatable")
 def rng() -> np.random.Generator:
     """Random numbers with a fixed seed."""
     return np.random.default_rng(20240913)
+
+
+@pytest.fixture
+def forbid_drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, drawing an initial weight is an error, and a weight that nothing is loaded into is NaN."""
+    from megatron_lfr.model import Llama
+    from megatron_lfr.parallel import layers
+
+    empty_on = Llama.empty_on
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("initial weights are drawn, and a checkpoint is to be loaded")
+
+    def empty_with_nan(model: Llama, device: torch.device) -> None:
+        empty_on(model, device)
+        for parameter in model.parameters():
+            layers.local_rows(parameter.detach())[0].fill_(float("nan"))
+
+    def forbid() -> None:
+        monkeypatch.setattr(layers, "fill_normal", fails)
+        monkeypatch.setattr(Llama, "empty_on", empty_with_nan)
+
+    return forbid
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

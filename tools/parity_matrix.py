@@ -240,7 +240,7 @@ def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder / "journal", copy, dirs_exist_ok=True)
         journal = Journal(Path(copy), JournalReader(Path(copy)).read_identity())
-        Replay(plan, journal, config.training.seed, rescore=lambda ids: ids.astype(np.float32)).load_state_dict(state)
+        Replay(plan, journal, config.training.seed, rescore=lambda ids: [ids.astype(np.float32)]).load_state_dict(state)
     return gaps
 
 

@@ -21,7 +21,7 @@ class BlockLosses:
 
 
 class PendingLosses(Protocol):
-    """A step's block losses, on their way from the ranks that computed them."""
+    """The block losses of a batch, on their way from the ranks that computed them."""
 
     def wait(self) -> BlockLosses:
         """All of them, on every rank. Raises where another rank is gone."""
@@ -56,8 +56,8 @@ class Evaluator(Protocol):
         """Rows that `eval_step` takes, over all ranks."""
         ...
 
-    def eval_step(self, batch: Batch) -> BlockLosses:
-        """Losses of a batch under the present weights, without gradients."""
+    def eval_step(self, batch: Batch) -> PendingLosses:
+        """Losses of a batch under the present weights, without gradients. A GPU may still be computing them."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""This rank's part of a model, with its initial weights."""
+"""This rank's part of a model, with its initial weights or ready to load others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lfr.parallel.pipeline import local_stages
 
 def build_stages(
     config: ModelConfig,
-    seed: int,
+    seed: int | None,
     parallel: ParallelState,
     *,
     compute_dtype: torch.dtype = torch.float32,
@@ -24,8 +24,8 @@ def build_stages(
     compile_layers: bool = False,
     kernels: KernelPackage = "torch",
 ) -> list[Llama]:
-    """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank holds more at any time than its
-    shards and one whole weight."""
+    """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank draws, or holds at any time, more
+    than its shards. seed None leaves the weights undefined, for a checkpoint to be loaded."""
     layout = parallel.config
     tp = TensorParallel(parallel.tensor_group, layout.sequence_parallel and layout.tensor_model_parallel_size > 1)
     # Under GPipe, all micro-batches wait for their backward: gradients of the output embedding must not.
@@ -50,7 +50,8 @@ def build_stages(
             for layer in model.layers.values():
                 layer.compile(fullgraph=True)
         shard_model(model, parallel)
-        model.to_empty(device=parallel.device)
-        model.init_weights(seed)
+        model.empty_on(parallel.device)
+        if seed is not None:
+            model.init_weights(seed)
         stages.append(model)
     return stages

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from megatron_lfr.data.loader import Batch
-from megatron_lfr.engine.base import BlockLosses
+from megatron_lfr.engine.base import PendingLosses
 from megatron_lfr.engine.losses import ReducedLosses
 from megatron_lfr.engine.passes import MicroBatchLoop, Passes, Pipeline, model_inputs
 from megatron_lfr.engine.sharding import sharded_parameters
@@ -47,9 +47,9 @@ class ForwardEngine:
     def vocab_size(self) -> int:
         return self.stages[0].vocab_size
 
-    def eval_step(self, batch: Batch) -> BlockLosses:
+    def eval_step(self, batch: Batch) -> PendingLosses:
         losses = self._passes.evaluate(model_inputs(batch, self.parallel.device, 1.0))
-        return ReducedLosses(batch, losses, self.parallel).wait()
+        return ReducedLosses(batch, losses, self.parallel)
 
     def weights(self) -> dict[str, Tensor]:
         for module in (module for stage in self.stages for module in stage.modules()):

@@ -91,8 +91,8 @@ class LearningRate:
     """The learning rate of each step: linear warm-up from 0 to `lr`, then `lr_decay_style` down to `min_lr`.
 
     Step k (from 0) of a warm-up of w steps has lr·(k+1)/w, so that the first step already moves and the last step of
-    the decay is at `min_lr` (Megatron-LM is one step behind). Lengths in samples may be fractions of a step. Raises
-    ValueError where the parts do not fit into each other.
+    the decay is at `min_lr` (Megatron-LM is one step behind). Skipped steps count, for which Megatron-LM would hold the
+    rate. Lengths in samples may be fractions of a step. Raises ValueError where the parts do not fit into each other.
     """
 
     def __init__(self, config: OptimizerConfig, total_steps: int, global_batch_size: int) -> None:

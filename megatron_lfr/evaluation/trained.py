@@ -71,7 +71,7 @@ def load_trained(
         check_trained_so(run, found, config, vocab_size, eod)
     size = config.training.micro_batch_size
     engine = ForwardEngine(
-        make_stages(config, vocab_size, parallel),
+        make_stages(config, vocab_size, parallel, initialize_weights=False),
         parallel,
         seq_length=config.data.seq_length,
         micro_batch_size=size,

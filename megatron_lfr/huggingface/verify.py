@@ -48,7 +48,7 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
 
 @torch.no_grad()
 def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    model, stored = Llama(config, seed=0), StoredTensors(checkpoint)
+    model, stored = Llama(config, seed=None), StoredTensors(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored.read(f"model.{name}", tuple(parameter.shape)).to(dtype))
     logits: Tensor = F.linear(model.hidden_states(tokens), model.output_weight)[..., : config.vocab_size]

@@ -47,7 +47,7 @@ class Sharing(Protocol):
         ValueError where machines made different ones."""
         ...
 
-    def agree(self, value: bool) -> bool:
+    def agree(self, value: int) -> int:
         """The first process' value."""
         ...
 
@@ -89,6 +89,11 @@ class Course(ABC):
     def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
         """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers, in the
         order of `block_ids(step)`; rows of padding may be there or not."""
+
+    def skip(self, step: int) -> None:
+        """Enter a step that left the weights alone: nothing of it counts, and its blocks keep their scores."""
+        nothing = np.zeros(self.plan.global_batch_size, np.float32)
+        self.record(step, nothing, nothing)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -74,8 +74,9 @@ class Curriculum(Course):
         """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers.
 
         Both [global_batch_size], in the order of `block_ids(step)`, or without the rows of padding, which are ignored.
-        A row without tokens, or whose loss is not finite (a skipped step), is journaled as UNRECORDED and leaves the
-        block's score as it was. ValueError for another step than the next, and for arrays of another shape.
+        A row without tokens, or whose loss is not finite, is journaled as UNRECORDED and leaves the block's score as
+        it was; a step that left the weights alone goes to `skip`. ValueError for another step than the next, and for
+        arrays of another shape.
         """
         started = time.perf_counter()
         self._check_recorded_step(step)
@@ -149,7 +150,7 @@ class Curriculum(Course):
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None
         started = time.perf_counter()
-        agree = bool if self._sharing is None else self._sharing.agree
+        agree = int if self._sharing is None else self._sharing.agree
         rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, agree)
         self.cost.rescore += time.perf_counter() - started
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from megatron_lfr.fileio import fsync_directory, write_atomic
 
 UNRECORDED = np.float32(-1.0)
-"""Journal entry of a draw whose loss is not known: its step was skipped, or every token of it was masked. A real
+"""Journal entry of a draw whose loss does not count: its step was skipped, or every token of it was masked. A real
 negative log-likelihood is never negative."""
 
 _HEADER_BYTES = 128

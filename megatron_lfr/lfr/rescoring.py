@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,31 +11,32 @@ from megatron_lfr.fileio import fsync_directory
 from megatron_lfr.lfr.journal import Journal, JournalFiles
 from megatron_lfr.lfr.selection import Scores
 
-Rescore = Callable[[npt.NDArray[np.int64]], Scores]
-"""Given block ids [n], the mean NLL of each under the present weights, fp32 [n], without training."""
-
-_CHUNK = 1024
+Rescore = Callable[[npt.NDArray[np.int64]], Iterable[Scores]]
+"""Given block ids [n], the mean NLL of each under the present weights, without training: fp32 arrays, together [n] and
+in the order of the ids. What has been taken is kept, wherever the pass is interrupted."""
 
 
 def rescore_blocks(
-    journal: Journal | None, phase: int, n_blocks: int, rescore: Rescore, agree: Callable[[bool], bool]
+    journal: Journal | None, phase: int, n_blocks: int, rescore: Rescore, agree: Callable[[int], int]
 ) -> None:
     """Run the pass, if `journal` does not have its scores yet; one that was interrupted goes on where it stopped.
 
     `agree` gives all processes the first one's answer, as `rescore` may need all of them; without a journal, a process
-    only takes part.
+    only takes part. ValueError where a loss is not finite, or losses are missing.
     """
     if not agree(journal is None or not journal.scores_path(phase).exists()):
         return
     scores = None if journal is None else _open_partial(journal, phase, n_blocks)
-    for first in range(0, n_blocks, _CHUNK):
-        chunk = slice(first, min(first + _CHUNK, n_blocks))
-        if agree(scores is None or bool(np.isnan(scores[chunk]).any())):
-            found = rescore(np.arange(chunk.start, chunk.stop, dtype=np.int64))
-            if not np.isfinite(found).all():
-                raise ValueError(f"rescoring: blocks {chunk.start}..{chunk.stop - 1} have a loss that is not finite")
-            if scores is not None:
-                scores[chunk] = found
+    done = agree(0 if scores is None else _count_scored(scores))
+    for losses in rescore(np.arange(done, n_blocks, dtype=np.int64)):
+        part = slice(done, done + len(losses))
+        if not np.isfinite(losses).all():
+            raise ValueError(f"rescoring: blocks {part.start}..{part.stop - 1} have a loss that is not finite")
+        if scores is not None:
+            scores[part] = losses
+        done = part.stop
+    if done != n_blocks:
+        raise ValueError(f"rescoring: the callback gave the losses of {done} blocks, there are {n_blocks}")
     if journal is not None and scores is not None:
         scores.flush()
         journal.partial_scores_path(phase).replace(journal.scores_path(phase))
@@ -49,6 +50,12 @@ def read_scores(journal: JournalFiles, phase: int, n_blocks: int) -> Scores:
     if scores.shape != (n_blocks,) or scores.dtype != np.float32:
         raise ValueError(f"{path}: expected fp32 [{n_blocks}], got {scores.dtype} {list(scores.shape)}")
     return scores
+
+
+def _count_scored(scores: Scores) -> int:
+    """How many blocks have a score; the first that has none ends them."""
+    missing = np.isnan(scores)
+    return int(missing.argmax()) if missing.any() else len(scores)
 
 
 def _open_partial(journal: Journal, phase: int, n_blocks: int) -> np.memmap[tuple[int], np.dtype[np.float32]]:

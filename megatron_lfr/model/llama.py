@@ -23,7 +23,7 @@ from megatron_lfr.parallel.layers import (
     ShardedWeight,
     TensorParallel,
     VocabParallelEmbedding,
-    assign,
+    local_rows,
 )
 from megatron_lfr.parallel.pipeline import Stage, make_stage
 
@@ -47,7 +47,8 @@ class Llama(nn.Module):
 
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
     ("full") or of attention between its linear layers ("selective") and computes them again in the backward. Layers
-    keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined.
+    keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined, for
+    others to be loaded.
     ValueError for a configuration that does not fit.
     """
 
@@ -91,14 +92,15 @@ class Llama(nn.Module):
         if stage.is_last:
             self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon, kernels.rms_norm)
             self.output = None if tied else ShardedWeight(shape, 0, tp, rows)
-        for name in ("rope_cos", "rope_sin"):
-            self.register_buffer(name, torch.empty(0), persistent=False)
+        for name, table in zip(("rope_cos", "rope_sin"), rope_tables(config), strict=True):
+            self.register_buffer(name, table, persistent=False)
         if seed is not None:
             self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw the initial weights: normal, smaller by √(2 · layers) where a layer adds to the residual stream."""
+        """Draw what this rank holds of the initial weights: normal, smaller by √(2 · layers) where a layer adds to the
+        residual stream."""
         std = self.config.init_method_std
         for name, module in self.named_modules():
             if isinstance(module, ShardedWeight):
@@ -106,9 +108,13 @@ class Llama(nn.Module):
                 scale = 1 / math.sqrt(2 * self.config.num_layers) if adds else 1.0
                 module.init_normal(f"{name}.weight", seed, std * scale)
             elif isinstance(module, RMSNorm):
-                assign(module.weight, torch.ones(self.config.hidden_size))
-        device = next(self.parameters()).device
-        self.rope_cos, self.rope_sin = (table.to(device) for table in rope_tables(self.config))
+                local_rows(module.weight)[0].fill_(1.0)
+
+    def empty_on(self, device: torch.device) -> None:
+        """Give a model that was made on the meta device its memory. The weights are undefined."""
+        self.to_empty(device=device)
+        for buffer, table in zip((self.rope_cos, self.rope_sin), rope_tables(self.config), strict=True):
+            buffer.copy_(table)
 
     @property
     def output_weight(self) -> Tensor:

@@ -8,7 +8,6 @@ by tokens. Weights are cast to the input's dtype where they are used.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from megatron_lfr.parallel.collectives import (
     reduce_from_group,
     scatter_sum,
 )
+from megatron_lfr.parallel.counter_random import fill_normal
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,15 @@ class TensorParallel:
         return scatter_sum(x, self.group) if self.sequence else reduce_from_group(x, self.group)
 
 
-def init_normal(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:
-    """The fp32 initial value of the whole parameter `name`: N(0, std²), a function of the arguments alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
-    return torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
-
-
 class ShardedWeight(nn.Module):
-    """A layer with one weight, of which this rank holds a slice along `shard_dim`.
+    """A layer with one weight, of which this rank holds a slice along `shard_dim`; its values are undefined at first.
 
     `full_shape` is the whole weight's true shape. The sharded dimension is padded with zeros to `padded_size`,
     which must be a multiple of the number of ranks; ValueError otherwise.
     """
 
     def __init__(
-        self, full_shape: tuple[int, ...], shard_dim: int, tp: TensorParallel, padded_size: int | None = None
+        self, full_shape: tuple[int, int], shard_dim: int, tp: TensorParallel, padded_size: int | None = None
     ) -> None:
         super().__init__()
         size = padded_size or full_shape[shard_dim]
@@ -77,36 +70,28 @@ class ShardedWeight(nn.Module):
         self.full_shape, self.shard_dim, self.tp = full_shape, shard_dim, tp
         local_shape = list(full_shape)
         local_shape[shard_dim] = size // tp.size
-        self.weight = nn.Parameter(torch.zeros(local_shape, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(local_shape, dtype=torch.float32))
 
     @torch.no_grad()
-    def load_full(self, full: Tensor) -> None:
-        """Take this rank's slice of the whole weight `full` [full_shape]; padding becomes zero."""
-        if tuple(full.shape) != self.full_shape:
-            raise ValueError(f"expected a weight of shape {self.full_shape}, got {tuple(full.shape)}")
-        width = self.weight.shape[self.shard_dim]
-        start = min(self.tp.rank * width, full.shape[self.shard_dim])
-        part = full.narrow(self.shard_dim, start, min(width, full.shape[self.shard_dim] - start))
-        padded = full.new_zeros(self.weight.shape)
-        padded.narrow(self.shard_dim, 0, part.shape[self.shard_dim]).copy_(part)
-        assign(self.weight, padded)
-
     def init_normal(self, name: str, seed: int, std: float) -> None:
-        """Draw the initial weight: N(0, std²) from (seed, name), the same whole weight in every layout."""
-        self.load_full(init_normal(name, self.full_shape, seed, std))
+        """Draw what this rank holds of the initial weight: N(0, std²) from (seed, name), the same whole weight in every
+        layout; padding becomes zero."""
+        local, first = local_rows(self.weight)
+        start = [first, 0]
+        start[self.shard_dim] += self.tp.rank * self.weight.shape[self.shard_dim]
+        rows, columns = (max(0, size - offset) for size, offset in zip(self.full_shape, start, strict=True))
+        fill_normal(local[:rows, :columns], std, seed=seed, name=name, first_row=start[0], first_column=start[1])
+        local[rows:].zero_()
+        local[:, columns:].zero_()
 
 
-@torch.no_grad()
-def assign(weight: Tensor, value: Tensor) -> None:
-    """Write `value`, this tensor-parallel rank's whole slice, into `weight` or into the part of it that FSDP2 left."""
+def local_rows(weight: Tensor) -> tuple[Tensor, int]:
+    """What FSDP2 has left of `weight` on this rank, which shares its memory, and which of its rows is the first."""
     if not isinstance(weight, DTensor):
-        weight.copy_(value)
-        return
+        return weight, 0
     mesh = weight.device_mesh  # the last dimension is that of the shards, cut as torch.chunk cuts
-    parts = value.chunk(mesh.size(-1))
-    index = mesh.get_local_rank(mesh.ndim - 1)
-    if index < len(parts):
-        weight.to_local().copy_(parts[index])
+    rows = -(-weight.shape[0] // mesh.size(-1))
+    return weight.to_local(), min(mesh.get_local_rank(mesh.ndim - 1) * rows, weight.shape[0])
 
 
 class ColumnParallelLinear(ShardedWeight):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.blocks import BlockSource
+from megatron_lfr.data.blocks import PADDING, BlockSource
 from megatron_lfr.data.loader import Loader, check_vocabulary
-from megatron_lfr.engine import BlockLosses, Evaluator
+from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
 from megatron_lfr.training.callbacks import Evaluation
 
 Keep = Callable[[slice, BlockLosses], None]
@@ -19,15 +19,30 @@ Keep = Callable[[slice, BlockLosses], None]
 
 def block_losses(engine: Evaluator, loader: Loader, ids: npt.NDArray[np.int64]) -> Iterator[tuple[slice, BlockLosses]]:
     """The losses of blocks `ids` [n] under the present weights, batch by batch: (which of `ids`, their losses).
-    Collective."""
+    Collective. The losses of a batch are read while the next one computes."""
     rows = engine.eval_rows
-    padded = np.full(-(-len(ids) // rows) * rows, -1, np.int64)
-    padded[: len(ids)] = ids
-    for batch in loader.iterate(enumerate(padded.reshape(-1, rows))):
+    computing: tuple[slice, PendingLosses] | None = None
+    for batch in loader.iterate(_batches(ids, rows)):
         check_vocabulary(batch, engine.vocab_size)
         part = slice(batch.step * rows, min((batch.step + 1) * rows, len(ids)))
-        losses, real = engine.eval_step(batch), part.stop - part.start
-        yield part, BlockLosses(losses.nll_sum[:real], losses.token_count[:real])
+        launched = part, engine.eval_step(batch)
+        if computing is not None:
+            yield _read(*computing)
+        computing = launched
+    if computing is not None:
+        yield _read(*computing)
+
+
+def _batches(ids: npt.NDArray[np.int64], rows: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """(number, ids [rows]) of each batch; the last one is padded."""
+    for number, first in enumerate(range(0, len(ids), rows)):
+        part = ids[first : first + rows]
+        yield number, np.pad(part, (0, rows - len(part)), constant_values=PADDING)
+
+
+def _read(part: slice, pending: PendingLosses) -> tuple[slice, BlockLosses]:
+    losses, real = pending.wait(), part.stop - part.start
+    return part, BlockLosses(losses.nll_sum[:real], losses.token_count[:real])
 
 
 def evaluate(

@@ -65,8 +65,8 @@ class MetricsFile(Callback):
             "consumed_samples": trainer.consumed_samples,
             "consumed_tokens": trainer.consumed_samples * trainer.plan.seq_length,
             "loss": self._window.mean_loss,
-            "last_loss": _number(report.output.loss),
-            "grad_norm": _number(report.output.grad_norm),
+            "last_loss": None if report.output.skipped else _number(report.output.loss),
+            "grad_norm": None if report.output.skipped else _number(report.output.grad_norm),
             "lr": report.lr,
             "skipped": trainer.skipped_steps,
         }

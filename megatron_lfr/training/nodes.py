@@ -90,7 +90,7 @@ class OrderFiles:
                     old.unlink()
         return mapped
 
-    def agree(self, value: bool) -> bool:
+    def agree(self, value: int) -> int:
         """Rank 0's value. Collective."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._nodes.group)

@@ -80,7 +80,7 @@ def train(config: RunConfig) -> bool:
         nodes = find_nodes(parallel)
         with _held(folder):
             start = find_start(config, folder, facts, plan, vocab_size, parallel.control_group)
-            engine = make_engine(config, vocab_size, plan, parallel)
+            engine = make_engine(config, vocab_size, plan, parallel, initialize_weights=start.draws_weights)
             start.load_into(engine)
             # Whatever can be refused has been looked at; from here on, the folder is written to.
             journal = _open_journal(config, folder, nodes, facts, start)
@@ -131,10 +131,12 @@ def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None) -
     )
 
 
-def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState) -> NativeEngine:
-    """This rank's part of a model with its initial weights, and its optimizer."""
+def make_engine(
+    config: RunConfig, vocab_size: int, plan: Plan, parallel: ParallelState, initialize_weights: bool
+) -> NativeEngine:
+    """This rank's part of a model, see make_stages, and its optimizer."""
     return NativeEngine(
-        make_stages(config, vocab_size, parallel),
+        make_stages(config, vocab_size, parallel, initialize_weights),
         config.optimizer,
         parallel,
         seq_length=plan.seq_length,
@@ -143,12 +145,12 @@ def make_engine(config: RunConfig, vocab_size: int, plan: Plan, parallel: Parall
     )
 
 
-def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState) -> list[Llama]:
-    """This rank's part of a model, with its initial weights."""
+def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState, initialize_weights: bool) -> list[Llama]:
+    """This rank's part of a model, with its initial weights or with undefined ones, for a checkpoint to be loaded."""
     training = config.training
     return build_stages(
         dataclasses.replace(config.model, vocab_size=vocab_size),
-        training.seed,
+        training.seed if initialize_weights else None,
         parallel,
         compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
         recompute_granularity=training.recompute_granularity,
@@ -252,9 +254,9 @@ def scratch_folder(config: RunConfig, folder: Path, nodes: Nodes) -> Path:
 def make_rescore(engine: NativeEngine, loader: Loader) -> Rescore:
     """The forward-only pass behind score: rescored."""
 
-    def rescore(block_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        found = [losses for _, losses in block_losses(engine, loader, block_ids)]
-        return np.concatenate([part.nll_sum / np.maximum(part.token_count, 1) for part in found]).astype(np.float32)
+    def rescore(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
+        for _, losses in block_losses(engine, loader, block_ids):
+            yield (losses.nll_sum / np.maximum(losses.token_count, 1)).astype(np.float32)
 
     return rescore
 

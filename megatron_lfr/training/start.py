@@ -40,6 +40,11 @@ class Start:
         return self.checkpoint.iteration if self.checkpoint else 0
 
     @property
+    def draws_weights(self) -> bool:
+        """Whether its first weights are drawn."""
+        return self.checkpoint is None and self.weights is None
+
+    @property
     def state(self) -> dict[str, Any]:
         """The checkpoint's JSON state; {} at step 0."""
         return self.checkpoint.state if self.checkpoint else {}

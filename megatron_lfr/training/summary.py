@@ -70,9 +70,9 @@ def _phase_table(trainer: Trainer, journal: Journal, events: list[dict[str, Any]
         left_out = start.get("left_out_by_domain", {})
         table.add_row(
             f"{index} {start['kind']}",
-            f"{start['draws']:,}",
+            f"{len(recorded):,}",
             f"{start['distinct']:,}",
-            f"{start['draws'] * trainer.plan.seq_length:,}",
+            f"{len(recorded) * trainer.plan.seq_length:,}",
             f"{train_loss:.4f}",
             "-" if validation is None else f"{validation['loss']:.4f}",
             *(f"{100 * left_out[d]:.0f} %" if d in left_out else "-" for d in domains),

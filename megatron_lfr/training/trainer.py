@@ -148,7 +148,10 @@ class Trainer:
         if taken is None:
             return
         batch, blocks = taken.batch, taken.output.blocks.wait()
-        self.curriculum.record(batch.step, blocks.nll_sum, blocks.token_count)
+        if taken.output.skipped:
+            self.curriculum.skip(batch.step)
+        else:
+            self.curriculum.record(batch.step, blocks.nll_sum, blocks.token_count)
         self.consumed_samples += int((batch.block_ids >= 0).sum())
         self._count_skipped(batch, taken.output)
         report = StepReport(batch.step + 1, taken.output, blocks, taken.lr, taken.seconds, taken.wait_seconds)

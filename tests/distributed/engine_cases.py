@@ -181,7 +181,9 @@ def merge(found: Found, errors: Found) -> None:
 def eval_error(engine: NativeEngine, oracle: Oracle, batch: GlobalBatch) -> Found:
     nll_sum, count = oracle.evaluate(batch)
     rows = engine.eval_rows
-    nll, counts = block_error(engine.eval_step(share_of(batch, engine.parallel, rows)), nll_sum[:rows], count[:rows])
+    nll, counts = block_error(
+        engine.eval_step(share_of(batch, engine.parallel, rows)).wait(), nll_sum[:rows], count[:rows]
+    )
     return {"eval": nll, "eval count": counts}
 
 
@@ -349,7 +351,7 @@ def memory(layout: Layout, share: float) -> Found:
             merge(found, {f"{name}: rows": float(not rows - 1 <= tensor.numel() / row <= rows)})
             # FSDP2 pads its storage up to one row.
             merge(found, {f"{name}: storage": float(tensor.untyped_storage().nbytes() > 4 * row * rows)})
-    engine.eval_step(share_of(make_batches()[0], engine.parallel, engine.eval_rows))
+    engine.eval_step(share_of(make_batches()[0], engine.parallel, engine.eval_rows)).wait()
     layers = [p for model in engine.stages for p in model.layers.parameters()]
     gathered = any(not isinstance(p, DTensor) for p in layers)
     if layout.config.sharding == "optim_grads_params":

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def logged(run: Path, step: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("iteration", [None, 10])
-def test_it_gives_what_training_logged(run: Path, tmp_path: Path, iteration: int | None) -> None:
+def test_it_gives_what_training_logged(
+    run: Path, tmp_path: Path, iteration: int | None, forbid_drawing: Callable[[], None]
+) -> None:
+    forbid_drawing()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     chosen = [] if iteration is None else ["--iteration", str(iteration)]
     assert evaluate(run, "--json", str(tmp_path / "out.json"), *chosen) == 0

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import kill_cases
@@ -48,7 +49,9 @@ def test_there_and_back_every_bit_is_the_same(name: str, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_transformers_saves_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_what_transformers_saves_is_read(
+    dtype: torch.dtype, tmp_path: Path, forbid_drawing: Callable[[], None]
+) -> None:
     torch.manual_seed(2)
     config = LlamaConfig(
         vocab_size=77,
@@ -63,6 +66,7 @@ def test_what_transformers_saves_is_read(dtype: torch.dtype, tmp_path: Path) -> 
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "hf", max_shard_size="40KB")
     assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
+    forbid_drawing()
     assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "run", "--verify") == 0
     flags = ("--run", tmp_path / "run", "--output", tmp_path / "back", "--dtype", str(dtype).removeprefix("torch."))
     assert convert("to-hf", *flags, "--verify") == 0

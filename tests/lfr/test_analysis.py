@@ -28,7 +28,7 @@ def train(folder: Path, schedule: Schedule, stop: int | None = None) -> tuple[Pl
     rng = np.random.default_rng(5)
     rescored = rng.gamma(4, 1, N).astype(np.float32)
     journal = Journal(folder / "journal", identity)
-    curriculum = Curriculum(plan, journal, SEED, lambda ids: rescored[ids])
+    curriculum = Curriculum(plan, journal, SEED, lambda ids: [rescored[ids]])
     visits: list[Visit] = []
     for step, ids in curriculum.steps():
         if step == stop:

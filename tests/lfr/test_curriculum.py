@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,32 @@ def test_losses_that_are_not_finite_leave_scores_alone(tmp_path: Path) -> None:
     assert np.load(tmp_path / "journal/phase_000.npy")[8:].tolist() == [-1, -1, 1, -1, -1, 1, 1, 1]
 
 
+def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
+    """As if its blocks had not been there: ledger, trend and journal, live and replayed."""
+    plan = Schedule((Phase("learn", 2),)).plan(12, SEQ, 8)
+    curriculum = make(tmp_path, plan)
+    hard = hardness(12)
+    for step, ids in curriculum.steps():
+        if step == 1:
+            before = {name: np.copy(getattr(curriculum.ledger, name)) for name in ("nll", "step", "visits")}
+            curriculum.skip(step)
+            for name, value in before.items():
+                np.testing.assert_array_equal(getattr(curriculum.ledger, name), value)
+            assert curriculum.ledger.trend[1] == curriculum.ledger.trend[0]
+        else:
+            curriculum.record(step, *loss_of(ids, step, hard))
+    with pytest.raises(ValueError, match="record: expected step 3"):
+        curriculum.skip(1)
+    assert curriculum.ledger.visits.sum() == 24 - 8
+    state = curriculum.state_dict()
+    entries = np.load(tmp_path / "journal/phase_000.npy")
+    assert [entry == -1 for entry in entries] == [8 <= at < 16 for at in range(24)]
+    again = make(tmp_path, plan)
+    again.load_state_dict(state)
+    for name in ("nll", "step", "visits", "trend"):
+        np.testing.assert_array_equal(getattr(again.ledger, name), getattr(curriculum.ledger, name))
+
+
 def test_records_must_come_in_order(tmp_path: Path) -> None:
     curriculum = make(tmp_path, Schedule((Phase("learn", 1),)).plan(16, SEQ, 8))
     losses = np.ones(8, np.float32)
@@ -194,9 +221,9 @@ def test_rescored_focus_follows_the_callback(tmp_path: Path) -> None:
     n, hard = 40, hardness(40)
     asked: list[int] = []
 
-    def rescore(ids: np.ndarray) -> np.ndarray:
+    def rescore(ids: np.ndarray) -> Iterator[np.ndarray]:
         asked.extend(ids.tolist())
-        return hard[ids].astype(np.float32)
+        yield from np.split(hard[ids].astype(np.float32), [7, 8, 30])
 
     plan = RESCORED.plan(n, SEQ, 8)
     _, focus, _ = by_phase(plan, drive(make(tmp_path, plan, rescore=rescore), np.ones(n)))
@@ -205,18 +232,18 @@ def test_rescored_focus_follows_the_callback(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "journal/phase_001.scores.npy"), hard.astype(np.float32))
 
 
-def test_an_interrupted_rescoring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_lfr.lfr.rescoring._CHUNK", 8)
+def test_an_interrupted_rescoring_goes_on_where_it_stopped(tmp_path: Path) -> None:
     n, hard = 40, hardness(40)
     plan = RESCORED.plan(n, SEQ, 8)
     asked: list[int] = []
     fail_at = 24
 
-    def rescore(ids: np.ndarray) -> np.ndarray:
-        if ids[0] == fail_at:
-            raise KeyboardInterrupt
-        asked.extend(ids.tolist())
-        return hard[ids].astype(np.float32)
+    def rescore(ids: np.ndarray) -> Iterator[np.ndarray]:
+        for batch in np.split(ids, range(8, len(ids), 8)):
+            if batch[0] == fail_at:
+                raise KeyboardInterrupt
+            asked.extend(batch.tolist())
+            yield hard[batch].astype(np.float32)
 
     first = make(tmp_path, plan, rescore=rescore)
     boundary = plan.phases[1].first_step
@@ -243,6 +270,22 @@ def drive_to_boundary(curriculum: Curriculum, hard: np.ndarray, boundary: int) -
     for step, ids in curriculum.remaining_steps():
         curriculum.record(step, *loss_of(ids, step, hard))
     assert curriculum.next_step == boundary
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (np.ones(39, np.float32), "the callback gave the losses of 39 blocks, there are 40"),
+        (np.append(np.ones(39), np.nan), r"blocks 0\.\.39 have a loss that is not finite"),
+    ],
+)
+def test_a_rescoring_that_is_not_whole_is_refused(tmp_path: Path, found: np.ndarray, message: str) -> None:
+    plan = RESCORED.plan(40, SEQ, 8)
+    curriculum = make(tmp_path, plan, rescore=lambda ids: [found])
+    drive_to_boundary(curriculum, hardness(40), plan.phases[1].first_step)
+    with pytest.raises(ValueError, match=message):
+        curriculum.enter_phase()
+    assert not (tmp_path / "journal/phase_001.scores.npy").exists()
 
 
 def test_rescoring_needs_a_callback(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_lfr.huggingface.names import to_ours, to_theirs, weights
 from megatron_lfr.model import Llama, ModelConfig
-from megatron_lfr.parallel.layers import ShardedWeight
 
 
 def to_hf(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -24,11 +23,9 @@ def load_hf(model: Llama, theirs: dict[str, Tensor]) -> None:
     """Copy weights by Hugging Face's names into our model."""
     for weight in weights(model.config):
         full = to_ours(weight, [theirs[name] for name in weight.theirs], model.config)
-        module = model.get_submodule(weight.ours.removesuffix(".weight"))
-        if isinstance(module, ShardedWeight):
-            module.load_full(full)
-        else:
-            module.get_parameter("weight").copy_(full)
+        parameter = model.get_parameter(weight.ours)
+        parameter[: len(full)] = full
+        parameter[len(full) :] = 0.0  # the vocabulary's padding
 
 
 def hf_model(config: ModelConfig) -> LlamaForCausalLM:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,8 @@ from megatron_lfr.parallel import (
 )
 from megatron_lfr.parallel.collectives import all_gather_rows, all_gather_stacked, all_reduce_sum, reduce_scatter_rows
 from megatron_lfr.parallel.config import ShardingStrategy
-from megatron_lfr.parallel.layers import init_normal
+from megatron_lfr.parallel.counter_random import fill_normal
+from megatron_lfr.parallel.layers import ShardedWeight
 
 GLOO = ParallelConfig(distributed_backend="gloo")
 
@@ -135,31 +138,38 @@ def test_weights_are_cast_where_they_are_used() -> None:
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
 
 
-def test_full_weights_are_checked_and_padded() -> None:
-    embedding = VocabParallelEmbedding(5, 8, TensorParallel(), padded_size=8)
-    with torch.no_grad():
-        embedding.weight.fill_(7.0)
-    embedding.load_full(torch.ones(5, 8))
-    assert embedding.weight.sum(1).tolist() == [8.0] * 5 + [0.0] * 3
-    with pytest.raises(ValueError, match=r"expected a weight of shape \(5, 8\), got \(8, 8\)"):
-        embedding.load_full(torch.ones(8, 8))
+@pytest.mark.parametrize("shard_dim", [0, 1])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_each_rank_draws_its_slice_of_the_initial_weight(ranks: int, shard_dim: int) -> None:
+    shape = (13, 9)
+    padded = -(-shape[shard_dim] // ranks) * ranks + 2 * ranks  # the last ranks hold nothing but padding
+    parts = []
+    for rank in range(ranks):
+        tp: Any = SimpleNamespace(size=ranks, rank=rank)
+        layer = ShardedWeight(shape, shard_dim, tp, padded)
+        with torch.no_grad():
+            layer.weight.fill_(7.0)
+        layer.init_normal("layer.weight", 1, 0.5)
+        parts.append(layer.weight.detach())
+    whole = torch.cat(parts, shard_dim)
+    expected = torch.empty(shape)
+    fill_normal(expected, 0.5, seed=1, name="layer.weight")
+    assert torch.equal(whole[:13, :9], expected)
+    assert whole[13:].count_nonzero() == whole[:, 9:].count_nonzero() == 0
+    assert whole.shape[shard_dim] == padded
+
+
+def test_a_vocabulary_must_spread_over_the_ranks() -> None:
     with pytest.raises(ValueError, match="does not spread"):
         VocabParallelEmbedding(5, 8, TensorParallel(), padded_size=4)
 
 
-def test_full_weights_are_loaded_into_what_fsdp_holds() -> None:
+def test_initial_weights_are_drawn_into_what_fsdp_holds() -> None:
     state = initialize(GLOO)
     layer = RowParallelLinear(8, 5, TensorParallel(state.tensor_group))
     fully_shard(layer, mesh=state.sharding_mesh)
-    full = torch.randn(5, 8)
-    layer.load_full(full)
+    layer.init_normal("layer.weight", 1, 1.0)
+    expected = torch.empty(5, 8)
+    fill_normal(expected, 1.0, seed=1, name="layer.weight")
     assert isinstance(layer.weight, DTensor)
-    assert torch.equal(layer.weight.full_tensor(), full)
-
-
-def test_initial_values_depend_on_seed_and_name() -> None:
-    one = init_normal("a", (64, 64), 1, 0.5)
-    assert torch.equal(one, init_normal("a", (64, 64), 1, 0.5))
-    assert not torch.equal(one, init_normal("b", (64, 64), 1, 0.5))
-    assert not torch.equal(one, init_normal("a", (64, 64), 2, 0.5))
-    assert one.std().item() == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(layer.weight.full_tensor(), expected)

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,13 +214,31 @@ def test_bf16_and_recomputation_train_alike(tiny_args: list[str], tmp_path: Path
 
 def test_seeds_change_weights_and_order(tiny_args: list[str], tmp_path: Path) -> None:
     for seed in ("1", "2"):
-        assert run([*tiny_args, "--seed", seed, "--save", str(tmp_path / seed)]) == 0
+        assert run([*tiny_args, "--train-epochs", "0.5", "--seed", seed, "--save", str(tmp_path / seed)]) == 0
     one, two = ([e for e in metrics(tmp_path / s) if e["event"] == "phase"] for s in ("1", "2"))
     assert one[0]["order_hash"] != two[0]["order_hash"]
 
 
-def test_finetune_starts_from_other_weights(tiny_args: list[str], tmp_path: Path) -> None:
+def test_a_resumed_run_draws_no_weights(
+    tiny_args: list[str], tmp_path: Path, forbid_drawing: Callable[[], None]
+) -> None:
+    short = [*without(tiny_args, "--train-epochs"), "--train-epochs", "0.5", "--lfr-schedule", "uniform"]
+    assert run(short) == 0
+    stopped = [*short, "--save", str(tmp_path / "stopped")]
+    assert run([*stopped, "--exit-interval", "3"]) == 0
+    forbid_drawing()
+    assert run(stopped) == 0
+    journals = [(tmp_path / name / "journal/phase_000.npy").read_bytes() for name in ("run", "stopped")]
+    assert journals[0] == journals[1]
+    with pytest.raises(AssertionError, match="initial weights are drawn"):
+        run([*short, "--save", str(tmp_path / "new")])
+
+
+def test_finetune_starts_from_other_weights(
+    tiny_args: list[str], tmp_path: Path, forbid_drawing: Callable[[], None]
+) -> None:
     assert run(tiny_args) == 0
+    forbid_drawing()
     end = [e for e in metrics(tmp_path / "run") if e["event"] == "evaluation"][-1]["loss"]
     flags = ["--finetune", "--load", str(tmp_path / "run"), "--save", str(tmp_path / "tuned"), "--lr", "1e-9"]
     assert run([*tiny_args, *flags]) == 0
@@ -248,28 +267,54 @@ def test_exploding_steps_stop_the_run_with_the_blocks_named(
     assert (np.load(tmp_path / "run/journal/phase_000.npy") >= 0).all()  # what was synced holds no skipped step
 
 
-def test_a_skipped_step_leaves_weights_and_scores_alone(
-    tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_of_a_skipped_step_counts(
+    tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """An infinite gradient with a finite loss, and a loss that is not finite: the weights stay, the journal, the logged
+    loss and the summary leave the step out, and a run that resumes after it goes on as if it had not stopped."""
     from megatron_lfr.engine import NativeEngine
 
     original = NativeEngine.train_step
 
     def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
-        if batch.step != 2:
+        if batch.step not in (2, 5):
             return original(engine, batch, lr, stop)
         saved = [parameter.local().clone() for parameter in engine.parameters]
-        engine.parameters[0].local().fill_(float("nan"))
+        finish = engine.gradients.finish
+
+        def finish_with_infinity() -> None:
+            finish()
+            engine.parameters[0].local_grad()[0, 0] = math.inf
+
+        if batch.step == 2:
+            engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
+        else:
+            engine.parameters[0].local().fill_(math.nan)
         output = original(engine, batch, lr, stop)
+        engine.gradients.finish = finish  # type: ignore[method-assign]
         assert output.skipped
+        assert math.isfinite(output.loss) == (batch.step == 2)
         for parameter, value in zip(engine.parameters[1:], saved[1:], strict=True):
             assert parameter.local().equal(value)
         engine.parameters[0].local().copy_(saved[0])
         return output
 
     monkeypatch.setattr(NativeEngine, "train_step", poisoned)
-    assert run(tiny_args) == 0
-    entries = np.load(tmp_path / "run/journal/phase_000.npy")
-    assert (entries[16:24] == -1).all()
-    assert (np.delete(entries, np.s_[16:24]) > 0).all()
-    assert [e["skipped"] for e in metrics(tmp_path / "run") if e["event"] == "train"][-1] == 1
+    short = [*without(tiny_args, "--train-epochs"), "--train-iters", "9", "--lfr-schedule", "uniform"]
+    logged = [*short, "--log-interval", "3"]
+    assert run(logged) == 0
+    out = capsys.readouterr().out
+    assert f"{(9 - 2) * 8 * 16}" in out.replace(",", "")  # tokens
+    entries = np.load(tmp_path / "run/journal/phase_000.npy").reshape(9, 8)
+    assert [(row == -1).all() for row in entries] == [step in (2, 5) for step in range(9)]
+    assert (np.delete(entries, (2, 5), 0) > 0).all()
+    rows = [event for event in metrics(tmp_path / "run") if event["event"] == "train"]
+    assert [event["skipped"] for event in rows] == [1, 2, 2]
+    assert [event["last_loss"] is None for event in rows] == [event["grad_norm"] is None for event in rows]
+    assert [event["last_loss"] is None for event in rows] == [True, True, False]
+    for row, steps in zip(rows, ((0, 1), (3, 4), (6, 7, 8)), strict=True):
+        assert row["loss"] == pytest.approx(entries[list(steps)].astype(np.float64).mean(), abs=1e-6)
+    resumed = [*logged, "--save", str(tmp_path / "resumed")]
+    assert run([*resumed, "--exit-interval", "3"]) == 0
+    assert run(resumed) == 0
+    assert (np.load(tmp_path / "resumed/journal/phase_000.npy") == entries.ravel()).all()

@@ -1,0 +1,34 @@
+"""A gradient that is infinite on one rank: nothing of the step counts on any machine."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import skipped_step_cases as cases
+import torch.multiprocessing as mp
+from parity import matrix
+
+from megatron_lfr.lfr.analysis import open_run
+
+
+def test_an_infinite_gradient_of_one_rank_counts_on_no_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [
+        *matrix.run_flags(matrix.write_corpus(tmp_path), folder),
+        *("--tensor-model-parallel-size", "2", "--lfr-schedule", "uniform", "--train-iters", "5"),
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    mp.start_processes(cases.main, (port, arguments), nprocs=2, start_method="forkserver")
+    journals = [path / "journal/phase_000.npy" for path in (folder, folder / "scratch/node_1")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+    losses = np.load(journals[0]).reshape(5, 8)
+    assert [(row > 0).all() for row in losses] == [step != cases.SKIPPED for step in range(5)]
+    assert (losses[cases.SKIPPED] == -1).all()
+    (history,) = open_run(folder).phases()
+    ledger = open_run(folder).ledger()
+    taken = history.order[: losses.size][losses.ravel() != -1]
+    assert ledger.visits.sum() == len(taken)
+    assert set(np.flatnonzero(ledger.visits)) == set(taken.tolist())
