@@ -52,7 +52,8 @@ class EvaluateConfig:
     """Write the mean loss of every block (nats a token) here, in block order: .npy, fp32. NaN where every token of a
     block is masked."""
     tasks: list[Path] = field(default_factory=list)
-    """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}."""
+    """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}. White space before a choice is
+    scored, but not counted in its length; "target_delimiter" gives it apart, as in lm-eval's tasks."""
     lm_eval_tasks: list[str] = field(default_factory=list)
     """Tasks of the lm-eval package, which has to be installed. One process."""
     lm_eval_include_path: Path | None = None

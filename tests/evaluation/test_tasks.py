@@ -121,6 +121,30 @@ def test_measures_of_multiple_choice(tmp_path: Path) -> None:
     assert (result["kind"], result["items"], result["cut_contexts"]) == ("multiple_choice", 5, 0)
 
 
+@pytest.mark.parametrize(
+    ("row", "lengths"),
+    [
+        ({"choices": [" a", " bcd"]}, (1, 3)),  # lm-eval's default: a space between, which is not the choice's
+        ({"choices": ["a", "bcd"], "target_delimiter": " "}, (1, 3)),
+        ({"choices": ["\n a", "bcd"]}, (1, 3)),
+        ({"choices": [" a", " bcd"], "target_delimiter": ""}, (2, 4)),  # as lm-eval with the space in its choices
+        ({"choices": ["a", "bcd"], "target_delimiter": " -> "}, (1, 3)),
+        ({"choices": [" ", " bcd"], "target_delimiter": "\n"}, (1, 4)),
+        ({"choices": [" a b ", " bcd"]}, (4, 3)),
+    ],
+)
+def test_what_delimits_a_choice_is_scored_and_not_counted(
+    row: dict[str, Any], lengths: tuple[int, int], tmp_path: Path
+) -> None:
+    delimiter = row.get("target_delimiter", "")
+    task = read_task(write(tmp_path / "t.jsonl", [{"context": "x", "answer": 0, **row}]))
+    assert task.items[0].continuations == tuple(delimiter + choice for choice in row["choices"])
+    for shift in (-1e-6, 1e-6):  # on either side of the sums that would be equal, measured by these lengths
+        model = Dealt([float(-lengths[0]) + shift, float(-lengths[1])])
+        result = score_task(task, [None] * 2, model)  # type: ignore[arg-type, list-item]
+        assert result["acc_norm"] == result["acc_bytes"] == float(shift > 0)
+
+
 def test_measures_of_cloze(tmp_path: Path) -> None:
     rows = [{"context": "a", "target": "b"}] * 3
     task = read_task(write(tmp_path / "t.jsonl", rows))
@@ -174,6 +198,8 @@ GOOD = '{"context": "a", "choices": ["b", "c"], "answer": 0}'
         ('{"context": "a", "choices": ["b", 3], "answer": 0}', "choice 1: expected a text, got 3"),
         ('{"context": "a", "choices": ["b", "c"], "answer": 2}', "answer 2: expected the number of a choice, 0 to 1"),
         ('{"context": "a", "choices": ["b", "c"], "answer": true}', "answer True"),
+        ('{"context": "a", "choices": ["b", " "], "answer": 0}', "choice 1: is white space alone"),
+        ('{"context": "a", "choices": ["b", "c"], "answer": 0, "target_delimiter": 1}', "target_delimiter: expected"),
         ('{"context": "\\ud800", "choices": ["b", "c"], "answer": 0}', "half of a surrogate pair"),
         ("[" * 100000, "recursion"),
         ('{"context": "a", "choices": ["b", "' + "c" * 40 + '"], "answer": 0}', "a continuation of 40 tokens"),
