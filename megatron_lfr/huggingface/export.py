@@ -20,7 +20,7 @@ from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
 from megatron_lfr.huggingface.names import Weight, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
-from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import resolve_vocabulary
 
@@ -69,6 +69,8 @@ def export(options: ToHF) -> None:
         note = _write_tokenizer(folder, config.data.tokenizer_model, eod, model.max_position_embeddings)
         if options.verify:
             print(verify(checkpoint.folder, model, folder, dtype))
+            if note is None:
+                print(compare_tokenizers(folder / "tokenizer.json", folder))
     print(f"{options.output}: iteration {checkpoint.iteration}, {model.num_parameters():,} parameters, {files} files")
     if note:
         print(note)
@@ -134,16 +136,16 @@ def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: i
     source = Path(spec) / "tokenizer.json" if Path(spec).is_dir() else Path(spec)
     shutil.copyfile(source, folder / "tokenizer.json")
     beside = source.with_name("tokenizer_config.json")
-    if beside.is_file():
-        _write_json(folder / "tokenizer_config.json", read_json_object(beside))
-        return None
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
         "eos_token": None if eod is None else tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod),
+        **(read_json_object(beside) if beside.is_file() else {}),
+        # Not a class of its own, which would cut some texts in another way than tokenizer.json and the run do.
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    settings.pop("auto_map", None)  # it names such a class in code
     _write_json(folder / "tokenizer_config.json", settings)
     return None
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import tokenizers
 import torch
+import tyro
 from torch.nn import functional as F
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.fileio import check_space, fsync_file, new_folder, write_atomic
 from megatron_lfr.huggingface.config import from_hf_config, read_json_object
 from megatron_lfr.huggingface.files import WeightFiles
 from megatron_lfr.huggingface.names import to_ours, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream
-from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.huggingface.tokenizer_files import FolderTokenizer, find_tokenizer
+from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import dump_config
 
@@ -38,6 +37,9 @@ class FromHF:
     """The folder: config.json, safetensors, tokenizer.json if there is one."""
     output: Path
     """The run folder to make."""
+    allow_config_key: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
+    """A key of config.json that passes although it is unknown here, because it does not change what the model computes.
+    Once for each key."""
     verify: bool = False
     """Compare the logits with those that transformers computes from the input. Needs memory for both models."""
 
@@ -50,21 +52,29 @@ def load(options: FromHF) -> None:
         check_transformers()
     settings = read_json_object(options.input / "config.json")
     try:
-        model = from_hf_config(settings)
+        model, notes = from_hf_config(settings, options.allow_config_key)
     except ValueError as error:
         raise ValueError(f"{options.input / 'config.json'}: {error}") from None
+    assert model.vocab_size is not None
+    tokenizer = find_tokenizer(options.input, settings, model.vocab_size)
     files = WeightFiles(options.input, model)
     check_space("--output", options.output, 4 * model.num_parameters())
     with new_folder(options.output) as folder:
-        data = _copy_tokenizer(options, folder, settings)
+        if tokenizer is not None:
+            tokenizer.copy(folder / _TOKENIZER)
         _write_checkpoint(folder / "checkpoints", files, model)
-        write_atomic(folder / "config.yaml", dump_config(RunConfig(model=model, data=data)))
+        run = RunConfig(model=model, data=_data(options.output, tokenizer, model))
+        write_atomic(folder / "config.yaml", dump_config(run))
         if options.verify:
             checkpoint = CheckpointStore(folder / "checkpoints", keep=None).newest_whole()
             assert checkpoint is not None
             print(verify(checkpoint.folder, model, options.input, torch.float32))
+            if tokenizer is not None:
+                print(compare_tokenizers(tokenizer.path, options.input))
+    for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:
+        print(f"note: {note}")
     print(f"{options.output}: {model.num_parameters():,} parameters. Train with")
-    print(f"  megatron-lfr train --config {options.output}/config.yaml --load {options.output} --finetune ...")
+    print(f"  {_train_command(options.output, tokenizer)}")
 
 
 def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig) -> None:
@@ -83,21 +93,28 @@ def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig) -> Non
     CheckpointStore(root, keep=None).save_files(0, write, {"source": "convert from-hf"})
 
 
-def _copy_tokenizer(options: FromHF, folder: Path, settings: dict[str, Any]) -> DataConfig:
-    """Copy tokenizer.json and tokenizer_config.json, where they are, and say so in the run's configuration."""
-    source = options.input / "tokenizer.json"
-    if not source.is_file():
-        return DataConfig()
-    load_tokenizer(str(source))  # refuses what is no tokenizer
-    (folder / _TOKENIZER).mkdir()
-    shutil.copyfile(source, folder / _TOKENIZER / "tokenizer.json")
-    if (options.input / "tokenizer_config.json").is_file():
-        beside = read_json_object(options.input / "tokenizer_config.json")
-        write_atomic(folder / _TOKENIZER / "tokenizer_config.json", json.dumps(beside, indent=2, ensure_ascii=False))
-    data = DataConfig(tokenizer_model=str((options.output / _TOKENIZER).absolute()))
-    eos = settings.get("eos_token_id")
-    eos = eos[0] if isinstance(eos, list) and eos else eos
-    if isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos < 2**31:
+def _data(output: Path, tokenizer: FolderTokenizer | None, model: ModelConfig) -> DataConfig:
+    """What the run's configuration says of the data: a tokenizer if there is one, blocks that the positions reach."""
+    data = DataConfig()
+    data = dataclasses.replace(data, seq_length=min(data.seq_length, model.max_position_embeddings))
+    if tokenizer is None:
         return data
-    name = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eos)
-    return data if name is None else dataclasses.replace(data, eod_token=name)
+    where = str((output / _TOKENIZER).absolute())
+    return dataclasses.replace(data, tokenizer_model=where, eod_token=tokenizer.eod_token)
+
+
+def _notes_on_tokenizer(folder: Path, tokenizer: FolderTokenizer | None) -> list[str]:
+    if tokenizer is not None:
+        return tokenizer.notes
+    model = " (tokenizer.model is not read; transformers' AutoTokenizer and save_pretrained write tokenizer.json)"
+    return [f"no tokenizer.json, so the run has no tokenizer{model if (folder / 'tokenizer.model').exists() else ''}"]
+
+
+def _train_command(output: Path, tokenizer: FolderTokenizer | None) -> str:
+    """How to train from the run; what is in capitals is the user's."""
+    run = shlex.quote(str(output))
+    eod = " --eod-token TOKEN" if tokenizer is not None and tokenizer.eod_token is None else ""
+    return (
+        f"megatron-lfr train --config {shlex.quote(str(output / 'config.yaml'))} --load {run} --finetune{eod} "
+        "--data-path PREFIX --save RUN --lr RATE --micro-batch-size N --global-batch-size N"
+    )

@@ -123,7 +123,8 @@ def test_generation_is_greedy_and_stops(model: Any, oracle: Oracle) -> None:
     assert model.generate_until([cut, requests[2]]) == [whole[0][: whole[0].index(stop)], whole[2]]
     short = SimpleNamespace(args=(texts[0], {"max_new_tokens": 2, "temperature": 0.0, "num_beams": 1}))
     assert model.generate_until([short]) == [greedy(texts[0], 2)]
-    for options in ({"do_sample": True, "temperature": 0.7}, {"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}):
+    sampling: list[dict[str, Any]] = [{"do_sample": True, "temperature": 0.7}, {"do_sample": True}]
+    for options in (*sampling, {"temperature": 0.7}, {"num_beams": 4}):
         with pytest.raises(ValueError, match="generates greedily alone"):
             model.generate_until([SimpleNamespace(args=("x", options))])
 
