@@ -121,8 +121,9 @@ def _read_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{' and '.join(f'{key} {rope}' for key, rope in given.items())} disagree")
     sources = [*given.values(), settings]
     thetas = [_number(part, "rope_theta") for part in sources if part.get("rope_theta") is not None]
-    if len(set(thetas)) > 1:
-        raise ValueError(f"rope_theta is given twice, as {thetas[0]} and as {next(x for x in thetas if x != thetas[0])}")
+    for theta in thetas[1:]:
+        if theta != thetas[0]:
+            raise ValueError(f"rope_theta is given twice, as {thetas[0]} and as {theta}")
     return {"rotary_base": thetas[0] if thetas else 10000.0, **(scalings[0] if scalings else {})}
 
 

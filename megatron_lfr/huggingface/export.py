@@ -140,11 +140,12 @@ def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: i
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
-        "eos_token": None if eod is None else tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod),
         **(read_json_object(beside) if beside.is_file() else {}),
         # Not a class of its own, which would cut some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    if eod is not None:
+        settings["eos_token"] = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod)
     settings.pop("auto_map", None)  # it names such a class in code
     _write_json(folder / "tokenizer_config.json", settings)
     return None
