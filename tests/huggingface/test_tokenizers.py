@@ -172,5 +172,5 @@ def test_the_command_that_is_printed_trains(is_named: bool, hf: Path, capsys: py
         assert main(["preprocess", "--input", "corpus.jsonl", "--output-prefix", "c", *tokenizer, "--no-progress"]) == 0
         program, *words = [values.get(word, word) for word in shlex.split(command)]
         assert program == "megatron-lfr"
-        assert main([*words, "--train-iters", "2"]) == 0
+        assert main([*words, "--train-iters", "2", "--lfr-schedule", "uniform"]) == 0
     assert (hf.parent / "trained" / "checkpoints" / "iter_0000002").is_dir()
