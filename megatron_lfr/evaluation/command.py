@@ -164,7 +164,9 @@ def _loss_and_perplexity(loss: float) -> dict[str, float]:
 
 
 def _without_infinities(value: Any) -> Any:
-    """JSON has no NaN or infinity: what is not finite is null."""
+    """JSON has no NaN or infinity: what is not finite is null. NumPy's numbers become Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {key: _without_infinities(own) for key, own in value.items()}
     if isinstance(value, list):

@@ -92,6 +92,10 @@ def from_hf_config(settings: Mapping[str, Any], allowed: Collection[str] = ()) -
         raise ValueError("neither model_type nor architectures is there: which model is it?")
     heads = _integer(settings, "num_attention_heads")
     hidden = _integer(settings, "hidden_size")
+    if settings.get("head_dim") is None and hidden % heads:
+        raise ValueError(
+            f"head_dim is missing, and hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
     config = ModelConfig(
         num_layers=_integer(settings, "num_hidden_layers"),
         hidden_size=hidden,

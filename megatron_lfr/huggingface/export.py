@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
-from megatron_lfr.huggingface.names import Weight, to_theirs, weights
+from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
 from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.model.config import ModelConfig
@@ -101,15 +102,7 @@ def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtyp
     """Write the weights, one of ours in memory at a time; returns the number of files."""
     found = weights(model)
     shards = into_shards(_entries(found, dtype), limit)
-    tensors = (
-        (name, part.to(dtype))
-        for weight in found
-        for name, part in zip(
-            weight.theirs,
-            to_theirs(weight, stored.read(f"model.{weight.ours}", weight.shape(model)), model),
-            strict=True,
-        )
-    )
+    tensors = _tensors(found, stored, model, dtype)
     names = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -122,6 +115,17 @@ def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtyp
         index = {"metadata": {"total_size": total}, "weight_map": names}
         _write_json(folder / "model.safetensors.index.json", index)
     return len(shards)
+
+
+def _tensors(
+    found: list[Weight], stored: StoredTensors, model: ModelConfig, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of what is written, in order. ValueError for one that is not finite."""
+    for weight in found:
+        ours = stored.read(f"model.{weight.ours}", weight.shape(model))
+        for name, part in zip(weight.theirs, to_theirs(weight, ours, model), strict=True):
+            check_finite(f"--run: the checkpoint's {weight.ours}", name, part)
+            yield name, part.to(dtype)
 
 
 def _entries(found: list[Weight], dtype: torch.dtype) -> list[Entry]:

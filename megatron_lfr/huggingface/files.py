@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_lfr.huggingface.config import read_json_object
-from megatron_lfr.huggingface.names import Weight, weights
+from megatron_lfr.huggingface.names import Weight, check_finite, weights
 from megatron_lfr.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -48,8 +48,11 @@ class WeightFiles:
             raise ValueError(f"{folder}: tie_word_embeddings is true, but {_OUTPUT} is not the embedding")
 
     def read(self, weight: Weight) -> list[Tensor]:
-        """The tensors that one of our weights is made of, in fp32."""
-        return [self._read(name).float() for name in weight.theirs]
+        """The tensors that one of our weights is made of, in fp32. ValueError for one that is not finite."""
+        tensors = [self._read(name).float() for name in weight.theirs]
+        for name, tensor in zip(weight.theirs, tensors, strict=True):
+            check_finite(str(self._files[self._renamed.get(name, name)]), name, tensor)
+        return tensors
 
     def _read(self, name: str) -> Tensor:
         stored = self._renamed.get(name, name)

@@ -74,6 +74,8 @@ def load(options: FromHF) -> None:
     for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:
         print(f"note: {note}")
     print(f"{options.output}: {model.num_parameters():,} parameters. Train with")
+    if tokenizer is not None:
+        print(f"  {_preprocess_command(run.data)}")
     print(f"  {_train_command(options.output, tokenizer)}")
 
 
@@ -110,11 +112,17 @@ def _notes_on_tokenizer(folder: Path, tokenizer: FolderTokenizer | None) -> list
     return [f"no tokenizer.json, so the run has no tokenizer{model if (folder / 'tokenizer.model').exists() else ''}"]
 
 
+def _preprocess_command(data: DataConfig) -> str:
+    """How to make a corpus for the run, its documents ended as the run believes; what is in capitals is the user's."""
+    flags = f"--tokenizer {shlex.quote(str(data.tokenizer_model))} --eod-token {shlex.quote(data.eod_token or 'TOKEN')}"
+    return f"megatron-lfr preprocess --input TEXT --output-prefix PREFIX {flags}"
+
+
 def _train_command(output: Path, tokenizer: FolderTokenizer | None) -> str:
     """How to train from the run; what is in capitals is the user's."""
     run = shlex.quote(str(output))
     eod = " --eod-token TOKEN" if tokenizer is not None and tokenizer.eod_token is None else ""
     return (
         f"megatron-lfr train --config {shlex.quote(str(output / 'config.yaml'))} --load {run} --finetune{eod} "
-        "--data-path PREFIX --save RUN --lr RATE --micro-batch-size N --global-batch-size N"
+        "--data-path PREFIX_text_document --save RUN --lr RATE --micro-batch-size N --global-batch-size N"
     )

@@ -17,6 +17,7 @@ from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.verify import verify
@@ -120,6 +121,17 @@ def test_an_iteration_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no checkpoint of iteration 6; there are: 5, 7" in capsys.readouterr().err
     assert convert("to-hf", *flags, "--iteration", 5) == 0
     assert not any(tensor.any() for tensor in stored_weights(tmp_path / "hf").values())
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", BASE)
+    tensors = stored_weights(tmp_path / "run" / "checkpoints" / "iter_0000007")
+    tensors["model.layers.1.attention.qkv.weight"][5, 5] = torch.nan
+    CheckpointStore(tmp_path / "run" / "checkpoints", keep=None).save(8, tensors, {})
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 2
+    assert "holds numbers that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf", "--iteration", 7) == 0
 
 
 def test_verify_notices_another_model(tmp_path: Path) -> None:

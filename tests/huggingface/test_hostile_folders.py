@@ -90,6 +90,7 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"num_attention_heads": True}, "num_attention_heads is True; expected a positive integer"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; expected a positive integer"),
         ({"head_dim": 15}, "must be even"),
+        ({"hidden_size": 66, "head_dim": None}, "head_dim is missing, and hidden_size 66 is not a multiple"),
         ({"hidden_size": "64"}, "hidden_size is '64'; expected a positive integer"),
         ({"vocab_size": 2**30}, f"{EMBEDDING} is [101, 64]; after config.json it should be [1073741824, 64]"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
@@ -198,6 +199,8 @@ def with_weights(hf: Path, change: Callable[[dict[str, torch.Tensor]], object]) 
         (lambda w: w.update({"model.norm.weight": torch.ones(64, 1)}), "model.norm.weight is [64, 1]"),
         (lambda w: w.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)}), "model.norm.weight is I64"),
         (lambda w: w.update({"lm_head.weight": torch.ones(101, 64)}), "lm_head.weight is not the embedding"),
+        (lambda w: w["model.norm.weight"].fill_(float("inf")), "model.norm.weight holds numbers that are not finite"),
+        (lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(float("nan")), "mlp.up_proj.weight holds numbers"),
     ],
 )
 def test_weights(

@@ -93,15 +93,15 @@ def hf(tmp_path: Path) -> Path:
     return folder
 
 
-def end_token(hf: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str | None, list[str], str]:
-    """(--eod-token of the run that comes of a folder, notes, the command that trains it)."""
+def end_token(hf: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str | None, list[str], list[str]]:
+    """(--eod-token of the run that comes of a folder, notes, the commands that preprocess and train)."""
     run = hf.with_name("new run")
     capsys.readouterr()
     assert main(["convert", "from-hf", "--input", str(hf), "--output", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     config, _ = parse_run_config(["--config", str(run / "config.yaml")])
     notes = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
-    return config.data.eod_token, notes, lines[-1]
+    return config.data.eod_token, notes, lines[-2:]
 
 
 @pytest.mark.parametrize(
@@ -156,21 +156,19 @@ def test_which_token_ends_documents(
 
 
 @pytest.mark.parametrize("is_named", [True, False])
-def test_the_command_that_is_printed_trains(is_named: bool, hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_that_are_printed_train(is_named: bool, hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not is_named:
         words = {f"w{i}": i for i in range(101)}
         Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(hf / "tokenizer.json"))
         (hf / "tokenizer_config.json").unlink()
         for file in ("config.json", "generation_config.json"):
             edit(hf / file, eos_token_id=None)
-    _, notes, command = end_token(hf, capsys)
+    _, notes, commands = end_token(hf, capsys)
     assert notes == ([] if is_named else ["no file says which token ends a document: name it with --eod-token"])
     (hf.parent / "corpus.jsonl").write_text((json.dumps({"text": "w5"}) + "\n") * 400)
-    values = {"TOKEN": "w100", "PREFIX": "c_text_document", "RUN": "trained", "RATE": "1e-3", "N": "1"}
+    values = {"TOKEN": "w100", "TEXT": "corpus.jsonl", "RUN": "trained", "RATE": "1e-3", "N": "1"}
+    preprocess, train = ([values.get(word, word) for word in shlex.split(command)[1:]] for command in commands)
     with contextlib.chdir(hf.parent):
-        tokenizer = ["--tokenizer", "new run/tokenizer", *([] if is_named else ["--eod-token", "w100"])]
-        assert main(["preprocess", "--input", "corpus.jsonl", "--output-prefix", "c", *tokenizer, "--no-progress"]) == 0
-        program, *words = [values.get(word, word) for word in shlex.split(command)]
-        assert program == "megatron-lfr"
-        assert main([*words, "--train-iters", "2", "--lfr-schedule", "uniform"]) == 0
+        assert main([*preprocess, "--no-progress"]) == 0
+        assert main([*train, "--train-iters", "2", "--lfr-schedule", "uniform", "--eod-mask-loss"]) == 0
     assert (hf.parent / "trained" / "checkpoints" / "iter_0000002").is_dir()
