@@ -27,6 +27,7 @@ from megatron_lfr.training.run import dump_config
 
 _FILE = "model-00001-of-00001.safetensors"
 _TOKENIZER = "tokenizer"
+_REMAINING_FLAGS = "--input and --output-prefix; --data-path, --save, --lr, the batch's and the run's size"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def load(options: FromHF) -> None:
                 print(compare_tokenizers(tokenizer.path, options.input))
     for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:
         print(f"note: {note}")
-    print(f"{options.output}: {model.num_parameters():,} parameters. Train with")
+    print(f"{options.output}: {model.num_parameters():,} parameters. Train with (...: {_REMAINING_FLAGS})")
     if tokenizer is not None:
         print(f"  {_preprocess_command(run.data)}")
     print(f"  {_train_command(options.output, tokenizer)}")
@@ -113,16 +114,13 @@ def _notes_on_tokenizer(folder: Path, tokenizer: FolderTokenizer | None) -> list
 
 
 def _preprocess_command(data: DataConfig) -> str:
-    """How to make a corpus for the run, its documents ended as the run believes; what is in capitals is the user's."""
+    """How to make a corpus for the run, its documents ended as the run believes."""
     flags = f"--tokenizer {shlex.quote(str(data.tokenizer_model))} --eod-token {shlex.quote(data.eod_token or 'TOKEN')}"
-    return f"megatron-lfr preprocess --input TEXT --output-prefix PREFIX {flags}"
+    return f"megatron-lfr preprocess {flags} ..."
 
 
 def _train_command(output: Path, tokenizer: FolderTokenizer | None) -> str:
-    """How to train from the run; what is in capitals is the user's."""
-    run = shlex.quote(str(output))
+    """How to train from the run."""
     eod = " --eod-token TOKEN" if tokenizer is not None and tokenizer.eod_token is None else ""
-    return (
-        f"megatron-lfr train --config {shlex.quote(str(output / 'config.yaml'))} --load {run} --finetune{eod} "
-        "--data-path PREFIX_text_document --save RUN --lr RATE --micro-batch-size N --global-batch-size N"
-    )
+    config, run = shlex.quote(str(output / "config.yaml")), shlex.quote(str(output))
+    return f"megatron-lfr train --config {config} --load {run} --finetune{eod} ..."

@@ -166,9 +166,10 @@ def test_the_commands_that_are_printed_train(is_named: bool, hf: Path, capsys: p
     _, notes, commands = end_token(hf, capsys)
     assert notes == ([] if is_named else ["no file says which token ends a document: name it with --eod-token"])
     (hf.parent / "corpus.jsonl").write_text((json.dumps({"text": "w5"}) + "\n") * 400)
-    values = {"TOKEN": "w100", "TEXT": "corpus.jsonl", "RUN": "trained", "RATE": "1e-3", "N": "1"}
-    preprocess, train = ([values.get(word, word) for word in shlex.split(command)[1:]] for command in commands)
+    preprocess, train = (shlex.split(command.replace("TOKEN", "w100"))[1:-1] for command in commands)
+    preprocess += ["--input", "corpus.jsonl", "--output-prefix", "c", "--no-progress"]
+    train += ["--data-path", "c_text_document", "--save", "trained", "--lr", "1e-3", "--global-batch-size", "2"]
     with contextlib.chdir(hf.parent):
-        assert main([*preprocess, "--no-progress"]) == 0
+        assert main(preprocess) == 0
         assert main([*train, "--train-iters", "2", "--lfr-schedule", "uniform", "--eod-mask-loss"]) == 0
     assert (hf.parent / "trained" / "checkpoints" / "iter_0000002").is_dir()
