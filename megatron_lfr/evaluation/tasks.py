@@ -96,7 +96,9 @@ def encode_task(task: Task, tokenizer: Tokenizer, max_length: int) -> list[Conti
 def score_task(task: Task, encoded: Sequence[Continuation], model: Continuations) -> Result:
     """The measures of a task, on every rank; each rank scores its share of the continuations."""
     rank, size = ranks.rank(), ranks.world_size()
-    shares = ranks.gather(model.score(encoded[rank::size]))
+    with ranks.failing_together():
+        own = model.score(encoded[rank::size])
+    shares = ranks.gather(own)
     scores: list[Score] = [None] * len(encoded)  # type: ignore[list-item]
     for first, share in enumerate(shares):
         scores[first::size] = share

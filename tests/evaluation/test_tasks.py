@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from text_run_oracle import SEQ, Oracle
 
 from megatron_lfr.cli import main
@@ -65,6 +66,17 @@ def test_targets_that_cannot_be_scored(trained: TrainedModel) -> None:
         model.score([Continuation([1], [])])
     with pytest.raises(ValueError, match=f"33 tokens; --seq-length of the run is {SEQ}"):
         model.score([Continuation([1], [1] * 33)])
+
+
+def test_a_model_that_computes_no_numbers_is_not_scored(run: Path) -> None:
+    trained = load_trained(run)
+    model = Continuations(trained)
+    with torch.no_grad():
+        next(trained.model.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="log-probabilities are not finite"):
+        model.score([Continuation([1], [2])])
+    with pytest.raises(ValueError, match="log-probabilities are not finite"):
+        model.likeliest_next([[1]])
 
 
 class Merging(ByteTokenizer):
@@ -143,6 +155,12 @@ def test_what_delimits_a_choice_is_scored_and_not_counted(
         model = Dealt([float(-lengths[0]) + shift, float(-lengths[1])])
         result = score_task(task, [None] * 2, model)  # type: ignore[arg-type, list-item]
         assert result["acc_norm"] == result["acc_bytes"] == float(shift > 0)
+
+
+def test_a_target_has_its_own_space(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [{"context": "a", "target": "b", "target_delimiter": " "}])
+    with pytest.raises(ValueError, match=r"t.jsonl:1: target_delimiter: goes with choices"):
+        read_task(path)
 
 
 def test_measures_of_cloze(tmp_path: Path) -> None:
