@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import kill_cases
@@ -100,7 +97,7 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2)
+    mp.start_processes(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     expected = {
         f"model.{name}": value for name, value in Llama(BASE, seed=two_rank_checkpoints.SEED).named_parameters()
     }
@@ -147,10 +144,8 @@ def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     make_run(tmp_path / "run", BASE)
     assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
     output = tmp_path / "output"
-    command = [sys.executable, kill_cases.__file__, tmp_path / "run", tmp_path / "hf", output]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    paths = (str(tmp_path / "run"), str(tmp_path / "hf"), str(output))
+    mp.start_processes(kill_cases.kill_all, paths, nprocs=1, start_method="forkserver")
     left = sorted(path.name for path in output.iterdir())
     assert len(left) == 2 * len(kill_cases.MOMENTS)
     assert all(name.startswith(".") and name.endswith(".partial") for name in left)
