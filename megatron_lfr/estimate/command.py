@@ -85,6 +85,13 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
             "--recompute-granularity, a smaller --micro-batch-size, sharding, or more model-parallel ranks"
         )
     phases = _phases(plan, model, options.tokens_per_second)
+    if rescored := sum(planned.phase.is_rescored for planned in plan.phases):
+        # A forward pass is a third of a step: the backward computes two products for each of its own.
+        flops = model.flops_per_token(plan.seq_length) / 3 * plan.n_blocks * plan.seq_length
+        warnings.append(
+            f"not counted: the forward pass over the corpus before each of {rescored} phases with score: rescored, "
+            f"{flops:.3e} FLOP a pass"
+        )
     return {
         "parameters": model.num_parameters(),
         "vocab_size": vocab_size,

@@ -52,7 +52,8 @@ class EvaluateConfig:
     """Write the mean loss of every block (nats a token) here, in block order: .npy, fp32. NaN where every token of a
     block is masked."""
     tasks: list[Path] = field(default_factory=list)
-    """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}."""
+    """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}. White space before a choice is
+    scored, but not counted in its length; "target_delimiter" gives it apart, as in lm-eval's tasks."""
     lm_eval_tasks: list[str] = field(default_factory=list)
     """Tasks of the lm-eval package, which has to be installed. One process."""
     lm_eval_include_path: Path | None = None
@@ -163,7 +164,9 @@ def _loss_and_perplexity(loss: float) -> dict[str, float]:
 
 
 def _without_infinities(value: Any) -> Any:
-    """JSON has no NaN or infinity: what is not finite is null."""
+    """JSON has no NaN or infinity: what is not finite is null. NumPy's numbers become Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {key: _without_infinities(own) for key, own in value.items()}
     if isinstance(value, list):

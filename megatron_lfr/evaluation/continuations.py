@@ -68,7 +68,7 @@ class Continuations:
         self._batch_size = trained.config.training.micro_batch_size
 
     def score(self, items: Sequence[Continuation]) -> list[Score]:
-        """The likelihood of each. ValueError as `check_length` says."""
+        """The likelihood of each. ValueError as `check_length` says, and where the model computes no numbers."""
         for item in items:
             check_length(item, self.max_length)
         scores: dict[int, Score] = {}
@@ -85,7 +85,7 @@ class Continuations:
             rows = [prompts[i][-self.max_length :] for i in members]
             where = _marks([(len(row) - 1, len(row)) for row in rows])
             tokens = _padded(rows)
-            _, likeliest = self._trained.score_next(tokens, torch.zeros_like(tokens), where)
+            _, likeliest = self._score_next(tokens, torch.zeros_like(tokens), where)
             found |= zip(members, likeliest.tolist(), strict=True)
         return [found[i] for i in range(len(prompts))]
 
@@ -95,11 +95,18 @@ class Continuations:
         for first in range(0, len(order), self._batch_size):
             yield order[first : first + self._batch_size]
 
+    def _score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """As the model's. ValueError where it gives NaN, of which a highest one would be taken nevertheless."""
+        logprobs, likeliest = self._trained.score_next(tokens, labels, where)
+        if not torch.isfinite(logprobs).all():
+            raise ValueError("the model's log-probabilities are not finite: a diverged run cannot be compared on tasks")
+        return logprobs, likeliest
+
     def _score_batch(self, batch: Sequence[Continuation]) -> list[Score]:
         rows = [[*item.context, *item.target][-(self.max_length + 1) :] for item in batch]
         where = _marks([(len(row) - 1 - len(item.target), len(row) - 1) for row, item in zip(rows, batch, strict=True)])
         labels = _padded([row[1:] for row in rows])
-        logprobs, likeliest = self._trained.score_next(_padded([row[:-1] for row in rows]), labels, where)
+        logprobs, likeliest = self._score_next(_padded([row[:-1] for row in rows]), labels, where)
         sizes = [len(item.target) for item in batch]
         right = torch.split(likeliest == labels[where], sizes)
         return [

@@ -7,7 +7,8 @@ takes the flags of lm_eval, which has no way of its own to find models of other 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ from megatron_lfr.evaluation.trained import TrainedModel, load_trained
 
 _DEFAULT_GENERATED = 256
 """Tokens that are generated where a task says nothing: lm-eval's number."""
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names under which tasks give that number; the first that is there counts, as in lm-eval."""
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "min_new_tokens": (0,),
+}
+"""Values with which an option changes nothing about greedy decoding."""
+_LEFT_OUT = ("until", "do_sample", "temperature", "top_k", "top_p", "min_p", "seed", "use_cache")
+"""Options that are read elsewhere, or that concern sampling and speed alone."""
+
+_LOG = logging.getLogger(__name__)
 
 
 @register_model("megatron_lfr")
@@ -56,6 +71,7 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives it) of each request's continuation after its context."""
         scores = self._model.score(encode_pairs(self._tokenizer, [request.args for request in requests]))
+        self._tell_cut(sum(score.is_cut for score in scores), len(scores))
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
@@ -78,12 +94,18 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         rows = [prompt or [self._tokenizer.eod] for prompt in prompts]
         starts = list(map(len, rows))
         rules = [_rules(request.args[1]) for request in requests]
+        self._tell_cut(sum(start > self._model.max_length for start in starts), len(starts))
         active = [i for i, (_, length) in enumerate(rules) if length > 0]
         while active:
             for i, token in zip(active, self._model.likeliest_next([rows[i] for i in active]), strict=True):
                 rows[i].append(token)
             active = [i for i in active if not self._finish(i, rows[i][starts[i] :], rules[i], texts)]
         return texts
+
+    def _tell_cut(self, cut: int, total: int) -> None:
+        if cut:
+            longest = self._model.max_length
+            _LOG.warning(f"{cut} of {total} contexts lost their beginning: --seq-length of the run is {longest}")
 
     def _finish(self, index: int, generated: list[int], rules: tuple[list[str], int], texts: list[str]) -> bool:
         """Bring a request's text up to date; whether it has come to its end."""
@@ -95,13 +117,19 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         return ended or bool(found) or len(generated) >= length
 
 
-def _rules(options: dict[str, Any]) -> tuple[list[str], int]:
-    """(texts that end a generation, tokens that it has at most)."""
-    if options.get("do_sample") and options.get("temperature", 1.0) != 0:
-        raise ValueError("the task asks for sampling (do_sample); this model generates greedily alone")
+def _rules(options: Mapping[str, Any]) -> tuple[list[str], int]:
+    """(texts that end a generation, tokens that it has at most). ValueError for a task that asks for other than greedy
+    decoding."""
+    temperature = options.get("temperature", 1.0 if options.get("do_sample") else 0.0)
+    if options.get("do_sample") is not False and temperature != 0:
+        raise ValueError("the task asks for sampling (do_sample, temperature); this model generates greedily alone")
+    for name, value in options.items():
+        if name not in _LENGTHS and name not in _LEFT_OUT and value is not None and value not in _NEUTRAL.get(name, ()):
+            raise ValueError(f"the task asks for {name} {value!r}; this model generates greedily alone")
     until = options.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
-    return [stop for stop in stops if stop], int(options.get("max_gen_toks", _DEFAULT_GENERATED))
+    lengths = [options[name] for name in _LENGTHS if options.get(name) is not None]
+    return [stop for stop in stops if stop], int([*lengths, _DEFAULT_GENERATED][0])
 
 
 def evaluate_tasks(trained: TrainedModel, tasks: Sequence[str], include_path: Path | None) -> dict[str, Any]:

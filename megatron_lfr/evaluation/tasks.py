@@ -3,8 +3,12 @@
     {"context": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0}
     {"context": "The capital of France is", "target": " Paris"}
 
-Nothing is put between context and continuation: the space is the item's. Other keys are ignored. The measures have
-lm-eval's names and definitions:
+Nothing is put between context and continuation: the space is the item's, and white space before a choice is not
+counted as part of it. Or a multiple-choice item says what stands between them, as an lm-eval task does:
+
+    {"context": "The capital of France is", "choices": ["Paris", "Rome"], "target_delimiter": " ", "answer": 0}
+
+and then its choices are counted whole. Other keys are ignored. The measures have lm-eval's names and definitions:
 
     acc        the answer has the highest log-probability (multiple choice); greedy decoding gives the target (cloze)
     acc_norm   ... the highest log-probability a character of the choice
@@ -38,6 +42,9 @@ class Item:
     line: int
     context: str
     continuations: tuple[str, ...]
+    """What is scored."""
+    counted: tuple[str, ...]
+    """What acc_norm and acc_bytes take the length of: the continuations without what delimits them from the context."""
     answer: int
 
 
@@ -89,7 +96,9 @@ def encode_task(task: Task, tokenizer: Tokenizer, max_length: int) -> list[Conti
 def score_task(task: Task, encoded: Sequence[Continuation], model: Continuations) -> Result:
     """The measures of a task, on every rank; each rank scores its share of the continuations."""
     rank, size = ranks.rank(), ranks.world_size()
-    shares = ranks.gather(model.score(encoded[rank::size]))
+    with ranks.failing_together():
+        own = model.score(encoded[rank::size])
+    shares = ranks.gather(own)
     scores: list[Score] = [None] * len(encoded)  # type: ignore[list-item]
     for first, share in enumerate(shares):
         scores[first::size] = share
@@ -113,8 +122,8 @@ def _measure_choices(scored: list[tuple[Item, Sequence[Score]]]) -> Result:
     hits: dict[str, list[float]] = {"acc": [], "acc_norm": [], "acc_bytes": []}
     for item, own in scored:
         logprobs = np.array([score.logprob for score in own])
-        characters = np.array([len(choice) for choice in item.continuations])
-        size = np.array([len(choice.encode()) for choice in item.continuations])
+        characters = np.array([len(choice) for choice in item.counted])
+        size = np.array([len(choice.encode()) for choice in item.counted])
         for name, values in (("acc", logprobs), ("acc_norm", logprobs / characters), ("acc_bytes", logprobs / size)):
             hits[name].append(float(np.argmax(values) == item.answer))
     return {key: value for name, own in hits.items() for key, value in _mean(name, own).items()}
@@ -143,13 +152,24 @@ def _kind_of(row: Any) -> Kind:
 def _parse(line: int, row: dict[str, Any], kind: Kind) -> Item:
     context = _text(row.get("context"), "context", may_be_empty=True)
     if kind == "cloze":
-        return Item(line, context, (_text(row["target"], "target"),), 0)
+        if "target_delimiter" in row:
+            raise ValueError("target_delimiter: goes with choices; a target begins with its own space")
+        target = _text(row["target"], "target")
+        return Item(line, context, (target,), (target,), 0)
     choices, answer = row["choices"], row.get("answer")
     if not isinstance(choices, list) or len(choices) < 2:
         raise ValueError("choices: expected a list of two or more texts")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(f"answer {answer!r}: expected the number of a choice, 0 to {len(choices) - 1}")
-    return Item(line, context, tuple(_text(choice, f"choice {i}") for i, choice in enumerate(choices)), answer)
+    texts = tuple(_text(choice, f"choice {i}") for i, choice in enumerate(choices))
+    if "target_delimiter" in row:
+        delimiter = _text(row["target_delimiter"], "target_delimiter", may_be_empty=True)
+        return Item(line, context, tuple(delimiter + text for text in texts), texts, answer)
+    counted = tuple(text.lstrip() for text in texts)
+    if "" in counted:
+        blank = counted.index("")
+        raise ValueError(f"choice {blank}: is white space alone, of which none is counted; give target_delimiter")
+    return Item(line, context, texts, counted, answer)
 
 
 def _text(value: Any, name: str, may_be_empty: bool = False) -> str:

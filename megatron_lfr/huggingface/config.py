@@ -4,65 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_lfr.huggingface.config_keys import ARCHITECTURE, check_keys
 from megatron_lfr.model.config import ModelConfig
 
-ARCHITECTURE = "LlamaForCausalLM"
-
-# What transformers' Llama can do and ours cannot: other values than these are refused.
-_REQUIRED: dict[str, object] = {
-    "architectures": [ARCHITECTURE],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0,
-    "pretraining_tp": 1,
-    "partial_rotary_factor": 1,
-    "sliding_window": None,
-    "quantization_config": None,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-}
-_READ = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "eos_token_id",
-)
-# What does not change the logits.
-_IGNORED = (
-    "_name_or_path",
-    "bos_token_id",
-    "pad_token_id",
-    "unk_token_id",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "chunk_size_feed_forward",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "max_sequence_length",
-)
 _ROPE_KEYS = (
     "rope_type",
     "type",
@@ -131,21 +79,23 @@ def to_hf_config(config: ModelConfig, dtype: str, eos_token_id: int | None) -> d
     }
 
 
-def from_hf_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The sizes that a config.json stands for, with transformers' defaults for what it leaves out.
+def from_hf_config(settings: Mapping[str, Any], allowed: Collection[str] = ()) -> tuple[ModelConfig, list[str]]:
+    """The sizes that a config.json stands for, with transformers' defaults for what it leaves out, and notes on what is
+    passed over. `allowed`: keys that pass although nothing is known of them.
 
     ValueError names what is missing, is not of the right type, or is a feature that our model does not have.
     """
-    for key, value in settings.items():
-        if key in _REQUIRED:
-            if value != _REQUIRED[key]:
-                raise ValueError(f"{key} {value!r} is not supported; only {_REQUIRED[key]!r} is")
-        elif key not in _READ and key not in _IGNORED:
-            raise ValueError(f"unknown key {key!r}; remove it if it does not change what the model computes")
+    notes = check_keys(settings, allowed)
+    if (parallel := _integer(settings, "pretraining_tp", 1)) != 1:
+        notes.append(f"pretraining_tp {parallel}: left out, as it changes the order of sums alone")
     if "model_type" not in settings and "architectures" not in settings:
         raise ValueError("neither model_type nor architectures is there: which model is it?")
     heads = _integer(settings, "num_attention_heads")
     hidden = _integer(settings, "hidden_size")
+    if settings.get("head_dim") is None and hidden % heads:
+        raise ValueError(
+            f"head_dim is missing, and hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
     config = ModelConfig(
         num_layers=_integer(settings, "num_hidden_layers"),
         hidden_size=hidden,
@@ -161,34 +111,46 @@ def from_hf_config(settings: Mapping[str, Any]) -> ModelConfig:
         **_read_rope(settings),
     )
     config.validate()
-    return config
+    return config, notes
 
 
 def _read_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ModelConfig about positions."""
-    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}  # in transformers' order
-    if not isinstance(rope, dict):
-        raise ValueError(f"rope_scaling or rope_parameters is {rope!r}; expected an object")
+    given = {key: settings[key] for key in ("rope_scaling", "rope_parameters") if settings.get(key)}
+    for key, rope in given.items():
+        if not isinstance(rope, dict):
+            raise ValueError(f"{key} is {rope!r}; expected an object")
+    scalings = [_read_scaling(rope) for rope in given.values()]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        raise ValueError(f"{' and '.join(f'{key} {rope}' for key, rope in given.items())} disagree")
+    sources = [*given.values(), settings]
+    thetas = [_number(part, "rope_theta") for part in sources if part.get("rope_theta") is not None]
+    for theta in thetas[1:]:
+        if theta != thetas[0]:
+            raise ValueError(f"rope_theta is given twice, as {thetas[0]} and as {theta}")
+    return {"rotary_base": thetas[0] if thetas else 10000.0, **(scalings[0] if scalings else {})}
+
+
+def _read_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """How the positions are stretched, from rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
     if unknown := [key for key in rope if key not in _ROPE_KEYS]:
         raise ValueError(f"rope parameter {unknown[0]!r} is not supported")
     if rope.get("partial_rotary_factor", 1) != 1:
         raise ValueError(f"partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported; only 1 is")
-    thetas = [_number(part, "rope_theta") for part in (rope, settings) if part.get("rope_theta") is not None]
-    if len(set(thetas)) > 1:
-        raise ValueError(f"rope_theta is given twice, as {thetas[0]} and as {thetas[1]}")
-    fields: dict[str, Any] = {"rotary_base": thetas[0] if thetas else 10000.0}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
-        fields |= {
-            "use_rope_scaling": True,
-            "rope_scaling_factor": _number(rope, "factor"),
-            "rope_low_freq_factor": _number(rope, "low_freq_factor"),
-            "rope_high_freq_factor": _number(rope, "high_freq_factor"),
-            "rope_original_max_position_embeddings": _integer(rope, "original_max_position_embeddings"),
-        }
-    elif kind != "default":
-        raise ValueError(f"rope_type {kind!r} is not supported; only default and llama3 are")
-    return fields
+    kinds = [rope[key] for key in ("rope_type", "type") if rope.get(key) is not None] or ["default"]
+    if kinds[0] != kinds[-1]:
+        raise ValueError(f"rope_type is given twice, as {kinds[0]!r} and, under type, as {kinds[1]!r}")
+    if kinds[0] == "default":
+        return {}
+    if kinds[0] != "llama3":
+        raise ValueError(f"rope_type {kinds[0]!r} is not supported; only default and llama3 are")
+    return {
+        "use_rope_scaling": True,
+        "rope_scaling_factor": _number(rope, "factor"),
+        "rope_low_freq_factor": _number(rope, "low_freq_factor"),
+        "rope_high_freq_factor": _number(rope, "high_freq_factor"),
+        "rope_original_max_position_embeddings": _integer(rope, "original_max_position_embeddings"),
+    }
 
 
 def _integer(settings: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,9 @@ from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import read_run_config
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
-from megatron_lfr.huggingface.names import Weight, to_theirs, weights
+from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
-from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import resolve_vocabulary
@@ -71,6 +72,8 @@ def export(options: ToHF) -> None:
         note = _write_tokenizer(folder, config.data.tokenizer_model, eod, model.max_position_embeddings)
         if options.verify:
             print(verify(checkpoint.folder, model, folder, dtype))
+            if note is None:
+                print(compare_tokenizers(folder / "tokenizer.json", folder))
     print(f"{options.output}: iteration {checkpoint.iteration}, {model.num_parameters():,} parameters, {files} files")
     if note:
         print(note)
@@ -91,15 +94,7 @@ def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtyp
     """Write the weights, one of ours in memory at a time; returns the number of files."""
     found = weights(model)
     shards = into_shards(_entries(found, dtype), limit)
-    tensors = (
-        (name, part.to(dtype))
-        for weight in found
-        for name, part in zip(
-            weight.theirs,
-            to_theirs(weight, stored.read(f"model.{weight.ours}", weight.shape(model)), model),
-            strict=True,
-        )
-    )
+    tensors = _tensors(found, stored, model, dtype)
     names = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -114,6 +109,17 @@ def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtyp
     return len(shards)
 
 
+def _tensors(
+    found: list[Weight], stored: StoredTensors, model: ModelConfig, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of what is written, in order. ValueError for one that is not finite."""
+    for weight in found:
+        ours = stored.read(f"model.{weight.ours}", weight.shape(model))
+        for name, part in zip(weight.theirs, to_theirs(weight, ours, model), strict=True):
+            check_finite(f"--run: the checkpoint's {weight.ours}", name, part)
+            yield name, part.to(dtype)
+
+
 def _entries(found: list[Weight], dtype: torch.dtype) -> list[Entry]:
     pairs = (pair for weight in found for pair in zip(weight.theirs, weight.shapes, strict=True))
     return [Entry(name, shape, dtype) for name, shape in pairs]
@@ -126,16 +132,17 @@ def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: i
     source = Path(spec) / "tokenizer.json" if Path(spec).is_dir() else Path(spec)
     shutil.copyfile(source, folder / "tokenizer.json")
     beside = source.with_name("tokenizer_config.json")
-    if beside.is_file():
-        _write_json(folder / "tokenizer_config.json", read_json_object(beside))
-        return None
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
-        "eos_token": None if eod is None else tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod),
+        **(read_json_object(beside) if beside.is_file() else {}),
+        # Not a class of its own, which would cut some texts in another way than tokenizer.json and the run do.
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    if eod is not None:
+        settings["eos_token"] = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod)
+    settings.pop("auto_map", None)  # it names such a class in code
     _write_json(folder / "tokenizer_config.json", settings)
     return None
 

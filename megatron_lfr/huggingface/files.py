@@ -11,48 +11,69 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_lfr.huggingface.config import read_json_object
-from megatron_lfr.huggingface.names import Weight, weights
+from megatron_lfr.huggingface.names import Weight, check_finite, weights
 from megatron_lfr.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DTYPES = ("F32", "BF16", "F16")
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # old exports have them
 
 
 class WeightFiles:
     """The weights of a model of `config` in `folder`: every one is there, in its shape, and no other.
 
-    ValueError names the file or the weight that is not what it should be.
+    A tied embedding may stand under the output's name alone. ValueError names the file or the weight that is not what
+    it should be.
     """
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self._files: dict[str, Path] = {}
         headers: dict[str, tuple[str, list[int]]] = {}
-        for path in _find_files(folder):
+        index = _read_index(folder)
+        for path in [folder / _SINGLE] if index is None else dict.fromkeys(folder / name for name in index.values()):
             for name, header in _read_header(path).items():
                 if name in headers:
                     raise ValueError(f"{path}: the weight {name} is in {self._files[name].name} too")
                 self._files[name], headers[name] = path, header
+        if index is not None:
+            self._check_index(folder, index)
+        is_tied = not config.untie_embeddings_and_output_weights
+        self._renamed = {_EMBEDDING: _OUTPUT} if is_tied and _OUTPUT in headers and _EMBEDDING not in headers else {}
+        for name, stored in self._renamed.items():
+            headers[name] = headers.pop(stored)
         _check_headers(folder, headers, config)
-        is_tied_copy = not config.untie_embeddings_and_output_weights and "lm_head.weight" in headers
-        if is_tied_copy and not torch.equal(self._read("lm_head.weight"), self._read("model.embed_tokens.weight")):
-            raise ValueError(f"{folder}: tie_word_embeddings is true, but lm_head.weight is not the embedding")
+        if is_tied and _OUTPUT in headers and not torch.equal(self._read(_OUTPUT), self._read(_EMBEDDING)):
+            raise ValueError(f"{folder}: tie_word_embeddings is true, but {_OUTPUT} is not the embedding")
 
     def read(self, weight: Weight) -> list[Tensor]:
-        """The tensors that one of our weights is made of, in fp32."""
-        return [self._read(name).float() for name in weight.theirs]
+        """The tensors that one of our weights is made of, in fp32. ValueError for one that is not finite."""
+        tensors = [self._read(name).float() for name in weight.theirs]
+        for name, tensor in zip(weight.theirs, tensors, strict=True):
+            check_finite(str(self._files[self._renamed.get(name, name)]), name, tensor)
+        return tensors
 
     def _read(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        stored = self._renamed.get(name, name)
+        with safe_open(self._files[stored], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored)
         return tensor
 
+    def _check_index(self, folder: Path, index: dict[str, str]) -> None:
+        """The index and the files that it names hold the same weights."""
+        for name, file in index.items():
+            if self._files.get(name) != folder / file:
+                raise ValueError(f"{folder / INDEX}: {name} should be in {file}, which does not hold it")
+        for name, path in self._files.items():
+            if name not in index:
+                raise ValueError(f"{path}: holds the weight {name}, which {INDEX} does not name")
 
-def _find_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: the one, or those that the index names."""
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """The file of each weight; None where all are in one file, which transformers, too, takes before an index."""
     if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+        return None
     if not (folder / INDEX).is_file():
         if list(folder.glob("*.bin")) or list(folder.glob("*.pt")) or list(folder.glob("*.pth")):
             raise ValueError(
@@ -60,10 +81,10 @@ def _find_files(folder: Path) -> list[Path]:
                 "where you trust it: transformers' from_pretrained, then save_pretrained, writes safetensors"
             )
         raise ValueError(f"--input {folder}: neither {_SINGLE} nor {INDEX} is there")
-    names = read_json_object(folder / INDEX).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    files = read_json_object(folder / INDEX).get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise ValueError(f"{folder / INDEX}: no weight_map")
-    return [folder / _checked_name(folder, name) for name in dict.fromkeys(map(_text, names.values()))]
+    return {name: _checked_name(folder, _text(file)) for name, file in files.items()}
 
 
 def _text(value: Any) -> str:
@@ -96,8 +117,8 @@ def _check_headers(folder: Path, headers: dict[str, tuple[str, list[int]]], conf
         for weight in weights(config)
         for name, shape in zip(weight.theirs, weight.shapes, strict=True)
     }
-    if not config.untie_embeddings_and_output_weights and "lm_head.weight" in headers:
-        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    if not config.untie_embeddings_and_output_weights and _OUTPUT in headers:
+        shapes[_OUTPUT] = shapes[_EMBEDDING]
     for name, shape in shapes.items():
         if name not in headers:
             raise ValueError(f"{folder}: the weight {name} is missing")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import tokenizers
 import torch
+import tyro
 from torch.nn import functional as F
 
 from megatron_lfr.checkpoint import CheckpointStore
@@ -22,13 +21,15 @@ from megatron_lfr.huggingface.config import from_hf_config, read_json_object
 from megatron_lfr.huggingface.files import WeightFiles
 from megatron_lfr.huggingface.names import to_ours, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream
-from megatron_lfr.huggingface.verify import check_transformers, verify
+from megatron_lfr.huggingface.tokenizer_files import FolderTokenizer, find_tokenizer
+from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.identity import weights_identity
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import dump_config
 
 _FILE = "model-00001-of-00001.safetensors"
 _TOKENIZER = "tokenizer"
+_REMAINING_FLAGS = "--input and --output-prefix; --data-path, --save, --lr, the batch's and the run's size"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class FromHF:
     """The folder: config.json, safetensors, tokenizer.json if there is one."""
     output: Path
     """The run folder to make."""
+    allow_config_key: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
+    """A key of config.json that passes although it is unknown here, because it does not change what the model computes.
+    Once for each key."""
     verify: bool = False
     """Compare the logits with those that transformers computes from the input. Needs memory for both models."""
 
@@ -51,22 +55,33 @@ def load(options: FromHF) -> None:
         check_transformers()
     settings = read_json_object(options.input / "config.json")
     try:
-        model = from_hf_config(settings)
+        model, notes = from_hf_config(settings, options.allow_config_key)
     except ValueError as error:
         raise ValueError(f"{options.input / 'config.json'}: {error}") from None
+    assert model.vocab_size is not None
+    tokenizer = find_tokenizer(options.input, settings, model.vocab_size)
     files = WeightFiles(options.input, model)
     check_space("--output", options.output, 4 * model.num_parameters())
     with new_folder(options.output) as folder:
-        data, fingerprint = _copy_tokenizer(options, folder, settings)
-        config = RunConfig(model=model, data=data)
+        fingerprint = None
+        if tokenizer is not None:
+            tokenizer.copy(folder / _TOKENIZER)
+            fingerprint = load_tokenizer(str(folder / _TOKENIZER), tokenizer.eod_token).fingerprint
         _write_checkpoint(folder / "checkpoints", files, model, weights_identity(model, fingerprint))
-        write_atomic(folder / "config.yaml", dump_config(config))
+        run = RunConfig(model=model, data=_data(options.output, tokenizer, model))
+        write_atomic(folder / "config.yaml", dump_config(run))
         if options.verify:
             checkpoint = CheckpointStore(folder / "checkpoints", keep=None).newest_whole()
             assert checkpoint is not None
             print(verify(checkpoint.folder, model, options.input, torch.float32))
-    print(f"{options.output}: {model.num_parameters():,} parameters. Train with")
-    print(f"  megatron-lfr train --config {options.output}/config.yaml --load {options.output} --finetune ...")
+            if tokenizer is not None:
+                print(compare_tokenizers(tokenizer.path, options.input))
+    for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:
+        print(f"note: {note}")
+    print(f"{options.output}: {model.num_parameters():,} parameters. Train with (...: {_REMAINING_FLAGS})")
+    if tokenizer is not None:
+        print(f"  {_preprocess_command(run.data)}")
+    print(f"  {_train_command(options.output, tokenizer)}")
 
 
 def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig, identity: dict[str, Any]) -> None:
@@ -85,22 +100,31 @@ def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig, identi
     CheckpointStore(root, keep=None).save_files(0, write, {"source": "convert from-hf", "identity": identity})
 
 
-def _copy_tokenizer(options: FromHF, folder: Path, settings: dict[str, Any]) -> tuple[DataConfig, str | None]:
-    """Copy tokenizer.json and tokenizer_config.json, where they are. Returns what the run's configuration says of them,
-    and the tokenizer's fingerprint."""
-    source = options.input / "tokenizer.json"
-    if not source.is_file():
-        return DataConfig(), None
-    fingerprint = load_tokenizer(str(source)).fingerprint  # refuses what is no tokenizer
-    (folder / _TOKENIZER).mkdir()
-    shutil.copyfile(source, folder / _TOKENIZER / "tokenizer.json")
-    if (options.input / "tokenizer_config.json").is_file():
-        beside = read_json_object(options.input / "tokenizer_config.json")
-        write_atomic(folder / _TOKENIZER / "tokenizer_config.json", json.dumps(beside, indent=2, ensure_ascii=False))
-    data = DataConfig(tokenizer_model=str((options.output / _TOKENIZER).absolute()))
-    eos = settings.get("eos_token_id")
-    eos = eos[0] if isinstance(eos, list) and eos else eos
-    if isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos < 2**31:
-        return data, fingerprint
-    name = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eos)
-    return (data if name is None else dataclasses.replace(data, eod_token=name)), fingerprint
+def _data(output: Path, tokenizer: FolderTokenizer | None, model: ModelConfig) -> DataConfig:
+    """What the run's configuration says of the data: a tokenizer if there is one, blocks that the positions reach."""
+    data = DataConfig()
+    data = dataclasses.replace(data, seq_length=min(data.seq_length, model.max_position_embeddings))
+    if tokenizer is None:
+        return data
+    where = str((output / _TOKENIZER).absolute())
+    return dataclasses.replace(data, tokenizer_model=where, eod_token=tokenizer.eod_token)
+
+
+def _notes_on_tokenizer(folder: Path, tokenizer: FolderTokenizer | None) -> list[str]:
+    if tokenizer is not None:
+        return tokenizer.notes
+    model = " (tokenizer.model is not read; transformers' AutoTokenizer and save_pretrained write tokenizer.json)"
+    return [f"no tokenizer.json, so the run has no tokenizer{model if (folder / 'tokenizer.model').exists() else ''}"]
+
+
+def _preprocess_command(data: DataConfig) -> str:
+    """How to make a corpus for the run, its documents ended as the run believes."""
+    flags = f"--tokenizer {shlex.quote(str(data.tokenizer_model))} --eod-token {shlex.quote(data.eod_token or 'TOKEN')}"
+    return f"megatron-lfr preprocess {flags} ..."
+
+
+def _train_command(output: Path, tokenizer: FolderTokenizer | None) -> str:
+    """How to train from the run."""
+    eod = " --eod-token TOKEN" if tokenizer is not None and tokenizer.eod_token is None else ""
+    config, run = shlex.quote(str(output / "config.yaml")), shlex.quote(str(output))
+    return f"megatron-lfr train --config {config} --load {run} --finetune{eod} ..."

@@ -74,5 +74,11 @@ def to_ours(weight: Weight, tensors: Sequence[Tensor], config: ModelConfig) -> T
     return torch.cat([tensor.reshape(shape) for tensor in tensors], 1).flatten(0, 2)
 
 
+def check_finite(where: str, name: str, tensor: Tensor) -> None:
+    """ValueError where a weight holds NaN or infinity: nothing can be computed with it."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{where}: {name} holds numbers that are not finite")
+
+
 def _one(ours: str, theirs: str, *shape: int) -> Weight:
     return Weight(ours, (theirs,), (shape,))

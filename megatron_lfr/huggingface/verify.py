@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_lfr.checkpoint.tensors import StoredTensors
+from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.model import Llama, ModelConfig
 
 TOLERANCE = 1e-4
@@ -17,6 +18,12 @@ TOLERANCE = 1e-4
 place, a transposed matrix or another position's angle makes a difference of the logits' own size."""
 
 _ROWS, _LENGTH, _SEED = 4, 128, 1
+_TEXTS = (
+    "The quick brown fox, 1234567 times; it's over.",
+    " leading and  double spaces ",
+    "def f(x):\n    return x\n\n\n\tdone",
+    "Grüße, ça va? Привет, 日本語 🙂",
+)
 
 
 def check_transformers() -> None:
@@ -44,6 +51,25 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
             f"--verify: {found}; more than {TOLERANCE:g} of it is no rounding: the two are not the same model"
         )
     return found
+
+
+def compare_tokenizers(path: Path, hf_folder: Path) -> str:
+    """Say whether transformers cuts some texts into the ids that a tokenizer.json stands for, nothing added.
+
+    Its classes may take another way than that file says.
+    """
+    from transformers import AutoTokenizer
+
+    ours = load_tokenizer(str(path)).encode_batch(list(_TEXTS))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(hf_folder), local_files_only=True)
+        theirs = [tokenizer(text, add_special_tokens=False).input_ids for text in _TEXTS]
+    except Exception as error:  # of any kind, for whatever a class of its does not take
+        return f"note: transformers does not read the tokenizer ({type(error).__name__}: {error})"
+    differing = [text for text, own, other in zip(_TEXTS, ours, theirs, strict=True) if own != other]
+    if differing:
+        return f"note: tokens of {differing[0]!r} differ from those of transformers' {type(tokenizer).__name__}"
+    return f"tokens of {len(_TEXTS)} texts: as transformers'"
 
 
 @torch.no_grad()

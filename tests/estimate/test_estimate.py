@@ -87,6 +87,15 @@ def test_it_warns_where_memory_is_short(capsys: pytest.CaptureFixture[str]) -> N
     assert "--layer-kernels liger is estimated as torch" in told
 
 
+def test_it_says_that_rescoring_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = SCHEDULE.replace("drop: 0.5", "drop: 0.5, score: rescored")
+    found, err = estimate(capsys, "--lfr-schedule", schedule, "--blocks", "10000")
+    products = 12 * (4 * 768 * 768 + 3 * 768 * 2304) + 32000 * 768
+    forward = 10_000 * 2 * (1024 * products + 12 * 12 * 1024 * 1025 / 2 * 2 * 64)
+    assert f"before each of 1 phases with score: rescored, {forward:.3e} FLOP a pass" in err
+    assert found["phases"] == estimate(capsys, "--lfr-schedule", SCHEDULE, "--blocks", "10000")[0]["phases"]
+
+
 def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", *RUN, "--blocks", "10000", "--train-epochs", "2.5", "--tokens-per-second", "1e5"]) == 0
     out = capsys.readouterr().out

@@ -107,7 +107,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(rank_memory_cases.measure, (str(tmp_path), port), nprocs=2)
+    mp.start_processes(rank_memory_cases.measure, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     for name, case in rank_memory_cases.CASES.items():
         for rank in range(2):
             measured = json.loads((tmp_path / f"{rank}.json").read_text())[name]

@@ -30,25 +30,35 @@ def model(trained: TrainedModel) -> Any:
     return MegatronLFR(trained)
 
 
-def test_a_local_task_gives_what_our_scorer_gives(run: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    rows = []
-    for _ in range(24):
-        context = " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))) + " "
-        choices = [" ".join(rng.choice(WORDS, int(rng.integers(1, 4)))) for _ in range(3)]
+@pytest.mark.parametrize("delimiter", [None, "", "\n"])
+def test_a_local_task_gives_what_our_scorer_gives(
+    delimiter: str | None, run: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Without a delimiter of its own, lm-eval puts a space there: our items then have it before their choices."""
+    rows, own_rows = [], []
+    for _ in range(80):
+        context = " ".join(rng.choice(WORDS, int(rng.integers(1, 9))))
+        choices = [" " * int(rng.integers(0, 2)) + " ".join(rng.choice(WORDS, int(rng.integers(1, 4)))) for _ in "abc"]
+        if delimiter is None:
+            choices = [choice.strip() for choice in choices]
         rows.append({"context": context, "choices": choices, "answer": int(rng.integers(0, 3))})
-    items, tasks, out = tmp_path / "items.jsonl", tmp_path / "tasks", tmp_path / "out.json"
-    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = {"target_delimiter": delimiter} if delimiter is not None else {"choices": [" " + c for c in choices]}
+        own_rows.append({**rows[-1], **given})
+    items, theirs_items = tmp_path / "items.jsonl", tmp_path / "theirs.jsonl"
+    tasks, out = tmp_path / "tasks", tmp_path / "out.json"
+    items.write_text("".join(json.dumps(row) + "\n" for row in own_rows))
+    theirs_items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks.mkdir()
     task = {
         "task": "local_choices",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(items)}, "cache_dir": str(tmp_path / "cache")},
+        "dataset_kwargs": {"data_files": {"test": str(theirs_items)}, "cache_dir": str(tmp_path / "cache")},
         "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{context}}",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "answer",
-        "target_delimiter": "",
+        **({} if delimiter is None else {"target_delimiter": delimiter}),
         "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
     }
     (tasks / "local.yaml").write_text(yaml.safe_dump(task))
@@ -111,5 +121,19 @@ def test_generation_is_greedy_and_stops(model: Any, oracle: Oracle) -> None:
     stop = whole[0][3:5]
     cut = SimpleNamespace(args=(texts[0], {"until": ["never this", stop], "max_gen_toks": 40}))
     assert model.generate_until([cut, requests[2]]) == [whole[0][: whole[0].index(stop)], whole[2]]
-    with pytest.raises(ValueError, match="generates greedily alone"):
-        model.generate_until([SimpleNamespace(args=("x", {"do_sample": True, "temperature": 0.7}))])
+    short = SimpleNamespace(args=(texts[0], {"max_new_tokens": 2, "temperature": 0.0, "num_beams": 1}))
+    assert model.generate_until([short]) == [greedy(texts[0], 2)]
+    sampling: list[dict[str, Any]] = [{"do_sample": True, "temperature": 0.7}, {"do_sample": True}]
+    for options in (*sampling, {"temperature": 0.7}, {"num_beams": 4}):
+        with pytest.raises(ValueError, match="generates greedily alone"):
+            model.generate_until([SimpleNamespace(args=("x", options))])
+
+
+def test_contexts_that_are_cut_are_told(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    long, short = "wind " * SEQ, "wind"
+    model.loglikelihood([SimpleNamespace(args=(text, " falls")) for text in (long, short)])
+    model.generate_until([SimpleNamespace(args=(text, {"max_gen_toks": 1})) for text in (short, long, long)])
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "1 of 2 contexts lost their beginning",
+        "2 of 3 contexts lost their beginning",
+    ]

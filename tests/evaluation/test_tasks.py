@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from text_run_oracle import SEQ, Oracle
 
 from megatron_lfr.cli import main
@@ -67,6 +68,17 @@ def test_targets_that_cannot_be_scored(trained: TrainedModel) -> None:
         model.score([Continuation([1], [1] * 33)])
 
 
+def test_a_model_that_computes_no_numbers_is_not_scored(run: Path) -> None:
+    trained = load_trained(run)
+    model = Continuations(trained)
+    with torch.no_grad():
+        next(trained.model.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="log-probabilities are not finite"):
+        model.score([Continuation([1], [2])])
+    with pytest.raises(ValueError, match="log-probabilities are not finite"):
+        model.likeliest_next([[1]])
+
+
 class Merging(ByteTokenizer):
     """Bytes, but "ab" is one token: a context's last letter may merge with what follows."""
 
@@ -119,6 +131,36 @@ def test_measures_of_multiple_choice(tmp_path: Path) -> None:
         assert result[name] == pytest.approx(statistics.mean(hits))
         assert result[f"{name}_stderr"] == pytest.approx(statistics.stdev(hits) / math.sqrt(5))
     assert (result["kind"], result["items"], result["cut_contexts"]) == ("multiple_choice", 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "lengths"),
+    [
+        ({"choices": [" a", " bcd"]}, (1, 3)),  # lm-eval's default: a space between, which is not the choice's
+        ({"choices": ["a", "bcd"], "target_delimiter": " "}, (1, 3)),
+        ({"choices": ["\n a", "bcd"]}, (1, 3)),
+        ({"choices": [" a", " bcd"], "target_delimiter": ""}, (2, 4)),  # as lm-eval with the space in its choices
+        ({"choices": ["a", "bcd"], "target_delimiter": " -> "}, (1, 3)),
+        ({"choices": [" ", " bcd"], "target_delimiter": "\n"}, (1, 4)),
+        ({"choices": [" a b ", " bcd"]}, (4, 3)),
+    ],
+)
+def test_what_delimits_a_choice_is_scored_and_not_counted(
+    row: dict[str, Any], lengths: tuple[int, int], tmp_path: Path
+) -> None:
+    delimiter = row.get("target_delimiter", "")
+    task = read_task(write(tmp_path / "t.jsonl", [{"context": "x", "answer": 0, **row}]))
+    assert task.items[0].continuations == tuple(delimiter + choice for choice in row["choices"])
+    for shift in (-1e-6, 1e-6):  # on either side of the sums that would be equal, measured by these lengths
+        model = Dealt([float(-lengths[0]) + shift, float(-lengths[1])])
+        result = score_task(task, [None] * 2, model)  # type: ignore[arg-type, list-item]
+        assert result["acc_norm"] == result["acc_bytes"] == float(shift > 0)
+
+
+def test_a_target_has_its_own_space(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [{"context": "a", "target": "b", "target_delimiter": " "}])
+    with pytest.raises(ValueError, match=r"t.jsonl:1: target_delimiter: goes with choices"):
+        read_task(path)
 
 
 def test_measures_of_cloze(tmp_path: Path) -> None:
@@ -174,6 +216,8 @@ GOOD = '{"context": "a", "choices": ["b", "c"], "answer": 0}'
         ('{"context": "a", "choices": ["b", 3], "answer": 0}', "choice 1: expected a text, got 3"),
         ('{"context": "a", "choices": ["b", "c"], "answer": 2}', "answer 2: expected the number of a choice, 0 to 1"),
         ('{"context": "a", "choices": ["b", "c"], "answer": true}', "answer True"),
+        ('{"context": "a", "choices": ["b", " "], "answer": 0}', "choice 1: is white space alone"),
+        ('{"context": "a", "choices": ["b", "c"], "answer": 0, "target_delimiter": 1}', "target_delimiter: expected"),
         ('{"context": "\\ud800", "choices": ["b", "c"], "answer": 0}', "half of a surrogate pair"),
         ("[" * 100000, "recursion"),
         ('{"context": "a", "choices": ["b", "' + "c" * 40 + '"], "answer": 0}', "a continuation of 40 tokens"),

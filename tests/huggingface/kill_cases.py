@@ -1,10 +1,9 @@
-"""Conversions that are killed: `python kill_cases.py RUN HF OUTPUT` forks one for each of the moments."""
+"""Conversions that are killed: `kill_all` forks one for each of the moments."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,9 @@ def die_at(moment: str) -> None:
     SafetensorsStream.write = counted  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def kill_all(_: int, run: str, hf: str, output: str) -> None:
+    """Convert into `output`, each time to be killed; AssertionError where a conversion ends in another way."""
     torch.set_num_threads(1)
-    run, hf, output = sys.argv[1:]
     for number, moment in enumerate(MOMENTS):
         for command, source in (("to-hf", ["--run", run]), ("from-hf", ["--input", hf])):
             pid = os.fork()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.verify import verify
@@ -103,7 +101,7 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2)
+    mp.start_processes(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     expected = {
         f"model.{name}": value for name, value in Llama(BASE, seed=two_rank_checkpoints.SEED).named_parameters()
     }
@@ -126,6 +124,17 @@ def test_an_iteration_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not any(tensor.any() for tensor in stored_weights(tmp_path / "hf").values())
 
 
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", BASE)
+    tensors = stored_weights(tmp_path / "run" / "checkpoints" / "iter_0000007")
+    tensors["model.layers.1.attention.qkv.weight"][5, 5] = torch.nan
+    CheckpointStore(tmp_path / "run" / "checkpoints", keep=None).save(8, tensors, {})
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 2
+    assert "holds numbers that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf", "--iteration", 7) == 0
+
+
 def test_verify_notices_another_model(tmp_path: Path) -> None:
     make_run(tmp_path / "run", MODELS["untied, grouped queries"])
     assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
@@ -139,10 +148,8 @@ def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     make_run(tmp_path / "run", BASE)
     assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
     output = tmp_path / "output"
-    command = [sys.executable, kill_cases.__file__, tmp_path / "run", tmp_path / "hf", output]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    paths = (str(tmp_path / "run"), str(tmp_path / "hf"), str(output))
+    mp.start_processes(kill_cases.kill_all, paths, nprocs=1, start_method="forkserver")
     left = sorted(path.name for path in output.iterdir())
     assert len(left) == 2 * len(kill_cases.MOMENTS)
     assert all(name.startswith(".") and name.endswith(".partial") for name in left)

@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_runs import BASE, edit, make_run, stored_weights
+from hf_runs import BASE, edit, make_run, make_tokenizer, stored_weights
 from safetensors.torch import save_file
 
 from megatron_lfr.cli import main
+from megatron_lfr.huggingface.stream import SafetensorsStream
 
 EMBEDDING = "model.embed_tokens.weight"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 class Payload:
@@ -60,6 +68,15 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "unknown key 'auto_map'"),
+        ({"logit_scale": 0.5}, "unknown key 'logit_scale' (0.5)"),
+        ({"logit_scale": 0.5}, "with --allow-config-key logit_scale"),
+        ({"rope_interleaved": True}, "unknown key 'rope_interleaved' (True); it changes nothing only as False"),
+        ({"pretraining_tp": 0}, "pretraining_tp is 0; expected a positive integer"),
+        ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported; only 0 is"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope_scaling": LLAMA3}, "disagree"),
+        ({"rope_scaling": {**LLAMA3, "type": "linear"}}, "rope_type is given twice, as 'llama3' and, under type,"),
+        ({"rope_scaling": {**LLAMA3, "rope_theta": 7.0}, "rope_parameters": LLAMA3}, "as 7.0 and as 10000.0"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
@@ -73,6 +90,7 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"num_attention_heads": True}, "num_attention_heads is True; expected a positive integer"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; expected a positive integer"),
         ({"head_dim": 15}, "must be even"),
+        ({"hidden_size": 66, "head_dim": None}, "head_dim is missing, and hidden_size 66 is not a multiple"),
         ({"hidden_size": "64"}, "hidden_size is '64'; expected a positive integer"),
         ({"vocab_size": 2**30}, f"{EMBEDDING} is [101, 64]; after config.json it should be [1073741824, 64]"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
@@ -83,6 +101,49 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_configurations(changes: dict[str, object], message: str, hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(hf / "config.json", **changes)
+    assert message in refusal(hf, capsys)
+
+
+def test_keys_that_change_nothing_pass_with_a_note(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harmless = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}
+    edit(hf / "config.json", **harmless, pretraining_tp=2, logit_scale=0.5, extra_key=[1])
+    assert "unknown key 'logit_scale'" in refusal(hf, capsys)
+    flags = ("--input", str(hf), "--output", str(hf.with_name("run")), "--allow-config-key", "logit_scale")
+    assert main(["convert", "from-hf", *flags]) == 2
+    assert "unknown key 'extra_key' ([1])" in capsys.readouterr().err
+    assert main(["convert", "from-hf", *flags, "--allow-config-key", "extra_key", "--allow-config-key", "gone"]) == 0
+    out = capsys.readouterr().out
+    for note in (
+        "is_llama_config, rope_interleaved, transformers.js_config: left out, as they do not change the logits",
+        "logit_scale, extra_key: let through by --allow-config-key",
+        "gone: --allow-config-key names it, but it is not there",
+        "pretraining_tp 2: left out",
+    ):
+        assert f"note: config.json: {note}" in out
+
+
+def test_a_flag_does_not_let_through_what_the_model_cannot_follow(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(hf / "config.json", attention_bias=True)
+    flags = ("--input", str(hf), "--output", str(hf.with_name("run")), "--allow-config-key", "attention_bias")
+    assert main(["convert", "from-hf", *flags]) == 2
+    assert "attention_bias True is not supported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index.pop("model.norm.weight"), "holds the weight model.norm.weight, which model.safetensors."),
+        (lambda index: index.update({"gone": index[EMBEDDING]}), "gone should be in model-00001-of-"),
+        (lambda index: index.update({EMBEDDING: index["model.norm.weight"]}), f"{EMBEDDING} should be in model-"),
+    ],
+)
+def test_an_index_and_its_files_hold_the_same_weights(
+    change: Callable[[dict[str, str]], object], message: str, hf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = hf / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
     assert message in refusal(hf, capsys)
 
 
@@ -138,6 +199,8 @@ def with_weights(hf: Path, change: Callable[[dict[str, torch.Tensor]], object]) 
         (lambda w: w.update({"model.norm.weight": torch.ones(64, 1)}), "model.norm.weight is [64, 1]"),
         (lambda w: w.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)}), "model.norm.weight is I64"),
         (lambda w: w.update({"lm_head.weight": torch.ones(101, 64)}), "lm_head.weight is not the embedding"),
+        (lambda w: w["model.norm.weight"].fill_(float("inf")), "model.norm.weight holds numbers that are not finite"),
+        (lambda w: w["model.layers.1.mlp.up_proj.weight"][3].fill_(float("nan")), "mlp.up_proj.weight holds numbers"),
     ],
 )
 def test_weights(
@@ -159,6 +222,18 @@ def test_a_tied_copy_and_old_angles_are_left_out(hf: Path) -> None:
     after = stored_weights(hf.with_name("again"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_tied_embedding_may_stand_under_the_output_s_name(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stored_weights(hf)
+    with_weights(hf, lambda w: w.update({"lm_head.weight": w.pop(EMBEDDING)}))
+    assert main(["convert", "from-hf", "--input", str(hf), "--output", str(hf.with_name("run")), "--verify"]) == 0
+    assert "largest difference from transformers" in capsys.readouterr().out
+    ours = stored_weights(hf.with_name("run") / "checkpoints" / "iter_0000000")["model.embedding.weight"]
+    assert torch.equal(ours[:101], before[EMBEDDING])
+    shutil.rmtree(hf.with_name("run"))
+    edit(hf / "config.json", tie_word_embeddings=False)
+    assert f"the weight {EMBEDDING} is missing" in refusal(hf, capsys)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +264,13 @@ def test_pickles_are_never_read(hf: Path, capsys: pytest.CaptureFixture[str], mo
 def test_a_tokenizer_that_is_none(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (hf / "tokenizer.json").write_text("{}")
     assert "not a tokenizer file" in refusal(hf, capsys)
+
+
+def test_a_tokenizer_with_more_tokens_than_rows(
+    hf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tokenizer(hf / "tokenizer.json", 103)
+    monkeypatch.setattr(SafetensorsStream, "__init__", None)  # no weight is written first
+    found = refusal(hf, capsys)
+    assert "needs 103 rows, vocab_size in config.json is 101; without one: 'w101' (101), '</s>' (102)" in found
+    assert "resize_token_embeddings(103)" in found

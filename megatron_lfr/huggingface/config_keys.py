@@ -1,0 +1,119 @@
+"""Which keys a Llama's config.json may have: those that are judged by their value, and those that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+ARCHITECTURE = "LlamaForCausalLM"
+
+READ = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "pretraining_tp",
+    "eos_token_id",
+)
+"""What the conversion reads."""
+
+REQUIRED: dict[str, tuple[object, ...]] = {
+    "architectures": ([ARCHITECTURE],),
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0, None),
+    "partial_rotary_factor": (1, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+"""What transformers' Llama can do and ours cannot: other values than these are always refused."""
+
+_ORDINARY = (
+    "_name_or_path",
+    "bos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
+"""What transformers itself writes for a Llama, and what says nothing about its logits."""
+
+# fmt: off
+_HARMLESS = (
+    # What other programs leave there.
+    "is_llama_config", "max_sequence_length", "model_max_length", "transformers.js_config", "unsloth_version",
+    "unsloth_fixed", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
+    "_flash_attn_2_enabled", "use_flash_attention", "neuron", "model_name",
+    # What earlier versions of transformers wrote for every model: generation, heads of other tasks, export.
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
+    "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "prefix", "sep_token_id",
+    "decoder_start_token_id", "task_specific_params", "finetuning_task", "tokenizer_class", "tf_legacy_loss",
+    "torchscript", "use_bfloat16", "tie_encoder_decoder", "cross_attention_hidden_size", "is_decoder",
+)
+# fmt: on
+"""What does not change the logits, whatever it says."""
+
+_HARMLESS_VALUES: dict[str, tuple[object, ...]] = {
+    "rope_interleaved": (False,),
+    "use_sliding_window": (False,),
+    "pruned_heads": ({}, None),
+    "resid_pdrop": (0,),
+    "embd_pdrop": (0,),
+    "attn_pdrop": (0,),
+    "hidden_dropout": (0,),
+}
+"""What does not change them with these values, which switch it off."""
+
+
+def check_keys(settings: Mapping[str, Any], allowed: Collection[str] = ()) -> list[str]:
+    """Judge the keys of a config.json, except what READ ones say. Returns notes on what is passed over.
+
+    `allowed`: keys that pass although nothing is known of them. ValueError names a key that is unknown and not allowed,
+    or a value that our model cannot follow.
+    """
+    harmless = []
+    for key, value in settings.items():
+        if key in REQUIRED:
+            if value not in REQUIRED[key]:
+                raise ValueError(f"{key} {value!r} is not supported; only {REQUIRED[key][0]!r} is")
+        elif key in _HARMLESS or value in _HARMLESS_VALUES.get(key, ()):
+            harmless.append(key)
+        elif key not in READ and key not in _ORDINARY and key not in allowed:
+            known = f"; it changes nothing only as {_HARMLESS_VALUES[key][0]!r}" if key in _HARMLESS_VALUES else ""
+            raise ValueError(
+                f"unknown key {key!r} ({value!r:.60}){known}; if it does not change what the model computes, let it "
+                f"through with --allow-config-key {key}"
+            )
+    notes = [f"{', '.join(harmless)}: left out, as they do not change the logits"] if harmless else []
+    let_through = [key for key in settings if key in allowed and key not in (*READ, *_ORDINARY, *REQUIRED, *harmless)]
+    if let_through:
+        notes.append(f"{', '.join(let_through)}: let through by --allow-config-key and not converted")
+    if unused := [key for key in allowed if key not in settings]:
+        notes.append(f"{', '.join(unused)}: --allow-config-key names it, but it is not there")
+    return notes
