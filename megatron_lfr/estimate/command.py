@@ -15,9 +15,10 @@ from rich.table import Table
 from megatron_lfr.config import RunConfig, parse_run_config, take_option
 from megatron_lfr.data.blocks import BlockDataset, parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
+from megatron_lfr.identity import make_blend
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.model.config import ModelConfig
-from megatron_lfr.training.run import make_blend, make_plan, resolve_vocabulary
+from megatron_lfr.training.run import make_plan, resolve_vocabulary
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, --config too] and
 

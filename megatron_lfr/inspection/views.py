@@ -71,7 +71,7 @@ class View:
         return visits
 
     def extremes(self, count: int, hardest: bool) -> Records:
-        """The hardest or easiest blocks by the loss expected of them now (detrended); the records are all their visits."""
+        """The hardest or easiest blocks by the loss expected now (detrended); the records are all their visits."""
         ledger = self._run.ledger()
         seen = np.flatnonzero(ledger.step >= 0)
         scores = ledger.detrended_scores()[seen]

@@ -53,8 +53,8 @@ class Coverage:
         if fewest != most:
             raise ValueError(
                 f"unit passes, unseen {phase.unseen}: leaves out blocks that have no score, and how many have one "
-                f"is not known before the run: {sum(fewest)} to {sum(most)} of {sum(sizes)}. Give the duration in epochs "
-                "or steps, or unseen: keep, or begin with a learn phase of one epoch or more"
+                f"is not known before the run: {sum(fewest)} to {sum(most)} of {sum(sizes)}. Give the duration in "
+                "epochs or steps, or unseen: keep, or begin with a learn phase of one epoch or more"
             )
         return max(1, sum(scored - dropped_count(phase.drop, scored) for scored in fewest))
 

@@ -43,8 +43,9 @@ class Picks:
 
 
 def pick_blocks(run: Run, ledger: Ledger, trajectories: Trajectories, trained: Sequence[Order]) -> Picks:
-    """Hardest and easiest by the loss expected now; most forgotten by how often, then by how far. trained: the blocks of
-    each phase's draws so far."""
+    """Hardest and easiest by the loss expected now; most forgotten by how often, then by how far.
+
+    trained: the blocks of each phase's draws so far."""
     forgotten, setback = trajectories.forgotten(), trajectories.setback
     scores = ledger.detrended_scores()
     unseen = np.isnan(scores)
