@@ -87,15 +87,15 @@ class Ledger:
         return self.nll.copy()
 
     def detrended_scores(self) -> npt.NDArray[np.float32]:
-        """The loss (nats) that each block is expected to have in the run's last step so far, fp32 [n_blocks], NaN
-        where it was never trained on (ours).
+        """The loss (nats) that each block is expected to have now, fp32 [n_blocks], NaN where it was never trained on
+        (ours).
 
-        It lies as many spreads above the mean of that step as the recorded loss lay above that of its own step: the
-        model has changed since, and raw losses confound how hard a block is with when it was seen. `reference` says
-        how mean and spread are found.
+        It lies as many spreads above the mean of all blocks' losses now as the recorded loss lay above theirs at its
+        step: the model has changed since, and raw losses confound how hard a block is with when it was seen.
+        `reference` says how mean and spread are found.
         """
         curves = self.reference.curves()
-        location, spread = curves.level()
+        location, spread = curves.level
         scores = self.nll.copy()
         for part, _, standing in self._standings(curves.location, curves.spread):
             scores[part] = location + spread * standing

@@ -74,7 +74,8 @@ class Curves:
 
     location, spread: mean and standard deviation (nats) of what the losses of all blocks would have been. mean,
     deviation: of the standings that the step's phase drew; 0 and 1 where it drew at random. noise: share of a
-    standing's variance that a block's next one does not repeat, as the last Focus found it; 0 before.
+    standing's variance that a block's next one does not repeat, as the last Focus found it; 0 before. level: location
+    and spread at the end, averaged over the last SPREAD_DRAWS draws; 0 and 1 before the first step.
     """
 
     location: Doubles
@@ -82,10 +83,7 @@ class Curves:
     mean: Doubles
     deviation: Doubles
     noise: float
-
-    def level(self) -> tuple[float, float]:
-        """Location and spread of the last step; (0, 1) before the first."""
-        return (float(self.location[-1]), float(self.spread[-1])) if len(self.spread) else (0.0, 1.0)
+    level: tuple[float, float]
 
 
 class Reference:
@@ -95,7 +93,7 @@ class Reference:
         empty = np.empty(0)
         self.moments = np.zeros((6, total_steps), np.int64)
         """Of each step: losses counted, their sum, their squares' sum; sum of priors, of their squares, of products."""
-        self._past = Curves(empty, empty, empty, empty, 0.0)
+        self._past = Curves(empty, empty, empty, empty, 0.0, (0.0, 1.0))
         self._prior: Population | None = None
         self._end = 0
 
@@ -130,14 +128,14 @@ class Reference:
         past, first = self._past, len(self._past.location)
         if first == self._end:
             return past
-        phase = _Phase(self.moments[:, first : self._end], past.level()[1])
+        phase = _Phase(self.moments[:, first : self._end], past.level[1])
         slope, noise = 0.0, past.noise
         prior = self._prior or Population(0.0, 0.0)
         if prior.variance:
             slope = phase.slope(prior)
             noise = 1.0 - slope * math.sqrt(prior.variance)
         spread = phase.spread / np.sqrt(_variance(slope, phase.prior_variance, prior))
-        location = _filled(phase.location - slope * spread * (phase.prior - prior.mean), past.level()[0])
+        location = _filled(phase.location - slope * spread * (phase.prior - prior.mean), past.level[0])
         mean, variance = phase.drawn(slope, prior)
         return Curves(
             np.concatenate((past.location, location)),
@@ -145,6 +143,7 @@ class Reference:
             np.concatenate((past.mean, np.full(len(spread), mean))),
             np.concatenate((past.deviation, np.full(len(spread), math.sqrt(variance)))),
             noise,
+            (_mean(location[-phase.wide :]), _mean(spread[-phase.wide :])),
         )
 
 
@@ -152,15 +151,18 @@ class _Phase:
     """The windows of a phase: five arrays fp64 [steps].
 
     location, spread: mean and standard deviation of the losses drawn. prior, prior_variance: of their blocks' priors.
+    wide: steps that hold SPREAD_DRAWS.
     """
 
     def __init__(self, moments: Integers, spread_before: float) -> None:
         count, loss, squares, prior, prior_squares, products = moments
         steps = len(count)
         size = max(1, int(count.sum()) // steps)
-        own = _centred(steps, LEAST_DRAWS, LEAST_DRAWS, size)
-        near = _centred(steps, LOCATION_DRAWS, LEAST_DRAWS, size)
-        far = _centred(steps, SPREAD_DRAWS, LOCATION_DRAWS, size)
+        self.wide = -(-SPREAD_DRAWS // size)
+        own = _window(steps, size, LEAST_DRAWS, LEAST_DRAWS, 0)
+        # A trend shifts the mean of a window that is not centred, so it shrinks towards the end too.
+        near = _window(steps, size, LOCATION_DRAWS, LEAST_DRAWS, np.arange(steps)[::-1])
+        far = _window(steps, size, SPREAD_DRAWS, LOCATION_DRAWS, steps)
         self._count = count.astype(np.float64)
         self._total_prior = int(prior.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -171,10 +173,10 @@ class _Phase:
             self._losses = self._around(squares, loss, mean_loss, loss, mean_loss) / freedom
             self._priors = self._around(prior_squares, prior, mean_prior, prior, mean_prior) / freedom
             self._products = self._around(products, loss, mean_loss, prior, mean_prior) / freedom
-            wide = _over(far, count)
-            deviation = np.sqrt(np.maximum(_over(far, self._losses), 0.0) / wide)
+            drawn = _over(far, count)
+            deviation = np.sqrt(np.maximum(_over(far, self._losses), 0.0) / drawn)
             self.spread = _filled(np.where(deviation > 0, deviation, np.nan), spread_before)
-            self.prior_variance = _filled(np.maximum(_over(far, self._priors), 0.0) / wide, 0.0)
+            self.prior_variance = _filled(np.maximum(_over(far, self._priors), 0.0) / drawn, 0.0)
 
     def _around(self, products: Integers, a: Integers, mean_a: Doubles, b: Integers, mean_b: Doubles) -> Doubles:
         """Sums of products of the deviations from two means, step by step."""
@@ -237,14 +239,14 @@ def _smooth(window: Window, sums: Integers, count: Integers) -> Doubles:
     return mean + _over(window, left) / drawn
 
 
-def _centred(steps: int, most: int, least: int, size: int) -> Window:
+def _window(steps: int, size: int, most: int, least: int, to_end: Integers | int) -> Window:
     """First and last (exclusive) step of the window of `most` draws around each step, of `size` draws each.
 
-    Towards the ends it shrinks, as a trend shifts the mean of a window that is not centred, but not below `least`
-    draws; towards the start twice as soon, since there the loss bends most.
+    It reaches at most half way back to the start, where the loss bends most, and at most `to_end` steps either way,
+    but holds `least` draws at least.
     """
     at = np.arange(steps)
-    half = np.minimum(-(-most // size) // 2, np.minimum(at // 2, steps - 1 - at))
+    half = np.minimum(-(-most // size) // 2, np.minimum(at // 2, to_end))
     half = np.maximum(half, -(-least // size) - 1)
     return np.maximum(0, at - half), np.minimum(steps, at + half + 1)
 
@@ -254,6 +256,10 @@ def _over(window: Window, values: npt.NDArray[np.float64] | Integers) -> npt.NDA
     total = np.zeros(len(values) + 1, values.dtype)
     np.cumsum(values, out=total[1:])
     return (total[window[1]] - total[window[0]]).astype(np.float64)
+
+
+def _mean(values: Doubles) -> float:
+    return math.fsum(values.tolist()) / len(values)
 
 
 def _filled(values: Doubles, otherwise: float) -> Doubles:

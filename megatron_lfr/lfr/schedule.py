@@ -236,10 +236,10 @@ class Schedule:
         plan = lay_out(self.phases, draws, n_blocks, seq_length, global_batch_size)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
-        if plan.total_steps > MOST_STEPS:
-            raise ValueError(f"a run of {plan.total_steps} steps: at most {MOST_STEPS}")
         if max(draws) > MOST_DRAWS:
             raise ValueError(f"phase {draws.index(max(draws))}: trains on {max(draws)} blocks, more than {MOST_DRAWS}")
+        if plan.total_steps > MOST_STEPS:
+            raise ValueError(f"a run of {plan.total_steps} steps: at most {MOST_STEPS}")
         return plan
 
     def _own_draws(self, n_blocks: int, seq_length: int, global_batch_size: int, blend: Blend | None) -> list[int]:
