@@ -15,7 +15,8 @@ from rich.table import Table
 from megatron_lfr.config import RunConfig, parse_run_config, take_option
 from megatron_lfr.data.blocks import BlockDataset, parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
-from megatron_lfr.lfr import Plan
+from megatron_lfr.identity import make_blend
+from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.training.run import make_plan, resolve_vocabulary
 
@@ -76,7 +77,8 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     _with_defaults(config, options).validate(world_size)
     vocab_size = config.model.vocab_size or resolve_vocabulary(config)[1]
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    plan = make_plan(config, _count_blocks(config, options), world_size)
+    n_blocks, blend = _corpus(config, options)
+    plan = make_plan(config, n_blocks, world_size, blend)
     memory = _memory(config, vocab_size, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
@@ -151,17 +153,18 @@ def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
     return dataclasses.replace(config, training=training, optimizer=optimizer, checkpoint=checkpoint, data=data)
 
 
-def _count_blocks(config: RunConfig, options: Options) -> int:
-    """Training blocks of the corpus."""
+def _corpus(config: RunConfig, options: Options) -> tuple[int, Blend | None]:
+    """Training blocks of the corpus, and how its prefixes share the draws, where they are known."""
     data = config.data
     if options.blocks:
-        return options.blocks
+        return options.blocks, None
     if options.corpus_tokens:
         blocks = int(options.corpus_tokens * parse_split(data.split)[0]) // data.seq_length
         if not blocks:
             raise ValueError(f"--corpus-tokens {options.corpus_tokens}: no block of {data.seq_length} tokens")
-        return blocks
-    return BlockDataset(data.corpora()[0], data.seq_length, data.split).train.num_blocks
+        return blocks, None
+    dataset = BlockDataset(data.corpora()[0], data.seq_length, data.split)
+    return dataset.train.num_blocks, make_blend(config, dataset)
 
 
 def _memory(config: RunConfig, vocab_size: int, world_size: int, global_batch_size: int) -> list[dict[str, int]]:

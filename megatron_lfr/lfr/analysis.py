@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend, BlendSelection
-from megatron_lfr.lfr.curriculum import scores_at_start
+from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.identity import read_plan
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
@@ -115,7 +115,7 @@ class Run:
                 return
             if len(nll) > planned.draws:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.draws}")
-            scores = scores_at_start(planned, ledger, self.seed, self.journal)
+            scores = start_phase(planned, ledger, self.seed, self.journal)
             order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")

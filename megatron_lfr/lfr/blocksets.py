@@ -13,16 +13,21 @@ _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 @dataclass(frozen=True)
 class BlockSet:
-    """A set of blocks of one corpus: a bit for each of its `n_blocks` blocks."""
+    """A set of blocks of one corpus, and the blocks that it was chosen from: a bit of each for every one of its
+    `n_blocks` blocks."""
 
     bits: npt.NDArray[np.uint8]
-    size: int
+    candidates: npt.NDArray[np.uint8]
     n_blocks: int
 
     @staticmethod
-    def of(mask: npt.NDArray[np.bool_]) -> BlockSet:
-        """The blocks that `mask` [n_blocks] marks."""
-        return BlockSet(np.packbits(mask), int(mask.sum()), len(mask))
+    def of(mask: npt.NDArray[np.bool_], candidates: npt.NDArray[np.bool_]) -> BlockSet:
+        """The blocks that `mask` [n_blocks] marks, all of which are among the `candidates` [n_blocks]."""
+        return BlockSet(np.packbits(mask), np.packbits(candidates), len(mask))
+
+    @property
+    def size(self) -> int:
+        return _count(self.bits)
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,22 @@ class Likeness:
     cosine: float
     """|A∩B| / sqrt(|A||B|): the cosine of their indicator vectors, the paper's measure."""
     by_chance: float
-    """The cosine to expect of two random sets of these sizes: sqrt(|A||B|) / n_blocks."""
+    """The cosine to expect of random sets of these sizes, each from its own candidates C: sqrt(|A||B|) |C_A∩C_B| /
+    (|C_A||C_B|)."""
 
 
 def compare(a: BlockSet, b: BlockSet) -> Likeness:
     """How alike two sets are. ValueError where they are of corpora of different sizes."""
     if a.n_blocks != b.n_blocks:
         raise ValueError(f"sets of {a.n_blocks} and of {b.n_blocks} blocks cannot be compared")
-    if not a.size or not b.size:
+    size_a, size_b = a.size, b.size
+    if not size_a or not size_b:
         return Likeness(math.nan, math.nan, math.nan)
-    both = int(_ONES[a.bits & b.bits].sum(dtype=np.int64))
-    norm = math.sqrt(a.size * b.size)
-    return Likeness(both / (a.size + b.size - both), both / norm, norm / a.n_blocks)
+    both = _count(a.bits & b.bits)
+    norm = math.sqrt(size_a * size_b)
+    common = _count(a.candidates & b.candidates) / (_count(a.candidates) * _count(b.candidates))
+    return Likeness(both / (size_a + size_b - both), both / norm, norm * common)
+
+
+def _count(bits: npt.NDArray[np.uint8]) -> int:
+    return int(_ONES[bits].sum(dtype=np.int64))

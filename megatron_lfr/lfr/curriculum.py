@@ -135,8 +135,8 @@ class Curriculum(Course):
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the scores as they stand."""
-        scores = scores_at_start(planned, self.ledger, self.seed, self.journal)
         started = time.perf_counter()
+        scores = start_phase(planned, self.ledger, self.seed, self.journal)
         order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
@@ -155,12 +155,18 @@ class Curriculum(Course):
         self.cost.rescore += time.perf_counter() - started
 
 
-def scores_at_start(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
-    """The scores of all blocks that a phase's order is made from; `ledger` holds everything before the phase."""
-    if planned.phase.kind != "focus" or planned.phase.score == "recorded":
-        return ledger.recorded_scores()
-    if planned.phase.score == "detrended":
-        return ledger.detrended_scores()
-    if planned.phase.score == "shuffled":
-        return ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
-    return read_scores(journal, planned.index, len(ledger.nll))
+def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
+    """Begin a phase in `ledger`, which holds everything before it; the scores of all blocks that its order is made
+    from."""
+    phase, rescored = planned.phase, None
+    match phase.score if phase.kind == "focus" else "recorded":
+        case "detrended":
+            scores = ledger.detrended_scores()
+        case "shuffled":
+            scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
+        case "rescored":
+            scores = rescored = read_scores(journal, planned.index, len(ledger.nll))
+        case _:
+            scores = ledger.recorded_scores()
+    ledger.begin_phase(planned.first_step, phase.kind == "focus", rescored)
+    return scores

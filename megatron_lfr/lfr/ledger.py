@@ -3,53 +3,65 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.journal import UNRECORDED
+from megatron_lfr.lfr.reference import LARGEST, Population, Reference
 
-# Steps over which the running mean training loss is averaged (ours).
-TREND_HORIZON = 50
+_CHUNK = 1 << 16
 
 
 class Ledger:
-    """Last loss, the step it was recorded at, and the number of visits of each block: 10 bytes a block.
+    """Last loss, the step it was recorded at, and the number of visits of each block: 10 bytes a block, and 2 more
+    in a Focus.
 
     Attributes:
         nll: fp32 [n_blocks], mean negative log-likelihood a token (nats) when the block was last trained on; NaN
             where it never was.
         step: int32 [n_blocks], optimizer step of that record; -1 where there is none.
         visits: uint16 [n_blocks], times trained on, saturating.
-        trend: fp64 [total_steps], running mean training loss of each step: an exponential mean over TREND_HORIZON
-            steps, corrected for its start.
+        reference: what the losses of each step are measured against.
     """
 
     def __init__(self, n_blocks: int, total_steps: int) -> None:
         self.nll = np.full(n_blocks, np.nan, np.float32)
         self.step = np.full(n_blocks, -1, np.int32)
         self.visits = np.zeros(n_blocks, np.uint16)
-        self.trend = np.full(total_steps, np.nan)
-        self._weighted_sum = 0.0
-        self._weight = 0.0
+        self.reference = Reference(total_steps)
+        self._priors: npt.NDArray[np.float16] | None = None
+
+    def begin_phase(self, first_step: int, focus: bool, rescored: npt.NDArray[np.float32] | None = None) -> None:
+        """A phase begins with `first_step`; all steps before are recorded. Without a call, all steps are one phase
+        that draws at random.
+
+        focus: it draws blocks for their difficulty, as the records or, if given, the `rescored` losses fp32 [n_blocks]
+        tell it: losses in it are those of hard blocks, and are measured accordingly.
+        """
+        self._priors = None
+        if focus:
+            self._priors = self._expected_standings() if rescored is None else _standardised(rescored)
+        self.reference.begin_phase(first_step, None if self._priors is None else Population.of(self._priors))
 
     def record(self, step: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]) -> None:
         """Enter one optimizer step: fp32 `nll` [n] of `block_ids` [n]. Entries equal to UNRECORDED leave a block as
         it was. Where a block occurs twice, the later entry stands."""
         known = nll != UNRECORDED
-        ids, values = block_ids[known], nll[known]
-        self.nll[ids] = values
+        ids = block_ids[known]
+        self.nll[ids] = nll[known]
         self.step[ids] = step
         unique, times = np.unique(ids, return_counts=True)
         self.visits[unique] = np.minimum(self.visits[unique].astype(np.int64) + times, np.iinfo(np.uint16).max)
-        self._follow_trend(step, values)
+        self._refer(step, max(1, len(nll)), block_ids, nll, known)
 
     def record_phase(
         self, first_step: int, batch_size: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]
     ) -> None:
-        """Enter many steps at once, `batch_size` draws each from `first_step` on (the last may be short): as `record`
-        does step by step, to the last bit."""
+        """Enter many steps of a phase at once, `batch_size` draws each from `first_step` on (the last may be short):
+        as `record` does step by step, to the last bit."""
         known = nll != UNRECORDED
         ids = block_ids[known]
         self.nll[ids] = nll[known]
@@ -57,34 +69,73 @@ class Ledger:
         times = np.zeros(len(self.visits), np.uint32)
         np.add.at(times, ids, np.uint32(1))  # of its own type: with an int, NumPy takes ten times as long
         self.visits = np.minimum(self.visits + times, np.iinfo(np.uint16).max).astype(np.uint16)
-        for number, first in enumerate(range(0, len(nll), batch_size)):  # each mean depends on the one before
-            batch = slice(first, first + batch_size)
-            self._follow_trend(first_step + number, nll[batch][known[batch]])
+        self._refer(first_step, batch_size, block_ids, nll, known)
 
-    def _follow_trend(self, step: int, values: npt.NDArray[np.float32]) -> None:
-        if len(values):  # fsum is exact, so the mean does not depend on how a machine sums
-            mean = math.fsum(values.tolist()) / len(values)
-            decay = 1.0 - 1.0 / TREND_HORIZON
-            self._weighted_sum = decay * self._weighted_sum + mean
-            self._weight = decay * self._weight + 1.0
-        if self._weight:
-            self.trend[step] = self._weighted_sum / self._weight
+    def _refer(
+        self,
+        first_step: int,
+        batch_size: int,
+        block_ids: npt.NDArray[np.integer],
+        nll: npt.NDArray[np.float32],
+        known: npt.NDArray[np.bool_],
+    ) -> None:
+        priors = None if self._priors is None else self._priors[block_ids]
+        self.reference.add(first_step, batch_size, nll, known, priors)
 
     def recorded_scores(self) -> npt.NDArray[np.float32]:
         """The loss of each block when it was last trained on, fp32 [n_blocks]: the paper's score."""
         return self.nll.copy()
 
     def detrended_scores(self) -> npt.NDArray[np.float32]:
-        """The same minus the running mean training loss of that step (ours): a block seen early was scored by a
-        worse model than one seen late, and raw losses confound the two."""
+        """The loss (nats) that each block is expected to have now, fp32 [n_blocks], NaN where it was never trained on
+        (ours).
+
+        It lies as many spreads above the mean of all blocks' losses now as the recorded loss lay above theirs at its
+        step: the model has changed since, and raw losses confound how hard a block is with when it was seen.
+        `reference` says how mean and spread are found.
+        """
+        curves = self.reference.curves()
+        location, spread = curves.level
         scores = self.nll.copy()
-        seen = self.step >= 0
-        scores[seen] = (self.nll[seen].astype(np.float64) - self.trend[self.step[seen]]).astype(np.float32)
+        for part, _, standing in self._standings(curves.location, curves.spread):
+            scores[part] = location + spread * standing
         return scores
 
     def shuffled_scores(self, seed: int) -> npt.NDArray[np.float32]:
-        """The recorded losses, dealt at random to the blocks that have one: a control without difficulty (ours)."""
-        scores = self.nll.copy()
+        """The detrended scores, dealt at random to the blocks that have one: a control without difficulty (ours)."""
+        scores = self.detrended_scores()
         seen = np.flatnonzero(~np.isnan(scores))
         scores[seen] = scores[seen][_C.permutation(len(seen), seed)]
         return scores
+
+    def _standings(
+        self, location: npt.NDArray[np.float64], spread: npt.NDArray[np.float64]
+    ) -> Iterator[tuple[slice, npt.NDArray[np.int32], npt.NDArray[np.float64]]]:
+        """Chunk by chunk of the blocks: (chunk, step of the record, standing fp64), NaN where there is no record."""
+        for first in range(0, len(self.nll) if len(spread) else 0, _CHUNK):
+            part = slice(first, first + _CHUNK)
+            step = self.step[part]  # -1 reads the last step's: the loss is NaN then
+            standing = (self.nll[part].astype(np.float64) - location[step]) / spread[step]
+            yield part, step, np.clip(standing, -LARGEST, LARGEST)
+
+    def _expected_standings(self) -> npt.NDArray[np.float16]:
+        """What the standing of each block is expected to be when it is seen again: nearer to the mean of what its
+        record's phase drew, by the share of a standing that is noise. NaN where there is no record."""
+        curves = self.reference.curves()
+        repeated = np.maximum(0.0, 1.0 - curves.noise / (curves.deviation * curves.deviation))
+        expected = np.full(len(self.nll), np.nan, np.float16)
+        for part, step, standing in self._standings(curves.location, curves.spread):
+            mean = curves.mean[step]
+            expected[part] = mean + repeated[step] * (standing - mean)
+        return expected
+
+
+def _standardised(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Scores [n_blocks] as spreads above their mean."""
+    whole = Population.of(scores)
+    spread = math.sqrt(whole.variance) or 1.0
+    standings = np.empty(len(scores), np.float16)
+    for first in range(0, len(scores), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        standings[part] = np.clip((scores[part].astype(np.float64) - whole.mean) / spread, -LARGEST, LARGEST)
+    return standings

@@ -6,18 +6,15 @@ from dataclasses import replace
 
 from megatron_lfr.lfr.schedule import Phase, Schedule
 
-_LFR = (
-    Phase("learn", 0.40, "share"),
-    Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended"),
-    Phase("review", 0.20, "share"),
-    Phase("focus", 0.10, "share", drop=0.7, sampling="choice", score="detrended"),
-    Phase("review", 0.16, "share"),
-)
+_LEARN = Phase("learn", 0.40, "share")
+_FOCUS = Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended")
+_SHARPER = replace(_FOCUS, duration=0.10, drop=0.7)
+_LFR = (_LEARN, _FOCUS, Phase("review", 0.20, "share"), _SHARPER, Phase("review", 0.16, "share"))
 
 PRESETS: dict[str, tuple[str, Schedule]] = {
     "lfr": (
-        "Ours, the default: short, weighted Focus phases on detrended scores, a Review after each, so that the run "
-        "ends in Review.",
+        "Ours, the default: short, weighted Focus phases by what each block's loss would be now (detrended scores), a "
+        "Review after each, so that the run ends in Review.",
         Schedule(_LFR),
     ),
     "lfr-v1": (
@@ -49,22 +46,24 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
         Schedule((Phase("learn", 1.0, "share"),)),
     ),
     "static": (
-        "Baseline: static perplexity pruning. Learn, then drop the easier half once and never look at it again.",
-        Schedule((Phase("learn", 0.40, "share"), Phase("focus", 0.60, "share", drop=0.5))),
+        "Control: static pruning. The first Focus of `lfr` goes on to the end: what it drops is dropped once and never "
+        "looked at again.",
+        Schedule((_LEARN, replace(_FOCUS, duration=0.60))),
     ),
     "learn-only": (
-        "Baseline: the phase boundaries of `lfr`, each phase uniform over everything. Differs from `lfr` in the "
+        "Control: the phase boundaries of `lfr`, each phase uniform over everything. Differs from `lfr` in the "
         "selection alone.",
         Schedule(tuple(Phase("learn", phase.duration, "share") for phase in _LFR)),
     ),
     "random-focus": (
-        "Control: the phases of `lfr`, each Focus by scores that were dealt to the blocks at random. As many are "
-        "dropped and repeated, but not by difficulty.",
+        "Control: `lfr` with the scores of each Focus dealt to the blocks at random. As many are dropped and drawn "
+        "with the same weights, but not by difficulty.",
         Schedule(tuple(replace(p, score="shuffled") if p.kind == "focus" else p for p in _LFR)),
     ),
     "focus-only": (
-        "Baseline: focus without review. Learn, then Focus phases with fresh scores to the end.",
-        Schedule((_LFR[0], *(Phase("focus", p.duration, "share", drop=p.drop or 0.5) for p in _LFR[1:]))),
+        "Control: focus without review. In the place of each Review of `lfr`, one more Focus as the one before it, by "
+        "fresh scores.",
+        Schedule((_LEARN, _FOCUS, replace(_FOCUS, duration=0.20), _SHARPER, replace(_SHARPER, duration=0.16))),
     ),
 }
 

@@ -7,7 +7,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from megatron_lfr.lfr.coverage import Coverage
+
+if TYPE_CHECKING:
+    from megatron_lfr.lfr.blend import Blend
 
 Kind = Literal["learn", "focus", "review"]
 Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
@@ -15,6 +20,13 @@ SelectionMode = Literal["threshold", "clusters"]
 Sampling = Literal["passes", "visits", "choice"]
 ScoreMode = Literal["recorded", "detrended", "rescored", "shuffled"]
 Unseen = Literal["auto", "keep", "exclude"]
+
+CLUSTERS = (2, 63)
+"""Fewest and most clusters of a k-means; csrc takes no more."""
+MOST_DRAWS = 2**40 - 1
+"""Most blocks that a phase trains on; csrc draws no more."""
+MOST_STEPS = 2**31 - 1
+"""Most steps of a run: the ledger counts them in 32 bits."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "kind": get_args(Kind),
@@ -36,8 +48,9 @@ class Phase:
     kind: Kind
     duration: float
     unit: Unit = "epochs"
-    """epochs: of the whole corpus. passes: over what the phase keeps. steps: optimizer steps. tokens. share: of the
-    run's total, which is then given by --train-iters, --train-samples or --train-epochs."""
+    """epochs: of the whole corpus. passes: over what the phase keeps, unseen blocks too where it keeps them. steps:
+    optimizer steps. tokens. share: of the run's total, which is then given by --train-iters, --train-samples or
+    --train-epochs."""
     drop: float = 0.0
     """Share of the scored blocks that Focus leaves out, the easiest first; in [0, 1)."""
     selection: SelectionMode = "threshold"
@@ -47,9 +60,10 @@ class Phase:
     """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
     its perplexity. choice: weighted without replacement, by perplexity."""
     score: ScoreMode = "recorded"
-    """recorded: loss when last trained on (the paper). detrended: minus the running mean training loss of that step
-    (ours). rescored: loss in a forward-only pass over the corpus before the phase (ours). shuffled: the recorded ones,
-    dealt to the scored blocks at random: a control that repeats and drops as often, but not by difficulty."""
+    """recorded: loss when last trained on (the paper). detrended: what that says of the loss now, when the model has
+    changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
+    the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
+    repeats as often, but not by difficulty."""
     unseen: Unseen = "auto"
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8
@@ -64,6 +78,10 @@ class Phase:
         for name, legal in _CHOICES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
+        for name in ("duration", "drop", "clusters"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
+                raise ValueError(f"phase {name} {value!r}: must be a {'whole ' * (name == 'clusters')}number")
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise ValueError(f"phase duration {self.duration}: must be a positive number of {self.unit}")
         if self.unit in ("steps", "tokens") and self.duration != int(self.duration):
@@ -72,34 +90,31 @@ class Phase:
             raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
         if self.kind != "focus" and self.drop:
             raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, this one is {self.kind}")
-        if self.clusters < 2:
-            raise ValueError(f"phase clusters {self.clusters}: must be at least 2")
+        if not CLUSTERS[0] <= self.clusters <= CLUSTERS[1]:
+            raise ValueError(f"phase clusters {self.clusters}: must lie between {CLUSTERS[0]} and {CLUSTERS[1]}")
 
     @property
     def keeps_unseen(self) -> bool:
         return self.unseen == "keep" or (self.unseen == "auto" and self.selection == "threshold")
 
-    def draws(self, n_blocks: int, seq_length: int, global_batch_size: int) -> int:
-        """Blocks that the phase trains on, repeats counted. `passes` are over the blocks that a drop of exactly
-        `drop` leaves; what the selection then keeps may differ a little, the number of draws does not."""
+    def draws(self, n_blocks: int, seq_length: int, global_batch_size: int, kept: int) -> int:
+        """Blocks that the phase trains on, repeats counted. kept: those that a drop of exactly `drop` leaves, which a
+        pass is over; what the selection then keeps may differ a little, the number of draws does not. ValueError for
+        more than MOST_DRAWS."""
         match self.unit:
             case "epochs":
-                return max(1, round(self.duration * n_blocks))
+                exact = self.duration * n_blocks
             case "passes":
-                return max(1, round(self.duration * (n_blocks - dropped_count(self.drop, n_blocks))))
+                exact = self.duration * kept
             case "steps":
-                return int(self.duration) * global_batch_size
+                exact = self.duration * global_batch_size
             case "tokens":
-                return math.ceil(self.duration / seq_length)
+                exact = math.ceil(self.duration / seq_length)
             case "share":
                 raise ValueError("a phase given as a share has no length of its own")
-
-
-def dropped_count(drop: float, n_scored: int) -> int:
-    """How many of `n_scored` blocks a drop share leaves out. The slack, csrc's too, undoes the rounding of decimal
-    shares: 0.7 of 10 is 7, not 6.999..."""
-    product = drop * n_scored
-    return math.floor(product + max(1e-9, product * 2.0**-51))
+        if exact > MOST_DRAWS:
+            raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_DRAWS}")
+        return max(1, round(exact))
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,9 @@ class Schedule:
             raise ValueError(f"the shares of the phases must sum to 1, not {sum(shares):g}")
         first = self.phases[0]
         if first.kind == "focus" and first.score != "rescored":
-            raise ValueError("a schedule cannot begin with focus: no block has a score yet (or use score: rescored)")
+            raise ValueError(
+                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored)"
+            )
 
     @property
     def in_shares(self) -> bool:
@@ -192,11 +209,13 @@ class Schedule:
         train_iters: int | None = None,
         train_samples: int | None = None,
         train_epochs: float | None = None,
+        blend: Blend | None = None,
     ) -> Plan:
         """Lay the schedule out over a corpus of `n_blocks` blocks.
 
         At most one budget may be given. It is required where the phases are shares, and must agree with the sum
-        of the phases (`train_iters`, `train_samples`) where they are not.
+        of the phases (`train_iters`, `train_samples`) where they are not. blend: the curriculum's; needed where its
+        corpora have weights and a phase is given in passes. ValueError, with the phase, for one that could not be made.
         """
         if n_blocks < 1:
             raise ValueError("the corpus has no block to train on")
@@ -213,11 +232,27 @@ class Schedule:
                 raise ValueError(f"the schedule's phases are shares of the run: give one of {', '.join(budgets)}")
             draws = self._shared_draws(n_blocks, global_batch_size, train_iters, train_samples, train_epochs)
         else:
-            draws = [phase.draws(n_blocks, seq_length, global_batch_size) for phase in self.phases]
+            draws = self._own_draws(n_blocks, seq_length, global_batch_size, blend)
         plan = lay_out(self.phases, draws, n_blocks, seq_length, global_batch_size)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
+        if max(draws) > MOST_DRAWS:
+            raise ValueError(f"phase {draws.index(max(draws))}: trains on {max(draws)} blocks, more than {MOST_DRAWS}")
+        if plan.total_steps > MOST_STEPS:
+            raise ValueError(f"a run of {plan.total_steps} steps: at most {MOST_STEPS}")
         return plan
+
+    def _own_draws(self, n_blocks: int, seq_length: int, global_batch_size: int, blend: Blend | None) -> list[int]:
+        coverage = Coverage(n_blocks, blend)
+        draws = []
+        for index, phase in enumerate(self.phases):
+            try:
+                kept = coverage.kept(phase) if phase.kind == "focus" and phase.unit == "passes" else n_blocks
+                draws.append(phase.draws(n_blocks, seq_length, global_batch_size, kept))
+            except ValueError as error:
+                raise ValueError(f"phase {index}: {error}") from None
+            coverage.add(phase, draws[-1])
+        return draws
 
     def _shared_draws(
         self,
@@ -233,6 +268,8 @@ class Schedule:
             total, unit = train_samples, 1
         else:
             assert train_epochs is not None
+            if not 0 < train_epochs * n_blocks <= MOST_DRAWS:
+                raise ValueError(f"--train-epochs {train_epochs:g}: must be positive, and at most {MOST_DRAWS} blocks")
             total, unit = round(train_epochs * n_blocks), 1
         if total < len(self.phases):
             raise ValueError(f"a run of {total} is too short for the schedule's {len(self.phases)} phases")

@@ -112,7 +112,10 @@ def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, D
         cut = float(cuts[removed - 1]) if removed else -np.inf
         dropped = int(counts[:removed].sum())
         selection = Selection(cut, 0, not phase.keeps_unseen, dropped, weights.unseen, len(scores))
-        mass = counts * weights.mean_perplexity()
+        perplexity = weights.mean_perplexity()
+        if perplexity.max() > 2.0**512:  # only shares of it count, and the sum must be finite
+            perplexity = perplexity * 2.0**-512
+        mass = counts * perplexity
         mass[:removed] = 0.0
         kept_perplexity = float(mass.sum() / counts[removed:].sum())
     unseen_mass = selection.unseen * kept_perplexity if phase.keeps_unseen else 0.0

@@ -122,7 +122,9 @@ def similarity_section(views: Sequence[RunView]) -> Html:
 
     cosine = figure("Cosine similarity", heat("cosine"), "|A∩B| / √(|A||B|), the paper's measure; 1 is the same set.")
     overlap = figure("Overlap", heat("overlap"), "|A∩B| / |A∪B| (Jaccard).")
-    chance = figure("By chance", heat("by_chance"), "The cosine to expect of two random sets of these sizes.")
+    chance = figure(
+        "By chance", heat("by_chance"), "The cosine to expect of random sets of these sizes among the scored blocks."
+    )
     return element("div", cosine, overlap, chance, class_="pair")
 
 

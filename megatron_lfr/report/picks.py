@@ -21,14 +21,14 @@ EACH = 6
 
 @dataclass(frozen=True)
 class Block:
-    """One block. steps, nll: its visits, in order. above_mean: the last loss minus the running mean
-    training loss of its step. forgotten: how often its loss rose after a fall. setback: the most
-    that it was above its lowest until then, nats."""
+    """One block. steps, nll: its visits, in order. expected: the loss that it is expected to have now (detrended),
+    nats. forgotten: how often its loss rose after a fall. setback: the most that it was above its lowest until then,
+    nats."""
 
     id: int
     steps: Steps
     nll: Losses
-    above_mean: float
+    expected: float
     forgotten: int
     setback: float
 
@@ -43,9 +43,9 @@ class Picks:
 
 
 def pick_blocks(run: Run, ledger: Ledger, trajectories: Trajectories, trained: Sequence[Order]) -> Picks:
-    """Hardest and easiest by the last loss above the mean of its time; most forgotten by how often, then by how far.
-    trained: the blocks
-    of each phase's draws so far."""
+    """Hardest and easiest by the loss expected now; most forgotten by how often, then by how far.
+
+    trained: the blocks of each phase's draws so far."""
     forgotten, setback = trajectories.forgotten(), trajectories.setback
     scores = ledger.detrended_scores()
     unseen = np.isnan(scores)

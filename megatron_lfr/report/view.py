@@ -184,7 +184,10 @@ def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
     left_out = history.selection.left_out(history.scores_at_start)
     dropped = left_out & ~unseen
     return FocusView(
-        BlockSet.of(dropped), _count(dropped, corpus), _count(unseen, corpus), _count(left_out & unseen, corpus)
+        BlockSet.of(dropped, ~unseen),
+        _count(dropped, corpus),
+        _count(unseen, corpus),
+        _count(left_out & unseen, corpus),
     )
 
 

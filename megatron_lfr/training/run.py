@@ -69,7 +69,7 @@ def train(config: RunConfig) -> bool:
     config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
     eod, vocab_size = resolve_vocabulary(config)
     dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
-    plan = make_plan(config, dataset.train.num_blocks)
+    plan = make_plan(config, dataset.train.num_blocks, blend=make_blend(config, dataset))
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     facts = run_identity(config, vocab_size, eod, dataset, plan)
     assert config.checkpoint.save is not None
@@ -117,7 +117,7 @@ def resolve_vocabulary(config: RunConfig) -> tuple[int | None, int]:
     return tokenizer.eod, asked or tokenizer.vocab_size
 
 
-def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None) -> Plan:
+def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
     """The schedule laid out over the corpus, for `world_size` ranks (by default as many as have been started)."""
     lfr = config.lfr
     data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
@@ -128,6 +128,7 @@ def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None) -
         train_iters=lfr.train_iters,
         train_samples=lfr.train_samples,
         train_epochs=lfr.train_epochs,
+        blend=blend,
     )
 
 

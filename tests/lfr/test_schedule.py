@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lfr.lfr import PRESETS, Phase, Schedule, preset
+from megatron_lfr import _C
+from megatron_lfr.lfr import PRESETS, Blend, Ledger, Phase, Schedule, preset
+from megatron_lfr.lfr.curriculum import start_phase
+from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.lfr.schedule import CLUSTERS
 
 
 def test_lfr_v1_is_four_epochs_as_the_paper_counts_them() -> None:
@@ -58,12 +69,12 @@ def test_every_unit() -> None:
         Phase("review", 100, "tokens"),
     )
     plan = Schedule(phases).plan(10, seq_length=8, global_batch_size=4)
-    assert [p.draws for p in plan.phases] == [2, 6, 28, 13]
-    assert [p.steps for p in plan.phases] == [1, 2, 7, 4]
-    assert [p.first_step for p in plan.phases] == [0, 1, 3, 10]
-    assert [plan.at_step(s).index for s in range(14)] == [0, 1, 1, *[2] * 7, *[3] * 4]
-    with pytest.raises(ValueError, match="outside the plan's 14 steps"):
-        plan.at_step(14)
+    assert [p.draws for p in plan.phases] == [2, 18, 28, 13]  # 2 of 10 are scored, and 1 of these dropped
+    assert [p.steps for p in plan.phases] == [1, 5, 7, 4]
+    assert [p.first_step for p in plan.phases] == [0, 1, 6, 13]
+    assert [plan.at_step(s).index for s in range(17)] == [0, *[1] * 5, *[2] * 7, *[3] * 4]
+    with pytest.raises(ValueError, match="outside the plan's 17 steps"):
+        plan.at_step(17)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,14 @@ def test_a_budget_must_agree_with_absolute_lengths() -> None:
         ({"kind": "learn", "duration": 1, "drop": 0.5}, "only a focus phase drops blocks"),
         ({"kind": "learn", "duration": 1, "lenght": 2}, "unknown key 'lenght'; legal keys: kind, duration"),
         ({"kind": "learn"}, "duration"),
-        ({"kind": "focus", "duration": 1}, "cannot begin with focus"),
+        ({"kind": "learn", "duration": "1"}, "phase 0: phase duration '1': must be a number"),
+        ({"kind": "learn", "duration": True}, "phase duration True: must be a number"),
+        ({"kind": "learn", "duration": 1, "drop": None}, "phase drop None: must be a number"),
+        ({"kind": "learn", "duration": 1, "clusters": 8.0}, "phase clusters 8.0: must be a whole number"),
+        ({"kind": "learn", "duration": 1, "clusters": 1}, "phase clusters 1: must lie between 2 and 63"),
+        ({"kind": "learn", "duration": 1, "clusters": 64}, "phase clusters 64: must lie between 2 and 63"),
+        ({"kind": ["learn"], "duration": 1}, "choose from learn, focus, review"),
+        ({"kind": "focus", "duration": 1}, "phase 0: a schedule cannot begin with focus"),
         ({"kind": "learn", "duration": 0.5, "unit": "share"}, "must sum to 1, not 0.5"),
         ("learn", "expected a mapping"),
     ],
@@ -109,6 +127,173 @@ def test_a_budget_must_agree_with_absolute_lengths() -> None:
 def test_bad_phases_are_named(row: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule.from_dicts([row])
+
+
+def test_as_many_clusters_as_allowed_can_be_made() -> None:
+    scores = np.arange(1000, dtype=np.float32)
+    assert len(_C.cluster(scores, CLUSTERS[1])) == CLUSTERS[1] - 1
+    with pytest.raises(ValueError, match="between 1 and 63"):
+        _C.cluster(scores, CLUSTERS[1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("phase", "budget", "message"),
+    [
+        (Phase("learn", 1e12), {}, "phase 0: duration 1e\\+12 epochs: 1e\\+15 blocks, more than 1099511627775"),
+        (Phase("learn", 1e308), {}, "phase 0: duration 1e\\+308 epochs"),
+        (Phase("learn", 10**12, "steps"), {}, "phase 0: duration 1e\\+12 steps"),
+        (Phase("learn", 10**9, "steps"), {}, None),
+        (Phase("learn", 3 * 10**9, "epochs"), {}, "phase 0: .*more than"),
+        (Phase("learn", 1.0, "share"), {"train_epochs": float("nan")}, "--train-epochs nan: must be positive"),
+        (Phase("learn", 1.0, "share"), {"train_epochs": 1e300}, "--train-epochs 1e\\+300: must be positive"),
+        (Phase("learn", 1.0, "share"), {"train_iters": 2**37}, "phase 0: trains on 1374389534720 blocks"),
+    ],
+)
+def test_lengths_that_could_not_be_made(phase: Phase, budget: dict[str, float], message: str | None) -> None:
+    schedule = Schedule((phase,))
+    if message is None:
+        assert schedule.plan(1000, 8, 10, **budget).total_steps == 10**9  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=message):
+        schedule.plan(1000, 8, 10, **budget)  # type: ignore[arg-type]
+
+
+LFR = preset("lfr").phases
+
+CONTROLS: dict[str, tuple[str, tuple[Phase, ...]]] = {
+    "random-focus": ("score", tuple(replace(p, score="shuffled") if p.kind == "focus" else p for p in LFR)),
+    "static": ("duration", (LFR[0], replace(LFR[1], duration=0.6))),
+    "learn-only": ("kind", tuple(Phase("learn", p.duration, "share") for p in LFR)),
+    "focus-only": (
+        "kind",
+        tuple(replace(LFR[k - 1], duration=p.duration) if p.kind == "review" else p for k, p in enumerate(LFR)),
+    ),
+}
+"""The one field in which each control differs from `lfr`, and what that makes of its phases."""
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_differs_from_lfr_in_one_thing(name: str) -> None:
+    field, expected = CONTROLS[name]
+    phases = preset(name).phases
+    assert phases == expected
+    for mine, lfr in zip(phases, LFR, strict=False):  # static has fewer
+        differing = {name for name, value in vars(mine).items() if value != getattr(lfr, name)}
+        if "kind" in differing:  # what else a Focus has follows from the one before it
+            assert (field, mine.duration) == ("kind", lfr.duration)
+        else:
+            assert differing <= {field}
+
+
+def kept_of(schedule: Schedule, n_blocks: int, batch: int = 4, blend: Blend | None = None) -> list[int]:
+    return [planned.draws for planned in schedule.plan(n_blocks, 8, batch, blend=blend).phases]
+
+
+def passes(drop: float, **more: object) -> Phase:
+    return Phase("focus", 1, "passes", drop=drop, **more)  # type: ignore[arg-type]
+
+
+def test_a_pass_is_over_what_is_kept() -> None:
+    excluding = {"unseen": "exclude"}
+    clusters = {"selection": "clusters", "sampling": "visits"}
+    for phases, expected in (
+        ((Phase("learn", 0.1), passes(0.5, **excluding)), [100, 50]),
+        ((Phase("learn", 0.1), passes(0.5, **clusters)), [100, 50]),
+        ((Phase("learn", 0.1), passes(0.5)), [100, 950]),
+        ((Phase("learn", 3, "steps"), passes(0.5, **excluding), passes(0.7, **excluding)), [12, 6, 4]),
+        ((Phase("learn", 1), passes(0.5), Phase("review", 0.2), passes(0.7, **excluding)), [1000, 500, 200, 300]),
+        ((Phase("learn", 0.1), passes(0.5), passes(0.7, **excluding)), [100, 950, 300]),  # the pass saw all unseen
+        ((Phase("learn", 0.1), passes(0.5, score="rescored", **excluding)), [100, 500]),
+        ((Phase("learn", 0.2), Phase("review", 0.2), passes(0.5)), [200, 200, 800]),  # 400 scored at most
+    ):
+        assert kept_of(Schedule(phases), 1000) == expected
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        (Phase("learn", 0.2), Phase("review", 0.2)),
+        (Phase("learn", 0.2), Phase("focus", 0.1, drop=0.5)),
+        (Phase("learn", 0.2), Phase("focus", 3, drop=0.5, sampling="visits")),
+    ],
+)
+def test_a_pass_of_unknown_length_is_refused(phases: tuple[Phase, ...]) -> None:
+    for more in ({"unseen": "exclude"}, {"selection": "clusters"}):
+        message = (
+            "phase 2: unit passes, unseen (exclude|auto): .* 200 to .* of 1000. Give the duration in epochs or steps"
+        )
+        with pytest.raises(ValueError, match=message):
+            Schedule((*phases, passes(0.5, **more))).plan(1000, 8, 4)
+        Schedule((*phases, passes(0.5, unseen="keep"))).plan(1000, 8, 4)
+
+
+def test_a_pass_after_a_blend_counts_each_corpus() -> None:
+    blend = Blend([0, 100, 1000], [3.0, 1.0])
+    schedule = Schedule((Phase("learn", 0.2), passes(0.5, unseen="exclude")))
+    assert kept_of(schedule, 1000, blend=blend) == [200, (100 + 50) // 2]  # 150 draws from the 100 of the first
+    again = Schedule((Phase("learn", 0.2), Phase("review", 0.2), passes(0.5, unseen="exclude")))
+    with pytest.raises(ValueError, match=r"phase 2: .* 150 to \d+ of 1000"):
+        again.plan(1000, 8, 4, blend=blend)
+
+
+any_phase = st.builds(
+    dict,
+    kind=st.sampled_from(["learn", "focus", "focus", "review"]),
+    duration=st.sampled_from([0.1, 0.3, 0.5, 1, 1.7, 3]),
+    unit=st.sampled_from(["epochs", "passes", "steps", "tokens"]),
+    drop=st.sampled_from([0.0, 0.3, 0.5, 0.99]),
+    selection=st.sampled_from(["threshold", "clusters"]),
+    sampling=st.sampled_from(["passes", "visits", "choice"]),
+    score=st.sampled_from(["recorded", "detrended", "rescored", "shuffled"]),
+    unseen=st.sampled_from(["auto", "keep", "exclude"]),
+    clusters=st.sampled_from([2, 8, 63]),
+)
+
+
+@settings(max_examples=150)
+@given(
+    rows=st.lists(any_phase, min_size=1, max_size=5),
+    starts=st.sampled_from([[0, 1], [0, 2, 3], [0, 5, 30], [0, 40, 41, 60]]),
+    weighted=st.booleans(),
+    scope=st.sampled_from(["global", "per-corpus"]),
+    batch=st.integers(1, 9),
+    scale=st.sampled_from([0.0, 1.0, 1e4, 1e36]),
+    seed=st.integers(0, 2**32),
+)
+def test_what_can_be_planned_can_be_made(
+    rows: list[dict[str, Any]], starts: list[int], weighted: bool, scope: str, batch: int, scale: float, seed: int
+) -> None:
+    """Every boundary of a schedule that passes at start has an order, and a pass repeats no block that it keeps."""
+    rng = np.random.default_rng(seed)
+    n = starts[-1]
+    blend = Blend(starts, rng.uniform(0.1, 3, len(starts) - 1).tolist() if weighted else None, scope)  # type: ignore[arg-type]
+    rows[0] |= {"kind": "learn"} if rows[0]["score"] != "rescored" else {}
+    for row in rows:
+        row["drop"] *= row["kind"] == "focus"
+    try:
+        plan = Schedule.from_dicts(rows).plan(n, 2, batch, blend=blend)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        reason = ""
+    if reason:
+        assert re.match(r"phase \d: ", reason)
+        return
+    ledger = Ledger(n, plan.total_steps)
+    with TemporaryDirectory() as folder:
+        for planned in plan.phases:
+            if planned.phase.is_rescored:
+                np.save(JournalFiles(Path(folder)).scores_path(planned.index), rng.gamma(2, 1, n).astype(np.float32))
+            scores = start_phase(planned, ledger, seed, JournalFiles(Path(folder)))
+            order, selection = blend.make_order(planned.phase, scores, planned.draws, seed, planned.index)
+            assert len(order) == planned.draws
+            assert order.max() < n
+            if selection is not None and planned.phase.unit == "passes" and scope == "global":
+                kept = n - int(selection.left_out(scores).sum())
+                if planned.phase.selection == "threshold" and planned.phase.sampling == "passes":
+                    assert planned.draws <= max(1, round(planned.phase.duration * kept))
+            nll = (rng.gamma(2, 1, planned.draws) * scale).astype(np.float32)
+            ledger.record_phase(planned.first_step, batch, order, nll)
 
 
 def test_schedules_survive_a_round_trip_through_dicts() -> None:

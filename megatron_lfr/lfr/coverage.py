@@ -1,0 +1,80 @@
+"""How many blocks have a score when a phase begins, as far as the plan alone tells."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lfr.lfr.blend import Blend
+    from megatron_lfr.lfr.schedule import Phase
+
+
+class Coverage:
+    """Follows a plan phase by phase, if no step is skipped.
+
+    Learn and Review draw whole passes and a part of one, from each corpus its quota where a blend has weights: the
+    number of different blocks is known for the first of them, and for one that covers a corpus; of others, and of a
+    Focus that keeps unseen blocks, only its bounds.
+    """
+
+    def __init__(self, n_blocks: int, blend: Blend | None) -> None:
+        self._blend = blend if blend is not None and blend.weights is not None else None
+        self._per_corpus = blend is not None and blend.focus_scope == "per-corpus"
+        self._sizes = [n_blocks] if self._blend is None else self._blend.sizes
+        self._fewest = [0] * len(self._sizes)
+        self._most = [0] * len(self._sizes)
+
+    def add(self, phase: Phase, draws: int) -> None:
+        """Go through a phase of `draws` blocks."""
+        quotas = [draws] if self._blend is None else self._blend.quotas(draws)
+        if phase.kind != "focus":
+            for corpus, quota in enumerate(quotas):
+                self._draw_uniformly(corpus, quota)
+        elif self._covers_all(phase, draws):
+            self._fewest, self._most = list(self._sizes), list(self._sizes)
+        elif phase.keeps_unseen or phase.is_rescored:
+            self._most = [min(size, most + draws) for size, most in zip(self._sizes, self._most, strict=True)]
+        elif self._per_corpus:  # a corpus without a score is drawn from uniformly
+            for corpus, quota in enumerate(quotas):
+                if self._blend is None:
+                    self._most[corpus] = min(self._sizes[corpus], self._most[corpus] + quota)
+                elif self._most[corpus] == 0:
+                    self._draw_uniformly(corpus, quota)
+
+    def kept(self, phase: Phase) -> int:
+        """How many blocks a Focus keeps if it drops exactly its share; at least so many where it keeps unseen ones and
+        their number is not known. ValueError where it leaves out unseen ones and their number is not known."""
+        sizes, fewest, most = self._sizes, self._fewest, self._most
+        if phase.is_rescored:
+            fewest = most = sizes
+        if phase.keeps_unseen:
+            return max(1, sum(sizes) - sum(dropped_count(phase.drop, scored) for scored in most))
+        if fewest != most:
+            raise ValueError(
+                f"unit passes, unseen {phase.unseen}: leaves out blocks that have no score, and how many have one "
+                f"is not known before the run: {sum(fewest)} to {sum(most)} of {sum(sizes)}. Give the duration in "
+                "epochs or steps, or unseen: keep, or begin with a learn phase of one epoch or more"
+            )
+        return max(1, sum(scored - dropped_count(phase.drop, scored) for scored in fewest))
+
+    def _draw_uniformly(self, corpus: int, quota: int) -> None:
+        size = self._sizes[corpus]
+        self._fewest[corpus] = min(size, max(self._fewest[corpus], quota))
+        self._most[corpus] = size if quota >= size else min(size, self._most[corpus] + quota)
+
+    def _covers_all(self, phase: Phase, draws: int) -> bool:
+        """Whether a Focus trains on every unseen block, as it does in a whole pass over what it keeps."""
+        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
+            return False
+        dropped = 0
+        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.is_rescored:
+            dropped = dropped_count(phase.drop, sum(self._fewest))
+        return draws >= sum(self._sizes) - dropped
+
+
+def dropped_count(drop: float, n_scored: int) -> int:
+    """How many of `n_scored` blocks a drop share leaves out. The slack, csrc's too, undoes the rounding of decimal
+    shares: 0.7 of 10 is 7, not 6.999..."""
+    product = drop * n_scored
+    return math.floor(product + max(1e-9, product * 2.0**-51))

@@ -1,0 +1,270 @@
+"""What losses of different optimizer steps are measured against, so that they can be compared (ours).
+
+The *standing* of a loss is how many spreads it lies above the mean loss that all blocks would have had at that step,
+the spread being the standard deviation of theirs. In Learn and Review every window of steps is a random sample of the
+corpus: mean and spread are the window's own.
+
+A Focus draws blocks for their earlier standing, or for a score that follows from it. Its windows are harder than the
+corpus, and less so than those standings say, since they were chosen for their luck too (regression to the mean). A
+block's *prior* is the standing that a new loss of it is expected to have. However blocks were chosen by it, a new loss
+is on average
+
+    location + spread * slope * (prior - mean prior of all blocks)
+
+in the units of the step, with a slope of 1 if the prior is right. The slope is the regression of the losses on the
+priors; the spread follows from it, as the standings of all blocks have variance 1: slope^2 times the priors' variance
+is what the prior predicts of it, the rest is the variance around the regression, which a Focus shows.
+
+Nothing here knows how often a block was trained on: its own progress counts as ease.
+
+Sums are of integers, and everything else is made of single IEEE operations, so that it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+# Draws in the windows around a step (ours): a mean of 64 adds 1.6 % to the variance of a standing, a spread from 256
+# draws is known to 4 %. LEAST_DRAWS: what a window holds at a phase's ends, and what deviations are taken within.
+LOCATION_DRAWS = 64
+SPREAD_DRAWS = 256
+LEAST_DRAWS = 8
+
+LARGEST = 64.0
+"""Losses (nats) and priors count as no more than this."""
+_UNIT = 65536.0  # losses and priors are summed as integers of this fineness
+_LEAST_VARIANCE = 1 / 16  # of the standings that a Focus draws
+_CHUNK = 1 << 16
+
+Window = tuple[Integers, Integers]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Mean and variance of a value over all blocks that have it."""
+
+    mean: float
+    variance: float
+
+    @staticmethod
+    def of(values: npt.NDArray[np.floating]) -> Population:
+        """Of values [n_blocks], NaN where a block has none; larger ones than LARGEST count as that."""
+        count, total, squares = 0, 0, 0
+        for first in range(0, len(values), _CHUNK):
+            part = values[first : first + _CHUNK]
+            whole = _integers(part[~np.isnan(part)])
+            count += len(whole)
+            total += int(whole.sum())
+            squares += int((whole * whole).sum())
+        if not count:
+            return Population(0.0, 0.0)
+        return Population(total / count / _UNIT, (count * squares - total * total) / count**2 / _UNIT**2)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The reference of every step so far: four arrays fp64 [steps].
+
+    location, spread: mean and standard deviation (nats) of what the losses of all blocks would have been. mean,
+    deviation: of the standings that the step's phase drew; 0 and 1 where it drew at random. noise: share of a
+    standing's variance that a block's next one does not repeat, as the last Focus found it; 0 before. level: location
+    and spread at the end, averaged over the last SPREAD_DRAWS draws; 0 and 1 before the first step.
+    """
+
+    location: Doubles
+    spread: Doubles
+    mean: Doubles
+    deviation: Doubles
+    noise: float
+    level: tuple[float, float]
+
+
+class Reference:
+    """Collects the losses of a run, step by step, and gives the `Curves`; 80 bytes a step."""
+
+    def __init__(self, total_steps: int) -> None:
+        empty = np.empty(0)
+        self.moments = np.zeros((6, total_steps), np.int64)
+        """Of each step: losses counted, their sum, their squares' sum; sum of priors, of their squares, of products."""
+        self._past = Curves(empty, empty, empty, empty, 0.0, (0.0, 1.0))
+        self._prior: Population | None = None
+        self._end = 0
+
+    def begin_phase(self, first_step: int, prior: Population | None) -> None:
+        """A phase begins. prior: of all blocks, where it draws blocks for theirs; None where it draws at random."""
+        self._end = max(self._end, first_step)
+        self._past = self.curves()
+        self._prior = prior
+
+    def add(
+        self,
+        first_step: int,
+        batch_size: int,
+        nll: npt.NDArray[np.float32],
+        counted: npt.NDArray[np.bool_],
+        priors: npt.NDArray[np.float16] | None,
+    ) -> None:
+        """Enter losses [n] of steps from `first_step` on, `batch_size` each, in their order; in a phase that draws for
+        it, with their blocks' priors, NaN where a block has none. Entries that are not `counted` are ignored."""
+        stride = batch_size * max(1, _CHUNK // batch_size)
+        for first in range(0, len(nll), stride):
+            part = slice(first, first + stride)
+            rows = _moments(nll[part], counted[part], None if priors is None else priors[part])
+            starts = np.arange(0, len(nll[part]), batch_size)
+            step = first_step + first // batch_size
+            for kept, values in zip(self.moments, rows, strict=False):
+                kept[step : step + len(starts)] = np.add.reduceat(values, starts)
+        self._end = max(self._end, first_step + -(-len(nll) // batch_size))
+
+    def curves(self) -> Curves:
+        """The reference of all steps so far, those of the present phase by what there is of it."""
+        past, first = self._past, len(self._past.location)
+        if first == self._end:
+            return past
+        phase = _Phase(self.moments[:, first : self._end], past.level[1])
+        slope, noise = 0.0, past.noise
+        prior = self._prior or Population(0.0, 0.0)
+        if prior.variance:
+            slope = phase.slope(prior)
+            noise = 1.0 - slope * math.sqrt(prior.variance)
+        spread = phase.spread / np.sqrt(_variance(slope, phase.prior_variance, prior))
+        location = _filled(phase.location - slope * spread * (phase.prior - prior.mean), past.level[0])
+        mean, variance = phase.drawn(slope, prior)
+        return Curves(
+            np.concatenate((past.location, location)),
+            np.concatenate((past.spread, spread)),
+            np.concatenate((past.mean, np.full(len(spread), mean))),
+            np.concatenate((past.deviation, np.full(len(spread), math.sqrt(variance)))),
+            noise,
+            (_mean(location[-phase.wide :]), _mean(spread[-phase.wide :])),
+        )
+
+
+class _Phase:
+    """The windows of a phase: five arrays fp64 [steps].
+
+    location, spread: mean and standard deviation of the losses drawn. prior, prior_variance: of their blocks' priors.
+    wide: steps that hold SPREAD_DRAWS.
+    """
+
+    def __init__(self, moments: Integers, spread_before: float) -> None:
+        count, loss, squares, prior, prior_squares, products = moments
+        steps = len(count)
+        size = max(1, int(count.sum()) // steps)
+        self.wide = -(-SPREAD_DRAWS // size)
+        own = _window(steps, size, LEAST_DRAWS, LEAST_DRAWS, 0)
+        # A trend shifts the mean of a window that is not centred, so it shrinks towards the end too.
+        near = _window(steps, size, LOCATION_DRAWS, LEAST_DRAWS, np.arange(steps)[::-1])
+        far = _window(steps, size, SPREAD_DRAWS, LOCATION_DRAWS, steps)
+        self._count = count.astype(np.float64)
+        self._total_prior = int(prior.sum())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.location, self.prior = _smooth(near, loss, count), _smooth(near, prior, count)
+            drawn = _over(own, count)
+            mean_loss, mean_prior = _over(own, loss) / drawn / _UNIT, _over(own, prior) / drawn / _UNIT
+            freedom = np.where(drawn > 1, 1 - 1 / drawn, 1.0)  # a mean is nearer to what it is made of
+            self._losses = self._around(squares, loss, mean_loss, loss, mean_loss) / freedom
+            self._priors = self._around(prior_squares, prior, mean_prior, prior, mean_prior) / freedom
+            self._products = self._around(products, loss, mean_loss, prior, mean_prior) / freedom
+            drawn = _over(far, count)
+            deviation = np.sqrt(np.maximum(_over(far, self._losses), 0.0) / drawn)
+            self.spread = _filled(np.where(deviation > 0, deviation, np.nan), spread_before)
+            self.prior_variance = _filled(np.maximum(_over(far, self._priors), 0.0) / drawn, 0.0)
+
+    def _around(self, products: Integers, a: Integers, mean_a: Doubles, b: Integers, mean_b: Doubles) -> Doubles:
+        """Sums of products of the deviations from two means, step by step."""
+        cross = mean_a * (b / _UNIT) + mean_b * (a / _UNIT) - self._count * mean_a * mean_b
+        return np.where(self._count > 0, products / _UNIT**2 - cross, 0.0)
+
+    def _variance_drawn(self) -> float:
+        """Of the priors drawn, within windows."""
+        return max(0.0, math.fsum(self._priors.tolist())) / max(1.0, math.fsum(self._count.tolist()))
+
+    def slope(self, prior: Population) -> float:
+        """By how much the standings of all blocks rise with their prior: 1 if the prior is right, and never so much
+        that it predicts more than there is. 1 where the phase cannot tell."""
+        most = 1.0 / math.sqrt(prior.variance)
+        variance = self._variance_drawn()
+        draws = math.fsum(self._count.tolist())
+        if variance * draws <= 0:
+            return min(1.0, most)
+        # Losses in units of the drawn ones' spread; of the corpus' spread that is 1 / sqrt(_variance).
+        regression = max(0.0, math.fsum((self._products / self.spread).tolist())) / (variance * draws)
+        share = 1.0 + regression * regression * (prior.variance - variance)
+        return min(most, regression / math.sqrt(share)) if share > 0 else most
+
+    def drawn(self, slope: float, prior: Population) -> tuple[float, float]:
+        """Mean and variance of the standings of what the phase drew."""
+        draws = math.fsum(self._count.tolist())
+        if not draws or not prior.variance:
+            return 0.0, 1.0
+        mean = slope * (self._total_prior / draws / _UNIT - prior.mean)
+        return mean, float(_variance(slope, np.array([self._variance_drawn()]), prior)[0])
+
+
+def _variance(slope: float, drawn: Doubles, prior: Population) -> Doubles:
+    """Variance of standings whose priors have the variance `drawn`; of all blocks' it is 1."""
+    return np.maximum(1.0 + slope * slope * (drawn - prior.variance), _LEAST_VARIANCE)
+
+
+def _moments(
+    nll: npt.NDArray[np.float32], counted: npt.NDArray[np.bool_], priors: npt.NDArray[np.float16] | None
+) -> list[Integers]:
+    if priors is not None:
+        counted = counted & ~np.isnan(priors)
+    loss = _integers(np.where(counted, nll, 0))
+    rows = [counted.astype(np.int64), loss, loss * loss]
+    if priors is not None:
+        prior = _integers(np.where(counted, priors, 0))
+        rows += [prior, prior * prior, loss * prior]
+    return rows
+
+
+def _integers(values: npt.NDArray[np.floating]) -> Integers:
+    return np.rint(np.clip(values.astype(np.float64), -LARGEST, LARGEST) * _UNIT).astype(np.int64)
+
+
+def _smooth(window: Window, sums: Integers, count: Integers) -> Doubles:
+    """The mean in the window around each step, and that of what it leaves: alone, it cuts the bends of a curve."""
+    drawn = _over(window, count)
+    mean = _over(window, sums) / _UNIT / drawn
+    left = np.where(count > 0, sums / _UNIT - count * mean, 0.0)
+    return mean + _over(window, left) / drawn
+
+
+def _window(steps: int, size: int, most: int, least: int, to_end: Integers | int) -> Window:
+    """First and last (exclusive) step of the window of `most` draws around each step, of `size` draws each.
+
+    It reaches at most half way back to the start, where the loss bends most, and at most `to_end` steps either way,
+    but holds `least` draws at least.
+    """
+    at = np.arange(steps)
+    half = np.minimum(-(-most // size) // 2, np.minimum(at // 2, to_end))
+    half = np.maximum(half, -(-least // size) - 1)
+    return np.maximum(0, at - half), np.minimum(steps, at + half + 1)
+
+
+def _over(window: Window, values: npt.NDArray[np.float64] | Integers) -> npt.NDArray[np.float64]:
+    """Sums over windows of steps."""
+    total = np.zeros(len(values) + 1, values.dtype)
+    np.cumsum(values, out=total[1:])
+    return (total[window[1]] - total[window[0]]).astype(np.float64)
+
+
+def _mean(values: Doubles) -> float:
+    return math.fsum(values.tolist()) / len(values)
+
+
+def _filled(values: Doubles, otherwise: float) -> Doubles:
+    """NaN replaced by the last value before, else by the first value after; by `otherwise` where there is none."""
+    known = np.flatnonzero(~np.isnan(values))
+    if not len(known):
+        return np.full(len(values), otherwise)
+    return values[known[np.maximum(0, np.searchsorted(known, np.arange(len(values)), side="right") - 1)]]
