@@ -149,7 +149,7 @@ class BlockDataset:
                     f"--seq-length {seq_length} needs"
                 )
         self.train, self.valid, self.test = (BlockSource(part, domains, seq_length) for part in parts)
-        self._datasets = datasets
+        self.datasets = datasets
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what block ids mean: sequence length, split, and each prefix's type, counts and content.
@@ -159,7 +159,7 @@ class BlockDataset:
         """
         digest = hashlib.sha256()
         digest.update(f"blocks 1 {self.seq_length} {','.join(map(str, self.split))}\n".encode())
-        for dataset in self._datasets:
+        for dataset in self.datasets:
             counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
             digest.update(f"{dataset.dtype.name} {counts}\n".encode())
             for suffix in (".idx", ".bin"):

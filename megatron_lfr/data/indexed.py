@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.spool import Spool
-from megatron_lfr.fileio import append_file, fsync_directory
+from megatron_lfr.fileio import append_file, fsync_directory, write_atomic
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
@@ -29,6 +29,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
     8: np.dtype(np.uint16),
 }
 """Element types by the code that stands in the `.idx` (Megatron's numbering)."""
+
+META = ".meta"
+"""Ends the name of what stands beside a pair and says what made it (sidecar.py)."""
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -57,6 +60,7 @@ class IndexedDatasetWriter:
     To publish several prefixes together, call `seal` on all of them, then `publish`, instead of leaving the block (and
     `discard` after an error). With a folder `work`, on the prefix's file system, the files grow there under names that
     stay the same: after a kill, a writer with the same folder and `start` goes on from what `durable` returned last.
+    `meta` is what goes into `<prefix>.meta`; None: no such file.
 
     Errors: ValueError for a type that cannot hold token ids, ids that do not fit into it, a sequence of 2³¹ tokens or
     more, and a `work` that holds less than `start`; OSError naming the file when it cannot be written.
@@ -66,6 +70,7 @@ class IndexedDatasetWriter:
         self, prefix: Path | str, dtype: npt.DTypeLike, work: Path | None = None, start: Extent | None = None
     ) -> None:
         self.prefix = Path(prefix)
+        self.meta: str | None = None
         self.dtype = _token_type(np.dtype(dtype), str(prefix))
         start = start or Extent(0, 0, 0)
         self.num_tokens = start.tokens
@@ -148,7 +153,7 @@ class IndexedDatasetWriter:
         """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
         if not self._sealed:
             raise RuntimeError("publish() before seal()")
-        publish_pair(self.prefix, self._bin_aside, self._idx_aside)
+        publish_pair(self.prefix, self._bin_aside, self._idx_aside, self.meta)
 
     def close(self) -> None:
         """Leave what was written aside as it is. Harmless after `seal`."""
@@ -278,14 +283,19 @@ def _token_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
     return dtype
 
 
-def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path) -> None:
+def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path, meta: str | None) -> None:
     """Give both files their names; what has its name already is left. Between the renames no `.idx` exists: no reader
-    meets a mixed pair, and a publication that was cut short is finished by the same call."""
+    meets a mixed pair, and a publication that was cut short is finished by the same call. In between, `meta` gets
+    its place beside them, or (None) what an older pair of that name had there goes."""
     index = with_suffix(prefix, ".idx")
     if bin_aside.exists():
         index.unlink(missing_ok=True)
         bin_aside.replace(with_suffix(prefix, ".bin"))
     if idx_aside.exists():
+        if meta is None:
+            with_suffix(prefix, META).unlink(missing_ok=True)
+        else:
+            write_atomic(with_suffix(prefix, META), meta)
         idx_aside.replace(index)
     fsync_directory(index.parent)
 

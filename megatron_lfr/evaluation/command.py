@@ -19,6 +19,7 @@ from rich.table import Table
 
 from megatron_lfr.checkpoint import ranks
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
 from megatron_lfr.evaluation.block_file import BlockFile
 from megatron_lfr.evaluation.continuations import Continuations
@@ -108,7 +109,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     trained = load_trained(config.run, config.iteration, config.batch_size, config.tokenizer_model)
     source = _source(config, trained)
     model = Continuations(trained)
-    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length)) for task in read]
+    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length, trained.bos)) for task in read]
     results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
     if source is not None:
         results["corpus"] = _evaluate_corpus(config, trained, source)
@@ -131,6 +132,7 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         return None
     shares = "1" if split == "all" else data.split
     dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, shares)
+    settle_documents(data, trained.model.config.vocab_size, dataset.datasets)
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")
