@@ -32,7 +32,7 @@ def settle_documents(data: DataConfig, vocab_size: int, datasets: Sequence[Index
         return data
     tokenizer = load_tokenizer(data.tokenizer_model, data.eod_token)
     if sidecar is not None:
-        check_tokenizer(tokenizer, sidecar)
+        _check_tokenizer(tokenizer, sidecar)
         _check_marks(tokenizer, sidecar)
     flags = [name for name in ("eod_mask_loss", "reset_position_ids", "reset_attention_mask") if getattr(data, name)]
     if flags:
@@ -45,8 +45,14 @@ def settle_documents(data: DataConfig, vocab_size: int, datasets: Sequence[Index
     return dataclasses.replace(data, bos=bos)
 
 
-def check_tokenizer(tokenizer: Tokenizer, sidecar: Sidecar) -> None:
-    """ValueError where a corpus was made with another tokenizer."""
+def check_tokenizer(tokenizer: Tokenizer | None, datasets: Sequence[IndexedDataset]) -> None:
+    """ValueError where a corpus says that another tokenizer than this one made it."""
+    sidecar, _ = common_sidecar(datasets, "--data-path")
+    if tokenizer is not None and sidecar is not None:
+        _check_tokenizer(tokenizer, sidecar)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, sidecar: Sidecar) -> None:
     if tokenizer.fingerprint != sidecar.fingerprint:
         raise ValueError(
             f"--tokenizer-model {tokenizer_name(tokenizer.name, tokenizer.fingerprint)}: the corpus was made with "

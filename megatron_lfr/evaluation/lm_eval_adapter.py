@@ -60,8 +60,8 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """The log-probability of each whole text, in windows of --seq-length, after the token that starts a document or else
-        the one that ends one."""
+        """The log-probability of each whole text, after the token that starts a document (or else the one that ends
+        one), in windows of --seq-length."""
         prefix = self._tokenizer.eod if self._bos is None else self._bos
         windows, owners = [], []
         for owner, request in enumerate(requests):

@@ -73,8 +73,10 @@ def read_task(path: Path) -> Task:
 
 
 def encode_task(task: Task, tokenizer: Tokenizer, max_length: int, bos: int | None = None) -> list[Continuation]:
-    """The continuations of all items, one after the other; contexts start with `bos`. ValueError "file:line: reason" for one that cannot be
-    scored."""
+    """The continuations of all items, one after the other; contexts start with `bos`.
+
+    ValueError "file:line: reason" for one that cannot be scored.
+    """
     pairs = [(item.context, continuation) for item in task.items for continuation in item.continuations]
     encoded = encode_pairs(tokenizer, pairs, bos)
     lines = (item.line for item in task.items for _ in item.continuations)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import tokenizers
 import torch
 from torch.nn import functional as F
 
@@ -38,6 +35,8 @@ class FromHF:
     """The folder: config.json, safetensors, tokenizer.json if there is one."""
     output: Path
     """The run folder to make."""
+    eod_token: str | None = None
+    """The tokenizer's end-of-document token, where the folder's files do not agree on one."""
     verify: bool = False
     """Compare the logits with those that transformers computes from the input. Needs memory for both models."""
 
@@ -56,7 +55,7 @@ def load(options: FromHF) -> None:
     files = WeightFiles(options.input, model)
     check_space("--output", options.output, 4 * model.num_parameters())
     with new_folder(options.output) as folder:
-        data = _copy_tokenizer(options, folder, settings)
+        data = _copy_tokenizer(options, folder)
         _write_checkpoint(folder / "checkpoints", files, model)
         write_atomic(folder / "config.yaml", dump_config(RunConfig(model=model, data=data)))
         if options.verify:
@@ -83,21 +82,20 @@ def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig) -> Non
     CheckpointStore(root, keep=None).save_files(0, write, {"source": "convert from-hf"})
 
 
-def _copy_tokenizer(options: FromHF, folder: Path, settings: dict[str, Any]) -> DataConfig:
-    """Copy tokenizer.json and tokenizer_config.json, where they are, and say so in the run's configuration."""
+def _copy_tokenizer(options: FromHF, folder: Path) -> DataConfig:
+    """Copy tokenizer.json and tokenizer_config.json, where they are; the run's configuration says so, and names the
+    tokens that end and start documents."""
     source = options.input / "tokenizer.json"
     if not source.is_file():
         return DataConfig()
-    load_tokenizer(str(source))  # refuses what is no tokenizer
+    tokenizer = load_tokenizer(str(source), options.eod_token)  # refuses what is no tokenizer
     (folder / _TOKENIZER).mkdir()
     shutil.copyfile(source, folder / _TOKENIZER / "tokenizer.json")
     if (options.input / "tokenizer_config.json").is_file():
         beside = read_json_object(options.input / "tokenizer_config.json")
         write_atomic(folder / _TOKENIZER / "tokenizer_config.json", json.dumps(beside, indent=2, ensure_ascii=False))
-    data = DataConfig(tokenizer_model=str((options.output / _TOKENIZER).absolute()))
-    eos = settings.get("eos_token_id")
-    eos = eos[0] if isinstance(eos, list) and eos else eos
-    if isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos < 2**31:
-        return data
-    name = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eos)
-    return data if name is None else dataclasses.replace(data, eod_token=name)
+    return DataConfig(
+        tokenizer_model=str((options.output / _TOKENIZER).absolute()),
+        eod_token=tokenizer.token(tokenizer.eod),
+        bos=tokenizer.bos(None) is not None,
+    )
