@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.spool import Spool
-from megatron_lfr.fileio import append_file, fsync_directory, write_atomic
+from megatron_lfr.fileio import append_file, fsync_directory
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
@@ -76,8 +76,9 @@ class IndexedDatasetWriter:
         self.num_tokens = start.tokens
         self._durable: Extent | None = None
         self._sealed = False
-        self._bin_aside, self._idx_aside, lengths, documents = (
-            _aside(with_suffix(self.prefix, suffix), work) for suffix in (".bin", ".idx", ".lengths", ".documents")
+        self._bin_aside, self._idx_aside, self._meta_aside, lengths, documents = (
+            _aside(with_suffix(self.prefix, suffix), work)
+            for suffix in (".bin", ".idx", META, ".lengths", ".documents")
         )
         with self._naming_errors():
             self._bin: BinaryIO = self._bin_aside.open("r+b" if start.tokens else "wb", buffering=1 << 20)
@@ -147,13 +148,17 @@ class IndexedDatasetWriter:
             with self._idx_aside.open("wb", buffering=1 << 20) as file:
                 self._write_index(file)
                 _finish(file)
+            if self.meta is not None:
+                with self._meta_aside.open("wb") as file:
+                    file.write(self.meta.encode())
+                    _finish(file)
         self._sealed = True
 
     def publish(self) -> None:
         """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
         if not self._sealed:
             raise RuntimeError("publish() before seal()")
-        publish_pair(self.prefix, self._bin_aside, self._idx_aside, self.meta)
+        publish_pair(self.prefix, self._bin_aside, self._idx_aside, self._meta_aside)
 
     def close(self) -> None:
         """Leave what was written aside as it is. Harmless after `seal`."""
@@ -165,6 +170,7 @@ class IndexedDatasetWriter:
         self.close()
         self._bin_aside.unlink(missing_ok=True)
         self._idx_aside.unlink(missing_ok=True)
+        self._meta_aside.unlink(missing_ok=True)
         self._lengths.discard()
         self._sequences_of_document.discard()
 
@@ -283,19 +289,18 @@ def _token_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
     return dtype
 
 
-def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path, meta: str | None) -> None:
-    """Give both files their names; what has its name already is left. Between the renames no `.idx` exists: no reader
-    meets a mixed pair, and a publication that was cut short is finished by the same call. In between, `meta` gets
-    its place beside them, or (None) what an older pair of that name had there goes."""
+def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path, meta_aside: Path) -> None:
+    """Give both files, and what stands beside them if anything does, their names; what has its name already is left.
+    Between the renames no `.idx` exists: no reader meets a mixed pair, and a publication that was cut short is finished
+    by the same call."""
     index = with_suffix(prefix, ".idx")
     if bin_aside.exists():
         index.unlink(missing_ok=True)
+        with_suffix(prefix, META).unlink(missing_ok=True)
         bin_aside.replace(with_suffix(prefix, ".bin"))
+    if meta_aside.exists():
+        meta_aside.replace(with_suffix(prefix, META))
     if idx_aside.exists():
-        if meta is None:
-            with_suffix(prefix, META).unlink(missing_ok=True)
-        else:
-            write_atomic(with_suffix(prefix, META), meta)
         idx_aside.replace(index)
     fsync_directory(index.parent)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lfr.data.encoding import EncodedChunk
-from megatron_lfr.data.indexed import Extent, IndexedDatasetWriter, publish_pair, with_suffix
+from megatron_lfr.data.indexed import META, Extent, IndexedDatasetWriter, publish_pair, with_suffix
 from megatron_lfr.data.sidecar import output_prefix_of
 from megatron_lfr.data.workspace import damaged
 
@@ -70,13 +70,15 @@ class Output:
             for domain, writer in self._writers.items()
         ]
 
-    def seal(self) -> list[PrefixSummary]:
-        """Finish all files in the folder. Domains without a token are left out."""
+    def seal(self, meta: Callable[[int, int], str]) -> list[PrefixSummary]:
+        """Finish all files in the folder; meta(documents, tokens) says what stands beside each pair. Domains without a
+        token are left out."""
         if not any(writer.num_tokens for writer in self._writers.values()):
             raise ValueError("--input: no document with a token in it")
         for name in [name for name, writer in self._writers.items() if not writer.num_tokens]:
             self._writers.pop(name).discard()
         for writer in self._writers.values():
+            writer.meta = meta(writer.num_documents, writer.num_tokens)
             writer.seal()
         return [
             PrefixSummary(writer.prefix, name, writer.num_documents, writer.num_tokens, self._skipped[name])
@@ -128,8 +130,8 @@ def stands(path: Path) -> bool:
     return any(with_suffix(path, suffix).exists() for suffix in (".bin", ".idx"))
 
 
-def publish(summaries: list[PrefixSummary], work: Path, meta: Callable[[PrefixSummary], str]) -> None:
+def publish(summaries: list[PrefixSummary], work: Path) -> None:
     """Give sealed files their names. After a kill, the same call does what was left to do."""
     for summary in summaries:
         name = work / summary.prefix.name
-        publish_pair(summary.prefix, with_suffix(name, ".bin"), with_suffix(name, ".idx"), meta(summary))
+        publish_pair(summary.prefix, *(with_suffix(name, suffix) for suffix in (".bin", ".idx", META)))

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def run(config: PreprocessConfig) -> Summary:
         if state.sealed is None:
             state = _encode(config, readers, encoder, workspace, state)
         assert state.sealed is not None
-        publish(state.sealed, workspace.path, lambda summary: _sidecar(config, encoder, summary).to_json())
+        publish(state.sealed, workspace.path)
     except BaseException:
         workspace.leave()
         raise
@@ -208,7 +209,7 @@ def _encode(
                 state.place, state.stored = chunk.end, chunk.stored
                 progress.advance(chunk.stored, encoded.documents, encoded.tokens)
                 notes.take_when_due(state)
-        state.sealed = output.seal()
+        state.sealed = output.seal(partial(_sidecar, config, encoder))
         notes.take(state)
     finally:
         output.close()
@@ -249,17 +250,18 @@ def _settings(config: PreprocessConfig, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _sidecar(config: PreprocessConfig, encoder: Encoder, summary: PrefixSummary) -> Sidecar:
-    return Sidecar(
+def _sidecar(config: PreprocessConfig, encoder: Encoder, documents: int, tokens: int) -> str:
+    sidecar = Sidecar(
         tokenizer=encoder.tokenizer.name,
         fingerprint=encoder.tokenizer.fingerprint,
         vocab_size=encoder.tokenizer.vocab_size,
         eod=encoder.eod,
         bos=encoder.bos,
         output_prefix=config.output_prefix.name,
-        documents=summary.documents,
-        tokens=summary.tokens,
+        documents=documents,
+        tokens=tokens,
     )
+    return sidecar.to_json()
 
 
 def _refuse_replacing(config: PreprocessConfig) -> None:
