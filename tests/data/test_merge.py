@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import subprocess
 import sys
@@ -122,17 +121,8 @@ def test_an_older_output_stays_until_the_new_one_is_whole(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def with_sidecar(prefix: Path, **changes: object) -> Path:
-    dataset = IndexedDataset(prefix)
-    counts = {"documents": dataset.num_documents, "tokens": dataset.num_tokens}
-    made = {"tokenizer": "t.json", "fingerprint": "sha256 1", "vocab_size": 9, "eod": 0, "bos": None}
-    content = {"format": 1, "output_prefix": "c", **made, **counts, **changes}
-    prefix.with_suffix(".meta").write_text(json.dumps(content))
-    return prefix
-
-
 def test_what_made_the_inputs_is_known_of_the_output(
-    tmp_path: Path, write_corpus: WriteCorpus, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_corpus: WriteCorpus, with_sidecar: WriteCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = [with_sidecar(write_corpus(name, [[1, 0]] * n)) for name, n in (("a", 1), ("b", 2))]
     assert main(["merge", "--input", *map(str, parts), "--output-prefix", str(tmp_path / "ab")]) == 0
@@ -162,7 +152,7 @@ def test_what_made_the_inputs_is_known_of_the_output(
     ],
 )
 def test_inputs_that_do_not_belong_together_are_refused(
-    tmp_path: Path, write_corpus: WriteCorpus, changes: dict[str, object], message: str
+    tmp_path: Path, write_corpus: WriteCorpus, with_sidecar: WriteCorpus, changes: dict[str, object], message: str
 ) -> None:
     parts = [with_sidecar(write_corpus("a", [[1, 0]])), with_sidecar(write_corpus("b", [[1, 0]]), **changes)]
     with pytest.raises(ValueError, match=message):
