@@ -25,6 +25,8 @@ def settle_documents(data: DataConfig, vocab_size: int, datasets: Sequence[Index
     """
     sidecar, _ = common_sidecar(datasets, "--data-path")
     if data.tokenizer_model is None:
+        if data.bos:
+            raise ValueError("--bos: needs --tokenizer-model, which knows the start-of-document token")
         if sidecar is not None and sidecar.vocab_size > vocab_size:
             raise ValueError(
                 f"--vocab-size {vocab_size}: the corpus was made with {sidecar.made_by}, of {sidecar.vocab_size} tokens"

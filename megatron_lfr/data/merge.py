@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def merge(config: MergeConfig) -> MergeSummary:
     output = config.output_prefix
     if not output.name or not output.parent.is_dir():
         raise ValueError(f"--output-prefix {output}: must name a file in a folder that exists")
-    dtype = _checked_type(config)
+    dtype = IndexedDataset(config.input[0]).dtype
+    sidecar, everywhere = common_sidecar(_checked(config, dtype), "--input")
     if stands(output) and not config.overwrite:
         raise ValueError(f"--output-prefix {output}: is there already; give another name, or --overwrite to replace it")
-    sidecar, everywhere = common_sidecar(map(IndexedDataset, config.input), "--input")
     with IndexedDatasetWriter(output, dtype) as writer:
         for prefix in config.input:
             writer.add_dataset(IndexedDataset(prefix))
@@ -63,18 +64,15 @@ def merge(config: MergeConfig) -> MergeSummary:
     return MergeSummary(output, writer.num_documents, writer.num_tokens, writer.meta is not None)
 
 
-def _checked_type(config: MergeConfig) -> np.dtype[Any]:
+def _checked(config: MergeConfig, dtype: np.dtype[Any]) -> Iterator[IndexedDataset]:
     """Open every input, one at a time: thousands would be more files than a process may hold open."""
-    first: IndexedDataset | None = None
     for prefix in config.input:
         dataset = IndexedDataset(prefix)
         if prefix.resolve() == config.output_prefix.resolve():
             raise ValueError(f"--output-prefix {config.output_prefix}: is also an --input; give another name")
-        first = first or dataset
-        if dataset.dtype != first.dtype:
+        if dataset.dtype != dtype:
             raise ValueError(
-                f"--input {prefix}: holds {dataset.dtype.name}, but {first.prefix} holds {first.dtype.name}; "
+                f"--input {prefix}: holds {dataset.dtype.name}, but {config.input[0]} holds {dtype.name}; "
                 "only datasets of one token type can be merged"
             )
-    assert first is not None
-    return first.dtype
+        yield dataset

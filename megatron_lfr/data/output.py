@@ -125,6 +125,23 @@ def corpora_of(prefix: Path, by_domain: bool) -> list[Path]:
     return [path for path in paths if output_prefix_of(path) in (None, prefix.name)]
 
 
+def refuse_replacing(prefix: Path, by_domain: bool) -> None:
+    """ValueError names a finished corpus that a run under this --output-prefix would replace."""
+    found = corpora_of(prefix, by_domain)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ValueError(
+            f"--output-prefix {prefix}: the corpus {found[0]}{more} is there already; give another name, or "
+            "--overwrite to replace it"
+        )
+
+
+def stale_corpora(prefix: Path, written: list[PrefixSummary]) -> list[Path]:
+    """The corpora under an --output-prefix that a run has not written."""
+    found = [path for by_domain in (False, True) for path in corpora_of(prefix, by_domain)]
+    return [path for path in found if path not in [summary.prefix for summary in written]]
+
+
 def stands(path: Path) -> bool:
     """Whether there is a corpus, or half of one, under a prefix."""
     return any(with_suffix(path, suffix).exists() for suffix in (".bin", ".idx"))

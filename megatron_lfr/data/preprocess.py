@@ -26,7 +26,14 @@ from megatron_lfr.data import inputs
 from megatron_lfr.data.encoding import Encoder
 from megatron_lfr.data.indexed import token_dtype
 from megatron_lfr.data.inputs import Place, open_inputs
-from megatron_lfr.data.output import Output, PrefixSummary, corpora_of, domain_prefix, publish
+from megatron_lfr.data.output import (
+    Output,
+    PrefixSummary,
+    domain_prefix,
+    publish,
+    refuse_replacing,
+    stale_corpora,
+)
 from megatron_lfr.data.pool import encode_all
 from megatron_lfr.data.progress import Progress
 from megatron_lfr.data.readers import Columns, Reader
@@ -131,7 +138,8 @@ def run(config: PreprocessConfig) -> Summary:
     workspace = Workspace(config.output_prefix, _settings(config, encoder), _identities(readers), config.restart)
     try:
         if workspace.progress is None:
-            _refuse_replacing(config)
+            if not config.overwrite:
+                refuse_replacing(config.output_prefix, config.domain_key is not None)
             workspace.begin()
         state = _loaded_state(config, workspace, len(readers))
         if state.sealed is None:
@@ -142,7 +150,7 @@ def run(config: PreprocessConfig) -> Summary:
         workspace.leave()
         raise
     workspace.remove()
-    summary = Summary(state.sealed, state.broken, _stale(config, state.sealed))
+    summary = Summary(state.sealed, state.broken, stale_corpora(config.output_prefix, state.sealed))
     if summary.stale:
         names = ", ".join(path.name for path in summary.stale)
         print(f"preprocess: not of this input, and left as they were: {names}", file=sys.stderr)
@@ -262,21 +270,6 @@ def _sidecar(config: PreprocessConfig, encoder: Encoder, documents: int, tokens:
         tokens=tokens,
     )
     return sidecar.to_json()
-
-
-def _refuse_replacing(config: PreprocessConfig) -> None:
-    found = [] if config.overwrite else corpora_of(config.output_prefix, config.domain_key is not None)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(
-            f"--output-prefix {config.output_prefix}: the corpus {found[0]}{more} is there already; give another name, "
-            "or --overwrite to replace it"
-        )
-
-
-def _stale(config: PreprocessConfig, written: Sequence[PrefixSummary]) -> list[Path]:
-    found = [path for by_domain in (False, True) for path in corpora_of(config.output_prefix, by_domain)]
-    return [path for path in found if path not in [summary.prefix for summary in written]]
 
 
 def _identities(readers: Sequence[Reader]) -> list[list[Any]]:

@@ -63,6 +63,23 @@ def named_as_usual(role: Role, special: Mapping[str, int]) -> int | None:
     return next(iter(found.values()), None)
 
 
+def starts_of(processor: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """The ids that a tokenizer's post-processor (as its file describes it) puts before a text."""
+    kind = None if processor is None else processor.get("type")
+    if processor is None or kind == "ByteLevel":
+        return ()
+    if kind == "Sequence":
+        return tuple(number for part in reversed(processor["processors"]) for number in starts_of(part))
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return (int(processor["cls"][1]),)
+    found: list[int] = []
+    for piece in processor["single"]:
+        if "SpecialToken" not in piece:
+            break
+        found += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return tuple(found)
+
+
 def _statements(folder: Path, role: Role, vocabulary: Mapping[str, int]) -> list[_Statement]:
     found = []
     for file, pattern in _FILES:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tokenizers
 
 from megatron_lfr.data.reserved import without_tokens
-from megatron_lfr.data.special_tokens import USUAL_NAMES, Role, named_as_usual, named_by_folder
+from megatron_lfr.data.special_tokens import USUAL_NAMES, Role, named_as_usual, named_by_folder, starts_of
 
 Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 
@@ -159,7 +159,7 @@ class FileTokenizer:
         description = json.loads(content)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special}
-        self._starts = _starts_of(description.get("post_processor"))
+        self._starts = starts_of(description.get("post_processor"))
         self._unknown = self._find_unknown(description["model"])
         self._reserved = self._find_reserved()
 
@@ -273,20 +273,3 @@ def _as_arrays(encodings: list[tokenizers.Encoding], dtype: np.dtype[Any]) -> En
     lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
     ids = chain.from_iterable(encoding.ids for encoding in encodings)  # one list of Python numbers at a time
     return np.fromiter(ids, dtype, count=int(lengths.sum(dtype=np.int64))), lengths
-
-
-def _starts_of(processor: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """The ids that a tokenizer's post-processor (as its file describes it) puts before a text."""
-    kind = None if processor is None else processor.get("type")
-    if processor is None or kind == "ByteLevel":
-        return ()
-    if kind == "Sequence":
-        return tuple(number for part in reversed(processor["processors"]) for number in _starts_of(part))
-    if kind in ("BertProcessing", "RobertaProcessing"):
-        return (int(processor["cls"][1]),)
-    found: list[int] = []
-    for piece in processor["single"]:
-        if "SpecialToken" not in piece:
-            break
-        found += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
-    return tuple(found)
