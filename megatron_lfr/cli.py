@@ -35,6 +35,11 @@ def _merge(argv: Sequence[str]) -> int:
 
     summary = merge(tyro.cli(MergeConfig, args=list(argv), prog="megatron-lfr merge"))
     print(f"{summary.prefix}: {summary.documents} documents, {summary.tokens} tokens")
+    if not summary.has_sidecar:
+        print(
+            "merge: not every input says which tokenizer made it (.meta), so the output does not either",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -68,6 +68,19 @@ def new_folder(final: Path) -> Iterator[Path]:
     fsync_directory(final.parent)
 
 
+def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
+    """ValueError names `flag` where a file cannot be made as `path`, or would replace one that is no earlier result:
+    one that begins with none of `begins`."""
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{flag} {path}: its folder does not exist")
+    if path.is_dir():
+        raise ValueError(f"{flag} {path}: is a folder; name a file")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not file.read(max(map(len, begins))).startswith(begins):
+                raise ValueError(f"{flag} {path}: holds something else already; remove it, or give another name")
+
+
 def check_space(flag: str, path: Path, needed: int) -> None:
     """OSError names `flag` where `needed` bytes will not fit beside what is to be made as `path`."""
     free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free

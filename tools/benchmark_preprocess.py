@@ -32,7 +32,7 @@ from pathlib import Path
 from megatron_lfr.data.preprocess import PreprocessConfig, run
 if __name__ == "__main__":
     source, prefix, tokenizer, workers = sys.argv[1:]
-    run(PreprocessConfig([Path(source)], Path(prefix), tokenizer, workers=int(workers), progress=False))
+    run(PreprocessConfig([Path(source)], Path(prefix), tokenizer, workers=int(workers), progress=False, overwrite=True))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     status = Path("/proc/self/status").read_text()  # ru_maxrss of this process would count the one that started it
     main = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.fileio import check_replaces, write_atomic
 
 EOD = "<|endoftext|>"
 SMALLEST = 257
@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--json-key", default="text", help="key of the document's text (default: text)")
     args = parser.parse_args()
     try:
+        check_replaces("output", args.output, b'{\n  "version": ')
         tokenizer = train(args.input, args.vocab_size, args.json_key)
         write_atomic(args.output, tokenizer.to_str(pretty=True))
     except (ValueError, OSError) as error:

@@ -149,7 +149,7 @@ class BlockDataset:
                     f"--seq-length {seq_length} needs"
                 )
         self.train, self.valid, self.test = (BlockSource(part, domains, seq_length) for part in parts)
-        self._datasets = datasets
+        self.datasets = datasets
 
     def digests(self) -> list[str]:
         """SHA-256 (hex) of each prefix: of what its block ids mean, given its place among the others.
@@ -158,7 +158,7 @@ class BlockDataset:
         spaced pages of 4 KiB are read, the first and the last among them: an edit between them that keeps the size goes
         unnoticed. Where the files lie does not matter.
         """
-        return [self._digest(dataset) for dataset in self._datasets]
+        return [self._digest(dataset) for dataset in self.datasets]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what block ids mean: of the prefixes' digests, in their order."""

@@ -26,7 +26,11 @@ class DataConfig:
     """The tokenizer that the corpus was made with: a `tokenizers` JSON file, a folder that holds tokenizer.json, or
     `bytes`. Gives the vocabulary's size and the end-of-document token."""
     eod_token: str | None = None
-    """The tokenizer's end-of-document token, where its name is not one of the usual ones."""
+    """The tokenizer's end-of-document token, where neither the files beside tokenizer.json nor the names of its special
+    tokens tell which it is."""
+    bos: bool = False
+    """Documents start with the tokenizer's start-of-document token, and so do the texts that the model is evaluated on.
+    Follows from the corpus, and need not be given."""
     eod_mask_loss: bool = False
     """Do not train on predicting what follows an end-of-document token."""
     reset_position_ids: bool = False

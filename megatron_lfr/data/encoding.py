@@ -122,6 +122,8 @@ class Encoder:
     dtype: np.dtype[Any]
     skip_broken: bool
     """Count broken documents instead of stopping at the first."""
+    bos: int | None = None
+    """The id to begin each document with."""
 
     def without_tokenizer(self) -> Callable[..., Encoder]:
         """This encoder but for its tokenizer, which workers load for themselves."""
@@ -132,6 +134,7 @@ class Encoder:
             eod=self.eod,
             dtype=self.dtype,
             skip_broken=self.skip_broken,
+            bos=self.bos,
         )
 
     def encode(self, chunk: Sequence[Part]) -> EncodedChunk:
@@ -161,7 +164,9 @@ class Encoder:
         kept = lengths[lengths > 0]
         skipped = len(lengths) - len(kept)
         if self.eod is not None:
-            tokens, kept = _with_eod(tokens, kept, self.eod)
+            tokens, kept = _framed(tokens, kept, self.eod, at_start=False)
+        if self.bos is not None:
+            tokens, kept = _framed(tokens, kept, self.bos, at_start=True)
         return Group(domain, documents.first_seen, tokens, kept, skipped)
 
     def _parse(self, raw: bytes | tuple[Any, Any] | TextFile) -> tuple[str, str | None]:
@@ -200,12 +205,13 @@ def _where(part: Part, number: int) -> str:
     return part.name if isinstance(part, TextFile) else f"{part.name}:{number}"
 
 
-def _with_eod(tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32], eod: int) -> Encoded:
-    """The same documents, each with `eod` behind it."""
+def _framed(tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32], mark: int, at_start: bool) -> Encoded:
+    """The same documents, each with `mark` before or behind it."""
     longer = lengths + np.int32(1)
-    out = np.full(len(tokens) + len(lengths), eod, tokens.dtype)
+    out = np.full(len(tokens) + len(lengths), mark, tokens.dtype)
     is_text = np.ones(len(out), np.bool_)
-    is_text[np.cumsum(longer, dtype=np.int64) - 1] = False
+    ends = np.cumsum(longer, dtype=np.int64)
+    is_text[ends - longer if at_start else ends - 1] = False
     out[is_text] = tokens
     return out, longer
 

@@ -30,6 +30,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 """Element types by the code that stands in the `.idx` (Megatron's numbering)."""
 
+META = ".meta"
+"""Ends the name of what stands beside a pair and says what made it (sidecar.py)."""
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CHUNK = 1 << 20
@@ -57,6 +60,7 @@ class IndexedDatasetWriter:
     To publish several prefixes together, call `seal` on all of them, then `publish`, instead of leaving the block (and
     `discard` after an error). With a folder `work`, on the prefix's file system, the files grow there under names that
     stay the same: after a kill, a writer with the same folder and `start` goes on from what `durable` returned last.
+    `meta` is what goes into `<prefix>.meta`; None: no such file.
 
     Errors: ValueError for a type that cannot hold token ids, ids that do not fit into it, a sequence of 2³¹ tokens or
     more, and a `work` that holds less than `start`; OSError naming the file when it cannot be written.
@@ -66,13 +70,15 @@ class IndexedDatasetWriter:
         self, prefix: Path | str, dtype: npt.DTypeLike, work: Path | None = None, start: Extent | None = None
     ) -> None:
         self.prefix = Path(prefix)
+        self.meta: str | None = None
         self.dtype = _token_type(np.dtype(dtype), str(prefix))
         start = start or Extent(0, 0, 0)
         self.num_tokens = start.tokens
         self._durable: Extent | None = None
         self._sealed = False
-        self._bin_aside, self._idx_aside, lengths, documents = (
-            _aside(with_suffix(self.prefix, suffix), work) for suffix in (".bin", ".idx", ".lengths", ".documents")
+        self._bin_aside, self._idx_aside, self._meta_aside, lengths, documents = (
+            _aside(with_suffix(self.prefix, suffix), work)
+            for suffix in (".bin", ".idx", META, ".lengths", ".documents")
         )
         with self._naming_errors():
             self._bin: BinaryIO = self._bin_aside.open("r+b" if start.tokens else "wb", buffering=1 << 20)
@@ -142,13 +148,17 @@ class IndexedDatasetWriter:
             with self._idx_aside.open("wb", buffering=1 << 20) as file:
                 self._write_index(file)
                 _finish(file)
+            if self.meta is not None:
+                with self._meta_aside.open("wb") as file:
+                    file.write(self.meta.encode())
+                    _finish(file)
         self._sealed = True
 
     def publish(self) -> None:
         """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
         if not self._sealed:
             raise RuntimeError("publish() before seal()")
-        publish_pair(self.prefix, self._bin_aside, self._idx_aside)
+        publish_pair(self.prefix, self._bin_aside, self._idx_aside, self._meta_aside)
 
     def close(self) -> None:
         """Leave what was written aside as it is. Harmless after `seal`."""
@@ -160,6 +170,7 @@ class IndexedDatasetWriter:
         self.close()
         self._bin_aside.unlink(missing_ok=True)
         self._idx_aside.unlink(missing_ok=True)
+        self._meta_aside.unlink(missing_ok=True)
         self._lengths.discard()
         self._sequences_of_document.discard()
 
@@ -278,13 +289,17 @@ def _token_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
     return dtype
 
 
-def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path) -> None:
-    """Give both files their names; what has its name already is left. Between the renames no `.idx` exists: no reader
-    meets a mixed pair, and a publication that was cut short is finished by the same call."""
+def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path, meta_aside: Path) -> None:
+    """Give both files, and what stands beside them if anything does, their names; what has its name already is left.
+    Between the renames no `.idx` exists: no reader meets a mixed pair, and a publication that was cut short is finished
+    by the same call."""
     index = with_suffix(prefix, ".idx")
     if bin_aside.exists():
         index.unlink(missing_ok=True)
+        with_suffix(prefix, META).unlink(missing_ok=True)
         bin_aside.replace(with_suffix(prefix, ".bin"))
+    if meta_aside.exists():
+        meta_aside.replace(with_suffix(prefix, META))
     if idx_aside.exists():
         idx_aside.replace(index)
     fsync_directory(index.parent)

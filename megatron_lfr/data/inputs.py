@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +15,14 @@ from megatron_lfr.data.readers import Columns, HubReader, LineReader, ParquetRea
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TEXT_SUFFIXES = (".txt",)
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 TABLE_SUFFIXES = (".parquet",)
 HUB = "hf:"
 
 CHUNK_BYTES = 1 << 19
 """How much text a worker gets at a time."""
+_REASONS = 8
+"""Reasons to leave files out that are told apart."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +51,32 @@ class Chunk:
 def open_inputs(paths: Sequence[Path], columns: Columns) -> list[Reader]:
     """A reader for each input; a folder stands for all known files in it, at any depth, sorted by name.
 
-    ValueError names the input that is missing, of no known kind, without keys when `columns` asks for a domain, or in
-    need of a package that is not installed.
+    Links are followed, and a file that is reached twice, in folders or by its name, is read once. What is left out is
+    counted on stderr. ValueError names the input that is missing, of no known kind, without keys when `columns` asks
+    for a domain, or in need of a package that is not installed.
     """
     readers: list[Reader] = []
+    seen: set[str] = set()
+    left_out: Counter[str] = Counter()
     for path in paths:
         if str(path).startswith(HUB):
             readers.append(_hub(str(path), columns))
-        elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _is_known(file) and file.is_file())
-            if not files:
-                raise ValueError(f"--input {path}: no file of a known kind in this folder; known are {_LEGAL}")
-            readers.extend(_file(file, columns) for file in files)
-        else:
-            readers.append(_file(path, columns))
+            continue
+        files = sorted(_files_in(path, left_out)) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"--input {path}: no file of a known kind in this folder; known are {_LEGAL}")
+        for file in files:
+            place = os.path.realpath(file)
+            if place in seen:
+                left_out["reached twice"] += 1
+                continue
+            seen.add(place)
+            readers.append(_file(file, columns))
+    if left_out:
+        reasons = [f"{count} {reason}" for reason, count in left_out.most_common(_REASONS)]
+        if more := left_out.total() - sum(count for _, count in left_out.most_common(_REASONS)):
+            reasons.append(f"{more} for other reasons")
+        print(f"preprocess: inputs: {len(readers)}; left out: {', '.join(reasons)}", file=sys.stderr)
     return readers
 
 
@@ -84,26 +101,60 @@ def chunks(readers: Sequence[Reader], start: Place) -> Iterator[Chunk]:
 
 
 _LEGAL = (
-    f"{', '.join((*JSONL_SUFFIXES, *TEXT_SUFFIXES))} (each also with {' or '.join(COMPRESSIONS)}), "
+    f"{', '.join((*JSONL_SUFFIXES, *TEXT_SUFFIXES))} (each also with {', '.join(COMPRESSIONS)}), "
     f"{', '.join(TABLE_SUFFIXES)}"
 )
 
 
+def _files_in(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """The files of a known kind in a folder, behind links too; each folder is entered once, so that no loop is endless.
+    The others are counted by the reason why they are left out. OSError for a folder that cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    entered = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        entering = []
+        for name in sorted(folders):
+            real = os.path.realpath(Path(place, name))
+            if name.startswith("."):
+                left_out["hidden folders"] += 1
+            elif real in entered:
+                left_out["folders reached twice"] += 1
+            else:
+                entered.add(real)
+                entering.append(name)
+        folders[:] = entering
+        for path in (Path(place, name) for name in names):
+            reason = _why_not(path)
+            if reason is None:
+                yield path
+            else:
+                left_out[reason] += 1
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a file of a folder is left out; None where it is not."""
+    if path.name.startswith("."):
+        return "hidden"
+    if _kind(path) not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) and path.suffix.lower() not in TABLE_SUFFIXES:
+        return f"of unknown kind ({path.suffix or 'no ending'})"
+    if not path.exists():
+        return "links that lead nowhere"
+    return None if path.is_file() else "no regular file"
+
+
 def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
-
-
-def _is_known(path: Path) -> bool:
-    return not path.name.startswith(".") and (
-        _kind(path) in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) or path.suffix in TABLE_SUFFIXES
-    )
+    """A file's ending without its compression, in small letters."""
+    return Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name).suffix.lower()
 
 
 def _file(path: Path, columns: Columns) -> Reader:
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file")
     kind, size = _kind(path), path.stat().st_size
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         _require("zstandard", str(path))
     if kind in JSONL_SUFFIXES:
         return LineReader(path, size)
@@ -111,7 +162,7 @@ def _file(path: Path, columns: Columns) -> Reader:
         if columns.domain is not None:
             raise ValueError(f"--domain-key {columns.domain}: {path} is a text file, which has no keys")
         return TextReader(path, size)
-    if path.suffix in TABLE_SUFFIXES:
+    if path.suffix.lower() in TABLE_SUFFIXES:
         _require("pyarrow", str(path))
         reader = ParquetReader(path, size, columns)
         reader.check()

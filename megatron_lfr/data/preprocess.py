@@ -15,19 +15,29 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+import tyro
 
 from megatron_lfr.data import inputs
 from megatron_lfr.data.encoding import Encoder
 from megatron_lfr.data.indexed import token_dtype
 from megatron_lfr.data.inputs import Place, open_inputs
-from megatron_lfr.data.output import Output, PrefixSummary, domain_prefix, publish
+from megatron_lfr.data.output import (
+    Output,
+    PrefixSummary,
+    domain_prefix,
+    publish,
+    refuse_replacing,
+    stale_corpora,
+)
 from megatron_lfr.data.pool import encode_all
 from megatron_lfr.data.progress import Progress
 from megatron_lfr.data.readers import Columns, Reader
+from megatron_lfr.data.sidecar import Sidecar
 from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.data.workspace import Workspace, damaged
 
@@ -48,8 +58,9 @@ class PreprocessConfig:
 
     input: list[Path]
     """What to read, in order: JSONL (.jsonl, .json, .ndjson; a line is a document), text (.txt; a file is one), each
-    also compressed (.gz, .zst), Parquet (.parquet; a row is a document), folders (all such files in them, sorted), and
-    datasets of the Hugging Face hub (hf:NAME, hf:NAME:SPLIT, hf:NAME:CONFIG:SPLIT)."""
+    also compressed (.gz, .bz2, .xz, .zst), Parquet (.parquet; a row is a document), folders (all such files in them and
+    behind links, sorted; hidden ones are left out), and datasets of the Hugging Face hub (hf:NAME, hf:NAME:SPLIT,
+    hf:NAME:CONFIG:SPLIT). A file that is reached twice is read once."""
     output_prefix: Path
     """Where the corpus goes: <output-prefix>_text_document.bin and .idx, or, with --domain-key,
     <output-prefix>_<domain>_text_document for each domain. Work under way is in <output-prefix>.partial."""
@@ -60,14 +71,22 @@ class PreprocessConfig:
     domain_key: str | None = None
     """Key of a JSONL line's domain, or a table's column: one prefix is written for each."""
     eod_token: str | None = None
-    """The tokenizer's end-of-document token, where its name is not one of the usual ones."""
+    """The tokenizer's end-of-document token, where neither the files beside tokenizer.json nor the names of its special
+    tokens tell which it is."""
     append_eod: bool = True
     """End every document with the end-of-document token."""
+    bos: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start every document with the tokenizer's start-of-document token. By default, one is put there where the
+    tokenizer itself (its post-processor) starts a text with it."""
+    no_bos: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start no document with a token, whatever the tokenizer itself does."""
     skip_broken: bool = False
     """Leave out lines, rows and text files that are no documents (not UTF-8, not JSON, no text), and count them,
     instead of stopping at the first."""
     restart: bool = False
     """Discard what an unfinished run with the same output prefix has done."""
+    overwrite: bool = False
+    """Replace finished corpora that stand under the output prefix."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Cores that tokenize: threads up to 4, processes beyond. The output is the same for any number."""
     progress: bool = True
@@ -77,6 +96,8 @@ class PreprocessConfig:
         """Check what can be checked without opening an input; errors name the flag and the legal values."""
         if not self.input:
             raise ValueError("--input: give at least one file")
+        if self.bos and self.no_bos:
+            raise ValueError("give --bos or --no-bos, not both")
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
         _check_writable(self.output_prefix)
@@ -90,6 +111,8 @@ class Summary:
     """In the order in which the input first names their domains."""
     broken: dict[str, int]
     """Documents left out by --skip-broken, by reason."""
+    stale: list[Path]
+    """Corpora of earlier runs under the same output prefix, which this one has not written."""
 
 
 def run(config: PreprocessConfig) -> Summary:
@@ -97,8 +120,8 @@ def run(config: PreprocessConfig) -> Summary:
 
     Blank lines are passed over, and documents without a token are left out and counted. Nothing is written under its
     final name before everything has been read. Errors: ValueError for bad flags, a bad tokenizer, a line that is no
-    document ("file:line: reason"), an input without documents, an unfinished run of another configuration; OSError for
-    files that cannot be read or written.
+    document ("file:line: reason"), an input without documents, an unfinished run of another configuration, a finished
+    corpus in the way (without --overwrite); OSError for files that cannot be read or written.
     """
     config.validate()
     readers = open_inputs(config.input, Columns(config.json_key, config.domain_key))
@@ -108,11 +131,16 @@ def run(config: PreprocessConfig) -> Summary:
         json_key=config.json_key,
         domain_key=config.domain_key,
         eod=tokenizer.eod if config.append_eod else None,
+        bos=tokenizer.bos(True if config.bos else False if config.no_bos else None),
         dtype=token_dtype(tokenizer.vocab_size),
         skip_broken=config.skip_broken,
     )
     workspace = Workspace(config.output_prefix, _settings(config, encoder), _identities(readers), config.restart)
     try:
+        if workspace.progress is None:
+            if not config.overwrite:
+                refuse_replacing(config.output_prefix, config.domain_key is not None)
+            workspace.begin()
         state = _loaded_state(config, workspace, len(readers))
         if state.sealed is None:
             state = _encode(config, readers, encoder, workspace, state)
@@ -122,7 +150,10 @@ def run(config: PreprocessConfig) -> Summary:
         workspace.leave()
         raise
     workspace.remove()
-    summary = Summary(state.sealed, state.broken)
+    summary = Summary(state.sealed, state.broken, stale_corpora(config.output_prefix, state.sealed))
+    if summary.stale:
+        names = ", ".join(path.name for path in summary.stale)
+        print(f"preprocess: not of this input, and left as they were: {names}", file=sys.stderr)
     if config.progress:
         _print_summary(summary)
     return summary
@@ -174,7 +205,7 @@ def _encode(
     stored = [reader.stored_bytes for reader in readers]
     total = None if None in stored else sum(size or 0 for size in stored)
     workers = config.workers if total is None else min(config.workers, -(-total // inputs.CHUNK_BYTES))
-    output = Output(config.output_prefix, encoder.dtype, workspace.path, state.domains)
+    output = Output(config.output_prefix, encoder.dtype, workspace.path, state.domains, config.overwrite)
     pieces = inputs.chunks(readers, state.place)
     notes = _Notes(workspace, output)
     try:
@@ -186,7 +217,7 @@ def _encode(
                 state.place, state.stored = chunk.end, chunk.stored
                 progress.advance(chunk.stored, encoded.documents, encoded.tokens)
                 notes.take_when_due(state)
-        state.sealed = output.seal()
+        state.sealed = output.seal(partial(_sidecar, config, encoder))
         notes.take(state)
     finally:
         output.close()
@@ -223,7 +254,22 @@ def _settings(config: PreprocessConfig, encoder: Encoder) -> dict[str, Any]:
         "--json-key": config.json_key,
         "--domain-key": config.domain_key,
         "end-of-document token": encoder.eod,
+        "start-of-document token": encoder.bos,
     }
+
+
+def _sidecar(config: PreprocessConfig, encoder: Encoder, documents: int, tokens: int) -> str:
+    sidecar = Sidecar(
+        tokenizer=encoder.tokenizer.name,
+        fingerprint=encoder.tokenizer.fingerprint,
+        vocab_size=encoder.tokenizer.vocab_size,
+        eod=encoder.eod,
+        bos=encoder.bos,
+        output_prefix=config.output_prefix.name,
+        documents=documents,
+        tokens=tokens,
+    )
+    return sidecar.to_json()
 
 
 def _identities(readers: Sequence[Reader]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,21 +204,47 @@ def _cells(column: Any) -> list[Any]:
 
 
 def _decompressed(stored: BinaryIO, path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.GzipFile(fileobj=stored)  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        return io.BufferedReader(_ZstdFile(stored), 1 << 17)
+    if suffix in _DECOMPRESSORS:
+        return io.BufferedReader(_FramedFile(stored, _DECOMPRESSORS[suffix]()), 1 << 17)
     return stored
 
 
-class _ZstdFile(io.RawIOBase):
-    """The text of a file of Zstandard frames. The package's own reader takes a file cut short for a whole one."""
+def _bzip2() -> Callable[[], Any]:
+    import bz2
 
-    def __init__(self, stored: BinaryIO) -> None:
-        import zstandard
+    return bz2.BZ2Decompressor
 
+
+def _xz() -> Callable[[], Any]:
+    import lzma
+
+    return lzma.LZMADecompressor
+
+
+def _zstandard() -> Callable[[], Any]:
+    import zstandard
+
+    new: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+    return new
+
+
+_DECOMPRESSORS = {".bz2": _bzip2, ".xz": _xz, ".zst": _zstandard}
+"""Imported when they are asked for: not every Python, and not every machine, has all of them."""
+
+
+class _FramedFile(io.RawIOBase):
+    """The text of a file of compressed frames one after the other; `new` makes what decompresses one.
+
+    The packages' own readers take a file cut short for a whole one (zstandard), or stop without a word before a frame
+    whose beginning is damaged (bz2).
+    """
+
+    def __init__(self, stored: BinaryIO, new: Callable[[], Any]) -> None:
         self._stored = stored
-        self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._new = new
         self._frame: Any = None
         self._compressed = self._text = b""
 
@@ -243,7 +269,7 @@ class _ZstdFile(io.RawIOBase):
 
 
 def _skip(file: BinaryIO, offset: int, path: Path) -> None:
-    if path.suffix not in (".gz", ".zst"):
+    if path.suffix.lower() not in (".gz", *_DECOMPRESSORS):
         file.seek(offset)
         return
     while offset > 0:
@@ -261,6 +287,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged: {error}") from None
     except Exception as error:
-        if type(error).__module__.startswith(("zstd", "zstandard", "pyarrow")):
+        is_bzip2s = isinstance(error, OSError) and error.errno is None
+        if is_bzip2s or type(error).__module__.startswith(("zstd", "zstandard", "pyarrow", "_lzma")):
             raise ValueError(f"{path}: damaged: {error}") from None
         raise

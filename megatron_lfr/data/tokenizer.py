@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -13,14 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-EOD_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOD]")
-"""Names under which an end-of-document token is looked for, in this order."""
+from megatron_lfr.data.reserved import without_tokens
+from megatron_lfr.data.special_tokens import USUAL_NAMES, Role, named_as_usual, named_by_folder, starts_of
 
 Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
+
+_IN_FOLDERS = "tokenizer.json"
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back. Nothing is added to a text: no start token, no end-of-document token."""
+
+    @property
+    def name(self) -> str:
+        """What --tokenizer was."""
 
     @property
     def vocab_size(self) -> int:
@@ -29,6 +36,15 @@ class Tokenizer(Protocol):
     @property
     def eod(self) -> int:
         """The id that ends a document. ValueError when the tokenizer has none."""
+
+    def bos(self, asked: bool | None) -> int | None:
+        """The id that starts a document, or None.
+
+        asked: --bos (ValueError when the tokenizer has none), --no-bos or, None, as the tokenizer itself starts a text.
+        """
+
+    def token(self, number: int) -> str:
+        """What stands for an id in the vocabulary, for messages."""
 
     @property
     def fingerprint(self) -> str:
@@ -47,20 +63,20 @@ class Tokenizer(Protocol):
 def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
     """The tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
 
-    `eod_token` names the end-of-document token where it is none of `EOD_NAMES`; without it, a Hugging Face folder's
-    other files are asked for theirs. ValueError for a file that is missing or is not a tokenizer, and for an
-    `eod_token` that it lacks.
+    `eod_token` names the end-of-document token. Without it, the files beside a tokenizer.json are asked for theirs,
+    then its special tokens of a usual name (special_tokens.py). ValueError for a file that is missing or is not a
+    tokenizer, and for an `eod_token` that it lacks.
     """
     if spec == "bytes":
         if eod_token is not None:
             raise ValueError(f"--eod-token {eod_token}: the bytes tokenizer has its own (id 256)")
         return ByteTokenizer()
-    path, folder = Path(spec), None
+    path = Path(spec)
     if path.is_dir():
-        path, folder = path / "tokenizer.json", path
+        path = path / _IN_FOLDERS
     if not path.is_file():
         raise ValueError(f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, or 'bytes'")
-    return FileTokenizer(path, eod_token, folder)
+    return FileTokenizer(path, eod_token)
 
 
 def recorded_tokenizer(config: Mapping[str, Any], moved_to: str | None = None) -> Tokenizer | None:
@@ -89,7 +105,15 @@ class ByteTokenizer:
 
     vocab_size = 257
     eod = 256
-    fingerprint = "bytes"
+    name = fingerprint = "bytes"
+
+    def bos(self, asked: bool | None) -> int | None:
+        if asked:
+            raise ValueError("--bos: the bytes tokenizer has no token that starts a document")
+        return None
+
+    def token(self, number: int) -> str:
+        return "end of document" if number == self.eod else repr(bytes([number]))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
@@ -106,12 +130,12 @@ class ByteTokenizer:
 class FileTokenizer:
     """A tokenizer of the `tokenizers` library.
 
-    A file's own truncation and padding are switched off, as they would cut documents. Text that spells a special token
-    is encoded as the text it is, so that no document can end itself. `folder` is the Hugging Face folder that holds
-    the file, where there is one.
+    A file's own truncation and padding are switched off, as they would cut documents. No text becomes the token that
+    ends or starts a document, or another special token (but the unknown one): text that spells it is encoded as the
+    text it is, so that no document can end itself.
     """
 
-    def __init__(self, path: Path, eod_token: str | None = None, folder: Path | None = None) -> None:
+    def __init__(self, path: Path, eod_token: str | None = None) -> None:
         try:
             content = path.read_bytes()
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
@@ -122,30 +146,50 @@ class FileTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        self.name = str(path)
         self.fingerprint = f"sha256 {hashlib.sha256(content).hexdigest()}"
-        self._path = path
-        vocabulary = self._tokenizer.get_vocab()
-        if not vocabulary:
+        self._folder = path.parent if path.name == _IN_FOLDERS else None
+        self._eod_token = eod_token
+        self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        if not self._vocabulary:
             raise ValueError(f"tokenizer {path}: its vocabulary is empty")
-        self.vocab_size: int = max(vocabulary.values()) + 1
-        names = EOD_NAMES if eod_token is None else (eod_token,)
-        self._eod: int | None = next((vocabulary[name] for name in names if name in vocabulary), None)
-        if self._eod is None and folder is not None and eod_token is None:
-            self._eod = eod_of_folder(folder, vocabulary)
-        if eod_token is not None and self._eod is None:
+        self.vocab_size: int = max(self._vocabulary.values()) + 1
+        if eod_token is not None and eod_token not in self._vocabulary:
             raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {path}")
+        description = json.loads(content)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: number for number, token in added.items() if token.special}
+        self._starts = starts_of(description.get("post_processor"))
+        self._unknown = self._find_unknown(description["model"])
+        self._reserved = self._find_reserved()
 
-    @property
+    @cached_property
     def eod(self) -> int:
-        if self._eod is None:
-            names = ", ".join(EOD_NAMES)
+        if self._eod_token is not None:
+            return self._vocabulary[self._eod_token]
+        return self._named("eos", "end-of-document token", "name it with --eod-token")
+
+    def bos(self, asked: bool | None) -> int | None:
+        if asked is False or (asked is None and not self._starts):
+            return None
+        if asked is None and len(self._starts) > 1:
+            starts = ", ".join(map(self.token, self._starts))
+            raise ValueError(f"tokenizer {self.name}: starts a text with several tokens ({starts}); give --no-bos")
+        found = self._start
+        if found != self._or_none(lambda: self.eod):
+            return found
+        if asked:
             raise ValueError(
-                f"tokenizer {self._path}: no end-of-document token among {names}; name it with --eod-token"
+                f"--bos: {self.token(found)} ends documents, and cannot start them in tokenizer {self.name}"
             )
-        return self._eod
+        return None  # what ends a document stands before the next one anyway
+
+    def token(self, number: int) -> str:
+        return str(self._tokenizer.id_to_token(number))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._encodings(texts)]
+        tokens, lengths = self.encode_arrays(texts, np.dtype(np.int64))
+        return [row.tolist() for row in np.split(tokens, np.cumsum(lengths)[:-1])] if texts else []
 
     def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
         parts = [self._encode_batch(batch, dtype) for batch in _batches(texts)]
@@ -154,47 +198,78 @@ class FileTokenizer:
         tokens, lengths = zip(*parts, strict=True)
         return np.concatenate(tokens), np.concatenate(lengths)
 
-    def _encode_batch(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
-        encodings = self._encodings(texts)
-        lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
-        ids = chain.from_iterable(encoding.ids for encoding in encodings)  # one list of Python numbers at a time
-        return np.fromiter(ids, dtype, count=int(lengths.sum(dtype=np.int64))), lengths
-
-    def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
-        try:
-            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # plain again: a model that lacks its unknown token, say
-            raise ValueError(f"tokenizer {self._path}: {error}") from None
-
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
+    def _encode_batch(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        encodings = self._encodings(self._tokenizer, texts)
+        tokens, lengths = _as_arrays(encodings, dtype)
+        spelled = self._reserved[tokens]
+        if not spelled.any():
+            return tokens, lengths
+        for i in np.unique(np.repeat(np.arange(len(texts)), lengths)[spelled]):
+            (encodings[i],) = self._encodings(self._without_reserved, [texts[i]])
+        tokens, lengths = _as_arrays(encodings, dtype)
+        if self._reserved[tokens].any():  # the unknown token, where it ends documents too
+            token = self.token(int(tokens[self._reserved[tokens]][0]))
+            raise ValueError(f"tokenizer {self.name}: text becomes {token}; name another token with --eod-token")
+        return tokens, lengths
 
-def eod_of_folder(folder: Path, vocabulary: dict[str, int]) -> int | None:
-    """The end-of-document id that a Hugging Face folder's files name; None when no file names one of the vocabulary.
-
-    ValueError for a file that is not JSON.
-    """
-    for file, key in (
-        ("tokenizer_config.json", "eos_token"),
-        ("special_tokens_map.json", "eos_token"),
-        ("generation_config.json", "eos_token_id"),
-        ("config.json", "eos_token_id"),
-    ):
-        if not (folder / file).is_file():
-            continue
+    def _encodings(self, tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[tokenizers.Encoding]:
         try:
-            content = json.loads((folder / file).read_bytes())
+            return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # plain again: a model that lacks its unknown token, say
+            raise ValueError(f"tokenizer {self.name}: {error}") from None
+
+    @cached_property
+    def _start(self) -> int:
+        """What --bos adds."""
+        if len(self._starts) == 1:
+            return self._starts[0]
+        return self._named("bos", "start-of-document token", "go without --bos")
+
+    @cached_property
+    def _without_reserved(self) -> tokenizers.Tokenizer:
+        reserved = set(np.flatnonzero(self._reserved).tolist())
+        return without_tokens(self._tokenizer, set(map(self.token, reserved - {self._unknown})))
+
+    def _find_unknown(self, model: Mapping[str, Any]) -> int | None:
+        """The id for text that the model (as its file describes it) does not know; Unigram names the id itself."""
+        return self._vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
+
+    def _find_reserved(self) -> npt.NDArray[np.bool_]:
+        """[vocab_size]: True for ids that no text may become."""
+        reserved = np.zeros(self.vocab_size, np.bool_)
+        reserved[[*self._special.values(), *self._starts]] = True
+        if self._unknown is not None:
+            reserved[self._unknown] = False  # any text may become this one
+        for found in (self._or_none(lambda: self._start), self._or_none(lambda: self.eod)):
+            if found is not None:
+                reserved[found] = True
+        return reserved
+
+    def _named(self, role: Role, what: str, hint: str) -> int:
+        """The id of a role, from the folder or from the special tokens. ValueError with `hint` where it is unclear."""
+        try:
+            found = None if self._folder is None else named_by_folder(self._folder, role, self._vocabulary)
+            found = named_as_usual(role, self._special) if found is None else found
         except ValueError as error:
-            raise ValueError(f"tokenizer {folder / file}: not JSON: {error}") from None
-        value = content.get(key) if isinstance(content, dict) else None
-        if isinstance(value, dict):  # a token with its properties
-            value = value.get("content")
-        elif isinstance(value, list):  # all ids that end a generation, the document's end first
-            value = value[0] if value else None
-        if isinstance(value, str) and value in vocabulary:
-            return vocabulary[value]
-        if type(value) is int and value in vocabulary.values():
-            return value
-    return None
+            raise ValueError(f"tokenizer {self.name}: which is its {what}? {error}; {hint}") from None
+        if found is None:
+            names = ", ".join(USUAL_NAMES[role])
+            raise ValueError(f"tokenizer {self.name}: no {what}: none of its special tokens is {names}; {hint}")
+        return found
+
+    @staticmethod
+    def _or_none(find: Callable[[], int]) -> int | None:
+        try:
+            return find()
+        except ValueError:
+            return None
+
+
+def _as_arrays(encodings: list[tokenizers.Encoding], dtype: np.dtype[Any]) -> Encoded:
+    lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)  # one list of Python numbers at a time
+    return np.fromiter(ids, dtype, count=int(lengths.sum(dtype=np.int64))), lengths

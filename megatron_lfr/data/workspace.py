@@ -19,7 +19,7 @@ class Workspace:
     """The folder, held by this process alone.
 
     `settings` and `inputs` say what the output depends on; a folder left by a run of others is refused. `progress` is
-    what `save` was given last before the kill, or None for a run that starts.
+    what `save` was given last before the kill, or None for a run that starts, with `begin`.
 
     Errors: ValueError when the folder is damaged, not ours, of another run or held by another process, naming the way
     out; OSError.
@@ -30,11 +30,14 @@ class Workspace:
         self._check_ours()
         self.path.mkdir(exist_ok=True)
         self._lock()
+        self._run = {"settings": settings, "inputs": inputs}
         self.progress = None if restart else self._load_progress(settings, inputs)
-        if self.progress is None:
-            (self.path / _PROGRESS).unlink(missing_ok=True)
-            self._clear(keep=(_LOCK,))
-            write_atomic(self.path / _RUN, json.dumps({"settings": settings, "inputs": inputs}))
+
+    def begin(self) -> None:
+        """Discard what an earlier run has left, and note what this one is made of."""
+        (self.path / _PROGRESS).unlink(missing_ok=True)
+        self._clear(keep=(_LOCK,))
+        write_atomic(self.path / _RUN, json.dumps(self._run))
 
     @property
     def has_progress(self) -> bool:
@@ -45,10 +48,11 @@ class Workspace:
         write_atomic(self.path / _PROGRESS, json.dumps(progress))
 
     def remove(self) -> None:
-        """Remove the folder: what tells of a run to go on first, what tells that the folder is ours last."""
+        """Remove the folder: what tells of a run that is all but finished behind its files, what tells that the folder
+        is ours last."""
+        self._clear(keep=(_PROGRESS, _RUN, _LOCK))
         (self.path / _PROGRESS).unlink(missing_ok=True)
-        self._clear(keep=(_RUN, _LOCK))
-        (self.path / _RUN).unlink()
+        (self.path / _RUN).unlink(missing_ok=True)
         (self.path / _LOCK).unlink()
         self.path.rmdir()
         self._release()
@@ -110,7 +114,9 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    return next((f"{key}: {before[key]} then, {value} now" for key, value in now.items() if before[key] != value), "")
+    """The first setting that differs; one that an older version did not note was None."""
+    found = (f"{key}: {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value)
+    return next(found, "")
 
 
 def _input_difference(before: list[Any], now: list[Any]) -> str:

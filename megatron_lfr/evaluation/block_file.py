@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from megatron_lfr.fileio import fsync_directory
 
+BEGINS = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': ("
+"""How such a file begins: NumPy's mark, its version, the header's length, the header."""
+
 
 class BlockFile:
     """fp32 [count] at `path`, appended to in block order; nothing stands under that name before it is whole.

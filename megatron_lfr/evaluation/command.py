@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -19,16 +20,21 @@ from rich.table import Table
 
 from megatron_lfr.checkpoint import ranks
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
+from megatron_lfr.evaluation import block_file
 from megatron_lfr.evaluation.block_file import BlockFile
 from megatron_lfr.evaluation.continuations import Continuations
 from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.fileio import check_replaces, write_atomic
 from megatron_lfr.training.evaluation import Keep, evaluate
 from megatron_lfr.training.run import make_loader
 
 Split = Literal["train", "valid", "test", "all", "none"]
+
+_RESULTS_BEGIN = b'{\n "run":'
+"""How a file of results begins: such a one may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,10 @@ class EvaluateConfig:
 
     def validate(self, world_size: int) -> None:
         """Check what can be checked before the model is loaded; ValueError names the flag."""
-        for flag, path in (("--per-block", self.per_block), ("--json", self.json)):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"{flag} {path}: its folder does not exist")
+        if self.per_block is not None:
+            check_replaces("--per-block", self.per_block, block_file.BEGINS)
+        if self.json is not None:
+            check_replaces("--json", self.json, _RESULTS_BEGIN)
         if self.per_block is not None and self.per_block.suffix != ".npy":
             raise ValueError(f"--per-block {self.per_block}: must end in .npy")
         if self.split == "none" and (self.per_block is not None or self.data_path):
@@ -109,7 +116,8 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     trained = load_trained(config.run, config.iteration, config.batch_size, config.tokenizer_model)
     source = _source(config, trained)
     model = Continuations(trained)
-    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length)) for task in read]
+    bos = trained.bos if read else None
+    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length, bos)) for task in read]
     results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
     if source is not None:
         results["corpus"] = _evaluate_corpus(config, trained, source)
@@ -132,6 +140,11 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         return None
     shares = "1" if split == "all" else data.split
     dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, shares)
+    vocab_size = trained.model.config.vocab_size
+    assert vocab_size is not None
+    settle_documents(
+        dataclasses.replace(data, bos=False), vocab_size, dataset.datasets
+    )  # another's may start otherwise
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")

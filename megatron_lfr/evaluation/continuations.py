@@ -30,20 +30,20 @@ class Score:
     """Whether the context was too long and lost its beginning."""
 
 
-def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], bos: int | None = None) -> list[Continuation]:
     """(context, continuation) texts as tokens.
 
     White space at a context's end belongs to the continuation. Both are encoded together and cut where the context
-    alone ends. An empty context is an end-of-document token. ValueError where the tokenizer has none.
+    alone ends. Contexts start with `bos`, as the documents of training do; where those start with no token, an empty
+    context is an end-of-document token. ValueError where the tokenizer has none.
     """
+    start = [] if bos is None else [bos]
     contexts = [context.rstrip() for context, _ in pairs]
     wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
     found = []
     for context, ids, whole in zip(contexts, tokenizer.encode_batch(contexts), wholes, strict=True):
-        if context:
-            found.append(Continuation(ids, whole[len(ids) :]))
-        else:
-            found.append(Continuation([tokenizer.eod], whole))
+        own = ids if context else []
+        found.append(Continuation([*start, *own] or [tokenizer.eod], whole[len(own) :]))
     return found
 
 

@@ -66,20 +66,23 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
                 raise ValueError(f"--batch_size {batch_size}: must be a number")
             trained = load_trained(Path(run), iteration, int(batch_size) if batch_size else None, tokenizer_model)
         self._tokenizer = trained.tokenizer()
+        self._bos = trained.bos
         self._model = Continuations(trained)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives it) of each request's continuation after its context."""
-        scores = self._model.score(encode_pairs(self._tokenizer, [request.args for request in requests]))
+        scores = self._model.score(encode_pairs(self._tokenizer, [request.args for request in requests], self._bos))
         self._tell_cut(sum(score.is_cut for score in scores), len(scores))
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """The log-probability of each whole text, after an end-of-document token, in windows of --seq-length."""
+        """The log-probability of each whole text, after the token that starts a document (or else the one that ends
+        one), in windows of --seq-length."""
+        prefix = self._tokenizer.eod if self._bos is None else self._bos
         windows, owners = [], []
         for owner, request in enumerate(requests):
             tokens = self._tokenizer.encode_batch([request.args[0]])[0]
-            for pair in get_rolling_token_windows(tokens, self._tokenizer.eod, self._model.max_length, 1):
+            for pair in get_rolling_token_windows(tokens, prefix, self._model.max_length, 1):
                 windows.append(Continuation(*make_disjoint_window(pair)))
                 owners.append(owner)
         sums = [0.0] * len(requests)
@@ -91,7 +94,8 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         """The greedy continuation of each request's context, up to its first stop text or the end of the document."""
         texts = [""] * len(requests)
         prompts = self._tokenizer.encode_batch([request.args[0] for request in requests])
-        rows = [prompt or [self._tokenizer.eod] for prompt in prompts]
+        start = [] if self._bos is None else [self._bos]
+        rows = [[*start, *prompt] or [self._tokenizer.eod] for prompt in prompts]
         starts = list(map(len, rows))
         rules = [_rules(request.args[1]) for request in requests]
         self._tell_cut(sum(start > self._model.max_length for start in starts), len(starts))

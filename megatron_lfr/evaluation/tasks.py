@@ -79,11 +79,13 @@ def read_task(path: Path) -> Task:
     return Task(path, kind, items)
 
 
-def encode_task(task: Task, tokenizer: Tokenizer, max_length: int) -> list[Continuation]:
-    """The continuations of all items, one after the other. ValueError "file:line: reason" for one that cannot be
-    scored."""
+def encode_task(task: Task, tokenizer: Tokenizer, max_length: int, bos: int | None = None) -> list[Continuation]:
+    """The continuations of all items, one after the other; contexts start with `bos`.
+
+    ValueError "file:line: reason" for one that cannot be scored.
+    """
     pairs = [(item.context, continuation) for item in task.items for continuation in item.continuations]
-    encoded = encode_pairs(tokenizer, pairs)
+    encoded = encode_pairs(tokenizer, pairs, bos)
     lines = (item.line for item in task.items for _ in item.continuations)
     for line, continuation in zip(lines, encoded, strict=True):
         try:

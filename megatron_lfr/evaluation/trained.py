@@ -44,6 +44,11 @@ class TrainedModel:
             raise ValueError("the run has no tokenizer, and tasks are text: give --tokenizer-model")
         return load_tokenizer(data.tokenizer_model, data.eod_token)
 
+    @property
+    def bos(self) -> int | None:
+        """The token that texts start with, as the documents of the corpus do; None where they start with none."""
+        return self.tokenizer().bos(self.config.data.bos)
+
     @torch.no_grad()
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """As Llama.score_next, from and to the host's memory."""

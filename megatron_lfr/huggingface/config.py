@@ -36,7 +36,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def to_hf_config(config: ModelConfig, dtype: str, eos_token_id: int | None) -> dict[str, Any]:
+def to_hf_config(
+    config: ModelConfig, dtype: str, eos_token_id: int | None, bos_token_id: int | None = None
+) -> dict[str, Any]:
     """What stands in config.json. Positions are written twice: `rope_parameters` is what transformers 5 reads,
     `rope_theta` and `rope_scaling` what 4.x reads. ValueError for sizes that transformers refuses."""
     if config.hidden_size % config.num_attention_heads:
@@ -73,7 +75,7 @@ def to_hf_config(config: ModelConfig, dtype: str, eos_token_id: int | None) -> d
         "rope_theta": config.rotary_base,
         **({"rope_scaling": scaling} if config.use_rope_scaling else {}),
         "rope_parameters": {**scaling, "rope_theta": config.rotary_base},
-        "bos_token_id": None,  # documents are only ended here, none is begun
+        "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "torch_dtype": dtype,
     }

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tokenizers
 import torch
 
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import read_run_config
+from megatron_lfr.data.special_tokens import Role
+from megatron_lfr.data.tokenizer import Tokenizer, recorded_tokenizer
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
@@ -57,7 +58,9 @@ def export(options: ToHF) -> None:
     config = read_run_config(options.run, options.tokenizer_model)
     eod, vocab_size = resolve_vocabulary(config)
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    hf_config = to_hf_config(model, options.dtype, eod)
+    tokenizer = recorded_tokenizer(dataclasses.asdict(config.data))
+    bos = None if tokenizer is None else tokenizer.bos(config.data.bos)
+    hf_config = to_hf_config(model, options.dtype, eod, bos)
     checkpoint = find_checkpoint(options.run, options.iteration)
     check_trained_so(options.run, checkpoint, config, vocab_size, eod)
     stored = StoredTensors(checkpoint.folder)
@@ -68,8 +71,8 @@ def export(options: ToHF) -> None:
     with new_folder(options.output) as folder:
         files = _write_weights(folder, stored, model, dtype, shard_bytes)
         _write_json(folder / "config.json", hf_config)
-        _write_json(folder / "generation_config.json", {"bos_token_id": None, "eos_token_id": eod})
-        note = _write_tokenizer(folder, config.data.tokenizer_model, eod, model.max_position_embeddings)
+        _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eod})
+        note = _write_tokenizer(folder, tokenizer, {"eos": eod, "bos": bos}, model.max_position_embeddings)
         if options.verify:
             print(verify(checkpoint.folder, model, folder, dtype))
             if note is None:
@@ -125,11 +128,16 @@ def _entries(found: list[Weight], dtype: torch.dtype) -> list[Entry]:
     return [Entry(name, shape, dtype) for name, shape in pairs]
 
 
-def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: int) -> str | None:
-    """Copy the tokenizer. Returns a note where there is none to copy."""
-    if spec is None or spec == "bytes":
-        return f"No tokenizer was written: the run has {'none' if spec is None else 'the one of plain bytes'}."
-    source = Path(spec) / "tokenizer.json" if Path(spec).is_dir() else Path(spec)
+def _write_tokenizer(
+    folder: Path, tokenizer: Tokenizer | None, marks: dict[Role, int | None], longest: int
+) -> str | None:
+    """Copy the tokenizer; its tokenizer_config.json names the tokens that ended and started the run's documents.
+
+    Returns a note where there is none to copy, or where transformers will start texts otherwise.
+    """
+    if tokenizer is None or tokenizer.name == "bytes":
+        return f"No tokenizer was written: the run has {'none' if tokenizer is None else 'the one of plain bytes'}."
+    source = Path(tokenizer.name)
     shutil.copyfile(source, folder / "tokenizer.json")
     beside = source.with_name("tokenizer_config.json")
     settings = {
@@ -140,11 +148,18 @@ def _write_tokenizer(folder: Path, spec: str | None, eod: int | None, longest: i
         # Not a class of its own, which would cut some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if eod is not None:
-        settings["eos_token"] = tokenizers.Tokenizer.from_file(str(source)).id_to_token(eod)
+    for role, number in marks.items():
+        if number is not None:
+            settings[f"{role}_token"] = tokenizer.token(number)
     settings.pop("auto_map", None)  # it names such a class in code
     _write_json(folder / "tokenizer_config.json", settings)
-    return None
+    own = tokenizer.bos(None)
+    if own == marks["bos"]:
+        return None
+    ours, theirs = ("no token" if number is None else tokenizer.token(number) for number in (marks["bos"], own))
+    return (
+        f"The run's documents started with {ours}, but transformers starts texts with {theirs}: see add_special_tokens"
+    )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.fileio import check_space, fsync_file, new_folder, write_atomic
 from megatron_lfr.huggingface.config import from_hf_config, read_json_object
 from megatron_lfr.huggingface.files import WeightFiles
@@ -40,6 +39,8 @@ class FromHF:
     """The folder: config.json, safetensors, tokenizer.json if there is one."""
     output: Path
     """The run folder to make."""
+    eod_token: str | None = None
+    """The tokenizer's end-of-document token, where the folder's files do not agree on one."""
     allow_config_key: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
     """A key of config.json that passes although it is unknown here, because it does not change what the model computes.
     Once for each key."""
@@ -59,14 +60,13 @@ def load(options: FromHF) -> None:
     except ValueError as error:
         raise ValueError(f"{options.input / 'config.json'}: {error}") from None
     assert model.vocab_size is not None
-    tokenizer = find_tokenizer(options.input, settings, model.vocab_size)
+    tokenizer = find_tokenizer(options.input, model.vocab_size, options.eod_token)
     files = WeightFiles(options.input, model)
     check_space("--output", options.output, 4 * model.num_parameters())
     with new_folder(options.output) as folder:
-        fingerprint = None
         if tokenizer is not None:
             tokenizer.copy(folder / _TOKENIZER)
-            fingerprint = load_tokenizer(str(folder / _TOKENIZER), tokenizer.eod_token).fingerprint
+        fingerprint = None if tokenizer is None else tokenizer.tokenizer.fingerprint
         _write_checkpoint(folder / "checkpoints", files, model, weights_identity(model, fingerprint))
         run = RunConfig(model=model, data=_data(options.output, tokenizer, model))
         write_atomic(folder / "config.yaml", dump_config(run))
@@ -107,7 +107,7 @@ def _data(output: Path, tokenizer: FolderTokenizer | None, model: ModelConfig) -
     if tokenizer is None:
         return data
     where = str((output / _TOKENIZER).absolute())
-    return dataclasses.replace(data, tokenizer_model=where, eod_token=tokenizer.eod_token)
+    return dataclasses.replace(data, tokenizer_model=where, eod_token=tokenizer.eod_token, bos=tokenizer.adds_bos)
 
 
 def _notes_on_tokenizer(folder: Path, tokenizer: FolderTokenizer | None) -> list[str]:

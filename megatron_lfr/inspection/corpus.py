@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.config import recorded_prefixes
+from megatron_lfr.data.documents import check_tokenizer
 from megatron_lfr.data.tokenizer import recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
@@ -27,6 +28,7 @@ class Corpus:
             raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {run.folder} trained on")
         self.source = dataset.train
         self._tokenizer = recorded_tokenizer(config, tokenizer_model)
+        check_tokenizer(self._tokenizer, dataset.datasets)
 
     def domain(self, name: str) -> tuple[int, int]:
         """(first, one behind the last) block of a domain. ValueError with the legal names."""

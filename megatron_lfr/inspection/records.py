@@ -11,27 +11,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.fileio import check_replaces, write_atomic
+from megatron_lfr.inspection.spikes import SPIKE
+from megatron_lfr.lfr.analysis import PHASE_MEAN, STEP, VISIT
 
 
 def check_output(path: Path) -> None:
-    """ValueError for a file that `write_records` cannot write."""
+    """ValueError for a file that `write_records` cannot write, and for one in the way that holds no such records."""
     if path.suffix not in (".npy", ".json"):
         raise ValueError(f"--output {path}: must end in .npy or .json")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--output {path}: its folder does not exist")
+    kinds = [np.empty(0, dtype) for dtype in (VISIT, PHASE_MEAN, STEP, SPIKE)]
+    if path.suffix == ".npy":
+        begins = [_as_npy(kind).partition(b"'fortran_order'")[0] for kind in kinds]
+    else:
+        begins = [b"[]", *(f'[{{"{kind.dtype.names[0]}": '.encode() for kind in kinds if kind.dtype.names)]
+    check_replaces("--output", path, *begins)
 
 
 def write_records(path: Path, records: npt.NDArray[np.void]) -> None:
     """A structured array as it is, or as a list of objects; JSON has no NaN: null."""
     if path.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, records, allow_pickle=False)
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, _as_npy(records))
         return
     assert records.dtype.names is not None
     rows = [dict(zip(records.dtype.names, map(_number, row), strict=True)) for row in records.tolist()]
     write_atomic(path, json.dumps(rows, allow_nan=False) + "\n")
+
+
+def _as_npy(records: npt.NDArray[np.void]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, records, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _number(value: Any) -> Any:

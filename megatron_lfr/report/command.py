@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.fileio import check_replaces, write_atomic
 from megatron_lfr.lfr.dynamics import MARGIN
-from megatron_lfr.report.page import make_page
+from megatron_lfr.report.page import BEGINS, make_page
 from megatron_lfr.report.summary import schedule_name
 from megatron_lfr.report.view import RunView, view_run
 
@@ -38,10 +38,8 @@ class ReportConfig:
         for i, folder in enumerate(self.runs):
             if folder.resolve() in [other.resolve() for other in self.runs[:i]]:
                 raise ValueError(f"{folder}: given twice")
-        if self.output is not None and not self.output.absolute().parent.is_dir():
-            raise ValueError(f"--output {self.output}: its folder does not exist")
-        if self.output is not None and self.output.is_dir():
-            raise ValueError(f"--output {self.output}: is a folder; name the page")
+        if self.output is not None:
+            check_replaces("--output", self.output, BEGINS)
 
 
 def write_report(config: ReportConfig) -> Path:

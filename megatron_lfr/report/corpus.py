@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.config import recorded_prefixes
+from megatron_lfr.data.documents import check_tokenizer
 from megatron_lfr.data.tokenizer import Tokenizer, recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
@@ -43,25 +44,27 @@ class Corpus:
 def open_corpus(run: Run) -> Corpus:
     """The corpus that a run's config.yaml names, if it is still the one that was trained on."""
     try:
-        source = _open_blocks(run)
+        dataset = _open_dataset(run)
     except (ValueError, OSError) as error:
         whole = np.array([0, run.plan.n_blocks], np.int64)
         return Corpus(["all blocks"], whole, str(error), f"the corpus is not at hand: {error}")
+    source = dataset.train
     try:
         tokenizer = _open_tokenizer(run.config)
+        check_tokenizer(tokenizer, dataset.datasets)
     except (ValueError, OSError) as error:
         return Corpus(source.domains, source.domain_starts, None, str(error), source)
     return Corpus(source.domains, source.domain_starts, None, None, source, tokenizer)
 
 
-def _open_blocks(run: Run) -> BlockSource:
+def _open_dataset(run: Run) -> BlockDataset:
     prefixes, split = recorded_prefixes(run.config), run.config.get("split")
     if not isinstance(split, str):
         raise ValueError("the run's config.yaml names no split of the corpus (split)")
     dataset = BlockDataset(prefixes, run.plan.seq_length, split)
     if tuple(dataset.digests()) != run.corpus or dataset.train.num_blocks != run.plan.n_blocks:
         raise ValueError("what the run's config.yaml names is not the corpus that it was trained on (any more)")
-    return dataset.train
+    return dataset
 
 
 def _open_tokenizer(config: dict[str, Any]) -> Tokenizer:

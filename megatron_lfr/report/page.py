@@ -18,6 +18,12 @@ from megatron_lfr.report.summary import phase_table, run_table, tiles
 from megatron_lfr.report.turns import turns_section
 from megatron_lfr.report.view import RunView
 
+BEGINS = (
+    b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
+    b"content=\"default-src 'none'; style-src 'sha256-"
+)
+"""How every page begins."""
+
 _SECTIONS = (
     ("losses", "Losses", losses_section),
     ("distribution", "How hard the blocks are", distribution_section),

@@ -20,6 +20,7 @@ import yaml
 from megatron_lfr.checkpoint import CheckpointStore, ranks
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.documents import settle_documents
 from megatron_lfr.data.loader import Loader
 from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.engine import NativeEngine, build_stages
@@ -69,6 +70,7 @@ def train(config: RunConfig) -> bool:
     config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
     eod, vocab_size = resolve_vocabulary(config)
     dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
+    config = dataclasses.replace(config, data=settle_documents(config.data, vocab_size, dataset.datasets))
     plan = make_plan(config, dataset.train.num_blocks, blend=make_blend(config, dataset))
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     facts = run_identity(config, vocab_size, eod, dataset, plan)

@@ -42,6 +42,23 @@ def write_corpus(tmp_path: Path) -> WriteCorpus:
 
 
 @pytest.fixture
+def with_sidecar() -> WriteCorpus:
+    """with_sidecar(prefix, **changes) -> prefix: a file beside it that says what made it."""
+
+    def write(prefix: Path, **changes: object) -> Path:
+        data = prefix.with_name(prefix.name + ".idx").read_bytes()
+        documents, code = struct.unpack_from("<Q", data, 26)[0] - 1, data[17]
+        item = next(dtype.itemsize for dtype, known in CODES.items() if known == code)
+        counts = {"documents": documents, "tokens": prefix.with_name(prefix.name + ".bin").stat().st_size // item}
+        made = {"tokenizer": "t.json", "fingerprint": "sha256 1", "vocab_size": 9, "eod": 0, "bos": None}
+        content = {"format": 1, "output_prefix": "c", **made, **counts, **changes}
+        prefix.with_name(prefix.name + ".meta").write_text(json.dumps(content))
+        return prefix
+
+    return write
+
+
+@pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[object]], Path]:
     """write_jsonl(name, records) -> path."""
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_lfr.cli import main
 from megatron_lfr.data import indexed
 from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megatron_lfr.data.merge import MergeConfig, merge
+from megatron_lfr.data.sidecar import Sidecar, read_sidecar
 
 WriteCorpus = Callable[..., Path]
 Corpus = list[list[list[int]]]
@@ -93,6 +95,7 @@ def test_bad_inputs_are_named_and_nothing_is_left(tmp_path: Path, write_corpus: 
         ([good, tmp_path / "none"], output, FileNotFoundError, r"none\.idx: no such file"),
         ([good, wide], output, ValueError, r"wide: holds int32, but .*good holds uint16; only datasets of one"),
         ([good, short], output, ValueError, r"short\.bin: holds 2 bytes"),
+        ([good], short, ValueError, "--output-prefix .*short: is there already.*--overwrite"),
         ([good], tmp_path / "no" / "m", ValueError, "--output-prefix .*a folder that exists"),
         ([good, short.with_name("good")], good, ValueError, "--output-prefix .*good: is also an --input"),
     ]
@@ -114,8 +117,55 @@ def test_an_older_output_stays_until_the_new_one_is_whole(
 
     monkeypatch.setattr(IndexedDatasetWriter, "seal", fail)
     with pytest.raises(KeyboardInterrupt):
-        merge(MergeConfig([new], tmp_path / "out"))
+        merge(MergeConfig([new], tmp_path / "out", overwrite=True))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_made_the_inputs_is_known_of_the_output(
+    tmp_path: Path, write_corpus: WriteCorpus, with_sidecar: WriteCorpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [with_sidecar(write_corpus(name, [[1, 0]] * n)) for name, n in (("a", 1), ("b", 2))]
+    assert main(["merge", "--input", *map(str, parts), "--output-prefix", str(tmp_path / "ab")]) == 0
+    found = read_sidecar(IndexedDataset(tmp_path / "ab"))
+    assert found == Sidecar("t.json", "sha256 1", 9, 0, None, "ab", 3, 6)
+    assert capsys.readouterr().err == ""
+    unknown = write_corpus("megatrons", [[1]])
+    words = ["merge", "--input", str(parts[0]), str(unknown), "--output-prefix", str(tmp_path / "ab"), "--overwrite"]
+    assert main(words) == 0
+    assert "not every input says which tokenizer made it" in capsys.readouterr().err
+    assert read_sidecar(IndexedDataset(tmp_path / "ab")) is None  # the older output's is gone
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"fingerprint": "sha256 2", "tokenizer": "other.json"},
+            r"b: was made with the tokenizer other\.json \(sha256 2\), .*a with t\.json \(sha256 1\)",
+        ),
+        ({"eod": 3}, r"b: its documents end with id 3, those of .*a end with id 0"),
+        ({"eod": None}, r"b: its documents end with no token of their own"),
+        ({"bos": 1}, r"b: its documents start with id 1, those of .*a start with no token"),
+        ({"tokens": 7}, r"b\.meta: is of another corpus: it counts 1 documents and 7 tokens"),
+        ({"format": 2}, r"b\.meta: is of format 2; this version reads 1"),
+        ({"vocab_size": "9"}, r"b\.meta: damaged: vocab_size is '9'"),
+    ],
+)
+def test_inputs_that_do_not_belong_together_are_refused(
+    tmp_path: Path, write_corpus: WriteCorpus, with_sidecar: WriteCorpus, changes: dict[str, object], message: str
+) -> None:
+    parts = [with_sidecar(write_corpus("a", [[1, 0]])), with_sidecar(write_corpus("b", [[1, 0]]), **changes)]
+    with pytest.raises(ValueError, match=message):
+        merge(MergeConfig(parts, tmp_path / "out"))
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, '{"format": 1}', " " * 2_000_000])
+def test_damaged_sidecars_are_named(tmp_path: Path, write_corpus: WriteCorpus, content: str) -> None:
+    prefix = write_corpus("a", [[1, 0]])
+    prefix.with_suffix(".meta").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.meta: damaged"):
+        merge(MergeConfig([prefix], tmp_path / "out"))
 
 
 def test_more_inputs_than_files_may_be_open(tmp_path: Path, write_corpus: WriteCorpus) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from megatron_lfr.data import inputs as inputs_module
 from megatron_lfr.data import pool, preprocess
@@ -68,7 +69,20 @@ def test_one_prefix(
     tokenizer = Tokenizer.from_file(str(bpe_file))
     expected = [tokenizer.encode(row["text"]).ids + [0] * append_eod for row in rows]
     assert documents(out / "c_text_document") == expected
-    assert names(out) == ["c_text_document.bin", "c_text_document.idx"]
+    assert names(out) == ["c_text_document.bin", "c_text_document.idx", "c_text_document.meta"]
+    sidecar = json.loads((out / "c_text_document.meta").read_text())
+    digest = hashlib.sha256(bpe_file.read_bytes()).hexdigest()
+    assert sidecar == {
+        "format": 1,
+        "tokenizer": str(bpe_file),
+        "fingerprint": f"sha256 {digest}",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "eod": 0 if append_eod else None,
+        "bos": None,
+        "output_prefix": "c",
+        "documents": 40,
+        "tokens": sum(map(len, expected)),
+    }
     assert (summary.prefix, summary.domain) == (out / "c_text_document", None)
     assert (summary.documents, summary.tokens, summary.skipped_documents) == (40, sum(map(len, expected)), 0)
 
@@ -95,7 +109,7 @@ def test_workers_do_not_change_a_byte(
         folder = tmp_path / str(workers)
         folder.mkdir()
         preprocess_quietly([path], folder, bpe_file, workers=workers, domain_key="domain")
-    assert len(names(tmp_path / "1")) == 6
+    assert len(names(tmp_path / "1")) == 9
     for name in names(tmp_path / "1"):
         for workers in ("3", "5"):
             assert (tmp_path / "1" / name).read_bytes() == (tmp_path / workers / name).read_bytes()
@@ -178,7 +192,7 @@ def test_domain_names_become_file_names(write_jsonl: WriteJsonl, out: Path) -> N
     path = write_jsonl("a.jsonl", [{"text": "a", "domain": "../ü x"}, {"text": "", "domain": "empty"}])
     (summary,) = preprocess_quietly([path], out, "bytes", domain_key="domain")
     assert summary.domain == "../ü x"
-    assert names(out) == ["c_..___x_text_document.bin", "c_..___x_text_document.idx"]
+    assert names(out) == [f"c_..___x_text_document{suffix}" for suffix in (".bin", ".idx", ".meta")]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
@@ -205,6 +219,8 @@ def test_bad_flags(tmp_path: Path, out: Path, write_jsonl: WriteJsonl, bpe_file:
         ([good], out, tmp_path / "broken.json", {}, r"broken\.json: not a tokenizer file"),
         ([good], out, bpe_file, {"eod_token": "<stop>"}, "--eod-token <stop>"),
         ([tmp_path / "a.txt"], out, "bytes", {"domain_key": "d"}, "--domain-key d"),
+        ([good], out, "bytes", {"bos": True}, "--bos: the bytes tokenizer has no token"),
+        ([good], out, "bytes", {"bos": True, "no_bos": True}, "--bos or --no-bos, not both"),
     ]
     for inputs, folder, tokenizer, options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -230,12 +246,56 @@ def test_tokenizer_without_eod_is_enough_when_none_is_appended(
     assert preprocess_quietly([path], out, tmp_path / "t.json", append_eod=False)[0].documents == 1
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize("options", [{}, {"bos": True}, {"no_bos": True}, {"append_eod": False}])
+def test_start_and_end_of_documents(
+    tmp_path: Path, out: Path, write_jsonl: WriteJsonl, options: dict[str, bool], workers: int
+) -> None:
+    """By default as the tokenizer's own post-processor starts a text; no document without a token of its own."""
+    theirs = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>"))
+    theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    theirs.add_special_tokens(["<s>", "</s>"])
+    theirs.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    theirs.save(str(tmp_path / "t.json"))
+    rows = [{"text": text} for text in ["a a", "", "a </s> <s> a", "</s>"] * 20]
+    preprocess_quietly([write_jsonl("a.jsonl", rows)], out, tmp_path / "t.json", workers=workers, **options)
+    start, end = [1] * (not options.get("no_bos")), [2] * options.get("append_eod", True)
+    expected = [[*start, *text, *end] for text in ([3, 3], [3, 0, 0, 3], [0])] * 20
+    assert documents(out / "c_text_document") == expected
+    sidecar = json.loads((out / "c_text_document.meta").read_text())
+    assert (sidecar["bos"], sidecar["eod"]) == (1 if start else None, 2 if end else None)
+
+
+def test_a_finished_corpus_is_replaced_when_asked_alone(
+    write_jsonl: WriteJsonl, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of the same name is refused before it reads, and changes no byte; domains that it lacks are named."""
+    rows = [{"text": "old", "d": "x"}, {"text": "older", "d": "y"}]
+    old, new = write_jsonl("old.jsonl", rows), write_jsonl("new.jsonl", [{"text": "new", "d": "y"}])
+    run(PreprocessConfig([old], out / "c_longer", "bytes", progress=False))  # looks like a domain of c, and is none
+    with pytest.raises(ValueError, match=r"late\.jsonl:1: the corpus .*c_longer_text_document is there already"):
+        preprocess_quietly([write_jsonl("late.jsonl", [{"text": "a", "d": "longer"}])], out, "bytes", domain_key="d")
+    preprocess_quietly([old], out, "bytes", domain_key="d")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for options in ({}, {"restart": True}):
+        with pytest.raises(ValueError, match=r"--output-prefix .*c_x_text_document and 1 more is there already"):
+            preprocess_quietly([new], out, "bytes", domain_key="d", **options)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert capsys.readouterr().err == ""
+    preprocess_quietly([new], out, "bytes", domain_key="d", overwrite=True)
+    assert capsys.readouterr().err == "preprocess: not of this input, and left as they were: c_x_text_document\n"
+    assert [documents(out / f"c_{d}_text_document") for d in "xy"] == [[[*b"old", 256]], [[*b"new", 256]]]
+    (out / "c_y_text_document.meta").unlink()  # as other programs write them
+    with pytest.raises(ValueError, match=r"c_x_text_document and 1 more is there already"):
+        preprocess_quietly([new], out, "bytes", domain_key="d")
+
+
 @pytest.mark.parametrize(("size", "name"), [(65499, "uint16"), (65500, "int32")])
 def test_type_of_the_ids(tmp_path: Path, out: Path, write_jsonl: WriteJsonl, size: int, name: str) -> None:
-    from tokenizers import models, pre_tokenizers
-
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "last": size - 1}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(tmp_path / "t.json"))
     preprocess_quietly([write_jsonl("a.jsonl", [{"text": "last words"}])], out, tmp_path / "t.json")
     assert IndexedDataset(out / "c_text_document").dtype.name == name
@@ -281,7 +341,7 @@ def test_caller_keeps_its_environment(write_jsonl: WriteJsonl, out: Path, monkey
     preprocess_quietly([path], out, "bytes")
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")
-    preprocess_quietly([path], out, "bytes")
+    preprocess_quietly([path], out, "bytes", overwrite=True)
     assert "TOKENIZERS_PARALLELISM" not in os.environ
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,23 +116,28 @@ def test_killed_at_random_events(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("event", range(1, 25))
+@pytest.mark.parametrize("event", range(1, 31))
 def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, event: int) -> None:
-    """One chunk of two domains: 2 writes, 4 fsyncs to seal, 3 events of the note, 8 of the names, 7 to clean up."""
+    """One chunk of two domains: 2 writes, 6 fsyncs to seal, 3 events of the note, 12 of the names, 7 to clean up. What
+    is noted needs no second --overwrite."""
     monkeypatch.setattr(preprocess, "_SECONDS_BETWEEN_NOTES", 1e9)
     (tmp_path / "a.jsonl").write_text('{"text": "a", "d": "x"}\n{"text": "bc", "d": "y"}\n')
     (out / "c_x_text_document.idx").write_bytes(b"of an older run")
-    config = PreprocessConfig([tmp_path / "a.jsonl"], out / "c", "bytes", domain_key="d", workers=1, progress=False)
+    options = {"domain_key": "d", "workers": 1, "progress": False}
+    config = PreprocessConfig([tmp_path / "a.jsonl"], out / "c", "bytes", overwrite=True, **options)
     before = 4  # the settings are written first: no older progress, an fsync, a rename, the folder's fsync
     assert die_at(before + event, config) == -signal.SIGKILL
-    assert (noted(out) or {}).get("sealed") if 9 <= event <= 18 else noted(out) is None
-    summary = run(config)
+    is_noted = 11 <= event <= 28
+    assert (noted(out) or {}).get("sealed") if is_noted else noted(out) is None
+    summary = run(replace(config, overwrite=not is_noted))
     assert [(p.domain, p.documents, p.tokens) for p in summary.prefixes] == [("x", 1, 2), ("y", 1, 3)]
     assert [p.prefix for p in summary.prefixes] == [out / "c_x_text_document", out / "c_y_text_document"]
     found = contents(out)
-    assert sorted(found) == [f"c_{domain}_text_document{suffix}" for domain in "xy" for suffix in (".bin", ".idx")]
+    assert sorted(found) == [
+        f"c_{domain}_text_document{suffix}" for domain in "xy" for suffix in (".bin", ".idx", ".meta")
+    ]
     (tmp_path / "whole").mkdir()
-    run(PreprocessConfig([tmp_path / "a.jsonl"], tmp_path / "whole" / "c", "bytes", domain_key="d", progress=False))
+    run(replace(config, output_prefix=tmp_path / "whole" / "c"))
     assert found == contents(tmp_path / "whole")
 
 
@@ -293,7 +299,7 @@ def test_two_at_once_are_refused(unfinished: list[Path], out: Path, monkeypatch:
     monkeypatch.setattr(preprocess.Output, "add", second_run)
     finish(unfinished, out)
     assert len(seen) == 1
-    assert sorted(contents(out)) == ["c_text_document.bin", "c_text_document.idx"]
+    assert sorted(contents(out)) == ["c_text_document.bin", "c_text_document.idx", "c_text_document.meta"]
 
 
 def test_an_error_keeps_what_is_noted(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -63,10 +66,21 @@ def parquet_dictionary(path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=7)
 
 
+def bz2_frames(path: Path) -> None:
+    path.write_bytes(bz2.compress(LINES[:1001]) + bz2.compress(LINES[1001:]))
+
+
+def xz(path: Path) -> None:
+    path.write_bytes(lzma.compress(LINES[:1001]) + lzma.compress(LINES[1001:]))
+
+
 KINDS: list[tuple[str, Callable[[Path], None]]] = [
     ("a.jsonl", jsonl),
     ("a.json.gz", gz),
     ("a.ndjson.zst", zst),
+    ("a.JSONL.Bz2", bz2_frames),
+    ("a.jsonl.XZ", xz),
+    ("A.JSON.GZ", gz),
     ("a.parquet", parquet),
     ("b.parquet", parquet_dictionary),
 ]
@@ -130,7 +144,7 @@ def test_reading_goes_on_from_every_place(
         assert rest == [t for ids, _, _ in whole[i + 1 :] for t in ids]
 
 
-def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path) -> None:
+def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     (folder / "b").mkdir(parents=True)
     for name, text in [("b/2.jsonl", "two"), ("a.jsonl", "one"), ("c.json", "three"), (".hidden.jsonl", "no")]:
@@ -138,8 +152,38 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path) -> None:
     (folder / "d.txt.gz").write_bytes(gzip.compress(b"four"))
     (folder / "notes.md").write_text("no")
     (folder / "e.parquet.gz").write_text("no")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "g.json").write_text("no")
+    (folder / "lost.jsonl").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.txt")
     prepare([folder], out)
     assert texts(out / "c_text_document") == ["one", "two", "three", "four"]
+    (line,) = capsys.readouterr().err.splitlines()
+    found, reasons = line.split("; left out: ")
+    assert found == "preprocess: inputs: 4"
+    expected = ["1 hidden", "1 hidden folders", "1 links that lead nowhere", "1 no regular file"]
+    assert sorted(reasons.split(", ")) == [*expected, "1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
+
+
+def test_links_are_followed_once(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder behind a link, a file behind one, a folder within itself, an ending in capitals, a file named again."""
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    for path, text in [(folder / "A.JSONL", "one"), (elsewhere / "b.jsonl", "two"), (tmp_path / "c.Json", "three")]:
+        path.write_text(json.dumps({"text": text}))
+    (folder / "b").symlink_to(elsewhere)
+    (folder / "c.json").symlink_to(tmp_path / "c.Json")
+    (folder / "d").symlink_to(elsewhere)
+    (elsewhere / "e").symlink_to(folder)
+    (elsewhere / "loop.jsonl").symlink_to("loop.jsonl")
+    prepare([folder, folder / "A.JSONL", elsewhere], out)
+    assert texts(out / "c_text_document") == ["one", "two", "three"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "4 folders reached twice" in line  # b/e, d; of the other input e/b, e/d
+    assert "4 reached twice" in line  # A.JSONL by its name; of the other input all three
+    with pytest.raises(ValueError, match=r"loop\.jsonl: no such file"):
+        prepare([elsewhere / "loop.jsonl"], out, overwrite=True)
 
 
 def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +196,14 @@ def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(len(piece.parts) for piece in pieces) == 300
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other", "second"])
 def test_damaged_files_are_named(tmp_path: Path, out: Path, suffix: str, damage: str) -> None:
-    data = gzip.compress(LINES) if suffix == ".gz" else zstd(LINES)
-    content = {"cut": data[:-9], "flipped": data[:30] + bytes([data[30] ^ 255]) + data[31:], "other": LINES}[damage]
+    """Cut short, a wrong byte, not compressed, and something else behind a whole frame."""
+    compress = {".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    data = compress(LINES)
+    flipped = data[:30] + bytes([data[30] ^ 255]) + data[31:]
+    content = {"cut": data[:-9], "flipped": flipped, "other": LINES, "second": data + b"no frame"}[damage]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.jsonl\{suffix}(: damaged|:\d+: not)"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from megatron_lfr.data.tokenizer import load_tokenizer, recorded_tokenizer
 
@@ -54,22 +54,38 @@ def test_text_cannot_spell_the_end_of_its_document(bpe_file: Path) -> None:
     assert tokenizer.decode(ids) == "a<|endoftext|>b"
 
 
-def test_end_of_document_token(tmp_path: Path) -> None:
-    def file(*names: str) -> str:
-        words = {name: i for i, name in enumerate(["a", *names])}
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        Tokenizer(models.WordLevel(words, unk_token="a")).save(str(path))
-        return str(path)
+def write_words(path: Path, *special: str, words: tuple[str, ...] = ("a",)) -> Path:
+    """A tokenizer of words, the first of which stands for what is unknown, and of special tokens behind them."""
+    vocabulary = {name: i for i, name in enumerate((*words, *special))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(path))
+    return path
 
-    assert load_tokenizer(file("</s>", "<|endoftext|>")).eod == 2
+
+def test_end_of_document_token(tmp_path: Path) -> None:
+    def file(*special: str, words: tuple[str, ...] = ("a",)) -> str:
+        return str(write_words(tmp_path / f"{len(list(tmp_path.iterdir()))}.json", *special, words=words))
+
     assert load_tokenizer(file("[EOD]")).eod == 1
+    assert load_tokenizer(file("<x>", "</s>", words=("a", "<|endoftext|>"))).eod == 3  # what is not special is text
     assert load_tokenizer(file("<end>", "</s>"), "<end>").eod == 1
-    with pytest.raises(ValueError, match=r"<\|endoftext\|>, </s>.*--eod-token"):
-        _ = load_tokenizer(file("<end>")).eod
+    assert load_tokenizer(file(words=("a", "</s>")), "</s>").eod == 1
+    for path in (file("<end>"), file(words=("a", "</s>"))):
+        with pytest.raises(ValueError, match=r"no end-of-document token.*<\|endoftext\|>, </s>.*--eod-token"):
+            _ = load_tokenizer(path).eod
+    with pytest.raises(
+        ValueError, match=r"it has <\|endoftext\|> \(id 2\) and </s> \(id 1\); name it with --eod-token"
+    ):
+        _ = load_tokenizer(file("</s>", "<|endoftext|>")).eod
     with pytest.raises(ValueError, match="--eod-token <stop>: not in the vocabulary"):
         load_tokenizer(file("</s>"), "<stop>")
     with pytest.raises(ValueError, match="--eod-token x: the bytes tokenizer has its own"):
         load_tokenizer("bytes", "x")
+
+
+DISAGREE = r'tokenizer_config\.json names "<halt>" \(id 3\); generation_config\.json names 2 \(id 2\).*--eod-token'
 
 
 @pytest.mark.parametrize(
@@ -82,41 +98,146 @@ def test_end_of_document_token(tmp_path: Path) -> None:
         ({"generation_config.json": {"eos_token_id": 2}}, 2),
         ({"generation_config.json": {"eos_token_id": [3, 2]}}, 3),
         ({"config.json": {"eos_token_id": 2}}, 2),
-        ({"tokenizer_config.json": {"eos_token": "<halt>"}, "generation_config.json": {"eos_token_id": 2}}, 3),
+        ({"tokenizer_config.json": {"eos_token": "<stop>"}, "generation_config.json": {"eos_token_id": [3, 2]}}, 2),
+        ({"tokenizer_config.json": {"eos_token": "<halt>"}, "generation_config.json": {"eos_token_id": 2}}, DISAGREE),
         ({"tokenizer_config.json": {"eos_token": None}, "generation_config.json": {"eos_token_id": 2}}, 2),
-        ({"tokenizer_config.json": {"eos_token": "<gone>"}, "generation_config.json": {"eos_token_id": 9}}, None),
-        ({"tokenizer_config.json": [], "generation_config.json": {"eos_token_id": True}}, None),
-        ({}, None),
+        ({"tokenizer_config.json": {"eos_token": "<gone>"}, "config.json": {"eos_token_id": 2}}, 2),
+        ({"tokenizer_config.json": {"eos_token": "<gone>"}}, 'names "<gone>" .which the vocabulary lacks.; name it'),
+        ({"config.json": {"eos_token_id": 9}}, r"names 9 \(which the vocabulary lacks\); name it with --eod-token"),
+        ({"tokenizer_config.json": [], "generation_config.json": {"eos_token_id": True}}, 4),
+        ({"tokenizer_config.json": "{"}, r"tokenizer_config\.json: not JSON.*--eod-token"),
+        ({}, 4),
     ],
 )
-def test_end_of_document_token_of_a_hugging_face_folder(tmp_path: Path, files: dict[str, object], eod: int) -> None:
-    words = {"a": 0, "b": 1, "<stop>": 2, "<halt>": 3}
-    Tokenizer(models.WordLevel(words, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+def test_end_of_document_token_of_a_hugging_face_folder(
+    tmp_path: Path, files: dict[str, object], eod: int | str
+) -> None:
+    """What its files say goes before the usual name of a special token, </s>."""
+    path = write_words(tmp_path / "tokenizer.json", "</s>", words=("a", "b", "<stop>", "<halt>"))
     for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    tokenizer = load_tokenizer(str(tmp_path))
-    if eod is None:
-        with pytest.raises(ValueError, match="--eod-token"):
-            _ = tokenizer.eod
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    for spec in (tmp_path, path):
+        tokenizer = load_tokenizer(str(spec))
+        if isinstance(eod, str):
+            with pytest.raises(ValueError, match=eod):
+                _ = tokenizer.eod
+        else:
+            assert tokenizer.eod == eod
+        assert load_tokenizer(str(spec), "b").eod == 1
+
+
+def test_files_beside_a_tokenizer_of_another_name_are_not_its_own(tmp_path: Path) -> None:
+    path = write_words(tmp_path / "t.json", "</s>", words=("a", "b"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
+    assert load_tokenizer(str(path)).eod == 2
+
+
+TEMPLATE = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+TWO = processors.TemplateProcessing(single="<s> </s> $A", special_tokens=[("<s>", 1), ("</s>", 2)])
+
+
+@pytest.mark.parametrize(
+    ("processor", "own"),
+    [
+        (None, None),
+        (processors.ByteLevel(), None),
+        (TEMPLATE, 1),
+        (processors.Sequence([processors.ByteLevel(), TEMPLATE]), 1),
+        (processors.BertProcessing(("</s>", 2), ("<s>", 1)), 1),
+        (processors.RobertaProcessing(("</s>", 2), ("<s>", 1)), 1),
+        (processors.RobertaProcessing(("</s>", 2), ("</s>", 2)), None),  # what ends a document cannot start one
+        (TWO, "starts a text with several tokens"),
+    ],
+)
+def test_start_of_document_token(tmp_path: Path, processor: object, own: int | str | None) -> None:
+    """By default as the library's own encoding starts; --bos asks for one whatever the post-processor does."""
+    write_words(tmp_path / "plain.json", "<s>", "</s>")
+    plain = Tokenizer.from_file(str(tmp_path / "plain.json"))
+    if processor is not None:
+        plain.post_processor = processor
+    plain.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "t.json"))
+    if isinstance(own, str):
+        with pytest.raises(ValueError, match=own):
+            tokenizer.bos(None)
     else:
-        assert tokenizer.eod == eod
-    assert load_tokenizer(str(tmp_path), "b").eod == 1
+        assert tokenizer.bos(None) == own
+        assert (plain.encode("a").ids[0] == 1) == (own == 1)
+    assert tokenizer.bos(False) is None
+    if own is None and isinstance(processor, processors.RobertaProcessing):
+        with pytest.raises(ValueError, match="--bos: </s> ends documents"):
+            tokenizer.bos(True)
+    else:
+        assert tokenizer.bos(True) == 1
 
 
-def test_usual_names_go_before_a_folders_files(tmp_path: Path) -> None:
-    words = {"a": 0, "<|endoftext|>": 1, "<stop>": 2}
-    Tokenizer(models.WordLevel(words, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}')
-    assert load_tokenizer(str(tmp_path)).eod == 1
-    (tmp_path / "tokenizer_config.json").write_text("{")  # of no interest then
-    assert load_tokenizer(str(tmp_path)).eod == 1
+def test_start_of_document_token_that_a_folder_names(tmp_path: Path) -> None:
+    path = write_words(tmp_path / "tokenizer.json", "</s>", words=("a", "<go>"))
+    with pytest.raises(ValueError, match=r"no start-of-document token.*go without --bos"):
+        load_tokenizer(str(path)).bos(True)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<go>"}')
+    assert load_tokenizer(str(path)).bos(True) == 1
+    assert load_tokenizer(str(path)).bos(None) is None
+    with pytest.raises(ValueError, match="--bos: the bytes tokenizer"):
+        load_tokenizer("bytes").bos(True)
 
 
-def test_folder_with_a_damaged_file(tmp_path: Path) -> None:
-    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
-        load_tokenizer(str(tmp_path))
+MARKS = ("<unk>", "<s>", "</s>", "<|x|>")
+PIECES = ("<", "s", ">", "/", "|", "x", "a", " ", "\u2581")
+
+
+def four_models() -> dict[str, Tokenizer]:
+    """One tokenizer of each model, whose own vocabulary holds the special tokens, and whole ways to spell them."""
+    flat = {piece: i for i, piece in enumerate((*MARKS, *PIECES, "</", "s>"))}
+    continued = {f"##{piece}": len(flat) + i for i, piece in enumerate(PIECES)}
+    merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>")]
+    found = {
+        "WordLevel": Tokenizer(models.WordLevel(flat, unk_token="<unk>")),
+        "WordPiece": Tokenizer(models.WordPiece({**flat, **continued}, unk_token="<unk>")),
+        "BPE": Tokenizer(models.BPE(flat, merges, unk_token="<unk>", ignore_merges=True)),
+        "Unigram": Tokenizer(models.Unigram([(piece, -0.1 * len(piece)) for piece in flat], unk_id=0)),
+    }
+    for tokenizer in found.values():
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
+        tokenizer.add_tokens(["<|x|>", "aa"])  # the first is the end that a flag names below; the second any token
+    return found
+
+
+@pytest.mark.parametrize("model", ["WordLevel", "WordPiece", "BPE", "Unigram"])
+def test_no_text_becomes_a_special_token(tmp_path: Path, model: str) -> None:
+    """Whatever the model, and whether special tokens, its vocabulary or an added token spell it; text that spells none
+    is encoded as by the library."""
+    theirs = four_models()[model]
+    theirs.save(str(tmp_path / "t.json"))
+    ours = load_tokenizer(str(tmp_path / "t.json"), "<|x|>")
+    reserved = {theirs.token_to_id(name) for name in MARKS[1:]}
+    assert ours.eod in reserved
+    spelled = 0
+
+    @given(st.lists(st.sampled_from([*MARKS, *PIECES, "aa", "é"]), max_size=12))
+    def check(parts: list[str]) -> None:
+        nonlocal spelled
+        text = "".join(parts)
+        (ids,) = ours.encode_batch([text])
+        assert reserved.isdisjoint(ids)
+        plain = theirs.encode(text, add_special_tokens=False).ids
+        if reserved.isdisjoint(plain) and "<unk>" not in text:
+            assert ids == plain
+        spelled += not reserved.isdisjoint(plain)
+        mixed = ours.encode_batch(["aa", text, "a s"])
+        assert mixed == [theirs.encode("aa").ids, ids, theirs.encode("a s").ids]
+
+    check()
+    assert spelled > 20
+
+
+def test_an_unknown_token_that_ends_documents_is_refused_where_text_becomes_it(tmp_path: Path) -> None:
+    path = write_words(tmp_path / "t.json", words=("<unk>", "a"))
+    tokenizer = load_tokenizer(str(path), "<unk>")
+    assert tokenizer.encode_batch(["a a"]) == [[1, 1]]
+    with pytest.raises(ValueError, match="text becomes <unk>; name another token with --eod-token"):
+        tokenizer.encode_batch(["a", "b"])
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=5))

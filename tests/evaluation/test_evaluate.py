@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def as_column(ids: list[int]) -> Any:
 def test_per_block_losses_are_those_of_transformers(
     run: Path, oracle: Oracle, tmp_path: Path, words: list[str]
 ) -> None:
-    assert evaluate(run, *words, "--per-block", str(tmp_path / "blocks.npy")) == 0
+    for _ in range(2):  # the second time, it replaces its own
+        assert evaluate(run, *words, "--per-block", str(tmp_path / "blocks.npy")) == 0
     found = np.load(tmp_path / "blocks.npy", allow_pickle=False)
     expected = block_losses(run, oracle, "test")
     assert (found.dtype, found.shape) == (np.float32, (len(expected),))
@@ -150,6 +152,9 @@ def test_two_ranks_share_the_work(run: Path, tmp_path: Path) -> None:
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--per-block", "nowhere/x.npy"], "--per-block nowhere/x.npy: its folder does not exist"),
         (["--per-block", "x.txt"], "must end in .npy"),
+        (["--per-block", "{run}/order.npy"], "order.npy: holds something else already; remove it"),
+        (["--json", "{run}/config.yaml"], "config.yaml: holds something else already; remove it"),
+        (["--json", "{run}"], "run: is a folder; name a file"),
         (["--split", "none"], "--split none: nothing is left to do"),
         (["--data-path", "nowhere/x"], "nowhere/x"),
         (["--tasks", "nowhere.jsonl"], "--tasks nowhere.jsonl: No such file"),
@@ -157,7 +162,11 @@ def test_two_ranks_share_the_work(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_errors_name_what_is_wrong(
-    run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(run, *words) == 2
+    shutil.copytree(run, tmp_path / "run")
+    np.save(tmp_path / "run" / "order.npy", np.zeros(3, np.int64))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert evaluate(tmp_path / "run", *(word.format(run=tmp_path / "run") for word in words)) == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert re.search(message, capsys.readouterr().err)

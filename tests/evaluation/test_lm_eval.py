@@ -73,12 +73,16 @@ def test_a_local_task_gives_what_our_scorer_gives(
     assert 0 < ours["acc"] < 1
 
 
-def test_tokens_are_cut_as_theirs() -> None:
+@pytest.mark.parametrize("bos", [None, 300])
+def test_tokens_are_cut_as_theirs(bos: int | None) -> None:
+    start = [] if bos is None else [bos]
+
     class Theirs(TemplateLM):  # type: ignore[misc]
         eot_token_id = 256
+        prefix_token_id = 256 if bos is None else bos
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            return Merging().encode_batch([string])[0]
+            return [*start, *Merging().encode_batch([string])[0]]
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
             return [(context, target) for _, context, target in requests]
@@ -89,14 +93,16 @@ def test_tokens_are_cut_as_theirs() -> None:
 
     pairs = PAIRS[:-1]  # of a context of white space alone, lm-eval makes one without tokens
     expected = Theirs().loglikelihood([SimpleNamespace(args=pair) for pair in pairs])
-    assert [(list(i.context), list(i.target)) for i in encode_pairs(Merging(), pairs)] == expected
+    assert [(list(i.context), list(i.target)) for i in encode_pairs(Merging(), pairs, bos)] == expected
 
 
-def test_rolling_likelihood(model: Any, oracle: Oracle) -> None:
+@pytest.mark.parametrize("bos", [None, 7])
+def test_rolling_likelihood(model: Any, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, bos: int | None) -> None:
+    monkeypatch.setattr(model, "_bos", bos)
     texts = ["the sun shines", " ".join(WORDS * 3)]
     found = model.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
     for text, value in zip(texts, found, strict=True):
-        ids = [256, *text.encode()]
+        ids = [256 if bos is None else bos, *text.encode()]
         expected, at = 0.0, 1
         while at < len(ids):  # windows of SEQ predictions; the last one reaches back for a full context
             last = min(at + SEQ, len(ids))
@@ -106,9 +112,14 @@ def test_rolling_likelihood(model: Any, oracle: Oracle) -> None:
         assert value == pytest.approx(expected, abs=1e-3)
 
 
-def test_generation_is_greedy_and_stops(model: Any, oracle: Oracle) -> None:
+@pytest.mark.parametrize("bos", [None, 7])
+def test_generation_is_greedy_and_stops(
+    model: Any, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, bos: int | None
+) -> None:
+    monkeypatch.setattr(model, "_bos", bos)
+
     def greedy(text: str, count: int) -> str:
-        ids = [*text.encode()] or [256]
+        ids = [*([] if bos is None else [bos]), *text.encode()] or [256]
         start = len(ids)
         while len(ids) - start < count and ids[-1] != 256:
             ids.append(int(oracle.logprobs(ids[-SEQ:])[-1].argmax()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from text_run_oracle import SEQ, Oracle
+from tokenizers import Tokenizer, models
 
 from megatron_lfr.cli import main
 from megatron_lfr.data.tokenizer import ByteTokenizer
@@ -102,6 +104,21 @@ def test_contexts_and_continuations_are_cut_as_lm_eval_cuts_them() -> None:
         ([0], [0]),
         ([256], [space, space, y]),
     ]
+
+
+def test_contexts_start_as_documents_do(trained: TrainedModel, tmp_path: Path) -> None:
+    """With a start-of-document token where those of the run have one: before the whole context, which it is alone
+    where the text is empty."""
+    plain, started = encode_pairs(Merging(), PAIRS), encode_pairs(Merging(), PAIRS, bos=300)
+    for (context, _), one, other in zip(PAIRS, plain, started, strict=True):
+        assert list(other.context) == [300, *(one.context if context.strip() else [])]
+        assert other.target == one.target
+    vocabulary = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "<s>": 2}, unk_token="a"))
+    vocabulary.add_special_tokens(["</s>", "<s>"])
+    vocabulary.save(str(tmp_path / "t.json"))
+    for bos, expected in ((True, 2), (False, None)):
+        data = replace(trained.config.data, tokenizer_model=str(tmp_path / "t.json"), bos=bos)
+        assert replace(trained, config=replace(trained.config, data=data)).bos == expected
 
 
 def write(path: Path, rows: list[Any]) -> Path:

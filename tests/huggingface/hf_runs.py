@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from torch import Tensor, nn
 
 from megatron_lfr.checkpoint import CheckpointStore
@@ -64,10 +64,15 @@ def make_run(folder: Path, config: ModelConfig, tokenizer: Path | None = None) -
     return model
 
 
-def make_tokenizer(path: Path, size: int) -> Path:
-    """A tokenizer of words w0, w1, ..., the last of which ends a document."""
+def make_tokenizer(path: Path, size: int, start: int | None = None) -> Path:
+    """A tokenizer of words w0, w1, ..., the last of which ends a document; it starts a text with word `start`."""
     vocabulary = {f"w{i}": i for i in range(size - 1)} | {"</s>": size - 1}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).save(str(path))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.add_special_tokens(["</s>"])
+    if start is not None:
+        word = f"w{start}"
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{word} $A", special_tokens=[(word, start)])
+    tokenizer.save(str(path))
     return path
 
 
@@ -80,6 +85,6 @@ def stored_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def edit(path: Path, **changes: object) -> None:
-    """Change keys of a JSON file; None removes one."""
-    value = {**json.loads(path.read_text()), **changes}
+    """Change keys of a JSON file, which need not be there; None removes one."""
+    value = {**(json.loads(path.read_text()) if path.exists() else {}), **changes}
     path.write_text(json.dumps({key: entry for key, entry in value.items() if entry is not None}))

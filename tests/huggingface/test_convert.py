@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import two_rank_checkpoints
+import yaml
 from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -94,6 +96,45 @@ def test_generation_is_greedy_decoding_with_our_logits(tmp_path: Path) -> None:
     generated = loaded.generate(**inputs, max_new_tokens=40, do_sample=False)
     assert generated.tolist() == expected.tolist()
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_what_starts_documents_goes_there_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], starts: bool
+) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer.json", 101, start=3)
+    edit(tmp_path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", eos_token="w7")
+    make_run(tmp_path / "run", BASE, tokenizer)
+    path = tmp_path / "run" / "config.yaml"
+    config = {**yaml.safe_load(path.read_text()), "bos": starts, "eod_token": "</s>"}  # by a flag, not the file's
+    path.write_text(yaml.safe_dump(config))
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    assert (
+        "documents started with no token, but transformers starts texts with w3" in capsys.readouterr().out
+    ) != starts
+    expected = 3 if starts else None
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((tmp_path / "hf" / name).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"]) == (expected, 100)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (theirs("w5").input_ids, theirs.eos_token) == ([3, 5], "</s>")
+    assert theirs.bos_token == ("w3" if starts else None)
+    assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "back") == 0
+    back = yaml.safe_load((tmp_path / "back" / "config.yaml").read_text())
+    assert (back["bos"], back["eod_token"]) == (True, "</s>")
+
+
+def test_files_that_disagree_about_the_end_name_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", BASE, make_tokenizer(tmp_path / "tokenizer.json", 101))
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    edit(tmp_path / "hf" / "tokenizer_config.json", eos_token="w7")
+    words = ("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "back")
+    assert convert(*words) == 2
+    assert 'its files disagree: tokenizer_config.json names "w7" (id 7)' in (said := capsys.readouterr().err)
+    assert "--eod-token" in said
+    assert not (tmp_path / "back").exists()
+    assert convert(*words, "--eod-token", "w7") == 0
+    assert yaml.safe_load((tmp_path / "back" / "config.yaml").read_text())["eod_token"] == "w7"
 
 
 @pytest.mark.slow

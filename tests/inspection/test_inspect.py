@@ -147,6 +147,25 @@ def test_the_history_of_a_block(folder: Path, tmp_path: Path, suffix: str, capsy
     assert {row["block"] for row in rows} == {block}
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_records_replace_records_alone(
+    folder: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, written = tmp_path / f"out{suffix}", set()
+    for words in (["--block", "20"], ["--step", "2"], ["--spikes"], ["--domain", "beta"], ["--hardest", "2"]):
+        ask(folder, capsys, *words, "--output", str(path))
+        written.add(path.read_bytes())
+    assert len(written) == 5
+    if suffix == ".npy":
+        np.save(path, np.zeros(3, np.float32))
+    else:
+        path.write_text('{"text": "of a corpus"}')
+    other = path.read_bytes()
+    assert main(["inspect", str(folder), "--block", "20", "--output", str(path)]) == 2
+    assert "holds something else already; remove it" in capsys.readouterr().err
+    assert path.read_bytes() == other
+
+
 def test_hardest_easiest_and_domains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = open_run(folder).ledger().detrended_scores()
     ranked = sorted(set(np.flatnonzero(~np.isnan(scores)).tolist()), key=lambda i: (scores[i], i))

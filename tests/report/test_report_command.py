@@ -27,7 +27,8 @@ def test_the_page_goes_into_the_run_or_where_it_is_told(
 
 def test_the_same_run_gives_the_same_page(run_folder: Path, tmp_path: Path) -> None:
     pages = [tmp_path / name for name in ("a.html", "b.html")]
-    for page in pages:
+    pages[1].touch()
+    for page in (*pages, pages[0]):  # the last time, it replaces its own
         assert main(["report", str(run_folder), "--output", str(page)]) == 0
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
@@ -41,6 +42,7 @@ def test_the_same_run_gives_the_same_page(run_folder: Path, tmp_path: Path) -> N
         (["{run}", "--margin", "-1"], "--margin -1.0: must be"),
         (["{run}", "--output", "{run}/no/page.html"], "--output"),
         (["{run}", "--output", "{run}"], "is a folder"),
+        (["{run}", "--output", "{run}/config.yaml"], "config.yaml: holds something else already"),
     ],
 )
 def test_bad_input_is_named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,9 @@ import yaml
 from megatron_lfr.checkpoint import store as store_module
 from megatron_lfr.cli import main
 from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.indexed import IndexedDataset
 from megatron_lfr.data.loader import Loader
+from megatron_lfr.data.sidecar import Sidecar
 
 
 def run(args: list[str]) -> int:
@@ -72,6 +75,25 @@ def test_a_finished_run_repeats_its_table_and_changes_nothing(
     assert run(tiny_args) == 0
     assert "Phases" in capsys.readouterr().out
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_corpus_of_another_tokenizer_is_refused_before_anything_is_written(
+    tiny_args: list[str], corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny_args, "--vocab-size", "257", "--tokenizer-model", "bytes"]
+    assert run([*words, "--eod-mask-loss"]) == 2
+    expected = f"--eod-mask-loss: would do nothing: the documents of {corpus[0]} do not end with 256"
+    assert expected in capsys.readouterr().err
+    copies = [str(tmp_path / Path(prefix).name) for prefix in corpus]
+    for prefix, copy in zip(corpus, copies, strict=True):
+        for suffix in (".bin", ".idx"):
+            shutil.copyfile(prefix + suffix, copy + suffix)
+        tokens = IndexedDataset(prefix).num_tokens
+        made = Sidecar("t.json", "sha256 123", 64, 63, None, "toy", documents=40, tokens=tokens)
+        Path(copy + ".meta").write_text(made.to_json())
+    assert run([*words, "--data-path", *copies]) == 2
+    assert "--tokenizer-model bytes: the corpus was made with t.json (sha256 123)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(

@@ -1,0 +1,104 @@
+"""Which ids end and start documents: what a tokenizer's folder says, then the names of its special tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Role = Literal["eos", "bos"]
+
+USUAL_NAMES: dict[Role, tuple[str, ...]] = {
+    "eos": ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOD]"),
+    "bos": ("<|startoftext|>", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]"),
+}
+"""Names of special tokens that end and start documents; asked where no file says anything."""
+
+_FILES = (
+    ("tokenizer_config.json", "{}_token"),
+    ("special_tokens_map.json", "{}_token"),
+    ("generation_config.json", "{}_token_id"),
+    ("config.json", "{}_token_id"),
+)
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """What one file names: ids of the vocabulary, of which any may be meant; none where the vocabulary lacks it."""
+
+    file: str
+    value: Any
+    ids: tuple[int, ...]
+
+    def __str__(self) -> str:
+        found = f"id {' or '.join(map(str, self.ids))}" if self.ids else "which the vocabulary lacks"
+        return f"{self.file} names {json.dumps(self.value, ensure_ascii=False)} ({found})"
+
+
+def named_by_folder(folder: Path, role: Role, vocabulary: Mapping[str, int]) -> int | None:
+    """The id that the files of a Hugging Face folder name for a role; None where no file names any.
+
+    A list of ids (all that end a generation) agrees with each of its members; alone, its first counts. ValueError where
+    files disagree, where none names a token of the vocabulary, and for a file that is not JSON.
+    """
+    statements = _statements(folder, role, vocabulary)
+    known = [statement for statement in statements if statement.ids]
+    if not known:
+        if statements:
+            raise ValueError("; ".join(map(str, statements)))
+        return None
+    chosen = min(known, key=lambda statement: len(statement.ids)).ids[0]
+    if not all(chosen in statement.ids for statement in known):
+        raise ValueError(f"its files disagree: {'; '.join(map(str, known))}")
+    return chosen
+
+
+def named_as_usual(role: Role, special: Mapping[str, int]) -> int | None:
+    """The id of the special token with a usual name; None where there is none. ValueError where there are several."""
+    found = {name: special[name] for name in USUAL_NAMES[role] if name in special}
+    if len(found) > 1:
+        raise ValueError("it has " + " and ".join(f"{name} (id {number})" for name, number in found.items()))
+    return next(iter(found.values()), None)
+
+
+def starts_of(processor: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """The ids that a tokenizer's post-processor (as its file describes it) puts before a text."""
+    kind = None if processor is None else processor.get("type")
+    if processor is None or kind == "ByteLevel":
+        return ()
+    if kind == "Sequence":
+        return tuple(number for part in reversed(processor["processors"]) for number in starts_of(part))
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return (int(processor["cls"][1]),)
+    found: list[int] = []
+    for piece in processor["single"]:
+        if "SpecialToken" not in piece:
+            break
+        found += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return tuple(found)
+
+
+def _statements(folder: Path, role: Role, vocabulary: Mapping[str, int]) -> list[_Statement]:
+    found = []
+    for file, pattern in _FILES:
+        if not (folder / file).is_file():
+            continue
+        try:
+            content = json.loads((folder / file).read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{folder / file}: not JSON: {error}") from None
+        value = content.get(pattern.format(role)) if isinstance(content, dict) else None
+        if isinstance(value, dict):  # a token with its properties
+            value = value.get("content")
+        if isinstance(value, str | int | list) and not isinstance(value, bool) and value != []:
+            found.append(_Statement(file, value, _ids(value, vocabulary)))
+    return found
+
+
+def _ids(value: str | int | list[Any], vocabulary: Mapping[str, int]) -> tuple[int, ...]:
+    if isinstance(value, str):
+        return (vocabulary[value],) if value in vocabulary else ()
+    numbers = set(vocabulary.values())
+    return tuple(one for one in (value if isinstance(value, list) else [value]) if type(one) is int and one in numbers)
