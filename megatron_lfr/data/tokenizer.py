@@ -161,6 +161,7 @@ class FileTokenizer:
         self._special = {token.content: number for number, token in added.items() if token.special}
         self._starts = starts_of(description.get("post_processor"))
         self._unknown = self._find_unknown(description["model"])
+        self._bytes = self._find_bytes(description["model"])
         self._reserved = self._find_reserved()
 
     @cached_property
@@ -238,10 +239,16 @@ class FileTokenizer:
         """The id for text that the model (as its file describes it) does not know; Unigram names the id itself."""
         return self._vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
 
+    def _find_bytes(self, model: Mapping[str, Any]) -> list[int]:
+        """The ids that spell characters which the model lacks, byte by byte."""
+        names = (f"<0x{byte:02X}>" for byte in range(256)) if model.get("byte_fallback") else ()
+        return [self._vocabulary[name] for name in names if name in self._vocabulary]
+
     def _find_reserved(self) -> npt.NDArray[np.bool_]:
         """[vocab_size]: True for ids that no text may become."""
         reserved = np.zeros(self.vocab_size, np.bool_)
         reserved[[*self._special.values(), *self._starts]] = True
+        reserved[self._bytes] = False  # special in some files, and what text becomes all the same
         if self._unknown is not None:
             reserved[self._unknown] = False  # any text may become this one
         for found in (self._or_none(lambda: self._start), self._or_none(lambda: self.eod)):

@@ -129,12 +129,17 @@ def test_files_that_disagree_about_the_end_name_the_flag(tmp_path: Path, capsys:
     assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
     edit(tmp_path / "hf" / "tokenizer_config.json", eos_token="w7")
     words = ("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "back")
-    assert convert(*words) == 2
-    assert 'its files disagree: tokenizer_config.json names "w7" (id 7)' in (said := capsys.readouterr().err)
-    assert "--eod-token" in said
-    assert not (tmp_path / "back").exists()
+    capsys.readouterr()
+    assert convert(*words) == 0
+    out = capsys.readouterr().out
+    assert 'its files disagree: tokenizer_config.json names "w7" (id 7)' in out
+    assert "name it with --eod-token" in out
+    assert "--finetune --eod-token TOKEN" in out
+    assert yaml.safe_load((tmp_path / "back" / "config.yaml").read_text())["eod_token"] is None
+    words = ("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "named")
     assert convert(*words, "--eod-token", "w7") == 0
-    assert yaml.safe_load((tmp_path / "back" / "config.yaml").read_text())["eod_token"] == "w7"
+    assert yaml.safe_load((tmp_path / "named" / "config.yaml").read_text())["eod_token"] == "w7"
+    assert "--eod-token TOKEN" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -105,31 +105,25 @@ def end_token(hf: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str | None,
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected", "notes"),
+    ("changes", "expected", "note"),
     [
-        ({}, "</s>", []),
+        ({}, "</s>", None),
         (
             {"config.json": {"eos_token_id": [7, 100]}, "generation_config.json": {"eos_token_id": [7, 100]}},
-            "w7",
-            [
-                "config.json: of the end tokens [7, 100], 'w7' ends documents; the others are not kept",
-                "tokenizer_config.json: the end token is '</s>'; 'w7' ends documents, --eod-token names another",
-            ],
+            "</s>",
+            None,
         ),
         (
             {"generation_config.json": {"eos_token_id": 8}},
-            "</s>",
-            ["generation_config.json: the end token is 'w8'; '</s>' ends documents, --eod-token names another"],
+            None,
+            'which is its end-of-document token? its files disagree: tokenizer_config.json names "</s>" (id 100); '
+            "generation_config.json names 8 (id 8); config.json names 100 (id 100); name it with --eod-token",
         ),
-        (
-            {"config.json": {"eos_token_id": 128001}},
-            "</s>",
-            ["config.json: the end token 128001 is none of tokenizer.json's"],
-        ),
+        ({"config.json": {"eos_token_id": 128001}}, "</s>", None),
         (
             {"config.json": {"eos_token_id": None}, "generation_config.json": {"eos_token_id": [9]}},
-            "w9",
-            ["tokenizer_config.json: the end token is '</s>'; 'w9' ends documents, --eod-token names another"],
+            None,
+            "its files disagree",
         ),
         (
             {
@@ -139,20 +133,22 @@ def end_token(hf: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str | None,
                 }
             },
             "</s>",
-            ["tokenizer_config.json adds '[PAD]', which tokenizer.json does not have: not used here"],
+            "tokenizer_config.json adds '[PAD]', which tokenizer.json does not have: not used here",
         ),
     ],
 )
 def test_which_token_ends_documents(
     changes: dict[str, dict[str, object]],
-    expected: str,
-    notes: list[str],
+    expected: str | None,
+    note: str | None,
     hf: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for file, own in changes.items():
         edit(hf / file, **own)
-    assert end_token(hf, capsys)[:2] == (expected, notes)
+    eod, notes, _ = end_token(hf, capsys)
+    assert eod == expected
+    assert [note in told for told in notes] == [True] if note else not notes
 
 
 @pytest.mark.parametrize("is_named", [True, False])
@@ -164,7 +160,7 @@ def test_the_commands_that_are_printed_train(is_named: bool, hf: Path, capsys: p
         for file in ("config.json", "generation_config.json"):
             edit(hf / file, eos_token_id=None)
     _, notes, commands = end_token(hf, capsys)
-    assert notes == ([] if is_named else ["no file says which token ends a document: name it with --eod-token"])
+    assert ["no end-of-document token" in note for note in notes] == ([] if is_named else [True])
     (hf.parent / "corpus.jsonl").write_text((json.dumps({"text": "w5"}) + "\n") * 400)
     preprocess, train = (shlex.split(command.replace("TOKEN", "w100"))[1:-1] for command in commands)
     preprocess += ["--input", "corpus.jsonl", "--output-prefix", "c", "--no-progress"]

@@ -92,7 +92,7 @@ def test_each_setting_is_compared_or_recorded(
     compared = {flags.split()[0][2:].replace("-", "_") for flags, _ in IDENTITY}
     compared |= {"rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_factor"}  # with --use-rope-scaling
     compared |= {"rope_original_max_position_embeddings", "train_iters", "train_samples", "data_path", "data_args_path"}
-    compared |= {"tokenizer_model", "eod_token", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"}
+    compared |= {"tokenizer_model", "eod_token", "bos", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"}
     config = RunConfig()
     shapes = {f.name for part in (config.model, config.data, config.lfr) for f in dataclasses.fields(part)}
     assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir"}
