@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.journal import UNRECORDED
-from megatron_lfr.lfr.reference import LARGEST, Population, Reference
+from megatron_lfr.lfr.reference import LARGEST, Curves, Population, Reference
 
 _CHUNK = 1 << 16
 
@@ -43,7 +43,7 @@ class Ledger:
         """
         self._priors = None
         if focus:
-            self._priors = self._expected_standings() if rescored is None else _standardised(rescored)
+            self._priors = self._present_standings() if rescored is None else _standardised(rescored)
         self.reference.begin_phase(first_step, None if self._priors is None else Population.of(self._priors))
 
     def record(self, step: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]) -> None:
@@ -97,7 +97,7 @@ class Ledger:
         curves = self.reference.curves()
         location, spread = curves.level
         scores = self.nll.copy()
-        for part, _, standing in self._standings(curves.location, curves.spread):
+        for part, standing in self._standings(curves):
             scores[part] = location + spread * standing
         return scores
 
@@ -108,26 +108,20 @@ class Ledger:
         scores[seen] = scores[seen][_C.permutation(len(seen), seed)]
         return scores
 
-    def _standings(
-        self, location: npt.NDArray[np.float64], spread: npt.NDArray[np.float64]
-    ) -> Iterator[tuple[slice, npt.NDArray[np.int32], npt.NDArray[np.float64]]]:
-        """Chunk by chunk of the blocks: (chunk, step of the record, standing fp64), NaN where there is no record."""
-        for first in range(0, len(self.nll) if len(spread) else 0, _CHUNK):
+    def _standings(self, curves: Curves) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+        """Chunk by chunk of the blocks, how many spreads their records lie above the mean of their steps; NaN where
+        there is no record."""
+        for first in range(0, len(self.nll) if len(curves.spread) else 0, _CHUNK):
             part = slice(first, first + _CHUNK)
             step = self.step[part]  # -1 reads the last step's: the loss is NaN then
-            standing = (self.nll[part].astype(np.float64) - location[step]) / spread[step]
-            yield part, step, np.clip(standing, -LARGEST, LARGEST)
+            standing = (self.nll[part].astype(np.float64) - curves.location[step]) / curves.spread[step]
+            yield part, np.clip(standing, -LARGEST, LARGEST)
 
-    def _expected_standings(self) -> npt.NDArray[np.float16]:
-        """What the standing of each block is expected to be when it is seen again: nearer to the mean of what its
-        record's phase drew, by the share of a standing that is noise. NaN where there is no record."""
-        curves = self.reference.curves()
-        repeated = np.maximum(0.0, 1.0 - curves.noise / (curves.deviation * curves.deviation))
-        expected = np.full(len(self.nll), np.nan, np.float16)
-        for part, step, standing in self._standings(curves.location, curves.spread):
-            mean = curves.mean[step]
-            expected[part] = mean + repeated[step] * (standing - mean)
-        return expected
+    def _present_standings(self) -> npt.NDArray[np.float16]:
+        standings = np.full(len(self.nll), np.nan, np.float16)
+        for part, values in self._standings(self.reference.curves()):
+            standings[part] = values
+        return standings
 
 
 def _standardised(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

@@ -5,19 +5,19 @@ the spread being the standard deviation of theirs. In Learn and Review every win
 corpus: mean and spread are the window's own.
 
 A Focus draws blocks for their earlier standing, or for a score that follows from it. Its windows are harder than the
-corpus, and less so than those standings say, since they were chosen for their luck too (regression to the mean). A
-block's *prior* is the standing that a new loss of it is expected to have. However blocks were chosen by it, a new loss
-is on average
+corpus, but less so than those standings say, since blocks were chosen for their luck too (regression to the mean).
+However blocks were chosen by their *prior*, the standing at the Focus' start, a new loss of one is on average
 
     location + spread * slope * (prior - mean prior of all blocks)
 
-in the units of the step, with a slope of 1 if the prior is right. The slope is the regression of the losses on the
-priors; the spread follows from it, as the standings of all blocks have variance 1: slope^2 times the priors' variance
-is what the prior predicts of it, the rest is the variance around the regression, which a Focus shows.
+The slope, the share of a standing that repeats, is found by regression of the losses of the Focus on the priors. The
+spread follows from it: of the variance of all blocks' new standings, which is 1, the prior predicts slope^2 times the
+variance of all priors, and the rest is the variance around the regression, which the Focus shows.
 
-Nothing here knows how often a block was trained on: its own progress counts as ease.
+Blocks that a Focus draws without a record are measured by those with one. How often a block was trained on is not
+asked: what the model has learned of it counts as ease.
 
-Sums are of integers, and everything else is made of single IEEE operations, so that it is the same on every machine.
+Sums are of integers, or exact, and the rest is single IEEE operations, so that all is the same on every machine.
 """
 
 from __future__ import annotations
@@ -70,30 +70,25 @@ class Population:
 
 @dataclass(frozen=True)
 class Curves:
-    """The reference of every step so far: four arrays fp64 [steps].
+    """The reference of every step so far.
 
-    location, spread: mean and standard deviation (nats) of what the losses of all blocks would have been. mean,
-    deviation: of the standings that the step's phase drew; 0 and 1 where it drew at random. noise: share of a
-    standing's variance that a block's next one does not repeat, as the last Focus found it; 0 before. level: location
-    and spread at the end, averaged over the last SPREAD_DRAWS draws; 0 and 1 before the first step.
+    location, spread: fp64 [steps], mean and standard deviation (nats) of what the losses of all blocks would have been.
+    level: both at the end, averaged over the last SPREAD_DRAWS draws; 0 and 1 before the first step.
     """
 
     location: Doubles
     spread: Doubles
-    mean: Doubles
-    deviation: Doubles
-    noise: float
     level: tuple[float, float]
 
 
 class Reference:
-    """Collects the losses of a run, step by step, and gives the `Curves`; 80 bytes a step."""
+    """Collects the losses of a run, step by step, and gives the `Curves`; 64 bytes a step."""
 
     def __init__(self, total_steps: int) -> None:
         empty = np.empty(0)
         self.moments = np.zeros((6, total_steps), np.int64)
         """Of each step: losses counted, their sum, their squares' sum; sum of priors, of their squares, of products."""
-        self._past = Curves(empty, empty, empty, empty, 0.0, (0.0, 1.0))
+        self._past = Curves(empty, empty, (0.0, 1.0))
         self._prior: Population | None = None
         self._end = 0
 
@@ -129,20 +124,13 @@ class Reference:
         if first == self._end:
             return past
         phase = _Phase(self.moments[:, first : self._end], past.level[1])
-        slope, noise = 0.0, past.noise
         prior = self._prior or Population(0.0, 0.0)
-        if prior.variance:
-            slope = phase.slope(prior)
-            noise = 1.0 - slope * math.sqrt(prior.variance)
+        slope = phase.slope(prior) if prior.variance else 0.0
         spread = phase.spread / np.sqrt(_variance(slope, phase.prior_variance, prior))
         location = _filled(phase.location - slope * spread * (phase.prior - prior.mean), past.level[0])
-        mean, variance = phase.drawn(slope, prior)
         return Curves(
             np.concatenate((past.location, location)),
             np.concatenate((past.spread, spread)),
-            np.concatenate((past.mean, np.full(len(spread), mean))),
-            np.concatenate((past.deviation, np.full(len(spread), math.sqrt(variance)))),
-            noise,
             (_mean(location[-phase.wide :]), _mean(spread[-phase.wide :])),
         )
 
@@ -164,7 +152,6 @@ class _Phase:
         near = _window(steps, size, LOCATION_DRAWS, LEAST_DRAWS, np.arange(steps)[::-1])
         far = _window(steps, size, SPREAD_DRAWS, LOCATION_DRAWS, steps)
         self._count = count.astype(np.float64)
-        self._total_prior = int(prior.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
             self.location, self.prior = _smooth(near, loss, count), _smooth(near, prior, count)
             drawn = _over(own, count)
@@ -183,34 +170,22 @@ class _Phase:
         cross = mean_a * (b / _UNIT) + mean_b * (a / _UNIT) - self._count * mean_a * mean_b
         return np.where(self._count > 0, products / _UNIT**2 - cross, 0.0)
 
-    def _variance_drawn(self) -> float:
-        """Of the priors drawn, within windows."""
-        return max(0.0, math.fsum(self._priors.tolist())) / max(1.0, math.fsum(self._count.tolist()))
-
     def slope(self, prior: Population) -> float:
-        """By how much the standings of all blocks rise with their prior: 1 if the prior is right, and never so much
-        that it predicts more than there is. 1 where the phase cannot tell."""
+        """By how much a new standing rises with the prior. 1 where the phase cannot tell, and never so much that the
+        priors of all blocks predict more variance than the 1 that there is."""
         most = 1.0 / math.sqrt(prior.variance)
-        variance = self._variance_drawn()
-        draws = math.fsum(self._count.tolist())
-        if variance * draws <= 0:
+        squares = math.fsum(self._priors.tolist())
+        if squares <= 0:
             return min(1.0, most)
-        # Losses in units of the drawn ones' spread; of the corpus' spread that is 1 / sqrt(_variance).
-        regression = max(0.0, math.fsum((self._products / self.spread).tolist())) / (variance * draws)
-        share = 1.0 + regression * regression * (prior.variance - variance)
+        # In units of the spread of what was drawn, which is that of the corpus divided by sqrt(share).
+        regression = max(0.0, math.fsum((self._products / self.spread).tolist())) / squares
+        drawn = squares / math.fsum(self._count.tolist())
+        share = 1.0 + regression * regression * (prior.variance - drawn)
         return min(most, regression / math.sqrt(share)) if share > 0 else most
-
-    def drawn(self, slope: float, prior: Population) -> tuple[float, float]:
-        """Mean and variance of the standings of what the phase drew."""
-        draws = math.fsum(self._count.tolist())
-        if not draws or not prior.variance:
-            return 0.0, 1.0
-        mean = slope * (self._total_prior / draws / _UNIT - prior.mean)
-        return mean, float(_variance(slope, np.array([self._variance_drawn()]), prior)[0])
 
 
 def _variance(slope: float, drawn: Doubles, prior: Population) -> Doubles:
-    """Variance of standings whose priors have the variance `drawn`; of all blocks' it is 1."""
+    """Variance of new standings of blocks whose priors have the variance `drawn`; all blocks' have 1."""
     return np.maximum(1.0 + slope * slope * (drawn - prior.variance), _LEAST_VARIANCE)
 
 
