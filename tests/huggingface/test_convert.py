@@ -17,6 +17,7 @@ import two_rank_checkpoints
 from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from waiting import LIMIT
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
@@ -141,7 +142,9 @@ def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     output = tmp_path / "output"
     command = [sys.executable, kill_cases.__file__, tmp_path / "run", tmp_path / "hf", output]
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr
     left = sorted(path.name for path in output.iterdir())
     assert len(left) == 2 * len(kill_cases.MOMENTS)
