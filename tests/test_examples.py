@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from waiting import LIMIT
 
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.lfr import Curriculum, Journal, Plan, preset
@@ -52,7 +53,7 @@ def run(*command: str, processes: int) -> str:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes))
     try:
-        ended = [process.communicate(timeout=240) for process in started]
+        ended = [process.communicate(timeout=LIMIT) for process in started]
     finally:
         for process in started:
             process.kill()

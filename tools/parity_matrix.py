@@ -151,7 +151,7 @@ def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     dist.init_process_group(
-        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=2)
+        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
     )
     for case in cases:
         config, _ = parse_run_config([*run_flags(prefixes, Path(folder, case.name)), *case.flags])

@@ -13,6 +13,7 @@ from checkpoint_samples import no_file_above
 from rank_cases import RANKS, Case, equal_to_full, error_of, full_tensors, on_this_rank, zeros
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore, ranks
 from megatron_lfr.checkpoint import store as store_module
@@ -28,7 +29,7 @@ def training_goes_on(root: Path, mesh: DeviceMesh) -> dict[str, object]:
 
     def held(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> list[str]:
         begun.set()
-        assert dist.get_rank() == 0 or go_on.wait(60)
+        assert dist.get_rank() == 0 or go_on.wait(LIMIT)
         return write_tensors(folder, tensors, group)
 
     tensors = on_this_rank(full_tensors(), mesh)
@@ -36,7 +37,7 @@ def training_goes_on(root: Path, mesh: DeviceMesh) -> dict[str, object]:
         store.save(3, tensors, {"by": dist.get_rank()})
         for tensor in tensors.values():
             tensor.zero_()
-        assert begun.wait(60)
+        assert begun.wait(LIMIT)
         talk = [ranks.gather([turn, dist.get_rank()], over) for turn in range(3) for over in (None, group)]
         before = store.iterations()
         go_on.set()

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from checkpoint_samples import save_filled, store_with
+from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 
@@ -119,7 +120,7 @@ def kill_at_random(root: Path) -> list[int]:
 
         pid = in_child(work)
         os.close(writer)
-        select.select([reader], [], [], 30.0)
+        select.select([reader], [], [], LIMIT)
         time.sleep(chance.uniform(0.0, 0.1))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -14,6 +14,7 @@ from checkpoint_samples import no_file_above
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 
@@ -138,7 +139,9 @@ CASES: dict[str, Case] = {
 
 def main(rank: int, folder: str, cases: Mapping[str, Case] = CASES) -> None:
     rendezvous = f"file://{Path(folder, 'rendezvous')}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=LIMIT)
+    )
     mesh = init_device_mesh("cpu", (RANKS,))
     found = {name: case(Path(folder, name), mesh) for name, case in cases.items()}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))

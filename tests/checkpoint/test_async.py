@@ -18,6 +18,7 @@ from checkpoint_samples import names, newest, save_filled, some_tensors
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
@@ -30,7 +31,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     write_tensors = store_module.write_tensors
 
     def held(*arguments: Any) -> list[str]:
-        assert gate.wait(60)
+        assert gate.wait(LIMIT)
         return write_tensors(*arguments)
 
     monkeypatch.setattr(store_module, "write_tensors", held)

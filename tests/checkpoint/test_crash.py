@@ -15,6 +15,7 @@ import crash_cases
 import pytest
 import torch
 from checkpoint_samples import names, newest, no_file_above, save_filled, some_tensors, store_with
+from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 
@@ -27,7 +28,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, crash_cases.__file__, str(folder)]
     paths = os.pathsep.join(path for path in sys.path if path)
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=LIMIT
+    )
     assert run.returncode == 0, run.stderr
     return folder, json.loads(run.stdout)
 

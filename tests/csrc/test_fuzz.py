@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 COMPILER = "g++"
@@ -41,7 +42,7 @@ def skip_without(flags: list[str], folder: Path) -> None:
 
 
 def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=LIMIT)
 
 
 def run_kept_inputs(program: Path, target: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import WriteCorpus
+from waiting import LIMIT
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.indexed import IndexedDataset
@@ -133,7 +134,7 @@ def test_gigantic_numbers_take_no_memory(tmp_path: Path) -> None:
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(8 * length)
     replace_bytes(tmp_path / "large.bin", 4 * length - 4, "<ii", 8, 9)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == [

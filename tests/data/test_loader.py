@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import LIMIT
 
 from megatron_lfr.data import loader as loader_module
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
@@ -135,7 +136,7 @@ def test_reads_ahead_by_prefetch_and_no_further(source: BlockSource, prefetch: i
     for consumed in range(1, 4):
         next(batches)
         while len(drawn) < consumed + prefetch:
-            assert reached.acquire(timeout=10), "the loader does not read ahead"
+            assert reached.acquire(timeout=LIMIT), "the loader does not read ahead"
         assert len(drawn) <= consumed + prefetch
     batches.close()
     assert len(drawn) == 3 + prefetch

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LIMIT
 
 from megatron_lfr.data.indexed import IndexedDatasetWriter
 
@@ -56,7 +57,7 @@ def test_no_index_is_built_and_no_compiler_is_run(many_documents: Path, tmp_path
     before = listing(many_documents.parent), listing(ROOT / "megatron_lfr"), listing(ROOT / "csrc")
     environment = {**os.environ, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WATCH, str(many_documents), str(tmp_path / "journal")]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert ended.returncode == 0, ended.stderr
     memory, tokens = map(int, ended.stdout.split())
     assert tokens == 8 * 65

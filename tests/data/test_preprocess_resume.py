@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from megatron_lfr.data import inputs, preprocess
 from megatron_lfr.data.indexed import IndexedDatasetWriter
@@ -173,17 +174,13 @@ if __name__ == "__main__":
     for _ in range(2):
         before = noted(out)
         process = subprocess.Popen([*command, "slow"], env=environment)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and noted(out) == before and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert wait_until(lambda: noted(out) != before, lambda: process.poll() is None)  # noqa: B023
         time.sleep(rng.uniform(0, 0.3))
         workers = children(process.pid)
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        while any(map(alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.01)
         assert len(workers) >= 2
-        assert not any(map(alive, workers))
+        wait_until(lambda: not any(map(alive, workers)))  # noqa: B023
         state = noted(out)
         assert state is not None
         places.append((state["place"]["input"], state["place"]["offset"]))

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from engine_oracle import GlobalBatch, Oracle, Step
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from waiting import LIMIT
 
 from megatron_lfr.data.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
@@ -420,7 +421,7 @@ def main(rank: int, ranks: int, folder: str, names: list[str]) -> None:
     """Run cases and write what they found into `folder`/rank.json."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
     cases = CASES | COMPILED
     found = {name: cases[name][1]() for name in names}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))

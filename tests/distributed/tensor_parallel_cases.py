@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from waiting import LIMIT
 
 from megatron_lfr.kernels import block_cross_entropy
 from megatron_lfr.model import Llama, ModelConfig
@@ -206,7 +207,7 @@ def main(rank: int, ranks: int, folder: str) -> None:
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
-    timeout = timedelta(seconds=60)
+    timeout = timedelta(seconds=LIMIT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
     found = {name: case() for name, case in cases(ranks).items()}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))

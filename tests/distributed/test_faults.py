@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from parity import matrix
+from waiting import LIMIT, finish, wait_until
 
 Process = subprocess.Popen[str]
 LAYOUT = [
@@ -27,7 +27,7 @@ LAYOUT = [
     "--train-epochs",
     "6",
     "--distributed-timeout-minutes",
-    "1",
+    str(round(LIMIT / 60)),
 ]
 
 
@@ -65,21 +65,7 @@ def workers(process: Process) -> list[int]:
 
 def wait_for_checkpoint(folder: Path, process: Process) -> None:
     latest = folder / "checkpoints/latest_checkpointed_iteration.txt"
-    for _ in range(600):
-        if latest.exists():
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
-    raise AssertionError("no checkpoint in 60 s")
-
-
-def finish(process: Process, seconds: int = 120) -> tuple[int, str]:
-    try:
-        out, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"still there after {seconds} s: {process.communicate()[0]}") from None
-    return process.returncode, out
+    assert wait_until(latest.exists, lambda: process.poll() is None), process.communicate()[0]
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +110,8 @@ def test_a_signal_leaves_one_checkpoint_that_goes_on(
         process = start([sys.executable, "-m", "megatron_lfr", "train", "--nproc-per-node", "2", *arguments], {})
     else:
         process = torchrun(arguments)
-    for _ in range(600):
-        if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 600:
-            break
-        time.sleep(0.1)
+    metrics = folder / "metrics.jsonl"
+    assert wait_until(lambda: metrics.exists() and metrics.stat().st_size > 600, lambda: process.poll() is None)
     if to == "one rank":
         os.kill(workers(process)[1], signal.SIGTERM)
     else:
@@ -170,7 +154,7 @@ def test_every_machine_has_the_journal_and_loses_a_rank(
     folder = tmp_path / "run"
     wait_for_checkpoint(folder, machines[0])
     machines[1].kill()
-    code, out = finish(machines[0], 60)
+    code, out = finish(machines[0])
     assert code == 2
     assert f"[rank 0] rank 1 ({socket.gethostname()}, pid {machines[1].pid}) stopped answering" in out
     for path in (folder / "scratch/node_1").rglob("*"):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from text_run_oracle import SEQ, Oracle
+from waiting import LIMIT
 
 from megatron_lfr.cli import main
 from megatron_lfr.data.blocks import BlockDataset
@@ -136,7 +137,7 @@ def test_two_ranks_share_the_work(run: Path, tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120) for process in done]
+    said = [process.communicate(timeout=LIMIT) for process in done]
     assert [process.returncode for process in done] == [0, 0], said
     assert ["at iteration 20" in out for out, _ in said] == [True, False]
     np.testing.assert_allclose(np.load(two / "b.npy"), np.load(one / "b.npy"), atol=1e-6)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
+from waiting import LIMIT, wait_until
 
+from megatron_lfr.parallel import rendezvous
 from megatron_lfr.parallel.rendezvous import agree_on_session, connect
 
 RANKS = 3
@@ -27,10 +31,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     return store
 
 
-def meet(delays: tuple[float, ...] = (0, 0, 0), seconds: float = 20) -> list[str]:
+LONG = timedelta(seconds=LIMIT)
+
+
+def meet(delays: tuple[float, ...] = (0, 0, 0)) -> list[str]:
     def one(rank: int) -> str:
         time.sleep(delays[rank])
-        return agree_on_session(connect(timedelta(seconds=5)), rank, RANKS, timedelta(seconds=seconds))
+        return agree_on_session(connect(LONG), rank, RANKS, LONG)
 
     with ThreadPoolExecutor(RANKS) as pool:
         return list(pool.map(one, range(len(delays))))
@@ -49,18 +56,33 @@ def test_every_start_has_a_name_of_its_own(late: int) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_missing_ranks_are_named() -> None:
+def test_missing_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     meet()  # leaves the words of all ranks behind
+    store = connect(LONG)
+    stale = store.get("confirmed/1")
     failed: list[str] = []
 
     def wait(rank: int) -> None:
         with pytest.raises(TimeoutError) as error:
-            agree_on_session(connect(timedelta(seconds=5)), rank, RANKS, timedelta(seconds=1))
+            agree_on_session(connect(LONG), rank, RANKS, timedelta(seconds=1))
         failed.append(str(error.value))
 
+    clock, turns = [0.0], Counter[int]()
+
+    def sleep(seconds: float) -> None:
+        turns[threading.get_ident()] += 1
+        time.sleep(seconds)
+
+    monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
     threads = [threading.Thread(target=wait, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()
+    wait_until(lambda: store.get("confirmed/1") != stale)
+    rank_0 = threads[0].ident
+    assert rank_0 is not None
+    turn = turns[rank_0]
+    wait_until(lambda: turns[rank_0] >= turn + 2)  # it has seen the answer of rank 1
+    clock[0] = 2.0
     for thread in threads:
         thread.join()
     assert any("rank 0: no answer from ranks [2]" in message for message in failed)
@@ -70,4 +92,4 @@ def test_missing_ranks_are_named() -> None:
 def test_a_launchers_variables_are_all_needed(server: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(ValueError, match="MASTER_ADDR is not set"):
-        connect(timedelta(seconds=1))
+        connect(LONG)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from waiting import LIMIT
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 
 
@@ -112,6 +114,6 @@ def browser_page(browser: str, profile: Path) -> Iterator[Page]:
         yield page
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=LIMIT)
         if page is not None:
             page.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,17 +17,48 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tiny_run import tiny_flags
+from waiting import LIMIT, wait_until
+
+from megatron_lfr.cli import main
 
 
-def start(args: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "megatron_lfr", "train", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def train(args: list[str], output: str) -> None:
+    """What a process does that `start` starts."""
+    with open(output, "wb", buffering=0) as file:  # noqa: PTH123
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.exit(main(["train", *args]))
+
+
+class Run:
+    """`megatron-lfr train` in a process of its own, from the fork server, which has imported everything."""
+
+    def __init__(self, args: list[str]) -> None:
+        handle, self._output = tempfile.mkstemp()
+        os.close(handle)
+        self._process = multiprocessing.get_context("forkserver").Process(target=train, args=(args, self._output))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.exitcode is None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end: (exit code, what was said)."""
+        self._process.join(LIMIT)
+        assert self._process.exitcode is not None, f"still there after {LIMIT:.0f} s"
+        said = Path(self._output).read_text()
+        Path(self._output).unlink()
+        return self._process.exitcode, said
 
 
 def finish(args: list[str]) -> str:
-    process = start(args)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+    code, out = Run(args).end()
+    assert code == 0, out
     return out
 
 
@@ -74,14 +107,23 @@ def reference(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> bool:
-    """Whether `condition` came true while the process lived."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
+def wait_stopped(condition: Callable[[], bool], process: Run) -> bool:
+    """Whether `condition` came true while the process lived, which is then stopped, so that it stays true."""
+    while wait_until(condition, process.is_running):
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: state(process.pid) in "TZ", process.is_running)
         if condition():
-            return True
-        time.sleep(0.0005)
+            return process.is_running()
+        process.send_signal(signal.SIGCONT)
     return False
+
+
+def state(pid: int) -> str:
+    """As /proc has it: T is stopped, Z dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
 
 
 def newest(folder: Path) -> int:
@@ -118,14 +160,14 @@ def test_ten_kills_end_with_the_same_bits(tiny_args: list[str], tmp_path: Path, 
     args = run_args(tiny_args, folder)
     half_written = 0
     for number, (name, moment) in enumerate(kill_moments(folder, seed=4)):
-        process = start([*args, "--async-save"] if number // 2 % 2 else args)  # with and without, for both kinds
-        came = wait_until(moment, process)
+        process = Run([*args, "--async-save"] if number // 2 % 2 else args)  # with and without, for both kinds
+        came = wait_stopped(moment, process)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert came, f"{name}: the run ended before it could be killed: {process.communicate()[0]}"
-        assert process.returncode == -signal.SIGKILL
+        code, out = process.end()
+        assert came, f"{name}: the run ended before it could be killed: {out}"
+        assert code == -signal.SIGKILL
         half_written += inside_a_save(folder)()
-    assert half_written >= 4
+    assert half_written >= 5
     assert f"continuing {folder} at step" in finish(args)
     assert_same_run(reference, folder)
 
@@ -136,11 +178,11 @@ def test_signals_save_and_exit_cleanly(
 ) -> None:
     folder = tmp_path / "signalled"
     args = [*run_args(tiny_args, folder), *flags]
-    process = start(args)
-    assert wait_until(lambda: newest(folder) >= 4, process)
+    process = Run(args)
+    assert wait_until(lambda: newest(folder) >= 4, process.is_running)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
+    code, out = process.end()
+    assert code == 0, out
     assert f"{number.name}: saving at step" in out
     stopped = int(out.split("saving at step ")[1].split()[0])
     assert newest(folder) == stopped
@@ -151,10 +193,10 @@ def test_signals_save_and_exit_cleanly(
 def test_a_kill_before_the_first_checkpoint_starts_anew(tiny_args: list[str], tmp_path: Path, reference: Path) -> None:
     folder = tmp_path / "early"
     args = run_args(tiny_args, folder)
-    process = start(args)
-    assert wait_until((folder / "journal/phase_000.npy").exists, process)
-    process.kill()
-    process.wait()
+    process = Run(args)
+    assert wait_until((folder / "journal/phase_000.npy").exists, process.is_running)
+    process.send_signal(signal.SIGKILL)
+    assert process.end()[0] == -signal.SIGKILL
     finish(args)
     assert_same_run(reference, folder)
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from waiting import LIMIT
 
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
 from megatron_lfr.cli import main
 from megatron_lfr.data.blocks import BlockDataset
@@ -99,15 +101,26 @@ def test_a_corpus_of_another_tokenizer_is_refused_before_anything_is_written(
 def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
     tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_manifest = store_module.write_manifest
+    """It becomes whole once the run waits for it, and not before."""
+    write_manifest, wait = store_module.write_manifest, CheckpointStore.wait
+    is_awaited = threading.Event()
 
-    def slowly(*arguments: Any) -> None:
-        time.sleep(0.5)  # far longer than a run takes to leave
+    def held(*arguments: Any) -> None:
+        assert is_awaited.wait(LIMIT)
         write_manifest(*arguments)
 
-    monkeypatch.setattr(store_module, "write_manifest", slowly)
-    assert run([*tiny_args, "--train-epochs", "0.5", "--lfr-schedule", "uniform", "--async-save"]) == 0
-    assert (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").exists()
+    def announced(store: CheckpointStore) -> None:
+        if store._in_flight is not None:
+            is_awaited.set()
+        wait(store)
+
+    monkeypatch.setattr(store_module, "write_manifest", held)
+    monkeypatch.setattr(CheckpointStore, "wait", announced)
+    try:
+        assert run([*tiny_args, "--train-epochs", "0.5", "--lfr-schedule", "uniform", "--async-save"]) == 0
+        assert (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").exists()
+    finally:
+        is_awaited.set()
 
 
 class Spy:
