@@ -80,7 +80,8 @@ def _check_fits(path: Path, vocabulary: Mapping[str, int], vocab_size: int) -> N
 def _missing_tokens(folder: Path, settings: Mapping[str, Any], vocabulary: Mapping[str, int]) -> Iterator[str]:
     """Notes on tokens that other files add, which transformers knows and tokenizer.json does not."""
     decoder = settings.get("added_tokens_decoder")
-    contents = [own.get("content") for own in decoder.values() if isinstance(own, dict)] if decoder else []
+    entries = decoder.values() if isinstance(decoder, dict) else ()
+    contents = [own.get("content") for own in entries if isinstance(own, dict)]
     added = folder / "added_tokens.json"
     for file, names in ((SETTINGS, contents), (added.name, read_json_object(added) if added.is_file() else {})):
         if missing := [str(name) for name in names if name not in vocabulary]:
