@@ -46,12 +46,14 @@ class _Lasting(io.FileIO):
 def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is None:  # Python found it closed
         return open(descriptor, "w", encoding="utf-8", closefd=False)
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # python -u has no buffer
     if not isinstance(stream, io.TextIOWrapper) or type(raw) is not io.FileIO or raw.fileno() != descriptor:
         return stream  # somebody has put another object there, and will look into it
     stream.flush()
+    lasting = _Lasting(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(descriptor, "w", closefd=False)),
+        lasting if buffer is raw else io.BufferedWriter(lasting),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
@@ -75,18 +77,18 @@ def print_table(
     from rich.measure import Measurement
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for name in head:
         table.add_column(name, justify="left" if name == head[0] or name in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console(width=_UNLIMITED, highlight=False, markup=False, emoji=False)
     console.width = Measurement.get(console, console.options, table).maximum
+    if title is not None:
+        print(title)
     if console.width <= width():
         console.print(table)
         return
-    if title is not None:
-        print(title)
     for row in rows:
         print(row[0])
         for name, cell in zip(head[1:], row[1:], strict=True):
