@@ -114,7 +114,7 @@ def _run(words: list[str]) -> int:
         return code
     except BaseException as error:
         ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
-        if interrupt.happened():
+        if interrupt.happened() or isinstance(error, KeyboardInterrupt):
             if rank == "0" and interrupt.OUTCOME not in os.environ:  # one line for all ranks
                 _print_end(words[0], "interrupted", error)
             return interrupt.EXIT_CODE

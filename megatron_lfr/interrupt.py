@@ -20,6 +20,9 @@ EXIT_CODE = 130
 OUTCOME = "MEGATRON_LFR_OUTCOME"
 """Environment variable of ranks whose launcher speaks for them: the file in which rank 0 leaves the exit code."""
 
+_PAUSE = 0.02
+"""Seconds, in which a destructor ends."""
+
 _happened = False
 
 
@@ -42,10 +45,10 @@ def interruptible() -> Iterator[None]:
     hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, _interrupt)
 
     def again(lost: UnraisableHookArgs) -> None:
-        """An interrupt that met a destructor, which cannot raise, comes a second time."""
+        """An interrupt that met a destructor, which cannot raise, comes a second time, outside of it."""
         if lost.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGINT, _interrupt)
-            _thread.interrupt_main()
+            threading.Timer(_PAUSE, _thread.interrupt_main).start()
         else:
             hook(lost)
 

@@ -5,6 +5,7 @@ Runs over several machines, and restarts, are torchrun's: `torchrun ... -m megat
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -50,11 +51,12 @@ def launch(ranks: int, command: Sequence[str]) -> int:
     """Run `python *command` as `ranks` ranks of this machine. Returns their exit code, and 1 where one of them failed;
     the others are stopped then, and the launcher has said which one it was. KeyboardInterrupt where Ctrl-C ended them
     before they could save."""
-    os.environ.setdefault("LOGLEVEL", "ERROR")  # of the launcher, which would comment on every signal
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    for chatty in ("agent.server.api", "multiprocessing.api"):  # they comment on every signal
+        logging.getLogger(f"torch.distributed.elastic.{chatty}").setLevel(logging.ERROR)
     # Without it, each rank would take all cores for its matrices, and torchrun would say so.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_PATIENCE))
