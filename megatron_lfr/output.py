@@ -67,11 +67,11 @@ def width() -> int:
 
 
 def print_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, left: Collection[str] = ()
+    head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, left: Collection[str] | None = None
 ) -> None:
     """Print a table that is never cut: where it is wider than the output, each row becomes a list.
 
-    The first column and those named in `left` are text, the others are numbers. What grows with the data are rows.
+    The columns named in `left`, by default the first, are text, the others numbers. What grows with the data are rows.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -79,7 +79,7 @@ def print_table(
 
     table = Table()
     for name in head:
-        table.add_column(name, justify="left" if name == head[0] or name in left else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in (left or head[:1]) else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console(width=_UNLIMITED, highlight=False, markup=False, emoji=False)

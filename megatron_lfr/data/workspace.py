@@ -6,7 +6,6 @@ It holds the growing files, `run.state` (what is made of what) and `progress.sta
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 

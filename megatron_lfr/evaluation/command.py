@@ -182,7 +182,7 @@ def _print(results: dict[str, Any]) -> None:
     named = {**results.get("tasks", {}), **results.get("lm_eval", {})}
     if named:
         rows = [row for task, found in named.items() for row in _task_rows(task, found)]
-        print_table(["task", "measure", "value", "standard error"], rows, left=["measure"])
+        print_table(["task", "measure", "value", "standard error"], rows, left=["task", "measure"])
 
 
 def _task_rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:

@@ -16,7 +16,6 @@ import pytest
 from safetensors.torch import load_file
 from tiny_run import tiny_flags
 
-
 STOPPED = 75
 """Exit code of a run that a signal or a limit stopped."""
 
