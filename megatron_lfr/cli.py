@@ -98,7 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one line and 130, unless it leaves `train` time to save."""
     output.prepare()
     with interrupt.interruptible():
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
+        except OSError as error:  # a command's own are told by `_run`
+            print(f"megatron-lfr: error: standard output: {describe(error)}", file=sys.stderr)
+            return 2
 
 
 def _run(words: list[str]) -> int:
@@ -109,9 +115,7 @@ def _run(words: list[str]) -> int:
         print(f"megatron-lfr: unknown command {words[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        code = COMMANDS[words[0]](words[1:])
-        sys.stdout.flush()  # an error of the output is one of the command
-        return code
+        return COMMANDS[words[0]](words[1:])
     except BaseException as error:
         ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
         if interrupt.happened() or isinstance(error, KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -48,7 +47,8 @@ def interruptible() -> Iterator[None]:
         """An interrupt that met a destructor, which cannot raise, comes a second time, outside of it."""
         if lost.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGINT, _interrupt)
-            threading.Timer(_PAUSE, _thread.interrupt_main).start()
+            main = threading.main_thread().ident
+            threading.Timer(_PAUSE, signal.pthread_kill, (main, signal.SIGINT)).start()
         else:
             hook(lost)
 

@@ -234,11 +234,11 @@ def test_exploding_steps_stop_the_run_with_the_blocks_named(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float, **asked: bool) -> Any:
         if batch.step >= 6:
             for parameter in engine.parameters:
                 parameter.local().fill_(float("inf"))
-        return original(engine, batch, lr, stop)
+        return original(engine, batch, lr, **asked)
 
     monkeypatch.setattr(NativeEngine, "train_step", poisoned)
     assert run([*tiny_args, "--max-skipped-steps", "3"]) == 2
@@ -255,12 +255,12 @@ def test_a_skipped_step_leaves_weights_and_scores_alone(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float, **asked: bool) -> Any:
         if batch.step != 2:
-            return original(engine, batch, lr, stop)
+            return original(engine, batch, lr, **asked)
         saved = [parameter.local().clone() for parameter in engine.parameters]
         engine.parameters[0].local().fill_(float("nan"))
-        output = original(engine, batch, lr, stop)
+        output = original(engine, batch, lr, **asked)
         assert output.skipped
         for parameter, value in zip(engine.parameters[1:], saved[1:], strict=True):
             assert parameter.local().equal(value)
