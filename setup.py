@@ -61,5 +61,5 @@ setup(
         ],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },
-    entry_points={"console_scripts": ["megatron-lfr=megatron_lfr.cli:main"]},
+    entry_points={"console_scripts": ["megatron-lfr=megatron_lfr.__main__:main"]},
 )

@@ -6,6 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from megatron_lfr import interrupt, output
+from megatron_lfr.fileio import describe
+
 USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help lists a command's flags)
 
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
@@ -96,8 +99,20 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input, or a loss that stays not finite, ends with one line on stderr and exit code 2."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run a command. Bad input, or a loss that stays not finite, ends with one line on stderr and exit code 2; Ctrl-C
+    with one line and 130, unless it leaves `train` time to save."""
+    output.prepare()
+    with interrupt.interruptible():
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
+        except OSError as error:  # a command's own are told by `_run`
+            print(f"megatron-lfr: error: standard output: {describe(error)}", file=sys.stderr)
+            return 2
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -106,10 +121,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return COMMANDS[words[0]](words[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
-        rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"megatron-lfr {words[0]}: error: {rank}{error}", file=sys.stderr)
+    except BaseException as error:
+        ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+        if interrupt.happened() or isinstance(error, KeyboardInterrupt):
+            if rank == "0" and interrupt.OUTCOME not in os.environ:  # one line for all ranks
+                _print_end(words[0], "interrupted", error)
+            return interrupt.EXIT_CODE
+        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        _print_end(words[0], f"error: {f'[rank {rank}] ' if ranks > 1 else ''}{describe(error)}", error)
         return 2
+
+
+def _print_end(command: str, text: str, error: BaseException) -> None:
+    """One line on stderr, with what was noted on the way out."""
+    print("; ".join([f"megatron-lfr {command}: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,9 @@ class RunConfig:
 
     def validate(self, world_size: int) -> None:
         """Check every rule that needs no file of the corpus; ValueError names the flag and the legal values."""
+        for name, value in self.to_flat().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must be a finite number")
         self.model.validate()
         self.data.validate()
         self.lfr.validate()

@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def describe(error: BaseException) -> str:
+    """What an error says, without the number that Python puts before the words of an OSError."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names inside `path` (creations, renames) survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

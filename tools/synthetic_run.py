@@ -122,8 +122,14 @@ def _phase_event(start: PhaseStart) -> dict[str, object]:
         "phase": start.planned.index,
         "kind": start.planned.phase.kind,
         "order_hash": f"{start.order_hash:016x}",
-        "time": {"order_seconds": 0.5 * (1 + start.planned.index), "rescore_seconds": 0.0},
+        "time": _parts(start.planned.first_step, start.planned.index),
     }
+
+
+def _parts(steps: int, phase: int) -> dict[str, object]:
+    """The seconds of a process that has taken so many steps."""
+    parts = {"training steps": 0.2482, "waiting for data": 0.001, "recording losses": 0.0008}
+    return {"started": 0.0, "parts": {n: s * steps for n, s in parts.items()} | {"making orders": 0.5 * (1 + phase)}}
 
 
 def _step_events(
@@ -137,7 +143,7 @@ def _step_events(
     ends: bool,
 ) -> list[dict[str, object]]:
     head = {"step": step + 1, "phase": phase}
-    times = {"step_ms": 250.0, "loader_wait_ms": 1.0, "lfr_record_ms": 0.8}
+    times = {"step_ms": 250.0, "loader_wait_ms": 1.0, "lfr_record_ms": 0.8, **_parts(step + 1, phase)}
     events: list[dict[str, object]] = [
         {
             "event": "train",

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
+
+from megatron_lfr.fileio import describe
 
 T = TypeVar("T")
 
@@ -38,6 +41,15 @@ def from_first_rank(value: T, group: ProcessGroup | None = None) -> T:
     return values[0]
 
 
+def any_rank(value: bool, group: ProcessGroup | None = None) -> bool:
+    """Whether `value` is true on any rank, over a group whose backend takes tensors of the host."""
+    if world_size(group) == 1:
+        return value
+    flag = torch.tensor(int(value))
+    dist.all_reduce(flag, group=group)
+    return bool(flag)
+
+
 @contextmanager
 def failing_together(group: ProcessGroup | None = None) -> Iterator[None]:
     """What fails inside on one rank raises on all of them, so that no rank waits for one that has left.
@@ -62,5 +74,5 @@ def failing_together(group: ProcessGroup | None = None) -> Iterator[None]:
 def _describe(error: Exception) -> tuple[type[Exception], int | None, str]:
     """What another rank needs to raise the like: plain values, as not every exception survives being sent."""
     if isinstance(error, OSError):
-        return OSError, error.errno, error.strerror or str(error)
+        return OSError, error.errno, describe(error)
     return (ValueError if isinstance(error, ValueError) else RuntimeError), None, str(error)

@@ -31,7 +31,7 @@ from megatron_lfr.checkpoint import ranks
 from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, write_manifest
 from megatron_lfr.checkpoint.state import STATE_FILE, dump_state, read_state
 from megatron_lfr.checkpoint.tensors import check_tensors, prepare_tensors, read_tensors, write_tensors
-from megatron_lfr.fileio import fsync_directory, write_atomic
+from megatron_lfr.fileio import describe, fsync_directory, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class CheckpointStore:
                 shutil.rmtree(aside, ignore_errors=True)
                 with suppress(OSError):  # the first error is the one to tell
                     note.unlink()
-            message = f"the checkpoint of iteration {iteration} could not be written in {self.root}: {error}"
+            message = f"the checkpoint of iteration {iteration} could not be written in {self.root}: {describe(error)}"
             raise OSError(error.errno, message) from error
 
     def iterations(self) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+from megatron_lfr import interrupt
 from megatron_lfr.data.encoding import EncodedChunk, Encoder, Part
 from megatron_lfr.data.inputs import Chunk
 from megatron_lfr.data.tokenizer import load_tokenizer
@@ -45,6 +46,9 @@ def _pool(encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int)
         return ThreadPoolExecutor(workers), encoder.encode
     import multiprocessing  # not for threads: it takes a while
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # now: as it starts, it lets this process be interrupted again
 
     pool = ProcessPoolExecutor(
         workers,
@@ -60,7 +64,8 @@ def _in_order(
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
     pending: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
     for chunk in chunks:
-        pending.append((chunk, pool.submit(encode, chunk.parts)))
+        with interrupt.not_inherited():  # workers start when there is work for them
+            pending.append((chunk, pool.submit(encode, chunk.parts)))
         if len(pending) >= in_flight:
             done, future = pending.popleft()
             yield done, future.result()

@@ -146,8 +146,8 @@ def run(config: PreprocessConfig) -> Summary:
             state = _encode(config, readers, encoder, workspace, state)
         assert state.sealed is not None
         publish(state.sealed, workspace.path)
-    except BaseException:
-        workspace.leave()
+    except BaseException as error:
+        workspace.leave(error)
         raise
     workspace.remove()
     summary = Summary(state.sealed, state.broken, stale_corpora(config.output_prefix, state.sealed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _SECONDS_BETWEEN_LINES = 5.0
+_WIDE = 100
+"""Columns that the bar needs for all it shows."""
 
 
 class Progress:
@@ -27,7 +30,7 @@ class Progress:
         self._enabled = enabled
         self._started = self._last_line = time.perf_counter()
         self._bar: RichProgress | None = None
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns >= _WIDE:
             self._bar, self._task = _bar(total_bytes)
 
     def advance(self, bytes_done: int, documents: int, tokens: int) -> None:

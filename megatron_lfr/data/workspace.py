@@ -6,7 +6,6 @@ It holds the growing files, `run.state` (what is made of what) and `progress.sta
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,11 @@ class Workspace:
         self.path.rmdir()
         self._release()
 
-    def leave(self) -> None:
-        """Stop before the end: what is noted stays for the next run; without a note, nothing stays."""
+    def leave(self, error: BaseException) -> None:
+        """Stop before the end, because of `error`: what is noted stays for the next run; without a note, nothing."""
         if self.has_progress:
             self._release()
-            print(f"preprocess: what is done so far is kept in {self.path}", file=sys.stderr)
+            error.add_note(f"what is done so far is kept in {self.path}")
         else:
             self.remove()
 

@@ -41,6 +41,8 @@ class StepOutput:
     """Whether the weights were left alone because the loss or the gradient was not finite."""
     stop: bool
     """Whether any rank asked to stop."""
+    save: bool
+    """Whether any rank asked for a checkpoint."""
 
 
 class Evaluator(Protocol):
@@ -68,8 +70,9 @@ class Engine(Evaluator, Protocol):
         """Floating-point operations of training on one token, forward and backward."""
         ...
 
-    def train_step(self, batch: Batch, lr: float, stop: bool = False) -> StepOutput:
-        """Forward, backward and one optimizer step at learning rate `lr`; `stop`: this rank asks to stop after it."""
+    def train_step(self, batch: Batch, lr: float, stop: bool = False, save: bool = False) -> StepOutput:
+        """Forward, backward and one optimizer step at learning rate `lr`; `stop`, `save`: this rank asks to stop after
+        it, or for a checkpoint."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:

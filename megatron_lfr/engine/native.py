@@ -53,14 +53,14 @@ class NativeEngine(ForwardEngine):
     def flops_per_token(self, seq_length: int) -> float:
         return self.stages[0].config.flops_per_token(seq_length)
 
-    def train_step(self, batch: Batch, lr: float, stop: bool = False) -> StepOutput:
+    def train_step(self, batch: Batch, lr: float, stop: bool = False, save: bool = False) -> StepOutput:
         # Which tokens are masked is known where they were read: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
         losses = self._passes.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
         blocks = ReducedLosses(batch, losses, self.parallel)
         self.gradients.finish()
-        loss, valid, squares, stops = self._sum_over_ranks(batch, losses, stop)
+        loss, valid, squares, stops, saves = self._sum_over_ranks(batch, losses, stop, save)
         correction = expected / max(1.0, valid)
         loss, grad_norm = loss * correction, math.sqrt(squares) * correction
         skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
@@ -70,7 +70,7 @@ class NativeEngine(ForwardEngine):
             self._update(lr)
         for parameter in self.parameters:
             parameter.parameter.grad = None
-        return StepOutput(loss, blocks, grad_norm, skipped, stops > 0)
+        return StepOutput(loss, blocks, grad_norm, skipped, stops > 0, saves > 0)
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.weights()
@@ -80,15 +80,16 @@ class NativeEngine(ForwardEngine):
                 tensors[f"optimizer.{parameter.name}.{key}"] = whole
         return tensors
 
-    def _sum_over_ranks(self, batch: Batch, losses: list[Loss], stop: bool) -> list[float]:
-        """(loss, valid tokens, squared gradient norm, ranks that ask to stop) of the whole step, before normalising."""
+    def _sum_over_ranks(self, batch: Batch, losses: list[Loss], stop: bool, save: bool) -> list[float]:
+        """(loss, valid tokens, squared gradient norm, ranks that ask to stop, ranks that ask for a checkpoint) of the
+        whole step, before normalising."""
         parallel = self.parallel
-        values = torch.zeros(4, dtype=torch.float64, device=parallel.device)
+        values = torch.zeros(5, dtype=torch.float64, device=parallel.device)
         if parallel.reports_losses:
             values[0] = sum_losses(losses, parallel.device)
             values[1] = batch.valid_tokens if group_rank(parallel.context_group) == 0 else 0
         values[2] = self.gradients.local_square_sum()
-        values[3] = stop
+        values[3], values[4] = stop, save
         dist.all_reduce(values)
         summed: list[float] = values.tolist()
         return summed

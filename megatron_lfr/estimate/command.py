@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from megatron_lfr.config import RunConfig, parse_run_config, take_option
 from megatron_lfr.data.blocks import BlockDataset, parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.identity import make_blend
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.output import print_table
 from megatron_lfr.training.run import make_plan, resolve_vocabulary
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, --config too] and
@@ -208,46 +206,35 @@ def _sum(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_tables(result: dict[str, Any]) -> None:
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(
+    print(
         f"{result['parameters']:,} parameters, vocabulary {result['vocab_size']:,}; {result['world_size']} ranks, "
         f"{result['data_parallel_size']} of them data parallel; {result['blocks']:,} blocks of "
-        f"{result['seq_length']:,} tokens, {result['global_batch_size']:,} a step",
-        highlight=False,
+        f"{result['seq_length']:,} tokens, {result['global_batch_size']:,} a step"
     )
-    console.print(_memory_table(result["memory"]), _phase_table([*result["phases"], result["total"]]))
-
-
-def _memory_table(memory: list[dict[str, int]]) -> Table:
-    table = Table(title="Memory of a rank, GB (10^9 bytes), each part where it is largest", title_justify="left")
+    memory = result["memory"]
     names = [name for name in memory[0] if name != "pipeline_rank"]
-    table.add_column("pipeline rank")
-    for name in names:
-        table.add_column(name, justify="right")
-    for rank in memory:
-        table.add_row(str(rank["pipeline_rank"]), *(f"{rank[name] / 1e9:.3f}" for name in names))
-    return table
+    print_table(
+        ["pipeline rank", *names],
+        [[str(rank["pipeline_rank"]), *(f"{rank[name] / 1e9:.3f}" for name in names)] for rank in memory],
+        "Memory of a rank, GB (10^9 bytes), each part where it is largest",
+    )
+    head = ["phase", "blocks", "steps", "tokens", "epochs", "FLOP", "FLOP, full att."]
+    has_times = result["total"]["seconds"] is not None
+    rows = [_phase_row(phase, has_times) for phase in (*result["phases"], result["total"])]
+    print_table([*head, "time"] if has_times else head, rows, "Phases")
 
 
-def _phase_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Phases", title_justify="left")
-    for name in ("phase", "blocks", "steps", "tokens", "epochs", "FLOP", "FLOP, full att."):
-        table.add_column(name, justify="left" if name == "phase" else "right")
-    has_times = rows[0]["seconds"] is not None
-    if has_times:
-        table.add_column("time", justify="right")
-    for row in rows:
-        table.add_row(
-            row["phase"],
-            f"{row['blocks']:,}",
-            f"{row['steps']:,}",
-            f"{row['tokens']:,}",
-            f"{row['epochs']:.3f}",
-            f"{row['flops']:.3e}",
-            f"{row['flops_full_attention']:.3e}",
-            *([_duration(row["seconds"])] if has_times else []),
-        )
-    return table
+def _phase_row(phase: dict[str, Any], has_time: bool) -> list[str]:
+    return [
+        phase["phase"],
+        f"{phase['blocks']:,}",
+        f"{phase['steps']:,}",
+        f"{phase['tokens']:,}",
+        f"{phase['epochs']:.3f}",
+        f"{phase['flops']:.3e}",
+        f"{phase['flops_full_attention']:.3e}",
+        *([_duration(phase["seconds"])] if has_time else []),
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,9 +14,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from megatron_lfr.checkpoint import ranks
 from megatron_lfr.data.blocks import BlockDataset, BlockSource
@@ -28,6 +25,7 @@ from megatron_lfr.evaluation.continuations import Continuations
 from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
 from megatron_lfr.fileio import check_replaces, write_atomic
+from megatron_lfr.output import print_table
 from megatron_lfr.training.evaluation import Keep, evaluate
 from megatron_lfr.training.run import make_loader
 
@@ -188,37 +186,27 @@ def _without_infinities(value: Any) -> Any:
 
 
 def _print(results: dict[str, Any]) -> None:
-    console = Console(width=None if Console().is_terminal else 120, highlight=False, markup=False)
-    console.print(f"{results['run']} at iteration {results['iteration']}")
+    print(f"{results['run']} at iteration {results['iteration']}")
     if "corpus" in results:
         corpus = results["corpus"]
-        console.print(f"{corpus['split']}: {corpus['blocks']:,} blocks, {corpus['tokens']:,} tokens")
-        console.print(_corpus_table(corpus))
+        print(f"{corpus['split']}: {corpus['blocks']:,} blocks, {corpus['tokens']:,} tokens")
+        rows = [
+            [name, f"{row['loss']:.4f}", f"{row['perplexity']:.4f}"]
+            for name, row in (("all", corpus), *corpus["domains"].items())
+        ]
+        print_table(["domain", "loss a token", "perplexity"], rows)
     named = {**results.get("tasks", {}), **results.get("lm_eval", {})}
     if named:
-        console.print(_task_table(named))
+        rows = [row for task, found in named.items() for row in _task_rows(task, found)]
+        print_table(["task", "measure", "value", "standard error"], rows, left=["task", "measure"])
 
 
-def _corpus_table(corpus: dict[str, Any]) -> Table:
-    table = Table()
-    for name in ("domain", "loss a token", "perplexity"):
-        table.add_column(name, justify="left" if name == "domain" else "right")
-    for name, row in (("all", corpus), *corpus["domains"].items()):
-        table.add_row(escape(name), f"{row['loss']:.4f}", f"{row['perplexity']:.4f}")
-    return table
-
-
-def _task_table(named: dict[str, dict[str, Any]]) -> Table:
-    table = Table()
-    for name in ("task", "measure", "value", "± standard error"):
-        table.add_column(name, justify="right" if name in ("value", "± standard error") else "left")
-    for task, row in named.items():
-        for measure, value in row.items():
-            if isinstance(value, int | float) and "_stderr" not in measure:
-                error = row.get(_stderr_key(measure))
-                text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-                table.add_row(escape(task), measure, text, f"{error:.4f}" if isinstance(error, float) else "-")
-    return table
+def _task_rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:
+    for measure, value in found.items():
+        if isinstance(value, int | float) and "_stderr" not in measure:
+            error = found.get(_stderr_key(measure))
+            text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+            yield [task, measure, text, f"{error:.4f}" if isinstance(error, float) else "-"]
 
 
 def _stderr_key(measure: str) -> str:

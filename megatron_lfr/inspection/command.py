@@ -61,8 +61,8 @@ class InspectConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
-        if not self.deviations > 0:
-            raise ValueError(f"--deviations {self.deviations}: must be positive")
+        if not 0 < self.deviations < float("inf"):
+            raise ValueError(f"--deviations {self.deviations}: must be positive and finite")
         if self.domain is not None and self.chars == 0:
             raise ValueError("--domain: needs the corpus, which --chars 0 does without")
         if self.output is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
 
 from megatron_lfr.inspection.corpus import Corpus, visible
 from megatron_lfr.inspection.spikes import find_spikes
 from megatron_lfr.lfr.analysis import Run
+from megatron_lfr.output import print_table
 
 Records = npt.NDArray[np.void]
 
@@ -19,8 +18,6 @@ class View:
 
     def __init__(self, run: Run, corpus: Corpus | None, limit: int, chars: int) -> None:
         self._run, self._corpus, self._limit, self._chars = run, corpus, limit, chars
-        wide = Console().is_terminal
-        self._console = Console(width=None if wide else 120, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, step: int) -> Records:
         """The blocks of a step, the hardest first."""
@@ -46,14 +43,12 @@ class View:
         if not len(spikes):
             self._say(f"no step is more than {deviations:g} deviations above the running median (--deviations)")
             return spikes
-        table = Table()
-        for name in ("step", "phase", "what", "value", "median around", "deviations"):
-            table.add_column(name, justify="left" if name in ("phase", "what") else "right")
+        rows = []
         for row in spikes[: self._limit]:
             phase = self._phase(int(row["phase"])).removeprefix("phase ")
             numbers = (f"{row['value']:.4f}", f"{row['median']:.4f}", f"{row['deviations']:.1f}")
-            table.add_row(str(row["step"]), phase, str(row["what"]), *numbers)
-        self._console.print(table)
+            rows.append([str(row["step"]), phase, str(row["what"]), *numbers])
+        print_table(["step", "phase", "what", "value", "median around", "deviations"], rows, left=["phase", "what"])
         if len(spikes) > self._limit:
             self._say(f"... and {len(spikes) - self._limit} more (--limit)")
         self.step(int(spikes["step"][0]))
@@ -89,14 +84,12 @@ class View:
         first, last = self._corpus.domain(name)
         means = self._run.phase_means(first, last)
         self._say(f"{visible(name)}: {last - first} blocks")
-        table = Table()
-        for column in ("phase", "visits", "blocks", "mean loss"):
-            table.add_column(column, justify="left" if column == "phase" else "right")
+        rows = []
         for row in means:
             phase = self._phase(int(row["phase"])).removeprefix("phase ")
             loss = "-" if np.isnan(row["nll"]) else f"{row['nll']:.4f}"
-            table.add_row(phase, f"{row['visits']:,}", f"{row['blocks']:,}", loss)
-        self._console.print(table)
+            rows.append([phase, f"{row['visits']:,}", f"{row['blocks']:,}", loss])
+        print_table(["phase", "visits", "blocks", "mean loss"], rows)
         return means
 
     def _block(self, block: int, what: str) -> None:
@@ -109,4 +102,4 @@ class View:
         return f"phase {index} {self._run.plan.phases[index].phase.kind}"
 
     def _say(self, text: str) -> None:
-        self._console.print(text)
+        print(text)

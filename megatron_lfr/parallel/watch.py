@@ -19,6 +19,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from megatron_lfr.fileio import describe
 from megatron_lfr.parallel.groups import session_store
 
 _INTERVAL = 1.0
@@ -58,7 +59,9 @@ class Watch:
         rank that caused it, where there was one."""
         try:
             cause = self._cause(error)
-            self._declare(self._failing_store, cause or f"rank {self._rank} failed: {error}")
+            self._declare(
+                self._failing_store, cause or f"rank {self._rank} failed: {describe(error) or type(error).__name__}"
+            )
         except (RuntimeError, OSError) as lost:  # the store went with the process that kept it
             return None if _is_own(error) else f"the launcher's store is gone ({lost}); rank 0 or its machine is, too"
         return cause

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import chain, repeat
 
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
@@ -11,7 +11,7 @@ from megatron_lfr.report.scale import is_number, percent, si
 from megatron_lfr.report.tables import table
 from megatron_lfr.report.view import RunView
 
-_KINDS = ("s5", "s0", "s4", "s1", "s3", "s2")
+_KINDS = ("s5", "s0", "s4", "s1", "s3", "s2", "s6", "s7", "other")
 
 
 def cost_section(view: RunView) -> Html:
@@ -20,7 +20,7 @@ def cost_section(view: RunView) -> Html:
     if not any(spent.values()):
         return element("p", "metrics.jsonl holds no times yet.", class_="note")
     total = sum(spent.values())
-    parts = [(kind, name) for kind, name in zip(_KINDS, spent, strict=True) if spent[name]]
+    parts = [(kind, name) for kind, name in zip(chain(_KINDS, repeat("other")), spent, strict=False) if spent[name]]
     plot = stacked_bars(
         [Bar("time", [spent[name] for _, name in parts])],
         [(f"part {kind}", name) for kind, name in parts],
@@ -29,10 +29,10 @@ def cost_section(view: RunView) -> Html:
     )
     rows = [[name, f"{seconds:,.2f} s", percent(seconds / total, 2)] for name, seconds in spent.items()]
     numbers = table(["what", "time", "share"], rows)
-    own = spent["recording losses"] + spent["making orders"]
+    own = own_seconds(spent)
     note = (
         f"Learn-Focus-Review itself took {own:,.2f} s, {percent(own / total, 2)} of {total:,.1f} s (of the process "
-        "that logs; start-up and checkpoints are not in it)."
+        "that logs, from the start of training to its last entry in metrics.jsonl)."
     )
     return join(
         [
@@ -55,36 +55,18 @@ def _storage(view: RunView) -> Html:
 
 
 def seconds_spent(view: RunView) -> dict[str, float]:
-    """Seconds by what they were spent on, as far as metrics.jsonl says."""
-    spent = dict.fromkeys(
-        ("training steps", "waiting for data", "evaluation", "recording losses", "making orders", "rescoring"), 0.0
-    )
-    step_before = 0
-    for row in view.event_rows("train"):
-        steps = row["step"] - step_before
-        step_before = row["step"]
-        recording = steps * _time(row, "lfr_record_ms") / 1000
-        waiting = steps * _time(row, "loader_wait_ms") / 1000
-        spent["recording losses"] += recording
-        spent["waiting for data"] += waiting
-        spent["training steps"] += max(0.0, steps * _time(row, "step_ms") / 1000 - recording - waiting)
-    spent["evaluation"] = sum(_time(row, "seconds") for row in view.event_rows("evaluation"))
-    starts = view.event_rows("phase")
-    spent["making orders"] = _grown([_time(row, "order_seconds") for row in starts])
-    spent["rescoring"] = _grown([_time(row, "rescore_seconds") for row in starts])
-    return spent
+    """Seconds by what they were spent on, as far as metrics.jsonl says: parts that add up to the wall time."""
+    processes: dict[str, dict[str, float]] = {}  # each counts from its start: its last entry holds all of it
+    for event in view.events:
+        times = event.get("time")
+        parts = times.get("parts") if isinstance(times, dict) else None
+        if isinstance(times, dict) and isinstance(parts, dict):
+            known = {str(name): float(value) for name, value in parts.items() if is_number(value) and value >= 0}
+            processes[str(times.get("started"))] = known
+    names = dict.fromkeys(name for parts in processes.values() for name in parts)
+    return {name: sum(parts.get(name, 0.0) for parts in processes.values()) for name in names}
 
 
-def _time(row: dict[str, Any], name: str) -> float:
-    times = row.get("time")
-    value = times.get(name, 0.0) if isinstance(times, dict) else 0.0
-    return float(value) if is_number(value) and value >= 0 else 0.0
-
-
-def _grown(counter: list[float]) -> float:
-    """How much a counter that starts anew with every process has counted in all."""
-    total, before = 0.0, 0.0
-    for value in counter:
-        total += value - before if value >= before else value
-        before = value
-    return total
+def own_seconds(spent: dict[str, float]) -> float:
+    """What Learn-Focus-Review itself took of them."""
+    return spent.get("recording losses", 0.0) + spent.get("making orders", 0.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_lfr.report.cost import seconds_spent
+from megatron_lfr.report.cost import own_seconds, seconds_spent
 from megatron_lfr.report.losses import evaluations, number
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent, si
@@ -22,7 +22,7 @@ def tiles(view: RunView) -> Html:
     draws = sum(phase.draws_so_far for phase in view.phases)
     spent = seconds_spent(view)
     total = sum(spent.values())
-    own = spent["recording losses"] + spent["making orders"]
+    own = own_seconds(spent)
     seen = 1 - view.unseen / plan.n_blocks
     facts = [
         (

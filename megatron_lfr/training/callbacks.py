@@ -22,9 +22,11 @@ class StepReport:
     """The global batch's, row by row."""
     lr: float
     seconds: float
-    """Wall time since the step before it was taken, waits included."""
+    """The step's own wall time: waiting for its data, computing, recording its losses. Not what comes between steps."""
     wait_seconds: float
     """The part of it spent waiting for the loader."""
+    record_seconds: float
+    """The part of it spent recording losses."""
 
 
 @dataclass(frozen=True)

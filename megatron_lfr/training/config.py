@@ -63,14 +63,14 @@ class TrainingConfig:
     or apex (RMSNorm alone). The packages need a GPU."""
     eval_interval: int | None = None
     """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
-    eval_iters: int | None = None
-    """Global batches of one evaluation; by default the whole validation split."""
+    eval_iters: int | None = 100
+    """Global batches of one evaluation, evenly spaced over the validation split; None takes the whole split."""
     max_skipped_steps: int = 10
     """Stop the run after this many consecutive steps with a loss or gradient that is not finite."""
     exit_interval: int | None = None
-    """Save and exit when the step number is a multiple of this."""
+    """Save and exit (code 75) when the step number is a multiple of this."""
     exit_duration_in_mins: float | None = None
-    """Save and exit after this many minutes."""
+    """Save and exit (code 75) after this many minutes."""
     distributed_timeout_minutes: int = 10
     """How long a rank waits for the others."""
 
@@ -117,6 +117,8 @@ class CheckpointConfig:
     the weights were trained with, by name (rotary_base reset_attention_mask); others must agree."""
     save_interval: int | None = None
     """Steps between checkpoints; one is written at the end anyway."""
+    save_interval_mins: float | None = 15.0
+    """Minutes after which a checkpoint is written, beside those of --save-interval; 0 or None: no time does it."""
     async_save: bool = False
     """Write checkpoints while training goes on, from a copy in host memory."""
     keep_last: int | None = 3
@@ -140,6 +142,8 @@ class CheckpointConfig:
         for flag, value in (("--save-interval", self.save_interval), ("--keep-last", self.keep_last)):
             if value is not None and value < 1:
                 raise ValueError(f"{flag} {value}: must be at least 1")
+        if self.save_interval_mins is not None and self.save_interval_mins < 0:
+            raise ValueError(f"--save-interval-mins {self.save_interval_mins}: must be 0 or more")
 
 
 @dataclass(frozen=True)

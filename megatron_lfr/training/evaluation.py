@@ -15,14 +15,19 @@ from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
 from megatron_lfr.training.callbacks import Evaluation
 
 Keep = Callable[[slice, BlockLosses], None]
+Between = Callable[[], None]
 
 
-def block_losses(engine: Evaluator, loader: Loader, ids: npt.NDArray[np.int64]) -> Iterator[tuple[slice, BlockLosses]]:
+def block_losses(
+    engine: Evaluator, loader: Loader, ids: npt.NDArray[np.int64], between: Between = lambda: None
+) -> Iterator[tuple[slice, BlockLosses]]:
     """The losses of blocks `ids` [n] under the present weights, batch by batch: (which of `ids`, their losses).
-    Collective. The losses of a batch are read while the next one computes."""
+    Collective. The losses of a batch are read while the next one computes. `between` is called before each batch, and
+    may raise on all ranks."""
     rows = engine.eval_rows
     computing: tuple[slice, PendingLosses] | None = None
     for batch in loader.iterate(_batches(ids, rows)):
+        between()
         check_vocabulary(batch, engine.vocab_size)
         part = slice(batch.step * rows, min((batch.step + 1) * rows, len(ids)))
         launched = part, engine.eval_step(batch)
@@ -53,17 +58,18 @@ def evaluate(
     step: int,
     phase: int,
     keep: Keep | None = None,
+    between: Between = lambda: None,
 ) -> Evaluation:
     """Mean loss a token over `max_blocks` blocks of `source` (all of them by default). Collective.
 
     A limited evaluation takes evenly spaced blocks, so that every domain has its share. keep: is given the losses of
-    each batch of blocks, in the order of their ids.
+    each batch of blocks, in the order of their ids. between: as in `block_losses`.
     """
     started = time.perf_counter()
     count = source.num_blocks if max_blocks is None else min(max_blocks, source.num_blocks)
     ids = np.arange(count, dtype=np.int64) * source.num_blocks // count
     nll, tokens = np.zeros(count), np.zeros(count)
-    for part, losses in block_losses(engine, loader, ids):
+    for part, losses in block_losses(engine, loader, ids, between):
         nll[part], tokens[part] = losses.nll_sum, losses.token_count
         if keep is not None:
             keep(part, losses)

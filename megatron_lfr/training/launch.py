@@ -5,11 +5,22 @@ Runs over several machines, and restarts, are torchrun's: `torchrun ... -m megat
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 
+from megatron_lfr import interrupt
 from megatron_lfr.config import take_option
+from megatron_lfr.interrupt import OUTCOME
+
+STOPPED = 75
+"""Exit code of a run that a signal or an exit limit stopped: EX_TEMPFAIL, "try again"."""
+_PATIENCE = 600
+"""Seconds that ranks have to save and leave before they are killed; PyTorch gives them 30."""
 
 
 def take_nproc_per_node(argv: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -24,23 +35,64 @@ def take_nproc_per_node(argv: Sequence[str]) -> tuple[int | None, list[str]]:
     return int(value), rest
 
 
+def exit_code(finished: bool) -> int:
+    """The exit code of a rank whose run has ended, or was stopped in order.
+
+    An elastic launcher takes any code but 0 for a failure: it would kill the other ranks and, with --max-restarts,
+    start the run again that was to stop. So ranks under one leave with 0, and `launch` is told by a file.
+    """
+    code = 0 if finished else STOPPED
+    if OUTCOME in os.environ and os.environ["RANK"] == "0":
+        Path(os.environ[OUTCOME]).write_text(str(code), encoding="ascii")
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else code
+
+
 def launch(ranks: int, command: Sequence[str]) -> int:
-    """Run `python *command` as `ranks` ranks of this machine. Returns 0 where they ended or were asked to stop, and 1
-    where one of them failed; the others are stopped then, and the launcher has said which one it was."""
+    """Run `python *command` as `ranks` ranks of this machine. Returns their exit code, and 1 where one of them failed;
+    the others are stopped then, and the launcher has said which one it was. KeyboardInterrupt where Ctrl-C ended them
+    before they could save."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    for chatty in ("agent.server.api", "multiprocessing.api"):  # they comment on every signal
+        logging.getLogger(f"torch.distributed.elastic.{chatty}").setLevel(logging.ERROR)
     # Without it, each rank would take all cores for its matrices, and torchrun would say so.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    # Ranks save when they are asked to stop; the launcher hands on what asks them to.
-    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_PATIENCE))
+    # Ranks save when they are asked to stop; the launcher hands on what asks them to. They have sessions of their own,
+    # so Ctrl-C comes to it alone.
+    signals = "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT,SIGUSR1"
     arguments = get_args_parser().parse_args(["--standalone", f"--nproc-per-node={ranks}", signals, *command])
-    try:
-        run(arguments)  # type: ignore[no-untyped-call]
-    except ChildFailedError as error:
-        print(error, flush=True)
-        return 1
-    except SignalException as stop:
-        return 0 if stop.sigval in (signal.SIGTERM, signal.SIGUSR1) else 1
-    return 0
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, _leave_at_once)
+        raise SignalException("Ctrl-C", sigval=signal.SIGINT)
+
+    if not interrupt.is_ignored():
+        signal.signal(signal.SIGINT, hand_on)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Path(folder, "exit code")
+        os.environ[OUTCOME] = str(outcome)
+        try:
+            run(arguments)  # type: ignore[no-untyped-call]
+        except ChildFailedError as error:
+            print(error, flush=True)
+            return 1
+        except SignalException as stop:
+            if not outcome.exists():
+                if stop.sigval == signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                return 128 + stop.sigval
+        finally:
+            del os.environ[OUTCOME]
+        return int(outcome.read_text(encoding="ascii")) if outcome.exists() else 0
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    """The second Ctrl-C: nobody waits for the ranks any more."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    for child in map(int, children):
+        if os.getpgid(child) == child:  # a rank, which leads a session of its own
+            os.killpg(child, signal.SIGKILL)
+    os._exit(interrupt.EXIT_CODE)

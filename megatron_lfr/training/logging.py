@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +71,38 @@ class MegatronLines(Callback):
         )
 
 
+_WIDE = 80
+"""Columns that a terminal needs for a bar, the speed and the times."""
+
+
 class ProgressBar(Callback):
     """A live bar with the phase, the loss and the speed, for a terminal."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        columns = [
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+        ]
+        wide = [
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[speed]:,.0f} tok/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(),
+        ]
+        self._progress = Progress(
+            *columns,
+            *(wide if self._console.width >= _WIDE else []),
+            console=self._console,
         )
         self._task: Any = None
 
     def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
-        self._progress.console.print(phase_title(start), highlight=False)
+        self._console.print(phase_title(start))
 
     def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        self._progress.console.print(evaluation_title(evaluation), highlight=False)
+        self._console.print(evaluation_title(evaluation))
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         if self._task is None:
@@ -149,15 +162,23 @@ class TensorBoard(Callback):
 
 
 class WeightsAndBiases(Callback):
-    """The same scalars for Weights & Biases."""
+    """The same scalars for Weights & Biases; a run that resumes goes on with its run there."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any], log_interval: int) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("--wandb-project: needs the wandb package (pip install wandb)") from None
+        if find_spec("wandb") is None:
+            raise ValueError("--wandb-project: needs the wandb package (pip install wandb)")
         self.log_interval = log_interval
-        self._run = wandb.init(project=project, name=name or None, dir=str(folder), config=config)
+        self._settings = {"project": project, "name": name or None, "dir": str(folder), "config": config}
+        self._run: Any = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        import wandb
+
+        # Settings of the optimizer may change on resume: W&B would refuse them.
+        self._run = wandb.init(**self._settings, id=state.get("id"), resume="allow", allow_val_change=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self._run.id}
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.log_interval == 0 or report.step == trainer.plan.total_steps:
@@ -167,7 +188,8 @@ class WeightsAndBiases(Callback):
         self._run.log(evaluation_scalars(evaluation), step=evaluation.step)
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 def step_scalars(trainer: Trainer, report: StepReport) -> dict[str, float]:

@@ -51,8 +51,7 @@ class MetricsFile(Callback):
             row["dropped_share"] = selection.dropped_share
             row["unseen"] = selection.unseen
             row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out)
-        cost = trainer.curriculum.cost
-        self._write(row, {"order_seconds": cost.order, "rescore_seconds": cost.rescore})
+        self._write(row, trainer, {})
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         self._window.add(report)
@@ -70,8 +69,8 @@ class MetricsFile(Callback):
             "lr": report.lr,
             "skipped": trainer.skipped_steps,
         }
-        self._write(row, self._window.times(trainer))
-        self._window = Window(record_before=trainer.curriculum.cost.record)
+        self._write(row, trainer, self._window.times(trainer))
+        self._window = Window()
 
     def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
         row = {
@@ -82,7 +81,7 @@ class MetricsFile(Callback):
             "tokens": evaluation.tokens,
             "domains": {name: _number(loss) for name, loss in evaluation.domains.items()},
         }
-        self._write(row, {"seconds": evaluation.seconds})
+        self._write(row, trainer, {"seconds": evaluation.seconds})
 
     def before_checkpoint(self, trainer: Trainer) -> None:
         self._file.flush()
@@ -104,8 +103,10 @@ class MetricsFile(Callback):
         if "window" in state:
             self._window = Window(**state["window"])
 
-    def _write(self, row: dict[str, Any], times: dict[str, float]) -> None:
-        line = json.dumps({**row, "time": times}, allow_nan=False)
+    def _write(self, row: dict[str, Any], trainer: Trainer, times: dict[str, float]) -> None:
+        """parts: the seconds of this process until now; they add up to its wall time since training began."""
+        process = {"started": trainer.times.started, "parts": trainer.times.totals()}
+        line = json.dumps({**row, "time": {**times, **process}}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
@@ -113,18 +114,19 @@ class MetricsFile(Callback):
 class Window:
     """Sums over the steps since the last log entry."""
 
-    def __init__(self, nll: float = 0.0, tokens: float = 0.0, record_before: float = 0.0) -> None:
+    def __init__(self, nll: float = 0.0, tokens: float = 0.0) -> None:
         self.nll = nll
         self.tokens = tokens
         self.steps = 0
         self.seconds = 0.0
         self.wait = 0.0
-        self.record_before = record_before
+        self.record = 0.0
 
     def add(self, report: StepReport) -> None:
         self.steps += 1
         self.seconds += report.seconds
         self.wait += report.wait_seconds
+        self.record += report.record_seconds
         if not report.output.skipped:
             nll, tokens = summed(report.blocks)
             self.nll += nll
@@ -136,13 +138,13 @@ class Window:
         return self.nll / self.tokens if self.tokens else None
 
     def times(self, trainer: Trainer) -> dict[str, float]:
-        """Milliseconds a step: the whole, and what Learn-Focus-Review itself takes of it."""
+        """Milliseconds of a step: the whole, and of it the wait for data and the recording of losses."""
         scale = 1000.0 / max(1, self.steps)
         per_step = self.seconds / max(1, self.steps)
         return {
             "step_ms": self.seconds * scale,
             "loader_wait_ms": self.wait * scale,
-            "lfr_record_ms": (trainer.curriculum.cost.record - self.record_before) * scale,
+            "lfr_record_ms": self.record * scale,
             "tokens_per_second": trainer.plan.global_batch_size * trainer.plan.seq_length / max(per_step, 1e-9),
         }
 

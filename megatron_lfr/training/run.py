@@ -35,17 +35,19 @@ from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.evaluation import block_losses
-from megatron_lfr.training.launch import launch, take_nproc_per_node
+from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
 from megatron_lfr.training.metrics import MetricsFile
 from megatron_lfr.training.nodes import Nodes, OrderFiles, find_nodes, send_journal
 from megatron_lfr.training.start import Start, find_start
+from megatron_lfr.training.stopping import Stopping
 from megatron_lfr.training.summary import Summary
+from megatron_lfr.training.times import Stopwatch
 from megatron_lfr.training.trainer import Trainer
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `megatron-lfr train`. Returns the exit code: 0 for a run that ended or was asked to stop."""
+    """Run `megatron-lfr train`. Returns the exit code, which tells a run that ended from one that was stopped."""
     ranks_here, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
     if os.environ.get("RANK", "0") == "0":
@@ -57,8 +59,7 @@ def main(argv: Sequence[str]) -> int:
     if ranks_here is not None:
         config.validate(ranks_here)
         return launch(ranks_here, ["-m", "megatron_lfr", "train", *argv])
-    train(config)
-    return 0
+    return exit_code(train(config))
 
 
 def train(config: RunConfig) -> bool:
@@ -91,6 +92,12 @@ def train(config: RunConfig) -> bool:
             trainer.resume(start.state)
             if ranks.rank() == 0:
                 _note_settings(config, folder, plan, start)
+                if trainer.evaluated_blocks < dataset.valid.num_blocks:
+                    print(
+                        f"evaluations take {trainer.evaluated_blocks:,} of the {dataset.valid.num_blocks:,} validation "
+                        f"blocks (--eval-iters {config.training.eval_iters}; None takes all)",
+                        flush=True,
+                    )
             finished = trainer.run()
             dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished
@@ -195,6 +202,8 @@ def _assemble(
     eod: int | None,
     facts: dict[str, Any],
 ) -> Trainer:
+    stopping, times = Stopping(config.training, engine.parallel.control_group), Stopwatch()
+
     def loader(source: BlockSource) -> Loader:
         return make_loader(config, source, eod, engine.parallel)
 
@@ -206,7 +215,7 @@ def _assemble(
             plan,
             nodes,
             journal,
-            make_rescore(engine, loader(dataset.train)),
+            make_rescore(engine, loader(dataset.train), stopping, times),
             make_blend(config, dataset),
         ),
         train_source=dataset.train,
@@ -224,6 +233,8 @@ def _assemble(
         checkpoint=config.checkpoint,
         identity=facts,
         callbacks=_callbacks(config, folder.path, journal) if journal is not None and nodes.index == 0 else [],
+        stopping=stopping,
+        times=times,
     )
 
 
@@ -254,11 +265,11 @@ def scratch_folder(config: RunConfig, folder: Path, nodes: Nodes) -> Path:
     return Path(config.lfr.lfr_scratch_dir) / f"run_{run}" / f"node_{nodes.index}"
 
 
-def make_rescore(engine: NativeEngine, loader: Loader) -> Rescore:
-    """The forward-only pass behind score: rescored."""
+def make_rescore(engine: NativeEngine, loader: Loader, stopping: Stopping, times: Stopwatch) -> Rescore:
+    """The forward-only pass behind score: rescored. It raises StoppedError where the run is to stop."""
 
     def rescore(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
-        for _, losses in block_losses(engine, loader, block_ids):
+        for (_, losses), _ in times.each("rescoring", block_losses(engine, loader, block_ids, stopping.look)):
             yield (losses.nll_sum / np.maximum(losses.token_count, 1)).astype(np.float32)
 
     return rescore

@@ -1,4 +1,4 @@
-"""The short table at the end of a run, read back from what the run wrote."""
+"""The short tables at the end of a run, read back from what the run wrote."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from megatron_lfr.lfr import UNRECORDED, Journal
+from megatron_lfr.output import print_table
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.trainer import Trainer
 
@@ -24,20 +22,14 @@ class Summary(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         events = read_metrics(self.run_folder / "metrics.jsonl")
-        console = Console(width=None if Console().is_terminal else 120)
-        console.print(_phase_table(trainer, self.journal, events))
-        if any(event["event"] == "evaluation" for event in events):
-            console.print(_domain_table(events))
-        cost = trainer.curriculum.cost
-        console.print(
-            f"Learn-Focus-Review itself took {cost.record + cost.order:.2f} s of this process "
-            f"(recording {cost.record:.2f}, orders {cost.order:.2f}), rescoring {cost.rescore:.2f} s, "
-            f"waiting for data {trainer.train_loader.wait_seconds:.2f} s.",
-            highlight=False,
-        )
-        console.print(f"Where to look next, in {self.run_folder}:", highlight=False)
+        _print_phases(trainer, self.journal, events)
+        _print_domains(trainer, events)
+        parts = trainer.times.totals()
+        spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if seconds >= 0.005)
+        print(f"{sum(parts.values()):.2f} s since training began in this process: {spent}.")
+        print(f"Where to look next, in {self.run_folder}:")
         for name, what in _PLACES.items():
-            console.print(f"  {name:21s} {what}", highlight=False)
+            print(f"  {name:21s} {what}")
 
 
 _PLACES = {
@@ -54,45 +46,52 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _phase_table(trainer: Trainer, journal: Journal, events: list[dict[str, Any]]) -> Table:
-    domains = trainer.train_source.domains
-    table = Table(title="Phases", title_justify="left")
-    for name in ("phase", "blocks", "distinct", "tokens", "train loss", "val. loss"):
-        table.add_column(name, justify="left" if name == "phase" else "right")
-    for domain in domains:
-        table.add_column(f"left out:\n{domain}", justify="right")
+def _print_phases(trainer: Trainer, journal: Journal, events: list[dict[str, Any]]) -> None:
+    rows = []
     for start in (event for event in events if event["event"] == "phase"):
-        index = start["phase"]
-        recorded = journal.read(index)
+        recorded = journal.read(start["phase"])
         recorded = recorded[recorded != UNRECORDED]
         train_loss = math.fsum(recorded.tolist()) / len(recorded) if len(recorded) else float("nan")
-        validation = last_evaluation(events, index)
-        left_out = start.get("left_out_by_domain", {})
-        table.add_row(
-            f"{index} {start['kind']}",
-            f"{len(recorded):,}",
-            f"{start['distinct']:,}",
-            f"{len(recorded) * trainer.plan.seq_length:,}",
-            f"{train_loss:.4f}",
-            "-" if validation is None else f"{validation['loss']:.4f}",
-            *(f"{100 * left_out[d]:.0f} %" if d in left_out else "-" for d in domains),
+        validation = last_evaluation(events, start["phase"])
+        rows.append(
+            [
+                _phase(start),
+                f"{len(recorded):,}",
+                f"{start['distinct']:,}",
+                f"{len(recorded) * trainer.plan.seq_length:,}",
+                f"{train_loss:.4f}",
+                "-" if validation is None else _loss(validation["loss"]),
+            ]
         )
-    return table
+    print_table(["phase", "blocks", "distinct", "tokens", "train loss", "val. loss"], rows, "Phases")
 
 
-def _domain_table(events: list[dict[str, Any]]) -> Table:
-    table = Table(title="Validation loss on held-out documents, after each phase", title_justify="left")
-    table.add_column("after")
+def _print_domains(trainer: Trainer, events: list[dict[str, Any]]) -> None:
+    """What Focus left out of each domain, and the domain's loss on held-out documents after each phase."""
     starts = [event for event in events if event["event"] == "phase"]
-    rows = [(start, last_evaluation(events, start["phase"])) for start in starts]
-    names = next((list(row["domains"]) for _, row in rows if row), [])
-    for name in ["all", *names]:
-        table.add_column(name, justify="right")
-    for start, row in rows:
-        if row is not None:
-            losses = [row["loss"], *(row["domains"][name] for name in names)]
-            table.add_row(f"{start['phase']} {start['kind']}", *(f"{loss:.4f}" for loss in losses))
-    return table
+    focus = [start for start in starts if "left_out_by_domain" in start]
+    if focus:
+        shares = [[start["left_out_by_domain"].get(name) for start in focus] for name in trainer.train_source.domains]
+        rows = [
+            [name, *("-" if share is None else f"{100 * share:.0f} %" for share in own)]
+            for name, own in zip(trainer.train_source.domains, shares, strict=True)
+        ]
+        print_table(["domain", *map(_phase, focus)], rows, "Left out by Focus")
+    evaluated = [(start, found) for start in starts if (found := last_evaluation(events, start["phase"])) is not None]
+    if evaluated:
+        names = list(dict.fromkeys(name for _, found in evaluated for name in found["domains"]))
+        rows = [["all", *(_loss(found["loss"]) for _, found in evaluated)]]
+        rows += [[name, *(_loss(found["domains"].get(name)) for _, found in evaluated)] for name in names]
+        head = ["domain", *(f"after {_phase(start)}" for start, _ in evaluated)]
+        print_table(head, rows, "Validation loss on held-out documents")
+
+
+def _phase(start: dict[str, Any]) -> str:
+    return f"{start['phase']} {start['kind']}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def last_evaluation(events: list[dict[str, Any]], phase: int) -> dict[str, Any] | None:

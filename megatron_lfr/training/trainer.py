@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,8 @@ from megatron_lfr.lfr import Course
 from megatron_lfr.training.callbacks import Callback, StepReport
 from megatron_lfr.training.config import CheckpointConfig, TrainingConfig
 from megatron_lfr.training.evaluation import evaluate
+from megatron_lfr.training.stopping import StoppedError, Stopping
+from megatron_lfr.training.times import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Trainer:
         checkpoint: CheckpointConfig,
         identity: Mapping[str, Any],
         callbacks: Sequence[Callback],
+        stopping: Stopping,
+        times: Stopwatch,
     ) -> None:
         self.engine = engine
         self.curriculum = curriculum
@@ -71,13 +73,14 @@ class Trainer:
         self.checkpoint = checkpoint
         self.identity = dict(identity)
         self.callbacks = list(callbacks)
-        self._taken: _TakenStep | None = None
+        self.stopping = stopping
+        self.times = times
         self.consumed_samples = 0
         self.skipped_steps = 0
         self._skipped_blocks: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-        self._signal: str | None = None  # set by a handler at any moment, looked at once a step
-        self._stop_reason: str | None = None
-        self._started = self._last_step_end = time.perf_counter()
+        self._taken: _TakenStep | None = None
+        self._owes_evaluation = False  # of the last step; a stop has cut it short
+        self._saved_at = time.perf_counter()
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's JSON state, whose tensors the engine has already; {} at step 0."""
@@ -85,120 +88,155 @@ class Trainer:
             self.curriculum.load_state_dict(state["curriculum"])
             self.consumed_samples = int(state["consumed_samples"])
             self.skipped_steps = int(state["skipped_steps"])
+            self._owes_evaluation = bool(state.get("owes_evaluation", False))
         for callback in self.callbacks:
             callback.load_state_dict(state.get("callbacks", {}).get(type(callback).__name__, {}))
 
     def run(self) -> bool:
         """Train to the end of the schedule. False when a signal or an exit limit stopped it first."""
-        before = self._watch_signals()
-        self._started = self._last_step_end = time.perf_counter()
-        try:
-            while not self.curriculum.finished and self._stop_reason is None:
-                self._run_phase()
-            self.store.wait()  # the run has ended, or may be left, once its last checkpoint is whole
-            if self.curriculum.finished:
+        self.times.start()
+        self._saved_at = time.perf_counter()
+        with self.stopping.watching():
+            try:
+                self._run_phases()
+                with self.times.part("saving"):
+                    self.store.wait()  # the run has ended, or may be left, once its last checkpoint is whole
+                if self._is_complete:
+                    self._tell(lambda callback: callback.on_end(self))
+            except BaseException:
+                with suppress(Exception):  # the first error is the one to tell
+                    self.store.wait()  # no one else may write there before this has ended
+                raise
+            finally:
                 for callback in self.callbacks:
-                    callback.on_end(self)
-        except BaseException:
-            with suppress(Exception):  # the first error is the one to tell
-                self.store.wait()  # no one else may write there before this has ended
-            raise
-        finally:
-            for callback in self.callbacks:
-                callback.close()
-        # Not after an error: where a rank is gone, its launcher stops the others, which have yet to say why they end.
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        return self.curriculum.finished
+                    callback.close()
+        return self._is_complete
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.curriculum.finished and not self._owes_evaluation
+
+    def _run_phases(self) -> None:
+        if self._owes_evaluation:
+            self._between_steps(self.curriculum.next_step, evaluates=True, saves=False)
+        try:
+            while not self.curriculum.finished and self.stopping.reason is None:
+                self._run_phase()
+        except StoppedError as stop:  # while blocks were scored; the checkpoint before that stands
+            _say(f"{stop}: leaving before step {self.curriculum.next_step + 1}; the same command continues")
 
     def _run_phase(self) -> None:
         is_new = self.curriculum.at_boundary
-        start = self.curriculum.enter_phase()
+        with self.times.part("making orders"):
+            start = self.curriculum.enter_phase()
         if is_new:
-            for callback in self.callbacks:
-                callback.on_phase_start(self, start)
-        waited = self.train_loader.wait_seconds
-        for batch in self.train_loader.iterate(self.curriculum.remaining_steps()):
-            self._train_one(batch, self.train_loader.wait_seconds - waited)
-            if self._stop_reason is not None:
+            self._tell(lambda callback: callback.on_phase_start(self, start))
+        batches = self.train_loader.iterate(self.curriculum.remaining_steps())
+        for batch, waited in self.times.each("waiting for data", batches):
+            self._train_one(batch, waited)
+            if self.stopping.reason is not None:
                 return
-            waited = self.train_loader.wait_seconds
 
     def _train_one(self, batch: Batch, waited: float) -> None:
         check_vocabulary(batch, self.engine.vocab_size)
         lr, done = self.learning_rate(batch.step), batch.step + 1
-        reason = self._signal or self._exit_reason(done)
-        output = self.engine.train_step(batch, lr, stop=reason is not None)
+        wish = self.stopping.wish(done)
+        with self.times.part("training steps") as span:
+            output = self.engine.train_step(batch, lr, stop=wish is not None, save=self._wants_to_save())
         if output.stop:
-            self._stop_reason = reason or "another rank was asked to stop"
-        now = time.perf_counter()
-        seconds, self._last_step_end = now - self._last_step_end, now
+            self.stopping.agree(wish)
         self._finish_step()
-        self._taken = _TakenStep(batch, output, lr, seconds, waited)
+        self._taken = _TakenStep(batch, output, lr, span.seconds + waited, waited)
         assert self.curriculum.current is not None
         phase_ends = done == self.curriculum.current.planned.end_step
         evaluates = phase_ends or _due(done, self.config.eval_interval)
-        if evaluates or output.stop or _due(done, self.checkpoint.save_interval):
+        saves = output.save or _due(done, self.checkpoint.save_interval)
+        if evaluates or saves or output.stop:
             self._finish_step()
-            self._between_steps(done, evaluates)
+            self._between_steps(done, evaluates, saves)
 
     def _finish_step(self) -> None:
         """Record and log the last step, if that is still to be done."""
         taken, self._taken = self._taken, None
         if taken is None:
             return
-        batch, blocks = taken.batch, taken.output.blocks.wait()
-        if taken.output.skipped:
-            self.curriculum.skip(batch.step)
-        else:
-            self.curriculum.record(batch.step, blocks.nll_sum, blocks.token_count)
+        batch = taken.batch
+        with self.times.part("training steps") as arriving:
+            blocks = taken.output.blocks.wait()
+        with self.times.part("recording losses") as recording:
+            if taken.output.skipped:
+                self.curriculum.skip(batch.step)
+            else:
+                self.curriculum.record(batch.step, blocks.nll_sum, blocks.token_count)
         self.consumed_samples += int((batch.block_ids >= 0).sum())
         self._count_skipped(batch, taken.output)
-        report = StepReport(batch.step + 1, taken.output, blocks, taken.lr, taken.seconds, taken.wait_seconds)
-        for callback in self.callbacks:
-            callback.on_step_end(self, report)
+        seconds = taken.seconds + arriving.seconds + recording.seconds
+        report = StepReport(
+            batch.step + 1, taken.output, blocks, taken.lr, seconds, taken.wait_seconds, recording.seconds
+        )
+        self._tell(lambda callback: callback.on_step_end(self, report))
 
-    def _between_steps(self, done: int, evaluates: bool) -> None:
+    def _between_steps(self, done: int, evaluates: bool, saves: bool) -> None:
         if evaluates:
             self._evaluate(done)
-        if self._stop_reason is not None and not self.curriculum.finished and ranks.rank() == 0:
-            print(f"{self._stop_reason}: saving at step {done} and leaving; the same command continues", flush=True)
-        if (
-            self.curriculum.finished
-            or self._stop_reason is not None
-            or _due(done, self.checkpoint.save_interval)
-            or (self.curriculum.at_boundary and self._next_phase_rescores())
-        ):
+        stops = self.stopping.reason is not None and not self._is_complete
+        if stops:
+            _say(f"{self.stopping.reason}: saving at step {done} and leaving; the same command continues")
+        if saves or stops or self.curriculum.finished or (self.curriculum.at_boundary and self._next_phase_rescores()):
             self.save()
 
     def save(self) -> None:
         """Write a checkpoint of everything the run continues from."""
-        for callback in self.callbacks:
-            callback.before_checkpoint(self)
-        state = {
-            "identity": self.identity,
-            "curriculum": self.curriculum.state_dict(),
-            "consumed_samples": self.consumed_samples,
-            "skipped_steps": self.skipped_steps,
-            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
-        }
-        self.store.save(self.curriculum.next_step, self.engine.tensors(), state)
+        self._saved_at = time.perf_counter()
+        with self.times.part("saving"):
+            for callback in self.callbacks:
+                callback.before_checkpoint(self)
+            state = {
+                "identity": self.identity,
+                "curriculum": self.curriculum.state_dict(),
+                "consumed_samples": self.consumed_samples,
+                "skipped_steps": self.skipped_steps,
+                "owes_evaluation": self._owes_evaluation,
+                "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
+            }
+            self.store.save(self.curriculum.next_step, self.engine.tensors(), state)
+
+    def _wants_to_save(self) -> bool:
+        """Whether it is time for a checkpoint by rank 0's clock, which counts for all."""
+        minutes = self.checkpoint.save_interval_mins
+        return bool(minutes) and ranks.rank() == 0 and time.perf_counter() - self._saved_at > 60 * (minutes or 0)
 
     def _evaluate(self, done: int) -> None:
         if self.valid_source.num_blocks == 0:
             return
+        try:
+            with self.times.part("evaluation"):
+                evaluation = evaluate(
+                    self.engine,
+                    self.valid_loader,
+                    self.valid_source,
+                    max_blocks=self.evaluated_blocks,
+                    step=done,
+                    phase=self.plan.at_step(done - 1).index,
+                    between=self.stopping.look,
+                )
+        except StoppedError:  # it is made up for when the run goes on
+            self._owes_evaluation = True
+            return
+        self._owes_evaluation = False
+        self._tell(lambda callback: callback.on_evaluation(self, evaluation))
+
+    @property
+    def evaluated_blocks(self) -> int:
+        """Blocks of the validation split that an evaluation takes."""
         limit = self.config.eval_iters
-        evaluation = evaluate(
-            self.engine,
-            self.valid_loader,
-            self.valid_source,
-            max_blocks=None if limit is None else limit * self.plan.global_batch_size,
-            step=done,
-            phase=self.plan.at_step(done - 1).index,
-        )
-        for callback in self.callbacks:
-            callback.on_evaluation(self, evaluation)
-        self._last_step_end = time.perf_counter()
+        blocks = self.valid_source.num_blocks
+        return blocks if limit is None else min(blocks, limit * self.plan.global_batch_size)
+
+    def _tell(self, event: Callable[[Callback], None]) -> None:
+        with self.times.part("logging"):
+            for callback in self.callbacks:
+                event(callback)
 
     def _count_skipped(self, batch: Batch, output: StepOutput) -> None:
         if not output.skipped:
@@ -218,21 +256,10 @@ class Trainer:
             return False
         return self.plan.at_step(self.curriculum.next_step).phase.is_rescored
 
-    def _exit_reason(self, done: int) -> str | None:
-        minutes = self.config.exit_duration_in_mins
-        if _due(done, self.config.exit_interval):
-            return f"--exit-interval {self.config.exit_interval}"
-        if minutes is not None and time.perf_counter() - self._started > 60 * minutes:
-            return f"--exit-duration-in-mins {minutes:g}"
-        return None
 
-    def _watch_signals(self) -> dict[signal.Signals, Any]:
-        """Returns the handlers that were there before."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._signal = signal.Signals(number).name
-
-        return {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+def _say(text: str) -> None:
+    if ranks.rank() == 0:
+        print(text, flush=True)
 
 
 def _due(done: int, interval: int | None) -> bool:

@@ -299,19 +299,17 @@ def test_two_at_once_are_refused(unfinished: list[Path], out: Path, monkeypatch:
     assert sorted(contents(out)) == ["c_text_document.bin", "c_text_document.idx", "c_text_document.meta"]
 
 
-def test_an_error_keeps_what_is_noted(
-    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_keeps_what_is_noted(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that is broken, late: with --skip-broken the run goes on from there, not from the start."""
     eager(monkeypatch)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n' * 100 + "broken\n" + '{"text": "last"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl:101: not JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:101: not JSON") as raised:
         finish([path], out, skip_broken=False)
     state = noted(out)
     assert state is not None
     assert state["place"]["lines"] > 50
-    assert f"what is done so far is kept in {out}/c.partial" in capsys.readouterr().err
+    assert raised.value.__notes__ == [f"what is done so far is kept in {out}/c.partial"]
     path_reads = []
     parts = preprocess.inputs.LineReader.parts
 

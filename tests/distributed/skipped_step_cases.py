@@ -14,7 +14,7 @@ from megatron_lfr.engine import NativeEngine, StepOutput
 SKIPPED = 2
 
 
-def overflow(engine: NativeEngine, batch: Batch, lr: float, stop: bool = False) -> StepOutput:
+def overflow(engine: NativeEngine, batch: Batch, lr: float, **asked: bool) -> StepOutput:
     """NativeEngine.train_step with an infinite gradient of one weight that no other rank holds."""
     finish = engine.gradients.finish
 
@@ -24,7 +24,7 @@ def overflow(engine: NativeEngine, batch: Batch, lr: float, stop: bool = False) 
 
     engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
     try:
-        return TRAIN_STEP(engine, batch, lr, stop)
+        return TRAIN_STEP(engine, batch, lr, **asked)
     finally:
         engine.gradients.finish = finish  # type: ignore[method-assign]
 

@@ -24,6 +24,8 @@ from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.start import Start
 
+STOPPED = 75
+"""Exit code of a run that a signal or a limit stopped."""
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 
 
@@ -34,7 +36,7 @@ def trained(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
 
     folder = tmp_path_factory.mktemp("identity") / "run"
     args = [*tiny_flags(corpus), *FLAGS, "--save", str(folder)]
-    assert main(["train", *args, "--exit-interval", "8"]) == 0
+    assert main(["train", *args, "--exit-interval", "8"]) == 75
     return args, folder
 
 
@@ -125,7 +127,7 @@ def test_an_edited_schedule_or_tokenizer_has_changed_since(
     schedule.write_text("- {kind: learn, duration: 4, unit: steps}\n")
     at = (flags := tiny_flags(corpus)).index("--train-epochs")
     args = [*flags[:at], *flags[at + 2 :], "--lfr-schedule", str(schedule), "--save", str(tmp_path / "run")]
-    assert main(["train", *args, "--exit-interval", "2"]) == 0
+    assert main(["train", *args, "--exit-interval", "2"]) == 75
     schedule.write_text("- {kind: learn, duration: 5, unit: steps}\n")
     assert f"--lfr-schedule {schedule} has changed since the run began" in refusal(args, capsys)
 
@@ -171,7 +173,7 @@ def test_no_refusal_changes_a_byte(
     (folder / "journal/meta.json").write_text(json.dumps(meta))
     entries = np.load(folder / "journal/phase_000.npy")
     assert len(entries) == 64  # the run goes on after all that
-    assert main(["train", *args, "--exit-interval", "9"]) == 0
+    assert main(["train", *args, "--exit-interval", "9"]) == 75
     assert RunFolder(folder).history()[-1]["step"] == 8
 
 
@@ -218,7 +220,7 @@ def test_a_setting_that_changes_is_told_and_recorded(
 ) -> None:
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
     shutil.copytree(trained[1], folder.path)
-    assert main(["train", *args, "--lr", "0.5", "--exit-interval", "12"]) == 0
+    assert main(["train", *args, "--lr", "0.5", "--exit-interval", "12"]) == 75
     out = capsys.readouterr().out
     assert "settings that change from step 8 on: --lr 0.01 -> 0.5, --exit-interval 8 -> 12" in out
     last = folder.history()[-1]
@@ -226,7 +228,7 @@ def test_a_setting_that_changes_is_told_and_recorded(
     assert folder.recorded_settings()["lr"] == 0.5
     shutil.rmtree(folder.checkpoints / "iter_0000012")
     shutil.rmtree(folder.checkpoints / "iter_0000008")
-    assert main(["train", *args, "--lr", "0.25", "--exit-interval", "8"]) == 0  # from step 4: what came later goes
+    assert main(["train", *args, "--lr", "0.25", "--exit-interval", "8"]) == 75  # from step 4: what came later goes
     assert [(entry["step"], entry.get("changed")) for entry in folder.history()] == [
         (0, None),
         (4, {"lr": [0.01, 0.25]}),
@@ -256,13 +258,13 @@ def test_a_run_without_a_checkpoint_says_that_it_starts_anew(
     before = content(folder)
     assert "--seed 5, the run has 1234" in refusal([*args, "--seed", "5"], capsys)
     assert content(folder) == before
-    assert main(["train", *args, "--exit-interval", "2"]) == 0
+    assert main(["train", *args, "--exit-interval", "2"]) == 75
     out = capsys.readouterr().out
     assert "stopped before its first checkpoint and starts anew; the 64 losses in its journal" in out
     shutil.rmtree(folder / "checkpoints")
     for path in (folder / "journal").glob("phase_*"):
         path.unlink()  # nothing was trained: another run may begin here
-    assert main(["train", *args, "--exit-interval", "2", "--seed", "5"]) == 0
+    assert main(["train", *args, "--exit-interval", "2", "--seed", "5"]) == 75
     assert "losses" not in capsys.readouterr().out.split("phase 0")[0]
     assert json.loads((folder / "journal/meta.json").read_text())["seed"] == 5
 
@@ -280,7 +282,7 @@ def test_weights_are_used_as_they_were_trained(
     assert not (tmp_path / "tuned").exists()
     assert "choose from num_layers, hidden_size" in refusal([*flags, "--finetune-change", "colour"], capsys)
     assert (
-        main(["train", *flags, "--rotary-base", "7", "--finetune-change", "rotary_base", "--exit-interval", "1"]) == 0
+        main(["train", *flags, "--rotary-base", "7", "--finetune-change", "rotary_base", "--exit-interval", "1"]) == 75
     )
     assert content(folder) == before
     edited = tmp_path / "edited"
@@ -330,9 +332,9 @@ def test_relative_paths_are_found_from_elsewhere(
     (home / "blend.txt").write_text(f"1 {names[0]} 2 {names[1]}")
     rest = tiny_flags(corpus)[3:]
     monkeypatch.chdir(home)
-    assert main(["train", *rest, *FLAGS, "--exit-interval", "2", "--data-path", *names, "--save", "plain"]) == 0
+    assert main(["train", *rest, *FLAGS, "--exit-interval", "2", "--data-path", *names, "--save", "plain"]) == 75
     args = [*rest, *FLAGS, "--exit-interval", "2", "--data-args-path", "blend.txt", "--save", "blend"]
-    assert main(["train", *args]) == 0
+    assert main(["train", *args]) == 75
     for folder in (tmp_path, home):
         monkeypatch.chdir(folder)
         for name in ("plain", "blend"):

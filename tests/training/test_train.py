@@ -288,11 +288,11 @@ def test_exploding_steps_stop_the_run_with_the_blocks_named(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float, **asked: bool) -> Any:
         if batch.step >= 6:
             for parameter in engine.parameters:
                 parameter.local().fill_(float("inf"))
-        return original(engine, batch, lr, stop)
+        return original(engine, batch, lr, **asked)
 
     monkeypatch.setattr(NativeEngine, "train_step", poisoned)
     assert run([*tiny_args, "--max-skipped-steps", "3"]) == 2
@@ -311,9 +311,9 @@ def test_nothing_of_a_skipped_step_counts(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float, stop: bool = False) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float, **asked: bool) -> Any:
         if batch.step not in (2, 5):
-            return original(engine, batch, lr, stop)
+            return original(engine, batch, lr, **asked)
         saved = [parameter.local().clone() for parameter in engine.parameters]
         finish = engine.gradients.finish
 
@@ -325,7 +325,7 @@ def test_nothing_of_a_skipped_step_counts(
             engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
         else:
             engine.parameters[0].local().fill_(math.nan)
-        output = original(engine, batch, lr, stop)
+        output = original(engine, batch, lr, **asked)
         engine.gradients.finish = finish  # type: ignore[method-assign]
         assert output.skipped
         assert math.isfinite(output.loss) == (batch.step == 2)

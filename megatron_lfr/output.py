@@ -1,0 +1,95 @@
+"""Standard output and error, whatever they are: a terminal of any width and encoding, a file, a pipe, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_UNLIMITED = 100_000
+"""Columns of a file or a pipe."""
+
+
+def prepare() -> None:
+    """Make printing safe for a process: what an encoding lacks is written as an escape, and what nobody can read any
+    more, since a pipe or a terminal has closed, goes nowhere. A job of days does not end for that."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file that is opened would become the output
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
+
+
+class _Lasting(io.FileIO):
+    """A file descriptor that leads nowhere once its reader is gone."""
+
+    def write(self, data: ReadableBuffer, /) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if error.errno in (errno.EPIPE, errno.EIO):
+                return memoryview(data).nbytes
+            raise  # a full disk, say: once
+
+
+def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
+    if stream is None:  # Python found it closed
+        return open(descriptor, "w", encoding="utf-8", closefd=False)
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # python -u has no buffer
+    if not isinstance(stream, io.TextIOWrapper) or type(raw) is not io.FileIO or raw.fileno() != descriptor:
+        return stream  # somebody has put another object there, and will look into it
+    stream.flush()
+    lasting = _Lasting(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        lasting if buffer is raw else io.BufferedWriter(lasting),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def width() -> int:
+    """Columns of the output: what COLUMNS says, or the terminal; else as many as are wanted."""
+    return shutil.get_terminal_size((_UNLIMITED, 24)).columns
+
+
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, left: Collection[str] | None = None
+) -> None:
+    """Print a table that is never cut: where it is wider than the output, each row becomes a list.
+
+    The columns named in `left`, by default the first, are text, the others numbers. What grows with the data are rows.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    table = Table()
+    for name in head:
+        table.add_column(name, justify="left" if name in (left or head[:1]) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=_UNLIMITED, highlight=False, markup=False, emoji=False)
+    console.width = Measurement.get(console, console.options, table).maximum
+    if title is not None:
+        print(title)
+    if console.width <= width():
+        console.print(table)
+        return
+    for row in rows:
+        print(row[0])
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            print(f"  {name}: {cell}")
