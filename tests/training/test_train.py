@@ -350,6 +350,6 @@ def test_nothing_of_a_skipped_step_counts(
     for row, steps in zip(rows, ((0, 1), (3, 4), (6, 7, 8)), strict=True):
         assert row["loss"] == pytest.approx(entries[list(steps)].astype(np.float64).mean(), abs=1e-6)
     resumed = [*logged, "--save", str(tmp_path / "resumed")]
-    assert run([*resumed, "--exit-interval", "3"]) == 0
+    assert run([*resumed, "--exit-interval", "3"]) == STOPPED
     assert run(resumed) == 0
     assert (np.load(tmp_path / "resumed/journal/phase_000.npy") == entries.ravel()).all()
