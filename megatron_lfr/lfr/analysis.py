@@ -104,10 +104,11 @@ class Run:
     def phases(self, ledger: Ledger | None = None) -> Iterator[PhaseHistory]:
         """The phases that have begun, in order.
 
-        ledger: an empty one to fill on the way. While a history is looked at, it holds what was known at that phase's
-        start, after the last one everything. ValueError where the journal leads to an order that was not trained on.
+        ledger: an `empty_ledger` to fill on the way. While a history is looked at, it holds what was known at that
+        phase's start, after the last one everything. ValueError where the journal leads to an order that was not
+        trained on.
         """
-        ledger = Ledger(self.plan.n_blocks, self.plan.total_steps) if ledger is None else ledger
+        ledger = self.empty_ledger() if ledger is None else ledger
         hashes = {e["phase"]: e.get("order_hash") for e in self.events() if e.get("event") == "phase"}
         for planned in self.plan.phases:
             nll = self.journal.read(planned.index)
@@ -125,9 +126,13 @@ class Run:
             if not history.is_complete:
                 return
 
+    def empty_ledger(self) -> Ledger:
+        """The ledger before the first step."""
+        return Ledger(self.plan.n_blocks, self.plan.total_steps, self.blend)
+
     def ledger(self) -> Ledger:
         """The last loss of every block, its step, and the number of visits."""
-        ledger = Ledger(self.plan.n_blocks, self.plan.total_steps)
+        ledger = self.empty_ledger()
         for _ in self.phases(ledger):
             pass
         return ledger

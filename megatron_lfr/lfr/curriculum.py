@@ -52,7 +52,7 @@ class Curriculum(Course):
         self._rescore = rescore
         self._sharing = sharing
         self._fresh = True
-        self.ledger = Ledger(plan.n_blocks, plan.total_steps)
+        self.ledger = Ledger(plan.n_blocks, plan.total_steps, self.blend)
 
     def enter_phase(self) -> PhaseStart:
         """The phase of the next step; at a boundary this makes its order."""
@@ -107,7 +107,7 @@ class Curriculum(Course):
         """Return to a place that `state_dict` gave: replays the journal into the ledger and cuts it back to that place.
         ValueError where the journal does not lead there; then it is as it was."""
         phase, entries, step = int(state["phase"]), int(state["entries"]), int(state["step"])
-        self.ledger = Ledger(self.plan.n_blocks, self.plan.total_steps)
+        self.ledger = Ledger(self.plan.n_blocks, self.plan.total_steps, self.blend)
         self.current, self._next_step, self._fresh = None, 0, False
         self.journal.close()
         self.journal.check_holds(phase, entries)

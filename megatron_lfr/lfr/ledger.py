@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.journal import UNRECORDED
 from megatron_lfr.lfr.reference import LARGEST, Curves, Population, Reference
 
@@ -25,9 +26,12 @@ class Ledger:
         step: int32 [n_blocks], optimizer step of that record; -1 where there is none.
         visits: uint16 [n_blocks], times trained on, saturating.
         reference: what the losses of each step are measured against.
+
+    blend: the curriculum's; what Learn and Review draw from, where corpora have weights.
     """
 
-    def __init__(self, n_blocks: int, total_steps: int) -> None:
+    def __init__(self, n_blocks: int, total_steps: int, blend: Blend | None = None) -> None:
+        self._blend = Blend([0, n_blocks]) if blend is None or blend.weights is None else blend
         self.nll = np.full(n_blocks, np.nan, np.float32)
         self.step = np.full(n_blocks, -1, np.int32)
         self.visits = np.zeros(n_blocks, np.uint16)
@@ -43,8 +47,8 @@ class Ledger:
         """
         self._priors = None
         if focus:
-            self._priors = self._present_standings() if rescored is None else _standardised(rescored)
-        self.reference.begin_phase(first_step, None if self._priors is None else Population.of(self._priors))
+            self._priors = self._present_standings() if rescored is None else self._standardised(rescored)
+        self.reference.begin_phase(first_step, None if self._priors is None else self._population(self._priors))
 
     def record(self, step: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]) -> None:
         """Enter one optimizer step: fp32 `nll` [n] of `block_ids` [n]. Entries equal to UNRECORDED leave a block as
@@ -123,13 +127,15 @@ class Ledger:
             standings[part] = values
         return standings
 
+    def _standardised(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+        """Scores [n_blocks] as spreads above their mean."""
+        whole = self._population(scores)
+        spread = math.sqrt(whole.variance) or 1.0
+        standings = np.empty(len(scores), np.float16)
+        for first in range(0, len(scores), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            standings[part] = np.clip((scores[part].astype(np.float64) - whole.mean) / spread, -LARGEST, LARGEST)
+        return standings
 
-def _standardised(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Scores [n_blocks] as spreads above their mean."""
-    whole = Population.of(scores)
-    spread = math.sqrt(whole.variance) or 1.0
-    standings = np.empty(len(scores), np.float16)
-    for first in range(0, len(scores), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        standings[part] = np.clip((scores[part].astype(np.float64) - whole.mean) / spread, -LARGEST, LARGEST)
-    return standings
+    def _population(self, values: npt.NDArray[np.floating]) -> Population:
+        return Population.of_corpora(values, self._blend.starts, self._blend.weights or [1.0])

@@ -23,7 +23,9 @@ Sums are of integers, or exact, and the rest is single IEEE operations, so that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +50,26 @@ Window = tuple[Integers, Integers]
 
 @dataclass(frozen=True)
 class Population:
-    """Mean and variance of a value over all blocks that have it."""
+    """Mean and variance of a value over all blocks that have it, as Learn and Review draw them."""
 
     mean: float
     variance: float
 
     @staticmethod
-    def of(values: npt.NDArray[np.floating]) -> Population:
-        """Of values [n_blocks], NaN where a block has none; larger ones than LARGEST count as that."""
+    def of_corpora(values: npt.NDArray[np.floating], starts: Sequence[int], weights: Sequence[float]) -> Population:
+        """As `of`, of corpora from `starts[c]` to before `starts[c + 1]` whose shares of the draws are as `weights`."""
+        parts = [Population.of(values[first:last]) for first, last in pairwise(starts)]
+        known = [(weight, part) for weight, part in zip(weights, parts, strict=True) if part is not None]
+        total = math.fsum(weight for weight, _ in known)
+        if not known:
+            return Population(0.0, 0.0)
+        mean = math.fsum(weight * part.mean for weight, part in known) / total
+        squares = math.fsum(weight * (part.variance + (part.mean - mean) ** 2) for weight, part in known)
+        return Population(mean, squares / total)
+
+    @staticmethod
+    def of(values: npt.NDArray[np.floating]) -> Population | None:
+        """Of values [n_blocks], NaN where a block has none; none counts as more than LARGEST. None without any."""
         count, total, squares = 0, 0, 0
         for first in range(0, len(values), _CHUNK):
             part = values[first : first + _CHUNK]
@@ -64,7 +78,7 @@ class Population:
             total += int(whole.sum())
             squares += int((whole * whole).sum())
         if not count:
-            return Population(0.0, 0.0)
+            return None
         return Population(total / count / _UNIT, (count * squares - total * total) / count**2 / _UNIT**2)
 
 

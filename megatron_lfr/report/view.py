@@ -120,7 +120,7 @@ def view_run(folder: Path, name: str, margin: float) -> RunView:
     run = open_run(folder)
     corpus = open_corpus(run)
     n_blocks = run.plan.n_blocks
-    ledger = Ledger(n_blocks, run.plan.total_steps)
+    ledger = run.empty_ledger()
     trajectories = Trajectories(n_blocks, margin)
     sample = _Sample(n_blocks)
     views: list[PhaseView] = []

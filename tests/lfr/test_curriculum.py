@@ -157,7 +157,7 @@ def test_losses_that_are_not_finite_leave_scores_alone(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
-    """As if its blocks had not been there: ledger, reference and journal, live and replayed."""
+    """As if its blocks had not been there: ledger and journal, live and replayed."""
     plan = Schedule((Phase("learn", 2),)).plan(12, SEQ, 8)
     curriculum = make(tmp_path, plan)
     hard = hardness(12)
@@ -167,7 +167,7 @@ def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
             curriculum.skip(step)
             for name, value in before.items():
                 np.testing.assert_array_equal(getattr(curriculum.ledger, name), value)
-            assert not curriculum.ledger.reference.moments[:, step].any()
+            assert not curriculum.ledger.reference.moments[:, 1].any()
         else:
             curriculum.record(step, *loss_of(ids, step, hard))
     with pytest.raises(ValueError, match="record: expected step 3"):
@@ -178,9 +178,7 @@ def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
     assert [entry == -1 for entry in entries] == [8 <= at < 16 for at in range(24)]
     again = make(tmp_path, plan)
     again.load_state_dict(state)
-    for name in ("nll", "step", "visits"):
-        np.testing.assert_array_equal(getattr(again.ledger, name), getattr(curriculum.ledger, name))
-    np.testing.assert_array_equal(again.ledger.reference.moments, curriculum.ledger.reference.moments)
+    assert_same_ledger(again.ledger, curriculum.ledger)
 
 
 def test_records_must_come_in_order(tmp_path: Path) -> None:

@@ -297,6 +297,21 @@ def test_a_focus_by_rescored_losses_is_accounted_for() -> None:
     assert spread == pytest.approx(0.5 * np.hypot(1, 0.6), rel=0.08)
 
 
+def test_a_focus_after_a_blend_is_measured_against_the_blend() -> None:
+    """A small hard corpus makes half of what Learn draws, and a tenth of the blocks that Focus chooses from."""
+    rng, blend, batch = np.random.default_rng(3), Blend([0, 2000, 20_000], [1.0, 1.0]), 64
+    difficulty = rng.normal(size=20_000) + np.where(np.arange(20_000) < 2000, 2.0, 0.0)
+    phases = Schedule((Phase("learn", 0.8), Phase("focus", 0.5, drop=0.5, score="detrended"))).plan(20_000, 8, batch)
+    ledger = Ledger(20_000, phases.total_steps, blend)
+    for planned in phases.phases:
+        scores = start_phase(planned, ledger, 1, NO_JOURNAL)
+        order, _ = blend.make_order(planned.phase, scores, planned.draws, 1, planned.index)
+        nll = 4 + 0.5 * (difficulty[order] + 0.6 * rng.normal(size=len(order)))
+        ledger.record_phase(planned.first_step, batch, order, nll.astype(np.float32))
+    steps = ledger.reference.curves().location[phases.phases[1].first_step :]
+    assert float(steps.mean()) == pytest.approx(4 + 0.5 * 1.0, abs=0.1)
+
+
 @pytest.mark.parametrize("focus", [False, True])
 def test_degenerate_records_give_finite_scores(focus: bool) -> None:
     for losses in ([3.0], [3.0] * 40, [0.0, 1e30, 3e38, 5.0]):
