@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from megatron_lfr.checkpoint import ranks
+from megatron_lfr.fileio import describe
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -186,7 +187,7 @@ def _at_least_1d(tensor: Tensor) -> Tensor:
 def _cause(failure: CheckpointException, world_size: int) -> Exception:
     """The error of the lowest rank that failed, as one that callers catch: DCP's own is not an Exception."""
     at_rank, (cause, _) = min(failure.failures.items(), key=lambda item: item[0])
-    text = f"rank {at_rank}: {cause}" if world_size > 1 else str(cause)
+    text = f"rank {at_rank}: {describe(cause)}" if world_size > 1 else describe(cause)
     if isinstance(cause, OSError):
         return OSError(cause.errno, text)
     return ValueError(text) if isinstance(cause, ValueError | SafetensorError) else RuntimeError(text)

@@ -30,15 +30,6 @@ class PhaseStart:
     selection: Selection | BlendSelection | None
 
 
-@dataclass
-class Cost:
-    """Seconds that the curriculum itself has taken so far."""
-
-    record: float = 0.0
-    order: float = 0.0
-    rescore: float = 0.0
-
-
 class Sharing(Protocol):
     """How the processes of a run come to one order. Each of them makes the same calls."""
 
@@ -57,7 +48,6 @@ class Course(ABC):
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.cost = Cost()
         self.current: PhaseStart | None = None
         self._order: Order = np.empty(0, np.uint32)
         self._next_step = 0

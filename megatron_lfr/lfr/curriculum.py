@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,6 @@ class Curriculum(Course):
         it was; a step that left the weights alone goes to `skip`. ValueError for another step than the next, and for
         arrays of another shape.
         """
-        started = time.perf_counter()
         self._check_recorded_step(step)
         ids = self.block_ids(step)
         real = int((ids >= 0).sum())
@@ -91,7 +89,6 @@ class Curriculum(Course):
         self.ledger.record(step, ids[:real], nll)
         self.journal.append(nll)
         self._next_step = step + 1
-        self.cost.record += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able place in the run. Everything that it refers to is on disk when this returns."""
@@ -135,12 +132,10 @@ class Curriculum(Course):
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the scores as they stand."""
-        started = time.perf_counter()
         scores = start_phase(planned, self.ledger, self.seed, self.journal)
         order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
-        self.cost.order += time.perf_counter() - started
 
     def _share_order(self) -> None:
         if self._sharing is not None:
@@ -149,10 +144,8 @@ class Curriculum(Course):
 
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None
-        started = time.perf_counter()
         agree = int if self._sharing is None else self._sharing.agree
         rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, agree)
-        self.cost.rescore += time.perf_counter() - started
 
 
 def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:

@@ -118,6 +118,9 @@ class ProgressBar(Callback):
             speed=tokens / report.seconds,
         )
 
+    def on_end(self, trainer: Trainer) -> None:
+        self._progress.stop()  # what others print at the end needs no bar below it
+
     def close(self) -> None:
         self._progress.stop()
 

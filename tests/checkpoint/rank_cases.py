@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.training.config import TrainingConfig
+from megatron_lfr.training.stopping import StoppedError, Stopping
 
 RANKS = 2
 
@@ -131,9 +135,22 @@ def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     return {"iteration": found.iteration}
 
 
+def stop_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    """A signal to rank 1 between two batches of an evaluation: both leave it together."""
+    stopping, looks = Stopping(TrainingConfig(), dist.group.WORLD), 0
+    with stopping.watching(), suppress(StoppedError):
+        for batch in range(5):
+            if batch == 2 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            stopping.look()
+            looks += 1
+    return {"reason": stopping.reason, "looks": looks}
+
+
 Case = Callable[[Path, DeviceMesh], dict[str, object]]
 CASES: dict[str, Case] = {
-    case.__name__: case for case in (save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage)
+    case.__name__: case
+    for case in (save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage, stop_on_one_rank)
 }
 
 

@@ -66,6 +66,13 @@ def test_two_ranks_read_what_one_saved(folder: Path) -> None:
 def test_an_error_on_one_rank_is_raised_on_both(folder: Path, case: str, message: str) -> None:
     for found in found_in(folder, "errors_on_one_rank"):
         assert message in found[case]
+        assert found[case].count("Errno") <= 1
+
+
+def test_a_stop_on_one_rank_is_both_ranks(folder: Path) -> None:
+    one, other = found_in(folder, "stop_on_one_rank")
+    assert one == {"reason": "another rank was asked to stop", "looks": 2}
+    assert other == {"reason": "SIGTERM", "looks": 2}
 
 
 def test_a_failed_save_of_two_ranks_leaves_the_old_checkpoint(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 from megatron_lfr.cli import main
-from megatron_lfr.config import parse_run_config, resolve_schedule
+from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
 
@@ -58,6 +59,10 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--load", "/elsewhere"], "a run is continued in its own folder"),
         (["--finetune"], "--finetune: give the run folder to start from"),
         (["--keep-last", "0"], "--keep-last 0: must be at least 1"),
+        (["--save-interval-mins", "-1"], "--save-interval-mins -1.0: must be 0 or more"),
+        (["--lfr-schedule", "[{kind: learn, duration: .nan}]"], "duration nan: must be a positive number"),
+        (["--lfr-schedule", "[{kind: focus, duration: 1, drop: .nan}]"], "drop nan"),
+        (["--split", "nan,1,0"], "--split nan,1,0"),
         (["--log-interval", "0"], "--log-interval 0: must be at least 1"),
         (["--wandb-project", "x"], "needs the wandb package"),
         (["--model-preset", "2T"], "--model-preset 2T: choose from demo"),
@@ -68,6 +73,23 @@ def test_wrong_settings_are_refused(
     flags: list[str], message: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal([*tiny_args, *flags], capsys)
+
+
+def test_numbers_are_finite(tiny_args: list[str]) -> None:
+    """Whatever other flag would be hurt by it."""
+    flags = [
+        f"--{field.name.replace('_', '-')}"
+        for section in dataclasses.fields(RunConfig)
+        for field in dataclasses.fields(getattr(RunConfig(), section.name))
+        if "float" in str(field.type)
+    ]
+    assert len(flags) > 10
+    assert {"--lr", "--min-lr", "--train-epochs", "--save-interval-mins"} <= set(flags)
+    for flag in flags:
+        for value in ("nan", "inf", "-inf"):
+            config, _ = parse_run_config([*tiny_args, f"{flag}={value}"])
+            with pytest.raises(ValueError, match=f"^{flag} {value}: must be a finite number$"):
+                config.validate(1)
 
 
 SHARDING = "--data-parallel-sharding-strategy"

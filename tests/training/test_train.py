@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
+import os
 import shutil
 import threading
 from collections import Counter
@@ -121,6 +123,20 @@ def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
         assert (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").exists()
     finally:
         is_awaited.set()
+
+
+def test_a_full_disk_is_told_once(
+    tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/file")
+
+    monkeypatch.setattr(store_module, "write_manifest", full)
+    assert run([*tiny_args, "--save-interval", "1"]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith(f"could not be written in {tiny_args[-1]}/checkpoints: /disk/file: No space left on device\n")
+    assert err.count("No space left") == 1
+    assert "Errno" not in err
 
 
 class Spy:
