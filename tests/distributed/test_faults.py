@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parity import matrix
+from two_ranks import train_two_ranks
 from waiting import LIMIT, finish, wait_until
 
 Process = subprocess.Popen[str]
@@ -72,8 +73,7 @@ def wait_for_checkpoint(folder: Path, process: Process) -> None:
 def reference(prefixes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
     folder = tmp_path_factory.mktemp("reference") / "run"
-    code, out = finish(torchrun(flags(prefixes, folder)))
-    assert code == 0, out
+    train_two_ranks(flags(prefixes, folder), folder.with_name("said"))
     return folder
 
 
@@ -127,9 +127,7 @@ def test_a_signal_leaves_one_checkpoint_that_goes_on(
     elif to == "one rank":
         assert code == 0, out  # or torchrun would start the run again
     assert len(list((folder / "checkpoints").glob("iter_*"))) == 1
-    code, out = finish(torchrun(flags(prefixes, folder)))
-    assert code == 0, out
-    assert "continuing" in out
+    assert "continuing" in train_two_ranks(flags(prefixes, folder), tmp_path / "said")
     assert_same_bits(folder, reference)
 
 
@@ -165,11 +163,7 @@ def test_every_machine_has_the_journal_and_loses_a_rank(
     for path in (folder / "scratch/node_1").rglob("*"):
         if path.is_file():
             path.unlink()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    for process in start_machines(prefixes, folder, port):
-        code, out = finish(process)
-        assert code == 0, out
+    train_two_ranks(flags(prefixes, folder), tmp_path / "said", machines=2)
     assert_same_bits(folder, reference)
     journals = [folder / "journal", folder / "scratch/node_1/journal"]
     names = [sorted(path.name for path in journal.iterdir()) for journal in journals]

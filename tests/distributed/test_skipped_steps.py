@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
 import skipped_step_cases as cases
-import torch.multiprocessing as mp
 from parity import matrix
+from two_ranks import train_two_ranks
 
 from megatron_lfr.lfr.analysis import open_run
 
@@ -19,9 +18,7 @@ def test_an_infinite_gradient_of_one_rank_counts_on_no_machine(tmp_path: Path) -
         *matrix.run_flags(matrix.write_corpus(tmp_path), folder),
         *("--tensor-model-parallel-size", "2", "--lfr-schedule", "uniform", "--train-iters", "5"),
     ]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.start_processes(cases.main, (port, arguments), nprocs=2, start_method="forkserver")
+    train_two_ranks(arguments, tmp_path / "said", machines=2, prepare=cases.overflow_on_rank_1)
     journals = [path / "journal/phase_000.npy" for path in (folder, folder / "scratch/node_1")]
     assert journals[0].read_bytes() == journals[1].read_bytes()
     losses = np.load(journals[0]).reshape(5, 8)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tiny_run import tiny_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
@@ -24,16 +25,12 @@ from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.start import Start
 
-STOPPED = 75
-"""Exit code of a run that a signal or a limit stopped."""
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 
 
 @pytest.fixture(scope="module")
 def trained(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """(flags, folder) of a run that was asked to stop at step 8, with checkpoints of steps 4 and 8."""
-    from tiny_run import tiny_flags
-
     folder = tmp_path_factory.mktemp("identity") / "run"
     args = [*tiny_flags(corpus), *FLAGS, "--save", str(folder)]
     assert main(["train", *args, "--exit-interval", "8"]) == 75
@@ -121,8 +118,6 @@ def test_other_corpora_are_refused(
 def test_an_edited_schedule_or_tokenizer_has_changed_since(
     corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiny_run import tiny_flags
-
     schedule = tmp_path / "schedule.yaml"
     schedule.write_text("- {kind: learn, duration: 4, unit: steps}\n")
     at = (flags := tiny_flags(corpus)).index("--train-epochs")
@@ -321,8 +316,6 @@ def test_paths_are_compared_as_places(
 def test_relative_paths_are_found_from_elsewhere(
     corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tiny_run import tiny_flags
-
     home = tmp_path / "home"
     (home / "data").mkdir(parents=True)
     for prefix in corpus:

@@ -16,13 +16,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tiny_run import tiny_flags
+from tiny_run import STOPPED, tiny_flags
 from waiting import LIMIT, wait_until
 
 from megatron_lfr.cli import main
-
-STOPPED = 75
-"""Exit code of a run that a signal or a limit stopped."""
 
 
 def train(args: list[str], output: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tiny_run import STOPPED
 from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore

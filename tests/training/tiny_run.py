@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 VOCAB = 64
+STOPPED = 75
+"""Exit code of a run that a signal or a limit stopped."""
 
 
 def tiny_flags(corpus: list[str]) -> list[str]:
