@@ -277,7 +277,7 @@ def test_a_resumed_run_draws_no_weights(
     short = [*without(tiny_args, "--train-epochs"), "--train-epochs", "0.5", "--lfr-schedule", "uniform"]
     assert run(short) == 0
     stopped = [*short, "--save", str(tmp_path / "stopped")]
-    assert run([*stopped, "--exit-interval", "3"]) == 0
+    assert run([*stopped, "--exit-interval", "3"]) == STOPPED
     forbid_drawing()
     assert run(stopped) == 0
     journals = [(tmp_path / name / "journal/phase_000.npy").read_bytes() for name in ("run", "stopped")]
