@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -203,8 +204,8 @@ class Trainer:
 
     def _wants_to_save(self) -> bool:
         """Whether it is time for a checkpoint by rank 0's clock, which counts for all."""
-        minutes = self.checkpoint.save_interval_mins
-        return bool(minutes) and ranks.rank() == 0 and time.perf_counter() - self._saved_at > 60 * (minutes or 0)
+        minutes = self.checkpoint.save_interval_mins or math.inf
+        return ranks.rank() == 0 and time.perf_counter() - self._saved_at > 60 * minutes
 
     def _evaluate(self, done: int) -> None:
         if self.valid_source.num_blocks == 0:

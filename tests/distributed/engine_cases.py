@@ -293,14 +293,18 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
 
 
 def stop(layout: Layout) -> Found:
-    """Each rank in turn asks to stop; then none does."""
+    """Each rank in turn asks to stop, then for a checkpoint; then none does."""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
     found = {}
     for asking in range(layout.ranks):
-        output = engine.train_step(batch, 1e-3, stop=dist.get_rank() == asking)
-        found[f"rank {asking} not heard"] = float(output.stop is not True)
-    found["stopped unasked"] = float(engine.train_step(batch, 1e-3).stop is not False)
+        mine = dist.get_rank() == asking
+        output = engine.train_step(batch, 1e-3, stop=mine)
+        found[f"rank {asking} not heard"] = float((output.stop, output.save) != (True, False))
+        output = engine.train_step(batch, 1e-3, save=mine)
+        found[f"rank {asking} not saved for"] = float((output.stop, output.save) != (False, True))
+    output = engine.train_step(batch, 1e-3)
+    found["stopped unasked"] = float((output.stop, output.save) != (False, False))
     return found
 
 
