@@ -66,14 +66,14 @@ class View:
         return visits
 
     def extremes(self, count: int, hardest: bool) -> Records:
-        """The hardest or easiest blocks by the loss expected now (detrended); the records are all their visits."""
+        """The hardest or easiest blocks by what the last loss amounts to now; the records are all their visits."""
         ledger = self._run.ledger()
         seen = np.flatnonzero(ledger.step >= 0)
         scores = ledger.detrended_scores()[seen]
         order = np.argsort(-scores if hardest else scores, kind="stable")[:count]
         for block, score in zip(seen[order], scores[order], strict=True):
             at, visits = ledger.step[block] + 1, ledger.visits[block]
-            loss = f"loss {ledger.nll[block]:.4f} at step {at} (expected now: {score:.4f})"
+            loss = f"loss {ledger.nll[block]:.4f} at step {at} (amounts to {score:.4f} now)"
             self._block(int(block), f"{loss}, visits: {visits}")
         chosen = seen[order]
         return self._run.visits(chosen)

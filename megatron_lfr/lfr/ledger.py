@@ -91,12 +91,12 @@ class Ledger:
         return self.nll.copy()
 
     def detrended_scores(self) -> npt.NDArray[np.float32]:
-        """The loss (nats) that each block is expected to have now, fp32 [n_blocks], NaN where it was never trained on
-        (ours).
+        """What the recorded loss of each block amounts to now (nats), fp32 [n_blocks], NaN where there is none (ours).
 
         It lies as many spreads above the mean of all blocks' losses now as the recorded loss lay above theirs at its
         step: the model has changed since, and raw losses confound how hard a block is with when it was seen.
-        `reference` says how mean and spread are found.
+        `reference` says how mean and spread are found. The luck of a record is not taken out: early records hold more
+        of it, and would be dropped more or less often than others.
         """
         curves = self.reference.curves()
         location, spread = curves.level

@@ -13,7 +13,7 @@ _LFR = (_LEARN, _FOCUS, Phase("review", 0.20, "share"), _SHARPER, Phase("review"
 
 PRESETS: dict[str, tuple[str, Schedule]] = {
     "lfr": (
-        "Ours, the default: short, weighted Focus phases by what each block's loss would be now (detrended scores), a "
+        "Ours, the default: short, weighted Focus phases by what each block's last loss amounts to now (detrended), a "
         "Review after each, so that the run ends in Review.",
         Schedule(_LFR),
     ),

@@ -60,7 +60,7 @@ class Phase:
     """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
     its perplexity. choice: weighted without replacement, by perplexity."""
     score: ScoreMode = "recorded"
-    """recorded: loss when last trained on (the paper). detrended: what that says of the loss now, when the model has
+    """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
     changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
     the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
     repeats as often, but not by difficulty."""

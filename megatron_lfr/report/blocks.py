@@ -41,11 +41,11 @@ def _kinds(view: RunView) -> list[tuple[str, str, list[Block]]]:
     return [
         (
             "Hardest",
-            "Highest loss to be expected now (in brackets): that of the last visit as it stood among all losses then, "
-            "since a block last seen early met a worse model.",
+            "By what the last loss amounts to now (in brackets), from how it stood among all losses then: a block last "
+            "seen early met a worse model.",
             picks.hardest,
         ),
-        ("Easiest", "Lowest loss to be expected now.", picks.easiest),
+        ("Easiest", "Measured in the same way.", picks.easiest),
         (name, how, picks.most_forgotten),
     ]
 
@@ -57,7 +57,7 @@ def _card(view: RunView, block: Block) -> Html:
         "header",
         element("b", view.corpus.domain_of(block.id)),
         element("span", f"block {block.id:,}"),
-        element("span", f"loss {float(block.nll[-1]):.2f} (now {block.expected:.2f})".replace("-", "−")),
+        element("span", f"loss {float(block.nll[-1]):.2f} (now {block.present:.2f})".replace("-", "−")),
         element("span", visits + times),
     )
     return element("article", head, _course(view, block), _text(view, block.id), class_="card")

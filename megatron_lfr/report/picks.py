@@ -21,14 +21,13 @@ EACH = 6
 
 @dataclass(frozen=True)
 class Block:
-    """One block. steps, nll: its visits, in order. expected: the loss that it is expected to have now (detrended),
-    nats. forgotten: how often its loss rose after a fall. setback: the most that it was above its lowest until then,
-    nats."""
+    """One block. steps, nll: its visits, in order. present: what its last loss amounts to now (detrended), nats.
+    forgotten: how often its loss rose after a fall. setback: the most that it was above its lowest until then, nats."""
 
     id: int
     steps: Steps
     nll: Losses
-    expected: float
+    present: float
     forgotten: int
     setback: float
 
@@ -43,7 +42,7 @@ class Picks:
 
 
 def pick_blocks(run: Run, ledger: Ledger, trajectories: Trajectories, trained: Sequence[Order]) -> Picks:
-    """Hardest and easiest by the loss expected now; most forgotten by how often, then by how far.
+    """Hardest and easiest by what the last loss amounts to now; most forgotten by how often, then by how far.
 
     trained: the blocks of each phase's draws so far."""
     forgotten, setback = trajectories.forgotten(), trajectories.setback

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from megatron_lfr.lfr import Ledger, PlannedPhase
 from megatron_lfr.lfr.analysis import PhaseHistory, Run, open_run
+from megatron_lfr.lfr.blend import BlendSelection
 from megatron_lfr.lfr.blocksets import BlockSet
 from megatron_lfr.lfr.dynamics import CLASSES, Trajectories
 from megatron_lfr.lfr.selection import Order
@@ -183,8 +184,9 @@ def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
     unseen = np.isnan(history.scores_at_start)
     left_out = history.selection.left_out(history.scores_at_start)
     dropped = left_out & ~unseen
+    starts = history.selection.starts if isinstance(history.selection, BlendSelection) else None
     return FocusView(
-        BlockSet.of(dropped, ~unseen),
+        BlockSet.of(dropped, ~unseen, starts),
         _count(dropped, corpus),
         _count(unseen, corpus),
         _count(left_out & unseen, corpus),

@@ -172,7 +172,7 @@ def test_hardest_easiest_and_domains(folder: Path, capsys: pytest.CaptureFixture
     easiest = re.findall(r"block (\d+)", ask(folder, capsys, "--easiest", "5", "--chars", "0"))
     assert list(map(int, easiest)) == ranked[:5]
     found = re.findall(
-        r"block (\d+) .*loss ([\d.]+) at step (\d+) \(expected now: ([\d.]+)\)", ask(folder, capsys, "--hardest", "3")
+        r"block (\d+) .*loss ([\d.]+) at step (\d+) \(amounts to ([\d.]+) now\)", ask(folder, capsys, "--hardest", "3")
     )
     last = {i: (loss_of(i, s + 1), s + 1) for s, ids in enumerate(served(folder)) for i in ids}
     for (block, loss, step, score), expected in zip(found, reversed(ranked[-3:]), strict=True):

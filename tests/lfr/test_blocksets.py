@@ -49,6 +49,26 @@ def test_chance_is_what_random_sets_have(
     assert found.cosine == pytest.approx(found.by_chance, abs=0.015)
 
 
+def test_chance_of_sets_that_were_chosen_in_each_corpus(rng: np.random.Generator) -> None:
+    """One was chosen by thirds and halves in two corpora, the other in three; against many draws at random."""
+    n_blocks, parts = 400, [((0, 100, 400), (1 / 3, 1 / 2)), ((0, 100, 250, 400), (0.8, 0.1, 0.5))]
+    candidates = [rng.random(n_blocks) < share for share in (0.7, 0.5)]
+    candidates[0][:100] = rng.random(100) < 0.2
+    cosines, expected = [], 0.0
+    for _ in range(400):
+        sets = []
+        for among, (starts, shares) in zip(candidates, parts, strict=True):
+            mask = np.zeros(n_blocks, np.bool_)
+            for first, last, share in zip(starts, starts[1:], shares, strict=False):
+                inside = first + np.flatnonzero(among[first:last])
+                mask[rng.permutation(inside)[: int(share * len(inside))]] = True
+            sets.append(BlockSet.of(mask, among, starts))
+        found = compare(*sets)
+        cosines.append(found.cosine)
+        expected = found.by_chance
+    assert np.mean(cosines) == pytest.approx(expected, abs=0.005)
+
+
 def test_sets_of_different_corpora_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be compared"):
         compare(*(BlockSet.of(np.ones(n, np.bool_), np.ones(n, np.bool_)) for n in (3, 4)))
