@@ -19,8 +19,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from megatron_lfr.data import inputs as inputs_module
 from megatron_lfr.data import pool, preprocess
+from megatron_lfr.data.encoding import Encoder
 from megatron_lfr.data.indexed import IndexedDataset
 from megatron_lfr.data.preprocess import PreprocessConfig, run
+from megatron_lfr.data.tokenizer import load_tokenizer
 
 WriteJsonl = Callable[[str, Sequence[object]], Path]
 
@@ -247,10 +249,9 @@ def test_tokenizer_without_eod_is_enough_when_none_is_appended(
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("workers", [1, 5])
 @pytest.mark.parametrize("options", [{}, {"bos": True}, {"no_bos": True}, {"append_eod": False}])
 def test_start_and_end_of_documents(
-    tmp_path: Path, out: Path, write_jsonl: WriteJsonl, options: dict[str, bool], workers: int
+    tmp_path: Path, out: Path, write_jsonl: WriteJsonl, options: dict[str, bool]
 ) -> None:
     """By default as the tokenizer's own post-processor starts a text; no document without a token of its own."""
     theirs = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>"))
@@ -259,12 +260,18 @@ def test_start_and_end_of_documents(
     theirs.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     theirs.save(str(tmp_path / "t.json"))
     rows = [{"text": text} for text in ["a a", "", "a </s> <s> a", "</s>"] * 20]
-    preprocess_quietly([write_jsonl("a.jsonl", rows)], out, tmp_path / "t.json", workers=workers, **options)
+    preprocess_quietly([write_jsonl("a.jsonl", rows)], out, tmp_path / "t.json", **options)
     start, end = [1] * (not options.get("no_bos")), [2] * options.get("append_eod", True)
     expected = [[*start, *text, *end] for text in ([3, 3], [3, 0, 0, 3], [0])] * 20
     assert documents(out / "c_text_document") == expected
     sidecar = json.loads((out / "c_text_document.meta").read_text())
     assert (sidecar["bos"], sidecar["eod"]) == (1 if start else None, 2 if end else None)
+
+
+def test_worker_processes_encode_alike() -> None:
+    tokenizer = load_tokenizer("bytes")
+    encoder = Encoder(tokenizer, "text", "domain", 256, np.dtype(np.uint16), True, bos=7)
+    assert encoder.without_tokenizer()(tokenizer) == encoder
 
 
 def test_a_finished_corpus_is_replaced_when_asked_alone(
@@ -323,6 +330,7 @@ def test_full_disk_leaves_nothing(write_jsonl: WriteJsonl, out: Path) -> None:
     program = f"""
 from pathlib import Path
 from megatron_lfr.data.preprocess import PreprocessConfig, run
+from megatron_lfr.data.tokenizer import load_tokenizer
 run(PreprocessConfig([Path({str(path)!r})], Path({str(out / "c")!r}), "bytes", domain_key="domain", workers=1))
 """
 
