@@ -10,6 +10,7 @@ from typing import Any
 # Before anything imports torch, for this process and those it starts: tiny matrices gain nothing from a second thread,
 # and lose much where the machine is busy.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest-xdist gives its workers a terminal's width; tables are to be whole
 
 import torch
 
