@@ -26,6 +26,12 @@ class Call:
     keeps_logits: bool
     """Gradients of the logits are kept for the backward (save), or used chunk by chunk in the forward (chunk)."""
 
+    def product_dtype(self, hidden: torch.dtype, weight: torch.dtype) -> torch.dtype | None:
+        """Of the product that is the weight's gradient but for the upstream scalar: bf16 where that is asked for, which
+        spares a pass over the largest of all gradients. Not fp16, whose range is too small before the scalar; and
+        PyTorch's path rounds only what it returns. None: as it is summed."""
+        return weight if self.backend == "triton" and hidden == weight == torch.bfloat16 else None
+
 
 class LinearCrossEntropy(torch.autograd.Function):
     """hidden [N or, of a sequence-parallel rank, N / ranks, H], weight [V_l, H], labels [N], token_weight [N] →
@@ -55,13 +61,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             hidden, weight, d_logits = saved
             part = matmul(d_logits, weight.to(hidden_dtype)) if wants_hidden else None
             summed = _start_sum(part, ctx.call.problem)
-            d_weight = matmul(d_logits.t(), hidden) if wants_weight else None  # while the ranks' parts are summed
+            dtype = ctx.call.product_dtype(hidden_dtype, weight_dtype)
+            d_weight = matmul(d_logits.t(), hidden, dtype) if wants_weight else None  # while the parts are summed
         else:
             part, d_weight = saved
             summed = _start_sum(part, ctx.call.problem)
         scale = grad_loss * unit
-        d_weight = _scaled(d_weight, scale, weight_dtype)
-        return _scaled(summed(), scale, hidden_dtype), d_weight, None, None, None
+        d_weight = _scaled(d_weight, scale, weight_dtype, ctx.call)
+        return _scaled(summed(), scale, hidden_dtype, ctx.call), d_weight, None, None, None
 
 
 def _forward(
@@ -76,20 +83,21 @@ def _forward(
     """(losses [N], nll [N], what the backward needs), with gradients divided by `unit`."""
     operand, in_units = weight.to(hidden.dtype), token_weight / unit
     d_hidden, d_weight = None, None
-    if not call.keeps_logits:
+    if wanted[0] and not call.keeps_logits:
         # With other ranks' parts to come, rounding waits until they are summed.
         dtype = hidden.dtype if call.problem.group is None else compute_dtype(hidden)
-        d_hidden = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
-        d_weight = torch.zeros_like(weight, dtype=compute_dtype(hidden)) if wanted[1] else None
+        d_hidden = torch.empty_like(hidden, dtype=dtype)
     kept: list[Tensor | None] = []
 
     def take(rows: slice, d_logits: Tensor) -> None:
+        nonlocal d_weight
         if call.keeps_logits:
             kept.append(d_logits)
+            return
         if d_hidden is not None:
             d_hidden[rows] = matmul(d_logits, operand)
-        if d_weight is not None:
-            add_matmul(d_weight, d_logits.t(), hidden[rows])
+        if wanted[1]:
+            d_weight = add_matmul(d_weight, d_logits.t(), hidden[rows])
 
     chunks = []
     for start in range(0, max(len(labels), 1), call.chunk_rows):
@@ -154,8 +162,13 @@ def _start_sum(part: Tensor | None, problem: Problem) -> Callable[[], Tensor | N
     )
 
 
-def _scaled(gradient: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _scaled(gradient: Tensor | None, scale: Tensor, dtype: torch.dtype, call: Call) -> Tensor | None:
+    """`scale` times the gradient, in `dtype`; in the gradient's memory if nobody else holds that."""
     if gradient is None:
         return None
+    if gradient.dtype == dtype and call.keeps_logits and call.backend == "triton":
+        from megatron_lfr.kernels import triton_rows
+
+        return triton_rows.scale_in_place(gradient, scale)
     wide = gradient.to(compute_dtype(gradient))  # or the scale would be rounded to the gradient's dtype
     return torch.mul(wide, scale, out=torch.empty_like(gradient, dtype=dtype))

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_lfr.kernels import torch_rows
 from megatron_lfr.kernels.autograd import Call, LinearCrossEntropy, gather_hidden, weighted_sum
 from megatron_lfr.kernels.blocks import sum_blocks
-from megatron_lfr.kernels.input_checks import check_labels, check_options, check_tensors, choose_backend
+from megatron_lfr.kernels.input_checks import check_labels, check_options, check_tensors, check_working, choose_backend
 from megatron_lfr.kernels.matmul import compute_dtype
+from megatron_lfr.kernels.scoring import score
 from megatron_lfr.kernels.softmax import Problem, describe_tokens, merge_ranks
 from megatron_lfr.parallel.collectives import group_rank, group_size
 
@@ -35,6 +35,9 @@ SAVE_BUDGET_BYTES = 2**30
 
 CHUNK_ROWS = 4096
 """Tokens that mode="chunk" holds the logits of."""
+
+SCORE_BUFFER_BYTES = 2**28
+"""Logits that mode="score" holds at a time."""
 
 
 class BlockStats(NamedTuple):
@@ -63,6 +66,7 @@ def block_cross_entropy(
     ignore_index: int = -100,
     mode: Mode = "auto",
     chunk_rows: int = CHUNK_ROWS,
+    score_buffer_bytes: int = SCORE_BUFFER_BYTES,
     backend: Backend = "auto",
 ) -> tuple[Tensor, BlockStats]:
     """Weighted cross-entropy of `hidden` under the output embedding `weight`, and each block's share of it.
@@ -81,8 +85,9 @@ def block_cross_entropy(
 
     Logits of columns >= `vocab_size` (default: none) are masked. Modes: "save" keeps the local logits' gradient for
     the backward; "chunk" works on `chunk_rows` tokens at a time and computes gradients in the forward, so it holds
-    dX and dW until the backward; "score" computes no gradient, and its memory does not grow with the vocabulary;
-    "auto" takes "score" where no gradient is asked for, "save" up to SAVE_BUDGET_BYTES of logits, else "chunk".
+    dX and dW until the backward; "score" computes no gradient, and holds at most `score_buffer_bytes` of logits at a
+    time: below 16 MiB, on "triton", none at all, at a price in time; "auto" takes "score" where no gradient is asked
+    for, "save" up to SAVE_BUDGET_BYTES of logits, else "chunk".
 
     Backends: "triton" on GPUs and in Triton's interpreter, "torch" anywhere; "auto" takes "triton" on a GPU but for
     fp64. There, the logits' gradient takes the logits' own memory.
@@ -94,7 +99,8 @@ def block_cross_entropy(
     ranks = group_size(tp_group)
     check_tensors(hidden, weight, labels, token_weight, ranks if sequence_parallel else 1, sequence_first)
     vocab_size = weight.shape[0] * ranks if vocab_size is None else vocab_size
-    check_options(vocab_size, weight.shape[0] * ranks, z_loss, label_smoothing, logit_softcap, mode, chunk_rows)
+    check_options(vocab_size, weight.shape[0] * ranks, z_loss, label_smoothing, logit_softcap)
+    check_working(mode, chunk_rows, score_buffer_bytes)
     check_labels(labels, ignore_index, vocab_size)
     shape = labels.shape
     if sequence_first:
@@ -127,22 +133,19 @@ def block_cross_entropy(
         loss, nll = LinearCrossEntropy.apply(*inputs, call)  # type: ignore[no-untyped-call]
     else:
         with torch.no_grad():
-            loss, nll = _score(*inputs, call)
+            loss, nll = _score(*inputs, call, score_buffer_bytes)
     values = torch.stack((torch.where(valid, nll, 0.0), valid.to(nll.dtype)))
     if sequence_first:
         values = values.view(2, *reversed(shape)).transpose(1, 2).reshape(2, -1)
     return loss, BlockStats(*sum_blocks(values, shape, block_ids, num_blocks, cu_seqlens))
 
 
-def _score(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """(weighted loss, nll [N]) without the logits."""
+def _score(
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, call: Call, buffer_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """(weighted loss, nll [N]) without a gradient."""
     problem = call.problem
     hidden, operand = gather_hidden(hidden, problem), weight.to(hidden.dtype)
-    if call.backend == "triton":
-        from megatron_lfr.kernels import triton_rows
-
-        local = triton_rows.score(hidden, operand, labels, problem)
-    else:
-        local = torch_rows.score(hidden, operand, labels, problem, call.chunk_rows)
+    local = score(hidden, operand, labels, problem, call.backend, buffer_bytes)
     tokens = describe_tokens(merge_ranks(local, weight.shape[0], problem), problem)
     return weighted_sum(tokens.loss, token_weight), tokens.nll

@@ -64,19 +64,22 @@ def choose_backend(hidden: Tensor, asked: str) -> Literal["torch", "triton"]:
     return "triton"
 
 
-def check_options(
-    vocab_size: int, padded: int, z_loss: float, smoothing: float, softcap: float, mode: str, chunk_rows: int
-) -> None:
+def check_options(vocab_size: int, padded: int, z_loss: float, smoothing: float, softcap: float) -> None:
     if not 1 <= vocab_size <= padded:
         raise ValueError(f"vocab_size {vocab_size}: must lie between 1 and the {padded} rows of all weights")
     if z_loss < 0 or softcap < 0:
         raise ValueError(f"z_loss {z_loss} and logit_softcap {softcap} must not be negative")
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing {smoothing}: must be at least 0 and below 1")
+
+
+def check_working(mode: str, chunk_rows: int, score_buffer_bytes: int) -> None:
     if mode not in ("auto", "save", "chunk", "score"):
         raise ValueError(f"mode {mode!r}: choose from auto, save, chunk, score")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows {chunk_rows}: must be at least 1")
+    if score_buffer_bytes < 0:
+        raise ValueError(f"score_buffer_bytes {score_buffer_bytes}: must not be negative")
 
 
 def check_labels(labels: Tensor, ignore_index: int, vocab_size: int) -> None:

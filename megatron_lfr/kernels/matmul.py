@@ -1,4 +1,4 @@
-"""Matrix products that are summed, and returned, in fp32."""
+"""Matrix products that are summed in fp32."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a b in fp32 (fp64 for fp64)."""
-    if _is_half_on_gpu(a):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    dtype = compute_dtype(a)
-    return torch.mm(a.to(dtype), b.to(dtype))
+def matmul(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """a b in `dtype`, by default fp32 (fp64 for fp64): rounded once, as it leaves the multiplication."""
+    wide = compute_dtype(a)
+    dtype = wide if dtype is None else dtype
+    if not _is_half_on_gpu(a):
+        return torch.mm(a.to(wide), b.to(wide)).to(dtype)
+    return torch.mm(a, b) if dtype == a.dtype else torch.mm(a, b, out_dtype=wide).to(dtype)
 
 
-def add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, for an fp32 (fp64 for fp64) total."""
+def add_matmul(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b in the memory of the total, fp32 (fp64 for fp64); a b alone where there is no total yet."""
+    if total is None:
+        return matmul(a, b)
     if _is_half_on_gpu(a):
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    return total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
 def _is_half_on_gpu(a: Tensor) -> bool:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from megatron_lfr.kernels.matmul import matmul
-from megatron_lfr.kernels.softmax import Coefficients, Problem, merge
-
-SLICE_COLUMNS = 8192
-"""Columns of the vocabulary that scoring holds the logits of."""
+from megatron_lfr.kernels.softmax import Coefficients, Problem
 
 
 class TorchRows:
@@ -52,20 +46,3 @@ class TorchRows:
             gradient.mul_(self._slope)
         gradient[coefficients.scale == 0] = 0.0  # also where 0 times an overflow is no number
         return gradient
-
-
-def score(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem, chunk_rows: int) -> Tensor:
-    """Statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H]; holds the logits of
-    `chunk_rows` tokens and SLICE_COLUMNS columns at a time."""
-    chunks = zip(torch.split(hidden, chunk_rows), torch.split(labels, chunk_rows), strict=True)
-    return torch.cat([_score_chunk(*chunk, weight, problem) for chunk in chunks], 1)
-
-
-def _score_chunk(hidden: Tensor, labels: Tensor, weight: Tensor, problem: Problem) -> Tensor:
-    parts = []
-    for start in range(0, weight.shape[0], SLICE_COLUMNS):
-        piece = weight[start : start + SLICE_COLUMNS]
-        columns = min(max(problem.columns - start, 0), len(piece))
-        part = replace(problem, first_column=problem.first_column + start, columns=columns)
-        parts.append(TorchRows(matmul(hidden, piece.t()), labels, part, wants_gradient=False).statistics())
-    return merge(torch.stack(parts), SLICE_COLUMNS, problem.columns)

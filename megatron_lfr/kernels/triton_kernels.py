@@ -21,6 +21,13 @@ def _tanh(x):
 
 
 @triton.jit
+def _local_column(label, first_column, columns):
+    """The label's column among this rank's, or −1. 32 bits: it is compared with every column."""
+    column = label - first_column
+    return tl.where((column >= 0) & (column < columns), column, -1).to(tl.int32)
+
+
+@triton.jit
 def row_statistics(
     logits,
     row_stride,
@@ -37,8 +44,8 @@ def row_statistics(
     """Statistics [3 or 4, rows] of logits [rows, columns] in fp32; one program a row."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
-    column = tl.load(labels + row) - first_column
-    is_local = (column >= 0) & (column < columns)
+    column = _local_column(tl.load(labels + row), first_column, columns)
+    is_local = column >= 0
     target = tl.load(logits + column, mask=is_local, other=0.0)
     if CAPPED:
         target = softcap * _tanh(target / softcap)
@@ -93,7 +100,7 @@ def row_gradient(
     top = tl.load(coefficients + coefficient_stride)
     uniform = tl.load(coefficients + 2 * coefficient_stride)
     at_label = tl.load(coefficients + 3 * coefficient_stride)
-    column = tl.load(labels + row) - first_column
+    column = _local_column(tl.load(labels + row), first_column, columns)
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z = tl.load(logits + at, mask=at < columns, other=-float("inf"))
@@ -111,6 +118,16 @@ def row_gradient(
         # A scale of 0: a token that does not count, whose logits may be anything.
         gradient = tl.where(scale != 0.0, gradient, 0.0)
         tl.store(out + at, gradient.to(out.dtype.element_ty), mask=at < width)
+
+
+@triton.jit
+def scale_in_place(values, scale, count, BLOCK: tl.constexpr):
+    """values [count] times scale [1], in fp32. Nothing is read or written where the scale is 1, as it mostly is."""
+    factor = tl.load(scale)
+    if factor != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        scaled = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32) * factor
+        tl.store(values + at, scaled.to(values.dtype.element_ty), mask=at < count)
 
 
 @triton.jit
@@ -149,7 +166,7 @@ def score_slices(
     token = tile * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     exists = token < tokens
     hidden += token.to(tl.int64)[:, None] * hidden_stride
-    column = tl.load(labels + token, mask=exists, other=-1) - first_column
+    column = _local_column(tl.load(labels + token, mask=exists, other=-1), first_column, columns)
     top = tl.full((BLOCK_TOKENS,), _MIN, tl.float32)
     target = tl.full((BLOCK_TOKENS,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_TOKENS,), tl.float32)

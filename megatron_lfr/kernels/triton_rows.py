@@ -19,7 +19,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 @dataclass(frozen=True)
 class RowConfig:
-    """How a kernel with one program a row is launched. Fixed, as the bits of a sum depend on it."""
+    """How a kernel that reads numbers in their order is launched. Fixed, as the bits of a sum depend on it."""
 
     block: int = 4096
     num_warps: int = 8
@@ -50,8 +50,19 @@ class ScoreConfig:
 
 
 ROW = RowConfig()
-SCORE_HALF = ScoreConfig(128, 256, 64, num_warps=8, num_stages=3)
-SCORE_FLOAT = ScoreConfig(64, 64, 16, num_warps=4, num_stages=3)
+SCALE = RowConfig(block=8192)
+SCORE_HOPPER = ScoreConfig(128, 256, 64, num_warps=8, num_stages=3)
+SCORE_HALF = ScoreConfig(128, 64, 64, num_warps=8, num_stages=3)
+"""Where Hopper's tiles would spill registers: on sm_80, 89, 100 and 120."""
+SCORE_FLOAT = ScoreConfig(64, 64, 16, num_warps=8, num_stages=3)
+
+
+def score_config(hidden: Tensor) -> ScoreConfig:
+    """By dtype and architecture."""
+    if hidden.dtype == torch.float32:
+        return SCORE_FLOAT
+    is_hopper = hidden.is_cuda and torch.cuda.get_device_capability(hidden.device)[0] == 9
+    return SCORE_HOPPER if is_hopper else SCORE_HALF
 
 
 class TritonRows:
@@ -104,10 +115,21 @@ class TritonRows:
             )
 
 
-def score(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem) -> Tensor:
+def scale_in_place(values: Tensor, scale: Tensor) -> Tensor:
+    """`values`, contiguous, multiplied by `scale` [], which nobody waits for."""
+    count = values.numel()
+    if count:
+        with _device(values):
+            kernels.scale_in_place[(triton.cdiv(count, SCALE.block),)](
+                values, scale, count, **SCALE.constants(), num_warps=SCALE.num_warps
+            )
+    return values
+
+
+def score_fused(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem) -> Tensor:
     """Statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H] in one dtype; the logits
     are never stored."""
-    config = SCORE_FLOAT if hidden.dtype == torch.float32 else SCORE_HALF
+    config = score_config(hidden)
     hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
     tokens = len(hidden)
     tiles_of_columns = max(triton.cdiv(problem.columns, config.columns), 1)

@@ -14,7 +14,7 @@ from megatron_lfr.kernels import BlockStats, block_cross_entropy
 
 PATHS = ["auto", "save", "chunk", "save/triton", "chunk/triton"]
 """Ways to a gradient: mode, and backend where it is not PyTorch's."""
-SCORE_PATHS = ["score", "score/triton"]
+SCORE_PATHS = ["score", "score/triton", "score/triton/fused"]
 
 BOUND = 2e-6
 """Relative error that fp32 computations are allowed."""
@@ -112,8 +112,8 @@ def make_case(
 
 def path(name: str) -> dict[str, Any]:
     """The options that one of PATHS or SCORE_PATHS stands for."""
-    mode, _, backend = name.partition("/")
-    return {"mode": mode, "backend": backend or "torch"}
+    mode, backend, fused, *_ = (*name.split("/"), "", "")
+    return {"mode": mode, "backend": backend or "torch"} | ({"score_buffer_bytes": 0} if fused else {})
 
 
 def call(*tensors: Tensor, function: Any = block_cross_entropy, **options: Any) -> tuple[Tensor, BlockStats]:
@@ -157,8 +157,14 @@ def small_tiles(triton_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that every loop of the kernels runs several times on our cases."""
     monkeypatch.setattr(triton_rows, "ROW", triton_rows.RowConfig(block=8, num_warps=1))
     score = triton_rows.ScoreConfig(16, 16, 16, num_warps=1, num_stages=1, group_tiles=2, slices=3)
-    for name in ("SCORE_HALF", "SCORE_FLOAT"):
+    for name in ("SCORE_HOPPER", "SCORE_HALF", "SCORE_FLOAT"):
         monkeypatch.setattr(triton_rows, name, score)
+
+
+def small_slices(scoring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of the vocabulary of which our cases have several, and a buffer for them that may be as small."""
+    monkeypatch.setattr(scoring, "SLICE_COLUMNS", 5)
+    monkeypatch.setattr(scoring, "FUSED_BELOW_ROWS", 1)
 
 
 ALL = {"z_loss": 0.3, "label_smoothing": 0.1, "logit_softcap": 2.0}

@@ -20,11 +20,13 @@ from cross_entropy_oracle import (
     oracle,
     path,
     run,
+    score_errors,
+    small_slices,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_lfr.kernels import block_cross_entropy
+from megatron_lfr.kernels import block_cross_entropy, scoring
 from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
 
 
@@ -127,10 +129,11 @@ def test_half_precision_inputs(dtype: torch.dtype, weight_dtype: torch.dtype, wa
     assert (result.d_hidden.dtype, result.d_weight.dtype) == (dtype, weight_dtype)
     loss, nll, d_hidden, d_weight, count = errors(case, result, expected)
     assert max(loss, nll, count) <= 2e-6  # the logits are fp32
-    # Triton's interpreter truncates to bf16 where a GPU rounds: twice the error.
-    bound = 6.4e-3 if "triton" in way and dtype == torch.bfloat16 and not torch.cuda.is_available() else 3.2e-3
-    assert d_hidden <= bound
-    # PyTorch's path on a CPU rounds only what it returns, the kernels the logits' gradient too.
+    # Triton's interpreter truncates to bf16 where a GPU rounds: twice the error, each time.
+    truncates = "triton" in way and dtype == torch.bfloat16 and not torch.cuda.is_available()
+    assert d_hidden <= (6.4e-3 if truncates else 3.2e-3)
+    # PyTorch's path on a CPU rounds only what it returns, the kernels the logits' gradient too, and "save" the product.
+    bound = (9.6e-3 if weight_dtype == dtype and "save" in way else 6.4e-3) if truncates else 3.2e-3
     assert d_weight <= (2e-6 if weight_dtype == torch.float32 and "triton" not in way else bound)
 
 
@@ -239,18 +242,29 @@ def test_reruns_are_equal_bit_for_bit(way: str) -> None:
         assert torch.equal(getattr(one, name), getattr(two, name))
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 4, 21, 100])
-def test_scoring_gives_the_same_numbers_without_a_graph(chunk_rows: int) -> None:
-    case = make_case(**ALL)
+@pytest.mark.parametrize("name", CASES)
+def test_scores_equal_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any size of the buffer: a token at a time, ragged parts, all tokens, more than there are."""
+    small_slices(scoring, monkeypatch)
+    case = CASES[name]()
+    expected = oracle(case)
+    for rows in (0, 4, case.labels.numel(), 1000):
+        found = score_errors(case, expected, score_buffer_bytes=rows * scoring.SLICE_COLUMNS * 4, **path("score"))
+        assert max(found) <= BOUND
+
+
+def test_the_score_of_fp64_inputs_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_slices(scoring, monkeypatch)
+    case = make_case(dtype=torch.float64, vocab=24, vocab_size=17, **ALL)
     case.hidden.requires_grad_()
     loss, stats = block_cross_entropy(
-        case.hidden, case.weight, case.labels, case.token_weight, mode="score", chunk_rows=chunk_rows,
+        case.hidden, case.weight, case.labels, case.token_weight, mode="score", score_buffer_bytes=5 * 8 * 4,
         **case.options,
     )  # fmt: skip
-    expected = run(case)
+    expected = oracle(case)
     assert not loss.requires_grad
-    torch.testing.assert_close(loss, expected.loss)
-    torch.testing.assert_close(stats.nll_sum, expected.nll_sum)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(stats.nll_sum, expected.nll_sum, rtol=1e-12, atol=0)
 
 
 def test_inputs_that_are_not_contiguous() -> None:
@@ -348,6 +362,7 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
         ({"logit_softcap": -1.0}, "logit_softcap"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
         ({"chunk_rows": 0}, "chunk_rows 0"),
+        ({"score_buffer_bytes": -1}, "score_buffer_bytes -1"),
         ({"block_ids": ids}, "give num_blocks"),
         ({"block_ids": ids + 4, "num_blocks": 4}, r"block_ids: must lie in \[0, 4\)"),
         ({"block_ids": ids[0], "num_blocks": 4}, "block_ids: expected int64"),

@@ -25,6 +25,7 @@ from cross_entropy_oracle import (
     path,
     run,
     score_errors,
+    small_slices,
     small_tiles,
 )
 
@@ -33,7 +34,7 @@ import megatron_lfr.kernels
 SOURCE = Path(megatron_lfr.kernels.__file__).parent
 TORCH = ["save", "chunk", "score"]
 TRITON = ["save/triton", "chunk/triton"]
-SCORE = ["score/triton"]
+SCORE = ["score/triton/fused"]
 BOTH = TORCH + TRITON
 
 
@@ -58,9 +59,7 @@ MUTANTS = {
     "large terms are not subtracted first": Mutant(
         "softmax", "nll = (top - target) + log_total", "nll = (top + log_total) - target", BOTH
     ),
-    "chunks overwrite each other": Mutant(
-        "autograd", "add_matmul(d_weight, ", "d_weight.zero_(); add_matmul(d_weight, ", BOTH
-    ),
+    "chunks overwrite each other": Mutant("autograd", "add_matmul(d_weight, ", "add_matmul(None, ", BOTH),
     "the z-loss is not differentiated": Mutant("softmax", "1.0 + 2.0 * problem.z_loss * lse)", "lse * 0 + 1.0)", BOTH),
     "the softcap is not differentiated": Mutant("torch_rows", "gradient.mul_(self._slope)", "pass", TORCH),
     "smoothing forgets the label": Mutant("softmax", "+ problem.smoothing - uniform", "+ problem.smoothing", BOTH),
@@ -102,7 +101,7 @@ MUTANTS = {
         "triton_kernels", "remainder += start * (top - new_top) + ", "remainder += ", TRITON
     ),
     "Triton: labels of other ranks count": Mutant(
-        "triton_kernels", "is_local = (column >= 0) & (column < columns)", "is_local = column < 0", TRITON
+        "triton_kernels", "(column >= 0) & (column < columns), column, -1", "column < 0, 0, -1", TRITON
     ),
     "Triton: the softcap is not differentiated": Mutant(
         "triton_kernels", "slope = 1.0 - capped * capped", "slope = 1.0", TRITON
@@ -165,7 +164,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         copy_package(name, tmp_path, mutant)
         package = importlib.import_module(name)
         small_tiles(importlib.import_module(f"{package.__name__}.triton_rows"), monkeypatch)
-        monkeypatch.setattr(importlib.import_module(f"{package.__name__}.torch_rows"), "SLICE_COLUMNS", 5)
+        small_slices(importlib.import_module(f"{package.__name__}.scoring"), monkeypatch)
         return package.block_cross_entropy
 
     yield copy
@@ -193,7 +192,7 @@ def worst_error(function: Any, ways: list[str], expected: dict[str, tuple[Case, 
 
 
 def test_without_a_bug_all_cases_pass(copies: Any, expected: dict[str, tuple[Case, Result]]) -> None:
-    assert worst_error(copies(None), ["chunk", "score", "chunk/triton", "score/triton"], expected) <= BOUND
+    assert worst_error(copies(None), ["chunk", "chunk/triton", *SCORE_PATHS], expected) <= BOUND
 
 
 FAR_ROWS = """
@@ -206,7 +205,7 @@ near, labels = far.contiguous(), torch.tensor([1, 2, 3])
 problem = softmax.Problem(16, 0, 16, None, False, 0.0, 0.0, 0.0)
 kernels = {
     "row_statistics": lambda x: rows.TritonRows(x, labels, problem, torch.float32).statistics(),
-    "score_slices": lambda x: rows.score(x, torch.eye(16), labels, problem),
+    "score_slices": lambda x: rows.score_fused(x, torch.eye(16), labels, problem),
 }
 sys.exit(any(not torch.equal(kernels[name](far), kernels[name](near)) for name in sys.argv[1:]))
 """
