@@ -72,6 +72,16 @@ def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace)
     return seconds[args.warmup :]
 
 
+def profile_step(engine: NativeEngine, args: argparse.Namespace) -> str:
+    """The profiler's table of a step: what took longest on the GPU, or on the CPU without one."""
+    batch = random_batch(args.global_batch_size, args.seq_length, args.vocab_size, 0)
+    with torch.profiler.profile() as profile:  # of all devices that are there
+        engine.train_step(batch, 1e-4).blocks.wait()
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    table: str = profile.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60)
+    return table
+
+
 def summarize(seconds: list[float], config: ModelConfig, args: argparse.Namespace) -> dict[str, object]:
     tokens = args.global_batch_size * args.seq_length
     rate = tokens / statistics.median(seconds)
@@ -82,7 +92,7 @@ def summarize(seconds: list[float], config: ModelConfig, args: argparse.Namespac
         "date": str(date.today()),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
-        "settings": {key: value for key, value in vars(args).items() if key != "json"},
+        "settings": {key: value for key, value in vars(args).items() if key not in ("json", "profile")},
         "parameters": config.num_parameters(),
         "step_ms": {"median": 1000 * statistics.median(seconds), "all": [1000 * s for s in seconds]},
         "tokens_per_second": rate,
@@ -95,7 +105,7 @@ def summarize(seconds: list[float], config: ModelConfig, args: argparse.Namespac
     }
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-preset", default="1.1B", choices=MODEL_PRESETS)
     parser.add_argument("--vocab-size", type=int, default=32000)
@@ -108,14 +118,26 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--peak-tflops", type=float, default=989.0)
+    parser.add_argument("--profile", action="store_true", help="print the profiler's table of one more step")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    return dataclasses.replace(MODEL_PRESETS[args.model_preset], vocab_size=args.vocab_size)
+
+
+def main() -> None:
+    args = parse()
     torch.manual_seed(0)
-    config = dataclasses.replace(MODEL_PRESETS[args.model_preset], vocab_size=args.vocab_size)
-    result = summarize(measure(make_engine(config, args), config, args), config, args)
+    config = model_config(args)
+    engine = make_engine(config, args)
+    result = summarize(measure(engine, config, args), config, args)
     print(json.dumps({key: value for key, value in result.items() if key != "step_ms"}, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.profile:
+        print(profile_step(engine, args))
 
 
 if __name__ == "__main__":
