@@ -65,17 +65,9 @@ class Lab:
         prefixes = [str(prefix) for prefix in make_corpus(self.folder, 4096 * (16 if self.on_gpu else 1))]
         schedule = f"[{{kind: learn, duration: {steps}, unit: steps}}]"
         return [
-            *("--data-path", *prefixes, "--split", "100,0,0", "--vocab-size", "4096" if self.on_gpu else "64"),
-            *(
-                "--make-vocab-size-divisible-by",
-                "1",
-                "--lr",
-                "1e-3",
-                "--log-interval",
-                "1",
-                "--init-method-std",
-                "0.05",
-            ),
+            *("--data-path", *prefixes, "--split", "100,0,0", "--tokenizer-model", "bytes"),
+            *("--vocab-size", "4096" if self.on_gpu else "300", "--make-vocab-size-divisible-by", "1"),
+            *("--lr", "1e-3", "--log-interval", "1", "--init-method-std", "0.05"),
             *(GPU_SIZES if self.on_gpu else TOY_SIZES).split(),
             *("--lfr-schedule", schedule),
         ]
@@ -108,7 +100,7 @@ class Lab:
 
 
 def make_corpus(folder: Path, tokens: int) -> list[Path]:
-    """Two domains of documents, counting up and noise, that end in token 63."""
+    """Two domains of documents, counting up and noise, of bytes; token 256 ends each."""
     rng = np.random.default_rng(11)
     prefixes = [folder / f"{domain}_text_document" for domain in ("easy", "hard")]
     for prefix in prefixes:
@@ -118,7 +110,7 @@ def make_corpus(folder: Path, tokens: int) -> list[Path]:
             for start in range(0, tokens, 64):
                 counted = (start // 7 + np.arange(63)) % 60
                 body = counted if prefix == prefixes[0] else rng.integers(0, 60, 63)
-                writer.add_document(np.append(body, 63).astype(np.uint16))
+                writer.add_document(np.append(body, 256).astype(np.uint16))
     return prefixes
 
 
@@ -170,7 +162,7 @@ def compiled(lab: Lab) -> Figures:
 
 def documents(lab: Lab) -> Figures:
     """Attention inside of documents with grouped queries, against the CPU's; and what the run says of its attention."""
-    flags = [*lab.flags(20 if lab.on_gpu else 4), "--reset-attention-mask", "--reset-position-ids", "--eod-token", "63"]
+    flags = [*lab.flags(20 if lab.on_gpu else 4), "--reset-attention-mask", "--reset-position-ids"]
     lab.run("cpu", flags, "cpu")
     lab.run("fp32", flags)
     lab.run("bf16", [*flags, "--bf16"])

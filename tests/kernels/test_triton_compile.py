@@ -1,4 +1,4 @@
-"""The kernels as compiled for Ampere to Blackwell, which needs no GPU: registers and spills, against triton_record.json.
+"""The kernels as compiled for Ampere to Blackwell, without a GPU: registers and spills, against triton_record.json.
 
 To renew the record of the installed Triton version after a change that is worth its registers:
 
