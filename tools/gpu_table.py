@@ -73,6 +73,7 @@ def render(results: dict[str, Any]) -> str:
         ]
         if "H200" not in results["card"]:
             lines.append("  Not an H200: on an H100, save 1.16 to 1.19 and chunk 1.21 to 1.28 are expected.")
+        lines += [f"  not run: {reason}" for reason in not_run(figures["kernels"])]
     if "accuracy" in figures:
         lines += ["", f"  {'error against fp64':34s}" + "".join(f" {f'{n} {bar:g}':>17s}" for n, bar in ACCURACY_BARS)]
         lines += accuracy_lines(figures["accuracy"]["accuracy"])
@@ -92,6 +93,17 @@ def bar_lines(kernels: dict[str, Any]) -> list[str]:
         cells = [cell(kernels["results"], vocab, bar, figure) for vocab, bar in zip((32000, 128256), bars, strict=True)]
         lines.append(f"  {name:34s}" + "".join(f" {text:>22s}" for text in cells))
     return lines
+
+
+def not_run(kernels: dict[str, Any]) -> list[str]:
+    """Who was not run, and why, once each."""
+    reasons = {
+        f"{name}: {row['not_run']}": None
+        for rows in kernels["results"].values()
+        for name, row in rows.items()
+        if "not_run" in row
+    }
+    return list(reasons)
 
 
 def cell(results: dict[str, Rows], vocab: int, bar: float, figure: Callable[[Rows, Rows], float]) -> str:

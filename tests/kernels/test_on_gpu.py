@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_lfr.kernels import block_cross_entropy
+from megatron_lfr.kernels.block_cross_entropy import SCORE_BUFFER_BYTES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,11 +70,12 @@ def test_accuracy(mode: str, scale: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_scores_agree_with_training(dtype: torch.dtype) -> None:
-    case = inputs(1000, 512, 5003, dtype)
+    case = inputs(1000, 512, 9003, dtype)
     training = block_cross_entropy(*case, mode="save")
-    scored = block_cross_entropy(*case, mode="score")
-    torch.testing.assert_close(scored[0], training[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(scored[1].nll_sum, training[1].nll_sum, rtol=2e-6, atol=0)
+    for buffer in (SCORE_BUFFER_BYTES, 512 * 8192 * 4, 0):
+        scored = block_cross_entropy(*case, mode="score", score_buffer_bytes=buffer)
+        torch.testing.assert_close(scored[0], training[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(scored[1].nll_sum, training[1].nll_sum, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["save", "chunk", "score"])
@@ -138,7 +140,7 @@ def test_more_than_2_to_the_31_logits() -> None:
 
 
 def test_memory() -> None:
-    """A chunk's logits at most, beyond the gradients; a score needs far less than logits."""
+    """A chunk's logits at most, beyond the gradients; a score's buffer, and without one far less."""
     hidden, weight, labels, token_weight = inputs(16384, 256, 32000)
     chunk = 4 * 2048 * 32000
 
@@ -153,4 +155,5 @@ def test_memory() -> None:
 
     gradients = 6 * weight.numel() + 4 * hidden.numel()
     assert peak(mode="chunk", chunk_rows=2048) <= 1.05 * chunk + gradients
-    assert peak(mode="score") <= chunk / 8
+    assert peak(mode="score") <= 1.05 * SCORE_BUFFER_BYTES
+    assert peak(mode="score", score_buffer_bytes=0) <= chunk / 8
