@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
 import benchmark_kernels
 import benchmark_training
 import gpu_parts
 import gpu_runs
 import gpu_table
+import pytest
+import torch
 
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.training.run import train

@@ -10,6 +10,7 @@ has what each said, OUT/table.txt the table. The exit code is 1 where a part fai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -145,8 +146,8 @@ class Session:
 
     def _keep(self, part: Part, state: str, seconds: float, why: str, log: str, figures: Path | None = None) -> None:
         entry: dict[str, Any] = {"state": state, "seconds": round(seconds, 1), "why": why}
-        if figures is not None and figures.exists():
-            entry["figures"] = json.loads(figures.read_text())
+        with contextlib.suppress(OSError, ValueError):  # none, or cut off while they were written
+            entry["figures"] = json.loads(figures.read_text()) if figures is not None else {}
         with self._lock:
             self.results["parts"][part.name] = entry
             with (self.out / "logs.txt").open("a") as file:

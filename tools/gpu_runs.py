@@ -246,7 +246,8 @@ def memory(lab: Lab) -> Figures:
     arguments = training.parse([*sizes, "--warmup", "1", "--steps", "1"])
     config = training.model_config(arguments)
     training.measure(training.make_engine(config, arguments), config, arguments)
-    return {"peak bytes": torch.cuda.max_memory_allocated(), "estimate": estimated}
+    peak, planned = torch.cuda.max_memory_allocated(), estimated["memory"][0]["peak"]
+    return {"peak / estimate": peak / planned, "peak bytes": peak, "estimate bytes": planned}
 
 
 CHECKS: dict[str, Callable[[Lab], Figures]] = {

@@ -64,7 +64,7 @@ def render(results: dict[str, Any]) -> str:
         f"  {name:22s} {part['state']:12s} {part['seconds']:6.1f} s  {part['why']}"[:150]
         for name, part in results["parts"].items()
     ]
-    figures = {name: part["figures"] for name, part in results["parts"].items() if "figures" in part}
+    figures = {name: part["figures"] for name, part in results["parts"].items() if part.get("figures")}
     if "kernels" in figures:
         lines += [
             "",
@@ -77,14 +77,28 @@ def render(results: dict[str, Any]) -> str:
     if "accuracy" in figures:
         lines += ["", f"  {'error against fp64':34s}" + "".join(f" {f'{n} {bar:g}':>17s}" for n, bar in ACCURACY_BARS)]
         lines += accuracy_lines(figures["accuracy"]["accuracy"])
-    for name in ("training", "compiled training"):
-        if name in figures:
-            found = figures[name]
+    lines.append("")
+    for name, found in figures.items():
+        if name in ("training", "compiled training"):
             lines.append(
                 f"  {name}: {found['tokens_per_second']:.0f} tokens/s, MFU {found['mfu']['causal']:.3f} (causal), "
                 f"{found['mfu']['full attention']:.3f} (whole square), {found['peak_memory_gib'] or 0:.1f} GiB"
             )
+        elif name not in ("kernels", "accuracy"):
+            lines += [f"  {name}: {text}" for text in flat_lines(found)]
     return "\n".join(lines) + "\n"
+
+
+def flat_lines(found: dict[str, Any]) -> list[str]:
+    """Figures in a line; those that have figures of their own, a line each."""
+    plain = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in found.items() if isinstance(value, dict)}
+    lines = [", ".join(f"{key} {short(value)}" for key, value in plain.items())] if plain else []
+    return lines + [f"{key}: {line}" for key, value in nested.items() for line in flat_lines(value)]
+
+
+def short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def bar_lines(kernels: dict[str, Any]) -> list[str]:
