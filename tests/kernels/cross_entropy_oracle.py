@@ -161,9 +161,9 @@ def small_tiles(triton_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(triton_rows, name, score)
 
 
-def small_slices(scoring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_slices(scoring: Any, monkeypatch: pytest.MonkeyPatch, columns: int = 5) -> None:
     """Slices of the vocabulary of which our cases have several, and a buffer for them that may be as small."""
-    monkeypatch.setattr(scoring, "SLICE_COLUMNS", 5)
+    monkeypatch.setattr(scoring, "SLICE_COLUMNS", columns)
     monkeypatch.setattr(scoring, "FUSED_BELOW_ROWS", 1)
 
 
