@@ -90,7 +90,7 @@ def test_the_parts_name_what_there_is() -> None:
             if script == "tools/benchmark_training.py":
                 assert benchmark_training.parse(flags)
     assert seen >= {"tools/benchmark_kernels.py", "tools/profile_kernels.py", "tests/kernels/test_on_gpu.py"}
-    assert sum(part.limit for part in gpu_parts.PARTS["measure"]) <= 8 * 60 + 30
+    assert gpu_parts.SECONDS + gpu_parts.GRACE_SECONDS < 8 * 60
 
 
 def test_the_table_holds_bars_against_figures() -> None:
@@ -105,7 +105,7 @@ def test_the_table_holds_bars_against_figures() -> None:
     kernels = {"results": {"8192x4096x32000 / 1, torch.bfloat16, forward + backward": both}}
     errors = {"ours, save, torch.bfloat16": [1e-6, 1e-7, 1e-3, 4e-3], "eager, torch.bfloat16": [1e-3, 2e-3]}
     parts = {
-        "kernels": {"state": "passed", "seconds": 1.0, "why": "", "figures": kernels},
+        "kernels 32000": {"state": "passed", "seconds": 1.0, "why": "", "figures": kernels},
         "accuracy": {"state": "passed", "seconds": 1.0, "why": "", "figures": {"accuracy": errors}},
     }
     lines = gpu_table.render({"mode": "measure", "card": "NVIDIA H100", "parts": parts}).splitlines()

@@ -203,8 +203,9 @@ def implementations(x: Inputs, device: str, backward: bool) -> dict[str, Run]:
             with torch.no_grad():
                 loss(x)
 
-    runs: dict[str, Run] = {name: lambda f=f: run(f) for name, f in (names | peers(device)).items()}  # type: ignore[misc]
-    return runs | {"floor": lambda: floor(x, backward)}
+    own: dict[str, Run] = {name: lambda f=f: run(f) for name, f in names.items()}  # type: ignore[misc]
+    others: dict[str, Run] = {name: lambda f=f: run(f) for name, f in peers(device).items()}  # type: ignore[misc]
+    return own | {"floor": lambda: floor(x, backward)} | others
 
 
 def timed(run: Run, device: str) -> float:

@@ -65,15 +65,16 @@ def render(results: dict[str, Any]) -> str:
         for name, part in results["parts"].items()
     ]
     figures = {name: part["figures"] for name, part in results["parts"].items() if part.get("figures")}
-    if "kernels" in figures:
+    kernels = merged([found["results"] for name, found in figures.items() if name.startswith("kernels")])
+    if kernels:
         lines += [
             "",
             f"  {'bar (set for an H200)':34s} {'V = 32000':>22s} {'V = 128256':>22s}",
-            *bar_lines(figures["kernels"]),
+            *bar_lines(kernels),
         ]
         if "H200" not in results["card"]:
             lines.append("  Not an H200: on an H100, save 1.16 to 1.19 and chunk 1.21 to 1.28 are expected.")
-        lines += [f"  not run: {reason}" for reason in not_run(figures["kernels"])]
+        lines += [f"  not run: {reason}" for reason in not_run(kernels)]
     if "accuracy" in figures:
         lines += ["", f"  {'error against fp64':34s}" + "".join(f" {f'{n} {bar:g}':>17s}" for n, bar in ACCURACY_BARS)]
         lines += accuracy_lines(figures["accuracy"]["accuracy"])
@@ -84,7 +85,7 @@ def render(results: dict[str, Any]) -> str:
                 f"  {name}: {found['tokens_per_second']:.0f} tokens/s, MFU {found['mfu']['causal']:.3f} (causal), "
                 f"{found['mfu']['full attention']:.3f} (whole square), {found['peak_memory_gib'] or 0:.1f} GiB"
             )
-        elif name not in ("kernels", "accuracy"):
+        elif name != "accuracy" and not name.startswith("kernels"):
             lines += [f"  {name}: {text}" for text in flat_lines(found)]
     return "\n".join(lines) + "\n"
 
@@ -101,21 +102,23 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def bar_lines(kernels: dict[str, Any]) -> list[str]:
+def merged(results: list[dict[str, Rows]]) -> dict[str, Rows]:
+    """The rows of several runs of tools/benchmark_kernels.py, by their titles."""
+    return {title: rows for found in results for title, rows in found.items()}
+
+
+def bar_lines(kernels: dict[str, Rows]) -> list[str]:
     lines = []
     for name, *bars, figure in BARS:
-        cells = [cell(kernels["results"], vocab, bar, figure) for vocab, bar in zip((32000, 128256), bars, strict=True)]
+        cells = [cell(kernels, vocab, bar, figure) for vocab, bar in zip((32000, 128256), bars, strict=True)]
         lines.append(f"  {name:34s}" + "".join(f" {text:>22s}" for text in cells))
     return lines
 
 
-def not_run(kernels: dict[str, Any]) -> list[str]:
+def not_run(kernels: dict[str, Rows]) -> list[str]:
     """Who was not run, and why, once each."""
     reasons = {
-        f"{name}: {row['not_run']}": None
-        for rows in kernels["results"].values()
-        for name, row in rows.items()
-        if "not_run" in row
+        f"{name}: {row['not_run']}": None for rows in kernels.values() for name, row in rows.items() if "not_run" in row
     }
     return list(reasons)
 
