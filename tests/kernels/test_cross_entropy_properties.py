@@ -27,7 +27,7 @@ from hypothesis import strategies as st
     way=st.sampled_from(PATHS),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)  # compiling takes its time; the suite's profile is not loaded everywhere
 def test_equals_the_definition_for_any_shape(
     rows: int,
     length: int,
