@@ -1,9 +1,13 @@
 # Two commands: `make demo` trains a Llama with Learn-Focus-Review on real text, `make test` runs the tests.
-# Both set up .venv first; a second call reuses it.
+# Both set up .venv first; a second call reuses it. `make test TORCH=2.11.0` tests with another PyTorch, in a virtual
+# environment of its own (several GB), with the triton and setuptools that this PyTorch asks for. The interpreter of
+# Triton 3.6 fails on NumPy 2.4.
 
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 
 .PHONY: demo test lint setup clean
 
@@ -26,11 +30,12 @@ setup: $(STAMP)
 # torch comes first and pinned, so that nothing else chooses a build of it.
 $(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel pybind11
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),sed -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^numpy==.*/numpy<2.4/' -e '/^\(triton\|setuptools\)==/d' constraints.txt > $(CONSTRAINTS))
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) setuptools wheel pybind11
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e ".[test,lint]"
 	touch $@
 
 clean:
-	rm -rf .venv build demo_run *.egg-info megatron_lfr/*.so
+	rm -rf .venv .venv-torch-* build demo_run *.egg-info megatron_lfr/*.so

@@ -240,7 +240,7 @@ _REFUSED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--encoder-num-layers", 1, _OLD, "--num-layers"),
     ("--encoder-seq-length", 1, _OLD, "--seq-length"),
     ("--enable-cuda-graph --external-cuda-graph", 0, _NO_GRAPHS, _LEAVE_OUT),
-    ("--deterministic-mode", 0, "runs repeat bit for bit on a CPU; a GPU promises nothing", _LEAVE_OUT),
+    ("--deterministic-mode", 0, "another flag says it", "--deterministic"),
     # Precision
     ("--fp16 --fp16-lm-cross-entropy", 0, _NO_FP16, "--bf16"),
     ("--loss-scale", 1, "there is no loss scale", "--bf16 alone"),

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,17 @@ class CheckpointStore:
 
     Every rank makes the same calls; `root` is on a file system that all of them see. One run at a time writes there.
     `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save` returns as
-    soon as the tensors are copied, and `wait` when they are on the disk.
+    soon as the tensors are copied, and `wait` when they are on the disk; `timeout` is how long its ranks then wait for
+    each other (None: PyTorch's default).
     """
 
     def __init__(
-        self, root: Path, keep: int | None, group: ProcessGroup | None = None, asynchronous: bool = False
+        self,
+        root: Path,
+        keep: int | None,
+        group: ProcessGroup | None = None,
+        asynchronous: bool = False,
+        timeout: timedelta | None = None,
     ) -> None:
         if keep is not None and keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint is kept, or None for all")
@@ -80,7 +87,9 @@ class CheckpointStore:
         self.group = group
         self.asynchronous = asynchronous
         # The thread's collectives must not meet those that training runs on `group` in the meantime.
-        self._writing_group = dist.new_group(backend="gloo") if asynchronous and dist.is_initialized() else group
+        self._writing_group = group
+        if asynchronous and dist.is_initialized():
+            self._writing_group = dist.new_group(backend="gloo", timeout=timeout)
         self._in_flight: _Background | None = None
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -13,6 +12,7 @@ from megatron_lfr.engine.sharding import ShardedParameter
 from megatron_lfr.model.llama import Llama
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import all_reduce_sum
+from megatron_lfr.parallel.mesh import make_subgroup
 
 
 class Gradients:
@@ -61,9 +61,4 @@ def _make_tied_group(stages: Sequence[Llama], parallel: ParallelState) -> Proces
     if count == 1 or config.untie_embeddings_and_output_weights:
         return None
     ranks = parallel.mesh.mesh.flatten(1)  # [pipeline ranks, ranks of a stage]
-    group: ProcessGroup | None = None
-    for pair in torch.stack((ranks[0], ranks[-1]), 1).tolist():
-        made = dist.new_group(pair, timeout=parallel.timeout)  # every rank makes all of them
-        if dist.get_rank() in pair:
-            group = made
-    return group
+    return make_subgroup(torch.stack((ranks[0], ranks[-1]), 1), parallel.timeout)

@@ -84,12 +84,14 @@ class NativeEngine(ForwardEngine):
         """(loss, valid tokens, squared gradient norm, ranks that ask to stop, ranks that ask for a checkpoint) of the
         whole step, before normalising."""
         parallel = self.parallel
+        # Filled, not assigned: a GPU's host would copy an assigned number there, and wait for all that was launched.
         values = torch.zeros(5, dtype=torch.float64, device=parallel.device)
         if parallel.reports_losses:
             values[0] = sum_losses(losses, parallel.device)
-            values[1] = batch.valid_tokens if group_rank(parallel.context_group) == 0 else 0
+            values[1].fill_(batch.valid_tokens if group_rank(parallel.context_group) == 0 else 0)
         values[2] = self.gradients.local_square_sum()
-        values[3], values[4] = stop, save
+        values[3].fill_(stop)
+        values[4].fill_(save)
         dist.all_reduce(values)
         summed: list[float] = values.tolist()
         return summed

@@ -81,21 +81,26 @@ class Pipeline:
     ) -> None:
         self._losses: list[Loss] = []
         self._holds_first = stages[0].stage.is_first
-        wrapped = [_pipeline_stage(model, micro_batch_size, seq_length, parallel) for model in stages]
         options: dict[str, Any] = {"loss_fn": self._collect, "scale_grads": False}
-        schedules: dict[str, Callable[[], Any]] = {
-            "1f1b": lambda: Schedule1F1B(wrapped[0], micro_batches, **options),
-            "gpipe": lambda: ScheduleGPipe(wrapped[0], micro_batches, **options),
-            "interleaved": lambda: ScheduleInterleaved1F1B(wrapped, micro_batches, **options),  # type: ignore[arg-type]
-        }
-        self._schedule = schedules[parallel.config.schedule]()
+
+        def schedule() -> Any:
+            wrapped = [_pipeline_stage(model, micro_batch_size, seq_length, parallel) for model in stages]
+            schedules: dict[str, Callable[[], Any]] = {
+                "1f1b": lambda: Schedule1F1B(wrapped[0], micro_batches, **options),
+                "gpipe": lambda: ScheduleGPipe(wrapped[0], micro_batches, **options),
+                "interleaved": lambda: ScheduleInterleaved1F1B(wrapped, micro_batches, **options),  # type: ignore[arg-type]
+            }
+            return schedules[parallel.config.schedule]()
+
+        # A schedule prepares its stages at its first run. In torch 2.11, one that has evaluated first cannot train.
+        self._training, self._evaluation = schedule(), schedule()
 
     def train(self, inputs: Inputs) -> list[Loss]:
-        return self._run(self._schedule.step, inputs)
+        return self._run(self._training.step, inputs)
 
     @torch.no_grad()
     def evaluate(self, inputs: Inputs) -> list[Loss]:
-        return self._run(self._schedule.eval, inputs)
+        return self._run(self._evaluation.eval, inputs)
 
     def _run(self, run: Callable[..., object], inputs: Inputs) -> list[Loss]:
         self._losses = []

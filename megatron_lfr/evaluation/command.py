@@ -26,6 +26,7 @@ from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
 from megatron_lfr.fileio import check_replaces, write_atomic
 from megatron_lfr.output import print_table
+from megatron_lfr.parallel import session
 from megatron_lfr.training.evaluation import Keep, evaluate
 from megatron_lfr.training.run import make_loader
 
@@ -98,9 +99,11 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str], world_size: int) -> int:
     """Run `megatron-lfr evaluate`."""
-    results = run(tyro.cli(EvaluateConfig, args=list(argv), prog="megatron-lfr evaluate"), world_size)
-    if ranks.rank() == 0:
-        _print(results)
+    config = tyro.cli(EvaluateConfig, args=list(argv), prog="megatron-lfr evaluate")
+    with session():
+        results = run(config, world_size)
+        if ranks.rank() == 0:
+            _print(results)
     return 0
 
 

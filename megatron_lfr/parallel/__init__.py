@@ -1,7 +1,7 @@
 """Process groups, and layers whose weights are spread over them."""
 
 from megatron_lfr.parallel.config import ParallelConfig
-from megatron_lfr.parallel.groups import ParallelState, initialize, shutdown
+from megatron_lfr.parallel.groups import ParallelState, initialize, session, shutdown
 from megatron_lfr.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -17,5 +17,6 @@ __all__ = [
     "TensorParallel",
     "VocabParallelEmbedding",
     "initialize",
+    "session",
     "shutdown",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -14,6 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_lfr.parallel.config import ParallelConfig
+from megatron_lfr.parallel.mesh import make_mesh, make_subgroup, rank_grid
 from megatron_lfr.parallel.rendezvous import agree_on_session, connect
 
 Backend = Literal["auto", "nccl", "gloo"]
@@ -81,6 +84,8 @@ class ParallelState:
 
 _state: ParallelState | None = None
 _session = ""
+_shared: Store | None = None
+"""Where the ranks of a launcher meet. Rank 0 may keep it for the others, which leave later: until its process ends."""
 
 
 def session_store(timeout: timedelta) -> Store | None:
@@ -95,9 +100,10 @@ def initialize(
     """Start torch.distributed, as torchrun's environment says or with one rank where there is none.
 
     One rank keeps its store in memory, so that runs side by side never meet on a port. A process that has started
-    torch.distributed already keeps it. ValueError where the backend or the sizes do not fit.
+    torch.distributed already keeps it, with the timeout that its default group has. ValueError where the backend or the
+    sizes do not fit.
     """
-    global _session, _state
+    global _session, _shared, _state
     config = config or ParallelConfig()
     device = _choose_device(config.distributed_backend)
     if not dist.is_initialized():
@@ -106,12 +112,12 @@ def initialize(
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         store: Store = HashStore()
         if "WORLD_SIZE" in os.environ:
-            shared = connect(timeout)
-            _session = agree_on_session(shared, rank, world_size, timeout)
-            store = PrefixStore(_session, shared)
+            _shared = connect(timeout)
+            _session = agree_on_session(_shared, rank, world_size, timeout)
+            store = PrefixStore(_session, _shared)
         dist.init_process_group(name, store=store, rank=rank, world_size=world_size, timeout=timeout)
     config.validate(dist.get_world_size())
-    if _state is None or _state.config != config or _state.device != device:
+    if _state is None or (_state.config, _state.device, _state.timeout) != (config, device, timeout):
         _state = _make_state(config, device, timeout)
     return _state
 
@@ -122,36 +128,70 @@ def _choose_device(backend: Backend) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("--distributed-backend nccl: no CUDA device is here; choose gloo or auto")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # A launcher may let each rank see its own device alone, whatever the rank's number.
+    device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
 
+def local_rank() -> int:
+    """This rank's number on its machine, as torchrun or srun says. ValueError where one of several ranks is not told:
+    they would all take the first device."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in os.environ:
+            if not os.environ[name].isdecimal():
+                raise ValueError(f"{name} {os.environ[name]}: must be the rank's number on its machine, from 0")
+            return int(os.environ[name])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "LOCAL_RANK is not set, nor SLURM_LOCALID: which GPU is this rank's? Start ranks with torchrun or srun, or "
+            "set LOCAL_RANK to the rank's number on its machine, from 0"
+        )
+    return 0
+
+
 def _make_state(config: ParallelConfig, device: torch.device, timeout: timedelta) -> ParallelState:
     world_size = dist.get_world_size()
-    data = config.data_parallel_size(world_size)
-    pipeline, tensor = config.pipeline_model_parallel_size, config.tensor_model_parallel_size
-    context = config.context_parallel_size
-    copies = data * context if config.sharding == "no_shard" else config.num_distributed_optimizer_instances
-    ranks = torch.arange(world_size)
-    # Tensor before shard: a weight is first cut by its tensor-parallel layer, and FSDP2 cuts what is left.
-    mesh = DeviceMesh(
-        device.type,
-        ranks.view(pipeline, copies, -1, tensor).transpose(2, 3).contiguous(),
-        mesh_dim_names=("pipeline", "replicate", "tensor", "shard"),
-    )
+    # First of all groups: a run that follows in this process then finds equal meshes over groups of the same names.
+    mesh = make_mesh(device.type, rank_grid(config, world_size), timeout)
+    context, tensor = config.context_parallel_size, config.tensor_model_parallel_size
     context_group = None
     if context > 1:
-        rows = ranks.view(-1, context, tensor).transpose(1, 2).reshape(-1, context).tolist()
-        context_group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
+        rows = torch.arange(world_size).view(-1, context, tensor).transpose(1, 2).reshape(-1, context)
+        context_group = make_subgroup(rows, timeout)
     control_group = dist.new_group(backend="gloo", timeout=timeout)
     losses_group = dist.new_group(timeout=timeout)
     return ParallelState(config, mesh, device, context_group, control_group, losses_group, timeout)
 
 
+@contextmanager
+def session() -> Iterator[None]:
+    """Let torch.distributed end with the block, where `initialize` starts it there.
+
+    After an error, this rank leaves its groups without a word to the others, which may be gone or wait for something
+    else: leaving in order takes all ranks.
+    """
+    if dist.is_initialized():  # by someone else, who ends it
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        if dist.is_initialized():
+            with suppress(RuntimeError):  # the first error is the one to tell
+                dist.distributed_c10d._abort_process_group()
+        _forget()
+        raise
+    shutdown()
+
+
 def shutdown() -> None:
-    """Stop torch.distributed, if it runs."""
-    global _session, _state
-    _session, _state = "", None
+    """Stop torch.distributed, if it runs. On a GPU collective: what is under way is waited for."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _forget()
+
+
+def _forget() -> None:
+    global _session, _state
+    _session, _state = "", None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_lfr.engine.determinism import check_environment
 from megatron_lfr.fileio import same_path
 from megatron_lfr.lfr import PRESETS, FocusScope
 from megatron_lfr.model.fused import KernelPackage, check_package
@@ -58,6 +59,9 @@ class TrainingConfig:
     """Recompute activations in the backward pass: of whole layers, or of attention alone."""
     compile: bool = False
     """Compile each transformer layer with torch.compile."""
+    deterministic: bool = False
+    """The same bits from the same command on a GPU, too: every sum keeps its order, and steps take longer. On a CPU and
+    for one number of threads, they are the same anyway."""
     layer_kernels: KernelPackage = "torch"
     """Where RMSNorm, rotary positions and SwiGLU come from: PyTorch (--compile fuses them), the liger-kernel package,
     or apex (RMSNorm alone). The packages need a GPU."""
@@ -89,7 +93,11 @@ class TrainingConfig:
                 raise ValueError(f"{flag} {value}: must be positive")
         if self.compile and self.layer_kernels != "torch":
             raise ValueError(f"--compile: goes with --layer-kernels torch, not {self.layer_kernels}")
+        if self.deterministic and self.layer_kernels != "torch":
+            raise ValueError(f"--deterministic: goes with --layer-kernels torch, not {self.layer_kernels}")
         check_package("--layer-kernels", self.layer_kernels)
+        if self.deterministic:
+            check_environment()
         multiple = self.micro_batch_size * data_parallel_size
         if self.blocks_per_step(data_parallel_size) % multiple:
             raise ValueError(

@@ -20,7 +20,7 @@ from megatron_lfr.interrupt import OUTCOME
 STOPPED = 75
 """Exit code of a run that a signal or an exit limit stopped: EX_TEMPFAIL, "try again"."""
 _PATIENCE = 600
-"""Seconds that ranks have to save and leave before they are killed; PyTorch gives them 30."""
+"""Seconds that ranks have to save and leave before they are killed; PyTorch gives them 30, and 2.11 always does."""
 
 
 def take_nproc_per_node(argv: Sequence[str]) -> tuple[int | None, list[str]]:

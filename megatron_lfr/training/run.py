@@ -24,13 +24,14 @@ from megatron_lfr.data.documents import settle_documents
 from megatron_lfr.data.loader import Loader
 from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.identity import describe_changes, make_blend, run_identity
 from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
-from megatron_lfr.parallel import ParallelState, initialize
+from megatron_lfr.parallel import ParallelState, initialize, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
@@ -39,7 +40,8 @@ from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
 from megatron_lfr.training.metrics import MetricsFile
 from megatron_lfr.training.nodes import Nodes, OrderFiles, find_nodes, send_journal
-from megatron_lfr.training.start import Start, find_start
+from megatron_lfr.training.patience import Patience
+from megatron_lfr.training.start import Start, checkpoint_bytes, find_start
 from megatron_lfr.training.stopping import Stopping
 from megatron_lfr.training.summary import Summary
 from megatron_lfr.training.times import Stopwatch
@@ -78,8 +80,11 @@ def train(config: RunConfig) -> bool:
     assert config.checkpoint.save is not None
     folder = RunFolder(Path(config.checkpoint.save))
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
-    parallel = initialize(config.parallel, timeout)
-    with watching(timeout.total_seconds() / 2):  # before the collective calls give up without naming anyone
+    with ExitStack() as stack:
+        stack.enter_context(session())
+        parallel = initialize(config.parallel, timeout)
+        stack.enter_context(watching(timeout.total_seconds() / 2))  # before collectives give up without naming anyone
+        stack.enter_context(deterministic(config.training.deterministic))
         nodes = find_nodes(parallel)
         with _held(folder):
             start = find_start(config, folder, facts, plan, vocab_size, parallel.control_group)
@@ -92,6 +97,8 @@ def train(config: RunConfig) -> bool:
             trainer.resume(start.state)
             if ranks.rank() == 0:
                 _note_settings(config, folder, plan, start)
+                if note := trainer.patience.expect(checkpoint_bytes(config, vocab_size), ranks.world_size()):
+                    print(note, flush=True)
                 if trainer.evaluated_blocks < dataset.valid.num_blocks:
                     print(
                         f"evaluations take {trainer.evaluated_blocks:,} of the {dataset.valid.num_blocks:,} validation "
@@ -228,6 +235,7 @@ def _assemble(
             keep=config.checkpoint.keep_last,
             group=engine.parallel.control_group,
             asynchronous=config.checkpoint.async_save,
+            timeout=engine.parallel.timeout,
         ),
         config=config.training,
         checkpoint=config.checkpoint,
@@ -235,6 +243,7 @@ def _assemble(
         callbacks=_callbacks(config, folder.path, journal) if journal is not None and nodes.index == 0 else [],
         stopping=stopping,
         times=times,
+        patience=Patience(config.checkpoint.async_save),
     )
 
 

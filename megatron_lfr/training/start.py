@@ -124,10 +124,14 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
     return found
 
 
+def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
+    """The size of a checkpoint's tensors: weights and two moments in fp32."""
+    return 3 * 4 * dataclasses.replace(config.model, vocab_size=vocab_size).num_parameters()
+
+
 def _check_disk(folder: RunFolder, plan: Plan, vocab_size: int, config: RunConfig) -> None:
     """Refuse to start where the checkpoints and the journal will not fit."""
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    checkpoint = 3 * 4 * model.num_parameters()  # weights and two moments in fp32
+    checkpoint = checkpoint_bytes(config, vocab_size)
     have = sum(1 for _ in folder.checkpoints.glob("iter_*"))
     wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
     needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)

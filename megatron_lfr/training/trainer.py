@@ -20,6 +20,7 @@ from megatron_lfr.lfr import Course
 from megatron_lfr.training.callbacks import Callback, StepReport
 from megatron_lfr.training.config import CheckpointConfig, TrainingConfig
 from megatron_lfr.training.evaluation import evaluate
+from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.stopping import StoppedError, Stopping
 from megatron_lfr.training.times import Stopwatch
 
@@ -60,6 +61,7 @@ class Trainer:
         callbacks: Sequence[Callback],
         stopping: Stopping,
         times: Stopwatch,
+        patience: Patience,
     ) -> None:
         self.engine = engine
         self.curriculum = curriculum
@@ -76,6 +78,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.stopping = stopping
         self.times = times
+        self.patience = patience
         self.consumed_samples = 0
         self.skipped_steps = 0
         self._skipped_blocks: list[np.ndarray[Any, np.dtype[np.int64]]] = []
@@ -189,7 +192,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of everything the run continues from."""
         self._saved_at = time.perf_counter()
-        with self.times.part("saving"):
+        with self.times.part("saving") as span:
             for callback in self.callbacks:
                 callback.before_checkpoint(self)
             state = {
@@ -201,6 +204,8 @@ class Trainer:
                 "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
             }
             self.store.save(self.curriculum.next_step, self.engine.tensors(), state)
+        if not self.store.asynchronous and (note := self.patience.measured(span.seconds)):
+            _say(note)
 
     def _wants_to_save(self) -> bool:
         """Whether it is time for a checkpoint by rank 0's clock, which counts for all."""

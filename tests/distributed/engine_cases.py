@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from engine_oracle import GlobalBatch, Oracle, Step
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import LIMIT
 
 from megatron_lfr.data.loader import Batch
@@ -23,6 +25,7 @@ from megatron_lfr.engine.base import BlockLosses, StepOutput
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
 
@@ -364,6 +367,30 @@ def memory(layout: Layout, share: float) -> Found:
     return found
 
 
+class _Lifted(TorchDispatchMode):
+    """Counts the numbers of the host that become tensors, as they do where they are assigned to elements of one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+def numbers_of_the_host(layout: Layout) -> Found:
+    """A step makes no tensor of a number around its passes: to a GPU it would be copied, for which the host waits."""
+    engine = make_engine(layout)
+    batch = share_of(make_batches()[0], engine.parallel)
+    losses = engine._passes.train(model_inputs(batch, engine.parallel.device, 1.0))
+    passes: Any = SimpleNamespace(train=lambda _: losses)
+    engine._passes = passes
+    with _Lifted() as lifted:
+        torch.zeros(1)[0] = 1
+        control = lifted.count
+        engine.train_step(batch, 1e-3).blocks.wait()
+    return {"numbers": float(lifted.count - control), "not counted": float(control != 1)}
+
+
 def compiled(layout: Layout) -> Found:
     """Compiled layers, two for speed; a layer is one graph."""
     torch._inductor.config.compile_threads = 1
@@ -412,6 +439,7 @@ def _cases() -> dict[str, Case]:
         add("not clipped", name, clipping, 0.0)
     for name in ("DP2 optim", "TP2 SP"):
         add("bf16", name, bf16)
+    add("numbers of the host", "DP2", numbers_of_the_host)
     for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
         add("memory", name, memory, share)
     return found

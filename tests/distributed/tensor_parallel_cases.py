@@ -149,10 +149,14 @@ def llama(
 
 
 def mesh() -> dict[str, float]:
-    """Groups of two data-parallel and of two tensor-parallel ranks."""
-    found = {}
+    """Groups of two data-parallel and of two tensor-parallel ranks, which wait as long as is asked for."""
+    found, timeout = {}, timedelta(minutes=7)
     for size in (1, 2):
-        state = initialize(ParallelConfig(tensor_model_parallel_size=size))
+        state = initialize(ParallelConfig(tensor_model_parallel_size=size), timeout)
+        meshed = [state.mesh.get_group(name) for name in state.mesh.mesh_dim_names or ()]
+        made = [state.control_group, state.losses_group, *(g for g in meshed if g is not dist.group.WORLD)]
+        waits = {group._get_backend(torch.device("cpu")).options._timeout for group in made}
+        found[f"timeouts {size}"] = float(waits != {timeout} or len(made) != 5)
         sizes = (state.data_parallel_size, dist.get_world_size(state.tensor_group), state.data_rank)
         found[f"sizes {size}"] = float(sizes != (2 // size, size, dist.get_rank() if size == 1 else 0))
     return found

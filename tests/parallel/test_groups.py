@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import session_cases
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.parallel import (
     ColumnParallelLinear,
     ParallelConfig,
     RowParallelLinear,
     TensorParallel,
     VocabParallelEmbedding,
+    groups,
     initialize,
+    session,
     shutdown,
 )
 from megatron_lfr.parallel.collectives import all_gather_rows, all_gather_stacked, all_reduce_sum, reduce_scatter_rows
 from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.counter_random import fill_normal
 from megatron_lfr.parallel.layers import ShardedWeight
+from megatron_lfr.parallel.mesh import make_mesh, rank_grid
 
 GLOO = ParallelConfig(distributed_backend="gloo")
+STRATEGIES: tuple[ShardingStrategy, ...] = ("no_shard", "optim", "optim_grads", "optim_grads_params")
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +51,8 @@ def _fresh() -> Iterator[None]:
 
 @pytest.fixture
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.delenv("MASTER_PORT", raising=False)
+    for name in ("WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("_no_launcher")
@@ -60,7 +72,7 @@ def test_one_rank_needs_no_launcher_and_no_port() -> None:
 
 
 @pytest.mark.usefixtures("_no_launcher")
-@pytest.mark.parametrize("strategy", ["no_shard", "optim", "optim_grads", "optim_grads_params"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_mesh_of_one_rank(strategy: ShardingStrategy) -> None:
     state = initialize(ParallelConfig(distributed_backend="gloo", data_parallel_sharding_strategy=strategy))
     assert state.mesh.mesh_dim_names == ("pipeline", "replicate", "tensor", "shard")
@@ -80,6 +92,116 @@ def test_another_layout_makes_other_groups_of_the_same_ranks() -> None:
     assert other is not state
     assert other.config.sequence_parallel
     assert dist.group.WORLD is everyone
+
+
+def layouts(world_size: int) -> list[ParallelConfig]:
+    """Every layout of `world_size` ranks that is legal."""
+    found = []
+    sizes = itertools.product((1, 2, 4), (1, 2, 4), (1, 2), (1, 2))
+    for (tensor, pipeline, context, copies), strategy in itertools.product(sizes, STRATEGIES):
+        config = ParallelConfig(
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            context_parallel_size=context,
+            num_distributed_optimizer_instances=copies,
+            data_parallel_sharding_strategy=strategy,
+        )
+        try:
+            config.validate(world_size)
+        except ValueError:
+            continue
+        found.append(config)
+    return found
+
+
+def test_the_mesh_of_every_layout() -> None:
+    """The groups and submeshes of one of 8 ranks, whose numbers follow from Megatron's order of ranks."""
+    rank, world_size = 5, 8
+    configs = layouts(world_size)
+    assert len(configs) > 50
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    for config in configs:
+        tensor, stages = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+        stage = world_size // stages  # ranks of one
+        # Of the ranks of a stage that hold the same rows of a matrix, `shard` have different parts, in order.
+        copies = stage // tensor if config.sharding == "no_shard" else config.num_distributed_optimizer_instances
+        shard = stage // tensor // copies
+        first = rank // stage * stage
+        across = [first + rank % tensor + tensor * i for i in range(stage // tensor)]
+        mine = across.index(rank)
+        expected = {
+            "tensor": list(range(rank // tensor * tensor, rank // tensor * tensor + tensor)),
+            "pipeline": list(range(rank % stage, world_size, stage)),
+            "shard": across[mine // shard * shard : mine // shard * shard + shard],
+            "replicate": across[mine % shard :: shard],
+        }
+        mesh = make_mesh("cpu", rank_grid(config, world_size), timedelta(minutes=3))
+        for name, ranks in expected.items():
+            assert dist.get_process_group_ranks(mesh.get_group(name)) == ranks, (config, name)
+            assert mesh[name].mesh.tolist() == ranks, (config, name)
+        for outer, inner in (("tensor", "shard"), ("replicate", "shard")):
+            both = mesh[outer, inner]
+            assert both.shape == (len(expected[outer]), len(expected[inner])), (config, outer)
+            assert both.get_group(inner) == mesh.get_group(inner)
+            row = both.mesh[expected[outer].index(rank)]
+            assert row.tolist() == expected[inner], (config, outer)
+
+
+@pytest.mark.usefixtures("_no_launcher")
+def test_every_group_has_the_timeout_that_is_asked_for(tmp_path: Path) -> None:
+    timeout = timedelta(minutes=7)
+    state = initialize(GLOO, timeout)
+    CheckpointStore(tmp_path, keep=None, group=state.control_group, asynchronous=True, timeout=timeout)
+    made = dist.distributed_c10d._world.pg_map
+    assert len(made) == 4  # of one rank: the default group is the mesh's
+    assert {group._get_backend(torch.device("cpu")).options._timeout for group in made} == {timeout}
+    assert initialize(GLOO, timedelta(minutes=8)).timeout == timedelta(minutes=8)
+
+
+@pytest.mark.usefixtures("_no_launcher")
+def test_a_session_ends_what_it_started() -> None:
+    with session():
+        initialize(GLOO)
+    assert not dist.is_initialized()
+    with pytest.raises(ValueError, match=r"1 ranks \(WORLD_SIZE\) were started"), session():
+        initialize(ParallelConfig(distributed_backend="gloo", tensor_model_parallel_size=2))
+    assert not dist.is_initialized()
+    state = initialize(GLOO)
+    with session():
+        assert initialize(GLOO) is state
+    assert initialize(GLOO) is state  # someone else's
+
+
+def test_sessions_follow_each_other_and_a_rank_that_fails_waits_for_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    mp.start_processes(session_cases.main, (port,), nprocs=2, start_method="forkserver")
+
+
+@pytest.mark.usefixtures("_no_launcher")
+def test_each_rank_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible, chosen = 4, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: pytest.fail("before the device is known"))
+
+    def device(**environment: str) -> torch.device:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return groups._choose_device("auto")
+
+    assert device() == torch.device("cuda", 0)
+    assert device(WORLD_SIZE="8", LOCAL_RANK="3", SLURM_LOCALID="1") == torch.device("cuda", 3)
+    assert device(WORLD_SIZE="8", SLURM_LOCALID="2") == torch.device("cuda", 2)
+    visible = 1  # srun --gpus-per-task=1: each rank sees its own device alone
+    assert device(WORLD_SIZE="8", SLURM_LOCALID="2") == torch.device("cuda", 0)
+    assert [entry.index for entry in chosen] == [0, 3, 2, 0]
+    with pytest.raises(ValueError, match="LOCAL_RANK is not set"):
+        device(WORLD_SIZE="8")
+    with pytest.raises(ValueError, match="LOCAL_RANK two"):
+        device(LOCAL_RANK="two")
 
 
 def test_the_launcher_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:

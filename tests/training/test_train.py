@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny_run import STOPPED
 from waiting import LIMIT
@@ -228,8 +229,10 @@ def harder(spy: Spy, tmp_path: Path, bounds: list[int], phase: int, drop: float)
 
 def test_micro_batches_do_not_change_the_run(tiny_args: list[str], tmp_path: Path) -> None:
     assert run(tiny_args) == 0
-    other = [*tiny_args, "--micro-batch-size", "8", "--save", str(tmp_path / "other")]
+    other = [*tiny_args, "--micro-batch-size", "8", "--deterministic", "--save", str(tmp_path / "other")]
     assert run(other) == 0
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.distributed.is_initialized()
     losses = [[e["loss"] for e in metrics(tmp_path / f) if e["event"] == "train"] for f in ("run", "other")]
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
