@@ -23,7 +23,7 @@ from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.parallel.config import ParallelConfig
-from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder import RunFolder, parse_yaml
 from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 
@@ -49,6 +49,8 @@ class RunConfig:
         for name, value in self.to_flat().items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be a finite number")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must lie between -2^63 and 2^63")
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
@@ -87,14 +89,14 @@ def resolve_schedule(text: str) -> Schedule:
         return preset(text)
     try:
         if text.lstrip().startswith("["):
-            return Schedule.from_dicts(yaml.safe_load(text))
+            return Schedule.from_dicts(parse_yaml(text))
         if not Path(text).is_file():
             raise ValueError(f"neither a preset ({', '.join(PRESETS)}) nor a file")
-        rows = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+        rows = parse_yaml(Path(text).read_bytes())
         if not isinstance(rows, list):
             raise ValueError("expected a list of phases")
         return Schedule.from_dicts(rows)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"--lfr-schedule {text}: {error}") from None
 
 
@@ -169,11 +171,11 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
     """(model preset, flags) that a configuration file stands for."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = parse_yaml(path.read_bytes())
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: not YAML: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"--config {path}: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path}: expected a mapping of flags to values")
     return _settings_to_argv(settings, f"--config {path}")

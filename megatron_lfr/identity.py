@@ -20,7 +20,7 @@ from megatron_lfr.data.blocks import BlockDataset, parse_split
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.tokenizer import load_tokenizer
 from megatron_lfr.lfr import Blend, Plan
-from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.lfr.identity import FORMAT, check_format, describe_segment, read_plan
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.run_folder import RunFolder
 
@@ -91,6 +91,18 @@ def make_blend(config: RunConfig, dataset: BlockDataset) -> Blend:
     return Blend(dataset.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
 
 
+def check_facts(source: Path, stored: Any) -> None:
+    """ValueError that names the file, for facts of a run that are not as this version writes them."""
+    try:
+        if not isinstance(stored, Mapping):
+            raise ValueError("expected the facts of a run as an object")
+        read_plan(stored)
+        if not isinstance(stored.get("corpus"), list):
+            raise ValueError("corpus: expected a digest for each prefix")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
 def check_same_run(folder: Path, stored: Facts, facts: Facts, was: Facts, settings: Facts) -> None:
     """Check that a command goes on with the run in `folder`; else ValueError names the flags, and both values.
 
@@ -117,6 +129,9 @@ def check_same_model(
     if stored is None:
         print(f"{checkpoint.folder}: does not say how its weights were trained; the settings are taken on trust")
         return
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{checkpoint.folder}: expected the facts of its weights as an object")
+    check_format(stored)
     old, new = _of_model(stored), _of_model(facts)
     both = [name for name in new if None not in (old.get(name), new[name]) and _setting(name) not in may_differ]
     found = _differences({n: old[n] for n in both}, {n: new[n] for n in both}, was, settings)
@@ -128,7 +143,7 @@ def check_trained_so(run: Path, checkpoint: Checkpoint, config: RunConfig, vocab
     """Check that a run's checkpoint was trained as its config.yaml, and what a command puts over it, says; ValueError
     names the flags, and both values."""
     folder = RunFolder(run)
-    was = folder.settings_at(checkpoint.iteration) or folder.recorded_settings()
+    was = folder.settings_at(checkpoint.iteration)
     what = f"--run {run}: checkpoint {checkpoint.iteration}"
     check_same_model(what, checkpoint, model_identity(config, vocab_size, eod), was, config.to_flat())
 
@@ -203,6 +218,8 @@ def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> s
         return _length_difference(old, new, was, settings)
     setting = _setting(name)
     flag, before, now = _flag(setting), was.get(setting), settings.get(setting)
+    if isinstance(old, int) and isinstance(new, int) and name != "tokenizer.eod":  # what a default came to
+        before, now = (fact if given is None else given for fact, given in ((old, before), (new, now)))
     if name == "corpus":
         place = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
         if place is None:

@@ -6,6 +6,8 @@ config_history.yaml    where the run was started, what it was started with, and 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def _history(self) -> Path:
@@ -97,17 +103,17 @@ class RunFolder:
             return []
         entries = _read_yaml(self._history)
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-            raise ValueError(f"{self._history}: expected a list of entries with step and folder")
+            raise ValueError(f"{self._history}: expected a list of entries with step, folder, settings or changed")
         return entries
 
     def settings_at(self, step: int) -> dict[str, Any]:
-        """The settings with which the step after `step` was first trained; {} where there is no history."""
+        """The settings with which the step after `step` was first trained; those in force where no history says."""
         settings: dict[str, Any] = {}
         for entry in self.history():
             if entry["step"] <= step:
                 settings.update(entry.get("settings", {}))
                 settings.update({name: after for name, (_, after) in entry.get("changed", {}).items()})
-        return settings
+        return settings or self.recorded_settings()
 
     def changes(self, settings: Mapping[str, Any], step: int) -> dict[str, list[Any]]:
         """The settings ([before, after]) that differ from those of the run at `step`."""
@@ -115,29 +121,49 @@ class RunFolder:
         return {
             name: [before.get(name), value]
             for name, value in settings.items()
-            if before and before.get(name) != value and name not in _OF_THE_COMMAND
+            if before.get(name) != value and name not in _OF_THE_COMMAND
         }
 
     def write_settings(self, settings: Mapping[str, Any], step: int) -> None:
         """Put `settings` in force from `step` on. Entries of later steps, which are trained anew, go."""
-        changed, here = self.changes(settings, step), str(Path.cwd())
+        here = str(Path.cwd())
         kept = [entry for entry in self.history() if entry["step"] <= step] if step else []
         if not kept:
             kept = [{"step": step, "folder": here, "settings": dict(settings)}]
-        elif changed or kept[-1]["folder"] != here:
+        elif (changed := self.changes(settings, step)) or kept[-1]["folder"] != here:
             kept.append({"step": step, "folder": here, "changed": changed})
         write_atomic(self._history, _dump(kept))
         write_atomic(self.config, _dump(dict(settings)))
+
+    def check_places(self, tensorboard: Path) -> None:
+        """Check that a run can write here, and into `tensorboard`; ValueError or OSError names what is in the way."""
+        files, folders = (self.config, self._history, self.metrics), (self.checkpoints, self.journal, tensorboard)
+        for path in (*files, *folders):
+            if path.exists() and path.is_dir() != (path in folders):
+                raise ValueError(f"{path}: is {'no folder' if path in folders else 'a folder'}; remove it")
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def check_is_free(self) -> None:
+        """Check that a new run replaces no files but those of one that trained nothing; ValueError names another."""
+        if self._history.exists():
+            return
+        for path in (self.config, self.metrics):
+            if path.exists() and path.stat().st_size:
+                raise ValueError(f"--save {self.path}: {path.name} there is no run's; move it, or name another folder")
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep other processes out of the folder, which is made if it is missing. Where an error comes before anything
         new was put into it, it is afterwards as it was before.
 
-        ValueError where another process is training in it.
+        ValueError where another process is training in it, or it is no folder.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):  # a file, or a link to nothing
+            raise ValueError(f"--save {self.path}: something else than a folder stands there") from None
         lock, there = self.path / "lock", set(self.path.iterdir())
         try:
             held = lock_file(lock)
@@ -155,7 +181,12 @@ class RunFolder:
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("folder"), str)
+    if not (isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("folder"), str)):
+        return False
+    settings, changed = entry.get("settings", {}), entry.get("changed", {})
+    if not (isinstance(settings, dict) and isinstance(changed, dict)):
+        return False
+    return all(isinstance(pair, list) and len(pair) == 2 for pair in changed.values())
 
 
 def _located(name: str, start: Path, suffixes: tuple[str, ...], keep: bool = False) -> str:
@@ -167,11 +198,19 @@ def _located(name: str, start: Path, suffixes: tuple[str, ...], keep: bool = Fal
     return name if keep or name == "bytes" else str(start / name)
 
 
+def parse_yaml(text: bytes | str) -> Any:
+    """What YAML in UTF-8 holds, of plain values alone; ValueError says what is wrong with it."""
+    try:
+        return yaml.safe_load(text if isinstance(text, str) else text.decode())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
+        return parse_yaml(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _dump(value: Any) -> str:

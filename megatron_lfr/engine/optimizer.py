@@ -104,19 +104,23 @@ class LearningRate:
         if config.lr_warmup_fraction:
             self.warmup = config.lr_warmup_fraction * self.decay_steps
         if self.warmup > self.decay_steps:
-            raise ValueError(f"--lr-warmup-iters {self.warmup:g}: longer than the decay's {self.decay_steps:g} steps")
+            samples = config.lr_warmup_samples
+            asked = f"samples {samples}: {self.warmup:g} steps, " if samples else f"iters {config.lr_warmup_iters}: "
+            raise ValueError(f"--lr-warmup-{asked}longer than the decay's {self.decay_steps:g} steps")
         self.span = self.decay_steps - self.warmup
         self.style: str = config.lr_decay_style
         if config.lr_decay_style == "WSD":
-            asked = config.lr_wsd_decay_iters or max(1.0, self.decay_steps // 10)
+            length = config.lr_wsd_decay_iters or max(1.0, self.decay_steps // 10)
             if config.lr_wsd_decay_samples:
-                asked = config.lr_wsd_decay_samples / global_batch_size
-            if asked > self.span:
+                length = config.lr_wsd_decay_samples / global_batch_size
+            if length > self.span:
+                samples = config.lr_wsd_decay_samples
+                asked = f"samples {samples}: {length:g} steps, " if samples else f"iters {length:g}: "
                 raise ValueError(
-                    f"--lr-wsd-decay-iters {asked:g}: longer than the decay's {self.decay_steps:g} steps less "
+                    f"--lr-wsd-decay-{asked}longer than the decay's {self.decay_steps:g} steps less "
                     f"{self.warmup:g} of warm-up"
                 )
-            self.span, self.style = asked, config.lr_wsd_decay_style
+            self.span, self.style = length, config.lr_wsd_decay_style
 
     def __call__(self, step: int) -> float:
         config, done = self.config, step + 1

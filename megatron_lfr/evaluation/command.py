@@ -141,6 +141,11 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         return None
     shares = "1" if split == "all" else data.split
     dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, shares)
+    if not config.data_path and split != "all" and trained.corpus not in (None, dataset.digests()):
+        raise ValueError(
+            f"--run {config.run}: its corpus has changed since it was trained on, and so has what was held out; say "
+            "with --data-path, and --split, what to evaluate on"
+        )
     vocab_size = trained.model.config.vocab_size
     assert vocab_size is not None
     settle_documents(

@@ -32,6 +32,8 @@ class TrainedModel:
     parallel: ParallelState
     eod: int | None
     """End-of-document token; None without a tokenizer."""
+    corpus: list[str] | None
+    """A digest for each prefix that it was trained on; None where that is not known."""
 
     @property
     def model(self) -> Llama:
@@ -84,7 +86,8 @@ def load_trained(
     )
     found.load_into(engine.weights(), allow_extra=True)
     register_fsdp_forward_method(engine.stages[0], "score_next")
-    return TrainedModel(config, found.iteration, engine, parallel, eod)
+    corpus = (found.state.get("identity") or {}).get("corpus")
+    return TrainedModel(config, found.iteration, engine, parallel, eod, corpus)
 
 
 def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:

@@ -175,18 +175,25 @@ class Run:
 
     def events(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; none where there is no such file."""
-        path = self.folder / "metrics.jsonl"
-        text = path.read_bytes() if path.exists() else b""
-        events = []
-        for number, line in enumerate(text.split(b"\n")[:-1], 1):  # what follows the last newline is half a line
-            try:
-                event = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error}") from None
-            if not isinstance(event, dict):
-                raise ValueError(f"{path}:{number}: expected a JSON object")
-            events.append(event)
-        return events
+        return read_events(self.folder / "metrics.jsonl")
+
+
+def read_events(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, or of its first `length` bytes; none where there is no such file.
+
+    ValueError names a line that is no event.
+    """
+    text = path.read_bytes()[:length] if path.exists() else b""
+    events = []
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):  # what follows the last newline is half a line
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(event, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object")
+        events.append(event)
+    return events
 
 
 def _visits(history: PhaseHistory, entries: npt.NDArray[np.int64]) -> Visits:

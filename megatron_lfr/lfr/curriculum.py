@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Curriculum(Course):
         self._rescore = rescore
         self._sharing = sharing
         self._fresh = True
+        self._checksum = 0  # of all losses so far
         self.ledger = Ledger(plan.n_blocks, plan.total_steps, self.blend)
 
     def enter_phase(self) -> PhaseStart:
@@ -88,6 +90,7 @@ class Curriculum(Course):
         nll = np.where(np.isfinite(nll) & (nll >= 0), nll, UNRECORDED)
         self.ledger.record(step, ids[:real], nll)
         self.journal.append(nll)
+        self._checksum = zlib.crc32(nll.data, self._checksum)
         self._next_step = step + 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Curriculum(Course):
             "step": self._next_step,
             "phase": self.journal.phase,
             "entries": self.journal.count,
+            "checksum": self._checksum,
             "order_hash": f"{self.current.order_hash:016x}" if self.current else None,
         }
 
@@ -105,7 +109,7 @@ class Curriculum(Course):
         ValueError where the journal does not lead there; then it is as it was."""
         phase, entries, step = int(state["phase"]), int(state["entries"]), int(state["step"])
         self.ledger = Ledger(self.plan.n_blocks, self.plan.total_steps, self.blend)
-        self.current, self._next_step, self._fresh = None, 0, False
+        self.current, self._next_step, self._fresh, self._checksum = None, 0, False, 0
         self.journal.close()
         self.journal.check_holds(phase, entries)
         for planned in self.plan.phases[: phase + 1]:
@@ -114,6 +118,8 @@ class Curriculum(Course):
             raise ValueError(f"{self.journal.folder}: replays to step {self._next_step}, the checkpoint is at {step}")
         if self.current is not None and f"{self.current.order_hash:016x}" != state["order_hash"]:
             raise ValueError(f"{self.journal.folder}: phase {phase} replays to another order than was trained on")
+        if self._checksum != state["checksum"]:
+            raise ValueError(f"{self.journal.folder}: its losses are not those that the checkpoint was written after")
         self.journal.rewind(phase, entries)
         if phase < 0 or entries < self.plan.phases[phase].draws:
             self.journal.drop_scores(phase + 1)  # made by weights that this run has yet to reach
@@ -128,6 +134,7 @@ class Curriculum(Course):
         assert entries is not None
         size = self.plan.global_batch_size
         self.ledger.record_phase(planned.first_step, size, self._order[:count], entries[:count])
+        self._checksum = zlib.crc32(entries[:count].data, self._checksum)
         self._next_step = planned.first_step + -(-count // size)
 
     def _begin(self, planned: PlannedPhase) -> None:

@@ -137,9 +137,10 @@ class Journal(JournalFiles):
         fsync_directory(self.folder)
 
     def append(self, nll: npt.NDArray[np.float32]) -> None:
-        """Add fp32 losses [n], in the order of training."""
+        """Add fp32 losses [n], in the order of training. A kill of the process leaves them, a power cut may not."""
         assert self._file is not None
         self._file.write(np.ascontiguousarray(nll, np.float32).tobytes())
+        self._file.flush()
         self._count += len(nll)
 
     def sync(self) -> None:
@@ -218,7 +219,7 @@ def _read_identity(meta: Path) -> dict[str, Any]:
         stored = json.loads(meta.read_text())
     except FileNotFoundError:
         raise ValueError(f"{meta.parent}: there is no journal of a run here") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{meta}: not readable as JSON ({error})") from None
     if not isinstance(stored, dict):
         raise ValueError(f"{meta}: expected a JSON object")

@@ -191,6 +191,9 @@ class Schedule:
             unknown = [key for key in row if key not in legal]
             if unknown:
                 raise ValueError(f"phase {number}: unknown key {unknown[0]!r}; legal keys: {', '.join(legal)}")
+            missing = [key for key in ("kind", "duration") if key not in row]
+            if missing:
+                raise ValueError(f"phase {number}: {missing[0]} is missing")
             try:
                 phases.append(Phase(**row))
             except (TypeError, ValueError) as error:

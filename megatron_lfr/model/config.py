@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -92,6 +93,9 @@ class ModelConfig:
                 )
 
     def _check_ranges(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if isinstance(size, int) and size >= 2**31:
+                raise ValueError(f"--{name.replace('_', '-')} {size}: must be below 2^31")
         for flag, required in (
             ("--num-layers", self.num_layers),
             ("--hidden-size", self.hidden_size),

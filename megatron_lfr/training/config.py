@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from megatron_lfr.engine.determinism import check_environment
 from megatron_lfr.fileio import same_path
 from megatron_lfr.lfr import PRESETS, FocusScope
 from megatron_lfr.model.fused import KernelPackage, check_package
+
+_LONGEST_TIMEOUT = 365 * 24 * 60
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class TrainingConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if self.distributed_timeout_minutes > _LONGEST_TIMEOUT:
+            raise ValueError(
+                f"--distributed-timeout-minutes {self.distributed_timeout_minutes}: at most {_LONGEST_TIMEOUT}, a year"
+            )
         if self.compile and self.layer_kernels != "torch":
             raise ValueError(f"--compile: goes with --layer-kernels torch, not {self.layer_kernels}")
         if self.deterministic and self.layer_kernels != "torch":
@@ -168,6 +175,10 @@ class LoggingConfig:
     """Name of the run there."""
     print_config: bool = False
     """Print the effective configuration as YAML and exit."""
+
+    def tensorboard(self, default: Path) -> Path:
+        """The folder for TensorBoard."""
+        return Path(self.tensorboard_dir) if self.tensorboard_dir else default
 
     def validate(self) -> None:
         if self.log_interval < 1:

@@ -137,15 +137,20 @@ def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, b
     """The schedule laid out over the corpus, for `world_size` ranks (by default as many as have been started)."""
     lfr = config.lfr
     data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
-    return resolve_schedule(lfr.lfr_schedule).plan(
-        n_blocks,
-        config.data.seq_length,
-        config.training.blocks_per_step(data_parallel_size),
-        train_iters=lfr.train_iters,
-        train_samples=lfr.train_samples,
-        train_epochs=lfr.train_epochs,
-        blend=blend,
-    )
+    try:
+        return resolve_schedule(lfr.lfr_schedule).plan(
+            n_blocks,
+            config.data.seq_length,
+            config.training.blocks_per_step(data_parallel_size),
+            train_iters=lfr.train_iters,
+            train_samples=lfr.train_samples,
+            train_epochs=lfr.train_epochs,
+            blend=blend,
+        )
+    except ValueError as error:
+        if "--" in str(error):  # names the flag already
+            raise
+        raise ValueError(f"--lfr-schedule {lfr.lfr_schedule}: {error}") from None
 
 
 def make_engine(
@@ -240,7 +245,7 @@ def _assemble(
         config=config.training,
         checkpoint=config.checkpoint,
         identity=facts,
-        callbacks=_callbacks(config, folder.path, journal) if journal is not None and nodes.index == 0 else [],
+        callbacks=_callbacks(config, folder, journal) if journal is not None and nodes.index == 0 else [],
         stopping=stopping,
         times=times,
         patience=Patience(config.checkpoint.async_save),
@@ -284,20 +289,19 @@ def make_rescore(engine: NativeEngine, loader: Loader, stopping: Stopping, times
     return rescore
 
 
-def _callbacks(config: RunConfig, folder: Path, journal: Journal) -> list[Callback]:
+def _callbacks(config: RunConfig, folder: RunFolder, journal: Journal) -> list[Callback]:
     logging = config.logging
-    tensorboard = Path(logging.tensorboard_dir) if logging.tensorboard_dir else folder / "tensorboard"
     callbacks: list[Callback] = [
-        MetricsFile(folder / "metrics.jsonl", logging.log_interval),
+        MetricsFile(folder.metrics, logging.log_interval),
         console(logging.log_interval),
-        TensorBoard(tensorboard, logging.log_interval),
+        TensorBoard(logging.tensorboard(folder.tensorboard), logging.log_interval),
     ]
     if logging.wandb_project:
         flat = config.to_flat()
         callbacks.append(
-            WeightsAndBiases(logging.wandb_project, logging.wandb_exp_name, folder, flat, logging.log_interval)
+            WeightsAndBiases(logging.wandb_project, logging.wandb_exp_name, folder.path, flat, logging.log_interval)
         )
-    return [*callbacks, Summary(folder, journal)]
+    return [*callbacks, Summary(folder.path, journal)]
 
 
 def _open_journal(
@@ -323,7 +327,8 @@ def _note_settings(config: RunConfig, folder: RunFolder, plan: Plan, start: Star
         print(f"{folder.path} is finished at step {start.step}{told}", flush=True)
         return
     if start.checkpoint:
-        print(f"continuing {folder.path} at step {start.step} of {plan.total_steps}", flush=True)
+        own = f" (--load {config.checkpoint.load} was for its start)" if config.checkpoint.finetune else ""
+        print(f"continuing {folder.path} at step {start.step} of {plan.total_steps}{own}", flush=True)
     if start.discarded:
         print(
             f"{folder.path}: the run there was stopped before its first checkpoint and starts anew; the "

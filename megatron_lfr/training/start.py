@@ -15,13 +15,14 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore, ranks
+from megatron_lfr.checkpoint.state import STATE_FILE
 from megatron_lfr.config import RunConfig
 from megatron_lfr.engine import Engine
-from megatron_lfr.identity import check_same_model, check_same_run, comparable_settings
+from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings
 from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.identity import check_format
 from megatron_lfr.lfr.journal import JournalReader
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.training.metrics import check_metrics
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,12 @@ def find_start(
     discarded = 0
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
+            folder.check_places(config.logging.tensorboard(folder.tensorboard))
             discarded = 0 if checkpoint else JournalReader(folder.journal).count_entries()
             if checkpoint or discarded:
                 _check_run(folder, checkpoint, facts, config.to_flat())
+            else:
+                folder.check_is_free()
             _check_disk(folder, plan, vocab_size, config)
     weights = None if checkpoint or not config.checkpoint.finetune else _find_weights(config, facts, group)
     return Start(checkpoint, weights, discarded)
@@ -79,31 +83,40 @@ def find_start(
 def _check_run(
     folder: RunFolder, checkpoint: Checkpoint | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    state = checkpoint.state if checkpoint else {}
-    if checkpoint and "curriculum" not in state:
+    if checkpoint and "curriculum" not in checkpoint.state:
         raise ValueError(
             f"--save {folder.path}: holds weights alone, no run. Start one from them with --load {folder.path} "
             "--finetune and another folder for --save"
         )
     journal = JournalReader(folder.journal)
-    stored = journal.read_identity()
-    try:
-        check_format(stored)
-    except ValueError as error:
-        raise ValueError(f"{folder.journal / 'meta.json'}: {error}") from None
-    was = folder.settings_at(checkpoint.iteration if checkpoint else 0) or folder.recorded_settings()
-    for remembered in (stored, state.get("identity", stored)):
-        check_same_run(folder.path, remembered, facts, was, settings)
+    remembered = {folder.journal / "meta.json": journal.read_identity()}
     if checkpoint:
-        journal.check_holds(int(state["curriculum"]["phase"]), int(state["curriculum"]["entries"]))
-        _check_metrics(folder.metrics, state)
+        _check_state(checkpoint)
+        remembered[checkpoint.folder / STATE_FILE] = checkpoint.state["identity"]
+    was = folder.settings_at(checkpoint.iteration if checkpoint else 0)
+    for source, stored in remembered.items():
+        check_facts(source, stored)
+        check_same_run(folder.path, stored, facts, was, settings)
+    if checkpoint:
+        place, metrics = checkpoint.state["curriculum"], checkpoint.state["callbacks"].get("MetricsFile", {})
+        journal.check_holds(place["phase"], place["entries"])
+        check_metrics(folder.metrics, metrics.get("bytes", 0))
 
 
-def _check_metrics(path: Path, state: Mapping[str, Any]) -> None:
-    needed = int(state["callbacks"].get("MetricsFile", {}).get("bytes", 0))
-    have = path.stat().st_size if path.exists() else 0
-    if have < needed:
-        raise ValueError(f"{path}: holds {have} bytes, the checkpoint needs {needed}")
+def _check_state(checkpoint: Checkpoint) -> None:
+    """ValueError for the state of a run that is not as this version writes it."""
+    state, path = checkpoint.state, checkpoint.folder / STATE_FILE
+    try:
+        place, callbacks = state["curriculum"], state["callbacks"]
+        numbers = [place["phase"], place["entries"], place["step"], place["checksum"]]
+        numbers += [state["consumed_samples"], state["skipped_steps"], callbacks.get("MetricsFile", {}).get("bytes", 0)]
+        whole = all(isinstance(number, int) for number in numbers) and "identity" in state
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: not the state of a run, as this version of megatron_lfr writes it")
+    if place["step"] != checkpoint.iteration:
+        raise ValueError(f"{path}: is of step {place['step']}; the folder's name says {checkpoint.iteration}")
 
 
 def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
@@ -118,7 +131,7 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
         raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
-            was = folder.settings_at(found.iteration) or folder.recorded_settings()
+            was = folder.settings_at(found.iteration)
             what = f"--load {folder.path} (settings that are meant to differ are named with --finetune-change)"
             check_same_model(what, found, facts, was, config.to_flat(), may_differ)
     return found

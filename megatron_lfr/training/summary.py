@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from megatron_lfr.lfr import UNRECORDED, Journal
+from megatron_lfr.lfr.analysis import read_events
 from megatron_lfr.output import print_table
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.trainer import Trainer
@@ -21,7 +21,7 @@ class Summary(Callback):
         self.journal = journal
 
     def on_end(self, trainer: Trainer) -> None:
-        events = read_metrics(self.run_folder / "metrics.jsonl")
+        events = read_events(self.run_folder / "metrics.jsonl")
         _print_phases(trainer, self.journal, events)
         _print_domains(trainer, events)
         parts = trainer.times.totals()
@@ -39,11 +39,6 @@ _PLACES = {
     "tensorboard/": "tensorboard --logdir on it",
     "config.yaml": "every setting of the run",
 }
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All events of a run."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _print_phases(trainer: Trainer, journal: Journal, events: list[dict[str, Any]]) -> None:

@@ -54,7 +54,7 @@ IDENTITY = [
     ("--use-rope-scaling", "--use-rope-scaling True, the run has False"),
     ("--num-attention-heads 2", "--num-attention-heads 2, the run has 4"),
     ("--num-query-groups 4", "--num-query-groups 4, the run has 2"),
-    ("--kv-channels 4", "--kv-channels 4, the run has none"),
+    ("--kv-channels 4", "--kv-channels 4, the run has 8"),
     ("--ffn-hidden-size 32", "--ffn-hidden-size 32, the run has 64"),
     ("--hidden-size 16", "--hidden-size 16, the run has 32"),
     ("--num-layers 1", "--num-layers 1, the run has 2"),
