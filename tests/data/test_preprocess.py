@@ -362,3 +362,5 @@ def test_progress_and_summary_are_printed(
     assert printed.out == f"{out}/c_text_document: 1 documents, 3 tokens, 1 without a token left out\n"
     assert "preprocess: 100% | 1 documents | 3 tokens | " in printed.err
     assert "MB/s" in printed.err
+    run(PreprocessConfig([path], out / "c", "bytes", workers=1, progress=False, overwrite=True))
+    assert capsys.readouterr().out == printed.out, "what was left out is told without progress too"
