@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_lfr.data.encoding import Part
 from megatron_lfr.data.readers import Columns, HubReader, LineReader, ParquetReader, Reader, TextReader
+from megatron_lfr.output import visible
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TEXT_SUFFIXES = (".txt",)
@@ -141,7 +142,7 @@ def _why_not(path: Path) -> str | None:
     if not path.exists():
         return "links that lead nowhere"
     if _kind(path) not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) and path.suffix.lower() not in TABLE_SUFFIXES:
-        return f"of unknown kind ({path.suffix or 'no ending'})"
+        return f"of unknown kind ({visible(path.suffix) or 'no ending'})"
     return None if path.is_file() else "no regular file"
 
 

@@ -44,9 +44,7 @@ class _Statement:
         return f"{self.file} names {json.dumps(self.value, ensure_ascii=False)} ({found})"
 
 
-def named_by_folder(
-    folder: Path, role: Role, vocabulary: Mapping[str, int], special: Mapping[str, int]
-) -> int | None:
+def named_by_folder(folder: Path, role: Role, vocabulary: Mapping[str, int], special: Mapping[str, int]) -> int | None:
     """The id that the files of a Hugging Face folder name for a role; None where no file names any.
 
     A list of ids (all that end a generation) agrees with each of its members; alone, its first counts. A bare id counts
