@@ -62,8 +62,8 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
 
 
 def visible(text: str) -> str:
-    """Text that others wrote, safe for a terminal: control and format characters, escape sequences among them, are spelled out
-    (\\n, \\x1b, \\u202e)."""
+    """Text that others wrote, safe for a terminal: control and format characters, escape sequences among them, are
+    spelled out (\\n, \\x1b, \\u202e)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
