@@ -134,8 +134,9 @@ def _run(words: list[str]) -> int:
 
 
 def _print_end(command: str, text: str, error: BaseException) -> None:
-    """One line on stderr, with what was noted on the way out."""
-    print("; ".join([f"megatron-lfr {command}: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    """One line on stderr (a list of errors takes one each), with what was noted on the way out."""
+    whole = "; ".join([f"megatron-lfr {command}: {text}", *getattr(error, "__notes__", [])])
+    print("\n".join(map(output.visible, whole.split("\n"))), file=sys.stderr)
 
 
 if __name__ == "__main__":

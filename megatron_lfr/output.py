@@ -61,6 +61,12 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     )
 
 
+def visible(text: str) -> str:
+    """Text that others wrote, safe for a terminal: control and format characters, escape sequences among them, are
+    spelled out (\\n, \\x1b, \\u202e)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def width() -> int:
     """Columns of the output: what COLUMNS says, or the terminal; else as many as are wanted."""
     return shutil.get_terminal_size((_UNLIMITED, 24)).columns
@@ -77,6 +83,7 @@ def print_table(
     from rich.measure import Measurement
     from rich.table import Table
 
+    rows = [[visible(cell) for cell in row] for row in rows]
     table = Table()
     for name in head:
         table.add_column(name, justify="left" if name in (left or head[:1]) else "right", no_wrap=True)

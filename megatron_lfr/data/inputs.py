@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_lfr.data.encoding import Part
 from megatron_lfr.data.readers import Columns, HubReader, LineReader, ParquetReader, Reader, TextReader
+from megatron_lfr.output import visible
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TEXT_SUFFIXES = (".txt",)
@@ -138,10 +139,10 @@ def _why_not(path: Path) -> str | None:
     """Why a file of a folder is left out; None where it is not."""
     if path.name.startswith("."):
         return "hidden"
-    if _kind(path) not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) and path.suffix.lower() not in TABLE_SUFFIXES:
-        return f"of unknown kind ({path.suffix or 'no ending'})"
     if not path.exists():
         return "links that lead nowhere"
+    if _kind(path) not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) and path.suffix.lower() not in TABLE_SUFFIXES:
+        return f"of unknown kind ({visible(path.suffix) or 'no ending'})"
     return None if path.is_file() else "no regular file"
 
 
@@ -152,7 +153,8 @@ def _kind(path: Path) -> str:
 
 def _file(path: Path, columns: Columns) -> Reader:
     if not path.is_file():
-        raise ValueError(f"--input {path}: no such file")
+        is_there = "is no regular file, and could not be read again after a kill"
+        raise ValueError(f"--input {path}: {is_there if path.exists() else 'no such file'}")
     kind, size = _kind(path), path.stat().st_size
     if path.suffix.lower() == ".zst":
         _require("zstandard", str(path))

@@ -92,8 +92,12 @@ class Output:
 
     def _open(self, domain: str | None, first_seen: str, extent: Extent | None) -> None:
         path = self._path(domain, first_seen)
-        if extent is None and not self._overwrite and stands(path):
-            raise ValueError(f"{first_seen}: the corpus {path} is there already; --overwrite replaces it")
+        if extent is None and stands(path):
+            owner = output_prefix_of(path)
+            if domain is not None and owner not in (None, self._prefix.name):
+                raise ValueError(f"{first_seen}: the corpus {path} is there already, of --output-prefix {owner!r}")
+            if not self._overwrite:
+                raise ValueError(f"{first_seen}: the corpus {path} is there already; --overwrite replaces it")
         self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent)
         self._skipped[domain] = 0
 

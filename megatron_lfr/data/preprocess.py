@@ -154,8 +154,7 @@ def run(config: PreprocessConfig) -> Summary:
     if summary.stale:
         names = ", ".join(path.name for path in summary.stale)
         print(f"preprocess: not of this input, and left as they were: {names}", file=sys.stderr)
-    if config.progress:
-        _print_summary(summary)
+    _print_summary(summary, config.progress)
     return summary
 
 
@@ -300,9 +299,11 @@ def _print_broken(named: list[str], before: int) -> None:
         print(f"preprocess: left out: {message}", file=sys.stderr)
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary, everything: bool) -> None:
+    """What was made, and what was left out; the latter alone without `everything`."""
     for prefix in summary.prefixes:
         skipped = f", {prefix.skipped_documents} without a token left out" if prefix.skipped_documents else ""
-        print(f"{prefix.prefix}: {prefix.documents} documents, {prefix.tokens} tokens{skipped}")
+        if everything or skipped:
+            print(f"{prefix.prefix}: {prefix.documents} documents, {prefix.tokens} tokens{skipped}")
     for reason, count in sorted(summary.broken.items()):
         print(f"broken, left out: {count} ({reason})")

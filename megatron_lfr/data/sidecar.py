@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lfr.data.indexed import META, IndexedDataset, with_suffix
+from megatron_lfr.output import visible
 
 FORMAT = 1
 _LARGEST = 1 << 20
@@ -45,7 +47,7 @@ class Sidecar:
 
 def tokenizer_name(name: str, fingerprint: str) -> str:
     """A tokenizer for messages: its name, and the beginning of its fingerprint."""
-    return name if name == fingerprint else f"{name} ({fingerprint[:15]})"
+    return visible(name if name == fingerprint else f"{name} ({fingerprint[:15]})")
 
 
 def read_sidecar(dataset: IndexedDataset) -> Sidecar | None:
@@ -54,7 +56,7 @@ def read_sidecar(dataset: IndexedDataset) -> Sidecar | None:
     ValueError for a file that is damaged, of a newer version, or of another dataset than the one beside it.
     """
     path = with_suffix(dataset.prefix, META)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     found = _parse(path)
     if (found.documents, found.tokens) != (dataset.num_documents, dataset.num_tokens):
@@ -106,19 +108,26 @@ def output_prefix_of(prefix: Path) -> str | None:
 
 
 def _parse(path: Path) -> Sidecar:
+    if not path.is_file():
+        raise ValueError(f"{path}: is no regular file")
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path}: damaged: too large")
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        version = content.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged: {error!r}") from None
-    if version != FORMAT:
-        raise ValueError(f"{path}: is of format {version}; this version reads {FORMAT}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged: not JSON: {error}") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path}: damaged: no object with a format")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path}: is of format {content['format']!r:.40}; this version reads {FORMAT}")
     legal: dict[str, tuple[type, ...]] = {"eod": (int, type(None)), "bos": (int, type(None))}
     legal |= dict.fromkeys(("tokenizer", "fingerprint", "output_prefix"), (str,))
     legal |= dict.fromkeys(("vocab_size", "documents", "tokens"), (int,))
     for key, types in legal.items():
         if key not in content or type(content[key]) not in types:
-            raise ValueError(f"{path}: damaged: {key} is {content.get(key)!r}")
-    return Sidecar(**{key: content[key] for key in legal})
+            raise ValueError(f"{path}: damaged: {key} is {content.get(key)!r:.40}")
+    found = Sidecar(**{key: content[key] for key in legal})
+    for number in (found.eod, found.bos):
+        if number is not None and not 0 <= number < found.vocab_size:
+            raise ValueError(f"{path}: damaged: a vocabulary of {found.vocab_size} tokens has no id {number}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,36 +24,43 @@ _FILES = (
     ("config.json", "{}_token_id"),
 )
 
+_MARK = re.compile(r"<.+>|\[.+\]")
+"""Tokens that are written as special ones are, and need not be marked so."""
+
 
 @dataclass(frozen=True)
 class _Statement:
-    """What one file names: ids of the vocabulary, of which any may be meant; none where the vocabulary lacks it."""
+    """What one file names."""
 
     file: str
     value: Any
     ids: tuple[int, ...]
+    """Of which any may be meant."""
+    why_none: str
+    """Said where there are none."""
 
     def __str__(self) -> str:
-        found = f"id {' or '.join(map(str, self.ids))}" if self.ids else "which the vocabulary lacks"
+        found = f"id {' or '.join(map(str, self.ids))}" if self.ids else self.why_none
         return f"{self.file} names {json.dumps(self.value, ensure_ascii=False)} ({found})"
 
 
-def named_by_folder(folder: Path, role: Role, vocabulary: Mapping[str, int]) -> int | None:
+def named_by_folder(folder: Path, role: Role, vocabulary: Mapping[str, int], special: Mapping[str, int]) -> int | None:
     """The id that the files of a Hugging Face folder name for a role; None where no file names any.
 
-    A list of ids (all that end a generation) agrees with each of its members; alone, its first counts. ValueError where
-    files disagree, where none names a token of the vocabulary, and for a file that is not JSON.
+    A list of ids (all that end a generation) agrees with each of its members; alone, its first counts. A bare id counts
+    where its token is special or looks so: transformers writes 1 and 2 into the config.json of a Llama that nobody told
+    of its tokenizer, where they may be letters. ValueError where files disagree, where one names no such token, and for
+    a file that is not JSON.
     """
-    statements = _statements(folder, role, vocabulary)
-    known = [statement for statement in statements if statement.ids]
-    if not known:
-        if statements:
-            raise ValueError("; ".join(map(str, statements)))
+    statements = _statements(folder, role, vocabulary, special)
+    if not statements:
         return None
-    chosen = min(known, key=lambda statement: len(statement.ids)).ids[0]
-    if not all(chosen in statement.ids for statement in known):
-        raise ValueError(f"its files disagree: {'; '.join(map(str, known))}")
-    return chosen
+    fewest = min((statement.ids for statement in statements), key=len)
+    agreed = [number for number in fewest if all(number in statement.ids for statement in statements)]
+    if not agreed:
+        said = "; ".join(map(str, statements))
+        raise ValueError(said if len(statements) == 1 else f"its files disagree: {said}")
+    return agreed[0]
 
 
 def named_as_usual(role: Role, special: Mapping[str, int]) -> int | None:
@@ -80,7 +88,10 @@ def starts_of(processor: Mapping[str, Any] | None) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _statements(folder: Path, role: Role, vocabulary: Mapping[str, int]) -> list[_Statement]:
+def _statements(
+    folder: Path, role: Role, vocabulary: Mapping[str, int], special: Mapping[str, int]
+) -> list[_Statement]:
+    tokens = {number: token for token, number in vocabulary.items()}
     found = []
     for file, pattern in _FILES:
         if not (folder / file).is_file():
@@ -92,13 +103,13 @@ def _statements(folder: Path, role: Role, vocabulary: Mapping[str, int]) -> list
         value = content.get(pattern.format(role)) if isinstance(content, dict) else None
         if isinstance(value, dict):  # a token with its properties
             value = value.get("content")
-        if isinstance(value, str | int | list) and not isinstance(value, bool) and value != []:
-            found.append(_Statement(file, value, _ids(value, vocabulary)))
+        lacks = "which the vocabulary lacks"
+        if isinstance(value, str):
+            found.append(_Statement(file, value, (vocabulary[value],) if value in vocabulary else (), lacks))
+        elif isinstance(value, int | list) and not isinstance(value, bool) and value != []:
+            numbers = value if isinstance(value, list) else [value]
+            there = [number for number in numbers if type(number) is int and number in tokens]
+            marks = tuple(number for number in there if tokens[number] in special or _MARK.fullmatch(tokens[number]))
+            ordinary = f"which is {tokens[there[0]]!r}, no special token" if there else lacks
+            found.append(_Statement(file, value, marks, ordinary))
     return found
-
-
-def _ids(value: str | int | list[Any], vocabulary: Mapping[str, int]) -> tuple[int, ...]:
-    if isinstance(value, str):
-        return (vocabulary[value],) if value in vocabulary else ()
-    numbers = set(vocabulary.values())
-    return tuple(one for one in (value if isinstance(value, list) else [value]) if type(one) is int and one in numbers)

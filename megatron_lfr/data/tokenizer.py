@@ -232,8 +232,17 @@ class FileTokenizer:
 
     @cached_property
     def _without_reserved(self) -> tokenizers.Tokenizer:
-        reserved = set(np.flatnonzero(self._reserved).tolist())
-        return without_tokens(self._tokenizer, set(map(self.token, reserved - {self._unknown})))
+        reserved = set(np.flatnonzero(self._reserved).tolist()) - {self._unknown}
+        found = without_tokens(self._tokenizer, set(map(self.token, reserved)))
+        for number in reserved.difference(self._special.values()):
+            text = self.decode([number])
+            if text and not found.encode(text, add_special_tokens=False).ids:  # a letter of a byte-level alphabet
+                token = self.token(number)
+                raise ValueError(
+                    f"tokenizer {self.name}: text with {token} could not be written without it; name another "
+                    "token with --eod-token"
+                )
+        return found
 
     def _find_unknown(self, model: Mapping[str, Any]) -> int | None:
         """The id for text that the model (as its file describes it) does not know; Unigram names the id itself."""
@@ -259,8 +268,11 @@ class FileTokenizer:
     def _named(self, role: Role, what: str, hint: str) -> int:
         """The id of a role, from the folder or from the special tokens. ValueError with `hint` where it is unclear."""
         try:
-            found = None if self._folder is None else named_by_folder(self._folder, role, self._vocabulary)
-            found = named_as_usual(role, self._special) if found is None else found
+            found = None
+            if self._folder is not None:
+                found = named_by_folder(self._folder, role, self._vocabulary, self._special)
+            if found is None:
+                found = named_as_usual(role, self._special)
         except ValueError as error:
             raise ValueError(f"tokenizer {self.name}: which is its {what}? {error}; {hint}") from None
         if found is None:

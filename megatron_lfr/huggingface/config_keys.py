@@ -31,14 +31,14 @@ REQUIRED: dict[str, tuple[object, ...]] = {
     "architectures": ([ARCHITECTURE],),
     "model_type": ("llama",),
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
     "attention_dropout": (0, None),
     "partial_rotary_factor": (1, None),
     "sliding_window": (None,),
     "quantization_config": (None,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
 }
 """What transformers' Llama can do and ours cannot: other values than these are always refused."""
 

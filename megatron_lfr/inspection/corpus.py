@@ -9,6 +9,7 @@ from megatron_lfr.data.config import recorded_prefixes
 from megatron_lfr.data.documents import check_tokenizer
 from megatron_lfr.data.tokenizer import recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
+from megatron_lfr.output import visible
 
 
 class Corpus:
@@ -51,9 +52,3 @@ class Corpus:
         if self._tokenizer is None:
             return " ".join(map(str, tokens))[:chars]
         return visible(self._tokenizer.decode(tokens)[:chars])
-
-
-def visible(text: str) -> str:
-    """Text from a corpus for a terminal: control and format characters, escape sequences among them, are spelled out
-    (\\n, \\x1b, \\u202e)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.inspection.corpus import Corpus, visible
+from megatron_lfr.inspection.corpus import Corpus
 from megatron_lfr.inspection.spikes import find_spikes
 from megatron_lfr.lfr.analysis import Run
-from megatron_lfr.output import print_table
+from megatron_lfr.output import print_table, visible
 
 Records = npt.NDArray[np.void]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -148,6 +149,8 @@ def test_what_made_the_inputs_is_known_of_the_output(
         ({"bos": 1}, r"b: its documents start with id 1, those of .*a start with no token"),
         ({"tokens": 7}, r"b\.meta: is of another corpus: it counts 1 documents and 7 tokens"),
         ({"format": 2}, r"b\.meta: is of format 2; this version reads 1"),
+        ({"eod": -1}, r"b\.meta: damaged: a vocabulary of \d+ tokens has no id -1"),
+        ({"bos": 1 << 70}, r"b\.meta: damaged: a vocabulary of \d+ tokens has no id 1"),
         ({"vocab_size": "9"}, r"b\.meta: damaged: vocab_size is '9'"),
     ],
 )
@@ -165,6 +168,10 @@ def test_damaged_sidecars_are_named(tmp_path: Path, write_corpus: WriteCorpus, c
     prefix = write_corpus("a", [[1, 0]])
     prefix.with_suffix(".meta").write_text(content)
     with pytest.raises(ValueError, match=r"a\.meta: damaged"):
+        merge(MergeConfig([prefix], tmp_path / "out"))
+    prefix.with_suffix(".meta").unlink()
+    os.mkfifo(prefix.with_suffix(".meta"))  # nobody writes into it: reading would wait for ever
+    with pytest.raises(ValueError, match=r"a\.meta: is no regular file"):
         merge(MergeConfig([prefix], tmp_path / "out"))
 
 

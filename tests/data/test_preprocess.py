@@ -281,8 +281,10 @@ def test_a_finished_corpus_is_replaced_when_asked_alone(
     rows = [{"text": "old", "d": "x"}, {"text": "older", "d": "y"}]
     old, new = write_jsonl("old.jsonl", rows), write_jsonl("new.jsonl", [{"text": "new", "d": "y"}])
     run(PreprocessConfig([old], out / "c_longer", "bytes", progress=False))  # looks like a domain of c, and is none
-    with pytest.raises(ValueError, match=r"late\.jsonl:1: the corpus .*c_longer_text_document is there already"):
-        preprocess_quietly([write_jsonl("late.jsonl", [{"text": "a", "d": "longer"}])], out, "bytes", domain_key="d")
+    late = write_jsonl("late.jsonl", [{"text": "a", "d": "longer"}])
+    for options in ({}, {"overwrite": True}):  # --overwrite is for this prefix' own
+        with pytest.raises(ValueError, match=r"late\.jsonl:1: .*c_longer_text_document is there already, of"):
+            preprocess_quietly([late], out, "bytes", domain_key="d", restart=True, **options)
     preprocess_quietly([old], out, "bytes", domain_key="d")
     before = {path: path.read_bytes() for path in out.iterdir()}
     for options in ({}, {"restart": True}):
@@ -362,3 +364,5 @@ def test_progress_and_summary_are_printed(
     assert printed.out == f"{out}/c_text_document: 1 documents, 3 tokens, 1 without a token left out\n"
     assert "preprocess: 100% | 1 documents | 3 tokens | " in printed.err
     assert "MB/s" in printed.err
+    run(PreprocessConfig([path], out / "c", "bytes", workers=1, progress=False, overwrite=True))
+    assert capsys.readouterr().out == printed.out, "what was left out is told without progress too"

@@ -155,14 +155,18 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
     (folder / ".git").mkdir()
     (folder / ".git" / "g.json").write_text("no")
     (folder / "lost.jsonl").symlink_to("nowhere")
+    (folder / "lost").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.txt")
     prepare([folder], out)
     assert texts(out / "c_text_document") == ["one", "two", "three", "four"]
     (line,) = capsys.readouterr().err.splitlines()
     found, reasons = line.split("; left out: ")
     assert found == "preprocess: inputs: 4"
-    expected = ["1 hidden", "1 hidden folders", "1 links that lead nowhere", "1 no regular file"]
-    assert sorted(reasons.split(", ")) == [*expected, "1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
+    expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 no regular file"]
+    unknown = ["1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
+    assert sorted(reasons.split(", ")) == sorted([*expected, *unknown])
+    with pytest.raises(ValueError, match=r"pipe\.txt: is no regular file"):
+        prepare([folder / "pipe.txt"], out)
 
 
 def test_links_are_followed_once(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,11 @@ import yaml
 from megatron_lfr.cli import main
 from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.indexed import IndexedDatasetWriter
-from megatron_lfr.inspection.corpus import visible
 from megatron_lfr.inspection.spikes import WINDOW, find_spikes, running_median
 from megatron_lfr.lfr import Curriculum, Journal, preset
 from megatron_lfr.lfr.analysis import open_run
 from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.output import visible
 
 SEQ, BATCH, SPIKE_STEP = 16, 4, 30
 
