@@ -54,7 +54,7 @@ SCALE = RowConfig(block=8192)
 SCORE_HOPPER = ScoreConfig(128, 256, 64, num_warps=8, num_stages=3)
 SCORE_HALF = ScoreConfig(128, 64, 64, num_warps=8, num_stages=3)
 """Where Hopper's tiles would spill registers: on sm_80, 89, 100 and 120."""
-SCORE_FLOAT = ScoreConfig(64, 64, 16, num_warps=8, num_stages=3)
+SCORE_FLOAT = ScoreConfig(64, 64, 16, num_warps=8, num_stages=2)
 
 
 def score_config(hidden: Tensor) -> ScoreConfig:
