@@ -76,9 +76,11 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(
-    flags: list[str], message: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal([*tiny_args, *flags], capsys)
+    if flags != ["--vocab-size", "50"]:  # is seen in the first batch alone
+        assert not (tmp_path / "run").exists()
 
 
 def test_numbers_are_finite(tiny_args: list[str]) -> None:
