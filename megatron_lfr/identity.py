@@ -254,5 +254,5 @@ def _flag(setting: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)

@@ -110,12 +110,12 @@ class LearningRate:
         self.span = self.decay_steps - self.warmup
         self.style: str = config.lr_decay_style
         if config.lr_decay_style == "WSD":
-            length = config.lr_wsd_decay_iters or max(1.0, self.decay_steps // 10)
+            length: float = config.lr_wsd_decay_iters or max(1.0, self.decay_steps // 10)
             if config.lr_wsd_decay_samples:
                 length = config.lr_wsd_decay_samples / global_batch_size
             if length > self.span:
-                samples = config.lr_wsd_decay_samples
-                asked = f"samples {samples}: {length:g} steps, " if samples else f"iters {length:g}: "
+                blocks = config.lr_wsd_decay_samples
+                asked = f"samples {blocks}: {length:g} steps, " if blocks else f"iters {length:g}: "
                 raise ValueError(
                     f"--lr-wsd-decay-{asked}longer than the decay's {self.decay_steps:g} steps less "
                     f"{self.warmup:g} of warm-up"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -183,3 +184,5 @@ class LoggingConfig:
     def validate(self) -> None:
         if self.log_interval < 1:
             raise ValueError(f"--log-interval {self.log_interval}: must be at least 1")
+        if self.wandb_project and find_spec("wandb") is None:
+            raise ValueError("--wandb-project: needs the wandb package (pip install wandb)")

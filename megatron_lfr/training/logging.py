@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,6 @@ class WeightsAndBiases(Callback):
     """The same scalars for Weights & Biases; a run that resumes goes on with its run there."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any], log_interval: int) -> None:
-        if find_spec("wandb") is None:
-            raise ValueError("--wandb-project: needs the wandb package (pip install wandb)")
         self.log_interval = log_interval
         self._settings = {"project": project, "name": name or None, "dir": str(folder), "config": config}
         self._run: Any = None

@@ -65,6 +65,10 @@ def test_schedules_that_do_not_fit_are_refused() -> None:
         rates(10, lr_warmup_iters=11)
     with pytest.raises(ValueError, match="--lr-wsd-decay-iters 9: longer than the decay's 10 steps less 2"):
         rates(10, lr_decay_style="WSD", lr_warmup_iters=2, lr_wsd_decay_iters=9)
+    with pytest.raises(ValueError, match="--lr-warmup-samples 88: 11 steps, longer than the decay's 10 steps"):
+        LearningRate(OptimizerConfig(lr_warmup_samples=88), 10, 8)
+    with pytest.raises(ValueError, match="--lr-wsd-decay-samples 88: 11 steps, longer than the decay's 10 steps"):
+        LearningRate(OptimizerConfig(lr_decay_style="WSD", lr_wsd_decay_samples=88), 10, 8)
 
 
 @pytest.mark.parametrize(

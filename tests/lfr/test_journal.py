@@ -21,6 +21,9 @@ def test_phase_files_are_plain_npy_at_every_sync(tmp_path: Path) -> None:
     entries = np.load(tmp_path / "journal/phase_000.npy", allow_pickle=False)
     assert entries.dtype == np.float32
     assert entries.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    left = journal.reader().read(0)  # what a kill would leave, and `inspect` sees
+    assert left is not None
+    assert left[-1] == 9
     journal.begin_phase(1)
     assert np.load(tmp_path / "journal/phase_000.npy")[-1] == 9
     assert np.load(tmp_path / "journal/phase_001.npy").shape == (0,)

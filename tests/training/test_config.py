@@ -62,6 +62,12 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--save-interval-mins", "-1"], "--save-interval-mins -1.0: must be 0 or more"),
         (["--lfr-schedule", "[{kind: learn, duration: .nan}]"], "duration nan: must be a positive number"),
         (["--lfr-schedule", "[{kind: focus, duration: 1, drop: .nan}]"], "drop nan"),
+        (["--lfr-schedule", "[" * 3000], "not YAML: maximum recursion depth"),
+        (["--lfr-schedule", "[{kind: learn, duration: 1.0e+300}]", "--train-epochs", "None"],
+         "--lfr-schedule [{kind: learn, duration: 1.0e+300}]: phase 0: duration 1e+300 epochs"),
+        (["--seed", str(2**63)], f"--seed {2**63}: must lie between -2^63 and 2^63"),
+        (["--max-position-embeddings", str(2**31)], f"--max-position-embeddings {2**31}: must be below 2^31"),
+        (["--distributed-timeout-minutes", "600000"], "--distributed-timeout-minutes 600000: at most 525600"),
         (["--split", "nan,1,0"], "--split nan,1,0"),
         (["--log-interval", "0"], "--log-interval 0: must be at least 1"),
         (["--wandb-project", "x"], "needs the wandb package"),
@@ -70,9 +76,11 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(
-    flags: list[str], message: str, tiny_args: list[str], capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal([*tiny_args, *flags], capsys)
+    if flags != ["--vocab-size", "50"]:  # is seen in the first batch alone
+        assert not (tmp_path / "run").exists()
 
 
 def test_numbers_are_finite(tiny_args: list[str]) -> None:

@@ -172,6 +172,92 @@ def test_no_refusal_changes_a_byte(
     assert RunFolder(folder).history()[-1]["step"] == 8
 
 
+DAMAGE = {
+    "config.yaml is a folder": ("config.yaml", None, "config.yaml: is a folder"),
+    "checkpoints is a file": ("checkpoints", b"", "checkpoints: is no folder"),
+    "tensorboard is a file": ("tensorboard", b"", "tensorboard: is no folder"),
+    "settings are a list": (
+        "config_history.yaml",
+        b"- {step: 0, folder: /, settings: [1]}",
+        "expected a list of entries",
+    ),
+    "one value changed": (
+        "config_history.yaml",
+        b"- {step: 0, folder: /, changed: {lr: 1}}",
+        "expected a list of entries",
+    ),
+    "code in YAML": ("config_history.yaml", b"!!python/object/apply:os.system [ls]", "config_history.yaml: not YAML"),
+    "deep YAML": ("config_history.yaml", b"[" * 3000, "config_history.yaml: not YAML: maximum recursion depth"),
+    "no segment": ("journal/meta.json", b'{"format": 2, "segments": []}', "meta.json: segments: this version"),
+    "deep JSON": ("journal/meta.json", b"[" * 100_000, "meta.json: not readable as JSON"),
+    "another metrics.jsonl": ("metrics.jsonl", b"[" + b" " * 20_000 + b"]\n", "no line ends after"),
+    "no metrics": ("metrics.jsonl", b"\xff\n" * 5000, "metrics.jsonl:1: not JSON"),
+}
+
+
+@pytest.mark.parametrize(("name", "found", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_what_is_no_runs_is_refused_before_anything_is_written(
+    name: str,
+    found: bytes | None,
+    message: str,
+    trained: tuple[list[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """found: what stands there instead, None for a folder."""
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], folder)
+    if (folder / name).is_dir():
+        shutil.rmtree(folder / name)
+    else:
+        (folder / name).unlink()
+    if found is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(found)
+    before = content(folder)
+    assert message in refusal(args, capsys)
+    assert content(folder) == before
+
+
+def test_a_checkpoint_knows_the_losses_that_led_to_it(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A journal of another run of the same settings makes the same orders until a Focus, and is not this run's."""
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], folder)
+    entries = np.load(path := folder / "journal/phase_000.npy")
+    entries[3] += 0.25
+    path.write_bytes(path.read_bytes()[:128] + entries.tobytes())
+    before = content(folder)
+    assert "its losses are not those that the checkpoint was written after" in refusal(args, capsys)
+    assert content(folder) == before
+
+
+def test_a_checkpoint_under_another_number_is_refused(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], folder)
+    shutil.copytree(folder / "checkpoints/iter_0000008", folder / "checkpoints/iter_0000012")
+    assert "state.json: is of step 8; the folder's name says 12" in refusal(args, capsys)
+
+
+def test_files_that_are_no_runs_are_not_replaced(
+    tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / "run" / name).write_text("mine")
+        assert f"{name} there is no run's" in refusal(tiny_args, capsys)
+        assert content(tmp_path / "run") == {name: b"mine"}
+        (tmp_path / "run" / name).unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "something else than a folder stands there" in refusal(
+        [*tiny_args, "--save", str(tmp_path / "link")], capsys
+    )
+
+
 def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) -> None:
     """Replaying comes before cutting back."""
     from megatron_lfr.lfr import Curriculum, preset
@@ -230,6 +316,9 @@ def test_a_setting_that_changes_is_told_and_recorded(
     ]
     assert folder.settings_at(3)["lr"] == 0.01
     assert folder.settings_at(4)["lr"] == 0.25
+    (folder.path / "config_history.yaml").unlink()
+    assert folder.settings_at(4)["lr"] == 0.25
+    assert folder.changes({"lr": 0.5}, 4) == {"lr": [0.25, 0.5]}
 
 
 def test_a_finished_run_stays_as_it_is(
@@ -280,6 +369,11 @@ def test_weights_are_used_as_they_were_trained(
         main(["train", *flags, "--rotary-base", "7", "--finetune-change", "rotary_base", "--exit-interval", "1"]) == 75
     )
     assert content(folder) == before
+    capsys.readouterr()
+    flags += ["--rotary-base", "7"]
+    assert main(["train", *flags, "--exit-interval", "2"]) == 75
+    assert f"at step 1 of 13 (--load {folder} was for its start)" in (out := capsys.readouterr().out)
+    assert "--finetune-change rotary_base -> none" in out
     edited = tmp_path / "edited"
     shutil.copytree(folder, edited)
     config = yaml.safe_load((edited / "config.yaml").read_text()) | {"norm_epsilon": 0.5}
@@ -287,6 +381,11 @@ def test_weights_are_used_as_they_were_trained(
     for command in (["evaluate", "--run"], ["convert", "to-hf", "--output", str(tmp_path / "hf"), "--run"]):
         assert main([*command, str(edited)]) == 2
         assert "--norm-epsilon 0.5, the run has 1e-05" in capsys.readouterr().err
+    config |= {"norm_epsilon": 1e-5, "split": "80,20,0"}
+    (edited / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["evaluate", "--run", str(edited)]) == 2
+    assert "its corpus has changed since it was trained on" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(edited), "--split", "all"]) == 0
     assert main(["evaluate", "--run", str(folder)]) == 0
 
 
