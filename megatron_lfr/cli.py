@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except OSError as error:  # a command's own are told by `_run`
-            print(f"megatron-lfr: error: standard output: {describe(error)}", file=sys.stderr)
+            print(f"megatron-lfr: error: {describe(error)}", file=sys.stderr)
             return 2
 
 

@@ -42,13 +42,15 @@ def interruptible() -> Iterator[None]:
         return
     _happened = False
     hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, _interrupt)
+    coming: list[threading.Timer] = []
 
     def again(lost: UnraisableHookArgs) -> None:
         """An interrupt that met a destructor, which cannot raise, comes a second time, outside of it."""
         if lost.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGINT, _interrupt)
             main = threading.main_thread().ident
-            threading.Timer(_PAUSE, signal.pthread_kill, (main, signal.SIGINT)).start()
+            coming.append(threading.Timer(_PAUSE, signal.pthread_kill, (main, signal.SIGINT)))
+            coming[-1].start()
         else:
             hook(lost)
 
@@ -56,6 +58,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        for second in coming:  # it has ended for another reason
+            second.cancel()
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
 

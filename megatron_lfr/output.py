@@ -40,6 +40,7 @@ class _Lasting(io.FileIO):
             os.close(nowhere)
             if error.errno in (errno.EPIPE, errno.EIO):
                 return memoryview(data).nbytes
+            error.filename = "standard output" if self.fileno() == 1 else "standard error"
             raise  # a full disk, say: once
 
 

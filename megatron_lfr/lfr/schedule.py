@@ -266,16 +266,16 @@ class Schedule:
         train_epochs: float | None,
     ) -> list[int]:
         if train_iters is not None:  # whole steps, so that the total is exactly what was asked for
-            total, unit = train_iters, global_batch_size
+            flag, total, unit = f"--train-iters {train_iters}", train_iters, global_batch_size
         elif train_samples is not None:
-            total, unit = train_samples, 1
+            flag, total, unit = f"--train-samples {train_samples}", train_samples, 1
         else:
             assert train_epochs is not None
             if not 0 < train_epochs * n_blocks <= MOST_DRAWS:
                 raise ValueError(f"--train-epochs {train_epochs:g}: must be positive, and at most {MOST_DRAWS} blocks")
-            total, unit = round(train_epochs * n_blocks), 1
+            flag, total, unit = f"--train-epochs {train_epochs:g}", round(train_epochs * n_blocks), 1
         if total < len(self.phases):
-            raise ValueError(f"a run of {total} is too short for the schedule's {len(self.phases)} phases")
+            raise ValueError(f"{flag}: too short for the schedule's {len(self.phases)} phases")
         return [part * unit for part in largest_remainder([p.duration for p in self.phases], total, at_least=1)]
 
 

@@ -82,7 +82,7 @@ def test_every_unit() -> None:
     [
         ({}, "give one of --train-iters, --train-samples, --train-epochs"),
         ({"train_iters": 5, "train_epochs": 1.0}, "not --train-iters and --train-epochs"),
-        ({"train_iters": 2}, "too short"),
+        ({"train_iters": 2}, "--train-iters 2: too short for the schedule"),
     ],
 )
 def test_a_schedule_in_shares_needs_one_budget(budget: dict[str, float], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,15 @@ def test_the_same_run_gives_the_same_page(run_folder: Path, tmp_path: Path) -> N
         (["{run}", "--output", "{run}/no/page.html"], "--output"),
         (["{run}", "--output", "{run}"], "is a folder"),
         (["{run}", "--output", "{run}/config.yaml"], "config.yaml: holds something else already"),
+        (["{run}", "--output", "{run}/../pipe"], "pipe: is no regular file, and would be replaced"),
+        (["{run}", "--output", "{run}/../link"], "link: is no regular file, and would be replaced"),
     ],
 )
 def test_bad_input_is_named(
     run_folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    os.mkfifo(run_folder.parent / "pipe")
+    (run_folder.parent / "link").symlink_to(run_folder / "config.yaml")  # as /dev/stdout is one
     assert main(["report", *(word.format(run=run_folder) for word in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("megatron-lfr report: error: ")
