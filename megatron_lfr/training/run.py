@@ -73,7 +73,10 @@ def train(config: RunConfig) -> bool:
     config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
     eod, vocab_size = resolve_vocabulary(config)
     dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
-    config = dataclasses.replace(config, data=settle_documents(config.data, vocab_size, dataset.datasets))
+    data = settle_documents(config.data, vocab_size, dataset.datasets)
+    if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
+        print("the corpus' documents start with the tokenizer's start-of-document token: --bos is in force", flush=True)
+    config = dataclasses.replace(config, data=data)
     plan = make_plan(config, dataset.train.num_blocks, blend=make_blend(config, dataset))
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     facts = run_identity(config, vocab_size, eod, dataset, plan)
