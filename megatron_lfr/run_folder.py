@@ -64,7 +64,7 @@ class RunFolder:
         if start is None:
             return settings
         for name in ("data_args_path", "tokenizer_model", "lfr_schedule"):
-            if isinstance(settings.get(name), str):
+            if isinstance(settings.get(name), str) and settings[name] != "bytes":
                 settings[name] = _located(settings[name], start, ("",), keep=name == "lfr_schedule")
         words = settings.get("data_path") or []
         if settings.get("data_args_path"):
@@ -195,7 +195,7 @@ def _located(name: str, start: Path, suffixes: tuple[str, ...], keep: bool = Fal
     for folder in (start, Path.cwd()):
         if any(Path(f"{folder / name}{suffix}").exists() for suffix in suffixes):
             return str(folder / name)
-    return name if keep or name == "bytes" else str(start / name)
+    return name if keep else str(start / name)
 
 
 def parse_yaml(text: bytes | str) -> Any:
