@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ if not torch.cuda.is_available():
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell that runs the tests in the background has it ignored, and so would be the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Ranks that are started by "forkserver" come from one process, which has imported what each of them would.
 multiprocessing.set_forkserver_preload(["megatron_lfr.training.run"])

@@ -28,6 +28,7 @@ from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.indexed import IndexedDataset
 from megatron_lfr.data.loader import Loader
 from megatron_lfr.data.sidecar import Sidecar
+from megatron_lfr.parallel.groups import shutdown
 
 
 def run(args: list[str]) -> int:
@@ -228,6 +229,7 @@ def harder(spy: Spy, tmp_path: Path, bounds: list[int], phase: int, drop: float)
 
 
 def test_micro_batches_do_not_change_the_run(tiny_args: list[str], tmp_path: Path) -> None:
+    shutdown()  # what another test has started here would be left alone
     assert run(tiny_args) == 0
     other = [*tiny_args, "--micro-batch-size", "8", "--deterministic", "--save", str(tmp_path / "other")]
     assert run(other) == 0
