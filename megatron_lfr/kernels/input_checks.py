@@ -14,20 +14,17 @@ CHECK_LABELS_VARIABLE = "MEGATRON_LFR_CHECK_LABELS"
 """Set to 1, labels on a GPU are checked too, by an assertion on the device: no wait, but a bad one ends the process."""
 
 
-def check_tensors(
-    hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, token_shards: int, sequence_first: bool
-) -> None:
+def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, token_shards: int) -> None:
     if labels.ndim != 2 or labels.dtype != torch.int64:
         raise ValueError(f"labels: expected int64 [B, S], got {labels.dtype} {tuple(labels.shape)}")
-    tokens = tuple(reversed(labels.shape)) if sequence_first else tuple(labels.shape)
     if labels.numel() % token_shards:
         raise ValueError(f"labels: {labels.numel()} tokens do not spread over {token_shards} sequence-parallel ranks")
     rows = labels.numel() // token_shards
-    whole = token_shards == 1 and tuple(hidden.shape[:-1]) == tokens
+    whole = token_shards == 1 and hidden.shape[:-1] == labels.shape
     if not hidden.is_floating_point() or not (whole or (hidden.ndim == 2 and hidden.shape[0] == rows)):
+        in_rows = "" if token_shards > 1 else f"[{labels.shape[0]}, {labels.shape[1]}, H] or "
         raise ValueError(
-            f"hidden: expected floating-point [{'' if token_shards > 1 else f'{tokens[0]}, {tokens[1]}, H] or ['}"
-            f"{rows}, H] for labels {tuple(labels.shape)}, got {hidden.dtype} {tuple(hidden.shape)}"
+            f"hidden: expected floating-point {in_rows}[{rows}, H] for labels {tuple(labels.shape)}, got {hidden.dtype} {tuple(hidden.shape)}"
         )
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ValueError(
