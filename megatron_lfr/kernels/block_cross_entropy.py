@@ -70,15 +70,15 @@ def block_cross_entropy(
     """Weighted cross-entropy of `hidden` under the output embedding `weight`, and each block's share of it.
 
     hidden [B, S, H], or with its tokens in one dimension [B·S, H], in bf16, fp16 or fp32 (fp64: everything is computed
-    in fp64); weight [V_l, H], this rank's rows, in hidden's dtype or fp32 (rounded to
-    hidden's dtype for the products, its gradient stays fp32); labels [B, S] int64; token_weight [B, S] fp32, a
-    constant: loss mask / valid tokens of the whole global step. With `sequence_parallel`, hidden is this rank's rows
-    [N / ranks, H] of the tokens, the rank's piece of N; they are gathered, and so is their gradient summed and
-    scattered.
+    in fp64); weight [V_l, H], this rank's rows, in hidden's dtype or fp32 (rounded to hidden's dtype for the products,
+    its gradient stays fp32); labels [B, S] int64; token_weight [B, S] fp32, a constant: loss mask / valid tokens of the
+    whole global step. With `sequence_parallel`, hidden is this rank's rows [N / ranks, H] of the tokens, the rank's
+    piece of N; they are gathered, and so is their gradient summed and scattered.
 
     Blocks are the rows of the batch, or as `block_ids` [B, S] int64 below `num_blocks` says. Statistics cover the
     tokens whose weight is not 0 and whose label is not `ignore_index`: pure negative log-likelihood, whatever z-loss,
-    smoothing and weights are. They are not differentiable. The loss is an fp32 scalar. All ranks of `tp_group` get the same bits, as do reruns.
+    smoothing and weights are. They are not differentiable. The loss is an fp32 scalar. All ranks of `tp_group` get the
+    same bits, as do reruns.
 
     Logits of columns >= `vocab_size` (default: none) are masked. Modes: "save" keeps the local logits' gradient for
     the backward; "chunk" works on `chunk_rows` tokens at a time and computes gradients in the forward, so it holds
