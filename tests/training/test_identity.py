@@ -329,11 +329,11 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
     shutil.copytree(trained[1], folder.path)
     assert "final_logit_softcapping" not in json.loads((folder.path / "journal/meta.json").read_text())["model"]
-    (folder.path / "config_history.yaml").unlink()
-    settings = yaml.safe_load((folder.path / "config.yaml").read_text())
+    first, *later = folder.history()
     for name in ("final_logit_softcapping", "z_loss_coeff", "label_smoothing"):
-        del settings[name]
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(settings))
+        del first["settings"][name]
+    (folder.path / "config_history.yaml").write_text(yaml.safe_dump([first, *later]))
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(first["settings"]))
     assert "--final-logit-softcapping 30.0, the run has none" in refusal(
         [*args, "--final-logit-softcapping", "30"], capsys
     )
