@@ -72,6 +72,22 @@ def test_the_logged_loss_is_the_mean_of_the_journal(tiny_args: list[str], tmp_pa
     assert first["loss"] == pytest.approx(entries[: 4 * 8].astype(np.float64).mean(), abs=1e-6)
 
 
+def test_z_loss_and_smoothing_are_in_the_last_loss_alone(tiny_args: list[str], tmp_path: Path) -> None:
+    """Of the first step, whose weights both runs share: the journal, and all that is logged but last_loss."""
+    shaped = ["--z-loss-coeff", "0.01", "--label-smoothing", "0.2"]
+    events, entries = [], []
+    for name, flags in (("plain", []), ("shaped", shaped)):
+        save = ["--save", str(tmp_path / name), "--log-interval", "1", "--exit-interval", "1"]
+        assert run([*tiny_args, *flags, *save]) == STOPPED
+        events.append(next(event for event in metrics(tmp_path / name) if event["event"] == "train"))
+        entries.append(np.load(tmp_path / name / "journal/phase_000.npy"))
+    assert entries[0].tobytes() == entries[1].tobytes()
+    assert events[0]["loss"] == events[1]["loss"] == pytest.approx(events[0]["last_loss"], rel=1e-6)
+    # About ln 64 squared, times 0.01; with logits near 0, smoothing changes next to nothing.
+    assert events[1]["last_loss"] - events[1]["loss"] == pytest.approx(0.01 * math.log(64) ** 2, rel=0.1)
+    assert events[0]["grad_norm"] > 1.1 * events[1]["grad_norm"]  # a smoothed target is nearer to what is expected
+
+
 def test_a_finished_run_repeats_its_table_and_changes_nothing(
     tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
