@@ -21,7 +21,7 @@ import numpy.typing as npt
 import yaml
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
-from megatron_lfr.data.corpus.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.lfr.identity import FORMAT, describe_segment

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from waiting import LIMIT
 
-from megatron_lfr.data.corpus.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 ROOT = Path(__file__).parents[2]
 WATCH = """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
-from megatron_lfr.data.corpus.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import preset
 
 SEQ = 2047
