@@ -16,9 +16,9 @@ from typing import Any
 
 from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.config import RunConfig
-from megatron_lfr.data.blocks import BlockDataset, parse_split
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.lfr.identity import FORMAT, check_format, describe_segment, read_plan
 from megatron_lfr.model import ModelConfig

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
-from megatron_lfr.data.loader import Loader
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.indexed import IndexedDataset, IndexedDatasetWriter
+from megatron_lfr.data.corpus.loader import Loader
 
 SEQ_LENGTH, DOCUMENT_LENGTH, VOCABULARY = 2048, 608, 50_000
 ROWS = 1024

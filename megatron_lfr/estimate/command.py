@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lfr.config import RunConfig, parse_run_config, take_option
-from megatron_lfr.data.blocks import BlockDataset, parse_split
+from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.identity import make_blend
 from megatron_lfr.lfr import Blend, Plan

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, read_run_config
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model import Llama

@@ -19,10 +19,10 @@ import yaml
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.documents import settle_documents
-from megatron_lfr.data.loader import Loader
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.documents import settle_documents
+from megatron_lfr.data.corpus.loader import Loader
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.engine.optimizer import LearningRate

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from megatron_lfr.cli import main
-from megatron_lfr.data import indexed
-from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
-from megatron_lfr.data.merge import MergeConfig, merge
-from megatron_lfr.data.sidecar import Sidecar, read_sidecar
+from megatron_lfr.data.corpus import indexed
+from megatron_lfr.data.corpus.indexed import IndexedDataset, IndexedDatasetWriter
+from megatron_lfr.data.corpus.sidecar import Sidecar, read_sidecar
+from megatron_lfr.data.preprocess.merge import MergeConfig, merge
 
 WriteCorpus = Callable[..., Path]
 Corpus = list[list[list[int]]]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr._C import IndexFile, TokenFile
-from megatron_lfr.data.spool import Spool
+from megatron_lfr.data.preprocess.spool import Spool
 from megatron_lfr.fileio import append_file, fsync_directory
 
 DTYPES: dict[int, np.dtype[Any]] = {
