@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
@@ -31,7 +31,7 @@ from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
-from megatron_lfr.parallel import ParallelState, initialize, session
+from megatron_lfr.parallel import ParallelState, initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
