@@ -22,6 +22,7 @@ from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder, parse_yaml
 from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
@@ -38,6 +39,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -54,6 +56,7 @@ class RunConfig:
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
+        self.loss.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
         self.model.validate(self.parallel.tensor_model_parallel_size)

@@ -15,6 +15,7 @@ from megatron_lfr.kernels.matmul import matmul
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import rope_tables
 from megatron_lfr.parallel.context import take_local
@@ -35,7 +36,8 @@ class Loss(NamedTuple):
     """What the last stage computes of a micro-batch of B rows."""
 
     loss: Tensor
-    """Sum over the tokens of weight · loss: an fp32 scalar."""
+    """Sum over the tokens of weight · loss: an fp32 scalar. While gradients are computed, as LossConfig says; else, as
+    below, plain."""
     nll_sum: Tensor
     """Each row's summed negative log-likelihood, in nats: fp32 [B]."""
     count: Tensor  # type: ignore[assignment]  # hides tuple.count
@@ -48,7 +50,7 @@ class Llama(nn.Module):
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
     ("full") or of attention between its linear layers ("selective") and computes them again in the backward. Layers
     keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined, for
-    others to be loaded.
+    others to be loaded. `loss` is what is minimised; it changes nothing where no gradient is computed.
     ValueError for a configuration that does not fit.
     """
 
@@ -66,6 +68,7 @@ class Llama(nn.Module):
         compute_dtype: torch.dtype = torch.float32,
         recompute_granularity: RecomputeGranularity | None = None,
         kernels: LayerKernels | None = None,
+        loss: LossConfig | None = None,
         loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
@@ -75,6 +78,7 @@ class Llama(nn.Module):
         assert config.vocab_size is not None
         self.config, self.tp, self.context_group = config, tp, context_group
         self.stage = stage = stage or make_stage(config.num_layers)
+        self.loss_config = loss or LossConfig()
         self.vocab_size, self.compute_dtype, self.loss_mode = config.vocab_size, compute_dtype, loss_mode
         shape = (config.vocab_size, config.hidden_size)
         tied = not config.untie_embeddings_and_output_weights
@@ -153,14 +157,19 @@ class Llama(nn.Module):
         hidden = self._run_layers(tokens, self._positions(tokens), position_ids, document_ids)
         return hidden.view(*tokens.shape, -1)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of `hidden_states` [N, H], of a model in one stage on one rank: fp32 [N, vocabulary]."""
+        logits, cap = matmul(hidden, self.output_weight.to(hidden.dtype).t()), self.config.final_logit_softcapping
+        logits = logits[:, : self.vocab_size]
+        return cap * torch.tanh(logits / cap) if cap else logits
+
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """What a model in one stage on one rank expects after each token [B, S] that `where` bool [B, S] marks, N of
         them in row-major order: (log-probability of its label, fp32 [N]; the likeliest token, int64 [N])."""
         hidden, labels = self.hidden_states(tokens)[where], labels[where]
-        weight = self.output_weight.to(hidden.dtype).t()
         logprobs, likeliest = [], []
         for rows, wanted in zip(torch.split(hidden, _SCORED_ROWS), torch.split(labels, _SCORED_ROWS), strict=True):
-            logits = matmul(rows, weight)[:, : self.vocab_size]
+            logits = self.logits(rows)
             logprobs.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
             likeliest.append(logits.argmax(-1))
         return torch.cat(logprobs), torch.cat(likeliest)
@@ -176,6 +185,8 @@ class Llama(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:
+        # Without a gradient, a block's loss is asked for: then the loss is that as well.
+        minimised = self.loss_config if torch.is_grad_enabled() else LossConfig()
         return block_cross_entropy(
             hidden,
             self.output_weight,
@@ -184,6 +195,9 @@ class Llama(nn.Module):
             vocab_size=self.vocab_size,
             tp_group=self.tp.group,
             sequence_parallel=self.tp.sequence,
+            z_loss=minimised.z_loss_coeff,
+            label_smoothing=minimised.label_smoothing,
+            logit_softcap=self.config.final_logit_softcapping,
             mode=self.loss_mode,
         )
 

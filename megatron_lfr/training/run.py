@@ -181,6 +181,7 @@ def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState, ini
         recompute_granularity=training.recompute_granularity,
         compile_layers=training.compile,
         kernels=training.layer_kernels,
+        loss=config.loss,
     )
 
 
