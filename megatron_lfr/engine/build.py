@@ -7,6 +7,7 @@ import torch
 from megatron_lfr.engine.sharding import shard_model
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.attention import AttentionBackend
 from megatron_lfr.model.fused import KernelPackage, layer_kernels
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.parallel import ParallelState
@@ -23,6 +24,7 @@ def build_stages(
     recompute_granularity: RecomputeGranularity | None = None,
     compile_layers: bool = False,
     kernels: KernelPackage = "torch",
+    attention_backend: AttentionBackend = "sdpa",
 ) -> list[Llama]:
     """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank draws, or holds at any time, more
     than its shards. seed None leaves the weights undefined, for a checkpoint to be loaded."""
@@ -44,6 +46,7 @@ def build_stages(
                 compute_dtype=compute_dtype,
                 recompute_granularity=recompute_granularity,
                 kernels=layer_kernels(kernels),
+                attention_backend=attention_backend,
                 loss_mode=loss_mode,
             )
         if compile_layers:
