@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from megatron_lfr.model.norm import rms_norm
 from megatron_lfr.model.rope import split_and_rotate
@@ -110,7 +111,7 @@ class Traffic(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.is_view or "empty" in func.name():
             return result
-        read = [x for x in args if isinstance(x, Tensor)]
+        read = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
         if func.overloadpacket == torch.ops.aten.copy_:
             read = read[1:]
         written = result if isinstance(result, tuple | list) else [result]
