@@ -45,9 +45,8 @@ def layer_kernels(package: KernelPackage) -> LayerKernels:
     return LayerKernels(rms_norm=_apex_rms_norm) if package == "apex" else LayerKernels()
 
 
-def describe_layers(device_type: str, compiled: bool, package: KernelPackage) -> str | None:
-    """The line at a run's start that names what computes RMSNorm, rotary positions and SwiGLU; on a GPU also where that
-    is the default, with what would be faster. None for the default on a CPU.
+def describe_layers(device_type: str, compiled: bool, package: KernelPackage) -> str:
+    """The line at a run's start that names what computes RMSNorm, rotary positions and SwiGLU.
 
     Not compiled by default, on a GPU either: a short run would wait longer than it gains, a compiler's failure in the
     first step should meet only those who asked for one, and no GPU has shown yet what is gained over these kernels
@@ -57,12 +56,8 @@ def describe_layers(device_type: str, compiled: bool, package: KernelPackage) ->
         return "layers: compiled by torch.compile; the first step waits for the compiler"
     if package != "torch":
         return f"layers: fused kernels of {package}"
-    if device_type == "cpu":
-        return None
-    return (
-        "layers: PyTorch's operations, one by one; --compile fuses those between matrix products and attention, "
-        "for a longer start"
-    )
+    advice = "; --compile fuses those between matrix products and attention, for a longer start"
+    return f"layers: PyTorch's operations, one by one{advice if device_type == 'cuda' else ''}"
 
 
 def check_package(flag: str, package: KernelPackage) -> None:
