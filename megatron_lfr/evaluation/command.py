@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.documents import settle_documents
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
 from megatron_lfr.evaluation import block_file
 from megatron_lfr.evaluation.block_file import BlockFile

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from megatron_lfr.config import RunConfig, read_run_config
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model import Llama
@@ -99,6 +99,7 @@ def read_config(folder: RunFolder, batch_size: int | None = None, tokenizer_mode
         global_batch_size=None,
         compile=False,
         layer_kernels="torch",
+        attention_backend="auto",
         recompute_granularity=None,
     )
     return dataclasses.replace(config, training=training, parallel=ParallelConfig())

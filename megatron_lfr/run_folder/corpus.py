@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.config import recorded_prefixes
-from megatron_lfr.data.documents import check_tokenizer
-from megatron_lfr.data.tokenizer import Tokenizer, recorded_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.documents import check_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, recorded_tokenizer
 from megatron_lfr.fileio import describe
 from megatron_lfr.run_folder.folder import RunFolder
 

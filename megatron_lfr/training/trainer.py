@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from megatron_lfr.checkpoint import CheckpointStore
-from megatron_lfr.data.blocks import BlockSource
-from megatron_lfr.data.loader import Batch, Loader, check_vocabulary
+from megatron_lfr.data.corpus.blocks import BlockSource
+from megatron_lfr.data.corpus.loader import Batch, Loader, check_vocabulary
 from megatron_lfr.engine import Engine, StepOutput
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.lfr import Course
