@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, read_run_config
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model import Llama
-from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
+from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
 from megatron_lfr.training.run import make_stages, resolve_vocabulary
 
 
@@ -101,6 +101,7 @@ def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str |
         global_batch_size=None,
         compile=False,
         layer_kernels="torch",
+        attention_backend="auto",
         recompute_granularity=None,
     )
     return dataclasses.replace(config, training=training, parallel=ParallelConfig())

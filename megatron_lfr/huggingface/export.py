@@ -16,8 +16,8 @@ import torch
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import read_run_config
-from megatron_lfr.data.special_tokens import Role
-from megatron_lfr.data.tokenizer import Tokenizer, recorded_tokenizer
+from megatron_lfr.data.corpus.special_tokens import Role
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, recorded_tokenizer
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_lfr.data.blocks import BlockDataset
 from megatron_lfr.data.config import recorded_prefixes
-from megatron_lfr.data.documents import check_tokenizer
-from megatron_lfr.data.tokenizer import recorded_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.documents import check_tokenizer
+from megatron_lfr.data.corpus.tokenizer import recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
 from megatron_lfr.output import visible
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.config import recorded_prefixes
-from megatron_lfr.data.documents import check_tokenizer
-from megatron_lfr.data.tokenizer import Tokenizer, recorded_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.documents import check_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, recorded_tokenizer
 from megatron_lfr.lfr.analysis import Run
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.data.blocks import BlockSource
+from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.engine import BlockLosses
 from megatron_lfr.lfr import Course
 from megatron_lfr.lfr.analysis import read_events

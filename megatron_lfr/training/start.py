@@ -14,13 +14,14 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from megatron_lfr.checkpoint import Checkpoint, CheckpointStore, ranks
+from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.state import STATE_FILE
 from megatron_lfr.config import RunConfig
 from megatron_lfr.engine import Engine
 from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.metrics import check_metrics
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.blocks import BlockDataset
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.inspection.spikes import WINDOW, find_spikes, running_median
 from megatron_lfr.lfr import Curriculum, Journal, preset
 from megatron_lfr.lfr.analysis import open_run

@@ -24,10 +24,10 @@ from waiting import LIMIT
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
 from megatron_lfr.cli import main
-from megatron_lfr.data.blocks import BlockDataset
-from megatron_lfr.data.indexed import IndexedDataset
-from megatron_lfr.data.loader import Loader
-from megatron_lfr.data.sidecar import Sidecar
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.loader import Loader
+from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.parallel.groups import shutdown
 
 

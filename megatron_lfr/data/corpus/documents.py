@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.indexed import IndexedDataset
-from megatron_lfr.data.sidecar import Sidecar, common_sidecar, tokenizer_name
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.sidecar import Sidecar, common_sidecar, tokenizer_name
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 
 _LOOKED_AT = 16
 """Documents of each prefix, evenly spread."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.tokenizer import Encoded, Tokenizer
+from megatron_lfr.data.corpus.tokenizer import Encoded, Tokenizer
 
 _BOM = b"\xef\xbb\xbf"
 _parse_json = json.JSONDecoder().decode  # json.loads without its look at options: a quarter of its time

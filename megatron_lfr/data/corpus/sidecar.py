@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.data.indexed import META, IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.indexed import META, IndexedDataset, with_suffix
 from megatron_lfr.output import visible
 
 FORMAT = 1

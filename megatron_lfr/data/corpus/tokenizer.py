@@ -14,8 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from megatron_lfr.data.reserved import without_tokens
-from megatron_lfr.data.special_tokens import USUAL_NAMES, Role, named_as_usual, named_by_folder, starts_of
+from megatron_lfr.data.corpus.special_tokens import (
+    USUAL_NAMES,
+    Role,
+    named_as_usual,
+    named_by_folder,
+    starts_of,
+    without_tokens,
+)
 
 Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.encoding import EncodedChunk
-from megatron_lfr.data.indexed import META, Extent, IndexedDatasetWriter, publish_pair, with_suffix
-from megatron_lfr.data.sidecar import output_prefix_of
-from megatron_lfr.data.workspace import damaged
+from megatron_lfr.data.corpus.indexed import META, with_suffix
+from megatron_lfr.data.corpus.sidecar import output_prefix_of
+from megatron_lfr.data.preprocess.encoding import EncodedChunk
+from megatron_lfr.data.preprocess.workspace import damaged
+from megatron_lfr.data.preprocess.writer import Extent, IndexedDatasetWriter, publish_pair
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.indexed import IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
 
 PADDING = -1
 """The id of a row that holds no block."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megatron_lfr.data.blocks import PADDING, BlockSource
+from megatron_lfr.data.corpus.blocks import PADDING, BlockSource
 
 BlockIds = npt.NDArray[np.int64]
 

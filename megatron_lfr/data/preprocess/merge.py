@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
-from megatron_lfr.data.output import stands
-from megatron_lfr.data.sidecar import common_sidecar
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.sidecar import common_sidecar
+from megatron_lfr.data.preprocess.output import stands
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 
 @dataclass(frozen=True)

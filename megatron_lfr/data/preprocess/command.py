@@ -22,11 +22,13 @@ from typing import Any
 import tokenizers
 import tyro
 
-from megatron_lfr.data import inputs
-from megatron_lfr.data.encoding import Encoder
-from megatron_lfr.data.indexed import token_dtype
-from megatron_lfr.data.inputs import Place, open_inputs
-from megatron_lfr.data.output import (
+from megatron_lfr.data.corpus.indexed import token_dtype
+from megatron_lfr.data.corpus.sidecar import Sidecar
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.preprocess import inputs
+from megatron_lfr.data.preprocess.encoding import Encoder
+from megatron_lfr.data.preprocess.inputs import Place, open_inputs
+from megatron_lfr.data.preprocess.output import (
     Output,
     PrefixSummary,
     domain_prefix,
@@ -34,12 +36,10 @@ from megatron_lfr.data.output import (
     refuse_replacing,
     stale_corpora,
 )
-from megatron_lfr.data.pool import encode_all
-from megatron_lfr.data.progress import Progress
-from megatron_lfr.data.readers import Columns, Reader
-from megatron_lfr.data.sidecar import Sidecar
-from megatron_lfr.data.tokenizer import load_tokenizer
-from megatron_lfr.data.workspace import Workspace, damaged
+from megatron_lfr.data.preprocess.pool import encode_all
+from megatron_lfr.data.preprocess.progress import Progress
+from megatron_lfr.data.preprocess.readers import Columns, Reader
+from megatron_lfr.data.preprocess.workspace import Workspace, damaged
 
 _SECONDS_BETWEEN_NOTES = 10.0
 """At least so long between two durable points."""

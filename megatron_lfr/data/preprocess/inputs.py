@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lfr.data.encoding import Part
-from megatron_lfr.data.readers import Columns, HubReader, LineReader, ParquetReader, Reader, TextReader
+from megatron_lfr.data.preprocess.encoding import Part
+from megatron_lfr.data.preprocess.readers import Columns, HubReader, LineReader, ParquetReader, Reader, TextReader
 from megatron_lfr.output import visible
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")

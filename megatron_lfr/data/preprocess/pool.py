@@ -10,9 +10,9 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecu
 from contextlib import contextmanager
 
 from megatron_lfr import interrupt
-from megatron_lfr.data.encoding import EncodedChunk, Encoder, Part
-from megatron_lfr.data.inputs import Chunk
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.preprocess.encoding import EncodedChunk, Encoder, Part
+from megatron_lfr.data.preprocess.inputs import Chunk
 
 _MOST_THREADS = 4
 """Up to here workers are threads: they start at once and share the tokenizer's cache of words. The library lets go of
