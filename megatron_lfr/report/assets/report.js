@@ -125,8 +125,7 @@
     // The y axis spans the visible values; over the whole x axis it leaves out what it left out at first.
     fit(lines, zoomed) {
       const ys = lines.flatMap(([, points]) => points.map((point) => point[1]));
-      const unchanged = !zoomed && lines.length === this.lines.length;
-      if (unchanged || !ys.length) { this.y = this.fitted; return; }
+      if (!ys.length) { this.y = this.fitted; return; }
       const low = Math.min(...ys), high = Math.max(...ys), room = 0.04 * (high - low) || 0.05 * Math.abs(high) || 0.5;
       const [least, most] = zoomed ? [-Infinity, Infinity] : this.fitted;
       this.y = [Math.max(least, low - room), Math.min(most, high + room), ...this.fitted.slice(2)];
