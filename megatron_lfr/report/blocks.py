@@ -56,7 +56,7 @@ def _card(view: RunView, block: Block) -> Html:
     times = {0: "", 1: ", forgotten once"}.get(block.forgotten, f", forgotten {block.forgotten} times")
     head = element(
         "header",
-        element("b", view.corpus.domain_of(block.id)),
+        element("b", view.corpus.domain(block.id)),
         element("span", f"block {block.id:,}"),
         element("span", f"loss {float(block.nll[-1]):.2f} (now {block.present:.2f})".replace("-", "−")),
         element("span", visits + times),
