@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_lfr.checkpoint.tensors import StoredTensors
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.model import Llama, ModelConfig
 
 TOLERANCE = 1e-4

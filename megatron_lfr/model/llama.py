@@ -12,12 +12,14 @@ from torch.distributed import ProcessGroup
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.kernels.matmul import matmul
+from megatron_lfr.model.attention import AttentionBackend, attention_mask
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.fused import LayerKernels
-from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
+from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import rope_tables
+from megatron_lfr.parallel.collectives import group_size
 from megatron_lfr.parallel.context import take_local
 from megatron_lfr.parallel.layers import (
     RowParallelLinear,
@@ -69,6 +71,7 @@ class Llama(nn.Module):
         recompute_granularity: RecomputeGranularity | None = None,
         kernels: LayerKernels | None = None,
         loss: LossConfig | None = None,
+        attention_backend: AttentionBackend = "sdpa",
         loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
@@ -80,6 +83,7 @@ class Llama(nn.Module):
         self.stage = stage = stage or make_stage(config.num_layers)
         self.loss_config = loss or LossConfig()
         self.vocab_size, self.compute_dtype, self.loss_mode = config.vocab_size, compute_dtype, loss_mode
+        self.attention_backend = attention_backend
         shape = (config.vocab_size, config.hidden_size)
         tied = not config.untie_embeddings_and_output_weights
         self.embedding: VocabParallelEmbedding | None = None
@@ -176,7 +180,8 @@ class Llama(nn.Module):
 
     def _run_layers(self, x: Tensor, rows: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
         cos, sin = self._rope(rows, position_ids)
-        mask = None if document_ids is None else document_mask(document_ids, rows, self.compute_dtype)
+        length = len(rows) * group_size(self.context_group)
+        mask = attention_mask(self.attention_backend, rows, length, document_ids, self.compute_dtype)
         if self.stage.is_first:
             assert self.embedding is not None
             x = self.embedding(take_local(x, self.context_group).flatten()).to(self.compute_dtype)

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import LIMIT
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.native import NativeEngine

@@ -24,7 +24,6 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.config import from_hf_config
 from megatron_lfr.huggingface.verify import verify
 from megatron_lfr.model import Llama
-from megatron_lfr.training.run import dump_config
 
 
 def convert(*words: object) -> int:
@@ -156,7 +155,7 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
     for name in two_rank_checkpoints.LAYOUTS:
         run = tmp_path / name
         assert len(list(run.glob("checkpoints/iter_0000001/shard-*"))) == 2
-        (run / "config.yaml").write_text(dump_config(RunConfig(model=BASE)))
+        (run / "config.yaml").write_text(RunConfig(model=BASE).to_yaml())
         assert convert("to-hf", "--run", run, "--output", tmp_path / f"{name}-hf") == 0
         assert convert("from-hf", "--input", tmp_path / f"{name}-hf", "--output", tmp_path / f"{name}-back") == 0
         found = stored_weights(tmp_path / f"{name}-back" / "checkpoints" / "iter_0000000")
