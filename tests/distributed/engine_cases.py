@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from engine_oracle import GlobalBatch, Oracle, Step
+from flex_on_cpu import flex_on_cpu
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -425,6 +426,12 @@ def compiled(layout: Layout) -> Found:
     return found
 
 
+def flex(layout: Layout, documents: bool = True, **options: Any) -> Found:
+    """Attention by flex_attention's block masks."""
+    with flex_on_cpu():
+        return follow(layout, documents=documents, steps=2, attention_backend="flex", **options)
+
+
 Case = tuple[int, Callable[[], Found]]
 
 
@@ -447,6 +454,9 @@ def _cases() -> dict[str, Case]:
     add("steps, untied", "TP2 SP", follow, config=untied)
     for name in ("one rank, micro-batch 2", "CP2", "PP2 1f1b", "PP2 interleaved", "TP2 SP", "DP2 CP2", "TP2 PP2 SP"):
         add("documents", name, follow, documents=True)
+    for name in ("DP2 optim_grads_params", "CP2", "PP2 interleaved", "TP2 SP"):
+        add("documents without a dense mask", name, flex)
+    add("a context-parallel rank's chunks in one", "CP2", flex, documents=False, recompute_granularity="selective")
     for name in ("DP2", "DP2 optim_grads_params", "TP2 SP", "CP2", "PP2 1f1b", "TP2 PP2", "DP2 CP2 optim"):
         last = LAYOUTS[name].ranks - 1
         add("NaN in a weight of the last rank", name, not_finite, last, "weight")

@@ -74,6 +74,26 @@ def test_a_run_learns_and_leaves_its_folder(
     assert "Where to look next" in out
 
 
+def test_the_attention_is_named_at_the_start(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*tiny_args, "--exit-interval", "1", "--attention-backend", "fused"]) == STOPPED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "--attention-backend fused: accepted as auto"
+    named = [
+        number for number, line in enumerate(lines) if line.startswith("attention: scaled_dot_product_attention, ")
+    ]
+    assert len(named) == 1
+    assert named[0] == 1  # before anything that the run does
+
+
+@pytest.mark.parametrize("more", [[], ["--reset-attention-mask"]])
+def test_flex_attention_is_refused_on_a_cpu(
+    more: list[str], tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny_args, *more, "--attention-backend", "flex", "--distributed-backend", "gloo"]) == 2
+    assert "--attention-backend flex: has no backward pass on a CPU; choose from auto, sdpa" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_logged_loss_is_the_mean_of_the_journal(tiny_args: list[str], tmp_path: Path) -> None:
     assert run(tiny_args) == 0
     entries = np.load(tmp_path / "run/journal/phase_000.npy")
