@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_kernels
+import benchmark_layers
 import benchmark_training
 import gpu_parts
 import gpu_runs
@@ -17,6 +18,8 @@ import pytest
 import torch
 
 from megatron_lfr.config import parse_run_config
+from megatron_lfr.model import MODEL_PRESETS
+from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.training.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +147,26 @@ def test_a_benchmark_survives_whatever_fails(
     assert found["16x8x48 / 1, torch.float32, forward + backward"]["eager"]["not_run"].startswith("KeyError")
     assert "ours, save" in known[0]["16x8x32 / 1, torch.float32, forward + backward"]
     assert "not run: KeyError" in capsys.readouterr().out
+
+
+def test_a_layers_parts_are_compared() -> None:
+    """With what they were before, and with a peer that fails."""
+
+    def breaks(*_: Any) -> Any:
+        raise RuntimeError("a peer's own error")
+
+    kernels = {"ours": LayerKernels(), "before": benchmark_layers.before(), "broken": LayerKernels(breaks)}
+    cases = benchmark_layers.make_cases(MODEL_PRESETS["demo"], 64, "cpu")
+    assert {case.method for case in cases.values()} == set(vars(LayerKernels()))
+    for case in cases.values():
+        found = benchmark_layers.measure(case, kernels, 1, "cpu")
+        assert ("not_run" in found["broken"]) == (case.method == "rms_norm")
+        assert found["ours"]["time / ours"] == 1.0 != found["before"]["time / ours"]
+        old, new = (benchmark_layers.forward_backward(case, kernels[name])() for name in ("before", "ours"))
+        for one, other in zip(old, new, strict=True):
+            torch.testing.assert_close(one, other)
+    gate = cases["SwiGLU"].inputs[0]
+    assert cases["SwiGLU"].least_bytes() == 2 * gate.numel() * (2 + 1 + 1 + 2 + 2)
 
 
 def test_nothing_of_ours_need_work(capsys: pytest.CaptureFixture[str]) -> None:
