@@ -7,13 +7,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import kill_cases
 import pytest
 import torch
 import torch.multiprocessing as mp
-import two_rank_checkpoints
 import yaml
-from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -23,6 +20,8 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.verify import verify
 from megatron_lfr.model import Llama
 from megatron_lfr.training.run import dump_config
+from support import kill_cases, two_rank_checkpoints
+from support.hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 
 
 def convert(*words: object) -> int:
