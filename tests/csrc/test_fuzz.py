@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from waiting import LIMIT
+
+from support.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 COMPILER = "g++"

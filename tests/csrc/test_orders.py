@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from order_oracles import chi_square, kept_by_threshold
 
 from megatron_lfr import _C
+from support.order_oracles import chi_square, kept_by_threshold
 
 SEVERAL_BUCKETS = 300_000  # draws: more than one bucket of the shuffle, and more than one chunk of blocks
 NESTED_BUCKETS = 6_000_000  # buckets that are divided in turn

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import WriteCorpus
-from waiting import LIMIT
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.corpus.indexed import IndexedDataset
+from support.waiting import LIMIT
 
 LENGTHS_AT = 34
 NOT_FILES: dict[str, Callable[[Path], None]] = {

@@ -4,6 +4,7 @@ another order is refused, and one that is repeated would train on something else
 from __future__ import annotations
 
 import pytest
+
 from support import golden
 from support.golden_orders import BLENDS, orders_of, schedules
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tiny_run import tiny_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
@@ -24,6 +23,7 @@ from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.start import Start
+from support.tiny_run import tiny_flags
 
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 

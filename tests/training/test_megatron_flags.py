@@ -7,10 +7,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, TRANSLATED, strip_megatron_flags
+from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 VALUE = "7"
 

@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_run import STOPPED
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
@@ -30,6 +28,8 @@ from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.parallel.groups import shutdown
 from megatron_lfr.training import run as run_module
+from support.tiny_run import STOPPED
+from support.waiting import LIMIT
 
 
 def run(args: list[str]) -> int:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "model"))
-from hf_weights import hf_model, to_hf
-
 from megatron_lfr.evaluation.trained import TrainedModel
+from support.hf_weights import hf_model, to_hf
 
 WORDS = ["sun", "rain", "snow", "wind", "falls", "shines", "today", "again", "on", "the", "hills", "é"]
 SEQ = 32

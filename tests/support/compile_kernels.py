@@ -82,7 +82,7 @@ def main() -> None:
         for name, variant in variants(architecture).items()
     }
     if "--record" in sys.argv:
-        path = Path(__file__).with_name("triton_record.json")
+        path = Path(__file__).parents[1] / "kernels" / "triton_record.json"
         records = json.loads(path.read_text()) if path.exists() else {}
         records[triton.__version__] = {name: numbers["registers"] for name, numbers in found.items()}
         path.write_text(json.dumps(records, indent=1) + "\n")

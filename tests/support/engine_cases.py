@@ -19,7 +19,6 @@ from flex_on_cpu import flex_on_cpu
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from waiting import LIMIT
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
@@ -30,6 +29,8 @@ from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
+from support.engine_oracle import GlobalBatch, Oracle, Step
+from support.waiting import LIMIT
 
 Found = dict[str, float]
 ROWS, LENGTH, SEED = 8, 16, 3

@@ -9,15 +9,15 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from checkpoint_samples import no_file_above
-from rank_cases import RANKS, Case, equal_to_full, error_of, full_tensors, on_this_rank, zeros
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
 from megatron_lfr.parallel import ranks
+from support.checkpoint_samples import no_file_above
+from support.rank_cases import RANKS, Case, equal_to_full, error_of, full_tensors, on_this_rank, zeros
+from support.waiting import LIMIT
 
 
 def training_goes_on(root: Path, mesh: DeviceMesh) -> dict[str, object]:

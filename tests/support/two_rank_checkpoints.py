@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import torch
-from hf_runs import BASE
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
+from support.hf_runs import BASE
 
 LAYOUTS = {
     "tensor parallel": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),

@@ -1,4 +1,4 @@
-"""Saves that are killed: run as `python crash_cases.py FOLDER`, in a process of its own that forks for each of them.
+"""Saves that are killed: `python -m support.crash_cases FOLDER`, in a process of its own that forks for each of them.
 
 Prints one JSON object: for each scenario, the number of points and the names that kills have left; and what the saves
 killed at random had reported.
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint_samples import save_filled, store_with
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
+from support.checkpoint_samples import save_filled, store_with
+from support.waiting import LIMIT
 
 # Iterations that are there before; the iteration that is saved; its fill.
 SCENARIOS = {

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measured import make_engine, sample, saved_bytes, step_peak
 
 from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
 from megatron_lfr.estimate.memory import rank_memory
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import make_stage
+from support.measured import make_engine, sample, saved_bytes, step_peak
 
 MODEL = ModelConfig(
     num_layers=4,

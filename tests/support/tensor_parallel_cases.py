@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from waiting import LIMIT
 
 from megatron_lfr.kernels import block_cross_entropy
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelConfig, TensorParallel, initialize
 from megatron_lfr.parallel.layers import ShardedWeight
+from support.waiting import LIMIT
 
 TOY = ModelConfig(
     num_layers=2,

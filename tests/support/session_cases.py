@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from waiting import LIMIT
 
 from megatron_lfr.parallel import ParallelConfig, initialize, session
+from support.waiting import LIMIT
 
 LAYOUT = ParallelConfig(tensor_model_parallel_size=2, distributed_backend="gloo")
 

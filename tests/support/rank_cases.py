@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoint_samples import no_file_above
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.training.config import TrainingConfig
 from megatron_lfr.training.stopping import StoppedError, Stopping
+from support.checkpoint_samples import no_file_above
+from support.waiting import LIMIT
 
 RANKS = 2
 
