@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from flex_on_cpu import flex_on_cpu
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +23,7 @@ from megatron_lfr.model.attention import (
     dot_product,
     mask_bytes,
 )
+from support.flex_on_cpu import flex_on_cpu
 
 CONFIG = ModelConfig(
     num_layers=2,

@@ -10,6 +10,7 @@ Oracles, which say what must come out, plainly and without regard to speed:
     order_oracles: the orders of phases, from the definitions.
     engine_oracle: steps of the engine, in fp64 on one process.
     cross_entropy_oracle: losses and gradients, token by token; and the cases that every path is run on.
+    flex_on_cpu: flex_attention where there is no GPU, in eager mode.
     hf_weights: whole models under Hugging Face's names, and transformers' Llama.
     text_run_oracle: transformers' model with a run's weights.
     measured: what torch measures of an engine's step.

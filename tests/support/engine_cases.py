@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from engine_oracle import GlobalBatch, Oracle, Step
-from flex_on_cpu import flex_on_cpu
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +28,7 @@ from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
 from support.engine_oracle import GlobalBatch, Oracle, Step
+from support.flex_on_cpu import flex_on_cpu
 from support.waiting import LIMIT
 
 Found = dict[str, float]
