@@ -6,6 +6,7 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.identity import describe_changes
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.attention import describe
+from megatron_lfr.model.fused import describe_layers
 from megatron_lfr.parallel import ParallelState, ranks
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.start import Start, checkpoint_bytes
@@ -17,6 +18,8 @@ def announce(
 ) -> None:
     """Put the settings of a run that is about to go on in force, and say what is to be known of it."""
     put_in_force(config, folder, start, trainer.plan.total_steps)
+    training = config.training
+    print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
     if note := trainer.patience.expect(checkpoint_bytes(model), ranks.world_size()):
         print(note, flush=True)
