@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.analysis.replay import PHASE_MEAN, STEP, VISIT
+from megatron_lfr.analysis.spikes import SPIKE
 from megatron_lfr.fileio import check_replaces, write_atomic
-from megatron_lfr.inspection.spikes import SPIKE
-from megatron_lfr.lfr.analysis import PHASE_MEAN, STEP, VISIT
 
 
 def check_output(path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.inspection.spikes import find_spikes
-from megatron_lfr.lfr.analysis import Run
+from megatron_lfr.analysis.replay import Run
+from megatron_lfr.analysis.single_blocks import largest
+from megatron_lfr.analysis.spikes import find_spikes
 from megatron_lfr.output import print_table, visible
 from megatron_lfr.run_folder import Corpus
 
@@ -68,14 +69,12 @@ class View:
     def extremes(self, count: int, hardest: bool) -> Records:
         """The hardest or easiest blocks by what the last loss amounts to now; the records are all their visits."""
         ledger = self._run.ledger()
-        seen = np.flatnonzero(ledger.step >= 0)
-        scores = ledger.detrended_scores()[seen]
-        order = np.argsort(-scores if hardest else scores, kind="stable")[:count]
-        for block, score in zip(seen[order], scores[order], strict=True):
+        scores = ledger.detrended_scores()
+        chosen = largest(scores if hardest else -scores, count)
+        for block in chosen.tolist():
             at, visits = ledger.step[block] + 1, ledger.visits[block]
-            loss = f"loss {ledger.nll[block]:.4f} at step {at} (amounts to {score:.4f} now)"
-            self._block(int(block), f"{loss}, visits: {visits}")
-        chosen = seen[order]
+            loss = f"loss {ledger.nll[block]:.4f} at step {at} (amounts to {scores[block]:.4f} now)"
+            self._block(block, f"{loss}, visits: {visits}")
         return self._run.visits(chosen)
 
     def domain(self, name: str) -> Records:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lfr.analysis.overview import RunView
 from megatron_lfr.report.bars import signed_bars
 from megatron_lfr.report.frame import colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.losses import LOSS, TOKENS, curve, domain_names, evaluations, number
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import RunView
 
 _MOST_DOMAINS = 24
 _SETTINGS_LEFT_OUT = ("save", "load", "tensorboard_dir", "wandb_exp_name", "lfr_scratch_dir", "print_config")

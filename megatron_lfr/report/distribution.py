@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
+from megatron_lfr.analysis.overview import BIN, Counts, PhaseView, RunView
 from megatron_lfr.report.bars import ridges
 from megatron_lfr.report.domains import groups
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Html, element, join
 from megatron_lfr.report.scale import Doubles
 from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import BIN, Counts, PhaseView, RunView
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DRAWN_BINS = 150

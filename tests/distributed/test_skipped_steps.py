@@ -9,7 +9,7 @@ import skipped_step_cases as cases
 from parity import matrix
 from two_ranks import train_two_ranks
 
-from megatron_lfr.lfr.analysis import open_run
+from megatron_lfr.analysis.replay import open_run
 
 
 def test_an_infinite_gradient_of_one_rank_counts_on_no_machine(tmp_path: Path) -> None:

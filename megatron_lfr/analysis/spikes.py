@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.lfr.analysis import Run
+from megatron_lfr.analysis.replay import Run
 
 Doubles = npt.NDArray[np.float64]
 
