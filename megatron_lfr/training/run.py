@@ -31,6 +31,7 @@ from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
 from megatron_lfr.model.attention import AttentionBackend, describe
+from megatron_lfr.model.fused import describe_layers
 from megatron_lfr.parallel import ParallelState, initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
@@ -100,6 +101,8 @@ def train(config: RunConfig) -> bool:
             trainer.resume(start.state)
             if ranks.rank() == 0:
                 _note_settings(config, folder, plan, start)
+                training = config.training
+                print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
                 print(describe_attention(config, engine.stages[0].attention_backend), flush=True)
                 if note := trainer.patience.expect(checkpoint_bytes(config, vocab_size), ranks.world_size()):
                     print(note, flush=True)

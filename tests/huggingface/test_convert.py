@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
+from megatron_lfr.huggingface.config import from_hf_config
 from megatron_lfr.huggingface.verify import verify
 from megatron_lfr.model import Llama
 
@@ -187,6 +189,26 @@ def test_verify_notices_another_model(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints" / "iter_0000007"
     with pytest.raises(ValueError, match="the two are not the same model"):
         verify(folder, MODELS["untied, grouped queries"], tmp_path / "hf", torch.float32)
+
+
+def test_a_cap_of_the_logits_comes_in_and_does_not_go_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers' Llama would leave it out, and be another model."""
+    make_run(tmp_path / "run", BASE)
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert from_hf_config({**settings, "final_logit_softcapping": None})[0].final_logit_softcapping == 0.0
+    edit(tmp_path / "hf" / "config.json", final_logit_softcapping=2)
+    capsys.readouterr()
+    assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "capped", "--verify") == 0
+    out = capsys.readouterr().out
+    assert "final_logit_softcapping 2.0: the run caps its logits so, which transformers' LlamaForCausalLM leaves" in out
+    largest = re.search(r"largest logit ([\d.]+)", out)
+    assert largest is not None
+    assert 1.0 < float(largest[1]) <= 2.0
+    assert yaml.safe_load((tmp_path / "capped" / "config.yaml").read_text())["final_logit_softcapping"] == 2.0
+    assert convert("to-hf", "--run", tmp_path / "capped", "--output", tmp_path / "back") == 2
+    assert "--final-logit-softcapping 2.0: transformers' LlamaForCausalLM does not cap" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
 
 
 def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 IDENTITY = [
     ("--rotary-base 7", "--rotary-base 7.0, the run has 10000.0"),
     ("--norm-epsilon 0.1", "--norm-epsilon 0.1, the run has 1e-05"),
+    ("--final-logit-softcapping 30", "--final-logit-softcapping 30.0, the run has 0.0"),
     ("--use-rope-scaling", "--use-rope-scaling True, the run has False"),
     ("--num-attention-heads 2", "--num-attention-heads 2, the run has 4"),
     ("--num-query-groups 4", "--num-query-groups 4, the run has 2"),
@@ -321,6 +322,31 @@ def test_a_setting_that_changes_is_told_and_recorded(
     folder = RunFolder(path)
     assert folder.settings_at(4)["lr"] == 0.25
     assert folder.changes({"lr": 0.5}, 4) == {"lr": [0.25, 0.5]}
+
+
+def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a run that is older than these settings: neither its facts nor its config.yaml knows them."""
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
+    shutil.copytree(trained[1], folder.path)
+    assert "final_logit_softcapping" not in json.loads((folder.path / "journal/meta.json").read_text())["model"]
+    (folder.path / "config_history.yaml").unlink()
+    settings = yaml.safe_load((folder.path / "config.yaml").read_text())
+    for name in ("final_logit_softcapping", "z_loss_coeff", "label_smoothing"):
+        del settings[name]
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert "--final-logit-softcapping 30.0, the run has none" in refusal(
+        [*args, "--final-logit-softcapping", "30"], capsys
+    )
+    tune = [*args, "--load", str(folder.path), "--finetune", "--save", str(tmp_path / "tuned")]
+    tune += ["--final-logit-softcapping", "30", "--exit-interval", "1"]
+    assert "--final-logit-softcapping 30.0, the run has none" in refusal(tune, capsys)
+    assert main(["train", *tune, "--finetune-change", "final_logit_softcapping"]) == 75
+    capsys.readouterr()
+    assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
+    assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
+    assert (folder.settings_at(7).get("z_loss_coeff"), folder.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
 
 def test_a_finished_run_stays_as_it_is(
