@@ -8,7 +8,7 @@ import numpy.typing as npt
 from megatron_lfr.analysis.replay import Run
 from megatron_lfr.analysis.single_blocks import largest
 from megatron_lfr.analysis.spikes import find_spikes
-from megatron_lfr.output import print_table, visible
+from megatron_lfr.output import number, print_table, visible
 from megatron_lfr.run_folder import Corpus
 
 Records = npt.NDArray[np.void]
@@ -32,7 +32,7 @@ class View:
             before = "not seen before"
             if step_before[i] > 0:
                 before = f"before {nll_before[i]:.4f} at step {step_before[i]}"
-            loss = "not recorded" if np.isnan(visits["nll"][i]) else f"{visits['nll'][i]:.4f}"
+            loss = number(float(visits["nll"][i]), missing="not recorded")
             self._block(int(visits["block"][i]), f"loss {loss}, {before}")
         if len(order) > self._limit:
             self._say(f"... and {len(order) - self._limit} more (--limit)")
@@ -62,7 +62,7 @@ class View:
         visits = self._run.visits([block])
         self._block(block, f"visits: {len(visits)}")
         for visit in visits:
-            loss = "not recorded" if np.isnan(visit["nll"]) else f"{visit['nll']:.4f}"
+            loss = number(float(visit["nll"]), missing="not recorded")
             self._say(f"  step {visit['step']:>8}  {self._phase(int(visit['phase'])):16}  {loss}")
         return visits
 
@@ -89,8 +89,7 @@ class View:
         rows = []
         for row in means:
             phase = self._phase(int(row["phase"])).removeprefix("phase ")
-            loss = "-" if np.isnan(row["nll"]) else f"{row['nll']:.4f}"
-            rows.append([phase, f"{row['visits']:,}", f"{row['blocks']:,}", loss])
+            rows.append([phase, f"{row['visits']:,}", f"{row['blocks']:,}", number(float(row["nll"]))])
         print_table(["phase", "visits", "blocks", "mean loss"], rows)
         return means
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import chain, repeat
 
 from megatron_lfr.analysis.overview import RunView
+from megatron_lfr.output import is_number
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import is_number, percent, si
+from megatron_lfr.report.scale import percent, si
 from megatron_lfr.report.tables import table
 
 _KINDS = ("s5", "s0", "s4", "s1", "s3", "s2", "s6", "s7", "other")

@@ -13,7 +13,7 @@ from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent
-from megatron_lfr.report.tables import heat_table, table
+from megatron_lfr.report.tables import NONE, heat_table, table
 
 _PARTS = (
     ("kept", "kept"),
@@ -117,7 +117,7 @@ def similarity_section(views: Sequence[RunView]) -> Html:
     def heat(measure: str) -> Html:
         values = {pair: float("nan") if found is None else getattr(found, measure) for pair, found in likeness.items()}
         return heat_table(
-            names, lambda i, j: values[i, j], lambda i, j: f"{values[i, j]:.2f}" if values[i, j] >= 0 else "–", tip
+            names, lambda i, j: values[i, j], lambda i, j: f"{values[i, j]:.2f}" if values[i, j] >= 0 else NONE, tip
         )
 
     cosine = figure("Cosine similarity", heat("cosine"), "|A∩B| / √(|A||B|), the paper's measure; 1 is the same set.")

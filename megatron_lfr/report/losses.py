@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from megatron_lfr.analysis.overview import Counts, PhaseView, RunView
+from megatron_lfr.output import is_number, number
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.domains import groups
 from megatron_lfr.report.frame import SIZE, Band, colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import Doubles, Scale, is_number, si, spanning
-from megatron_lfr.report.tables import table
+from megatron_lfr.report.scale import Doubles, Scale, si, spanning
+from megatron_lfr.report.tables import NONE, table
 
 TOKENS, LOSS = "tokens trained on", "loss (nats a token)"
 _TABLE_ROWS = 40
@@ -95,8 +96,8 @@ def _validation_table(view: RunView, rows: list[dict[str, Any]], names: list[str
             [
                 f"{view.tokens_at(row['step']):,}",
                 str(row.get("phase", "")),
-                number(row.get("loss")),
-                *(number(domain_losses(row).get(name)) for name in names),
+                number(row.get("loss"), missing=NONE),
+                *(number(domain_losses(row).get(name), missing=NONE) for name in names),
             ]
             for row in shown
         ],
@@ -149,11 +150,6 @@ def curve(
     known = [(view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)]
     xs, ys = (np.array([pair[i] for pair in known], np.float64) for i in (0, 1))
     return Series(name or domain or "all", xs, ys, colour, markers=len(xs) <= 40)
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A loss for a table."""
-    return f"{value:.{digits}f}" if is_number(value) else "–"
 
 
 def _high_after_start(xs: Doubles, ys: Doubles) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from megatron_lfr.analysis.overview import PhaseView, RunView
+from megatron_lfr.output import number
 from megatron_lfr.report.cost import own_seconds, seconds_spent
-from megatron_lfr.report.losses import evaluations, number
+from megatron_lfr.report.losses import evaluations
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent, si
-from megatron_lfr.report.tables import table
+from megatron_lfr.report.tables import NONE, table
 
 
 def tiles(view: RunView) -> Html:
@@ -32,12 +32,12 @@ def tiles(view: RunView) -> Html:
         ),
         (
             "validation loss",
-            number(rows[-1]["loss"], 3) if rows else "–",
+            number(rows[-1]["loss"], 3) if rows else NONE,
             "at the last evaluation" if rows else "none yet",
         ),
         ("blocks", si(plan.n_blocks), f"of {view.seq_length:,} tokens; {percent(seen)} seen"),
         ("schedule", schedule_name(view), f"{len(view.phases)} of {len(plan.phases)} phases begun"),
-        ("LFR's own time", percent(own / total, 2) if total else "–", "recording losses, making orders"),
+        ("LFR's own time", percent(own / total, 2) if total else NONE, "recording losses, making orders"),
     ]
     items = [
         element("li", element("span", name), element("b", value), element("small", note)) for name, value, note in facts
@@ -71,8 +71,8 @@ def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Con
         f"{phase.samples_so_far:,}",
         f"{phase.distinct:,}",
         f"{phase.samples_so_far * view.seq_length:,}",
-        f"{phase.mean_loss:.4f}" if math.isfinite(phase.mean_loss) else "–",
-        number(after) if complete else "–",
+        number(phase.mean_loss, missing=NONE),
+        number(after, missing=NONE) if complete else NONE,
     ]
 
 
@@ -88,7 +88,7 @@ def run_table(views: Sequence[RunView]) -> Html:
                 schedule_name(view),
                 f"{samples * view.seq_length:,}",
                 f"{np.array([phase.planned.phase.kind == 'focus' for phase in view.phases]).sum()}",
-                number(evaluated[-1]["loss"]) if evaluated else "–",
+                number(evaluated[-1]["loss"]) if evaluated else NONE,
             ]
         )
     return table(["run", "schedule", "tokens", "Focus phases", "last validation loss"], rows)
