@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import parity_matrix as matrix
 
-from megatron_lfr.lfr.analysis import open_run
+from megatron_lfr.analysis.replay import open_run
 from support import skipped_step_cases as cases
 from support.two_ranks import train_two_ranks
 

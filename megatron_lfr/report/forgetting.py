@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from megatron_lfr.lfr.dynamics import CLASSES, EVENTS
+from megatron_lfr.analysis.forgetting import CLASSES, EVENTS
+from megatron_lfr.analysis.overview import RunView
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent
 from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import RunView
 
 _CLASS_KINDS = ("unseen", "steady", "learned", "unlearned", "late", "forgotten", "relearned", "often")
 _EVENT_KINDS = ("unseen", "steady", "learned", "relearned", "forgotten", "unlearned")
 
 
-def turns_section(view: RunView) -> Html:
+def forgetting_section(view: RunView) -> Html:
     """How many blocks were learned and forgotten, by domain, by phase, and by the margin."""
     if not view.visits.any():
         return element("p", "Nothing has been trained on yet.", class_="note")
@@ -59,7 +59,7 @@ def _by_domain(view: RunView) -> Html:
 
 def _by_phase(view: RunView) -> Html:
     parts = list(zip(_EVENT_KINDS, EVENTS, strict=True))
-    bars = [Bar(phase.name, phase.turns.tolist()) for phase in view.phases]
+    bars = [Bar(phase.name, phase.visits_by_event.tolist()) for phase in view.phases]
     numbers = table(
         ["visits in phase", *EVENTS], [[bar.name, *(f"{int(size):,}" for size in bar.parts)] for bar in bars]
     )

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_lfr.analysis import overview
+from megatron_lfr.analysis.forgetting import CLASSES, Trajectories
+from megatron_lfr.analysis.overview import BIN, RunView, view_run
+from megatron_lfr.analysis.replay import PhaseHistory, open_run
 from megatron_lfr.lfr import UNRECORDED
-from megatron_lfr.lfr.analysis import PhaseHistory, open_run
-from megatron_lfr.lfr.dynamics import CLASSES, Trajectories
-from megatron_lfr.report import view as view_module
 from megatron_lfr.report.distribution import quantile
-from megatron_lfr.report.view import BIN, RunView, view_run
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_classes_and_single_blocks(view: RunView, histories: list[PhaseHistory])
         for block, step, loss in zip(
             history.block_ids.tolist(), history.steps.tolist(), history.nll.tolist(), strict=True
         ):
-            visits[block].append((step, loss))
+            visits[block].append((step + 1, loss))
     trajectories = Trajectories(view.run.plan.n_blocks, 0.1)
     one_by_one = [(block, loss) for block, seen in visits.items() for _, loss in seen]
     trajectories.record(np.array([b for b, _ in one_by_one]), np.array([x for _, x in one_by_one], np.float32))
@@ -123,7 +123,7 @@ def test_a_skipped_step_is_no_visit(run_folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:128] + losses.tobytes())
     view = view_run(run_folder, "mine", margin=0.1)
     assert np.isnan(view.phases[4].step_losses).tolist() == [i == 1 for i in range(len(view.phases[4].step_losses))]
-    assert view.phases[4].turns.sum() == len(losses) - 128
+    assert view.phases[4].visits_by_event.sum() == len(losses) - 128
 
 
 def test_unseen_blocks_are_not_dropped_ones(hurried_runs: list[Path]) -> None:
@@ -147,7 +147,7 @@ def test_unseen_blocks_are_not_dropped_ones(hurried_runs: list[Path]) -> None:
 
 
 def test_the_sample_is_of_evenly_spaced_blocks(made_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view_module, "_SENSITIVITY_BLOCKS", 600)
+    monkeypatch.setattr(overview, "_SENSITIVITY_BLOCKS", 600)
     view = view_run(made_run, "made", margin=0.2)
     stride = -(-view.run.plan.n_blocks // 600)
     assert stride > 1

@@ -1,26 +1,24 @@
-"""What the page shows of one run, gathered while its journal is replayed once."""
+"""One run as `megatron-lfr report` shows it, gathered while its journal is replayed once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.analysis.forgetting import CLASSES, Trajectories
+from megatron_lfr.analysis.replay import PhaseHistory, Run, open_run
+from megatron_lfr.analysis.similarity import BlockSet
+from megatron_lfr.analysis.single_blocks import Picks, pick_blocks
 from megatron_lfr.lfr import Ledger, PlannedPhase
-from megatron_lfr.lfr.analysis import PhaseHistory, Run, open_run
 from megatron_lfr.lfr.blend import BlendSelection
-from megatron_lfr.lfr.blocksets import BlockSet
-from megatron_lfr.lfr.dynamics import CLASSES, Trajectories
-from megatron_lfr.lfr.selection import Order
-from megatron_lfr.report.frame import Band
-from megatron_lfr.report.picks import Picks, pick_blocks
-from megatron_lfr.report.scale import Doubles
 from megatron_lfr.run_folder import Corpus, find_corpus
 
 Counts = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 BIN = 0.02
 """Nats of a bin of the loss histograms."""
@@ -29,6 +27,7 @@ _BINS = 1000
 
 SENSITIVITY_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 _SENSITIVITY_BLOCKS = 200_000
+_NO_SCORES = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,19 @@ class FocusView:
 class PhaseView:
     """One phase, as far as it has come.
 
-    visits_by_domain [domains]: blocks trained on, repeats counted. turns: visits by kind of turn (dynamics.EVENTS).
+    visits_by_domain [domains]: blocks trained on, repeats counted. visits_by_event: visits by what they showed
+    (forgetting.EVENTS).
     step_losses [steps so far]: mean loss of each step, NaN where it was skipped.
     losses [domains, bins of BIN nats]: blocks by their last recorded loss at the phase's end; None where it has not
     been reached.
     """
 
     planned: PlannedPhase
-    draws_so_far: int
+    samples_so_far: int
     distinct: int
     mean_loss: float
     visits_by_domain: Counts
-    turns: Counts
+    visits_by_event: Counts
     step_losses: Doubles
     focus: FocusView | None
     losses: Counts | None = None
@@ -71,7 +71,7 @@ class RunView:
     """One run.
 
     visits [domains]: blocks trained on, repeats counted. unseen: blocks that never were.
-    classes [domains, len(dynamics.CLASSES)]: blocks by how their loss went. sensitivity: (margin, share of the blocks
+    classes [domains, len(forgetting.CLASSES)]: blocks by how their loss went. sensitivity: (margin, share of the blocks
     seen twice that were forgotten, share forgotten and relearned), from a sample of the blocks.
     """
 
@@ -99,14 +99,6 @@ class RunView:
         )
         return blocks * plan.seq_length
 
-    def bands(self) -> list[Band]:
-        """The phases that have begun over tokens, for shading."""
-        found = []
-        for view in self.phases:
-            start = self.tokens_at(view.planned.first_step)
-            found.append(Band(start, start + view.draws_so_far * self.seq_length, view.planned.phase.kind, view.name))
-        return found
-
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind in metrics.jsonl. ValueError where one is at no step."""
         rows = [event for event in self.events if event.get("event") == kind]
@@ -126,16 +118,16 @@ def view_run(folder: Path, name: str, margin: float) -> RunView:
     sample = _Sample(n_blocks)
     views: list[PhaseView] = []
     visits = np.zeros(len(corpus.domains), np.int64)
-    trained: list[Order] = []
+    replayed: list[PhaseHistory] = []
     for history in run.phases(ledger):
         visits = _finish_phase(views, ledger, corpus, visits)
         sample.record(history)
         views.append(_view_phase(history, trajectories, corpus))
-        trained.append(history.block_ids)
+        replayed.append(replace(history, scores_at_start=_NO_SCORES, selection=None))  # they are large
     visits = _finish_phase(views, ledger, corpus, visits)
     classes = trajectories.classes()
     by_domain = [np.bincount(part, minlength=len(CLASSES)) for part in split(classes, corpus)]
-    picks = pick_blocks(run, ledger, trajectories, trained)
+    picks = pick_blocks(replayed, ledger, trajectories)
     unseen, events = int(np.count_nonzero(ledger.visits == 0)), run.folder.events()
     return RunView(
         name, run, events, corpus, views, visits, unseen, np.array(by_domain), margin, sample.shares(), picks
@@ -158,11 +150,11 @@ def _view_phase(history: PhaseHistory, trajectories: Trajectories, corpus: Corpu
     served[ids] = True
     return PhaseView(
         planned=history.planned,
-        draws_so_far=len(nll),
+        samples_so_far=len(nll),
         distinct=int(np.count_nonzero(served)),
         mean_loss=float(recorded.mean(dtype=np.float64)) if len(recorded) else float("nan"),
         visits_by_domain=np.zeros(0, np.int64),
-        turns=trajectories.record(ids, nll),
+        visits_by_event=trajectories.record(ids, nll),
         step_losses=_step_losses(history),
         focus=_view_focus(history, corpus),
     )
@@ -199,7 +191,7 @@ def _finish_phase(views: list[PhaseView], ledger: Ledger, corpus: Corpus, visits
     if views:
         view = views[-1]
         view.visits_by_domain = visits - visits_before
-        if view.draws_so_far == view.planned.draws:
+        if view.samples_so_far == view.planned.draws:
             view.losses = np.array([_histogram(part) for part in split(ledger.nll, corpus)])
     return visits
 
@@ -211,7 +203,7 @@ def _histogram(nll: npt.NDArray[np.float32]) -> Counts:
 
 
 class _Sample:
-    """The turns of evenly spaced blocks by several margins, to show how much the margin decides."""
+    """What evenly spaced blocks forgot by several margins, to show how much the margin decides."""
 
     def __init__(self, n_blocks: int) -> None:
         self.stride = -(-n_blocks // _SENSITIVITY_BLOCKS)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_lfr.analysis.replay import Run, open_run
 from megatron_lfr.lfr import Curriculum, Journal, Ledger, Phase, Plan, Schedule, preset
-from megatron_lfr.lfr.analysis import Run, open_run
 from megatron_lfr.lfr.identity import FORMAT, describe_segment
 
 N, SEQ, BATCH, SEED = 61, 4, 8, 3

@@ -1,17 +1,13 @@
-"""Looking back at a run: what each phase trained on, and the loss of every block at every visit.
-
-    run = open_run("runs/mine")
-    for history in run.phases():
-        history.block_ids, history.nll, history.steps      # one entry a visit, in the order of training
+"""Replaying a run: what each phase trained on, and the loss of every block at every visit.
 
 The orders are not stored: they are made again, from the journal and the seed. Nothing in the run folder is changed, and
-a run that was killed, or is still training, may be looked at. Memory is a few arrays of a phase's draws and of the
+a run that was killed, or is still training, may be looked at. Memory is a few arrays of a phase's samples and of the
 number of blocks, one phase at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +47,8 @@ class PhaseHistory:
     order: Order
     """Block ids [planned.draws] of the whole phase, trained on or not yet."""
     nll: Losses
-    """Mean NLL a token (nats) of each draw so far, fp32 [n <= planned.draws]; UNRECORDED (-1) where a skipped step left
-    none."""
+    """Mean NLL a token (nats) of each sample so far, fp32 [n <= planned.draws]; UNRECORDED (-1) where a skipped step
+    left none."""
     scores_at_start: Scores
     """What the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
     selection: Selection | BlendSelection | None
@@ -142,11 +138,7 @@ class Run:
 
     def visits(self, block_ids: npt.ArrayLike) -> Visits:
         """Every visit of the blocks, in the order of training."""
-        wanted = np.zeros(self.plan.n_blocks, np.bool_)
-        wanted[np.asarray(block_ids)] = True
-        return _joined(
-            [_visits(history, np.flatnonzero(wanted[history.block_ids])) for history in self.phases()], VISIT
-        )
+        return visits_of(self.phases(), block_ids, self.plan.n_blocks)
 
     def visits_at(self, step: int) -> Visits:
         """The visits of one optimizer step, counted from 1. ValueError where none is recorded for it."""
@@ -175,6 +167,13 @@ class Run:
     def steps(self) -> npt.NDArray[np.void]:
         """Every optimizer step so far: records of type STEP. A step that is being written may lack blocks."""
         return _joined([_steps(history) for history in self.phases()], STEP)
+
+
+def visits_of(phases: Iterable[PhaseHistory], block_ids: npt.ArrayLike, n_blocks: int) -> Visits:
+    """Every visit of the blocks in these phases of a run of `n_blocks` blocks, in the order of training."""
+    wanted = np.zeros(n_blocks, np.bool_)
+    wanted[np.asarray(block_ids, np.int64)] = True
+    return _joined([_visits(history, np.flatnonzero(wanted[history.block_ids])) for history in phases], VISIT)
 
 
 def _visits(history: PhaseHistory, entries: npt.NDArray[np.int64]) -> Visits:

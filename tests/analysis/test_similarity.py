@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lfr.lfr.blocksets import BlockSet, compare
+from megatron_lfr.analysis.similarity import BlockSet, compare
 
 
 def mask_of(members: set[int], n_blocks: int) -> np.ndarray:

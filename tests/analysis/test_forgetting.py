@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_lfr.analysis.forgetting import CLASSES, EVENTS, Trajectories
 from megatron_lfr.lfr import UNRECORDED
-from megatron_lfr.lfr.dynamics import CLASSES, EVENTS, Trajectories
 
 
 def turns(losses: list[float], margin: float) -> dict[int, str]:

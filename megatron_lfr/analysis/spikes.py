@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.lfr.analysis import Run
+from megatron_lfr.analysis.replay import Run
+from megatron_lfr.output import is_number
 
 Doubles = npt.NDArray[np.float64]
 
@@ -79,6 +80,4 @@ def _spikes(what: str, steps: npt.NDArray[np.void], value: Doubles, size: Double
 
 
 def _has_norm(event: dict[str, Any]) -> bool:
-    keys = ("step", "phase", "grad_norm")
-    numbers = all(isinstance(event.get(key), int | float) for key in keys)
-    return event.get("event") == "train" and numbers and bool(np.isfinite(event["grad_norm"]))
+    return event.get("event") == "train" and all(is_number(event.get(key)) for key in ("step", "phase", "grad_norm"))
