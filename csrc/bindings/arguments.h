@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "scores.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 

@@ -4,12 +4,12 @@
 #include <optional>
 #include <utility>
 
-#include "detmath.h"
-#include "order.h"
-#include "select.h"
-#include "shuffle.h"
-#include "vector.h"
-#include "weights.h"
+#include "common/detmath.h"
+#include "common/vector.h"
+#include "orders/order.h"
+#include "orders/select.h"
+#include "orders/shuffle.h"
+#include "orders/weights.h"
 
 namespace mlfr {
 

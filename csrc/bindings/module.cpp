@@ -8,11 +8,11 @@
 #include <memory>
 #include <type_traits>
 
-#include "arguments.h"
-#include "cluster.h"
-#include "dataset.h"
-#include "order.h"
-#include "weights.h"
+#include "bindings/arguments.h"
+#include "io/dataset.h"
+#include "orders/cluster.h"
+#include "orders/order.h"
+#include "orders/weights.h"
 
 using namespace pybind11::literals;
 
@@ -230,7 +230,8 @@ void bind_files(py::module_& module) {
         .def(
             "token_offset",
             [](const IndexFile& index, const Integer& document) {
-                return index.token_offset(to_size(document, "document"));
+                const uint64_t number = to_size(document, "document");
+                return released([&] { return index.token_offset(number); });
             },
             "document"_a)
         .def("sequence_lengths", &sequence_lengths, "first"_a, "last"_a);

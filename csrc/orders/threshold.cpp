@@ -3,10 +3,10 @@
 #include <memory>
 #include <stdexcept>
 
-#include "detmath.h"
-#include "order.h"
-#include "rank.h"
-#include "shuffle.h"
+#include "common/detmath.h"
+#include "orders/order.h"
+#include "orders/rank.h"
+#include "orders/shuffle.h"
 
 namespace mlfr {
 
