@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 import yaml
 
@@ -21,7 +22,9 @@ from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
+from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder, parse_yaml
 from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
@@ -38,6 +41,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -54,6 +58,7 @@ class RunConfig:
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
+        self.loss.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
         self.model.validate(self.parallel.tensor_model_parallel_size)
@@ -66,6 +71,7 @@ class RunConfig:
             self.training.micro_batch_size,
             rows // self.training.micro_batch_size,
         )
+        self.attention_backend(self.parallel.distributed_backend != "gloo" and torch.cuda.is_available())
         self.checkpoint.validate()
         self.logging.validate()
         if self.data.seq_length > self.model.max_position_embeddings:
@@ -74,6 +80,17 @@ class RunConfig:
                 f"{self.model.max_position_embeddings}"
             )
         resolve_schedule(self.lfr.lfr_schedule)
+
+    def attention_backend(self, on_gpu: bool) -> AttentionBackend:
+        """What computes attention; ValueError where --attention-backend asks for what cannot be had."""
+        return choose_backend(
+            self.training.attention_backend,
+            on_gpu=on_gpu,
+            has_documents=self.data.reset_attention_mask,
+            context_ranks=self.parallel.context_parallel_size,
+            is_compiled=self.training.compile,
+            head_dim=self.model.head_dim,
+        )
 
     def to_flat(self) -> dict[str, Any]:
         """Every setting by its flag's name, for config.yaml."""

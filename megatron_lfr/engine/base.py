@@ -33,7 +33,7 @@ class StepOutput:
     """What one optimizer step reports, the same on every rank."""
 
     loss: float
-    """Mean loss a valid token of the global batch (nats)."""
+    """Mean loss a valid token of the global batch (nats), z-loss and label smoothing included."""
     blocks: PendingLosses
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_lfr.kernels.block_cross_entropy import CHUNK_ROWS, SAVE_BUDGET_BYTES
+from megatron_lfr.model.attention import AttentionBackend, mask_bytes
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.parallel.pipeline import Stage
@@ -31,6 +32,7 @@ class MicroBatch:
     """--reset-position-ids."""
     has_mask: bool = False
     """--reset-attention-mask."""
+    attention_backend: AttentionBackend = "sdpa"
     saves_logits: bool = False
     """Whatever their size, as under GPipe."""
     on_gpu: bool = True
@@ -84,8 +86,9 @@ def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
     model, length = batch.model, batch.seq_length // batch.context_ranks
     kept = (stage.end_layer - stage.first_layer) * layer_bytes(batch)
     kept += 2 * 4 * (batch.rows if batch.has_positions else 1) * length * model.head_dim  # cosines and sines
-    if batch.has_mask:
-        kept += batch.itemsize * batch.rows * length * batch.seq_length
+    kept += mask_bytes(
+        batch.attention_backend, batch.rows, batch.seq_length, batch.context_ranks, batch.has_mask, batch.itemsize
+    )
     if stage.is_first:
         kept += 8 * batch.tokens  # the token ids
     if stage.is_last:
@@ -147,8 +150,9 @@ def _attention(batch: MicroBatch) -> int:
     copied = e * tokens * queries if is_grouped else 0  # heads of several groups are brought together
     if batch.context_ranks == 1:
         held = rotated + copied + e * tokens * keys
-    else:  # keys and values of the whole sequence; the two chunks' outputs are joined
-        held = (copied or rotated) + 2 * e * tokens * batch.context_ranks * keys + e * tokens * queries
+    else:  # keys and values of the whole sequence; the outputs of sdpa's two chunks are joined
+        joined = e * tokens * queries if batch.attention_backend == "sdpa" else 0
+        held = (copied or rotated) + 2 * e * tokens * batch.context_ranks * keys + joined
     sums = 4 * tokens * model.num_attention_heads // batch.tensor_ranks
     return held + sums + e * tokens * queries
 

@@ -140,7 +140,7 @@ def _take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
     """The configuration with what only a real run needs filled in: a run folder, kernels, a corpus."""
-    training = dataclasses.replace(config.training, layer_kernels="torch")
+    training = dataclasses.replace(config.training, layer_kernels="torch", attention_backend="auto")
     optimizer = dataclasses.replace(config.optimizer, adam_kernel="torch")
     checkpoint = dataclasses.replace(config.checkpoint, save="-", load=None, finetune=False)
     data = config.data

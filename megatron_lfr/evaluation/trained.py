@@ -101,6 +101,7 @@ def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str |
         global_batch_size=None,
         compile=False,
         layer_kernels="torch",
+        attention_backend="auto",
         recompute_granularity=None,
     )
     return dataclasses.replace(config, training=training, parallel=ParallelConfig())

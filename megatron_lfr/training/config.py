@@ -69,6 +69,10 @@ class TrainingConfig:
     layer_kernels: KernelPackage = "torch"
     """Where RMSNorm, rotary positions and SwiGLU come from: PyTorch (--compile fuses them), the liger-kernel package,
     or apex (RMSNorm alone). The packages need a GPU."""
+    attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
+    """Attention inside of documents, and of context-parallel ranks: PyTorch's scaled_dot_product_attention with a dense
+    mask, or its flex_attention without one, which needs a GPU. auto takes flex on a GPU where a dense mask is the
+    other way. Attention over all earlier tokens is always scaled_dot_product_attention."""
     eval_interval: int | None = None
     """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
     eval_iters: int | None = 100

@@ -31,6 +31,7 @@ from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
+from megatron_lfr.model.attention import AttentionBackend, describe
 from megatron_lfr.parallel import ParallelState, initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
@@ -100,6 +101,7 @@ def train(config: RunConfig) -> bool:
             trainer.resume(start.state)
             if ranks.rank() == 0:
                 _note_settings(config, folder, plan, start)
+                print(describe_attention(config, engine.stages[0].attention_backend), flush=True)
                 if note := trainer.patience.expect(checkpoint_bytes(config, vocab_size), ranks.world_size()):
                     print(note, flush=True)
                 if trainer.evaluated_blocks < dataset.valid.num_blocks:
@@ -181,6 +183,21 @@ def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState, ini
         recompute_granularity=training.recompute_granularity,
         compile_layers=training.compile,
         kernels=training.layer_kernels,
+        loss=config.loss,
+        attention_backend=config.attention_backend(parallel.device.type == "cuda"),
+    )
+
+
+def describe_attention(config: RunConfig, backend: AttentionBackend) -> str:
+    """One line on the attention of a run."""
+    return describe(
+        backend,
+        rows=config.training.micro_batch_size,
+        seq_length=config.data.seq_length,
+        context_ranks=config.parallel.context_parallel_size,
+        has_documents=config.data.reset_attention_mask,
+        is_compiled=config.training.compile,
+        itemsize=2 if config.training.bf16 else 4,
     )
 
 

@@ -8,7 +8,6 @@ lets through what another processor does, and no change of what is computed that
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -33,7 +33,9 @@ def changes(before: Any, after: Any, place: str) -> list[str]:
         return [line for key in keys for line in changes(before.get(key), after.get(key), f"{place}: {key}")]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         if isinstance(after[0], float):
-            largest, at = max((abs(b - a) / abs(b or 1), at) for at, (b, a) in enumerate(zip(before, after, strict=True)))
+            largest, at = max(
+                (abs(b - a) / abs(b or 1), at) for at, (b, a) in enumerate(zip(before, after, strict=True))
+            )
             return [f"{place}: by up to {largest:.1e} of the value, at [{at}]: {before[at]} -> {after[at]}"]
         rows = enumerate(zip(before, after, strict=True))
         return [line for at, (old, new) in rows for line in changes(old, new, f"{place}[{at}]")]
