@@ -23,6 +23,10 @@ uint64_t most_kept() {
 
 [[noreturn]] void fail(const std::string& path) { throw FileError(errno, std::strerror(errno), path); }
 
+[[noreturn]] void fail_short(const std::string& path) {
+    throw FileError(EIO, "The file ends early: it was cut off while in use", path);
+}
+
 struct stat status_of(const OpenFile& file, const std::string& path) {
     struct stat status;
     if (fstat(file.descriptor(), &status) != 0) fail(path);
@@ -46,7 +50,7 @@ void OpenFile::read(uint64_t offset, void* out, uint64_t length) const {
         const ssize_t got = pread(descriptor_, to, piece, static_cast<off_t>(offset));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) fail(path_);
-        if (got == 0) throw FileError(EIO, "The file ends early: it was cut off while in use", path_);
+        if (got == 0) fail_short(path_);
         to += got;
         offset += static_cast<uint64_t>(got);
         length -= static_cast<uint64_t>(got);
@@ -74,12 +78,12 @@ File::~File() {
 }
 
 std::shared_ptr<const OpenFile> File::open() const {
-    if (kept_) return kept_;
-    auto file = std::make_shared<const OpenFile>(path_);
+    auto file = kept_ ? kept_ : std::make_shared<const OpenFile>(path_);
     const struct stat status = status_of(*file, path_);
     if (status.st_dev != device_ || status.st_ino != inode_) {
         throw FileError(ESTALE, "The file was replaced by another one while in use", path_);
     }
+    if (static_cast<uint64_t>(status.st_size) < size_) fail_short(path_);
     return file;
 }
 

@@ -50,8 +50,8 @@ class File {
     const std::string& path() const { return path_; }
     uint64_t size() const { return size_; }
 
-    // The file, for the reads of one call. Throws FileError where it had to be opened anew and cannot be, or
-    // another file has taken its name.
+    // The file, for the reads of one call. Throws FileError where it has become shorter, and where it had to
+    // be opened anew and cannot be, or another file has taken its name.
     std::shared_ptr<const OpenFile> open() const;
 
     void read(uint64_t offset, void* out, uint64_t length) const { open()->read(offset, out, length); }
