@@ -142,12 +142,13 @@ def check_same_model(
         raise ValueError(f"{what}: its weights were trained otherwise: {'; '.join(found)}")
 
 
-def check_trained_so(run: Path, checkpoint: Checkpoint, config: RunConfig, vocab_size: int, eod: int | None) -> None:
+def check_trained_so(
+    folder: RunFolder, checkpoint: Checkpoint, config: RunConfig, vocab_size: int, eod: int | None
+) -> None:
     """Check that a run's checkpoint was trained as its config.yaml, and what a command puts over it, says; ValueError
     names the flags, and both values."""
-    folder = RunFolder(run)
     was = folder.settings_at(checkpoint.iteration)
-    what = f"--run {run}: checkpoint {checkpoint.iteration}"
+    what = f"--run {folder.path}: checkpoint {checkpoint.iteration}"
     check_same_model(what, checkpoint, model_identity(config, vocab_size, eod), was, config.to_flat())
 
 

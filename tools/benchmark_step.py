@@ -62,8 +62,8 @@ class WithoutRecording(PlainLoop):
     model: Llama
 
     def loss(self, batch: Batch) -> Tensor:
-        logits = F.linear(self.model.hidden_states(batch.tokens), self.model.output_weight)
-        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        logits = self.model.logits(self.model.hidden_states(batch.tokens).flatten(0, 1))
+        return F.cross_entropy(logits, batch.labels.flatten())
 
 
 class Transformers(PlainLoop):

@@ -72,13 +72,13 @@ def recomputed_bytes(batch: MicroBatch) -> int:
     """What the backward of a layer computes again: there for one layer at a time."""
     if batch.recompute is None:
         return 0
-    return _layer(batch, False) if batch.recompute == "full" else _attention(batch)
+    return _layer(batch, False) - batch.hidden if batch.recompute == "full" else _attention(batch)
 
 
 def backward_bytes(batch: MicroBatch) -> int:
-    """What the backward of a layer holds at a time: gradients of activations, those of a norm in fp32."""
-    between = batch.tokens_between * batch.model.hidden_size
-    return batch.hidden + 2 * 4 * between + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
+    """What the backward of a layer holds at a time: gradients of activations, those of a norm in fp32 on a CPU."""
+    norm = 2 * (batch.itemsize if batch.on_gpu else 4) * batch.tokens_between * batch.model.hidden_size
+    return batch.hidden + norm + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
 
 
 def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
@@ -110,6 +110,8 @@ def logits_peak(batch: MicroBatch) -> int:
     vocabulary, width, half = batch.vocabulary_rows, batch.model.hidden_size, batch.itemsize < 4
     held = min(batch.tokens, batch.tokens if batch.keeps_logits else CHUNK_ROWS)
     logits = held * vocabulary * (4 + (batch.itemsize if half and batch.on_gpu else 0))
+    if batch.model.final_logit_softcapping and not batch.on_gpu:
+        logits += 4 * held * vocabulary  # the cap's slope, which a GPU computes again
     # A CPU multiplies in fp32: it casts the weight and the hidden states.
     casts = 4 * vocabulary * width if half and not batch.on_gpu else 0
     products = (4 * width, batch.itemsize * width)  # the gradients in fp32, and in their own type
@@ -123,13 +125,13 @@ def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
     model, e = batch.model, batch.itemsize
     attention = _attention_kept(batch) if recomputes_attention else _attention(batch)
     inputs = 2 * e * batch.tokens * model.hidden_size  # of the first products of attention and feed-forward
-    feed_forward = 4 * e * batch.tokens * model.ffn_size // batch.tensor_ranks  # gate, silu(gate), up, their product
+    feed_forward = 3 * e * batch.tokens * model.ffn_size // batch.tensor_ranks  # gate, up, silu(gate) · up
     return 2 * _norm(batch) + inputs + attention + feed_forward
 
 
 def _norm(batch: MicroBatch) -> int:
-    """The normed input and its scale, in fp32."""
-    return 4 * batch.tokens_between * (batch.model.hidden_size + 1)
+    """The input, and what each token is scaled by, in fp32."""
+    return batch.hidden + 4 * batch.tokens_between
 
 
 def _widths(batch: MicroBatch) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def _causal_end(rows: int, length: int, device: torch.device) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Gated by SwiGLU: W_down · (silu(W_gate · x) ∘ W_up · x)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, kernels: LayerKernels) -> None:
         super().__init__()

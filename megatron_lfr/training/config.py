@@ -62,7 +62,8 @@ class TrainingConfig:
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass: of whole layers, or of attention alone."""
     compile: bool = False
-    """Compile each transformer layer with torch.compile."""
+    """Compile each transformer layer with torch.compile: what stands between its matrix products and its attention is
+    fused, and the first step waits for the compiler. Advised on a GPU but for short runs; off by default."""
     deterministic: bool = False
     """The same bits from the same command on a GPU, too: every sum keeps its order, and steps take longer. On a CPU and
     for one number of threads, they are the same anyway."""

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-import yaml
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
@@ -32,6 +31,7 @@ from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
 from megatron_lfr.model.attention import AttentionBackend, describe
+from megatron_lfr.model.fused import describe_layers
 from megatron_lfr.parallel import ParallelState, initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         for note in notes:
             print(note)
     if config.logging.print_config:
-        print(dump_config(config), end="")
+        print(config.to_yaml(), end="")
         return 0
     if ranks_here is not None:
         config.validate(ranks_here)
@@ -82,7 +82,7 @@ def train(config: RunConfig) -> bool:
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     facts = run_identity(config, vocab_size, eod, dataset, plan)
     assert config.checkpoint.save is not None
-    folder = RunFolder(Path(config.checkpoint.save))
+    folder = RunFolder(config.checkpoint.save, "--save")
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
@@ -101,6 +101,8 @@ def train(config: RunConfig) -> bool:
             trainer.resume(start.state)
             if ranks.rank() == 0:
                 _note_settings(config, folder, plan, start)
+                training = config.training
+                print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
                 print(describe_attention(config, engine.stages[0].attention_backend), flush=True)
                 if note := trainer.patience.expect(checkpoint_bytes(config, vocab_size), ranks.world_size()):
                     print(note, flush=True)
@@ -216,12 +218,6 @@ def make_loader(config: RunConfig, source: BlockSource, eod: int | None, paralle
     )
 
 
-def dump_config(config: RunConfig) -> str:
-    """The effective configuration as YAML that --config reads."""
-    text: str = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
-    return text
-
-
 def _assemble(
     config: RunConfig,
     folder: RunFolder,
@@ -256,7 +252,7 @@ def _assemble(
         valid_loader=loader(dataset.valid),
         learning_rate=learning_rate,
         store=CheckpointStore(
-            folder.checkpoints,
+            folder.checkpoint_folder,
             keep=config.checkpoint.keep_last,
             group=engine.parallel.control_group,
             asynchronous=config.checkpoint.async_save,
@@ -312,16 +308,16 @@ def make_rescore(engine: NativeEngine, loader: Loader, stopping: Stopping, times
 def _callbacks(config: RunConfig, folder: RunFolder, journal: Journal) -> list[Callback]:
     logging = config.logging
     callbacks: list[Callback] = [
-        MetricsFile(folder.metrics, logging.log_interval),
+        MetricsFile(folder.metrics_file, logging.log_interval),
         console(logging.log_interval),
-        TensorBoard(logging.tensorboard(folder.tensorboard), logging.log_interval),
+        TensorBoard(logging.tensorboard(folder.tensorboard_folder), logging.log_interval),
     ]
     if logging.wandb_project:
         flat = config.to_flat()
         callbacks.append(
             WeightsAndBiases(logging.wandb_project, logging.wandb_exp_name, folder.path, flat, logging.log_interval)
         )
-    return [*callbacks, Summary(folder.path, journal)]
+    return [*callbacks, Summary(folder, journal)]
 
 
 def _open_journal(
@@ -332,7 +328,7 @@ def _open_journal(
         if not nodes.is_leader:
             return None
         is_copy = nodes.index > 0
-        path = scratch_folder(config, folder.path, nodes) / "journal" if is_copy else folder.journal
+        path = scratch_folder(config, folder.path, nodes) / "journal" if is_copy else folder.journal.folder
         if is_copy or start.checkpoint is None:  # a copy is sent anew; of a run that starts anew, nothing holds
             JournalFiles(path).clear()
         return Journal(path, facts)

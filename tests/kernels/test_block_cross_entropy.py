@@ -341,6 +341,8 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
             "bfloat16, float16 or float32",
         ),
         ({"z_loss": -1.0}, "z_loss"),
+        ({"z_loss": float("nan")}, "z_loss nan"),
+        ({"logit_softcap": float("inf")}, "logit_softcap inf"),
         ({"logit_softcap": -1.0}, "logit_softcap"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
         ({"chunk_rows": 0}, "chunk_rows 0"),
