@@ -98,7 +98,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_faults_in_the_reader_are_found(objects: dict[str, Path], tmp_path: Path, name: str) -> None:
     right, wrong, message = MUTANTS[name]
-    source = (tool.CSRC / "dataset.cpp").read_text()
+    source = (tool.CSRC / "io" / "dataset.cpp").read_text()
     assert source.count(right) == 1
     mutant = tmp_path / "dataset.cpp"
     mutant.write_text(source.replace(right, wrong))

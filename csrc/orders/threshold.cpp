@@ -3,10 +3,11 @@
 #include <memory>
 #include <stdexcept>
 
-#include "detmath.h"
-#include "order.h"
-#include "rank.h"
-#include "shuffle.h"
+#include "common/detmath.h"
+#include "orders/order.h"
+#include "orders/passes.h"
+#include "orders/rank.h"
+#include "orders/shuffle.h"
 
 namespace mlfr {
 
@@ -101,18 +102,6 @@ class KeptBlocks {
     std::vector<Chunk> chunks_;
 };
 
-// Whole passes of `size` draws and a part of one. one_pass(number, out) writes a pass.
-template <class Id, class OnePass>
-void fill_with_passes(uint64_t size, uint64_t draws, OnePass one_pass, Id* out) {
-    uint64_t number = 0;
-    for (; size > 0 && draws >= size; draws -= size, out += size) one_pass(number++, out);
-    if (draws > 0) {
-        const std::unique_ptr<Id[]> last(new Id[size]);
-        one_pass(number, last.get());
-        std::copy_n(last.get(), draws, out);
-    }
-}
-
 }  // namespace
 
 template <class Id>
@@ -122,7 +111,7 @@ void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draw
     const uint64_t kept = (keep_unseen ? scores.n : cut.seen) - cut.rank;
     if (kept == 0 && draws > 0) throw std::invalid_argument("scores: no block has one, so none can be drawn");
     const KeptBlocks blocks(scores, cut, keep_unseen);
-    fill_with_passes(
+    fill_passes(
         kept, draws,
         [&](uint64_t pass, Id* to) {
             shuffle_multiset(scores.n, kept, derive(seed, pass), threads, blocks, to);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "scores.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 
@@ -52,7 +52,7 @@ template <class Id>
 void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
                   Id* out);
 
-// Weighted choice without replacement; where more is drawn than there is, whole passes come first.
+// Weighted choice without replacement; where more is drawn than there is, complete passes come first.
 template <class Id>
 void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
                   Id* out);

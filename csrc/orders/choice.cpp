@@ -4,12 +4,13 @@
 #include <optional>
 #include <utility>
 
-#include "detmath.h"
-#include "order.h"
-#include "select.h"
-#include "shuffle.h"
-#include "vector.h"
-#include "weights.h"
+#include "common/detmath.h"
+#include "common/vector.h"
+#include "orders/order.h"
+#include "orders/passes.h"
+#include "orders/select.h"
+#include "orders/shuffle.h"
+#include "orders/weights.h"
 
 namespace mlfr {
 
@@ -223,22 +224,21 @@ void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws,
     const Shares shares(weights, mass);
     const ExponentialKeys keys(weights, shares, derive(seed, kKeys), threads);
     const uint64_t n = weights.blocks(), all = shares.drawable();
-    uint64_t pass = 0;
-    if (draws >= all) {
-        const KeyFilter drawable(keys, kNoKey, 0, threads);
-        for (; draws >= all; draws -= all, out += all) {
-            shuffle_multiset(n, all, derive(seed, kPasses + pass++), threads, drawable, out);
+    const auto pass_seed = [seed](uint64_t pass) { return derive(seed, kPasses + pass); };
+    std::optional<decltype(KeyFilter(keys, kNoKey, 0, threads))> drawable;
+    const auto one_pass = [&](uint64_t pass, Id* to) {
+        if (!drawable) drawable.emplace(keys, kNoKey, 0, threads);
+        shuffle_multiset(n, all, pass_seed(pass), threads, *drawable, to);
+    };
+    const auto part = [&](uint64_t pass, uint64_t count, Id* to) {
+        if (const auto chosen = choose_by_guess(keys, count, all, threads)) {
+            return shuffle_multiset(n, count, pass_seed(pass), threads, *chosen, to);
         }
-    }
-    if (draws == 0) return;
-    const uint64_t pass_seed = derive(seed, kPasses + pass);
-    if (const auto chosen = choose_by_guess(keys, draws, all, threads)) {
-        shuffle_multiset(n, draws, pass_seed, threads, *chosen, out);
-    } else {
-        const Cut cut = KeyRanks(keys, threads).at(draws - 1);
-        const KeyFilter smallest(keys, cut.key, draws - cut.below, threads);
-        shuffle_multiset(n, draws, pass_seed, threads, smallest, out);
-    }
+        const Cut cut = KeyRanks(keys, threads).at(count - 1);
+        const KeyFilter smallest(keys, cut.key, count - cut.below, threads);
+        shuffle_multiset(n, count, pass_seed(pass), threads, smallest, to);
+    };
+    fill_passes(all, draws, one_pass, part, out);
 }
 
 template void order_choice<uint32_t>(const BlockWeights&, const Mass&, uint64_t, uint64_t, int, uint32_t*);

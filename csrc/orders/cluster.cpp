@@ -1,12 +1,12 @@
-#include "cluster.h"
+#include "orders/cluster.h"
 
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
-#include "partition.h"
-#include "select.h"
-#include "vector.h"
+#include "common/vector.h"
+#include "orders/partition.h"
+#include "orders/select.h"
 
 namespace mlfr {
 

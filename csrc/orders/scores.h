@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "parallel.h"
+#include "common/parallel.h"
 
 namespace mlfr {
 

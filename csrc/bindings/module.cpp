@@ -8,11 +8,12 @@
 #include <memory>
 #include <type_traits>
 
-#include "arguments.h"
-#include "cluster.h"
-#include "dataset.h"
-#include "order.h"
-#include "weights.h"
+#include "bindings/arguments.h"
+#include "io/dataset.h"
+#include "orders/cluster.h"
+#include "orders/order.h"
+#include "orders/passes.h"
+#include "orders/weights.h"
 
 using namespace pybind11::literals;
 
@@ -45,20 +46,42 @@ auto released(Work work) {
     return work();
 }
 
-py::array py_permutation(const Integer& n, const Integer& seed, const Integer& num_threads) {
-    const uint64_t blocks = to_size(n, "n"), number = to_unsigned(seed, "seed");
-    const int threads = to_threads(num_threads);
-    return make_ids(blocks, blocks, [&](auto* out) { permutation(blocks, number, threads, out); });
+// Passes over `size` samples of the blocks, one where `samples` is None, each by a seed of its own.
+// one_pass(seed, out) writes one.
+template <class OnePass>
+py::array make_passes(uint64_t n_blocks, uint64_t size, const py::object& seed, const py::object& samples,
+                      OnePass one_pass) {
+    const uint64_t count = samples.is_none() ? size : to_size(samples, "samples");
+    if (count > 0 && size == 0) throw py::value_error("samples: there is no block to take any from");
+    const std::vector<uint64_t> seeds = to_seeds(seed);
+    const uint64_t passes = size == 0 ? 0 : count / size + (count % size != 0);
+    if (seeds.size() < passes) {
+        throw py::value_error("seed: " + std::to_string(seeds.size()) + " for " + std::to_string(passes) +
+                              " passes");
+    }
+    return make_ids(n_blocks, count, [&](auto* out) {
+        fill_passes(size, count, [&](uint64_t pass, auto* to) { one_pass(seeds[pass], to); }, out);
+    });
 }
 
-py::array py_shuffle_visits(const py::object& visits, const Integer& seed, const Integer& num_threads) {
+py::array py_permutation(const Integer& n, const py::object& seed, const Integer& num_threads,
+                         const py::object& samples) {
+    const uint64_t blocks = to_size(n, "n");
+    const int threads = to_threads(num_threads);
+    return make_passes(blocks, blocks, seed, samples,
+                       [&](uint64_t number, auto* out) { permutation(blocks, number, threads, out); });
+}
+
+py::array py_shuffle_visits(const py::object& visits, const py::object& seed, const Integer& num_threads,
+                            const py::object& samples) {
     const Array<uint32_t> counts = to_array<uint32_t>(visits, "visits");
     const uint32_t* data = counts.data();
     const auto n = static_cast<uint64_t>(counts.size());
-    const uint64_t number = to_unsigned(seed, "seed");
     const int threads = to_threads(num_threads);
-    const uint64_t draws = released([&] { return sum_visits(data, n, threads); });
-    return make_ids(n, draws, [&](auto* out) { shuffle_visits(data, n, draws, number, threads, out); });
+    const uint64_t size = released([&] { return sum_visits(data, n, threads); });
+    return make_passes(n, size, seed, samples, [&](uint64_t number, auto* out) {
+        shuffle_visits(data, n, size, number, threads, out);
+    });
 }
 
 py::tuple py_threshold(const py::object& scores, double drop, const Integer& num_threads) {
@@ -230,7 +253,8 @@ void bind_files(py::module_& module) {
         .def(
             "token_offset",
             [](const IndexFile& index, const Integer& document) {
-                return index.token_offset(to_size(document, "document"));
+                const uint64_t number = to_size(document, "document");
+                return released([&] { return index.token_offset(number); });
             },
             "document"_a)
         .def("sequence_lengths", &sequence_lengths, "first"_a, "last"_a);
@@ -244,8 +268,10 @@ void bind_files(py::module_& module) {
 }
 
 void bind_orders(py::module_& module) {
-    module.def("permutation", &py_permutation, "n"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("shuffle_visits", &py_shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("permutation", &py_permutation, "n"_a, "seed"_a, "num_threads"_a = 0,
+               "samples"_a = py::none());
+    module.def("shuffle_visits", &py_shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0,
+               "samples"_a = py::none());
     module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
     module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "draws"_a,
                "seed"_a, "num_threads"_a = 0);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "scores.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 

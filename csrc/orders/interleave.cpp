@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "order.h"
-#include "parallel.h"
+#include "common/parallel.h"
+#include "orders/order.h"
 
 namespace mlfr {
 

@@ -6,8 +6,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
-#include "scores.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 
@@ -37,6 +38,16 @@ inline uint64_t to_size(const Integer& value, const char* name) {
 
 inline int to_threads(const Integer& value) {
     return static_cast<int>(to_unsigned(value, "num_threads", 4096));
+}
+
+// One seed, or a sequence of them.
+inline std::vector<uint64_t> to_seeds(const py::object& value) {
+    if (!py::isinstance<py::sequence>(value)) return {to_unsigned(value, "seed")};
+    std::vector<uint64_t> seeds;
+    for (const auto& item : py::reinterpret_borrow<py::sequence>(value)) {
+        seeds.push_back(to_unsigned(py::reinterpret_borrow<py::object>(item), "seed"));
+    }
+    return seeds;
 }
 
 // A contiguous array of exactly this type and number of dimensions: nothing is converted or copied.

@@ -1,10 +1,10 @@
-#include "dataset.h"
+#include "io/dataset.h"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
-#include "parallel.h"
+#include "common/parallel.h"
 
 namespace mlfr {
 
@@ -79,7 +79,6 @@ void IndexFile::check_sequences() {
         const uint64_t count = std::min(kPiece, sequences_ - first);
         file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * count);
         file_.read(positions_at_ + 8 * first, positions.data(), 8 * count);
-        file_.forget();
         for (uint64_t i = 0; i < count; ++i) {
             if (lengths[i] < 0) fail("sequence " + std::to_string(first + i) + " has a negative length");
             // tokens_ stays below 2^31 x sequences_, and sequences_ below file size / 12: no overflow.
@@ -101,7 +100,6 @@ void IndexFile::check_documents() const {
     for (uint64_t first = 0; first < entries_; first += kPiece) {
         const uint64_t count = std::min(kPiece, entries_ - first);
         file_.read(documents_at_ + 8 * first, entries.data(), 8 * count);
-        file_.forget();
         for (uint64_t i = 0; i < count; ++i) {
             if (entries[i] < previous || (first + i == 0 && entries[i] != 0)) {
                 fail("document entry " + std::to_string(first + i) + " is " + std::to_string(entries[i]) +
@@ -123,12 +121,10 @@ uint64_t IndexFile::token_offset(uint64_t document) const {
     }
     int64_t sequence;
     file_.read(documents_at_ + 8 * document, &sequence, 8);
-    file_.check_size();
     if (sequence < 0 || static_cast<uint64_t>(sequence) > sequences_) fail("changed while it was in use");
     if (static_cast<uint64_t>(sequence) == sequences_) return tokens_;
     int64_t position;
     file_.read(positions_at_ + 8 * static_cast<uint64_t>(sequence), &position, 8);
-    file_.check_size();
     if (position < 0 || static_cast<uint64_t>(position) > tokens_ * item_size_)
         fail("changed while it was in use");
     return static_cast<uint64_t>(position) / item_size_;
@@ -141,7 +137,6 @@ std::vector<int32_t> IndexFile::sequence_lengths(uint64_t first, uint64_t last) 
     }
     std::vector<int32_t> lengths(last - first);
     file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * lengths.size());
-    file_.check_size();
     return lengths;
 }
 
@@ -166,13 +161,13 @@ void TokenFile::read(const int64_t* starts, uint64_t rows, uint64_t length, int 
     }
     constexpr uint64_t kRows = 8;
     const uint64_t bytes = length * item_size_;
+    const auto file = file_.open();
     parallel_for((rows + kRows - 1) / kRows, threads, [&](uint64_t task) {
         for (uint64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {
-            file_.read(static_cast<uint64_t>(starts[row]) * item_size_, static_cast<char*>(out) + row * bytes,
+            file->read(static_cast<uint64_t>(starts[row]) * item_size_, static_cast<char*>(out) + row * bytes,
                        bytes);
         }
     });
-    file_.check_size();
 }
 
 }  // namespace mlfr

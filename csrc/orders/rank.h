@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "scores.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 

@@ -4,9 +4,9 @@
 #include <stdexcept>
 #include <utility>
 
-#include "order.h"
-#include "shuffle.h"
-#include "weights.h"
+#include "orders/order.h"
+#include "orders/shuffle.h"
+#include "orders/weights.h"
 
 namespace mlfr {
 

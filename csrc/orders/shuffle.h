@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "parallel.h"
-#include "random.h"
+#include "common/parallel.h"
+#include "common/random.h"
 
 namespace mlfr {
 

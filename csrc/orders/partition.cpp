@@ -1,4 +1,4 @@
-#include "partition.h"
+#include "orders/partition.h"
 
 #include <algorithm>
 #include <limits>

@@ -1,9 +1,9 @@
-#include "order.h"
+#include "orders/order.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "shuffle.h"
+#include "orders/shuffle.h"
 
 namespace mlfr {
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "order.h"
-#include "scores.h"
+#include "orders/order.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 

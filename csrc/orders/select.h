@@ -10,8 +10,8 @@
 #include <optional>
 #include <vector>
 
-#include "parallel.h"
-#include "scores.h"
+#include "common/parallel.h"
+#include "orders/scores.h"
 
 namespace mlfr {
 

@@ -1,4 +1,4 @@
-#include "weights.h"
+#include "orders/weights.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,8 +6,8 @@
 #include <limits>
 #include <stdexcept>
 
-#include "detmath.h"
-#include "vector.h"
+#include "common/detmath.h"
+#include "common/vector.h"
 
 namespace mlfr {
 

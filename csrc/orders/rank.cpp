@@ -1,11 +1,11 @@
-#include "rank.h"
+#include "orders/rank.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <optional>
 
-#include "select.h"
+#include "orders/select.h"
 
 namespace mlfr {
 
