@@ -196,6 +196,7 @@ def make_loader(config: RunConfig, source: BlockSource, eod: int | None, paralle
         prefetch=data.prefetch,
         rank=parallel.data_rank,
         ranks=parallel.data_parallel_size,
+        pin_memory=parallel.device.type == "cuda",
     )
 
 
