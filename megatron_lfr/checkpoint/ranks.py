@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -48,6 +48,22 @@ def any_rank(value: bool, group: ProcessGroup | None = None) -> bool:
     flag = torch.tensor(int(value))
     dist.all_reduce(flag, group=group)
     return bool(flag)
+
+
+def start_any(values: list[bool], group: ProcessGroup | None = None) -> Callable[[], list[bool]]:
+    """Begin to find out which of `values` are true on any rank, over a group as for `any_rank`; the function that is
+    returned waits for it, once."""
+    if world_size(group) == 1:
+        return lambda: values
+    flags = torch.tensor(values, dtype=torch.int32)
+    work = dist.all_reduce(flags, group=group, async_op=True)
+    assert work is not None
+
+    def wait() -> list[bool]:
+        work.wait()
+        return [count > 0 for count in flags.tolist()]
+
+    return wait
 
 
 @contextmanager
