@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test golden lint setup clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo/run.sh demo_run
@@ -18,6 +18,10 @@ demo: $(STAMP)
 # tests/conftest.py: by the number of their tests, those of whole runs would come last, and leave one process to itself.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+# Stores in tests/golden what the present code does, and prints what changed. NEW_RUN=1: the stored run too.
+golden: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m support.golden $(if $(NEW_RUN),--new-run)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from toy_corpus import EOD, VOCAB_SIZE, write_toy_corpus
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.lfr import Course, Curriculum, Journal, preset
 
 SEQ_LENGTH, GLOBAL_BATCH = 64, 16

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 VOCAB_SIZE = 64
 EOD = 63

@@ -34,7 +34,7 @@ from toy_corpus import VOCAB_SIZE, write_toy_corpus
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.lfr import Course, Curriculum, Follower, Journal, Plan, preset
 
 SEQ_LENGTH = 64

@@ -25,7 +25,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
 def _preprocess(argv: Sequence[str]) -> int:
     import tyro
 
-    from megatron_lfr.data.preprocess import PreprocessConfig, run
+    from megatron_lfr.data.preprocess.command import PreprocessConfig, run
 
     run(tyro.cli(PreprocessConfig, args=list(argv), prog="megatron-lfr preprocess"))
     return 0
@@ -34,7 +34,7 @@ def _preprocess(argv: Sequence[str]) -> int:
 def _merge(argv: Sequence[str]) -> int:
     import tyro
 
-    from megatron_lfr.data.merge import MergeConfig, merge
+    from megatron_lfr.data.preprocess.merge import MergeConfig, merge
 
     summary = merge(tyro.cli(MergeConfig, args=list(argv), prog="megatron-lfr merge"))
     print(f"{summary.prefix}: {summary.documents} documents, {summary.tokens} tokens")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 import yaml
 
@@ -21,9 +22,12 @@ from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
+from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
-from megatron_lfr.run_folder import RunFolder, parse_yaml
+from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 
@@ -38,6 +42,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -54,6 +59,7 @@ class RunConfig:
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
+        self.loss.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
         self.model.validate(self.parallel.tensor_model_parallel_size)
@@ -66,6 +72,7 @@ class RunConfig:
             self.training.micro_batch_size,
             rows // self.training.micro_batch_size,
         )
+        self.attention_backend(self.parallel.distributed_backend != "gloo" and torch.cuda.is_available())
         self.checkpoint.validate()
         self.logging.validate()
         if self.data.seq_length > self.model.max_position_embeddings:
@@ -75,12 +82,27 @@ class RunConfig:
             )
         resolve_schedule(self.lfr.lfr_schedule)
 
+    def attention_backend(self, on_gpu: bool) -> AttentionBackend:
+        """What computes attention; ValueError where --attention-backend asks for what cannot be had."""
+        return choose_backend(
+            self.training.attention_backend,
+            on_gpu=on_gpu,
+            has_documents=self.data.reset_attention_mask,
+            context_ranks=self.parallel.context_parallel_size,
+            is_compiled=self.training.compile,
+            head_dim=self.model.head_dim,
+        )
+
     def to_flat(self) -> dict[str, Any]:
         """Every setting by its flag's name, for config.yaml."""
         flat: dict[str, Any] = {}
         for section in dataclasses.fields(self):
             flat.update(dataclasses.asdict(getattr(self, section.name)))
         return flat
+
+    def to_yaml(self) -> str:
+        """Every setting as YAML that --config reads."""
+        return dump_yaml(self.to_flat())
 
 
 def resolve_schedule(text: str) -> Schedule:
@@ -119,16 +141,11 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     return _parse(rest, config, prog="megatron-lfr train"), notes
 
 
-def read_run_config(run: Path, tokenizer_model: str | None = None) -> RunConfig:
-    """The configuration of a run folder, with the paths of its corpus as `RunFolder.settings` finds them.
+def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> RunConfig:
+    """The configuration of a run, with the paths of its corpus as `RunFolder.settings` finds them.
     tokenizer_model: where its tokenizer lies now, if it was moved. ValueError where the folder holds no run."""
-    folder = RunFolder(run)
-    try:
-        settings = folder.settings()
-    except ValueError as error:
-        raise ValueError(f"--run {error}") from None
-    preset_name, argv = _settings_to_argv(settings, str(folder.config))
-    config = _parse(argv, _of_preset(preset_name), prog=f"{folder.config}")
+    preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
+    config = _parse(argv, _of_preset(preset_name), prog=f"{folder.config_file}")
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
 

@@ -2,8 +2,8 @@
 
 Everything that changes what the weights compute, what the labels are, or what a block id means is among them: then a
 resumed run, an evaluation or a conversion of other facts would go wrong in silence. Everything else may change when a
-run goes on, the optimizer's settings for instance. A setting of the model or of the documents that is new is among
-them unless it is listed here.
+run goes on, the settings of the optimizer and of the loss for instance. A setting of the model or of the documents that
+is new is among them unless it is listed here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.config import RunConfig
-from megatron_lfr.data.blocks import BlockDataset, parse_split
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.lfr.identity import FORMAT, check_format, describe_segment, read_plan
 from megatron_lfr.model import ModelConfig
@@ -34,6 +34,9 @@ _ROPE_SCALING = (
     "rope_high_freq_factor",
     "rope_original_max_position_embeddings",
 )
+_ADDED: dict[str, dict[str, Any]] = {"model": {"final_logit_softcapping": 0.0}}
+"""Facts that are newer than the first runs, by section, with the values that leave a run as it was before them. They
+are written down only where they have another, so that the facts of a run that does not use them stay the same."""
 _NOT_OF_DOCUMENTS = ("data_path", "data_args_path", "split", "seq_length", "tokenizer_model", "eod_token", "prefetch")
 """Fields of DataConfig that other facts stand for, or that may change."""
 
@@ -139,12 +142,13 @@ def check_same_model(
         raise ValueError(f"{what}: its weights were trained otherwise: {'; '.join(found)}")
 
 
-def check_trained_so(run: Path, checkpoint: Checkpoint, config: RunConfig, vocab_size: int, eod: int | None) -> None:
+def check_trained_so(
+    folder: RunFolder, checkpoint: Checkpoint, config: RunConfig, vocab_size: int, eod: int | None
+) -> None:
     """Check that a run's checkpoint was trained as its config.yaml, and what a command puts over it, says; ValueError
     names the flags, and both values."""
-    folder = RunFolder(run)
     was = folder.settings_at(checkpoint.iteration)
-    what = f"--run {run}: checkpoint {checkpoint.iteration}"
+    what = f"--run {folder.path}: checkpoint {checkpoint.iteration}"
     check_same_model(what, checkpoint, model_identity(config, vocab_size, eod), was, config.to_flat())
 
 
@@ -167,7 +171,7 @@ def _model_facts(model: ModelConfig) -> dict[str, Any]:
     facts |= {"num_query_groups": model.query_groups, "kv_channels": model.head_dim, "ffn_hidden_size": model.ffn_size}
     if not model.use_rope_scaling:
         facts |= dict.fromkeys(_ROPE_SCALING)
-    return facts
+    return {name: value for name, value in facts.items() if (name, value) not in _ADDED["model"].items()}
 
 
 def _without(config: ModelConfig | DataConfig, names: Collection[str]) -> dict[str, Any]:
@@ -182,7 +186,8 @@ def _flat(facts: Facts) -> dict[str, Any]:
             segment = {**value[0], **value[0]["blend"]}
             flat |= {f"segment.{key}": own for key, own in segment.items() if key != "blend"}
         elif isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": own for key, own in value.items()}
+            known = {**_ADDED.get(name, {}), **value} if value else value
+            flat |= {f"{name}.{key}": own for key, own in known.items()}
         else:
             flat[name] = value
     return flat

@@ -38,7 +38,7 @@ class RefusedFlag:
 
 _ANY = ""
 _IMPLEMENTATION = "no effect: speed only, the layers have one implementation"
-_ATTENTION = "attention is PyTorch's scaled_dot_product_attention, which chooses its kernel"
+_ATTENTION = "PyTorch chooses attention's kernel"
 _SEED = "initial weights depend on the seed alone"
 _LAYER_BY_LAYER = "full recomputation is layer by layer"
 _FP32_STATE = "weights, gradients and optimizer state are fp32"
@@ -75,7 +75,6 @@ _ACCEPTED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--disable-bias-linear", 0, _ANY, "linear layers have no bias"),
     ("--hidden-dropout --attention-dropout", 1, "0.0", "there is no dropout"),
     ("--group-query-attention", 0, _ANY, "query groups come from --num-query-groups"),
-    ("--attention-backend", 1, "auto flash fused", _ATTENTION),
     ("--use-flash-attn", 0, _ANY, _ATTENTION),
     ("--attention-softmax-in-fp32", 0, _ANY, "the softmax of attention is summed in fp32"),
     ("--softmax-type", 1, "vanilla", "the softmax of attention has no offset"),
@@ -378,8 +377,12 @@ REFUSED: dict[str, RefusedFlag] = _refused(_REFUSED_ROWS)
 """Flags that end the program, with the reason and what to give instead."""
 
 
+TRANSLATED: dict[str, dict[str, str]] = {"--attention-backend": {"flash": "auto", "fused": "auto"}}
+"""Settings of ours, and Megatron's values of them that one of ours amounts to."""
+
+
 def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(`argv` without the flags of the two tables, a note on each of them).
+    """(`argv` without the flags of the two tables and with our values of settings, a note on each of them).
 
     Reads `--flag value`, `--flag=value`, `--flag a b` (lists), and underscores for hyphens in names of flags.
     All other words are handed on untouched and in order. Raises one ValueError that names every refused flag
@@ -394,6 +397,11 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, value = word.partition("=")
         flag = name.replace("_", "-")
         spec = ACCEPTED.get(flag) or REFUSED.get(flag)
+        if flag in TRANSLATED:
+            translated, note = _translate(flag, [value] if equals else _take_values(words, 1))
+            rest += translated
+            notes += note
+            continue
         if spec is None:
             rest.append(word)
             continue
@@ -406,6 +414,13 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if problems:
         raise ValueError("\n".join(problems))
     return rest, notes
+
+
+def _translate(flag: str, values: list[str]) -> tuple[list[str], list[str]]:
+    """(a setting of ours, a note where Megatron's value stood there)."""
+    ours = [TRANSLATED[flag].get(value, value) for value in values]
+    taken = [f"{flag} {value}: accepted as {own}" for value, own in zip(values, ours, strict=True) if value != own]
+    return [flag, *ours], taken
 
 
 def _take_values(words: deque[str], arity: Arity) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 import megatron_lfr
 from megatron_lfr.cli import main
-from megatron_lfr.data.indexed import IndexedDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset
 
 
 def test_every_module_imports() -> None:

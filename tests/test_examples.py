@@ -20,7 +20,7 @@ import pytest
 import torch
 from waiting import LIMIT
 
-from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Curriculum, Journal, Plan, preset
 from megatron_lfr.parallel import shutdown
 

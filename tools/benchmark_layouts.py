@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from benchmark_step import Transformers, interleave, make_batch
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig

@@ -29,7 +29,7 @@ PEERS = [("encode_batch", 1000), ("encode_batch_fast", 1000), ("encode_batch_fas
 OURS = """
 import resource, sys
 from pathlib import Path
-from megatron_lfr.data.preprocess import PreprocessConfig, run
+from megatron_lfr.data.preprocess.command import PreprocessConfig, run
 if __name__ == "__main__":
     source, prefix, tokenizer, workers = sys.argv[1:]
     run(PreprocessConfig([Path(source)], Path(prefix), tokenizer, workers=int(workers), progress=False, overwrite=True))

@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
-from megatron_lfr.data.loader import Loader
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.loader import Loader
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 SEQ_LENGTH, DOCUMENT_LENGTH, VOCABULARY = 2048, 608, 50_000
 ROWS = 1024

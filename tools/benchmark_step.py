@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.lfr import Curriculum, Journal, Phase, Schedule
@@ -62,8 +62,8 @@ class WithoutRecording(PlainLoop):
     model: Llama
 
     def loss(self, batch: Batch) -> Tensor:
-        logits = F.linear(self.model.hidden_states(batch.tokens), self.model.output_weight)
-        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        logits = self.model.logits(self.model.hidden_states(batch.tokens).flatten(0, 1))
+        return F.cross_entropy(logits, batch.labels.flatten())
 
 
 class Transformers(PlainLoop):

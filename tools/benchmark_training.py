@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import MODEL_PRESETS, ModelConfig

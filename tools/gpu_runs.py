@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 Figures = dict[str, Any]
 STOPPED, NEEDS_GPU = 75, 3

@@ -31,8 +31,8 @@ import torch.multiprocessing as mp
 import yaml
 
 from megatron_lfr.config import parse_run_config
-from megatron_lfr.data.blocks import BlockDataset
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
 from megatron_lfr.training.run import make_plan, train

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from megatron_lfr.data.blocks import BlockDataset
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.lfr.identity import FORMAT, describe_segment

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from megatron_lfr.checkpoint import ranks
 from megatron_lfr.fileio import write_atomic
+from megatron_lfr.parallel import ranks
 
 NAME = "manifest.json"
 

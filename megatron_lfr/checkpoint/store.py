@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_lfr.checkpoint import ranks
 from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, write_manifest
 from megatron_lfr.checkpoint.state import STATE_FILE, dump_state, read_state
 from megatron_lfr.checkpoint.tensors import check_tensors, prepare_tensors, read_tensors, write_tensors
 from megatron_lfr.fileio import describe, fsync_directory, write_atomic
+from megatron_lfr.parallel import ranks
 
 logger = logging.getLogger(__name__)
 

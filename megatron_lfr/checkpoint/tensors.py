@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from megatron_lfr.checkpoint import ranks
 from megatron_lfr.fileio import describe
+from megatron_lfr.parallel import ranks
 
 
 class _Writer(HuggingFaceStorageWriter):

@@ -1,4 +1,4 @@
-"""Corpora: text to `.bin`/`.idx`, and from there to the blocks and batches of a run.
+"""Corpora: `preprocess` makes `.bin`/`.idx` pairs of text, `corpus` reads them as the blocks and batches of a run.
 
-Import from the modules: `indexed`, `blocks`, `tokenizer` and `preprocess` do without torch, `loader` needs it.
+Import from the modules; `corpus.loader` alone needs torch.
 """

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StepOutput:
     """What one optimizer step reports, the same on every rank."""
 
     loss: float
-    """Mean loss a valid token of the global batch (nats)."""
+    """Mean loss a valid token of the global batch (nats), z-loss and label smoothing included."""
     blocks: BlockLosses
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""

@@ -7,8 +7,10 @@ import torch
 from megatron_lfr.engine.sharding import shard_model
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.attention import AttentionBackend
 from megatron_lfr.model.fused import KernelPackage, layer_kernels
 from megatron_lfr.model.layers import RecomputeGranularity
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.layers import TensorParallel
 from megatron_lfr.parallel.pipeline import local_stages
@@ -23,6 +25,8 @@ def build_stages(
     recompute_granularity: RecomputeGranularity | None = None,
     compile_layers: bool = False,
     kernels: KernelPackage = "torch",
+    loss: LossConfig | None = None,
+    attention_backend: AttentionBackend = "sdpa",
 ) -> list[Llama]:
     """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank draws, or holds at any time, more
     than its shards. seed None leaves the weights undefined, for a checkpoint to be loaded."""
@@ -44,6 +48,8 @@ def build_stages(
                 compute_dtype=compute_dtype,
                 recompute_granularity=recompute_granularity,
                 kernels=layer_kernels(kernels),
+                loss=loss,
+                attention_backend=attention_backend,
                 loss_mode=loss_mode,
             )
         if compile_layers:

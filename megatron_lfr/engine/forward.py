@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingLosses
 from megatron_lfr.engine.losses import ReducedLosses
 from megatron_lfr.engine.passes import MicroBatchLoop, Passes, Pipeline, model_inputs

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
 from megatron_lfr.model.llama import Loss
 from megatron_lfr.parallel import ParallelState

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingStep
 from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.gradients import Gradients

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.model.llama import Llama, Loss
 from megatron_lfr.parallel import ParallelState
 

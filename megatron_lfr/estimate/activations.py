@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_lfr.kernels.block_cross_entropy import CHUNK_ROWS, SAVE_BUDGET_BYTES
+from megatron_lfr.model.attention import AttentionBackend, mask_bytes
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.parallel.pipeline import Stage
@@ -31,6 +32,7 @@ class MicroBatch:
     """--reset-position-ids."""
     has_mask: bool = False
     """--reset-attention-mask."""
+    attention_backend: AttentionBackend = "sdpa"
     saves_logits: bool = False
     """Whatever their size, as under GPipe."""
     on_gpu: bool = True
@@ -70,13 +72,13 @@ def recomputed_bytes(batch: MicroBatch) -> int:
     """What the backward of a layer computes again: there for one layer at a time."""
     if batch.recompute is None:
         return 0
-    return _layer(batch, False) if batch.recompute == "full" else _attention(batch)
+    return _layer(batch, False) - batch.hidden if batch.recompute == "full" else _attention(batch)
 
 
 def backward_bytes(batch: MicroBatch) -> int:
-    """What the backward of a layer holds at a time: gradients of activations, those of a norm in fp32."""
-    between = batch.tokens_between * batch.model.hidden_size
-    return batch.hidden + 2 * 4 * between + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
+    """What the backward of a layer holds at a time: gradients of activations, those of a norm in fp32 on a CPU."""
+    norm = 2 * (batch.itemsize if batch.on_gpu else 4) * batch.tokens_between * batch.model.hidden_size
+    return batch.hidden + norm + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
 
 
 def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
@@ -84,8 +86,9 @@ def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
     model, length = batch.model, batch.seq_length // batch.context_ranks
     kept = (stage.end_layer - stage.first_layer) * layer_bytes(batch)
     kept += 2 * 4 * (batch.rows if batch.has_positions else 1) * length * model.head_dim  # cosines and sines
-    if batch.has_mask:
-        kept += batch.itemsize * batch.rows * length * batch.seq_length
+    kept += mask_bytes(
+        batch.attention_backend, batch.rows, batch.seq_length, batch.context_ranks, batch.has_mask, batch.itemsize
+    )
     if stage.is_first:
         kept += 8 * batch.tokens  # the token ids
     if stage.is_last:
@@ -107,6 +110,8 @@ def logits_peak(batch: MicroBatch) -> int:
     vocabulary, width, half = batch.vocabulary_rows, batch.model.hidden_size, batch.itemsize < 4
     held = min(batch.tokens, batch.tokens if batch.keeps_logits else CHUNK_ROWS)
     logits = held * vocabulary * (4 + (batch.itemsize if half and batch.on_gpu else 0))
+    if batch.model.final_logit_softcapping and not batch.on_gpu:
+        logits += 4 * held * vocabulary  # the cap's slope, which a GPU computes again
     # A CPU multiplies in fp32: it casts the weight and the hidden states.
     casts = 4 * vocabulary * width if half and not batch.on_gpu else 0
     products = (4 * width, batch.itemsize * width)  # the gradients in fp32, and in their own type
@@ -120,13 +125,13 @@ def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
     model, e = batch.model, batch.itemsize
     attention = _attention_kept(batch) if recomputes_attention else _attention(batch)
     inputs = 2 * e * batch.tokens * model.hidden_size  # of the first products of attention and feed-forward
-    feed_forward = 4 * e * batch.tokens * model.ffn_size // batch.tensor_ranks  # gate, silu(gate), up, their product
+    feed_forward = 3 * e * batch.tokens * model.ffn_size // batch.tensor_ranks  # gate, up, silu(gate) · up
     return 2 * _norm(batch) + inputs + attention + feed_forward
 
 
 def _norm(batch: MicroBatch) -> int:
-    """The normed input and its scale, in fp32."""
-    return 4 * batch.tokens_between * (batch.model.hidden_size + 1)
+    """The input, and what each token is scaled by, in fp32."""
+    return batch.hidden + 4 * batch.tokens_between
 
 
 def _widths(batch: MicroBatch) -> tuple[int, int]:
@@ -147,8 +152,9 @@ def _attention(batch: MicroBatch) -> int:
     copied = e * tokens * queries if is_grouped else 0  # heads of several groups are brought together
     if batch.context_ranks == 1:
         held = rotated + copied + e * tokens * keys
-    else:  # keys and values of the whole sequence; the two chunks' outputs are joined
-        held = (copied or rotated) + 2 * e * tokens * batch.context_ranks * keys + e * tokens * queries
+    else:  # keys and values of the whole sequence; the outputs of sdpa's two chunks are joined
+        joined = e * tokens * queries if batch.attention_backend == "sdpa" else 0
+        held = (copied or rotated) + 2 * e * tokens * batch.context_ranks * keys + joined
     sums = 4 * tokens * model.num_attention_heads // batch.tensor_ranks
     return held + sums + e * tokens * queries
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lfr.config import RunConfig, parse_run_config, take_option
-from megatron_lfr.data.blocks import BlockDataset, parse_split
+from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.identity import make_blend
 from megatron_lfr.lfr import Blend, Plan
@@ -140,7 +140,7 @@ def _take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
     """The configuration with what only a real run needs filled in: a run folder, kernels, a corpus."""
-    training = dataclasses.replace(config.training, layer_kernels="torch")
+    training = dataclasses.replace(config.training, layer_kernels="torch", attention_backend="auto")
     optimizer = dataclasses.replace(config.optimizer, adam_kernel="torch")
     checkpoint = dataclasses.replace(config.checkpoint, save="-", load=None, finetune=False)
     data = config.data

@@ -64,6 +64,7 @@ class _Weights:
 def micro_batch(config: RunConfig, vocab_size: int) -> MicroBatch:
     """What the ranks of a run compute at a time. A GPU is meant, unless --distributed-backend is gloo."""
     layout = config.parallel
+    on_gpu = layout.distributed_backend != "gloo"
     return MicroBatch(
         model=replace(config.model, vocab_size=vocab_size),
         rows=config.training.micro_batch_size,
@@ -76,7 +77,8 @@ def micro_batch(config: RunConfig, vocab_size: int) -> MicroBatch:
         has_positions=config.data.reset_position_ids,
         has_mask=config.data.reset_attention_mask,
         saves_logits=layout.schedule == "gpipe",
-        on_gpu=layout.distributed_backend != "gloo",
+        attention_backend=config.attention_backend(on_gpu),
+        on_gpu=on_gpu,
     )
 
 

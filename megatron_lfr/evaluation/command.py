@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from megatron_lfr.checkpoint import ranks
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.documents import settle_documents
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
 from megatron_lfr.evaluation import block_file
 from megatron_lfr.evaluation.block_file import BlockFile
@@ -26,7 +25,7 @@ from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
 from megatron_lfr.fileio import check_replaces, write_atomic
 from megatron_lfr.output import print_table
-from megatron_lfr.parallel import session
+from megatron_lfr.parallel import ranks, session
 from megatron_lfr.training.evaluation import Keep, evaluate
 from megatron_lfr.training.run import make_loader
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_lfr.data.tokenizer import Tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.evaluation.trained import TrainedModel
 
 

@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from megatron_lfr.checkpoint import ranks
-from megatron_lfr.data.tokenizer import Tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.evaluation.continuations import Continuation, Continuations, Score, check_length, encode_pairs
+from megatron_lfr.parallel import ranks
 
 Kind = Literal["multiple_choice", "cloze"]
 Result = dict[str, Any]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
 from megatron_lfr.config import RunConfig, read_run_config
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model import Llama
-from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
+from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
+from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.run import make_stages, resolve_vocabulary
 
 
@@ -67,15 +67,13 @@ def load_trained(
     Ranks that a launcher started are data parallel. batch_size: blocks that each takes at a time, by default the run's
     micro-batch size. ValueError where the folder holds no run or no whole checkpoint.
     """
-    config = read_config(run, batch_size, tokenizer_model)
+    folder = RunFolder(run, "--run")
+    config = read_config(folder, batch_size, tokenizer_model)
     eod, vocab_size = resolve_vocabulary(config)
     parallel = initialize(config.parallel, timedelta(minutes=config.training.distributed_timeout_minutes))
-    store = CheckpointStore(run / "checkpoints", keep=None, group=parallel.control_group)
-    found = store.newest_whole() if iteration is None else store.whole(iteration)
-    if found is None:
-        raise ValueError(f"--run {run}: no checkpoint stands there")
+    found = folder.checkpoint(iteration, parallel.control_group)
     if ranks.rank() == 0:
-        check_trained_so(run, found, config, vocab_size, eod)
+        check_trained_so(folder, found, config, vocab_size, eod)
     size = config.training.micro_batch_size
     engine = ForwardEngine(
         make_stages(config, vocab_size, parallel, initialize_weights=False),
@@ -90,17 +88,18 @@ def load_trained(
     return TrainedModel(config, found.iteration, engine, parallel, eod, corpus)
 
 
-def read_config(run: Path, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:
+def read_config(folder: RunFolder, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:
     """A run's configuration for evaluation by data-parallel ranks, each with the whole model."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be at least 1")
-    config = read_run_config(run, tokenizer_model)
+    config = read_run_config(folder, tokenizer_model)
     training = dataclasses.replace(
         config.training,
         micro_batch_size=batch_size or config.training.micro_batch_size,
         global_batch_size=None,
         compile=False,
         layer_kernels="torch",
+        attention_backend="auto",
         recompute_granularity=None,
     )
     return dataclasses.replace(config, training=training, parallel=ParallelConfig())

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.huggingface.config_keys import ARCHITECTURE, check_keys
+from megatron_lfr.huggingface.config_keys import ARCHITECTURE, CAP, check_keys
 from megatron_lfr.model.config import ModelConfig
 
 _ROPE_KEYS = (
@@ -40,11 +40,16 @@ def to_hf_config(
     config: ModelConfig, dtype: str, eos_token_id: int | None, bos_token_id: int | None = None
 ) -> dict[str, Any]:
     """What stands in config.json. Positions are written twice: `rope_parameters` is what transformers 5 reads,
-    `rope_theta` and `rope_scaling` what 4.x reads. ValueError for sizes that transformers refuses."""
+    `rope_theta` and `rope_scaling` what 4.x reads. ValueError for what transformers' Llama refuses or lacks."""
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"--hidden-size {config.hidden_size} is not a multiple of --num-attention-heads "
             f"{config.num_attention_heads}: transformers refuses such a Llama, whatever --kv-channels is"
+        )
+    if config.final_logit_softcapping:
+        raise ValueError(
+            f"--final-logit-softcapping {config.final_logit_softcapping}: transformers' {ARCHITECTURE} does not cap "
+            "logits; the folder would be another model"
         )
     scaling: dict[str, Any] = {"rope_type": "default"}
     if config.use_rope_scaling:
@@ -90,6 +95,9 @@ def from_hf_config(settings: Mapping[str, Any], allowed: Collection[str] = ()) -
     notes = check_keys(settings, allowed)
     if (parallel := _integer(settings, "pretraining_tp", 1)) != 1:
         notes.append(f"pretraining_tp {parallel}: left out, as it changes the order of sums alone")
+    cap = 0.0 if settings.get(CAP) is None else _number(settings, CAP)
+    if cap:
+        notes.append(f"{CAP} {cap}: the run caps its logits so, which transformers' {ARCHITECTURE} leaves out")
     if "model_type" not in settings and "architectures" not in settings:
         raise ValueError("neither model_type nor architectures is there: which model is it?")
     heads = _integer(settings, "num_attention_heads")
@@ -108,6 +116,7 @@ def from_hf_config(settings: Mapping[str, Any], allowed: Collection[str] = ()) -
         vocab_size=_integer(settings, "vocab_size"),
         max_position_embeddings=_integer(settings, "max_position_embeddings", 2048),
         norm_epsilon=_number(settings, "rms_norm_eps", 1e-6),
+        final_logit_softcapping=cap,
         init_method_std=_number(settings, "initializer_range", 0.02),
         untie_embeddings_and_output_weights=not _flag(settings, "tie_word_embeddings"),
         **_read_rope(settings),

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 ARCHITECTURE = "LlamaForCausalLM"
+CAP = "final_logit_softcapping"
+"""The bound on the logits, by Gemma 2's name for it."""
 
 READ = (
     "vocab_size",
@@ -23,6 +25,7 @@ READ = (
     "rope_scaling",
     "rope_parameters",
     "pretraining_tp",
+    CAP,
     "eos_token_id",
 )
 """What the conversion reads."""

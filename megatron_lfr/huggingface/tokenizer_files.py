@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from megatron_lfr.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.fileio import write_atomic
 from megatron_lfr.huggingface.config import read_json_object
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from megatron_lfr.checkpoint.tensors import StoredTensors
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.model import Llama, ModelConfig
 
 TOLERANCE = 1e-4
@@ -34,11 +33,14 @@ def check_transformers() -> None:
 
 def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.dtype) -> str:
     """Compare the logits of random tokens (with a fixed seed), in fp32; `dtype`: type of the weights in `hf_folder`, to
-    which ours are rounded first. Returns what was found; ValueError where the two differ by more than TOLERANCE."""
+    which ours are rounded first. Where ours are capped, which transformers' Llama cannot do, so are its. Returns
+    what was found; ValueError where the two differ by more than TOLERANCE."""
     assert config.vocab_size is not None
     shape = (_ROWS, min(_LENGTH, config.max_position_embeddings))
     tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(_SEED))
     ours, theirs = _our_logits(checkpoint, config, tokens, dtype), _their_logits(hf_folder, tokens)
+    if cap := config.final_logit_softcapping:
+        theirs = theirs.div(cap).tanh().mul(cap)
     if ours.shape != theirs.shape:
         raise ValueError(f"--verify: transformers returns logits {list(theirs.shape)}, ours are {list(ours.shape)}")
     difference, scale = (ours - theirs).abs().max().item(), ours.abs().max().item()
@@ -77,8 +79,7 @@ def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: to
     model, stored = Llama(config, seed=None), StoredTensors(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored.read(f"model.{name}", tuple(parameter.shape)).to(dtype))
-    logits: Tensor = F.linear(model.hidden_states(tokens), model.output_weight)[..., : config.vocab_size]
-    return logits
+    return model.logits(model.hidden_states(tokens).flatten(0, 1)).view(*tokens.shape, -1)
 
 
 @torch.no_grad()

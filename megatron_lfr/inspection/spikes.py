@@ -41,7 +41,7 @@ def find_spikes(run: Run, deviations: float) -> npt.NDArray[np.void]:
     for phase in np.unique(steps["phase"]):
         own = steps["phase"] == phase
         found.append(_spikes("loss", steps[own], steps["nll"][own], size[own]))
-    rows = [event for event in run.events() if _has_norm(event)]
+    rows = [event for event in run.folder.events() if _has_norm(event)]
     logged = np.array([(row["step"], row["phase"]) for row in rows], [("step", "<i8"), ("phase", "<i4")])
     norms = np.array([row["grad_norm"] for row in rows], np.float64)
     spikes = np.concatenate([*found, _spikes("grad_norm", logged, norms, np.ones(len(rows)))])

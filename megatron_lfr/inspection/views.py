@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.inspection.corpus import Corpus
 from megatron_lfr.inspection.spikes import find_spikes
 from megatron_lfr.lfr.analysis import Run
 from megatron_lfr.output import print_table, visible
+from megatron_lfr.run_folder import Corpus
 
 Records = npt.NDArray[np.void]
 
@@ -81,7 +81,10 @@ class View:
     def domain(self, name: str) -> Records:
         """The mean loss of a domain in each phase."""
         assert self._corpus is not None
-        first, last = self._corpus.domain(name)
+        domains, starts = self._corpus.domains, self._corpus.starts.tolist()
+        if name not in domains:
+            raise ValueError(f"--domain {name}: choose from {', '.join(map(visible, domains))}")
+        first, last = starts[domains.index(name)], starts[domains.index(name) + 1]
         means = self._run.phase_means(first, last)
         self._say(f"{visible(name)}: {last - first} blocks")
         rows = []
@@ -93,10 +96,15 @@ class View:
         return means
 
     def _block(self, block: int, what: str) -> None:
-        place = "" if self._corpus is None else f" ({self._corpus.place(block)})"
-        self._say(f"block {block}{place}: {what}")
-        if self._corpus is not None:
-            self._say(f"    {self._corpus.text(block, self._chars)}")
+        corpus = self._corpus
+        if corpus is None:
+            self._say(f"block {block}: {what}")
+            return
+        first, last = corpus.documents(block)
+        documents = f"documents {first} to {last}" if last > first else f"document {first}"
+        self._say(f"block {block} ({visible(corpus.domain(block))}, {documents}): {what}")
+        text = " ".join(map(str, corpus.tokens(block))) if corpus.no_text else corpus.text(block)
+        self._say(f"    {visible(text[: self._chars])}")
 
     def _phase(self, index: int) -> str:
         return f"phase {index} {self._run.plan.phases[index].phase.kind}"

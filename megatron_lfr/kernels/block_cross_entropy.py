@@ -53,10 +53,8 @@ def block_cross_entropy(
     labels: Tensor,
     token_weight: Tensor,
     *,
-    sequence_first: bool = False,
     block_ids: Tensor | None = None,
     num_blocks: int | None = None,
-    cu_seqlens: Tensor | None = None,
     vocab_size: int | None = None,
     tp_group: ProcessGroup | None = None,
     sequence_parallel: bool = False,
@@ -71,17 +69,16 @@ def block_cross_entropy(
 ) -> tuple[Tensor, BlockStats]:
     """Weighted cross-entropy of `hidden` under the output embedding `weight`, and each block's share of it.
 
-    hidden [B, S, H], or [S, B, H] with `sequence_first`, or with its tokens in one dimension, in bf16, fp16 or fp32
-    (fp64: everything is computed in fp64); weight [V_l, H], this rank's rows, in hidden's dtype or fp32 (rounded to
-    hidden's dtype for the products, its gradient stays fp32); labels [B, S] int64; token_weight [B, S] fp32, a
-    constant: loss mask / valid tokens of the whole global step. With `sequence_parallel`, hidden is this rank's rows
-    [N / ranks, H] of the tokens, the rank's piece of N; they are gathered, and so is their gradient summed and
-    scattered.
+    hidden [B, S, H], or with its tokens in one dimension [B·S, H], in bf16, fp16 or fp32 (fp64: everything is computed
+    in fp64); weight [V_l, H], this rank's rows, in hidden's dtype or fp32 (rounded to hidden's dtype for the products,
+    its gradient stays fp32); labels [B, S] int64; token_weight [B, S] fp32, a constant: loss mask / valid tokens of the
+    whole global step. With `sequence_parallel`, hidden is this rank's rows [N / ranks, H] of the tokens, the rank's
+    piece of N; they are gathered, and so is their gradient summed and scattered.
 
-    Blocks are the rows of the batch, or as `block_ids` [B, S] int64 below `num_blocks` says, or the pieces
-    [cu_seqlens[i], cu_seqlens[i+1]) of the flattened batch. Statistics cover the tokens whose weight is not 0 and
-    whose label is not `ignore_index`: pure negative log-likelihood, whatever z-loss, smoothing and weights are. They
-    are not differentiable. The loss is an fp32 scalar. All ranks of `tp_group` get the same bits, as do reruns.
+    Blocks are the rows of the batch, or as `block_ids` [B, S] int64 below `num_blocks` says. Statistics cover the
+    tokens whose weight is not 0 and whose label is not `ignore_index`: pure negative log-likelihood, whatever z-loss,
+    smoothing and weights are. They are not differentiable. The loss is an fp32 scalar. All ranks of `tp_group` get the
+    same bits, as do reruns.
 
     Logits of columns >= `vocab_size` (default: none) are masked. Modes: "save" keeps the local logits' gradient for
     the backward; "chunk" works on `chunk_rows` tokens at a time and computes gradients in the forward, so it holds
@@ -92,19 +89,17 @@ def block_cross_entropy(
     Backends: "triton" on GPUs and in Triton's interpreter, "torch" anywhere; "auto" takes "triton" on a GPU but for
     fp64. There, the logits' gradient takes the logits' own memory.
 
-    ValueError: shapes, dtypes or options that do not fit; on a CPU, labels outside [0, vocab_size) and block ids or
-    cu_seqlens that are no partition. On a GPU nothing is read back: a bad label gives an infinite loss, or ends
+    ValueError: shapes, dtypes or options that do not fit; on a CPU, labels outside [0, vocab_size) and block ids
+    outside [0, num_blocks). On a GPU nothing is read back: a bad label gives an infinite loss, or ends
     the process where the environment variable MEGATRON_LFR_CHECK_LABELS is 1.
     """
     ranks = group_size(tp_group)
-    check_tensors(hidden, weight, labels, token_weight, ranks if sequence_parallel else 1, sequence_first)
+    check_tensors(hidden, weight, labels, token_weight, ranks if sequence_parallel else 1)
     vocab_size = weight.shape[0] * ranks if vocab_size is None else vocab_size
     check_options(vocab_size, weight.shape[0] * ranks, z_loss, label_smoothing, logit_softcap)
     check_working(mode, chunk_rows, score_buffer_bytes)
     check_labels(labels, ignore_index, vocab_size)
     shape = labels.shape
-    if sequence_first:
-        labels, token_weight = labels.t(), token_weight.t()
     labels, token_weight = labels.reshape(-1), token_weight.reshape(-1).to(compute_dtype(hidden))
     valid = (labels != ignore_index) & (token_weight != 0)
     token_weight = torch.where(valid, token_weight, 0.0)
@@ -135,9 +130,7 @@ def block_cross_entropy(
         with torch.no_grad():
             loss, nll = _score(*inputs, call, score_buffer_bytes)
     values = torch.stack((torch.where(valid, nll, 0.0), valid.to(nll.dtype)))
-    if sequence_first:
-        values = values.view(2, *reversed(shape)).transpose(1, 2).reshape(2, -1)
-    return loss, BlockStats(*sum_blocks(values, shape, block_ids, num_blocks, cu_seqlens))
+    return loss, BlockStats(*sum_blocks(values, shape, block_ids, num_blocks))
 
 
 def _score(

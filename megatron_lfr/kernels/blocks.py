@@ -7,51 +7,29 @@ from torch import Tensor
 
 
 def sum_blocks(
-    values: Tensor,
-    shape: torch.Size,
-    block_ids: Tensor | None,
-    num_blocks: int | None,
-    cu_seqlens: Tensor | None,
+    values: Tensor, shape: torch.Size, block_ids: Tensor | None, num_blocks: int | None
 ) -> tuple[Tensor, Tensor]:
     """Sum each of `values` [2, B·S] over each block: [blocks] each, summed in fp64, returned in their dtype.
 
-    A block is a row of `shape` (B, S), or as `block_ids` [B, S] below `num_blocks` says, or the pieces between
-    `cu_seqlens`. ValueError where these do not fit together; values are checked on a CPU only.
+    A block is a row of `shape` (B, S), or as `block_ids` [B, S] below `num_blocks` says. ValueError where these do not
+    fit together; values are checked on a CPU only.
     """
     dtype, values = values.dtype, values.double()
-    if block_ids is None and cu_seqlens is None:
+    if block_ids is None:
         if num_blocks is not None:
             raise ValueError("num_blocks: goes with block_ids only")
         sums = values.view(2, *shape).sum(2)
     else:
-        order, offsets = _segments(shape, block_ids, num_blocks, cu_seqlens)
-        if order is not None:
-            values = values[:, order]
+        order, offsets = _segments(shape, block_ids, num_blocks)
         sums = torch.segment_reduce(
-            values, "sum", offsets=offsets.expand(2, -1).contiguous(), axis=1, unsafe=True, initial=0.0
+            values[:, order], "sum", offsets=offsets.expand(2, -1).contiguous(), axis=1, unsafe=True, initial=0.0
         )
     one, other = sums.to(dtype)
     return one, other
 
 
-def _segments(
-    shape: torch.Size, block_ids: Tensor | None, num_blocks: int | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor | None, Tensor]:
+def _segments(shape: torch.Size, block_ids: Tensor, num_blocks: int | None) -> tuple[Tensor, Tensor]:
     """(order of the tokens that puts each block together, offsets [blocks + 1] into it)."""
-    tokens = shape.numel()
-    if block_ids is not None and cu_seqlens is not None:
-        raise ValueError("give block_ids or cu_seqlens, not both")
-    if cu_seqlens is not None:
-        if num_blocks is not None:
-            raise ValueError("num_blocks: goes with block_ids only")
-        if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0 or cu_seqlens.is_floating_point():
-            raise ValueError("cu_seqlens: expected integers [blocks + 1]")
-        if cu_seqlens.is_cpu and (
-            int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != tokens or bool((cu_seqlens.diff() < 0).any())
-        ):
-            raise ValueError(f"cu_seqlens: must rise from 0 to the {tokens} tokens")
-        return None, cu_seqlens.long()
-    assert block_ids is not None
     if num_blocks is None or num_blocks < 1:
         raise ValueError("block_ids: give num_blocks, at least 1")
     if block_ids.shape != shape or block_ids.dtype != torch.int64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Literal
 
@@ -14,20 +15,18 @@ CHECK_LABELS_VARIABLE = "MEGATRON_LFR_CHECK_LABELS"
 """Set to 1, labels on a GPU are checked too, by an assertion on the device: no wait, but a bad one ends the process."""
 
 
-def check_tensors(
-    hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, token_shards: int, sequence_first: bool
-) -> None:
+def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, token_shards: int) -> None:
     if labels.ndim != 2 or labels.dtype != torch.int64:
         raise ValueError(f"labels: expected int64 [B, S], got {labels.dtype} {tuple(labels.shape)}")
-    tokens = tuple(reversed(labels.shape)) if sequence_first else tuple(labels.shape)
     if labels.numel() % token_shards:
         raise ValueError(f"labels: {labels.numel()} tokens do not spread over {token_shards} sequence-parallel ranks")
     rows = labels.numel() // token_shards
-    whole = token_shards == 1 and tuple(hidden.shape[:-1]) == tokens
+    whole = token_shards == 1 and hidden.shape[:-1] == labels.shape
     if not hidden.is_floating_point() or not (whole or (hidden.ndim == 2 and hidden.shape[0] == rows)):
+        in_rows = "" if token_shards > 1 else f"[{labels.shape[0]}, {labels.shape[1]}, H] or "
         raise ValueError(
-            f"hidden: expected floating-point [{'' if token_shards > 1 else f'{tokens[0]}, {tokens[1]}, H] or ['}"
-            f"{rows}, H] for labels {tuple(labels.shape)}, got {hidden.dtype} {tuple(hidden.shape)}"
+            f"hidden: expected floating-point {in_rows}[{rows}, H] for labels {tuple(labels.shape)}, "
+            f"got {hidden.dtype} {tuple(hidden.shape)}"
         )
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ValueError(
@@ -67,8 +66,8 @@ def choose_backend(hidden: Tensor, asked: str) -> Literal["torch", "triton"]:
 def check_options(vocab_size: int, padded: int, z_loss: float, smoothing: float, softcap: float) -> None:
     if not 1 <= vocab_size <= padded:
         raise ValueError(f"vocab_size {vocab_size}: must lie between 1 and the {padded} rows of all weights")
-    if z_loss < 0 or softcap < 0:
-        raise ValueError(f"z_loss {z_loss} and logit_softcap {softcap} must not be negative")
+    if not (0 <= z_loss < math.inf and 0 <= softcap < math.inf):
+        raise ValueError(f"z_loss {z_loss} and logit_softcap {softcap}: must be finite and not negative")
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing {smoothing}: must be at least 0 and below 1")
 

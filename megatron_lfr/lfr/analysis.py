@@ -11,7 +11,6 @@ number of blocks, one phase at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.curriculum import start_phase
-from megatron_lfr.lfr.identity import read_plan
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
@@ -86,20 +84,25 @@ class PhaseHistory:
 class Run:
     """A run folder that is only looked at."""
 
-    folder: Path
-    config: dict[str, Any]
-    """What `RunFolder.settings` says; empty where there is no config.yaml (a loop of one's own)."""
+    folder: RunFolder
     plan: Plan
     seed: int
     blend: Blend
-    journal: JournalReader
-    identity: dict[str, Any]
-    """What journal/meta.json says."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `RunFolder.settings` says; empty where there is no config.yaml (a loop of one's own)."""
+        return self.folder.settings() if self.folder.config_file.exists() else {}
+
+    @property
+    def journal(self) -> JournalReader:
+        """The losses of every visit so far."""
+        return self.folder.journal
 
     @property
     def corpus(self) -> tuple[str, ...]:
         """The digest of each prefix that was trained on; empty where that is not recorded."""
-        return tuple(self.identity.get("corpus", ()))
+        return tuple(self.folder.identity().get("corpus", ()))
 
     def phases(self, ledger: Ledger | None = None) -> Iterator[PhaseHistory]:
         """The phases that have begun, in order.
@@ -109,7 +112,7 @@ class Run:
         trained on.
         """
         ledger = self.empty_ledger() if ledger is None else ledger
-        hashes = {e["phase"]: e.get("order_hash") for e in self.events() if e.get("event") == "phase"}
+        hashes = {e["phase"]: e.get("order_hash") for e in self.folder.events() if e.get("event") == "phase"}
         for planned in self.plan.phases:
             nll = self.journal.read(planned.index)
             if nll is None:
@@ -173,28 +176,6 @@ class Run:
         """Every optimizer step so far: records of type STEP. A step that is being written may lack blocks."""
         return _joined([_steps(history) for history in self.phases()], STEP)
 
-    def events(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl; none where there is no such file."""
-        return read_events(self.folder / "metrics.jsonl")
-
-
-def read_events(path: Path, length: int | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl, or of its first `length` bytes; none where there is no such file.
-
-    ValueError names a line that is no event.
-    """
-    text = path.read_bytes()[:length] if path.exists() else b""
-    events = []
-    for number, line in enumerate(text.split(b"\n")[:-1], 1):  # what follows the last newline is half a line
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from None
-        if not isinstance(event, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object")
-        events.append(event)
-    return events
-
 
 def _visits(history: PhaseHistory, entries: npt.NDArray[np.int64]) -> Visits:
     """Of a phase, the entries that are asked for."""
@@ -232,14 +213,5 @@ def _joined(parts: list[npt.NDArray[np.void]], kind: np.dtype[np.void]) -> npt.N
 
 def open_run(folder: str | Path) -> Run:
     """The run in `folder`. ValueError where there is none, or where its journal or config.yaml is not readable."""
-    folder = Path(folder)
-    journal = JournalReader(folder / "journal")
-    identity = journal.read_identity()
-    try:
-        plan, seed, blend = read_plan(identity)
-    except ValueError as error:
-        raise ValueError(f"{journal.folder}/meta.json: {error}") from None
-    run_folder = RunFolder(folder)
-    return Run(
-        folder, run_folder.settings() if run_folder.config.exists() else {}, plan, seed, blend, journal, identity
-    )
+    run = RunFolder(folder)
+    return Run(run, *run.plan())

@@ -44,6 +44,9 @@ class ModelConfig:
     """The original context, in tokens."""
     norm_epsilon: float = 1e-5
     """Term added to the mean square in RMSNorm."""
+    final_logit_softcapping: float = 0.0
+    """Bound c on the logits, which become c · tanh(logits / c): 30 in Gemma 2 (https://arxiv.org/abs/2408.00118). 0 for
+    none."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights; outputs into the residual stream have it / √(2 · layers)."""
 
@@ -123,6 +126,10 @@ class ModelConfig:
         ):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} {number}: must be positive and finite")
+        if self.final_logit_softcapping and not 1 <= self.final_logit_softcapping < float("inf"):
+            raise ValueError(
+                f"--final-logit-softcapping {self.final_logit_softcapping}: must be at least 1, or 0 for none"
+            )
 
     @property
     def padded_vocab_size(self) -> int:

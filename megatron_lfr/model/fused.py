@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from megatron_lfr.model.norm import rms_norm
 from megatron_lfr.model.rope import split_and_rotate
+from megatron_lfr.model.swiglu import swiglu
 
 KernelPackage = Literal["torch", "liger", "apex"]
 
@@ -34,7 +34,8 @@ class LayerKernels:
     """(x, weight, epsilon), see norm."""
     split_and_rotate: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = split_and_rotate
     """(qkv, cos, sin, heads), see rope."""
-    swiglu: Callable[[Tensor, Tensor], Tensor] = lambda gate, up: F.silu(gate) * up
+    swiglu: Callable[[Tensor, Tensor], Tensor] = swiglu
+    """(gate, up), see swiglu."""
 
 
 def layer_kernels(package: KernelPackage) -> LayerKernels:
@@ -42,6 +43,21 @@ def layer_kernels(package: KernelPackage) -> LayerKernels:
     if package == "liger":
         return LayerKernels(_liger_rms_norm, _liger_split_and_rotate, _liger_swiglu)
     return LayerKernels(rms_norm=_apex_rms_norm) if package == "apex" else LayerKernels()
+
+
+def describe_layers(device_type: str, compiled: bool, package: KernelPackage) -> str:
+    """The line at a run's start that names what computes RMSNorm, rotary positions and SwiGLU.
+
+    Not compiled by default, on a GPU either: a short run would wait longer than it gains, a compiler's failure in the
+    first step should meet only those who asked for one, and no GPU has shown yet what is gained over these kernels
+    (tools/gpu_check.sh measures it).
+    """
+    if compiled:
+        return "layers: compiled by torch.compile; the first step waits for the compiler"
+    if package != "torch":
+        return f"layers: fused kernels of {package}"
+    advice = "; --compile fuses those between matrix products and attention, for a longer start"
+    return f"layers: PyTorch's operations, one by one{advice if device_type == 'cuda' else ''}"
 
 
 def check_package(flag: str, package: KernelPackage) -> None:

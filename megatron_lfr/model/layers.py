@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
+from megatron_lfr.model.attention import Mask, block_sparse, dot_product
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.norm import RMSNorm
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.tp, self.context_group, self.recompute = tp, context_group, recompute
         self.split_and_rotate = kernels.split_and_rotate
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
         qkv = self.qkv(self.tp.enter(x))
         if self.recompute and torch.is_grad_enabled():
             mixed = checkpoint(self._attend, qkv, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
@@ -58,42 +59,32 @@ class Attention(nn.Module):
         y: Tensor = self.output(mixed)
         return y
 
-    def _attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
         qkv = qkv.view(
             -1, cos.shape[1], qkv.shape[-1] // (self.heads + 2) // self.head_dim, self.heads + 2, self.head_dim
         )
         q, k, v = self.split_and_rotate(qkv, cos, sin, self.heads)  # [B, S, groups, heads, D], [B, S, groups, D] twice
         q = q.flatten(2, 3)
-        if group_size(self.context_group) == 1:
-            mixed = self._dot_product(q, k, v, mask, is_causal=mask is None)
+        if self.context_group is not None and group_size(self.context_group) > 1:
+            k, v = gather_sequence(torch.stack((k, v), 2), self.context_group).unbind(2)
+        if isinstance(mask, BlockMask):
+            mixed = block_sparse(q, k, v, mask)
+        elif group_size(self.context_group) == 1:
+            mixed = dot_product(q, k, v, mask, is_causal=mask is None)
         else:
-            mixed = self._attend_to_all_ranks(q, k, v, mask)
+            mixed = self._attend_by_chunk(q, k, v, mask)
         return mixed.flatten(2).flatten(0, 1)
 
-    def _attend_to_all_ranks(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_by_chunk(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of this rank's two chunks of tokens to the whole sequence up to the end of each."""
-        assert self.context_group is not None
-        k, v = gather_sequence(torch.stack((k, v), 2), self.context_group).unbind(2)
         size = q.shape[1] // 2
         mixed = []
         for i, chunk in enumerate(local_chunks(self.context_group)):
             end = (chunk + 1) * size
             rows = slice(i * size, (i + 1) * size)
             visible = _causal_end(size, end, q.device) if mask is None else mask[:, :, rows, :end]
-            mixed.append(self._dot_product(q[:, rows], k[:, :end], v[:, :end], visible, is_causal=False))
+            mixed.append(dot_product(q[:, rows], k[:, :end], v[:, :end], visible, is_causal=False))
         return torch.cat(mixed, 1)
-
-    def _dot_product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """[B, S, heads, D] in and out."""
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=is_causal,
-            enable_gqa=self.heads > 1,
-        )
-        return mixed.transpose(1, 2)
 
 
 def _causal_end(rows: int, length: int, device: torch.device) -> Tensor:
@@ -104,7 +95,7 @@ def _causal_end(rows: int, length: int, device: torch.device) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Gated by SwiGLU: W_down · (silu(W_gate · x) ∘ W_up · x)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, kernels: LayerKernels) -> None:
         super().__init__()
@@ -137,24 +128,13 @@ class TransformerLayer(nn.Module):
         self.feed_forward = FeedForward(config, tp, kernels)
         self.recompute = recompute == "full"
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             y: Tensor = checkpoint(self._compute, x, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
             return y
         return self._compute(x, cos, sin, mask)
 
-    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         y: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return y
-
-
-def document_mask(document_ids: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """What SDPA adds to its scores: 0 for earlier tokens of the same document, else −inf.
-
-    document_ids [B, S]; rows [R], the positions of the tokens that attend. Returns [B, 1, R, S] in `dtype`.
-    """
-    same = document_ids[:, rows, None] == document_ids[:, None, :]
-    visible = same & (rows[:, None] >= torch.arange(document_ids.shape[1], device=rows.device))
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)

@@ -12,11 +12,14 @@ from torch.distributed import ProcessGroup
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.kernels.matmul import matmul
+from megatron_lfr.model.attention import AttentionBackend, attention_mask
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.fused import LayerKernels
-from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer, document_mask
+from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.model.norm import RMSNorm
 from megatron_lfr.model.rope import rope_tables
+from megatron_lfr.parallel.collectives import group_size
 from megatron_lfr.parallel.context import take_local
 from megatron_lfr.parallel.layers import (
     RowParallelLinear,
@@ -35,7 +38,8 @@ class Loss(NamedTuple):
     """What the last stage computes of a micro-batch of B rows."""
 
     loss: Tensor
-    """Sum over the tokens of weight · loss: an fp32 scalar."""
+    """Sum over the tokens of weight · loss: an fp32 scalar. While gradients are computed, as LossConfig says; else, as
+    below, plain."""
     nll_sum: Tensor
     """Each row's summed negative log-likelihood, in nats: fp32 [B]."""
     count: Tensor  # type: ignore[assignment]  # hides tuple.count
@@ -48,7 +52,7 @@ class Llama(nn.Module):
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
     ("full") or of attention between its linear layers ("selective") and computes them again in the backward. Layers
     keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined, for
-    others to be loaded.
+    others to be loaded. `loss` is what is minimised; it changes nothing where no gradient is computed.
     ValueError for a configuration that does not fit.
     """
 
@@ -66,6 +70,8 @@ class Llama(nn.Module):
         compute_dtype: torch.dtype = torch.float32,
         recompute_granularity: RecomputeGranularity | None = None,
         kernels: LayerKernels | None = None,
+        loss: LossConfig | None = None,
+        attention_backend: AttentionBackend = "sdpa",
         loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
@@ -75,7 +81,9 @@ class Llama(nn.Module):
         assert config.vocab_size is not None
         self.config, self.tp, self.context_group = config, tp, context_group
         self.stage = stage = stage or make_stage(config.num_layers)
+        self.loss_config = loss or LossConfig()
         self.vocab_size, self.compute_dtype, self.loss_mode = config.vocab_size, compute_dtype, loss_mode
+        self.attention_backend = attention_backend
         shape = (config.vocab_size, config.hidden_size)
         tied = not config.untie_embeddings_and_output_weights
         self.embedding: VocabParallelEmbedding | None = None
@@ -153,21 +161,27 @@ class Llama(nn.Module):
         hidden = self._run_layers(tokens, self._positions(tokens), position_ids, document_ids)
         return hidden.view(*tokens.shape, -1)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of `hidden_states` [N, H], of a model in one stage on one rank: fp32 [N, vocabulary]."""
+        logits, cap = matmul(hidden, self.output_weight.to(hidden.dtype).t()), self.config.final_logit_softcapping
+        logits = logits[:, : self.vocab_size]
+        return cap * torch.tanh(logits / cap) if cap else logits
+
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """What a model in one stage on one rank expects after each token [B, S] that `where` bool [B, S] marks, N of
         them in row-major order: (log-probability of its label, fp32 [N]; the likeliest token, int64 [N])."""
         hidden, labels = self.hidden_states(tokens)[where], labels[where]
-        weight = self.output_weight.to(hidden.dtype).t()
         logprobs, likeliest = [], []
         for rows, wanted in zip(torch.split(hidden, _SCORED_ROWS), torch.split(labels, _SCORED_ROWS), strict=True):
-            logits = matmul(rows, weight)[:, : self.vocab_size]
+            logits = self.logits(rows)
             logprobs.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
             likeliest.append(logits.argmax(-1))
         return torch.cat(logprobs), torch.cat(likeliest)
 
     def _run_layers(self, x: Tensor, rows: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
         cos, sin = self._rope(rows, position_ids)
-        mask = None if document_ids is None else document_mask(document_ids, rows, self.compute_dtype)
+        length = len(rows) * group_size(self.context_group)
+        mask = attention_mask(self.attention_backend, rows, length, document_ids, self.compute_dtype)
         if self.stage.is_first:
             assert self.embedding is not None
             x = self.embedding(take_local(x, self.context_group).flatten()).to(self.compute_dtype)
@@ -176,6 +190,8 @@ class Llama(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:
+        # Without a gradient, a block's loss is asked for: then the loss is that as well.
+        minimised = self.loss_config if torch.is_grad_enabled() else LossConfig()
         return block_cross_entropy(
             hidden,
             self.output_weight,
@@ -184,6 +200,9 @@ class Llama(nn.Module):
             vocab_size=self.vocab_size,
             tp_group=self.tp.group,
             sequence_parallel=self.tp.sequence,
+            z_loss=minimised.z_loss_coeff,
+            label_smoothing=minimised.label_smoothing,
+            logit_softcap=self.config.final_logit_softcapping,
             mode=self.loss_mode,
         )
 

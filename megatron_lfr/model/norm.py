@@ -11,11 +11,14 @@ from torch.nn import functional as F
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """y = weight · x / √(mean(x²) + ε) over the last dimension, computed in fp32, returned in x's dtype."""
-    if x.is_cuda:
-        return F.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(x.dtype)
-    y: Tensor = _RMSNorm.apply(x.float(), weight.float(), epsilon)  # type: ignore[no-untyped-call]
-    return y.to(x.dtype)
+    """y = weight · x / √(mean(x²) + ε) over the last dimension, computed in fp32 and rounded once, to x's dtype."""
+    if not x.is_cuda:
+        y: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+        return y
+    if x.dtype == weight.dtype:  # as in training, where weights are gathered in the activations' dtype
+        return F.rms_norm(x, weight.shape, weight, epsilon)
+    # PyTorch's fused kernel takes one dtype alone.
+    return F.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -37,18 +40,20 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        mean_square: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1])
+        wide = x.float()
+        mean_square: Tensor = torch.linalg.vecdot(wide, wide).div_(x.shape[-1])
         scale = mean_square.add_(epsilon).rsqrt_().unsqueeze_(-1)
-        normed = x * scale
-        ctx.save_for_backward(normed, scale, weight)
-        return normed * weight
+        ctx.save_for_backward(x, scale, weight)  # as the fused kernel: half of what the normed input takes in fp32
+        return (wide * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed, scale, weight = ctx.saved_tensors
+        x, scale, weight = ctx.saved_tensors
+        gain, normed = weight.float(), x * scale
         product = grad * normed
         d_weight = product.flatten(0, -2).sum(0)
         # d x = scale · (g − n · mean(g · n)) with g = grad · weight, n = the normed input
-        mean = (product @ weight).div_(weight.shape[0]).unsqueeze_(-1)
-        d_x = torch.mul(grad, weight).addcmul_(normed, mean, value=-1).mul_(scale)
-        return d_x, d_weight, None
+        mean = (product @ gain).div_(weight.shape[0]).unsqueeze_(-1)
+        del product  # its memory is the gradient's
+        d_x = torch.mul(grad, gain).addcmul_(normed, mean, value=-1).mul_(scale)
+        return d_x.to(x.dtype), d_weight.to(weight.dtype), None

@@ -77,18 +77,16 @@ class _SplitAndRotate(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Rotate the last dimension of x by the angles of the tables, in fp32, into `out`."""
-    x = x.float()
-    if out.dtype == torch.float32:
-        torch.mul(x, cos, out=out).addcmul_(_swap_halves(x), sin)
-    else:
-        out.copy_(_rotated(x, cos, sin))
+    """Rotate the last dimension of x by the angles of the tables, in fp32, into `out`.
+
+    A GPU's operations read and write mixed dtypes and round once, so nothing is cast or swapped in passes of its own.
+    """
+    half = x.shape[-1] // 2
+    product = torch.mul(x, cos, out=out if out.dtype == torch.float32 else None)
+    for to, partner in ((slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))):
+        torch.addcmul(product[..., to], x[..., partner], sin[..., to], out=out[..., to])
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.addcmul(x * cos, _swap_halves(x), sin)
-
-
-def _swap_halves(x: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
-    return torch.cat((second, first), -1)
+    return torch.addcmul(x * cos, torch.cat((second, first), -1), sin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _card(view: RunView, block: Block) -> Html:
     times = {0: "", 1: ", forgotten once"}.get(block.forgotten, f", forgotten {block.forgotten} times")
     head = element(
         "header",
-        element("b", view.corpus.domain_of(block.id)),
+        element("b", view.corpus.domain(block.id)),
         element("span", f"block {block.id:,}"),
         element("span", f"loss {float(block.nll[-1]):.2f} (now {block.present:.2f})".replace("-", "−")),
         element("span", visits + times),
@@ -86,7 +87,7 @@ def _course(view: RunView, block: Block) -> Html:
     x = Scale(0.0, max([band.end for band in shaded] + [1.0]), *frame.x_range)
     y = spanning(ys, frame.y_range[0] - 6, frame.y_range[1] + 6)
     points = [(round(x(a), 1), round(y(b), 1)) for a, b in zip(xs.tolist(), ys.tolist(), strict=True)]
-    unnamed = bands(frame, x, [type(band)(band.start, band.end, band.kind, "") for band in shaded])
+    unnamed = bands(frame, x, [replace(band, label="") for band in shaded])
     parts: list[Content] = [
         unnamed,
         line(frame.left, frame.y_range[0], frame.x_range[1], frame.y_range[0], "base"),

@@ -29,7 +29,7 @@ def comparison_section(views: Sequence[RunView]) -> Html:
         ]
         for domain in [None, *domains]
     }
-    key = legend([(colour(i), view.name) for i, view in enumerate(views)])
+    key = legend([(colour(i), view.name) for i, view in enumerate(views)], of_lines=True)
     warnings = [element("p", text, class_="note warn") for text in _warnings(views, evaluated)]
     settings = element("details", element("summary", "Settings that differ"), _settings(views))
     if not all(len(one.xs) for one in curves[None]):

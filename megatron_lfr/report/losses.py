@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.domains import groups
-from megatron_lfr.report.frame import SIZE, figure, legend
+from megatron_lfr.report.frame import SIZE, colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
 from megatron_lfr.report.scale import Doubles, Scale, is_number, si, spanning
@@ -44,7 +44,7 @@ def _training(view: RunView) -> Html:
     note = "A Focus trains on hard blocks, so its training loss is higher: compare the validation loss."
     if high < float("inf"):
         note += " The axis leaves out the peak of the first steps."
-    key = legend([("other", "each step"), ("s0", "mean between log lines")]) if rows else None
+    key = legend([(colour(one.colour), one.name) for one in series], of_lines=True) if rows else None
     return figure("Training loss", join([key, plot]), note)
 
 
@@ -71,7 +71,9 @@ def _validation(view: RunView) -> list[Html]:
     if len(names) > 1:
         series = [curve(view, rows, name, i) for i, name in enumerate(names)]
         by_domain = line_plot(series, "Validation loss by domain over tokens", TOKENS, LOSS, view.bands())
-        figures.append(figure("Validation loss by domain", by_domain, "Each domain is a prefix of the corpus."))
+        key = legend([(colour(one.colour), one.name) for one in series], of_lines=True)
+        note = "Each domain is a prefix of the corpus."
+        figures.append(figure("Validation loss by domain", join([key, by_domain]), note))
     return figures
 
 

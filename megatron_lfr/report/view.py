@@ -15,10 +15,10 @@ from megatron_lfr.lfr.blend import BlendSelection
 from megatron_lfr.lfr.blocksets import BlockSet
 from megatron_lfr.lfr.dynamics import CLASSES, Trajectories
 from megatron_lfr.lfr.selection import Order
-from megatron_lfr.report.corpus import Corpus, open_corpus
 from megatron_lfr.report.frame import Band
 from megatron_lfr.report.picks import Picks, pick_blocks
 from megatron_lfr.report.scale import Doubles
+from megatron_lfr.run_folder import Corpus, find_corpus
 
 Counts = npt.NDArray[np.int64]
 
@@ -112,14 +112,14 @@ class RunView:
         rows = [event for event in self.events if event.get("event") == kind]
         for row in rows:
             if type(row.get("step")) is not int or row["step"] < 0:
-                raise ValueError(f"{self.run.folder / 'metrics.jsonl'}: an event at step {row.get('step')!r}")
+                raise ValueError(f"{self.run.folder.metrics_file}: an event at step {row.get('step')!r}")
         return rows
 
 
 def view_run(folder: Path, name: str, margin: float) -> RunView:
     """Replay a run. ValueError where `folder` holds none, or one that is damaged."""
     run = open_run(folder)
-    corpus = open_corpus(run)
+    corpus = find_corpus(run.folder)
     n_blocks = run.plan.n_blocks
     ledger = run.empty_ledger()
     trajectories = Trajectories(n_blocks, margin)
@@ -136,9 +136,9 @@ def view_run(folder: Path, name: str, margin: float) -> RunView:
     classes = trajectories.classes()
     by_domain = [np.bincount(part, minlength=len(CLASSES)) for part in split(classes, corpus)]
     picks = pick_blocks(run, ledger, trajectories, trained)
-    unseen = int(np.count_nonzero(ledger.visits == 0))
+    unseen, events = int(np.count_nonzero(ledger.visits == 0)), run.folder.events()
     return RunView(
-        name, run, run.events(), corpus, views, visits, unseen, np.array(by_domain), margin, sample.shares(), picks
+        name, run, events, corpus, views, visits, unseen, np.array(by_domain), margin, sample.shares(), picks
     )
 
 

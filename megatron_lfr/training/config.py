@@ -62,13 +62,18 @@ class TrainingConfig:
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass: of whole layers, or of attention alone."""
     compile: bool = False
-    """Compile each transformer layer with torch.compile."""
+    """Compile each transformer layer with torch.compile: what stands between its matrix products and its attention is
+    fused, and the first step waits for the compiler. Advised on a GPU but for short runs; off by default."""
     deterministic: bool = False
     """The same bits from the same command on a GPU, too: every sum keeps its order, and steps take longer. On a CPU and
     for one number of threads, they are the same anyway."""
     layer_kernels: KernelPackage = "torch"
     """Where RMSNorm, rotary positions and SwiGLU come from: PyTorch (--compile fuses them), the liger-kernel package,
     or apex (RMSNorm alone). The packages need a GPU."""
+    attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
+    """Attention inside of documents, and of context-parallel ranks: PyTorch's scaled_dot_product_attention with a dense
+    mask, or its flex_attention without one, which needs a GPU. auto takes flex on a GPU where a dense mask is the
+    other way. Attention over all earlier tokens is always scaled_dot_product_attention."""
     eval_interval: int | None = None
     """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
     eval_iters: int | None = 100

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.blocks import PADDING, BlockSource
-from megatron_lfr.data.loader import Loader, check_vocabulary
+from megatron_lfr.data.corpus.blocks import PADDING, BlockSource
+from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
 from megatron_lfr.training.callbacks import Evaluation
 

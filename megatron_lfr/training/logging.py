@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_lfr.checkpoint import ranks
 from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
 from megatron_lfr.training.metrics import Window
 from megatron_lfr.training.trainer import Trainer

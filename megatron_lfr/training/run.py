@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-import yaml
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.documents import settle_documents
-from megatron_lfr.data.loader import Loader
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.documents import settle_documents
+from megatron_lfr.data.corpus.loader import Loader
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.engine.optimizer import LearningRate
@@ -31,7 +30,9 @@ from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama
-from megatron_lfr.parallel import ParallelState, initialize, session
+from megatron_lfr.model.attention import AttentionBackend, describe
+from megatron_lfr.model.fused import describe_layers
+from megatron_lfr.parallel import ParallelState, initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         for note in notes:
             print(note)
     if config.logging.print_config:
-        print(dump_config(config), end="")
+        print(config.to_yaml(), end="")
         return 0
     if ranks_here is not None:
         config.validate(ranks_here)
@@ -81,7 +82,7 @@ def train(config: RunConfig) -> bool:
     learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
     facts = run_identity(config, vocab_size, eod, dataset, plan)
     assert config.checkpoint.save is not None
-    folder = RunFolder(Path(config.checkpoint.save))
+    folder = RunFolder(config.checkpoint.save, "--save")
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
@@ -100,6 +101,9 @@ def train(config: RunConfig) -> bool:
             trainer.resume(start.state)
             if ranks.rank() == 0:
                 _note_settings(config, folder, plan, start)
+                training = config.training
+                print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
+                print(describe_attention(config, engine.stages[0].attention_backend), flush=True)
                 if note := trainer.patience.expect(checkpoint_bytes(config, vocab_size), ranks.world_size()):
                     print(note, flush=True)
                 if trainer.evaluated_blocks < dataset.valid.num_blocks:
@@ -181,6 +185,21 @@ def make_stages(config: RunConfig, vocab_size: int, parallel: ParallelState, ini
         recompute_granularity=training.recompute_granularity,
         compile_layers=training.compile,
         kernels=training.layer_kernels,
+        loss=config.loss,
+        attention_backend=config.attention_backend(parallel.device.type == "cuda"),
+    )
+
+
+def describe_attention(config: RunConfig, backend: AttentionBackend) -> str:
+    """One line on the attention of a run."""
+    return describe(
+        backend,
+        rows=config.training.micro_batch_size,
+        seq_length=config.data.seq_length,
+        context_ranks=config.parallel.context_parallel_size,
+        has_documents=config.data.reset_attention_mask,
+        is_compiled=config.training.compile,
+        itemsize=2 if config.training.bf16 else 4,
     )
 
 
@@ -198,12 +217,6 @@ def make_loader(config: RunConfig, source: BlockSource, eod: int | None, paralle
         ranks=parallel.data_parallel_size,
         pin_memory=parallel.device.type == "cuda",
     )
-
-
-def dump_config(config: RunConfig) -> str:
-    """The effective configuration as YAML that --config reads."""
-    text: str = yaml.safe_dump(config.to_flat(), sort_keys=False, allow_unicode=True)
-    return text
 
 
 def _assemble(
@@ -240,7 +253,7 @@ def _assemble(
         valid_loader=loader(dataset.valid),
         learning_rate=learning_rate,
         store=CheckpointStore(
-            folder.checkpoints,
+            folder.checkpoint_folder,
             keep=config.checkpoint.keep_last,
             group=engine.parallel.control_group,
             asynchronous=config.checkpoint.async_save,
@@ -296,16 +309,16 @@ def make_rescore(engine: NativeEngine, loader: Loader, stopping: Stopping, times
 def _callbacks(config: RunConfig, folder: RunFolder, journal: Journal) -> list[Callback]:
     logging = config.logging
     callbacks: list[Callback] = [
-        MetricsFile(folder.metrics, logging.log_interval),
+        MetricsFile(folder.metrics_file, logging.log_interval),
         console(logging.log_interval),
-        TensorBoard(logging.tensorboard(folder.tensorboard), logging.log_interval),
+        TensorBoard(logging.tensorboard(folder.tensorboard_folder), logging.log_interval),
     ]
     if logging.wandb_project:
         flat = config.to_flat()
         callbacks.append(
             WeightsAndBiases(logging.wandb_project, logging.wandb_exp_name, folder.path, flat, logging.log_interval)
         )
-    return [*callbacks, Summary(folder.path, journal)]
+    return [*callbacks, Summary(folder, journal)]
 
 
 def _open_journal(
@@ -316,7 +329,7 @@ def _open_journal(
         if not nodes.is_leader:
             return None
         is_copy = nodes.index > 0
-        path = scratch_folder(config, folder.path, nodes) / "journal" if is_copy else folder.journal
+        path = scratch_folder(config, folder.path, nodes) / "journal" if is_copy else folder.journal.folder
         if is_copy or start.checkpoint is None:  # a copy is sent anew; of a run that starts anew, nothing holds
             JournalFiles(path).clear()
         return Journal(path, facts)

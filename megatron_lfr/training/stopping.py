@@ -11,7 +11,7 @@ from types import FrameType
 from torch.distributed import ProcessGroup
 
 from megatron_lfr import interrupt
-from megatron_lfr.checkpoint import ranks
+from megatron_lfr.parallel import ranks
 from megatron_lfr.training.config import TrainingConfig
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
-from megatron_lfr.data.blocks import BlockSource
-from megatron_lfr.data.loader import Batch, Loader, check_vocabulary
+from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.data.corpus.blocks import BlockSource
+from megatron_lfr.data.corpus.loader import Batch, Loader, check_vocabulary
 from megatron_lfr.engine import Engine, PendingStep, StepOutput
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.lfr import Course
+from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, StepReport
 from megatron_lfr.training.config import CheckpointConfig, TrainingConfig
 from megatron_lfr.training.evaluation import evaluate

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from waiting import LIMIT
 
-from megatron_lfr.checkpoint import CheckpointStore, ranks
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
+from megatron_lfr.parallel import ranks
 
 
 def training_goes_on(root: Path, mesh: DeviceMesh) -> dict[str, object]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource, domain_names
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, domain_names
 
 WriteCorpus = Callable[..., Path]
 Documents = list[list[int]]

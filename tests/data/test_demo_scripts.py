@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

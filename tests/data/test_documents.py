@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.documents import settle_documents
-from megatron_lfr.data.indexed import IndexedDataset
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.documents import settle_documents
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 
 WriteCorpus = Callable[..., Path]
 

@@ -16,7 +16,7 @@ from conftest import WriteCorpus
 from waiting import LIMIT
 
 from megatron_lfr._C import IndexFile, TokenFile
-from megatron_lfr.data.indexed import IndexedDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset
 
 LENGTHS_AT = 34
 NOT_FILES: dict[str, Callable[[Path], None]] = {

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lfr.data.indexed import DTYPES, IndexedDataset, IndexedDatasetWriter, token_dtype
+from megatron_lfr.data.corpus.indexed import DTYPES, IndexedDataset, token_dtype
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 GOLDEN_IDX = bytes.fromhex(
     "4d4d494449445800" "00"  # magic
@@ -184,7 +185,7 @@ def test_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path, documents: 
     """A limit on file sizes stands in for the full disk: 1 document overflows the .bin, many the .idx."""
     program = f"""
 import numpy as np
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 with IndexedDatasetWriter({str(tmp_path / "p")!r}, np.uint16) as writer:
     for i in range({documents}):
         writer.add_document(np.zeros({800_000 if documents == 1 else 1}, np.uint16))

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import LIMIT
 
-from megatron_lfr.data import loader as loader_module
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.loader import Loader
+from megatron_lfr.data.corpus import loader as loader_module
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.loader import Loader
 
 WriteCorpus = Callable[..., Path]
 EOD = 9

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 SAMPLES = Path(__file__).parent / "megatron_samples"
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "int64"]

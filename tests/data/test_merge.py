@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from megatron_lfr.cli import main
-from megatron_lfr.data import indexed
-from megatron_lfr.data.indexed import IndexedDataset, IndexedDatasetWriter
-from megatron_lfr.data.merge import MergeConfig, merge
-from megatron_lfr.data.sidecar import Sidecar, read_sidecar
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.sidecar import Sidecar, read_sidecar
+from megatron_lfr.data.preprocess import writer
+from megatron_lfr.data.preprocess.merge import MergeConfig, merge
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 WriteCorpus = Callable[..., Path]
 Corpus = list[list[list[int]]]
@@ -66,7 +67,7 @@ def test_merged_bytes(
         prefixes.append(write(tmp_path / f"p.{i}", corpus, dtype))
     prefixes.insert(1, write(tmp_path / "empty", [], dtype))
     prefixes.append(prefixes[0])  # twice is fine
-    monkeypatch.setattr(indexed, "_CHUNK", chunk)
+    monkeypatch.setattr(writer, "_CHUNK", chunk)
     summary = merge(MergeConfig(prefixes, tmp_path / "out.x"))
     index, tokens = merged_by_numpy(prefixes, item_size, code)
     assert (tmp_path / "out.x.idx").read_bytes() == index

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from waiting import LIMIT
 
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 ROOT = Path(__file__).parents[2]
 WATCH = """
@@ -26,7 +26,7 @@ sys.path.insert(0, "tools")
 from pathlib import Path
 import numpy as np
 from process_memory import peak_beyond
-from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Curriculum, Journal, preset
 
 prefix, journal = map(Path, sys.argv[1:])

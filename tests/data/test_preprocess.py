@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from megatron_lfr.data import inputs as inputs_module
-from megatron_lfr.data import pool, preprocess
-from megatron_lfr.data.encoding import Encoder
-from megatron_lfr.data.indexed import IndexedDataset
-from megatron_lfr.data.preprocess import PreprocessConfig, run
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.preprocess import command as preprocess
+from megatron_lfr.data.preprocess import inputs as inputs_module
+from megatron_lfr.data.preprocess import pool
+from megatron_lfr.data.preprocess.command import PreprocessConfig, run
+from megatron_lfr.data.preprocess.encoding import Encoder
 
 WriteJsonl = Callable[[str, Sequence[object]], Path]
 
@@ -331,8 +332,8 @@ def test_full_disk_leaves_nothing(write_jsonl: WriteJsonl, out: Path) -> None:
     path = write_jsonl("a.jsonl", rows)
     program = f"""
 from pathlib import Path
-from megatron_lfr.data.preprocess import PreprocessConfig, run
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.preprocess.command import PreprocessConfig, run
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 run(PreprocessConfig([Path({str(path)!r})], Path({str(out / "c")!r}), "bytes", domain_key="domain", workers=1))
 """
 

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from waiting import wait_until
 
-from megatron_lfr.data import inputs, preprocess
-from megatron_lfr.data.indexed import IndexedDatasetWriter
-from megatron_lfr.data.preprocess import PreprocessConfig, Summary, run
+from megatron_lfr.data.preprocess import command as preprocess
+from megatron_lfr.data.preprocess import inputs
+from megatron_lfr.data.preprocess.command import PreprocessConfig, Summary, run
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 WORDS = ["the", "cat", "sat", "on", "höchst", "東京", "🙂", "x" * 50]
 
@@ -150,7 +151,7 @@ def test_killed_with_workers_which_go_too(tmp_path: Path, out: Path, rng: np.ran
     program = f"""
 import sys, time
 from pathlib import Path
-from megatron_lfr.data import inputs, pool, preprocess
+from megatron_lfr.data.preprocess import inputs, pool, command as preprocess
 pool._MOST_THREADS = 1
 inputs.CHUNK_BYTES, preprocess._SECONDS_BETWEEN_NOTES, preprocess._PAUSE = 400, 0.0, 0.0
 add = preprocess.Output.add
@@ -169,7 +170,7 @@ if __name__ == "__main__":
     script = tmp_path / "program.py"
     script.write_text(program)
     command = [sys.executable, str(script), *map(str, files)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(preprocess.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(preprocess.__file__).parents[3])}
     places = []
     for _ in range(2):
         before = noted(out)

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_lfr.data import inputs
-from megatron_lfr.data.encoding import Encoder
-from megatron_lfr.data.indexed import IndexedDataset
-from megatron_lfr.data.inputs import Place, chunks, open_inputs
-from megatron_lfr.data.preprocess import PreprocessConfig, Summary, run
-from megatron_lfr.data.readers import Columns
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.preprocess import inputs
+from megatron_lfr.data.preprocess.command import PreprocessConfig, Summary, run
+from megatron_lfr.data.preprocess.encoding import Encoder
+from megatron_lfr.data.preprocess.inputs import Place, chunks, open_inputs
+from megatron_lfr.data.preprocess.readers import Columns
 
 ROWS = [{"text": f"{i} höchst 東京 " + "x" * (i * 7 % 40), "domain": "ab"[i % 3 == 0]} for i in range(60)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

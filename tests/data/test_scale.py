@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_lfr.data.blocks import BlockDataset
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import preset
 
 SEQ = 2047

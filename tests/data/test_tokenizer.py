@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from megatron_lfr.data.tokenizer import load_tokenizer, recorded_tokenizer
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer, recorded_tokenizer
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=5))

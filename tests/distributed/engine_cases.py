@@ -21,13 +21,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import LIMIT
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import BlockLosses, StepOutput
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
 from megatron_lfr.training.config import TrainingConfig
 from megatron_lfr.training.stopping import Stopping
@@ -48,6 +49,8 @@ TOY = ModelConfig(
 )
 # With a large epsilon, a wrong scale of the gradients shows in the weights.
 ADAMW = OptimizerConfig(weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-3)
+CAPPED = dataclasses.replace(TOY, final_logit_softcapping=1.0)
+LOSS = LossConfig(z_loss_coeff=0.02, label_smoothing=0.1)
 BOUNDS = {"loss": 1e-5, "nll": 1e-5, "grad_norm": 1e-5, "weights": 1e-4, "eval": 1e-5, "bf16 loss": 3e-2}
 """Of errors; quantities that are not here are exact: 0."""
 
@@ -209,7 +212,7 @@ def follow(
 ) -> Found:
     """Train, and compare each step and the weights after it."""
     engine = make_engine(layout, adamw, **options)
-    oracle = Oracle(options.get("config", TOY), SEED, adamw)
+    oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
     found: Found = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
         output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
@@ -232,6 +235,25 @@ def evaluate(layout: Layout) -> Found:
         merge(found, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
     merge(found, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
     merge(found, {"weights": weight_error(plain, oracle)})
+    return found
+
+
+def minimised(layout: Layout) -> Found:
+    """Steps on capped logits with all that the loss can have, which no recorded and no evaluated loss has."""
+    batch, other = make_batches()[:2]
+    plain, engine = make_engine(layout, config=CAPPED), make_engine(layout, config=CAPPED, loss=LOSS)
+    oracle = Oracle(CAPPED, SEED, ADAMW, LOSS)
+    found = eval_error(engine, oracle, other)
+    outputs = [e.train_step(share_of(batch, e.parallel), RATES[0]) for e in (plain, engine)]
+    losses = [output.blocks.wait() for output in outputs]
+    found["other block losses"] = float((losses[0].nll_sum != losses[1].nll_sum).any())
+    found["the same loss"] = float(abs(outputs[0].loss - outputs[1].loss) < 0.1)
+    merge(found, step_errors(outputs[1], oracle.step(batch, RATES[0])))
+    merge(found, eval_error(engine, oracle, other))
+    merge(
+        found, step_errors(engine.train_step(share_of(other, engine.parallel), RATES[1]), oracle.step(other, RATES[1]))
+    )
+    merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
 
@@ -437,8 +459,8 @@ def compiled(layout: Layout) -> Found:
     """Compiled layers, two for speed; a layer is one graph."""
     torch._inductor.config.compile_threads = 1
     torch._dynamo.reset()
-    config = dataclasses.replace(TOY, num_layers=2)
-    found = follow(layout, steps=2, config=config, compile_layers=True)
+    config = dataclasses.replace(CAPPED, num_layers=2)
+    found = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True)
     counters = torch._dynamo.utils.counters
     found["graph breaks"] = float(sum(counters["graph_break"].values()))
     found["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
@@ -459,6 +481,7 @@ def _cases() -> dict[str, Case]:
     untied = dataclasses.replace(TOY, untie_embeddings_and_output_weights=True)
     for name in LAYOUTS:
         add("steps and evaluations", name, evaluate)
+        add("z-loss, smoothing and a cap", name, minimised)
     for name in ("one rank, micro-batch 8", "DP2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "TP2 PP2"):
         add("loading", name, load)
     add("steps with AdamW's defaults", "one rank, micro-batch 8", follow, adamw=OptimizerConfig())

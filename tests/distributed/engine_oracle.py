@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.loss import LossConfig
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class Step:
 class Oracle:
     """A Llama with the initial weights of `Llama(config, seed)`, trained on whole batches."""
 
-    def __init__(self, config: ModelConfig, seed: int, optimizer: OptimizerConfig) -> None:
-        self.config, self.clip_grad = config, optimizer.clip_grad
+    def __init__(
+        self, config: ModelConfig, seed: int, optimizer: OptimizerConfig, loss: LossConfig | None = None
+    ) -> None:
+        self.config, self.clip_grad, self.loss = config, optimizer.clip_grad, loss or LossConfig()
         self.weights = {n: nn.Parameter(p.detach().double()) for n, p in Llama(config, seed).named_parameters()}
         matrices = [w for w in self.weights.values() if w.ndim == 2]
         norms = [w for w in self.weights.values() if w.ndim == 1]
@@ -50,8 +53,11 @@ class Oracle:
     def step(self, batch: GlobalBatch, lr: float) -> Step:
         """Train on `batch`."""
         self.adamw.zero_grad()
-        nll = self._nll(batch)
-        loss = (nll * batch.mask).sum() / batch.mask.sum()
+        logits = self._logits(batch)
+        nll = _cross_entropy(logits, batch)
+        minimised = _cross_entropy(logits, batch, self.loss.label_smoothing)
+        minimised = minimised + self.loss.z_loss_coeff * logits.exp().sum(-1).log().square()
+        loss = (minimised * batch.mask).sum() / batch.mask.sum()
         loss.backward()
         limit = self.clip_grad or float("inf")
         grad_norm = float(nn.utils.clip_grad_norm_(list(self.weights.values()), limit))
@@ -63,9 +69,9 @@ class Oracle:
     @torch.no_grad()
     def evaluate(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
         """Each row's summed negative log-likelihood and count."""
-        return (self._nll(batch) * batch.mask).sum(1), batch.mask.double().sum(1)
+        return (_cross_entropy(self._logits(batch), batch) * batch.mask).sum(1), batch.mask.double().sum(1)
 
-    def _nll(self, batch: GlobalBatch) -> Tensor:
+    def _logits(self, batch: GlobalBatch) -> Tensor:
         rows, length = batch.tokens.shape
         documents = batch.documents or [[length]] * rows
         positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in documents])
@@ -73,7 +79,8 @@ class Oracle:
             [torch.block_diag(*[torch.ones(n, n).tril() for n in lengths]) for lengths in documents]
         ).bool()
         logits = self._hidden_states(batch.tokens, positions, visible) @ self._output_weight().T
-        return F.cross_entropy(logits[..., : self.config.vocab_size].transpose(1, 2), batch.labels, reduction="none")
+        logits, cap = logits[..., : self.config.vocab_size], self.config.final_logit_softcapping
+        return torch.tanh(logits / cap) * cap if cap else logits
 
     def _output_weight(self) -> Tensor:
         untied = self.config.untie_embeddings_and_output_weights
@@ -111,3 +118,8 @@ class Oracle:
         turn = torch.polar(torch.ones(()).double(), positions[..., None, None, None] * frequencies)
         turned = torch.complex(x[..., :half], x[..., half:]) * turn
         return torch.cat((turned.real, turned.imag), -1)
+
+
+def _cross_entropy(logits: Tensor, batch: GlobalBatch, smoothing: float = 0.0) -> Tensor:
+    """Of each token: [rows, S]."""
+    return F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none", label_smoothing=smoothing)

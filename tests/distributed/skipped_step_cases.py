@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import NativeEngine, PendingStep
 
 SKIPPED = 2

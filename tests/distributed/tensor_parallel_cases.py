@@ -174,7 +174,10 @@ CROSS_ENTROPY: dict[str, dict[str, Any]] = {
     "cross-entropy, +1000": {"shift": 1000.0, "label_smoothing": 0.1},
     "cross-entropy, -1000": {"shift": -1000.0, "label_smoothing": 0.1},
     "cross-entropy, -1000, a rank of padding": {"shift": -1000.0, "vocab_size": 9},
-    "cross-entropy, ragged blocks": {"cu_seqlens": torch.tensor([0, 2, 15, 15, 36])},
+    "cross-entropy, ragged blocks": {
+        "block_ids": torch.tensor([0, 1, 3]).repeat_interleave(torch.tensor([2, 13, 21])).view(4, 9),
+        "num_blocks": 4,
+    },
     "cross-entropy, sequence parallel": {"sequence_parallel": True, **ALL},
     "cross-entropy, sequence parallel, chunks": {"sequence_parallel": True, "mode": "chunk"},
     "cross-entropy, sequence parallel, score": {"sequence_parallel": True, "mode": "score"},

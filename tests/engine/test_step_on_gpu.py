@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import NativeEngine, build_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from megatron_lfr.data.loader import Batch
+from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.model import MODEL_PRESETS
 
 RUN = [

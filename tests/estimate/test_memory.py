@@ -38,6 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "heads wider than the model": {"kv_channels": 48, "ffn_hidden_size": 64},
     "untied": {"untie_embeddings_and_output_weights": True, "vocab_size": 1000},
     "deep": {"num_layers": 6, "vocab_size": 100},
+    "capped logits": {"final_logit_softcapping": 30.0, "vocab_size": 2000},
 }
 
 
@@ -81,6 +82,7 @@ def test_activations_where_the_logits_are_not_kept(monkeypatch: pytest.MonkeyPat
     [
         ("grouped queries", {}),
         ("untied", {"itemsize": 2}),
+        ("capped logits", {}),
         ("deep", {"recompute": "selective"}),
         ("deep", {"recompute": "full", "itemsize": 2}),
         ("untied", {"rows": 1, "seq_length": 8}),  # weights and gradients are most of it

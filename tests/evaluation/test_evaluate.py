@@ -21,7 +21,7 @@ from text_run_oracle import SEQ, Oracle
 from waiting import LIMIT
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.evaluation.block_file import BlockFile
 

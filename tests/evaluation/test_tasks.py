@@ -16,7 +16,7 @@ from text_run_oracle import SEQ, Oracle
 from tokenizers import Tokenizer, models
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.tokenizer import ByteTokenizer
+from megatron_lfr.data.corpus.tokenizer import ByteTokenizer
 from megatron_lfr.evaluation.continuations import Continuation, Continuations, Score, encode_pairs
 from megatron_lfr.evaluation.tasks import read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained

@@ -19,12 +19,13 @@ SEQ = 32
 
 
 class Oracle:
-    """The same weights in transformers' LlamaForCausalLM, in fp64, one text at a time and without padding."""
+    """The same weights in transformers' LlamaForCausalLM, its logits capped, in fp64, one text at a time and without
+    padding."""
 
     def __init__(self, trained: TrainedModel) -> None:
         weights = {name.removeprefix("model."): t.full_tensor() for name, t in trained.engine.weights().items()}
         config = trained.model.config
-        self._model = hf_model(config)
+        self._model, self._cap = hf_model(config), config.final_logit_softcapping
         self._model.load_state_dict(to_hf(weights, config), strict=False)
         self._model.tie_weights()
         self._model.double().eval()
@@ -32,4 +33,5 @@ class Oracle:
     @torch.no_grad()
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
         """After each token, the log-probabilities of all: fp64 [len(tokens), vocabulary]."""
-        return self._model(input_ids=torch.tensor([list(tokens)])).logits[0].log_softmax(-1)
+        logits: Tensor = self._model(input_ids=torch.tensor([list(tokens)])).logits[0]
+        return (self._cap * torch.tanh(logits / self._cap)).log_softmax(-1)

@@ -15,7 +15,6 @@ from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.model import Llama, ModelConfig
-from megatron_lfr.training.run import dump_config
 
 BASE = ModelConfig(
     num_layers=3,
@@ -60,7 +59,7 @@ def make_run(folder: Path, config: ModelConfig, tokenizer: Path | None = None) -
     store.save(5, {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, {})
     store.save(7, {**tensors, "optimizer.embedding.weight.step": torch.ones(())}, {})
     data = DataConfig(tokenizer_model=None if tokenizer is None else str(tokenizer))
-    (folder / "config.yaml").write_text(dump_config(RunConfig(model=config, data=data)))
+    (folder / "config.yaml").write_text(RunConfig(model=config, data=data).to_yaml())
     return model
 
 

@@ -96,6 +96,8 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
         ({"tie_word_embeddings": False}, "the weight lm_head.weight is missing"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"final_logit_softcapping": "30"}, "final_logit_softcapping is '30'; expected a positive, finite number"),
+        ({"final_logit_softcapping": 0.5}, "--final-logit-softcapping 0.5: must be at least 1"),
         ({"intermediate_size": None}, "intermediate_size is missing"),
     ],
 )

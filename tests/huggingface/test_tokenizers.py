@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import parse_run_config
-from megatron_lfr.data.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 
 TEXTS = ["the quick  brown fox, 123 times", " leading\n\n\tcode():\n    return x", "Grüße, 日本語 🙂", "x  "]
 

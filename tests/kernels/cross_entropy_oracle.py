@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,6 @@ class Result:
 def block_of(case: Case, row: int, column: int) -> int:
     if (ids := case.options.get("block_ids")) is not None:
         return int(ids[row, column])
-    if (ends := case.options.get("cu_seqlens")) is not None:
-        token = row * case.labels.shape[1] + column
-        return next(i for i in range(len(ends) - 1) if ends[i] <= token < ends[i + 1])
     return row
 
 
@@ -60,10 +57,7 @@ def oracle(case: Case) -> Result:
     z = hidden @ weight[:vocab].t()
     if cap:
         z = cap * torch.tanh(z / cap)
-    n_blocks = case.labels.shape[0]
-    if option("cu_seqlens") is not None:
-        n_blocks = len(case.options["cu_seqlens"]) - 1
-    nll_sum = torch.zeros(option("num_blocks") or n_blocks, dtype=torch.float64)
+    nll_sum = torch.zeros(option("num_blocks") or case.labels.shape[0], dtype=torch.float64)
     count = torch.zeros_like(nll_sum)
     loss = (hidden * 0).sum() + (weight * 0).sum()
     for b in range(z.shape[0]):
@@ -81,6 +75,16 @@ def oracle(case: Case) -> Result:
     assert hidden.grad is not None
     assert weight.grad is not None
     return Result(loss.detach(), nll_sum, count, hidden.grad, weight.grad)
+
+
+def packed(rows: int, cuts: Sequence[int]) -> dict[str, Any]:
+    """Blocks that follow one another in a batch of `rows` rows, as the options of a call: block i is the tokens
+    [cuts[i], cuts[i+1])."""
+    lengths = torch.tensor(cuts).diff()
+    return {
+        "block_ids": torch.arange(len(lengths)).repeat_interleave(lengths).view(rows, -1),
+        "num_blocks": len(lengths),
+    }
 
 
 def make_case(
@@ -180,7 +184,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "one token in the vocabulary": lambda: make_case(vocab=4, vocab_size=1),
     "nothing masked": lambda: make_case(ignored=0.0, masked=0.0),
     "another ignore index": lambda: make_case(ignore_index=5),
-    "ragged blocks": lambda: make_case(cu_seqlens=torch.tensor([0, 2, 2, 9, 10, 21])),
+    "ragged blocks": lambda: make_case(**packed(3, [0, 2, 2, 9, 10, 21])),
     "scattered blocks": lambda: make_case(block_ids=torch.arange(21).mul(5).remainder(4).view(3, 7), num_blocks=6),
     "large logits": lambda: make_case(scale=20.0, **ALL | {"logit_softcap": 0.0, "z_loss": 1e-3}),
     "wider than the lanes": lambda: make_case(vocab=257, width=33, rows=2),

@@ -18,6 +18,7 @@ from cross_entropy_oracle import (
     errors,
     make_case,
     oracle,
+    packed,
     path,
     run,
     score_errors,
@@ -191,8 +192,7 @@ def test_micro_batches_add_up() -> None:
 def test_block_sums_add_up_to_the_loss() -> None:
     case = make_case(rows=4, length=50)
     case.token_weight = (case.token_weight != 0) / 31
-    cuts = torch.tensor([0, 3, 77, 77, 130, 200])
-    for options in ({}, {"cu_seqlens": cuts}):
+    for options in ({}, packed(4, [0, 3, 77, 77, 130, 200])):
         case.options = options
         result = run(case)
         assert result.nll_sum.double().sum().item() / 31 == pytest.approx(result.loss.item(), rel=1e-6)
@@ -236,7 +236,7 @@ def test_no_second_derivative() -> None:
 @pytest.mark.parametrize("way", PATHS)
 def test_reruns_are_equal_bit_for_bit(way: str) -> None:
     rows, cuts = (8, [0, 700, 701, 2048]) if "triton" not in way or torch.cuda.is_available() else (1, [0, 20, 21, 64])
-    case = make_case(rows=rows, length=cuts[-1] // rows, width=64, vocab=500, cu_seqlens=torch.tensor(cuts), **ALL)
+    case = make_case(rows=rows, length=cuts[-1] // rows, width=64, vocab=500, **packed(rows, cuts), **ALL)
     one, two = (run(case, **path(way), chunk_rows=300) for _ in range(2))
     for name in ("loss", "nll_sum", "count", "d_hidden", "d_weight"):
         assert torch.equal(getattr(one, name), getattr(two, name))
@@ -279,23 +279,6 @@ def test_inputs_that_are_not_contiguous() -> None:
     torch.testing.assert_close(result.d_hidden, expected.d_hidden)
     torch.testing.assert_close(result.d_weight, expected.d_weight)
     assert torch.equal(result.count, expected.count)
-
-
-@pytest.mark.parametrize("way", PATHS)
-@pytest.mark.parametrize("name", ["all options", "ragged blocks", "scattered blocks"])
-def test_sequence_first(name: str, way: str) -> None:
-    """hidden [S, B, H], all else [B, S]."""
-    case = CASES[name]()
-    expected = run(case, **path(way), chunk_rows=5)
-    case.hidden = case.hidden.transpose(0, 1)
-    for hidden in (case.hidden, case.hidden.flatten(0, 1)):
-        case.hidden = hidden
-        result = run(case, **path(way), chunk_rows=5, sequence_first=True)
-        d_hidden = result.d_hidden.view(7, 3, 8).transpose(0, 1)
-        torch.testing.assert_close(d_hidden, expected.d_hidden, atol=2e-6, rtol=2e-6)
-        torch.testing.assert_close(result.d_weight, expected.d_weight, atol=2e-6, rtol=2e-6)
-        torch.testing.assert_close(result.nll_sum, expected.nll_sum, atol=2e-6, rtol=2e-6)
-        assert torch.equal(result.count, expected.count)
 
 
 def test_auto_chunks_what_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +327,6 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
         ({"token_weight": torch.ones(3, 7, requires_grad=True)}, "token_weight: must not require"),
         ({"hidden": torch.ones(20, 8)}, r"hidden: expected floating-point \[3, 7, H\] or \[21, H\]"),
         ({"hidden": torch.ones(7, 3, 8)}, "hidden: expected floating-point"),
-        ({"hidden": torch.ones(3, 7, 8), "sequence_first": True}, r"\[7, 3, H\] or"),
         ({"hidden": torch.ones(3, 7, 8, dtype=torch.int64)}, "hidden: expected floating-point"),
         ({"weight": torch.ones(13, 9)}, "weight: expected"),
         ({"weight": torch.ones(0, 8)}, "at least one row"),
@@ -359,6 +341,8 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
             "bfloat16, float16 or float32",
         ),
         ({"z_loss": -1.0}, "z_loss"),
+        ({"z_loss": float("nan")}, "z_loss nan"),
+        ({"logit_softcap": float("inf")}, "logit_softcap inf"),
         ({"logit_softcap": -1.0}, "logit_softcap"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
         ({"chunk_rows": 0}, "chunk_rows 0"),
@@ -367,12 +351,6 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
         ({"block_ids": ids + 4, "num_blocks": 4}, r"block_ids: must lie in \[0, 4\)"),
         ({"block_ids": ids[0], "num_blocks": 4}, "block_ids: expected int64"),
         ({"num_blocks": 4}, "num_blocks: goes with block_ids"),
-        ({"cu_seqlens": torch.tensor([0, 21]), "num_blocks": 1}, "num_blocks: goes with block_ids"),
-        ({"cu_seqlens": torch.tensor([0, 21]), "block_ids": ids}, "not both"),
-        ({"cu_seqlens": torch.tensor([0, 20])}, "must rise from 0 to the 21 tokens"),
-        ({"cu_seqlens": torch.tensor([1, 21])}, "must rise from 0"),
-        ({"cu_seqlens": torch.tensor([0, 9, 8, 21])}, "must rise from 0"),
-        ({"cu_seqlens": torch.tensor([0.0, 21.0])}, "cu_seqlens: expected integers"),
     ],
 )
 def test_wrong_input_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -101,8 +101,15 @@ def waiting_is_an_error() -> Iterator[None]:
 @pytest.mark.parametrize("mode", ["save", "chunk", "score"])
 def test_the_host_never_waits(mode: Any, request: pytest.FixtureRequest) -> None:
     case = inputs(1024, 256, 3000)
-    cuts = torch.tensor([0, 100, 1024], device="cuda")
-    options: Any = {"mode": mode, "chunk_rows": 300, "cu_seqlens": cuts, "z_loss": 1e-4, "logit_softcap": 30.0}
+    ids = torch.arange(1024, device="cuda").ge(100).long().view_as(case[2])
+    options: Any = {
+        "mode": mode,
+        "chunk_rows": 300,
+        "block_ids": ids,
+        "num_blocks": 2,
+        "z_loss": 1e-4,
+        "logit_softcap": 30.0,
+    }
     block_cross_entropy(*case, **options)  # compiles
     request.getfixturevalue("waiting_is_an_error")
     loss, _ = block_cross_entropy(*case, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
-from megatron_lfr.model.fused import KernelPackage, LayerKernels, check_package, layer_kernels
+from megatron_lfr.model.fused import KernelPackage, LayerKernels, check_package, describe_layers, layer_kernels
 
 
 def needs(module: str) -> pytest.MarkDecorator:
@@ -66,6 +67,22 @@ def test_without_a_gpu_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ValueError, match="--adam-kernel apex: its kernels need a GPU"):
         OptimizerConfig(adam_kernel="apex").validate()
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "package", "line"),
+    [
+        ("cpu", False, "torch", "layers: PyTorch's operations, one by one$"),
+        ("cuda", False, "torch", "layers: PyTorch's operations, one by one; --compile fuses .* longer start$"),
+        ("cpu", True, "torch", "layers: compiled by torch.compile"),
+        ("cuda", True, "torch", "layers: compiled by torch.compile"),
+        ("cuda", False, "liger", "layers: fused kernels of liger$"),
+    ],
+)
+def test_the_start_names_what_computes_the_layers(
+    device: str, compiled: bool, package: KernelPackage, line: str
+) -> None:
+    assert re.match(line, describe_layers(device, compiled, package))
 
 
 class StandIn(torch.optim.AdamW):

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class Page:
         """Load a file to its end."""
         self.call("Page.navigate", url=path.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._read())
+
+    def wait_for(self, method: str, accept: Callable[[dict[str, Any]], bool]) -> None:
+        """Wait for an event that `accept` accepts the parameters of."""
+        while not any(event["method"] == method and accept(event["params"]) for event in self.events):
             self.events.append(self._read())
 
     def evaluate(self, expression: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.report.command import ReportConfig, write_report
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_flags
 
-from megatron_lfr.data.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from megatron_lfr.data.blocks import BlockDataset, BlockSource
-from megatron_lfr.data.loader import Batch, Loader
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.loader import Batch, Loader
 from megatron_lfr.engine import BlockLosses
 from megatron_lfr.training.evaluation import block_losses
 

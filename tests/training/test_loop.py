@@ -18,7 +18,7 @@ from tiny_run import STOPPED
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
-from megatron_lfr.data.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.engine import NativeEngine
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.report.cost import own_seconds, seconds_spent

@@ -24,11 +24,12 @@ from waiting import LIMIT
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
 from megatron_lfr.cli import main
-from megatron_lfr.data.blocks import BlockDataset
-from megatron_lfr.data.indexed import IndexedDataset
-from megatron_lfr.data.loader import Loader
-from megatron_lfr.data.sidecar import Sidecar
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.loader import Loader
+from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.parallel.groups import shutdown
+from megatron_lfr.training import run as run_module
 
 
 def run(args: list[str]) -> int:
@@ -37,6 +38,15 @@ def run(args: list[str]) -> int:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_start_says_once_what_computes_the_layers(
+    tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*tiny_args, "--train-epochs", "1", "--lfr-schedule", "uniform"]
+    monkeypatch.setattr(run_module, "describe_layers", lambda *settings: f"layers: {settings}")
+    assert run(flags) == 0
+    assert capsys.readouterr().out.count("layers: ('cpu', False, 'torch')\n") == 1
 
 
 def test_a_run_learns_and_leaves_its_folder(

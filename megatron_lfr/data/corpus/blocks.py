@@ -1,0 +1,249 @@
+"""Blocks: the samples of a run, numbered across the prefixes of a corpus.
+
+Within a prefix, tokens lie contiguously in document order, so block i of a range that starts at token t is simply
+the tokens [t + i·S, t + (i+1)·S], both ends included: S inputs and their S next tokens. Nothing is looked up, and
+nothing of the size of the number of blocks or documents is kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
+
+PADDING = -1
+"""The id of a row that holds no block."""
+
+_SUFFIX = "_text_document"
+_SEPARATORS = "_-./"
+_SAMPLES = 64
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The documents of one prefix that belong to a source."""
+
+    dataset: IndexedDataset
+    first_document: int
+    last_document: int
+    """One behind the last."""
+
+    @property
+    def first_token(self) -> int:
+        return self.dataset.document_offset(self.first_document)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.dataset.document_offset(self.last_document) - self.first_token
+
+
+class BlockSource:
+    """One split of a corpus as numbered blocks of `seq_length` + 1 tokens.
+
+    num_blocks: blocks in all. domains: the prefixes' names. domain_starts [len(domains) + 1]: prefix d holds the blocks
+    from `domain_starts[d]` to before `domain_starts[d + 1]`.
+    """
+
+    def __init__(self, ranges: Sequence[_Range], domains: Sequence[str], seq_length: int) -> None:
+        self.seq_length = seq_length
+        self.domains = list(domains)
+        self._ranges = list(ranges)
+        self._first_token = np.array([part.first_token for part in ranges], np.int64)
+        counts = [max(part.num_tokens - 1, 0) // seq_length for part in ranges]
+        self.domain_starts: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        self.num_blocks = int(self.domain_starts[-1])
+
+    def domain_of(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The index in `domains` of each block."""
+        return self._domain_of(self._checked(ids, smallest=0))
+
+    def read(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The tokens of blocks `ids` [n], int64 [n, seq_length + 1]. Id -1 gives a row of zeros.
+
+        Errors: ValueError for an id that does not exist, and for a negative token; OSError when a file has become
+        shorter since it was opened.
+        """
+        checked = self._checked(ids, smallest=PADDING)
+        rows = np.empty((len(checked), self.seq_length + 1), np.int64)
+        domain = np.where(checked == PADDING, -1, self._domain_of(checked))
+        for d in np.unique(domain):
+            members = np.flatnonzero(domain == d)
+            if d == -1:
+                rows[members] = 0
+                continue
+            starts = self._first_token[d] + (checked[members] - self.domain_starts[d]) * self.seq_length
+            dataset = self._ranges[d].dataset
+            part = dataset.read(starts, rows.shape[1])
+            if dataset.dtype.kind == "i" and part.min() < 0:
+                block = checked[members[(part < 0).any(axis=1)][0]]
+                raise ValueError(f"{dataset.prefix}.bin: block {block} holds the negative token id {part.min()}")
+            rows[members] = part
+        return rows
+
+    def documents_of(self, block_id: int) -> list[int]:
+        """The documents (numbered within the block's prefix) that a token of the block belongs to."""
+        domain = int(self.domain_of([block_id])[0])
+        part = self._ranges[domain]
+        first = int(self._first_token[domain] + (block_id - self.domain_starts[domain]) * self.seq_length)
+        offset = part.dataset.document_offset
+        document = _last_at_or_before(part, first)
+        found = []
+        while document < part.last_document and offset(document) <= first + self.seq_length:
+            if offset(document) < offset(document + 1):
+                found.append(document)
+            document += 1
+        return found
+
+    def _domain_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return (np.searchsorted(self.domain_starts, ids, side="right") - 1).astype(np.int64)
+
+    def _checked(self, ids: npt.ArrayLike, smallest: int) -> npt.NDArray[np.int64]:
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise ValueError(f"block ids must be integers in one dimension, not {array.dtype} {list(array.shape)}")
+        if array.size and (int(array.min()) < smallest or int(array.max()) >= self.num_blocks):
+            bad = int(array.min()) if array.min() < smallest else int(array.max())
+            raise ValueError(f"block id {bad}: ids go from {smallest} to {self.num_blocks - 1}")
+        return array.astype(np.int64, copy=False)
+
+
+class BlockDataset:
+    """A corpus: prefixes, cut into training, validation and test documents, and these into blocks.
+
+    Each prefix's documents are shared out in their order, as Megatron's --split says: first those for training, then
+    those for validation, then those for testing. A block never crosses a prefix or a split.
+
+    Errors: ValueError for a bad split, a sequence length below 1, prefixes given twice, a damaged file, and a prefix
+    whose training documents do not fill a block; FileNotFoundError for a missing file.
+    """
+
+    def __init__(self, prefixes: Sequence[str | Path], seq_length: int, split: str = "99,1,0") -> None:
+        if not prefixes:
+            raise ValueError("--data-path: give at least one prefix of a preprocessed corpus")
+        if seq_length < 1:
+            raise ValueError(f"--seq-length {seq_length}: must be at least 1")
+        self.seq_length = seq_length
+        self.split = parse_split(split)
+        paths = [Path(prefix) for prefix in prefixes]
+        domains = domain_names(paths)
+        datasets = [_open(path) for path in paths]
+        parts: list[list[_Range]] = [[], [], []]
+        for dataset in datasets:
+            bounds = split_documents(dataset.num_documents, self.split)
+            for part, first, last in zip(parts, bounds, bounds[1:], strict=False):
+                part.append(_Range(dataset, first, last))
+        for train in parts[0]:
+            if train.num_tokens < seq_length + 1:
+                raise ValueError(
+                    f"--data-path {train.dataset.prefix}: its {train.last_document} training documents (--split "
+                    f"{split}) hold {train.num_tokens} tokens, fewer than the {seq_length + 1} that a block of "
+                    f"--seq-length {seq_length} needs"
+                )
+        self.train, self.valid, self.test = (BlockSource(part, domains, seq_length) for part in parts)
+        self.datasets = datasets
+
+    def digests(self) -> list[str]:
+        """SHA-256 (hex) of each prefix: of what its block ids mean, given its place among the others.
+
+        Sequence length, split, the prefix's type, counts and content enter. Of each file, the size and up to 64 evenly
+        spaced pages of 4 KiB are read, the first and the last among them: an edit between them that keeps the size goes
+        unnoticed. Where the files lie does not matter.
+        """
+        return [self._digest(dataset) for dataset in self.datasets]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what block ids mean: of the prefixes' digests, in their order."""
+        return hashlib.sha256("\n".join(self.digests()).encode()).hexdigest()
+
+    def _digest(self, dataset: IndexedDataset) -> str:
+        digest = hashlib.sha256()
+        digest.update(f"blocks 1 {self.seq_length} {','.join(map(str, self.split))}\n".encode())
+        counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
+        digest.update(f"{dataset.dtype.name} {counts}\n".encode())
+        for suffix in (".idx", ".bin"):
+            _hash_samples(digest, with_suffix(dataset.prefix, suffix))
+        return digest.hexdigest()
+
+
+def _open(prefix: Path) -> IndexedDataset:
+    try:
+        return IndexedDataset(prefix)
+    except FileNotFoundError as error:
+        where = "" if prefix.is_absolute() else f", looked for from {Path.cwd()}"
+        raise FileNotFoundError(f"--data-path {prefix}: {error}{where}") from None
+
+
+def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:
+    """The shares of training, validation and test that Megatron's --split names, adding up to one."""
+    words = split.replace(",", " ").split()
+    try:
+        weights = [Fraction(word) for word in words]
+    except (ValueError, ZeroDivisionError):
+        weights = []
+    if not 1 <= len(weights) <= 3 or min(weights) < 0 or weights[0] == 0:
+        raise ValueError(
+            f"--split {split}: give one to three weights, none negative, the first (training) not zero, as in 99,1,0"
+        )
+    train, valid, test = [*weights, Fraction(0), Fraction(0)][:3]
+    total = train + valid + test
+    return train / total, valid / total, test / total
+
+
+def split_documents(num_documents: int, shares: Sequence[Fraction]) -> list[int]:
+    """Where each split's documents begin, and the end of the last: Megatron's rounding of the summed shares."""
+    return [round(sum(shares[:i], Fraction(0)) * num_documents) for i in range(len(shares) + 1)]
+
+
+def domain_names(prefixes: Sequence[Path]) -> list[str]:
+    """A name for each prefix: its last part without `_text_document`, without what all names begin with.
+
+    Where last parts agree, the folders above them are added. ValueError when a prefix is given twice.
+    """
+    whole = [prefix.resolve() for prefix in prefixes]
+    seen: set[Path] = set()
+    for prefix, path in zip(prefixes, whole, strict=True):
+        if path in seen:
+            raise ValueError(f"--data-path {prefix}: given twice")
+        seen.add(path)
+    for depth in range(1, 1 + max(len(path.parts) for path in whole)):
+        names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in whole]
+        if len(set(names)) == len(names):
+            break
+    else:
+        raise ValueError(f"--data-path: these prefixes cannot be told apart: {', '.join(map(str, prefixes))}")
+    if len(names) == 1:
+        return names
+    first, last = min(names), max(names)  # what these two begin with, all do
+    shared = next((i for i, letter in enumerate(first) if letter != last[i]), len(first))
+    cut = 1 + max(first.rfind(separator, 0, shared) for separator in _SEPARATORS)
+    return [name[cut:] for name in names] if all(len(name) > cut for name in names) else names
+
+
+def _last_at_or_before(part: _Range, token: int) -> int:
+    """The last document of the range that starts at or before `token`."""
+    low, high = part.first_document, part.last_document
+    while high - low > 1:
+        middle = (low + high) // 2
+        if part.dataset.document_offset(middle) <= token:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _hash_samples(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        last = max(size - _SAMPLE_BYTES, 0)
+        digest.update(f"{size}\n".encode())
+        for offset in sorted({i * last // (_SAMPLES - 1) for i in range(_SAMPLES)}):
+            digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, offset))

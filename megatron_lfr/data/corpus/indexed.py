@@ -1,0 +1,84 @@
+"""Megatron's indexed dataset (version 1): a `.bin` of token ids and an `.idx` of lengths, pointers and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr._C import IndexFile, TokenFile
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int8),
+    3: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    5: np.dtype(np.int64),
+    6: np.dtype(np.float64),
+    7: np.dtype(np.float32),
+    8: np.dtype(np.uint16),
+}
+"""Element types by the code that stands in the `.idx` (Megatron's numbering)."""
+
+META = ".meta"
+"""Ends the name of what stands beside a pair and says what made it (sidecar.py)."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type that Megatron's preprocessing stores ids below `vocab_size` in."""
+    return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
+
+
+class IndexedDataset:
+    """A pair of `.bin` and `.idx`, checked when it is opened; documents are read on demand.
+
+    Errors: FileNotFoundError when one of the files is missing, ValueError when the pair is damaged or does not hold
+    token ids.
+    """
+
+    def __init__(self, prefix: Path | str) -> None:
+        self.prefix = Path(prefix)
+        if self.prefix.suffix in (".bin", ".idx"):
+            raise ValueError(f"{prefix}: give the prefix, {self.prefix.with_suffix('')}, not one of its files")
+        for suffix in (".idx", ".bin"):
+            if not with_suffix(self.prefix, suffix).exists():
+                raise FileNotFoundError(f"{with_suffix(self.prefix, suffix)}: no such file")
+        self.index = IndexFile(str(with_suffix(self.prefix, ".idx")))
+        self.dtype = DTYPES[self.index.dtype_code]
+        self.num_documents: int = self.index.num_documents
+        self.num_tokens: int = self.index.num_tokens
+        self._tokens = TokenFile(str(with_suffix(self.prefix, ".bin")), self.index.item_size, self.num_tokens)
+
+    def document_offset(self, document: int) -> int:
+        """The position of a document's first token; of `num_documents`: the number of tokens."""
+        return int(self.index.token_offset(document))
+
+    def sequences_of_documents(self, documents: int) -> Iterator[npt.NDArray[np.int64]]:
+        """How many sequences each document has, so many documents at a time."""
+        path = with_suffix(self.prefix, ".idx")
+        entries = self.num_documents + 1
+        bounds = np.memmap(path, "<i8", "r", offset=path.stat().st_size - 8 * entries, shape=(entries,))
+        for first in range(0, self.num_documents, documents):
+            yield np.diff(bounds[first : first + documents + 1])
+
+    def document(self, document: int) -> npt.NDArray[Any]:
+        """The token ids of a document [its length], in the type that they are stored in."""
+        first, last = self.document_offset(document), self.document_offset(document + 1)
+        if last < first:
+            raise ValueError(f"{with_suffix(self.prefix, '.idx')}: changed while it was in use")
+        tokens: npt.NDArray[Any] = self.read(np.array([first], np.int64), last - first)[0]
+        return tokens
+
+    def read(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
+        """Rows [n, length] of tokens, in the type that they are stored in: row r from position `starts[r]` on."""
+        rows = np.empty((len(starts), length), self.dtype)
+        self._tokens.read(starts, rows)
+        return rows
+
+
+def with_suffix(prefix: Path, suffix: str) -> Path:
+    """`<prefix><suffix>`, for prefixes that may hold dots."""
+    return prefix.with_name(prefix.name + suffix)

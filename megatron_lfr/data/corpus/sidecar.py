@@ -1,0 +1,133 @@
+"""What made a prefix's token ids: the file `<prefix>.meta` beside its .bin and .idx."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.data.corpus.indexed import META, IndexedDataset, with_suffix
+from megatron_lfr.output import visible
+
+FORMAT = 1
+_LARGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Everything that a corpus' reader cannot see in its ids. JSON; corpora that others made have none."""
+
+    tokenizer: str
+    """What --tokenizer was."""
+    fingerprint: str
+    """`Tokenizer.fingerprint`."""
+    vocab_size: int
+    eod: int | None
+    """The id that ends every document; None where none does."""
+    bos: int | None
+    """The id that starts every document; None where none does."""
+    output_prefix: str
+    """The name that --output-prefix ended in: domains of one corpus share it."""
+    documents: int
+    tokens: int
+
+    @property
+    def made_by(self) -> str:
+        """The tokenizer, for messages: its name, and the beginning of its fingerprint."""
+        return tokenizer_name(self.tokenizer, self.fingerprint)
+
+    def to_json(self) -> str:
+        """What stands in the file."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+
+def tokenizer_name(name: str, fingerprint: str) -> str:
+    """A tokenizer for messages: its name, and the beginning of its fingerprint."""
+    return visible(name if name == fingerprint else f"{name} ({fingerprint[:15]})")
+
+
+def read_sidecar(dataset: IndexedDataset) -> Sidecar | None:
+    """The sidecar of an indexed dataset; None where it has none.
+
+    ValueError for a file that is damaged, of a newer version, or of another dataset than the one beside it.
+    """
+    path = with_suffix(dataset.prefix, META)
+    if not os.path.lexists(path):
+        return None
+    found = _parse(path)
+    if (found.documents, found.tokens) != (dataset.num_documents, dataset.num_tokens):
+        raise ValueError(
+            f"{path}: is of another corpus: it counts {found.documents} documents and {found.tokens} tokens, the .idx "
+            f"{dataset.num_documents} and {dataset.num_tokens}; remove it where the .idx is right"
+        )
+    return found
+
+
+def common_sidecar(datasets: Iterable[IndexedDataset], flag: str) -> tuple[Sidecar | None, bool]:
+    """(what the sidecars of several datasets agree on: the first, whether each has one).
+
+    ValueError names two that were made by different tokenizers, or end or start their documents with different ids.
+    """
+    first: tuple[Path, Sidecar] | None = None
+    everywhere = True
+    for dataset in datasets:
+        sidecar = read_sidecar(dataset)
+        if sidecar is None:
+            everywhere = False
+            continue
+        first = first or (dataset.prefix, sidecar)
+        there, found = first
+        if sidecar.fingerprint != found.fingerprint:
+            raise ValueError(
+                f"{flag} {dataset.prefix}: was made with the tokenizer {sidecar.made_by}, {there} with "
+                f"{found.made_by}; their ids mean different tokens"
+            )
+        for what in ("eod", "bos"):
+            here, other = getattr(sidecar, what), getattr(found, what)
+            if here != other:
+                verb = "end" if what == "eod" else "start"
+                ours, theirs = f"{verb} with {_id(here)}", f"{verb} with {_id(other)}"
+                raise ValueError(f"{flag} {dataset.prefix}: its documents {ours}, those of {there} {theirs}")
+    return (first and first[1]), everywhere
+
+
+def _id(number: int | None) -> str:
+    return "no token of their own" if number is None else f"id {number}"
+
+
+def output_prefix_of(prefix: Path) -> str | None:
+    """The --output-prefix that a prefix was made under; None where no sidecar says so."""
+    try:
+        return _parse(with_suffix(prefix, META)).output_prefix
+    except (OSError, ValueError):
+        return None
+
+
+def _parse(path: Path) -> Sidecar:
+    if not path.is_file():
+        raise ValueError(f"{path}: is no regular file")
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path}: damaged: too large")
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged: not JSON: {error}") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path}: damaged: no object with a format")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path}: is of format {content['format']!r:.40}; this version reads {FORMAT}")
+    legal: dict[str, tuple[type, ...]] = {"eod": (int, type(None)), "bos": (int, type(None))}
+    legal |= dict.fromkeys(("tokenizer", "fingerprint", "output_prefix"), (str,))
+    legal |= dict.fromkeys(("vocab_size", "documents", "tokens"), (int,))
+    for key, types in legal.items():
+        if key not in content or type(content[key]) not in types:
+            raise ValueError(f"{path}: damaged: {key} is {content.get(key)!r:.40}")
+    found = Sidecar(**{key: content[key] for key in legal})
+    for number in (found.eod, found.bos):
+        if number is not None and not 0 <= number < found.vocab_size:
+            raise ValueError(f"{path}: damaged: a vocabulary of {found.vocab_size} tokens has no id {number}")
+    return found

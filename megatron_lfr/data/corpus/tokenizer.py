@@ -1,0 +1,300 @@
+"""Tokenizers: a `tokenizers` JSON file, or plain bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from megatron_lfr.data.corpus.special_tokens import (
+    USUAL_NAMES,
+    Role,
+    named_as_usual,
+    named_by_folder,
+    starts_of,
+    without_tokens,
+)
+
+Encoded: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
+
+_IN_FOLDERS = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Nothing is added to a text: no start token, no end-of-document token."""
+
+    @property
+    def name(self) -> str:
+        """What --tokenizer was."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    @property
+    def eod(self) -> int:
+        """The id that ends a document. ValueError when the tokenizer has none."""
+
+    def bos(self, asked: bool | None) -> int | None:
+        """The id that starts a document, or None.
+
+        asked: --bos (ValueError when the tokenizer has none), --no-bos or, None, as the tokenizer itself starts a text.
+        """
+
+    def token(self, number: int) -> str:
+        """What stands for an id in the vocabulary, for messages."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this tokenizer from others."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text."""
+
+    def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        """The same ids, those of all texts in one array [n] of the type, and the length of each text [texts]."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for; undecodable bytes become U+FFFD."""
+
+
+def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
+    """The tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
+
+    `eod_token` names the end-of-document token. Without it, the files beside a tokenizer.json are asked for theirs,
+    then its special tokens of a usual name (special_tokens.py). ValueError for a file that is missing or is not a
+    tokenizer, and for an `eod_token` that it lacks.
+    """
+    if spec == "bytes":
+        if eod_token is not None:
+            raise ValueError(f"--eod-token {eod_token}: the bytes tokenizer has its own (id 256)")
+        return ByteTokenizer()
+    path = Path(spec)
+    if path.is_dir():
+        path = path / _IN_FOLDERS
+    if not path.is_file():
+        raise ValueError(f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, or 'bytes'")
+    return FileTokenizer(path, eod_token)
+
+
+def recorded_tokenizer(config: Mapping[str, Any], moved_to: str | None = None) -> Tokenizer | None:
+    """The tokenizer that a run's config.yaml names, from where it lies now; None where none is named. Errors as
+    `load_tokenizer`."""
+    spec, eod = moved_to or config.get("tokenizer_model"), config.get("eod_token")
+    return None if spec is None else load_tokenizer(str(spec), None if eod is None else str(eod))
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in batches of some 64 thousand characters: the library's encodings are a hundred times their ids."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= 1 << 16:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class ByteTokenizer:
+    """One id for each byte of the text's UTF-8, and id 256 for the end of a document."""
+
+    vocab_size = 257
+    eod = 256
+    name = fingerprint = "bytes"
+
+    def bos(self, asked: bool | None) -> int | None:
+        if asked:
+            raise ValueError("--bos: the bytes tokenizer has no token that starts a document")
+        return None
+
+    def token(self, number: int) -> str:
+        return "end of document" if number == self.eod else repr(bytes([number]))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        data = [text.encode() for text in texts]
+        lengths = np.fromiter(map(len, data), np.int32, len(data))
+        return np.frombuffer(b"".join(data), np.uint8).astype(dtype), lengths
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class FileTokenizer:
+    """A tokenizer of the `tokenizers` library.
+
+    A file's own truncation and padding are switched off, as they would cut documents. No text becomes the token that
+    ends or starts a document, or another special token (but the unknown one): text that spells it is encoded as the
+    text it is, so that no document can end itself.
+    """
+
+    def __init__(self, path: Path, eod_token: str | None = None) -> None:
+        try:
+            content = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except OSError:
+            raise
+        except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
+            raise ValueError(f"tokenizer {path}: not a tokenizer file: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.name = str(path)
+        self.fingerprint = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        self._folder = path.parent if path.name == _IN_FOLDERS else None
+        self._eod_token = eod_token
+        self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        if not self._vocabulary:
+            raise ValueError(f"tokenizer {path}: its vocabulary is empty")
+        self.vocab_size: int = max(self._vocabulary.values()) + 1
+        if eod_token is not None and eod_token not in self._vocabulary:
+            raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {path}")
+        description = json.loads(content)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: number for number, token in added.items() if token.special}
+        self._starts = starts_of(description.get("post_processor"))
+        self._unknown = self._find_unknown(description["model"])
+        self._bytes = self._find_bytes(description["model"])
+        self._reserved = self._find_reserved()
+
+    @cached_property
+    def eod(self) -> int:
+        if self._eod_token is not None:
+            return self._vocabulary[self._eod_token]
+        return self._named("eos", "end-of-document token", "name it with --eod-token")
+
+    def bos(self, asked: bool | None) -> int | None:
+        if asked is False or (asked is None and not self._starts):
+            return None
+        if asked is None and len(self._starts) > 1:
+            starts = ", ".join(map(self.token, self._starts))
+            raise ValueError(f"tokenizer {self.name}: starts a text with several tokens ({starts}); give --no-bos")
+        found = self._start
+        if found != self._or_none(lambda: self.eod):
+            return found
+        if asked:
+            raise ValueError(
+                f"--bos: {self.token(found)} ends documents, and cannot start them in tokenizer {self.name}"
+            )
+        return None  # what ends a document stands before the next one anyway
+
+    def token(self, number: int) -> str:
+        return str(self._tokenizer.id_to_token(number))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        tokens, lengths = self.encode_arrays(texts, np.dtype(np.int64))
+        return [row.tolist() for row in np.split(tokens, np.cumsum(lengths)[:-1])] if texts else []
+
+    def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        parts = [self._encode_batch(batch, dtype) for batch in _batches(texts)]
+        if not parts:
+            return np.empty(0, dtype), np.empty(0, np.int32)
+        tokens, lengths = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def _encode_batch(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        encodings = self._encodings(self._tokenizer, texts)
+        tokens, lengths = _as_arrays(encodings, dtype)
+        spelled = self._reserved[tokens]
+        if not spelled.any():
+            return tokens, lengths
+        for i in np.unique(np.repeat(np.arange(len(texts)), lengths)[spelled]):
+            (encodings[i],) = self._encodings(self._without_reserved, [texts[i]])
+        tokens, lengths = _as_arrays(encodings, dtype)
+        if self._reserved[tokens].any():  # the unknown token, where it ends documents too
+            token = self.token(int(tokens[self._reserved[tokens]][0]))
+            raise ValueError(f"tokenizer {self.name}: text becomes {token}; name another token with --eod-token")
+        return tokens, lengths
+
+    def _encodings(self, tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[tokenizers.Encoding]:
+        try:
+            return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # plain again: a model that lacks its unknown token, say
+            raise ValueError(f"tokenizer {self.name}: {error}") from None
+
+    @cached_property
+    def _start(self) -> int:
+        """What --bos adds."""
+        if len(self._starts) == 1:
+            return self._starts[0]
+        return self._named("bos", "start-of-document token", "go without --bos")
+
+    @cached_property
+    def _without_reserved(self) -> tokenizers.Tokenizer:
+        reserved = set(np.flatnonzero(self._reserved).tolist()) - {self._unknown}
+        found = without_tokens(self._tokenizer, set(map(self.token, reserved)))
+        for number in reserved.difference(self._special.values()):
+            text = self.decode([number])
+            if text and not found.encode(text, add_special_tokens=False).ids:  # a letter of a byte-level alphabet
+                token = self.token(number)
+                raise ValueError(
+                    f"tokenizer {self.name}: text with {token} could not be written without it; name another "
+                    "token with --eod-token"
+                )
+        return found
+
+    def _find_unknown(self, model: Mapping[str, Any]) -> int | None:
+        """The id for text that the model (as its file describes it) does not know; Unigram names the id itself."""
+        return self._vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
+
+    def _find_bytes(self, model: Mapping[str, Any]) -> list[int]:
+        """The ids that spell characters which the model lacks, byte by byte."""
+        names = (f"<0x{byte:02X}>" for byte in range(256)) if model.get("byte_fallback") else ()
+        return [self._vocabulary[name] for name in names if name in self._vocabulary]
+
+    def _find_reserved(self) -> npt.NDArray[np.bool_]:
+        """[vocab_size]: True for ids that no text may become."""
+        reserved = np.zeros(self.vocab_size, np.bool_)
+        reserved[[*self._special.values(), *self._starts]] = True
+        reserved[self._bytes] = False  # special in some files, and what text becomes all the same
+        if self._unknown is not None:
+            reserved[self._unknown] = False  # any text may become this one
+        for found in (self._or_none(lambda: self._start), self._or_none(lambda: self.eod)):
+            if found is not None:
+                reserved[found] = True
+        return reserved
+
+    def _named(self, role: Role, what: str, hint: str) -> int:
+        """The id of a role, from the folder or from the special tokens. ValueError with `hint` where it is unclear."""
+        try:
+            found = None
+            if self._folder is not None:
+                found = named_by_folder(self._folder, role, self._vocabulary, self._special)
+            if found is None:
+                found = named_as_usual(role, self._special)
+        except ValueError as error:
+            raise ValueError(f"tokenizer {self.name}: which is its {what}? {error}; {hint}") from None
+        if found is None:
+            names = ", ".join(USUAL_NAMES[role])
+            raise ValueError(f"tokenizer {self.name}: no {what}: none of its special tokens is {names}; {hint}")
+        return found
+
+    @staticmethod
+    def _or_none(find: Callable[[], int]) -> int | None:
+        try:
+            return find()
+        except ValueError:
+            return None
+
+
+def _as_arrays(encodings: list[tokenizers.Encoding], dtype: np.dtype[Any]) -> Encoded:
+    lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)  # one list of Python numbers at a time
+    return np.fromiter(ids, dtype, count=int(lengths.sum(dtype=np.int64))), lengths

@@ -1,0 +1,1 @@
+"""What writes a corpus: `megatron-lfr preprocess` (command.py) and `megatron-lfr merge` (merge.py)."""

@@ -1,0 +1,309 @@
+"""`megatron-lfr preprocess`: text in many forms to an indexed corpus, one prefix for each domain.
+
+The main process cuts the input into chunks of whole documents, workers parse and tokenize them, and the main process
+writes the results in the input's order: the output does not depend on the number of workers. Memory is bounded by the
+chunks in flight, a few MiB for each worker (or by the longest document, where that is more). Every few seconds, what
+was written is brought to the disk and noted (workspace.py): after a kill, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import tyro
+
+from megatron_lfr.data.corpus.indexed import token_dtype
+from megatron_lfr.data.corpus.sidecar import Sidecar
+from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.preprocess import inputs
+from megatron_lfr.data.preprocess.encoding import Encoder
+from megatron_lfr.data.preprocess.inputs import Place, open_inputs
+from megatron_lfr.data.preprocess.output import (
+    Output,
+    PrefixSummary,
+    domain_prefix,
+    publish,
+    refuse_replacing,
+    stale_corpora,
+)
+from megatron_lfr.data.preprocess.pool import encode_all
+from megatron_lfr.data.preprocess.progress import Progress
+from megatron_lfr.data.preprocess.readers import Columns, Reader
+from megatron_lfr.data.preprocess.workspace import Workspace, damaged
+
+_SECONDS_BETWEEN_NOTES = 10.0
+"""At least so long between two durable points."""
+_PAUSE = 50.0
+"""And at least so many times what the last one took: a slow disk costs no more than two per cent."""
+_NAMED = 10
+"""Broken documents that are named on stderr."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Turn text into an indexed corpus (.bin/.idx), one prefix for each domain.
+
+    After a kill, the same command goes on.
+    """
+
+    input: list[Path]
+    """What to read, in order: JSONL (.jsonl, .json, .ndjson; a line is a document), text (.txt; a file is one), each
+    also compressed (.gz, .bz2, .xz, .zst), Parquet (.parquet; a row is a document), folders (all such files in them and
+    behind links, sorted; hidden ones are left out), and datasets of the Hugging Face hub (hf:NAME, hf:NAME:SPLIT,
+    hf:NAME:CONFIG:SPLIT). A file that is reached twice is read once."""
+    output_prefix: Path
+    """Where the corpus goes: <output-prefix>_text_document.bin and .idx, or, with --domain-key,
+    <output-prefix>_<domain>_text_document for each domain. Work under way is in <output-prefix>.partial."""
+    tokenizer: str
+    """A `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`."""
+    json_key: str = "text"
+    """Key of a JSONL line's text, or a table's column."""
+    domain_key: str | None = None
+    """Key of a JSONL line's domain, or a table's column: one prefix is written for each."""
+    eod_token: str | None = None
+    """The tokenizer's end-of-document token, where neither the files beside tokenizer.json nor the names of its special
+    tokens tell which it is."""
+    append_eod: bool = True
+    """End every document with the end-of-document token."""
+    bos: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start every document with the tokenizer's start-of-document token. By default, one is put there where the
+    tokenizer itself (its post-processor) starts a text with it."""
+    no_bos: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start no document with a token, whatever the tokenizer itself does."""
+    skip_broken: bool = False
+    """Leave out lines, rows and text files that are no documents (not UTF-8, not JSON, no text), and count them,
+    instead of stopping at the first."""
+    restart: bool = False
+    """Discard what an unfinished run with the same output prefix has done."""
+    overwrite: bool = False
+    """Replace finished corpora that stand under the output prefix."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Cores that tokenize: threads up to 4, processes beyond. The output is the same for any number."""
+    progress: bool = True
+    """Show how far the work is."""
+
+    def validate(self) -> None:
+        """Check what can be checked without opening an input; errors name the flag and the legal values."""
+        if not self.input:
+            raise ValueError("--input: give at least one file")
+        if self.bos and self.no_bos:
+            raise ValueError("give --bos or --no-bos, not both")
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: must be at least 1")
+        _check_writable(self.output_prefix)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has made."""
+
+    prefixes: list[PrefixSummary]
+    """In the order in which the input first names their domains."""
+    broken: dict[str, int]
+    """Documents left out by --skip-broken, by reason."""
+    stale: list[Path]
+    """Corpora of earlier runs under the same output prefix, which this one has not written."""
+
+
+def run(config: PreprocessConfig) -> Summary:
+    """Preprocess a corpus, or go on with a run of the same configuration that was cut short.
+
+    Blank lines are passed over, and documents without a token are left out and counted. Nothing is written under its
+    final name before everything has been read. Errors: ValueError for bad flags, a bad tokenizer, a line that is no
+    document ("file:line: reason"), an input without documents, an unfinished run of another configuration, a finished
+    corpus in the way (without --overwrite); OSError for files that cannot be read or written.
+    """
+    config.validate()
+    readers = open_inputs(config.input, Columns(config.json_key, config.domain_key))
+    tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        json_key=config.json_key,
+        domain_key=config.domain_key,
+        eod=tokenizer.eod if config.append_eod else None,
+        bos=tokenizer.bos(True if config.bos else False if config.no_bos else None),
+        dtype=token_dtype(tokenizer.vocab_size),
+        skip_broken=config.skip_broken,
+    )
+    workspace = Workspace(config.output_prefix, _settings(config, encoder), _identities(readers), config.restart)
+    try:
+        if workspace.progress is None:
+            if not config.overwrite:
+                refuse_replacing(config.output_prefix, config.domain_key is not None)
+            workspace.begin()
+        state = _loaded_state(config, workspace, len(readers))
+        if state.sealed is None:
+            state = _encode(config, readers, encoder, workspace, state)
+        assert state.sealed is not None
+        publish(state.sealed, workspace.path)
+    except BaseException as error:
+        workspace.leave(error)
+        raise
+    workspace.remove()
+    summary = Summary(state.sealed, state.broken, stale_corpora(config.output_prefix, state.sealed))
+    if summary.stale:
+        names = ", ".join(path.name for path in summary.stale)
+        print(f"preprocess: not of this input, and left as they were: {names}", file=sys.stderr)
+    _print_summary(summary, config.progress)
+    return summary
+
+
+@dataclass
+class _State:
+    """How far a run is."""
+
+    place: Place = field(default_factory=Place)
+    stored: int = 0
+    """Bytes of all files up to there."""
+    broken: dict[str, int] = field(default_factory=dict)
+    domains: list[dict[str, Any]] = field(default_factory=list)
+    """What `Output` goes on from."""
+    sealed: list[PrefixSummary] | None = None
+    """Set when all is encoded: only the names of the files are missing."""
+
+
+def _loaded_state(config: PreprocessConfig, workspace: Workspace, n_inputs: int) -> _State:
+    saved = workspace.progress
+    if saved is None:
+        return _State()
+    try:
+        sealed = None
+        if saved["sealed"] is not None:
+            sealed = [
+                PrefixSummary(**entry, prefix=domain_prefix(config.output_prefix, entry["domain"]))
+                for entry in saved["sealed"]
+            ]
+        place = Place(**saved["place"])
+        if not (0 <= place.input < n_inputs and place.offset >= 0 and place.lines >= 0):
+            raise ValueError(f"no such place: {place}")
+        state = _State(place, int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(workspace.path, error) from None
+    if state.broken and not config.skip_broken:
+        raise ValueError(
+            f"{workspace.path}: the unfinished run has left out broken documents; give --skip-broken to finish it, or "
+            "--restart to discard it"
+        )
+    return state
+
+
+def _encode(
+    config: PreprocessConfig, readers: Sequence[Reader], encoder: Encoder, workspace: Workspace, state: _State
+) -> _State:
+    """Encode what is left of the input; the state with everything sealed."""
+    stored = [reader.stored_bytes for reader in readers]
+    total = None if None in stored else sum(size or 0 for size in stored)
+    workers = config.workers if total is None else min(config.workers, -(-total // inputs.CHUNK_BYTES))
+    output = Output(config.output_prefix, encoder.dtype, workspace.path, state.domains, config.overwrite)
+    pieces = inputs.chunks(readers, state.place)
+    notes = _Notes(workspace, output)
+    try:
+        with Progress(total, state.stored, config.progress) as progress:
+            for chunk, encoded in encode_all(pieces, encoder, config.tokenizer, config.eod_token, workers):
+                output.add(encoded)
+                _print_broken(encoded.named, sum(state.broken.values()))
+                state.broken = dict(encoded.broken + Counter(state.broken))
+                state.place, state.stored = chunk.end, chunk.stored
+                progress.advance(chunk.stored, encoded.documents, encoded.tokens)
+                notes.take_when_due(state)
+        state.sealed = output.seal(partial(_sidecar, config, encoder))
+        notes.take(state)
+    finally:
+        output.close()
+    return state
+
+
+class _Notes:
+    """The run's durable points: what is added is brought to the disk, then the state that refers to it."""
+
+    def __init__(self, workspace: Workspace, output: Output) -> None:
+        self._workspace, self._output = workspace, output
+        self._due = time.monotonic() + _SECONDS_BETWEEN_NOTES
+
+    def take_when_due(self, state: _State) -> None:
+        started = time.monotonic()
+        if started >= self._due:
+            state.domains = self._output.durable()
+            self.take(state)
+            now = time.monotonic()
+            self._due = now + max(_SECONDS_BETWEEN_NOTES, _PAUSE * (now - started))
+
+    def take(self, state: _State) -> None:
+        saved = asdict(state)
+        for entry in saved["sealed"] or []:
+            del entry["prefix"]  # it follows from the domain: a file should not say where to write
+        self._workspace.save(saved)
+
+
+def _settings(config: PreprocessConfig, encoder: Encoder) -> dict[str, Any]:
+    """What the output depends on beside the input."""
+    return {
+        "--tokenizer": encoder.tokenizer.fingerprint,
+        "version of tokenizers": tokenizers.__version__,
+        "--json-key": config.json_key,
+        "--domain-key": config.domain_key,
+        "end-of-document token": encoder.eod,
+        "start-of-document token": encoder.bos,
+    }
+
+
+def _sidecar(config: PreprocessConfig, encoder: Encoder, documents: int, tokens: int) -> str:
+    sidecar = Sidecar(
+        tokenizer=encoder.tokenizer.name,
+        fingerprint=encoder.tokenizer.fingerprint,
+        vocab_size=encoder.tokenizer.vocab_size,
+        eod=encoder.eod,
+        bos=encoder.bos,
+        output_prefix=config.output_prefix.name,
+        documents=documents,
+        tokens=tokens,
+    )
+    return sidecar.to_json()
+
+
+def _identities(readers: Sequence[Reader]) -> list[list[Any]]:
+    """Name, size and time of change of every input."""
+    return [
+        [reader.name, None, None]
+        if reader.stored_bytes is None
+        else [str(Path(reader.name).resolve()), reader.stored_bytes, Path(reader.name).stat().st_mtime_ns]
+        for reader in readers
+    ]
+
+
+def _check_writable(prefix: Path) -> None:
+    if not prefix.name:
+        raise ValueError(f"--output-prefix {prefix}: must end in a name")
+    if not prefix.parent.is_dir():
+        raise ValueError(f"--output-prefix {prefix}: the folder {prefix.parent} does not exist")
+    try:
+        tempfile.TemporaryFile(dir=prefix.parent).close()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"--output-prefix {prefix}: cannot write into its folder: {error.strerror}"
+        ) from None
+
+
+def _print_broken(named: list[str], before: int) -> None:
+    for message in named[: max(0, _NAMED - before)]:
+        print(f"preprocess: left out: {message}", file=sys.stderr)
+
+
+def _print_summary(summary: Summary, everything: bool) -> None:
+    """What was made, and what was left out; the latter alone without `everything`."""
+    for prefix in summary.prefixes:
+        skipped = f", {prefix.skipped_documents} without a token left out" if prefix.skipped_documents else ""
+        if everything or skipped:
+            print(f"{prefix.prefix}: {prefix.documents} documents, {prefix.tokens} tokens{skipped}")
+    for reason, count in sorted(summary.broken.items()):
+        print(f"broken, left out: {count} ({reason})")

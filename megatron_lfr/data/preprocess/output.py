@@ -1,0 +1,159 @@
+"""What preprocessing writes: one indexed dataset for each domain, which grow together in the run's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_lfr.data.corpus.indexed import META, with_suffix
+from megatron_lfr.data.corpus.sidecar import output_prefix_of
+from megatron_lfr.data.preprocess.encoding import EncodedChunk
+from megatron_lfr.data.preprocess.workspace import damaged
+from megatron_lfr.data.preprocess.writer import Extent, IndexedDatasetWriter, publish_pair
+
+
+@dataclass(frozen=True)
+class PrefixSummary:
+    """What one prefix of the corpus holds."""
+
+    prefix: Path
+    domain: str | None
+    """The domain's name as the input spells it; None without --domain-key."""
+    documents: int
+    tokens: int
+    skipped_documents: int
+    """Documents without a token, which are left out."""
+
+
+class Output:
+    """The writers of all domains, by the name that the input gives them.
+
+    `state` is what `durable` returned in a run that was killed; the writers go on from there.
+    Errors: ValueError for domains that would share a file name, a corpus in the way without `overwrite`, a `state` that
+    the folder does not bear out, an input without a token; OSError.
+    """
+
+    def __init__(
+        self, prefix: Path, dtype: np.dtype[Any], work: Path, state: list[dict[str, Any]], overwrite: bool
+    ) -> None:
+        self._prefix = prefix
+        self._overwrite = overwrite
+        self._dtype = dtype
+        self._work = work
+        self._writers: dict[str | None, IndexedDatasetWriter] = {}
+        self._paths: dict[Path, str | None] = {}
+        self._skipped: dict[str | None, int] = {}
+        try:
+            for entry in state:
+                self._open(entry["domain"], "the unfinished run", Extent(**entry["extent"]))
+                self._skipped[entry["domain"]] = int(entry["skipped"])
+        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+            self.close()
+            raise damaged(work, error) from None
+
+    def add(self, encoded: EncodedChunk) -> None:
+        for group in encoded.groups:
+            if group.domain not in self._writers:
+                self._open(group.domain, group.first_seen, None)
+            self._writers[group.domain].add_documents(group.tokens, group.lengths)
+            self._skipped[group.domain] += group.skipped
+
+    def durable(self) -> list[dict[str, Any]]:
+        """Bring everything to the disk; what a run after a kill needs to go on from here."""
+        return [
+            {"domain": domain, "extent": asdict(writer.durable()), "skipped": self._skipped[domain]}
+            for domain, writer in self._writers.items()
+        ]
+
+    def seal(self, meta: Callable[[int, int], str]) -> list[PrefixSummary]:
+        """Finish all files in the folder; meta(documents, tokens) says what stands beside each pair. Domains without a
+        token are left out."""
+        if not any(writer.num_tokens for writer in self._writers.values()):
+            raise ValueError("--input: no document with a token in it")
+        for name in [name for name, writer in self._writers.items() if not writer.num_tokens]:
+            self._writers.pop(name).discard()
+        for writer in self._writers.values():
+            writer.meta = meta(writer.num_documents, writer.num_tokens)
+            writer.seal()
+        return [
+            PrefixSummary(writer.prefix, name, writer.num_documents, writer.num_tokens, self._skipped[name])
+            for name, writer in self._writers.items()
+        ]
+
+    def close(self) -> None:
+        """Close all files, which stay."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _open(self, domain: str | None, first_seen: str, extent: Extent | None) -> None:
+        path = self._path(domain, first_seen)
+        if extent is None and stands(path):
+            owner = output_prefix_of(path)
+            if domain is not None and owner not in (None, self._prefix.name):
+                raise ValueError(f"{first_seen}: the corpus {path} is there already, of --output-prefix {owner!r}")
+            if not self._overwrite:
+                raise ValueError(f"{first_seen}: the corpus {path} is there already; --overwrite replaces it")
+        self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent)
+        self._skipped[domain] = 0
+
+    def _path(self, domain: str | None, first_seen: str) -> Path:
+        path = domain_prefix(self._prefix, domain)
+        other = self._paths.setdefault(path, domain)
+        if other != domain:
+            raise ValueError(f"{first_seen}: domains {other!r} and {domain!r} would share the file name {path.name!r}")
+        return path
+
+
+def domain_prefix(prefix: Path, domain: str | None) -> Path:
+    """Where a domain's corpus goes."""
+    safe = "" if domain is None else "_" + re.sub(r"[^A-Za-z0-9._-]", "_", domain)
+    return prefix.with_name(f"{prefix.name}{safe}_text_document")
+
+
+def corpora_of(prefix: Path, by_domain: bool) -> list[Path]:
+    """The corpora that stand under the names of an --output-prefix: the one of a run without domains, or all domains'.
+
+    A longer --output-prefix may give names that look like a domain's of this one: where the sidecar says so, it is not
+    among them.
+    """
+    if not by_domain:
+        path = domain_prefix(prefix, None)
+        return [path] if stands(path) else []
+    found = prefix.parent.glob(f"{escape(prefix.name)}_*_text_document.*")
+    paths = sorted({path.with_suffix("") for path in found if path.suffix in (".bin", ".idx")})
+    return [path for path in paths if output_prefix_of(path) in (None, prefix.name)]
+
+
+def refuse_replacing(prefix: Path, by_domain: bool) -> None:
+    """ValueError names a finished corpus that a run under this --output-prefix would replace."""
+    found = corpora_of(prefix, by_domain)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ValueError(
+            f"--output-prefix {prefix}: the corpus {found[0]}{more} is there already; give another name, or "
+            "--overwrite to replace it"
+        )
+
+
+def stale_corpora(prefix: Path, written: list[PrefixSummary]) -> list[Path]:
+    """The corpora under an --output-prefix that a run has not written."""
+    found = [path for by_domain in (False, True) for path in corpora_of(prefix, by_domain)]
+    return [path for path in found if path not in [summary.prefix for summary in written]]
+
+
+def stands(path: Path) -> bool:
+    """Whether there is a corpus, or half of one, under a prefix."""
+    return any(with_suffix(path, suffix).exists() for suffix in (".bin", ".idx"))
+
+
+def publish(summaries: list[PrefixSummary], work: Path) -> None:
+    """Give sealed files their names. After a kill, the same call does what was left to do."""
+    for summary in summaries:
+        name = work / summary.prefix.name
+        publish_pair(summary.prefix, *(with_suffix(name, suffix) for suffix in (".bin", ".idx", META)))

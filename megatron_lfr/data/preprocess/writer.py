@@ -1,0 +1,243 @@
+"""Writes Megatron's indexed dataset: the `.bin` and `.idx` that corpus/indexed.py reads, in flat memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.data.corpus.indexed import DTYPES, META, IndexedDataset, with_suffix
+from megatron_lfr.data.preprocess.spool import Spool
+from megatron_lfr.fileio import append_file, fsync_directory
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_CHUNK = 1 << 20
+"""Sequences whose pointers are computed at a time."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a writer's files is on the disk for good: another writer can go on from there."""
+
+    tokens: int
+    sequences: int
+    documents: int
+
+
+class IndexedDatasetWriter:
+    """Writes `<prefix>.bin` and `<prefix>.idx`, as Megatron does byte for byte, in flat memory.
+
+    A context manager: both files grow aside and take their names when the block ends; an error leaves nothing.
+    To publish several prefixes together, call `seal` on all of them, then `publish`, instead of leaving the block (and
+    `discard` after an error). With a folder `work`, on the prefix's file system, the files grow there under names that
+    stay the same: after a kill, a writer with the same folder and `start` goes on from what `durable` returned last.
+    `meta` is what goes into `<prefix>.meta`; None: no such file.
+
+    Errors: ValueError for a type that cannot hold token ids, ids that do not fit into it, a sequence of 2³¹ tokens or
+    more, and a `work` that holds less than `start`; OSError naming the file when it cannot be written.
+    """
+
+    def __init__(
+        self, prefix: Path | str, dtype: npt.DTypeLike, work: Path | None = None, start: Extent | None = None
+    ) -> None:
+        self.prefix = Path(prefix)
+        self.meta: str | None = None
+        self.dtype = _token_type(np.dtype(dtype), str(prefix))
+        start = start or Extent(0, 0, 0)
+        self.num_tokens = start.tokens
+        self._durable: Extent | None = None
+        self._sealed = False
+        self._bin_aside, self._idx_aside, self._meta_aside, lengths, documents = (
+            _aside(with_suffix(self.prefix, suffix), work)
+            for suffix in (".bin", ".idx", META, ".lengths", ".documents")
+        )
+        with self._naming_errors():
+            self._bin: BinaryIO = self._bin_aside.open("r+b" if start.tokens else "wb", buffering=1 << 20)
+            if self._bin.seek(0, os.SEEK_END) < start.tokens * self.dtype.itemsize:
+                raise ValueError(f"{self._bin_aside}: shorter than the {start.tokens} tokens that it should hold")
+            self._bin.seek(start.tokens * self.dtype.itemsize)
+            self._bin.truncate()
+            self._lengths = Spool(lengths, start.sequences)
+            self._sequences_of_document = Spool(documents, start.documents)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._sequences_of_document)
+
+    def add_document(self, tokens: npt.ArrayLike | Sequence[npt.NDArray[Any]]) -> None:
+        """Append one document: its token ids [n], or a list of arrays, one for each of its sequences."""
+        several = isinstance(tokens, (list, tuple)) and bool(tokens) and np.ndim(tokens[0]) == 1
+        sequences: Sequence[Any] = tokens if several else [tokens]  # type: ignore[assignment]
+        arrays = [self._checked(np.asarray(sequence)) for sequence in sequences]
+        for sequence in arrays:
+            self._append(sequence)
+        with self._naming_errors():
+            for sequence in arrays:
+                self._lengths.append(len(sequence))
+            self._sequences_of_document.append(len(arrays))
+
+    def add_documents(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
+        """Append many documents of one sequence each: all their ids in one array, and each one's length."""
+        if lengths.size and lengths.min() < 0:
+            raise ValueError(f"{self.prefix}: a document's length is negative")
+        if int(lengths.sum(dtype=np.int64)) != len(tokens):
+            raise ValueError(f"{self.prefix}: lengths add up to {lengths.sum()}, not to the {len(tokens)} tokens")
+        self._append(self._checked(tokens))
+        with self._naming_errors():
+            self._lengths.extend(lengths)
+            self._sequences_of_document.extend(np.ones(len(lengths), np.intc))
+
+    def add_dataset(self, dataset: IndexedDataset) -> None:
+        """Append all documents of a dataset of the same type: its `.bin` as it is, by the kernel."""
+        if dataset.dtype != self.dtype:
+            raise ValueError(f"{dataset.prefix}: holds {dataset.dtype.name}, but {self.prefix} {self.dtype.name}")
+        with self._naming_errors():
+            append_file(with_suffix(dataset.prefix, ".bin"), self._bin)
+            for first in range(0, dataset.index.num_sequences, _CHUNK):
+                last = min(first + _CHUNK, dataset.index.num_sequences)
+                self._lengths.extend(dataset.index.sequence_lengths(first, last))
+            for counts in dataset.sequences_of_documents(_CHUNK):
+                self._sequences_of_document.extend(counts)
+        self.num_tokens += dataset.num_tokens
+
+    def durable(self) -> Extent:
+        """Bring what was added to the disk, where it outlives a kill and a power cut; how much that is."""
+        extent = Extent(self.num_tokens, len(self._lengths), self.num_documents)
+        if extent != self._durable:
+            with self._naming_errors():
+                self._bin.flush()
+                os.fsync(self._bin.fileno())
+                self._lengths.flush(durable=True)
+                self._sequences_of_document.flush(durable=True)
+            self._durable = extent
+        return extent
+
+    def seal(self) -> None:
+        """Write the `.idx` aside and bring both files to the disk. Nothing can be added afterwards."""
+        with self._naming_errors():
+            _finish(self._bin)
+            with self._idx_aside.open("wb", buffering=1 << 20) as file:
+                self._write_index(file)
+                _finish(file)
+            if self.meta is not None:
+                with self._meta_aside.open("wb") as file:
+                    file.write(self.meta.encode())
+                    _finish(file)
+        self._sealed = True
+
+    def publish(self) -> None:
+        """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
+        if not self._sealed:
+            raise RuntimeError("publish() before seal()")
+        publish_pair(self.prefix, self._bin_aside, self._idx_aside, self._meta_aside)
+
+    def close(self) -> None:
+        """Leave what was written aside as it is. Harmless after `seal`."""
+        with contextlib.suppress(OSError):  # the last buffer may not fit onto the disk either
+            self._bin.close()
+
+    def discard(self) -> None:
+        """Remove what was written aside. Harmless when there is nothing."""
+        self.close()
+        self._bin_aside.unlink(missing_ok=True)
+        self._idx_aside.unlink(missing_ok=True)
+        self._meta_aside.unlink(missing_ok=True)
+        self._lengths.discard()
+        self._sequences_of_document.discard()
+
+    def __enter__(self) -> IndexedDatasetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.seal()
+                self.publish()
+        finally:
+            self.discard()
+
+    def _checked(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if tokens.ndim != 1:
+            raise ValueError(
+                f"{self.prefix}: token ids must form a one-dimensional array, not {tokens.ndim}-dimensional"
+            )
+        if tokens.size and not np.can_cast(tokens.dtype, self.dtype, "safe"):
+            limits = np.iinfo(self.dtype)
+            if tokens.dtype.kind not in "iu":
+                raise ValueError(f"{self.prefix}: token ids must be integers, not {tokens.dtype}")
+            if tokens.min() < limits.min or tokens.max() > limits.max:
+                raise ValueError(
+                    f"{self.prefix}: token ids {tokens.min()}..{tokens.max()} do not fit into {self.dtype.name} "
+                    f"({limits.min}..{limits.max})"
+                )
+        if tokens.size > np.iinfo(np.intc).max:
+            raise ValueError(f"{self.prefix}: {tokens.size} tokens in one piece; the format's limit is 2147483647")
+        return np.ascontiguousarray(tokens, self.dtype.newbyteorder("<"))
+
+    def _append(self, tokens: npt.NDArray[Any]) -> None:
+        with self._naming_errors():
+            self._bin.write(tokens.data)
+        self.num_tokens += tokens.size
+
+    def _write_index(self, file: BinaryIO) -> None:
+        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
+        file.write(_MAGIC + struct.pack("<QBQQ", _VERSION, code, len(self._lengths), self.num_documents + 1))
+        for lengths in self._lengths.chunks(_CHUNK):
+            file.write(lengths.astype("<i4").data)
+        for starts in self._lengths.running_sums(_CHUNK):
+            file.write((starts * self.dtype.itemsize).astype("<i8").data)
+        for firsts in self._sequences_of_document.running_sums(_CHUNK):
+            file.write(firsts.astype("<i8").data)
+        file.write(struct.pack("<q", len(self._lengths)))
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """The same errors with the file's name, which write() does not know."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(with_suffix(self.prefix, ".bin"))) from None
+
+
+def _token_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
+    legal = [known for known in DTYPES.values() if known.kind in "iu"]
+    if dtype not in legal:
+        raise ValueError(f"{name}: {dtype.name} cannot hold token ids; choose from {', '.join(t.name for t in legal)}")
+    return dtype
+
+
+def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path, meta_aside: Path) -> None:
+    """Give both files, and what stands beside them if anything does, their names; what has its name already is left.
+    Between the renames no `.idx` exists: no reader meets a mixed pair, and a publication that was cut short is finished
+    by the same call."""
+    index = with_suffix(prefix, ".idx")
+    if bin_aside.exists():
+        index.unlink(missing_ok=True)
+        with_suffix(prefix, META).unlink(missing_ok=True)
+        bin_aside.replace(with_suffix(prefix, ".bin"))
+    if meta_aside.exists():
+        meta_aside.replace(with_suffix(prefix, META))
+    if idx_aside.exists():
+        idx_aside.replace(index)
+    fsync_directory(index.parent)
+
+
+def _aside(path: Path, work: Path | None) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}") if work is None else work / path.name
+
+
+def _finish(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()

@@ -1,0 +1,198 @@
+"""Attention's kernels and the masks that they take.
+
+Causal attention over all tokens of a row needs no mask: PyTorch's scaled_dot_product_attention ("sdpa") has fused
+kernels for it. Documents that do not see each other, and the tokens of a context-parallel rank, need one. Sdpa takes it
+dense, of all queries times all keys, for which a GPU has few fused kernels; flex_attention ("flex",
+https://arxiv.org/abs/2412.05496) skips the blocks of 128 x 128 tokens that the mask hides, and asks a function about
+those that it cuts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+AttentionBackend = Literal["sdpa", "flex"]
+Mask = Tensor | BlockMask | None
+"""None: causal. A tensor: what sdpa adds to its scores. A BlockMask: flex's."""
+
+BLOCK = 128
+"""Tokens in a side of flex_attention's blocks."""
+_SMALLEST_HEAD = 16
+"""The narrowest head that flex_attention's kernels multiply."""
+
+
+def choose_backend(
+    asked: Literal["auto", "sdpa", "flex"],
+    *,
+    on_gpu: bool,
+    has_documents: bool,
+    context_ranks: int,
+    is_compiled: bool,
+    head_dim: int,
+) -> AttentionBackend:
+    """What --attention-backend amounts to; ValueError where that cannot be had.
+
+    "auto" takes flex on a GPU wherever sdpa would need a dense mask there. Of a context-parallel rank without
+    documents, sdpa's kernels know the mask, unless torch.compile stands between.
+    """
+    if asked == "flex":
+        if not on_gpu:
+            raise ValueError("--attention-backend flex: has no backward pass on a CPU; choose from auto, sdpa")
+        if head_dim < _SMALLEST_HEAD:
+            raise ValueError(
+                f"--attention-backend flex: needs heads of {_SMALLEST_HEAD} channels, not {head_dim} "
+                "(--kv-channels, or --hidden-size / --num-attention-heads); choose from auto, sdpa"
+            )
+        if not has_documents and context_ranks == 1:
+            raise ValueError(
+                "--attention-backend flex: goes with --reset-attention-mask or --context-parallel-size above 1; "
+                "without, attention needs no mask. Choose from auto, sdpa"
+            )
+        return "flex"
+    needs_dense = has_documents or (context_ranks > 1 and is_compiled)
+    return "flex" if asked == "auto" and on_gpu and needs_dense and head_dim >= _SMALLEST_HEAD else "sdpa"
+
+
+def mask_bytes(
+    backend: AttentionBackend, rows: int, seq_length: int, context_ranks: int, has_documents: bool, itemsize: int
+) -> int:
+    """Bytes of a micro-batch's mask, as attention_mask makes it for `rows` sequences, on one rank."""
+    queries = seq_length // context_ranks
+    if backend == "sdpa" or (not has_documents and context_ranks == 1):
+        return itemsize * rows * queries * seq_length if has_documents else 0
+    down, across = -(-queries // BLOCK), -(-seq_length // BLOCK)
+    # For queries and for keys, of cut blocks and of those seen in full: how many, and which.
+    blocks = 2 * 4 * (down + across + 2 * down * across)
+    return 8 * queries + (rows * (blocks + 8 * (queries + seq_length)) if has_documents else blocks)
+
+
+def describe(
+    backend: AttentionBackend,
+    *,
+    rows: int,
+    seq_length: int,
+    context_ranks: int,
+    has_documents: bool,
+    is_compiled: bool,
+    itemsize: int,
+) -> str:
+    """One line on the kernel in force and on what its mask takes."""
+    size = mask_bytes(backend, rows, seq_length, context_ranks, has_documents, itemsize)
+    if backend == "flex":
+        return f"attention: flex_attention, with a block mask of {size:,} bytes a micro-batch and no dense mask"
+    kernel = "attention: scaled_dot_product_attention"
+    if has_documents:
+        return f"{kernel}, with a dense document mask of {size:,} bytes a micro-batch"
+    if context_ranks > 1 and is_compiled:
+        chunk = seq_length // (2 * context_ranks)
+        return f"{kernel}, with dense causal masks of {(2 * context_ranks + 1) * chunk**2:,} bytes a layer"
+    return f"{kernel}, causal and without a mask tensor"
+
+
+def attention_mask(
+    backend: AttentionBackend, rows: Tensor, length: int, document_ids: Tensor | None, dtype: torch.dtype
+) -> Mask:
+    """The mask of a micro-batch's sequences of `length` tokens, for all layers; the host waits for no device.
+
+    rows int64 [R]: positions of the tokens that attend; document_ids int64 [B, S], see Llama.forward; dtype: of the
+    activations.
+    """
+    if backend == "flex" and (document_ids is not None or len(rows) < length):
+        return block_mask(rows, length, document_ids)
+    return None if document_ids is None else document_mask(document_ids, rows, dtype)
+
+
+def document_mask(document_ids: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """What SDPA adds to its scores: 0 for earlier tokens of the same document, else −inf.
+
+    document_ids [B, S]; rows [R], the positions of the tokens that attend. Returns [B, 1, R, S] in `dtype`.
+    """
+    same = document_ids[:, rows, None] == document_ids[:, None, :]
+    visible = same & (rows[:, None] >= torch.arange(document_ids.shape[1], device=rows.device))
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)
+
+
+def block_mask(rows: Tensor, length: int, document_ids: Tensor | None) -> BlockMask:
+    """The same for flex_attention, from the least and the largest position and document of each block of tokens.
+
+    create_block_mask would make a mask of all pairs of tokens first. Where document ids do not ascend, blocks are
+    visited in vain, which changes no result.
+    """
+    if document_ids is None:
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return rows[query] >= key
+    else:
+        of_queries = document_ids[:, rows]
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (rows[query] >= key) & (of_queries[batch, query] == document_ids[batch, key])
+
+    first_row, last_row = _block_ranges(rows[None], rows=True)
+    first_key, last_key = _block_ranges(torch.arange(length, device=rows.device)[None], rows=False)
+    seen, full = last_row >= first_key, first_row >= last_key
+    if document_ids is not None:
+        first, last = _block_ranges(of_queries, rows=True)
+        first_of_keys, last_of_keys = _block_ranges(document_ids, rows=False)
+        seen = seen & (first <= last_of_keys) & (last >= first_of_keys)
+        full = full & (first == last_of_keys) & (last == first_of_keys)
+    # As create_block_mask has it: a block that reaches beyond the end is not full.
+    full[:, len(rows) // BLOCK :].fill_(False)
+    full[..., length // BLOCK :].fill_(False)
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~full), *_listed(full), BLOCK, mask_mod=visible, seq_lengths=(len(rows), length)
+    )
+
+
+def _block_ranges(values: Tensor, rows: bool) -> tuple[Tensor, Tensor]:
+    """The least and the largest of each block of `values` [B, N]: [B, blocks, 1] for rows, else [B, 1, blocks]."""
+    length = values.shape[1]
+    index = torch.arange(length + -length % BLOCK, device=values.device).clamp_(max=length - 1)
+    least, largest = values[:, index].view(len(values), -1, BLOCK).aminmax(dim=2)
+    return (least[:, :, None], largest[:, :, None]) if rows else (least[:, None], largest[:, None])
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of each row of `blocks` bool [B, rows, columns] are True, and which, first of all: int32."""
+    order = blocks[:, None].int().argsort(dim=-1, descending=True, stable=True)
+    return blocks[:, None].sum(-1, dtype=torch.int32), order.int()
+
+
+def dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool) -> Tensor:
+    """scaled_dot_product_attention: q [B, R, heads, D], k and v [B, S, groups, D]; returns [B, R, heads, D]."""
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=is_causal,
+        enable_gqa=q.shape[2] > k.shape[2],
+    )
+    return mixed.transpose(1, 2)
+
+
+def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """The same with flex_attention."""
+    # Without torch.compile it would compute all scores. A layer that is compiled compiles it, too.
+    attend: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled()
+    mixed: Tensor = attend(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        block_mask=mask,
+        enable_gqa=q.shape[2] > k.shape[2],
+    )
+    return mixed.transpose(1, 2)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False)

@@ -1,0 +1,61 @@
+"""What must never change by accident, as stored in tests/golden. `make golden` stores what the present code does, and
+prints what changed; `make golden NEW_RUN=1` also makes the stored run anew, where its format has changed on purpose."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from support.golden_losses import STORED_RUN, golden_run, store_run
+from support.golden_orders import all_orders
+
+FOLDER = Path(__file__).parents[1] / "golden"
+ORDERS = FOLDER / "orders.json"
+LOSSES = FOLDER / "losses.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of tests/golden; {} before there is one."""
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return stored
+
+
+def changes(before: Any, after: Any, place: str) -> list[str]:
+    """A line for each difference of two nestings of mappings, lists, texts and numbers. Of lists of numbers, one line
+    for all."""
+    if before == after:
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [line for key in keys for line in changes(before.get(key), after.get(key), f"{place}: {key}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        if isinstance(after[0], float):
+            largest, at = max(
+                (abs(b - a) / abs(b or 1), at) for at, (b, a) in enumerate(zip(before, after, strict=True))
+            )
+            return [f"{place}: by up to {largest:.1e} of the value, at [{at}]: {before[at]} -> {after[at]}"]
+        rows = enumerate(zip(before, after, strict=True))
+        return [line for at, (old, new) in rows for line in changes(old, new, f"{place}[{at}]")]
+    return [f"{place}: {before} -> {after}"]
+
+
+def update(new_run: bool) -> None:
+    """Store what the present code does, and print what changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {ORDERS: all_orders(), LOSSES: golden_run(Path(folder))}
+    said = []
+    for path, now in found.items():
+        said += changes(read(path), now, path.stem)
+        path.write_text(json.dumps(now, indent=1) + "\n")
+    if new_run:
+        with tempfile.TemporaryDirectory() as folder:
+            store_run(STORED_RUN, Path(folder))
+        said.append(f"{STORED_RUN.name}: made anew")
+    print("\n".join(said) or "nothing has changed")
+
+
+if __name__ == "__main__":
+    update(new_run="--new-run" in sys.argv[1:])

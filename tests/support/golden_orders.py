@@ -1,0 +1,99 @@
+"""The order of every phase of every preset, as a loop that uses the Python library gets it.
+
+All from integers and single IEEE operations, so that the orders are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from megatron_lfr.lfr import PRESETS, Blend, Curriculum, Journal, Schedule, preset
+
+N_BLOCKS = 2003
+SEQ_LENGTH = 16
+BATCH = 32
+SKIPPED_STEP = 5
+STARTS = [0, 301, 302, N_BLOCKS]
+BLENDS: dict[str, Blend | None] = {
+    "no blend": None,
+    "weights": Blend(STARTS, [1.0, 0.01, 2.0]),
+    "weights, per-corpus": Blend(STARTS, [1.0, 0.01, 2.0], "per-corpus"),
+    "per-corpus": Blend(STARTS, focus_scope="per-corpus"),
+}
+SCHEDULES = Path(__file__).parents[1] / "golden" / "schedules"
+
+Orders = dict[str, list[str] | None]
+
+
+def schedules() -> dict[str, Schedule]:
+    """The presets and the schedule files, by name."""
+    files = {
+        path.name: Schedule.from_dicts(yaml.safe_load(path.read_text())) for path in sorted(SCHEDULES.glob("*.yaml"))
+    }
+    return {name: preset(name) for name in PRESETS} | files
+
+
+def all_orders() -> dict[str, Orders]:
+    """By schedule and by blend, what `orders_of` says of each phase."""
+    return {
+        name: {label: orders_of(schedule, blend) for label, blend in BLENDS.items()}
+        for name, schedule in schedules().items()
+    }
+
+
+def orders_of(schedule: Schedule, blend: Blend | None) -> list[str] | None:
+    """Of each phase: its first step, the order's hash that checkpoints hold, and a hash of all rows that were served,
+    padding included. None where the schedule is refused for this blend, since a pass has no length."""
+    budget = {"train_epochs": 2.5} if schedule.in_shares else {}
+    try:
+        plan = schedule.plan(N_BLOCKS, SEQ_LENGTH, BATCH, blend=blend, **budget)
+    except ValueError:
+        return None
+    heads: list[str] = []
+    served = [hashlib.blake2b(digest_size=8) for _ in plan.phases]
+    with tempfile.TemporaryDirectory() as folder:
+        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=17, rescore=rescored_losses, blend=blend)
+        for step, block_ids in curriculum.steps():
+            start = curriculum.current
+            assert start is not None
+            if start.planned.index == len(heads):
+                heads.append(f"{step} {start.order_hash:016x}")
+            served[start.planned.index].update(block_ids.astype("<i8").tobytes())
+            if step == SKIPPED_STEP:
+                curriculum.skip(step)
+            else:
+                curriculum.record(step, *losses(block_ids, step))
+    return [f"{head} {rows.hexdigest()}" for head, rows in zip(heads, served, strict=True)]
+
+
+def losses(block_ids: npt.NDArray[np.int64], step: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(nll_sum, token_count) [n] of a model that learns, unevenly and with noise: multiples of 2^-10 nats. Some rows
+    have no token, a loss that is not finite, or fewer tokens."""
+    counts = np.where(block_ids >= 0, SEQ_LENGTH, 0).astype(np.float32)
+    counts[block_ids % 29 == 3] = 5
+    luck = _mixed(block_ids * 8191 + step)
+    nll = np.floor((2 + 4 * _mixed(block_ids) + luck / 2 + 6 * 64 / (64 + step)) * 1024) / 1024
+    sums = (nll * counts).astype(np.float32)
+    sums[luck < 0.004] = np.nan
+    counts[luck > 0.996] = 0
+    return sums, counts
+
+
+def rescored_losses(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
+    """The losses of a forward-only pass, in batches."""
+    for part in np.array_split(block_ids, max(1, len(block_ids) // 100)):
+        yield (np.floor(_mixed(part + 77) * 5 * 1024) / 1024).astype(np.float32)
+
+
+def _mixed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1), multiples of 2^-16, as if at random."""
+    hashed = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    hashed = (hashed ^ (hashed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (hashed >> np.uint64(48)).astype(np.float64) / 65536
