@@ -22,8 +22,7 @@ from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.fileio import lock_file
 from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training import run as run_module
-from megatron_lfr.training.start import Start
+from megatron_lfr.training.start import Start, open_journal
 
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 
@@ -527,11 +526,10 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
 
 def test_another_machines_old_journal_does_not_block_a_new_run(tmp_path: Path) -> None:
     """A machine that is not the first keeps a copy, which is sent anew."""
-    config, _ = parse_run_config(["--lfr-scratch-dir", str(tmp_path / "scratch")])
     nodes: Any = SimpleNamespace(index=1, is_leader=True)
     start = Start(None, None, 0)
     for seed in (1, 2):
-        journal = run_module._open_journal(config, RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start)
+        journal = open_journal(RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start, tmp_path / "scratch")
         assert journal is not None
         journal.begin_phase(0)
         journal.close()
