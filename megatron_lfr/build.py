@@ -129,6 +129,7 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
         prefetch=data.prefetch,
         rank=parallel.data_rank,
         ranks=parallel.data_parallel_size,
+        pin_memory=parallel.device.type == "cuda",
     )
 
 

@@ -229,7 +229,7 @@ def syncs(lab: Lab) -> Figures:
         torch.cuda.set_sync_debug_mode("warn")
         for step in range(2):
             batch = training.random_batch(arguments.global_batch_size, arguments.seq_length, arguments.vocab_size, step)
-            engine.train_step(batch, 1e-4).blocks.wait()
+            engine.train_step(batch, 1e-4).wait()
         torch.cuda.set_sync_debug_mode("default")
     waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
     return {"waits in two steps": len(waits), "places": {place: waits.count(place) for place in sorted(set(waits))}}

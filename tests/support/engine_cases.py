@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_lfr.data.corpus.loader import Batch
@@ -27,6 +28,8 @@ from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
+from megatron_lfr.training.config import TrainingConfig
+from megatron_lfr.training.stopping import Stopping
 from support.engine_oracle import GlobalBatch, Oracle, Step
 from support.flex_on_cpu import flex_on_cpu
 from support.waiting import LIMIT
@@ -159,14 +162,13 @@ def block_error(blocks: BlockLosses, nll_sum: Tensor, count: Tensor) -> tuple[fl
 
 
 def step_errors(output: StepOutput, expected: Step) -> Found:
-    nll, count = block_error(output.blocks.wait(), expected.nll_sum, expected.count)
+    nll, count = block_error(output.blocks, expected.nll_sum, expected.count)
     return {
         "loss": abs(output.loss - expected.loss),
         "nll": nll,
         "count": count,
         "grad_norm": abs(output.grad_norm / expected.grad_norm - 1),
         "skipped": float(output.skipped),
-        "stop": float(output.stop),
     }
 
 
@@ -214,7 +216,8 @@ def follow(
     oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
     found: Found = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
-        merge(found, step_errors(engine.train_step(share_of(batch, engine.parallel), lr), oracle.step(batch, lr)))
+        output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
+        merge(found, step_errors(output, oracle.step(batch, lr)))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
@@ -228,7 +231,7 @@ def evaluate(layout: Layout) -> Found:
         before = snapshot(engine)
         merge(found, eval_error(engine, oracle, batches[number - 1]))
         merge(found, {"changed by an evaluation": changed(before, snapshot(engine))})
-        outputs = [e.train_step(share_of(batch, e.parallel), lr) for e in (plain, engine)]
+        outputs = [e.train_step(share_of(batch, e.parallel), lr).wait() for e in (plain, engine)]
         merge(found, step_errors(outputs[0], oracle.step(batch, lr)))
         merge(found, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
     merge(found, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
@@ -273,7 +276,7 @@ def load(layout: Layout) -> Found:
                 tensor.copy_(source)
         merge(found, eval_error(engine, oracle, batches[1 - number]))
     expected = oracle.step(batches[2], RATES[2])
-    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]), expected))
+    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]).wait(), expected))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
@@ -282,7 +285,8 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
     """A value on one rank that is not finite: the step is left out on all of them, and the next one is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout), Oracle(TOY, SEED, ADAMW)
-    found = step_errors(engine.train_step(share_of(first, engine.parallel), RATES[0]), oracle.step(first, RATES[0]))
+    output = engine.train_step(share_of(first, engine.parallel), RATES[0]).wait()
+    found = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
     parameter = next(p for p in engine.parameters if p.name.endswith("qkv.weight"))
     weight = parameter.local()
@@ -301,8 +305,7 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         else:
             engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
     before = snapshot(engine)
-    output = engine.train_step(batch, RATES[1])
-    output.blocks.wait()
+    output = engine.train_step(batch, RATES[1]).wait()
     found |= {
         "not skipped": float(not output.skipped),
         "loss hides it": float(math.isnan(output.loss) == (what == "gradient")),
@@ -313,24 +316,31 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         weight[0, 0] = kept
     engine.gradients.finish = finish  # type: ignore[method-assign]
     expected = oracle.step(second, RATES[1])
-    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]), expected))
+    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]).wait(), expected))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
 
 def stop(layout: Layout) -> Found:
-    """Each rank in turn asks to stop, then for a checkpoint; then none does."""
+    """Each rank in turn asks to stop, then for a checkpoint, while a step computes; then none does."""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
+    group = engine.parallel.control_group
+
+    def agreed(number: int | None = None) -> tuple[str | None, bool]:
+        stopping = Stopping(TrainingConfig(exit_interval=7), group)
+        wait = stopping.ask(7 if number == 0 else 8, save=number == 1)
+        engine.train_step(batch, 1e-3)
+        saves = wait()
+        return stopping.reason, saves
+
     found = {}
     for asking in range(layout.ranks):
         mine = dist.get_rank() == asking
-        output = engine.train_step(batch, 1e-3, stop=mine)
-        found[f"rank {asking} not heard"] = float((output.stop, output.save) != (True, False))
-        output = engine.train_step(batch, 1e-3, save=mine)
-        found[f"rank {asking} not saved for"] = float((output.stop, output.save) != (False, True))
-    output = engine.train_step(batch, 1e-3)
-    found["stopped unasked"] = float((output.stop, output.save) != (False, False))
+        reason = "--exit-interval 7" if mine else "another rank was asked to stop"
+        found[f"rank {asking} not heard"] = float(agreed(0 if mine else None) != (reason, False))
+        found[f"rank {asking} not saved for"] = float(agreed(1 if mine else None) != (None, True))
+    found["stopped unasked"] = float(agreed() != (None, False))
     return found
 
 
@@ -353,7 +363,7 @@ def bf16(layout: Layout) -> Found:
     oracle = Oracle(TOY, SEED, ADAMW)
     errors = []
     for batch, lr in zip(make_batches(), RATES, strict=True):
-        output = engine.train_step(share_of(batch, engine.parallel), lr)
+        output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
         errors.append(step_errors(output, oracle.step(batch, lr)))
     states = [value for state in engine.optimizer.state.values() for value in state.values()]
     return {
@@ -390,28 +400,60 @@ def memory(layout: Layout, share: float) -> Found:
     return found
 
 
-class _Lifted(TorchDispatchMode):
-    """Counts the numbers of the host that become tensors, as they do where they are assigned to elements of one."""
+class _Dispatched(TorchDispatchMode):
+    """Counts what would make a GPU's host wait: a number of the host that becomes a tensor, as it does where it is
+    assigned to an element, a tensor's number that the host reads, and shapes that depend on values."""
 
+    waiting = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "equal")
     count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function is torch.ops.aten.lift_fresh.default
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        self.count += by_mask or name in self.waiting
         return function(*args, **(kwargs or {}))
 
 
-def numbers_of_the_host(layout: Layout) -> Found:
-    """A step makes no tensor of a number around its passes: to a GPU it would be copied, for which the host waits."""
+class _Called(TorchFunctionMode):
+    """Counts the reads of a tensor's memory that are not dispatched on a CPU."""
+
+    reading = ("numpy", "tolist", "__array__", "cpu", "__dlpack__", "data_ptr")
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(function, "__name__", "") in self.reading
+        return function(*args, **(kwargs or {}))
+
+
+def host_waits(layout: Layout) -> Found:
+    """Around its passes, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a CPU alone;
+    tests/kernels has theirs.)"""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
     losses = engine._passes.train(model_inputs(batch, engine.parallel.device, 1.0))
     passes: Any = SimpleNamespace(train=lambda _: losses)
     engine._passes = passes
-    with _Lifted() as lifted:
-        torch.zeros(1)[0] = 1
-        control = lifted.count
-        engine.train_step(batch, 1e-3).blocks.wait()
-    return {"numbers": float(lifted.count - control), "not counted": float(control != 1)}
+    engine.train_step(batch, 1e-3).wait()  # asks the mesh, which is on the host, where this rank stands
+    with _Dispatched() as dispatched, _Called() as called:
+
+        def count(work: Callable[[], Any]) -> tuple[int, Any]:
+            dispatched.count = called.count = 0
+            value = work()
+            return dispatched.count + called.count, value
+
+        ones = torch.ones(2)
+        ways: list[Callable[[], Any]] = [
+            lambda: ones[0].item(),
+            lambda: bool(ones[0] > 0),
+            lambda: ones.tolist(),
+            lambda: ones.numpy(),
+            lambda: ones.__setitem__(0, 1),
+            lambda: ones[ones > 0],
+        ]
+        unseen = sum(count(way)[0] == 0 for way in ways)
+        step, pending = count(lambda: engine.train_step(batch, 1e-3))
+        reading, _ = count(pending.wait)
+    return {"waits in a step": step, "waits that are not counted": unseen, "nothing is read": float(reading == 0)}
 
 
 def compiled(layout: Layout) -> Found:
@@ -472,7 +514,8 @@ def _cases() -> dict[str, Case]:
         add("not clipped", name, clipping, 0.0)
     for name in ("DP2 optim", "TP2 SP"):
         add("bf16", name, bf16)
-    add("numbers of the host", "DP2", numbers_of_the_host)
+    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "CP2"):
+        add("waits of the host", name, host_waits)
     for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
         add("memory", name, memory, share)
     return found

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, StepOutput
+from megatron_lfr.engine import NativeEngine, PendingStep
 
 SKIPPED = 2
 
@@ -14,7 +12,7 @@ def overflow_on_rank_1(rank: int) -> None:
     """In step SKIPPED, the gradient of a weight that rank 1 alone holds is infinite."""
     original = NativeEngine.train_step
 
-    def train_step(engine: NativeEngine, batch: Batch, *given: Any, **more: Any) -> StepOutput:
+    def train_step(engine: NativeEngine, batch: Batch, lr: float) -> PendingStep:
         finish = engine.gradients.finish
 
         def finish_with_infinity() -> None:
@@ -23,7 +21,7 @@ def overflow_on_rank_1(rank: int) -> None:
 
         if (rank, batch.step) == (1, SKIPPED):
             engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
-        output = original(engine, batch, *given, **more)
+        output = original(engine, batch, lr)
         engine.gradients.finish = finish  # type: ignore[method-assign]
         return output
 

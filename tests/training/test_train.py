@@ -356,11 +356,11 @@ def test_exploding_steps_stop_the_run_with_the_blocks_named(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float, **asked: bool) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float) -> Any:
         if batch.step >= 6:
             for parameter in engine.parameters:
                 parameter.local().fill_(float("inf"))
-        return original(engine, batch, lr, **asked)
+        return original(engine, batch, lr)
 
     monkeypatch.setattr(NativeEngine, "train_step", poisoned)
     assert run([*tiny_args, "--max-skipped-steps", "3"]) == 2
@@ -379,9 +379,9 @@ def test_nothing_of_a_skipped_step_counts(
 
     original = NativeEngine.train_step
 
-    def poisoned(engine: NativeEngine, batch: Any, lr: float, **asked: bool) -> Any:
+    def poisoned(engine: NativeEngine, batch: Any, lr: float) -> Any:
         if batch.step not in (2, 5):
-            return original(engine, batch, lr, **asked)
+            return original(engine, batch, lr)
         saved = [parameter.local().clone() for parameter in engine.parameters]
         finish = engine.gradients.finish
 
@@ -393,10 +393,10 @@ def test_nothing_of_a_skipped_step_counts(
             engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
         else:
             engine.parameters[0].local().fill_(math.nan)
-        output = original(engine, batch, lr, **asked)
+        output = original(engine, batch, lr)
         engine.gradients.finish = finish  # type: ignore[method-assign]
-        assert output.skipped
-        assert math.isfinite(output.loss) == (batch.step == 2)
+        assert output.wait().skipped
+        assert math.isfinite(output.wait().loss) == (batch.step == 2)
         for parameter, value in zip(engine.parameters[1:], saved[1:], strict=True):
             assert parameter.local().equal(value)
         engine.parameters[0].local().copy_(saved[0])
