@@ -122,7 +122,7 @@ def order_choice(
 ) -> Ids:
     """Weighted choice without replacement, shuffled, with the probabilities of `order_visits`.
 
-    Where more is drawn than there is, complete shuffled passes come first, and the choice makes the last part of a pass.
+    Where more is drawn than there is, complete shuffled passes come first, and the choice makes the last part of one.
     """
 
 def cluster(scores: Scores, k: int = 8, bins: int = 4096, num_threads: int = 0) -> Doubles:

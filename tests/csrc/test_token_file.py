@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from waiting import LIMIT
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.waiting import LIMIT
 
 TYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16]
 
