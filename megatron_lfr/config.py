@@ -26,7 +26,8 @@ from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
-from megatron_lfr.run_folder import RunFolder, parse_yaml
+from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 
@@ -99,6 +100,10 @@ class RunConfig:
             flat.update(dataclasses.asdict(getattr(self, section.name)))
         return flat
 
+    def to_yaml(self) -> str:
+        """Every setting as YAML that --config reads."""
+        return dump_yaml(self.to_flat())
+
 
 def resolve_schedule(text: str) -> Schedule:
     """The schedule that --lfr-schedule names: a preset, a YAML file, or a YAML list in place."""
@@ -136,16 +141,11 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     return _parse(rest, config, prog="megatron-lfr train"), notes
 
 
-def read_run_config(run: Path, tokenizer_model: str | None = None) -> RunConfig:
-    """The configuration of a run folder, with the paths of its corpus as `RunFolder.settings` finds them.
+def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> RunConfig:
+    """The configuration of a run, with the paths of its corpus as `RunFolder.settings` finds them.
     tokenizer_model: where its tokenizer lies now, if it was moved. ValueError where the folder holds no run."""
-    folder = RunFolder(run)
-    try:
-        settings = folder.settings()
-    except ValueError as error:
-        raise ValueError(f"--run {error}") from None
-    preset_name, argv = _settings_to_argv(settings, str(folder.config))
-    config = _parse(argv, _of_preset(preset_name), prog=f"{folder.config}")
+    preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
+    config = _parse(argv, _of_preset(preset_name), prog=f"{folder.config_file}")
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 
 def describe(error: BaseException) -> str:
@@ -48,6 +51,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def json_value(value: Any) -> Any:
+    """What JSON holds of a value, or of all in lists and dictionaries: it has no NaN or infinity, but null. NumPy's
+    numbers become Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        return {key: json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -90,23 +105,28 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
                 raise ValueError(f"{flag} {path}: holds something else already; remove it, or give another name")
 
 
-def check_space(flag: str, path: Path, needed: int) -> None:
-    """OSError names `flag` where `needed` bytes will not fit beside what is to be made as `path`."""
-    free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
+def check_space(flag: str, path: Path, needed: int, what: str | None = None) -> None:
+    """OSError names `flag` where `needed` bytes, of `what`, will not fit into `path`, which need not be there yet."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed:
-        raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed")
+        wanted = f"{needed / 1e9:.2f} GB needed{f' for {what}' if what else ''}"
+        raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {wanted}")
 
 
-def lock_file(path: Path) -> BinaryIO:
+def lock_file(path: Path, otherwise: str) -> BinaryIO:
     """Hold `path`, which is created, against other processes until the file is closed or the process ends.
 
-    BlockingIOError where another process holds it. A file system without locks (some NFS and Lustre mounts) gets a
-    line on stderr, and no protection.
+    ValueError with the text `otherwise` where another process holds it. A file system without locks (some NFS and
+    Lustre mounts) gets a line on stderr, and no protection.
     """
     while True:
         file = path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(otherwise) from None
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 print(f"{path.parent}: no locks on this file system; run no two processes in it", file=sys.stderr)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from megatron_lfr.kernels import block_cross_entropy
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -31,13 +35,18 @@ def test_the_librarys_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         exec(compile(tree, str(page), "exec"), namespace)
 
 
-def test_the_librarys_names_are_those_of_its_table() -> None:
-    import megatron_lfr.lfr as lfr
+@pytest.mark.parametrize("name", ["megatron_lfr.lfr", "megatron_lfr.kernels"])
+def test_the_librarys_names_are_those_of_its_table(name: str) -> None:
+    row = next(line for line in (DOCS / "library.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
+    assert set(re.findall(r"`(\w+)`", row.split("|")[2])) == set(importlib.import_module(name).__all__)
 
-    row = next(
-        line for line in (DOCS / "library.md").read_text().splitlines() if line.startswith("| `megatron_lfr.lfr`")
-    )
-    assert set(re.findall(r"`(\w+)`", row.split("|")[2])) == set(lfr.__all__)
+
+def test_the_options_of_the_cross_entropy_are_all_told() -> None:
+    page = (DOCS / "library.md").read_text()
+    section = page[page.index("## The cross-entropy") : page.index("## Stopping and going on")]
+    signature = inspect.signature(block_cross_entropy)
+    told = set(re.findall(r"`(\w+)(?:=.)?`", section))
+    assert {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY} <= told
 
 
 def test_the_librarys_figures_are_those_of_the_record() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -92,7 +93,11 @@ def test_the_parts_name_what_there_is() -> None:
                 assert flags[0] in gpu_runs.CHECKS
             if script == "tools/benchmark_training.py":
                 assert benchmark_training.parse(flags)
-    assert seen >= {"tools/benchmark_kernels.py", "tools/profile_kernels.py", "tests/kernels/test_on_gpu.py"}
+    assert seen >= {
+        "tools/benchmark_kernels.py",
+        "tools/profile_kernels.py",
+        "tests/kernels/test_cross_entropy_mutants.py",
+    }
     assert gpu_parts.SECONDS + gpu_parts.GRACE_SECONDS < 8 * 60
 
 
@@ -180,8 +185,8 @@ class InProcess(gpu_runs.Lab):
 
     def run(self, name: str, flags: list[str], device: str = "", launcher: tuple[str, ...] = ()) -> None:
         config, _ = parse_run_config([*flags, "--save", str(self.folder / name)])
-        train(config)
-        (self.folder / f"{name}.log").write_text("")
+        with (self.folder / f"{name}.log").open("w") as log, contextlib.redirect_stdout(log):
+            train(config)
 
 
 def test_runs_are_compared(tmp_path: Path) -> None:
@@ -190,6 +195,16 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     lab.run("other", [*lab.flags(4), "--seed", "5"])
     with pytest.raises(gpu_runs.CheckError, match=r"losses of 'other' and 'cpu' differ by"):
         gpu_runs.differ(lab, "other", "cpu", 1e-6)
+
+
+def test_attention_is_compared_and_named(tmp_path: Path) -> None:
+    lab = InProcess(tmp_path, on_gpu=False)
+    found = gpu_runs.documents(lab)
+    assert found.keys() == {"fp32", "bf16"}
+    for name, itemsize in (("fp32", 4), ("bf16", 2)):
+        assert f"a dense document mask of {itemsize * 4 * 16 * 16:,} bytes" in found[name]["attention"]
+    with pytest.raises(gpu_runs.CheckError, match="run 'bf16': expected one line on attention by flex_attention"):
+        gpu_runs.attention_line(lab, "bf16", "flex_attention")
 
 
 def test_what_needs_a_gpu_is_tried_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

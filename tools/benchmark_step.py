@@ -62,8 +62,8 @@ class WithoutRecording(PlainLoop):
     model: Llama
 
     def loss(self, batch: Batch) -> Tensor:
-        logits = F.linear(self.model.hidden_states(batch.tokens), self.model.output_weight)
-        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        logits = self.model.logits(self.model.hidden_states(batch.tokens).flatten(0, 1))
+        return F.cross_entropy(logits, batch.labels.flatten())
 
 
 class Transformers(PlainLoop):
@@ -162,7 +162,7 @@ def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
             started = time.perf_counter()
             output = ours.train_step(batch, 1e-4)
             trained = time.perf_counter()
-            blocks = output.blocks.wait()
+            blocks = output.wait().blocks
             curriculum.record(curriculum.next_step, blocks.nll_sum, blocks.token_count)
             recording.append(time.perf_counter() - trained)
             steps.append(time.perf_counter() - started)

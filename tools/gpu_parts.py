@@ -74,7 +74,7 @@ PARTS = {
     "check": [
         BUILD,
         # The longest first; what needs a GPU most before what the suite has shown elsewhere.
-        test("gpu tests", 200, "tests/kernels/test_on_gpu.py"),
+        test("gpu tests", 200, "tests/gpu"),
         test("kernel tests", 300, "tests/kernels/test_triton_kernels.py"),
         test("contract", 300, "tests/kernels/test_block_cross_entropy.py"),
         test("properties", 200, "tests/kernels/test_cross_entropy_properties.py"),

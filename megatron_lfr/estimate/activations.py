@@ -110,6 +110,8 @@ def logits_peak(batch: MicroBatch) -> int:
     vocabulary, width, half = batch.vocabulary_rows, batch.model.hidden_size, batch.itemsize < 4
     held = min(batch.tokens, batch.tokens if batch.keeps_logits else CHUNK_ROWS)
     logits = held * vocabulary * (4 + (batch.itemsize if half and batch.on_gpu else 0))
+    if batch.model.final_logit_softcapping and not batch.on_gpu:
+        logits += 4 * held * vocabulary  # the cap's slope, which a GPU computes again
     # A CPU multiplies in fp32: it casts the weight and the hidden states.
     casts = 4 * vocabulary * width if half and not batch.on_gpu else 0
     products = (4 * width, batch.itemsize * width)  # the gradients in fp32, and in their own type

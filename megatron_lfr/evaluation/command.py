@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from megatron_lfr.build import make_loader
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
@@ -23,11 +24,10 @@ from megatron_lfr.evaluation.block_file import BlockFile
 from megatron_lfr.evaluation.continuations import Continuations
 from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
-from megatron_lfr.fileio import check_replaces, write_atomic
-from megatron_lfr.output import print_table
+from megatron_lfr.fileio import check_replaces, json_value, write_atomic
+from megatron_lfr.output import number, print_table
 from megatron_lfr.parallel import ranks, session
 from megatron_lfr.training.evaluation import Keep, evaluate
-from megatron_lfr.training.run import make_loader
 
 Split = Literal["train", "valid", "test", "all", "none"]
 
@@ -117,7 +117,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     source = _source(config, trained)
     model = Continuations(trained)
     bos = trained.bos if read else None
-    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length, bos)) for task in read]
+    tasks = [(task, encode_task(task, trained.text_tokenizer, model.max_length, bos)) for task in read]
     results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
     if source is not None:
         results["corpus"] = _evaluate_corpus(config, trained, source)
@@ -128,7 +128,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
 
         results["lm_eval"] = evaluate_tasks(trained, config.lm_eval_tasks, config.lm_eval_include_path)
     if config.json is not None and ranks.rank() == 0:
-        text = json.dumps(_without_infinities(results), indent=1, allow_nan=False, default=str)
+        text = json.dumps(json_value(results), indent=1, allow_nan=False, default=str)
         write_atomic(config.json, text + "\n")
     return results
 
@@ -147,9 +147,8 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         )
     vocab_size = trained.model.config.vocab_size
     assert vocab_size is not None
-    settle_documents(
-        dataclasses.replace(data, bos=False), vocab_size, dataset.datasets
-    )  # another's may start otherwise
+    any_start = dataclasses.replace(data, bos=False)  # another corpus' documents may start otherwise
+    settle_documents(any_start, trained.tokenizer, vocab_size, dataset.datasets)
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")
@@ -157,7 +156,7 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
 
 
 def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: BlockSource) -> dict[str, Any]:
-    loader = make_loader(trained.config, source, trained.eod, trained.parallel)
+    loader = make_loader(trained.config, source, trained.tokenizer, trained.parallel)
     with ExitStack() as stack:
         keep: Keep | None = None
         if config.per_block is not None and ranks.rank() == 0:
@@ -181,24 +180,13 @@ def _loss_and_perplexity(loss: float) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
-def _without_infinities(value: Any) -> Any:
-    """JSON has no NaN or infinity: what is not finite is null. NumPy's numbers become Python's."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, dict):
-        return {key: _without_infinities(own) for key, own in value.items()}
-    if isinstance(value, list):
-        return [_without_infinities(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _print(results: dict[str, Any]) -> None:
     print(f"{results['run']} at iteration {results['iteration']}")
     if "corpus" in results:
         corpus = results["corpus"]
         print(f"{corpus['split']}: {corpus['blocks']:,} blocks, {corpus['tokens']:,} tokens")
         rows = [
-            [name, f"{row['loss']:.4f}", f"{row['perplexity']:.4f}"]
+            [name, number(row["loss"]), number(row["perplexity"])]
             for name, row in (("all", corpus), *corpus["domains"].items())
         ]
         print_table(["domain", "loss a token", "perplexity"], rows)
@@ -213,7 +201,7 @@ def _task_rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:
         if isinstance(value, int | float) and "_stderr" not in measure:
             error = found.get(_stderr_key(measure))
             text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-            yield [task, measure, text, f"{error:.4f}" if isinstance(error, float) else "-"]
+            yield [task, measure, text, number(error)]
 
 
 def _stderr_key(measure: str) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.fileio import check_space, fsync_file, new_folder, write_atomic
+from megatron_lfr.fileio import check_space, fsync_file, new_folder
 from megatron_lfr.huggingface.config import from_hf_config, read_json_object
 from megatron_lfr.huggingface.files import WeightFiles
 from megatron_lfr.huggingface.names import to_ours, weights
@@ -24,7 +24,7 @@ from megatron_lfr.huggingface.tokenizer_files import FolderTokenizer, find_token
 from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.identity import weights_identity
 from megatron_lfr.model.config import ModelConfig
-from megatron_lfr.training.run import dump_config
+from megatron_lfr.run_folder import RunFolder
 
 _FILE = "model-00001-of-00001.safetensors"
 _TOKENIZER = "tokenizer"
@@ -67,20 +67,19 @@ def load(options: FromHF) -> None:
         if tokenizer is not None:
             tokenizer.copy(folder / _TOKENIZER)
         fingerprint = None if tokenizer is None else tokenizer.tokenizer.fingerprint
-        _write_checkpoint(folder / "checkpoints", files, model, weights_identity(model, fingerprint))
-        run = RunConfig(model=model, data=_data(options.output, tokenizer, model))
-        write_atomic(folder / "config.yaml", dump_config(run))
+        run = RunFolder(folder)
+        _write_checkpoint(run.checkpoint_folder, files, model, weights_identity(model, fingerprint))
+        config = RunConfig(model=model, data=_data(options.output, tokenizer, model))
+        run.write_config(config.to_flat())
         if options.verify:
-            checkpoint = CheckpointStore(folder / "checkpoints", keep=None).newest_whole()
-            assert checkpoint is not None
-            print(verify(checkpoint.folder, model, options.input, torch.float32))
+            print(verify(run.checkpoint().folder, model, options.input, torch.float32))
             if tokenizer is not None:
-                print(compare_tokenizers(tokenizer.path, options.input))
+                print(compare_tokenizers(tokenizer.tokenizer, options.input))
     for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:
         print(f"note: {note}")
     print(f"{options.output}: {model.num_parameters():,} parameters. Train with (...: {_REMAINING_FLAGS})")
     if tokenizer is not None:
-        print(f"  {_preprocess_command(run.data)}")
+        print(f"  {_preprocess_command(config.data)}")
     print(f"  {_train_command(options.output, tokenizer)}")
 
 

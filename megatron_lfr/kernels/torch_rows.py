@@ -20,7 +20,7 @@ class TorchRows:
         if problem.softcap:
             logits.div_(problem.softcap).tanh_()
             if wants_gradient:
-                self._slope = 1.0 - logits.square()
+                self._slope = logits.square().neg_().add_(1.0)
             logits.mul_(problem.softcap)
         logits[:, problem.columns :].fill_(-torch.inf)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import chain, repeat
 
+from megatron_lfr.analysis.overview import RunView
+from megatron_lfr.output import is_number
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import is_number, percent, si
+from megatron_lfr.report.scale import percent, si
 from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import RunView
 
 _KINDS = ("s5", "s0", "s4", "s1", "s3", "s2", "s6", "s7", "other")
 
@@ -43,11 +44,10 @@ def cost_section(view: RunView) -> Html:
 
 
 def _storage(view: RunView) -> Html:
-    draws = int(view.visits.sum())
+    samples = int(view.visits.sum())
     rescored = sum(phase.planned.phase.is_rescored for phase in view.phases)
-    words = (
-        f"Journal: {si(4 * draws)}B on disk, four bytes a visit. Scores in memory: {si(10 * view.run.plan.n_blocks)}B."
-    )
+    scores = 10 * view.run.plan.n_blocks
+    words = f"Journal: {si(4 * samples)}B on disk, four bytes a visit. Scores in memory: {si(scores)}B."
     if rescored:
         tokens = rescored * view.run.plan.n_blocks * view.seq_length
         words += f" Rescoring read {si(tokens)} tokens forward-only, which the token counts of this page leave out."

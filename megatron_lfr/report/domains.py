@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_lfr.report.corpus import Corpus
 from megatron_lfr.report.frame import COLOURS, colour
+from megatron_lfr.run_folder import Corpus
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def y_axis(frame: Frame, scale: Scale, title: str, ticks: int = 5) -> Html:
     for value, text in zip(values, tick_labels(values), strict=True):
         parts.append(line(frame.x_range[0], scale(value), frame.x_range[1], scale(value), "grid"))
         parts.append(label(frame.left - 8, scale(value) + 4, text, "tick", "end"))
-    return join([*parts, label(0, frame.top - 10, title, "axis")])
+    return join([element("g", *parts, class_="y-ticks"), label(0, frame.top - 10, title, "axis")])
 
 
 def x_axis(frame: Frame, scale: Scale, title: str, ticks: int = 6) -> Html:
@@ -90,23 +90,26 @@ def x_axis(frame: Frame, scale: Scale, title: str, ticks: int = 6) -> Html:
     values = scale.ticks(ticks)
     texts, prefix = si_ticks(values)
     base = frame.y_range[0]
-    parts: list[Content] = [line(frame.x_range[0], base, frame.x_range[1], base, "base")]
+    axis = line(frame.x_range[0], base, frame.x_range[1], base, "base")
+    parts: list[Content] = []
     for value, text in zip(values, texts, strict=True):
         parts.append(line(scale(value), base, scale(value), base + 4, "base"))
         parts.append(label(scale(value), base + 18, text, "tick", "middle"))
     counted = {"": "", "k": " (thousands)", "M": " (millions)", "G": " (billions)", "T": " (trillions)"}[prefix]
-    return join([*parts, label(frame.x_range[1], base + 36, title + counted, "axis", "end")])
+    name = label(frame.x_range[1], base + 36, title + counted, "axis", "end")
+    return join([axis, element("g", *parts, class_="x-ticks"), name])
 
 
 def bands(frame: Frame, scale: Scale, phases: Sequence[Band]) -> Html:
     """Phases as shaded stretches, named where there is room."""
-    parts: list[Content] = []
+    parts = []
     for band in phases:
         first, last = max(scale(band.start), frame.left), min(scale(band.end), frame.x_range[1])
-        parts.append(rectangle(first, frame.top, last - first, frame.y_range[0] - frame.top, f"band {band.kind}"))
         fitting = [text for text in (band.label, band.label.split(" ")[0]) if last - first > LETTER * len(text) + 4]
-        if fitting:
-            parts.append(label((first + last) / 2, frame.top + 13, fitting[0], "band-name", "middle"))
+        shade = rectangle(first, frame.top, last - first, frame.y_range[0] - frame.top, f"band {band.kind}")
+        name = label((first + last) / 2, frame.top + 13, fitting[0] if fitting else "", "band-name", "middle")
+        span = f"{band.start:.10g} {band.end:.10g}"
+        parts.append(element("g", shade, name, class_="phase", data_span=span, data_name=band.label))
     return join(parts)
 
 
@@ -135,7 +138,7 @@ def figure(title: str, plot: Html, note: Content = None, table: Html | None = No
     )
 
 
-def legend(entries: Sequence[tuple[str, str]]) -> Html:
-    """(class, name) of each colour."""
+def legend(entries: Sequence[tuple[str, str]], of_lines: bool = False) -> Html:
+    """(class, name) of each colour. of_lines: the page's script makes each name turn its lines on and off."""
     items = [element("li", element("i", class_=f"swatch {kind}"), name) for kind, name in entries]
-    return element("ul", *items, class_="legend")
+    return element("ul", *items, class_="legend of-lines" if of_lines else "legend")

@@ -16,18 +16,21 @@ from megatron_lfr.report.frame import (
     colour,
     label,
     line,
+    rectangle,
     shorten,
     svg,
     x_axis,
     y_axis,
 )
 from megatron_lfr.report.markup import Content, Html, element, join
-from megatron_lfr.report.scale import Doubles, Scale, decimate, spanning
+from megatron_lfr.report.scale import Doubles, Scale, decimate, si_unit, spanning
 
 _NAME_LETTERS = 20
 _LABEL_HEIGHT = 14
 _PHASE_NAMES = 14
 """Pixels above the lines for the names of the phases."""
+_KEPT_POINTS = 2000
+"""Points of a line that the page holds, more than it shows before one zooms in."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def line_plot(
     """Lines over one x axis. More points than pixels are averaged, with their range shaded behind.
 
     y_scale: given the pixels of the bottom and the top; by default spans all values. named: names at the lines' ends.
-    last_x: where the x axis ends at the earliest.
+    last_x: where the x axis ends at the earliest. The script of the page zooms in, down to _KEPT_POINTS of each line.
     """
     width, height = size
     room = LETTER * min(_NAME_LETTERS, max((len(one.name) for one in series), default=0)) + 14 if named else 16
@@ -65,20 +68,27 @@ def line_plot(
     top += _PHASE_NAMES if phases else 0
     y = y_scale(bottom, top) if y_scale else _spanning_all([mean for _, _, mean, _, _ in drawn], bottom, top)
     x = _x_scale([last_x, *(band.end for band in phases), *(float(xs[-1]) for _, xs, *_ in drawn if len(xs))], frame)
-    parts: list[Content] = [
-        bands(frame, x, phases),
-        y_axis(frame, y, y_title, 5 if height > 250 else 4),
-        x_axis(frame, x, x_title, 6),
-    ]
+    ticks = 5 if height > 250 else 4
+    parts: list[Content] = [bands(frame, x, phases), y_axis(frame, y, y_title, ticks), x_axis(frame, x, x_title, 6)]
+    names = _names(frame, y, [(one, mean) for one, _, mean, _, _ in drawn if len(mean)]) if named else {}
     for one, xs, mean, low, high in drawn:
-        if len(xs) < len(one.xs[np.isfinite(one.ys)]):
-            parts.append(_range(x, y, xs, low, high, colour(one.colour)))
-        parts.append(_line(x, y, xs, mean, one))
-    if named:
-        parts.append(_names(frame, y, [(one, mean) for one, _, mean, _, _ in drawn if len(mean)]))
+        shade = _range(x, y, xs, low, high) if len(xs) < len(one.xs[np.isfinite(one.ys)]) else None
+        parts.append(_group(one, [shade, _line(x, y, xs, mean, one), names.get(id(one))]))
+    parts.append(rectangle(0, frame.top, 0, frame.y_range[0] - frame.top, "chosen"))
     parts.append(line(0, frame.top, 0, frame.y_range[0], "guide"))
     frame_data = f"{x.low:.10g} {x.high:.10g} {x.start:g} {x.end:g} {y.low:.10g} {y.high:.10g} {y.start:g} {y.end:g}"
-    return svg(frame, description, *parts, class_="plot lines", data_frame=frame_data, data_x=x_title, tabindex=0)
+    return svg(
+        frame,
+        description,
+        *parts,
+        class_="plot lines",
+        data_frame=frame_data,
+        data_base=f"{bottom:g}",
+        data_ticks=ticks,
+        data_unit=f"{si_unit(x.ticks(6))[0]:g}",
+        data_x=x_title,
+        tabindex=0,
+    )
 
 
 def _spanning_all(arrays: Sequence[Doubles], start: float, end: float) -> Scale:
@@ -95,30 +105,38 @@ def _points(x: Scale, y: Scale, xs: Doubles, ys: Doubles) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.array(xs).tolist(), places.tolist(), strict=True))
 
 
-def _range(x: Scale, y: Scale, xs: Doubles, low: Doubles, high: Doubles, kind: str) -> Html:
+def _range(x: Scale, y: Scale, xs: Doubles, low: Doubles, high: Doubles) -> Html:
     there = _points(x, y, xs, low)
     back = _points(x, y, xs[::-1], high[::-1])
-    return element("polygon", points=f"{there} {back}", class_=f"range {kind}")
+    return element("polygon", points=f"{there} {back}", class_="range")
 
 
 def _line(x: Scale, y: Scale, xs: Doubles, ys: Doubles, one: Series) -> Html:
-    numbers = {
-        "data_xs": " ".join(f"{value:.7g}" for value in xs.tolist()),
-        "data_ys": " ".join(f"{value:.5g}" for value in ys.tolist()),
-    }
-    kind = colour(one.colour)
-    path = element("polyline", points=_points(x, y, xs, ys), class_=f"line {kind}", data_name=one.name, **numbers)
+    path = element("polyline", points=_points(x, y, xs, ys), class_="line")
     if not one.markers and len(xs) > 1:
         return path
     dots = [
-        element("circle", cx=round(x(a), 1), cy=round(y(b), 1), r=3.5, class_=f"mark {kind}")
+        element("circle", cx=round(x(a), 1), cy=round(y(b), 1), r=3.5, class_="mark")
         for a, b in zip(xs.tolist(), ys.tolist(), strict=True)
     ]
     return join([path, *dots])
 
 
-def _names(frame: Frame, y: Scale, ends: Sequence[tuple[Series, Doubles]]) -> Html:
-    """The names at the lines' right ends, pushed apart where they would overlap."""
+def _group(one: Series, parts: Sequence[Html | None]) -> Html:
+    """What belongs to a line, with the numbers that the script shows and zooms into."""
+    xs, mean, low, high = decimate(one.xs, one.ys, _KEPT_POINTS)
+    numbers = {"data_xs": _numerals(xs, 7), "data_ys": _numerals(mean, 5)}
+    if mean is not low:
+        numbers |= {"data_lows": _numerals(low, 5), "data_highs": _numerals(high, 5)}
+    return element("g", *parts, class_=f"series {colour(one.colour)}", data_name=one.name, **numbers)
+
+
+def _numerals(values: Doubles, digits: int) -> str:
+    return " ".join(f"{value:.{digits}g}" for value in values.tolist())
+
+
+def _names(frame: Frame, y: Scale, ends: Sequence[tuple[Series, Doubles]]) -> dict[int, Html]:
+    """The names at the lines' right ends, by the series' `id`; pushed apart where they would overlap."""
     by_height = sorted(ends, key=lambda end: y(float(end[1][-1])))
     places: list[float] = []
     for _, values in by_height:
@@ -128,7 +146,7 @@ def _names(frame: Frame, y: Scale, ends: Sequence[tuple[Series, Doubles]]) -> Ht
     for i in range(len(places) - 1, -1, -1):  # push back up what the last labels would put below the axis
         limit = places[i + 1] - _LABEL_HEIGHT if i + 1 < len(places) else frame.y_range[0]
         places[i] = min(places[i], limit) if beyond else places[i]
-    return join(
-        label(frame.x_range[1] + 6, place, shorten(one.name, _NAME_LETTERS), f"end {colour(one.colour)}")
+    return {
+        id(one): label(frame.x_range[1] + 6, place, shorten(one.name, _NAME_LETTERS), "end")
         for place, (one, _) in zip(places, by_height, strict=True)
-    )
+    }

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lfr.analysis.overview import Counts, PhaseView, RunView
+from megatron_lfr.output import is_number, number
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.domains import groups
-from megatron_lfr.report.frame import SIZE, figure, legend
+from megatron_lfr.report.frame import SIZE, Band, colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import Doubles, Scale, is_number, si, spanning
-from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import Counts, PhaseView, RunView
+from megatron_lfr.report.scale import Doubles, Scale, si, spanning
+from megatron_lfr.report.tables import NONE, table
 
 TOKENS, LOSS = "tokens trained on", "loss (nats a token)"
 _TABLE_ROWS = 40
@@ -39,19 +40,28 @@ def _training(view: RunView) -> Html:
         series.append(Series("mean between log lines", middles, np.array([row["loss"] for row in rows], np.float64), 0))
     high = _high_after_start(xs, ys)
     plot = line_plot(
-        series, "Training loss over tokens", TOKENS, LOSS, view.bands(), named=False, y_scale=_up_to(high, ys)
+        series, "Training loss over tokens", TOKENS, LOSS, phase_bands(view), named=False, y_scale=_up_to(high, ys)
     )
     note = "A Focus trains on hard blocks, so its training loss is higher: compare the validation loss."
     if high < float("inf"):
         note += " The axis leaves out the peak of the first steps."
-    key = legend([("other", "each step"), ("s0", "mean between log lines")]) if rows else None
+    key = legend([(colour(one.colour), one.name) for one in series], of_lines=True) if rows else None
     return figure("Training loss", join([key, plot]), note)
+
+
+def phase_bands(view: RunView) -> list[Band]:
+    """The phases that have begun over tokens, for shading."""
+    starts = [view.tokens_at(phase.planned.first_step) for phase in view.phases]
+    return [
+        Band(start, start + phase.samples_so_far * view.seq_length, phase.planned.phase.kind, phase.name)
+        for start, phase in zip(starts, view.phases, strict=True)
+    ]
 
 
 def _middles_of_steps(view: RunView, phase: PhaseView) -> Doubles:
     """Tokens trained on in the middle of each step of a phase."""
     size = view.run.plan.global_batch_size
-    ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.draws_so_far)
+    ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.samples_so_far)
     middles = (ends + np.arange(len(ends)) * size) / 2
     return np.asarray(view.tokens_at(phase.planned.first_step) + middles * view.seq_length)
 
@@ -63,15 +73,17 @@ def _validation(view: RunView) -> list[Html]:
         return [element("p", none, class_="note")]
     names = domain_names(rows)
     overall = line_plot(
-        [curve(view, rows, None, 0)], "Validation loss over tokens", TOKENS, LOSS, view.bands(), named=False
+        [curve(view, rows, None, 0)], "Validation loss over tokens", TOKENS, LOSS, phase_bands(view), named=False
     )
     held_out = rows[-1].get("tokens")
     note = f"On {si(float(held_out or 0))} held-out tokens." if is_number(held_out) else "On held-out documents."
     figures = [figure("Validation loss", overall, note, _validation_table(view, rows, names))]
     if len(names) > 1:
         series = [curve(view, rows, name, i) for i, name in enumerate(names)]
-        by_domain = line_plot(series, "Validation loss by domain over tokens", TOKENS, LOSS, view.bands())
-        figures.append(figure("Validation loss by domain", by_domain, "Each domain is a prefix of the corpus."))
+        by_domain = line_plot(series, "Validation loss by domain over tokens", TOKENS, LOSS, phase_bands(view))
+        key = legend([(colour(one.colour), one.name) for one in series], of_lines=True)
+        note = "Each domain is a prefix of the corpus."
+        figures.append(figure("Validation loss by domain", join([key, by_domain]), note))
     return figures
 
 
@@ -84,8 +96,8 @@ def _validation_table(view: RunView, rows: list[dict[str, Any]], names: list[str
             [
                 f"{view.tokens_at(row['step']):,}",
                 str(row.get("phase", "")),
-                number(row.get("loss")),
-                *(number(domain_losses(row).get(name)) for name in names),
+                number(row.get("loss"), missing=NONE),
+                *(number(domain_losses(row).get(name), missing=NONE) for name in names),
             ]
             for row in shown
         ],
@@ -138,11 +150,6 @@ def curve(
     known = [(view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)]
     xs, ys = (np.array([pair[i] for pair in known], np.float64) for i in (0, 1))
     return Series(name or domain or "all", xs, ys, colour, markers=len(xs) <= 40)
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A loss for a table."""
-    return f"{value:.{digits}f}" if is_number(value) else "–"
 
 
 def _high_after_start(xs: Doubles, ys: Doubles) -> float:

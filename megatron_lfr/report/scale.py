@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,14 +74,14 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 def si_ticks(ticks: Sequence[float]) -> tuple[list[str], str]:
     """Numerals of large ticks over one unit, and its prefix ("", "k", "M", ...)."""
-    largest = max((abs(tick) for tick in ticks), default=0.0)
-    size, prefix = next(((s, p) for s, p in _PREFIXES if largest >= s), (1.0, ""))
+    size, prefix = si_unit(ticks)
     return tick_labels([tick / size for tick in ticks]), prefix
 
 
-def is_number(value: Any) -> bool:
-    """Whether something read from a file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def si_unit(ticks: Sequence[float]) -> tuple[float, str]:
+    """The unit that large ticks are counted in, and its prefix ("", "k", "M", ...)."""
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    return next(((size, prefix) for size, prefix in _PREFIXES if largest >= size), (1.0, ""))
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.engine import BlockLosses
+from megatron_lfr.fileio import json_value
 from megatron_lfr.lfr import Course
-from megatron_lfr.lfr.analysis import read_events
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
@@ -65,8 +65,8 @@ class MetricsFile(Callback):
             "consumed_samples": trainer.consumed_samples,
             "consumed_tokens": trainer.consumed_samples * trainer.plan.seq_length,
             "loss": self._window.mean_loss,
-            "last_loss": None if report.output.skipped else _number(report.output.loss),
-            "grad_norm": None if report.output.skipped else _number(report.output.grad_norm),
+            "last_loss": None if report.output.skipped else json_value(report.output.loss),
+            "grad_norm": None if report.output.skipped else json_value(report.output.grad_norm),
             "lr": report.lr,
             "skipped": trainer.skipped_steps,
         }
@@ -78,9 +78,9 @@ class MetricsFile(Callback):
             "event": "evaluation",
             "step": evaluation.step,
             "phase": evaluation.phase,
-            "loss": _number(evaluation.loss),
+            "loss": json_value(evaluation.loss),
             "tokens": evaluation.tokens,
-            "domains": {name: _number(loss) for name, loss in evaluation.domains.items()},
+            "domains": json_value(evaluation.domains),
         }
         self._write(row, trainer, {"seconds": evaluation.seconds})
 
@@ -96,7 +96,7 @@ class MetricsFile(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         length = int(state.get("bytes", 0))
-        check_metrics(self.path, length)
+        assert self._file.tell() >= length  # what find_start has looked at
         self._file.truncate(length)
         self._file.seek(length)
         if "window" in state:
@@ -127,7 +127,7 @@ class Window:
         self.wait += report.wait_seconds
         self.record += report.record_seconds
         if not report.output.skipped:
-            nll, tokens = summed(report.blocks)
+            nll, tokens = summed(report.output.blocks)
             self.nll += nll
             self.tokens += tokens
 
@@ -149,16 +149,6 @@ class Window:
 
     def state(self) -> dict[str, float]:
         return {"nll": self.nll, "tokens": self.tokens}
-
-
-def check_metrics(path: Path, length: int) -> None:
-    """ValueError where the file's first `length` bytes are not whole lines of events: it is shorter, or another."""
-    size = path.stat().st_size if path.exists() else 0
-    if size < length:
-        raise ValueError(f"{path}: holds {size} bytes, the checkpoint needs {length}")
-    read_events(path, length)
-    if length and path.read_bytes()[length - 1 : length] != b"\n":
-        raise ValueError(f"{path}: no line ends after {length} bytes, where the checkpoint was written")
 
 
 def summed(blocks: BlockLosses) -> tuple[float, float]:
@@ -183,8 +173,3 @@ def _distinct(curriculum: Course) -> int:
     served = np.zeros(curriculum.plan.n_blocks, np.bool_)
     served[curriculum.order] = True
     return int(served.sum())
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN or infinity: a loss that is not finite is null."""
-    return value if abs(value) < float("inf") else None

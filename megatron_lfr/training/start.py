@@ -5,25 +5,26 @@ Everything that can be refused is looked at here, and nothing is written.
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
+from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.checkpoint.state import STATE_FILE
 from megatron_lfr.config import RunConfig
 from megatron_lfr.engine import Engine
+from megatron_lfr.fileio import check_space
 from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings
-from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.lfr import Journal, Plan
+from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training.metrics import check_metrics
+from megatron_lfr.training.nodes import Nodes
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,23 @@ class Start:
 
 
 def find_start(
-    config: RunConfig, folder: RunFolder, facts: Mapping[str, Any], plan: Plan, vocab_size: int, group: ProcessGroup
+    config: RunConfig, folder: RunFolder, facts: Mapping[str, Any], plan: Plan, model: ModelConfig, group: ProcessGroup
 ) -> Start:
     """Where the run of `config`, whose identity is `facts`, begins. Collective.
 
     ValueError or OSError where the folder holds another run, damaged files, or no room.
     """
-    checkpoint = CheckpointStore(folder.checkpoints, keep=None, group=group).newest_whole()
+    checkpoint = folder.find_checkpoint(group)
     discarded = 0
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
-            folder.check_places(config.logging.tensorboard(folder.tensorboard))
-            discarded = 0 if checkpoint else JournalReader(folder.journal).count_entries()
+            folder.check_places(config.logging.tensorboard(folder.tensorboard_folder))
+            discarded = 0 if checkpoint else folder.journal.count_entries()
             if checkpoint or discarded:
                 _check_run(folder, checkpoint, facts, config.to_flat())
             else:
                 folder.check_is_free()
-            _check_disk(folder, plan, vocab_size, config)
+            _check_disk(folder, plan, model, config)
     weights = None if checkpoint or not config.checkpoint.finetune else _find_weights(config, facts, group)
     return Start(checkpoint, weights, discarded)
 
@@ -89,8 +90,8 @@ def _check_run(
             f"--save {folder.path}: holds weights alone, no run. Start one from them with --load {folder.path} "
             "--finetune and another folder for --save"
         )
-    journal = JournalReader(folder.journal)
-    remembered = {folder.journal / "meta.json": journal.read_identity()}
+    journal = folder.journal
+    remembered = {journal.folder / "meta.json": folder.identity()}
     if checkpoint:
         _check_state(checkpoint)
         remembered[checkpoint.folder / STATE_FILE] = checkpoint.state["identity"]
@@ -101,7 +102,7 @@ def _check_run(
     if checkpoint:
         place, metrics = checkpoint.state["curriculum"], checkpoint.state["callbacks"].get("MetricsFile", {})
         journal.check_holds(place["phase"], place["entries"])
-        check_metrics(folder.metrics, metrics.get("bytes", 0))
+        folder.events(metrics.get("bytes", 0))
 
 
 def _check_state(checkpoint: Checkpoint) -> None:
@@ -123,10 +124,8 @@ def _check_state(checkpoint: Checkpoint) -> None:
 def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
     """The newest checkpoint of --load, whose weights mean the same here."""
     assert config.checkpoint.load is not None
-    folder = RunFolder(Path(config.checkpoint.load))
-    found = CheckpointStore(folder.checkpoints, keep=None, group=group).newest_whole()
-    if found is None:
-        raise ValueError(f"--load {folder.path}: no checkpoint stands there")
+    folder = RunFolder(config.checkpoint.load, "--load")
+    found = folder.checkpoint(group=group)
     legal, may_differ = comparable_settings(facts), config.checkpoint.finetune_change
     if unknown := [name for name in may_differ if name not in legal]:
         raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")
@@ -138,20 +137,41 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
     return found
 
 
-def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """The size of a checkpoint's tensors: weights and two moments in fp32."""
-    return 3 * 4 * dataclasses.replace(config.model, vocab_size=vocab_size).num_parameters()
-
-
-def _check_disk(folder: RunFolder, plan: Plan, vocab_size: int, config: RunConfig) -> None:
+def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunConfig) -> None:
     """Refuse to start where the checkpoints and the journal will not fit."""
-    checkpoint = checkpoint_bytes(config, vocab_size)
-    have = sum(1 for _ in folder.checkpoints.glob("iter_*"))
+    checkpoint = checkpoint_bytes(model)
+    have = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
     wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
     needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)
-    free = shutil.disk_usage(folder.path).free
-    if free < needed:
-        raise OSError(
-            f"--save {folder.path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for checkpoints of "
-            f"{checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
-        )
+    kept = f"checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
+    check_space("--save", folder.path, needed, kept)
+
+
+def checkpoint_bytes(model: ModelConfig) -> int:
+    """The size of a checkpoint's tensors: weights and two moments in fp32."""
+    return 3 * 4 * model.num_parameters()
+
+
+def open_journal(
+    folder: RunFolder, nodes: Nodes, facts: Mapping[str, Any], start: Start, scratch: Path
+) -> Journal | None:
+    """The journal that this rank keeps: the run's on rank 0, a copy in `scratch` on the leaders of other machines, none
+    on the other ranks. Collective."""
+    with ranks.failing_together():
+        if not nodes.is_leader:
+            return None
+        is_copy = nodes.index > 0
+        path = scratch / "journal" if is_copy else folder.journal.folder
+        if is_copy or start.checkpoint is None:  # a copy is sent anew; of a run that starts anew, nothing holds
+            JournalFiles(path).clear()
+        return Journal(path, facts)
+
+
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """The run folder, on rank 0 held against other processes; the lock goes with the process, however it ends."""
+    with ExitStack() as stack:
+        with ranks.failing_together():
+            if ranks.rank() == 0:
+                stack.enter_context(folder.hold())
+        yield

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from megatron_lfr.lfr import UNRECORDED, Journal
-from megatron_lfr.lfr.analysis import read_events
-from megatron_lfr.output import print_table
+from megatron_lfr.output import number, print_table
+from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.trainer import Trainer
 
@@ -16,18 +15,18 @@ from megatron_lfr.training.trainer import Trainer
 class Summary(Callback):
     """Prints, for each phase, what it trained on, what it left out, and the losses."""
 
-    def __init__(self, run_folder: Path, journal: Journal) -> None:
-        self.run_folder = run_folder
+    def __init__(self, folder: RunFolder, journal: Journal) -> None:
+        self.folder = folder
         self.journal = journal
 
     def on_end(self, trainer: Trainer) -> None:
-        events = read_events(self.run_folder / "metrics.jsonl")
+        events = self.folder.events()
         _print_phases(trainer, self.journal, events)
         _print_domains(trainer, events)
         parts = trainer.times.totals()
         spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if seconds >= 0.005)
         print(f"{sum(parts.values()):.2f} s since training began in this process: {spent}.")
-        print(f"Where to look next, in {self.run_folder}:")
+        print(f"Where to look next, in {self.folder.path}:")
         for name, what in _PLACES.items():
             print(f"  {name:21s} {what}")
 
@@ -55,7 +54,7 @@ def _print_phases(trainer: Trainer, journal: Journal, events: list[dict[str, Any
                 f"{start['distinct']:,}",
                 f"{len(recorded) * trainer.plan.seq_length:,}",
                 f"{train_loss:.4f}",
-                "-" if validation is None else _loss(validation["loss"]),
+                "-" if validation is None else number(validation["loss"]),
             ]
         )
     print_table(["phase", "blocks", "distinct", "tokens", "train loss", "val. loss"], rows, "Phases")
@@ -75,18 +74,14 @@ def _print_domains(trainer: Trainer, events: list[dict[str, Any]]) -> None:
     evaluated = [(start, found) for start in starts if (found := last_evaluation(events, start["phase"])) is not None]
     if evaluated:
         names = list(dict.fromkeys(name for _, found in evaluated for name in found["domains"]))
-        rows = [["all", *(_loss(found["loss"]) for _, found in evaluated)]]
-        rows += [[name, *(_loss(found["domains"].get(name)) for _, found in evaluated)] for name in names]
+        rows = [["all", *(number(found["loss"]) for _, found in evaluated)]]
+        rows += [[name, *(number(found["domains"].get(name)) for _, found in evaluated)] for name in names]
         head = ["domain", *(f"after {_phase(start)}" for start, _ in evaluated)]
         print_table(head, rows, "Validation loss on held-out documents")
 
 
 def _phase(start: dict[str, Any]) -> str:
     return f"{start['phase']} {start['kind']}"
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def last_evaluation(events: list[dict[str, Any]], phase: int) -> dict[str, Any] | None:

@@ -11,9 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rank_memory_cases
 import torch.multiprocessing as mp
-from measured import make_engine, sample, saved_bytes, step_peak
 from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
 
 from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
@@ -21,6 +19,8 @@ from megatron_lfr.estimate.memory import micro_batches_in_flight, rank_memory
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
+from support import rank_memory_cases
+from support.measured import make_engine, sample, saved_bytes, step_peak
 
 BASE = ModelConfig(
     num_layers=3,
@@ -38,6 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "heads wider than the model": {"kv_channels": 48, "ffn_hidden_size": 64},
     "untied": {"untie_embeddings_and_output_weights": True, "vocab_size": 1000},
     "deep": {"num_layers": 6, "vocab_size": 100},
+    "capped logits": {"final_logit_softcapping": 30.0, "vocab_size": 2000},
 }
 
 
@@ -81,6 +82,7 @@ def test_activations_where_the_logits_are_not_kept(monkeypatch: pytest.MonkeyPat
     [
         ("grouped queries", {}),
         ("untied", {"itemsize": 2}),
+        ("capped logits", {}),
         ("deep", {"recompute": "selective"}),
         ("deep", {"recompute": "full", "itemsize": 2}),
         ("untied", {"rows": 1, "seq_length": 8}),  # weights and gradients are most of it

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_run_oracle import SEQ, WORDS, Oracle
 
 from megatron_lfr.cli import main
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+from support.text_run_oracle import SEQ, WORDS, Oracle
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 20 steps with checkpoints at 10 and 20 and evaluations there, on two domains of text in bytes."""
+    """A run of 20 steps with checkpoints at 10 and 20 and evaluations there, on two domains of text in bytes. Its model
+    caps its logits; its loss has all that no evaluation has."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(17)
     rows = [{"text": " ".join(rng.choice(WORDS[: 6 + 6 * (i % 2)], 30)), "domain": "ab"[i % 2]} for i in range(60)]
@@ -29,6 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--tokenizer-model", "bytes", "--data-path", f"{prefix}_a_text_document", f"{prefix}_b_text_document"),
         *("--split", "8,1,1", "--micro-batch-size", "4", "--global-batch-size", "8", "--lr", "3e-3"),
         *("--lfr-schedule", "uniform", "--train-iters", "20", "--save-interval", "10", "--eval-interval", "10"),
+        *("--final-logit-softcapping", "1.5", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"),
         *("--save", str(folder / "run")),
     ]
     assert main(["train", *train]) == 0

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import kill_cases
 import pytest
 import torch
 import torch.multiprocessing as mp
-import two_rank_checkpoints
 import yaml
-from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
+from megatron_lfr.huggingface.config import from_hf_config
 from megatron_lfr.huggingface.verify import verify
 from megatron_lfr.model import Llama
-from megatron_lfr.training.run import dump_config
+from support import kill_cases, two_rank_checkpoints
+from support.hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 
 
 def convert(*words: object) -> int:
@@ -154,7 +154,7 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
     for name in two_rank_checkpoints.LAYOUTS:
         run = tmp_path / name
         assert len(list(run.glob("checkpoints/iter_0000001/shard-*"))) == 2
-        (run / "config.yaml").write_text(dump_config(RunConfig(model=BASE)))
+        (run / "config.yaml").write_text(RunConfig(model=BASE).to_yaml())
         assert convert("to-hf", "--run", run, "--output", tmp_path / f"{name}-hf") == 0
         assert convert("from-hf", "--input", tmp_path / f"{name}-hf", "--output", tmp_path / f"{name}-back") == 0
         found = stored_weights(tmp_path / f"{name}-back" / "checkpoints" / "iter_0000000")
@@ -188,6 +188,26 @@ def test_verify_notices_another_model(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints" / "iter_0000007"
     with pytest.raises(ValueError, match="the two are not the same model"):
         verify(folder, MODELS["untied, grouped queries"], tmp_path / "hf", torch.float32)
+
+
+def test_a_cap_of_the_logits_comes_in_and_does_not_go_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers' Llama would leave it out, and be another model."""
+    make_run(tmp_path / "run", BASE)
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert from_hf_config({**settings, "final_logit_softcapping": None})[0].final_logit_softcapping == 0.0
+    edit(tmp_path / "hf" / "config.json", final_logit_softcapping=2)
+    capsys.readouterr()
+    assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "capped", "--verify") == 0
+    out = capsys.readouterr().out
+    assert "final_logit_softcapping 2.0: the run caps its logits so, which transformers' LlamaForCausalLM leaves" in out
+    largest = re.search(r"largest logit ([\d.]+)", out)
+    assert largest is not None
+    assert 1.0 < float(largest[1]) <= 2.0
+    assert yaml.safe_load((tmp_path / "capped" / "config.yaml").read_text())["final_logit_softcapping"] == 2.0
+    assert convert("to-hf", "--run", tmp_path / "capped", "--output", tmp_path / "back") == 2
+    assert "--final-logit-softcapping 2.0: transformers' LlamaForCausalLM does not cap" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
 
 
 def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:

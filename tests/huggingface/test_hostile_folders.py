@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_runs import BASE, edit, make_run, make_tokenizer, stored_weights
 from safetensors.torch import save_file
 
 from megatron_lfr.cli import main
 from megatron_lfr.huggingface.stream import SafetensorsStream
+from support.hf_runs import BASE, edit, make_run, make_tokenizer, stored_weights
 
 EMBEDDING = "model.embed_tokens.weight"
 LLAMA3 = {
@@ -96,6 +96,8 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
         ({"tie_word_embeddings": False}, "the weight lm_head.weight is missing"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"final_logit_softcapping": "30"}, "final_logit_softcapping is '30'; expected a positive, finite number"),
+        ({"final_logit_softcapping": 0.5}, "--final-logit-softcapping 0.5: must be at least 1"),
         ({"intermediate_size": None}, "intermediate_size is missing"),
     ],
 )

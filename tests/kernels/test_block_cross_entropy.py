@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from cross_entropy_oracle import (
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_lfr.kernels import block_cross_entropy, scoring
+from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
+from support.cross_entropy_oracle import (
     ALL,
     BOUND,
     CASES,
@@ -24,11 +29,6 @@ from cross_entropy_oracle import (
     score_errors,
     small_slices,
 )
-from torch import Tensor
-from torch.nn import functional as F
-
-from megatron_lfr.kernels import block_cross_entropy, scoring
-from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
 
 
 def check(case: Case, bound: float = BOUND, **more: Any) -> None:
@@ -341,6 +341,8 @@ ids = torch.zeros(3, 7, dtype=torch.int64)
             "bfloat16, float16 or float32",
         ),
         ({"z_loss": -1.0}, "z_loss"),
+        ({"z_loss": float("nan")}, "z_loss nan"),
+        ({"logit_softcap": float("inf")}, "logit_softcap inf"),
         ({"logit_softcap": -1.0}, "logit_softcap"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
         ({"chunk_rows": 0}, "chunk_rows 0"),

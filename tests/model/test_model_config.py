@@ -31,6 +31,9 @@ DEMO = dataclasses.replace(MODEL_PRESETS["demo"], vocab_size=500)
         ({"rotary_base": float("nan")}, "--rotary-base nan"),
         ({"rope_high_freq_factor": 1.0}, "--rope-low-freq-factor 1.0: must be below --rope-high-freq-factor"),
         ({"norm_epsilon": 0.0}, "--norm-epsilon 0.0"),
+        ({"final_logit_softcapping": 0.5}, "--final-logit-softcapping 0.5: must be at least 1, or 0 for none"),
+        ({"final_logit_softcapping": -30.0}, "--final-logit-softcapping -30.0"),
+        ({"final_logit_softcapping": float("nan")}, "--final-logit-softcapping nan"),
         ({"init_method_std": float("inf")}, "--init-method-std inf"),
     ],
 )

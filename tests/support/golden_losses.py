@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.corpus.indexed import IndexedDatasetWriter
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 STEPS = 50
 STOP = 30

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
+from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 
 def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -38,6 +38,12 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--seq-length", "4096"], "--seq-length 4096: longer than --max-position-embeddings 16"),
         (["--num-attention-heads", "5"], "--num-attention-heads 5"),
         (["--num-query-groups", "3"], "--num-query-groups 3"),
+        (["--z-loss-coeff", "-0.1"], "--z-loss-coeff -0.1: must be at least 0 and below 1"),
+        (["--z-loss-coeff", "1"], "--z-loss-coeff 1.0: must be at least 0 and below 1"),
+        (["--z-loss-coeff", "nan"], "--z-loss-coeff nan: must be a finite number"),
+        (["--label-smoothing", "1.5"], "--label-smoothing 1.5: must be at least 0 and below 1"),
+        (["--label-smoothing", "-1"], "--label-smoothing -1.0: must be at least 0"),
+        (["--final-logit-softcapping", "0.1"], "--final-logit-softcapping 0.1: must be at least 1, or 0 for none"),
         (["--lfr-schedule", "lfr-v9"], "--lfr-schedule lfr-v9: neither a preset (lfr, lfr-v1"),
         (["--lfr-schedule", "[{kind: learn, duration: -1}]"], "must be a positive number"),
         (["--lfr-schedule", "lfr-v1"], "--train-epochs scales a schedule given in shares"),

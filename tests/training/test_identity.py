@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tiny_run import tiny_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.fileio import lock_file
 from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training import run as run_module
-from megatron_lfr.training.start import Start
+from megatron_lfr.training.start import Start, open_journal
+from support.tiny_run import tiny_flags
 
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 
@@ -51,6 +50,7 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 IDENTITY = [
     ("--rotary-base 7", "--rotary-base 7.0, the run has 10000.0"),
     ("--norm-epsilon 0.1", "--norm-epsilon 0.1, the run has 1e-05"),
+    ("--final-logit-softcapping 30", "--final-logit-softcapping 30.0, the run has 0.0"),
     ("--use-rope-scaling", "--use-rope-scaling True, the run has False"),
     ("--num-attention-heads 2", "--num-attention-heads 2, the run has 4"),
     ("--num-query-groups 4", "--num-query-groups 4, the run has 2"),
@@ -169,7 +169,7 @@ def test_no_refusal_changes_a_byte(
     entries = np.load(folder / "journal/phase_000.npy")
     assert len(entries) == 64  # the run goes on after all that
     assert main(["train", *args, "--exit-interval", "9"]) == 75
-    assert RunFolder(folder).history()[-1]["step"] == 8
+    assert RunFolder(folder).history.entries[-1]["step"] == 8
 
 
 DAMAGE = {
@@ -299,26 +299,53 @@ def test_a_refused_new_run_leaves_nothing(
 def test_a_setting_that_changes_is_told_and_recorded(
     trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
-    shutil.copytree(trained[1], folder.path)
+    args, path = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], path)
     assert main(["train", *args, "--lr", "0.5", "--exit-interval", "12"]) == 75
     out = capsys.readouterr().out
     assert "settings that change from step 8 on: --lr 0.01 -> 0.5, --exit-interval 8 -> 12" in out
-    last = folder.history()[-1]
+    last = RunFolder(path).history.entries[-1]
     assert (last["step"], last["changed"]) == (8, {"lr": [0.01, 0.5], "exit_interval": [8, 12]})
-    assert folder.recorded_settings()["lr"] == 0.5
-    shutil.rmtree(folder.checkpoints / "iter_0000012")
-    shutil.rmtree(folder.checkpoints / "iter_0000008")
+    assert RunFolder(path).recorded_settings["lr"] == 0.5
+    shutil.rmtree(path / "checkpoints/iter_0000012")
+    shutil.rmtree(path / "checkpoints/iter_0000008")
     assert main(["train", *args, "--lr", "0.25", "--exit-interval", "8"]) == 75  # from step 4: what came later goes
-    assert [(entry["step"], entry.get("changed")) for entry in folder.history()] == [
+    folder = RunFolder(path)
+    assert [(entry["step"], entry.get("changed")) for entry in folder.history.entries] == [
         (0, None),
         (4, {"lr": [0.01, 0.25]}),
     ]
     assert folder.settings_at(3)["lr"] == 0.01
     assert folder.settings_at(4)["lr"] == 0.25
-    (folder.path / "config_history.yaml").unlink()
+    (path / "config_history.yaml").unlink()
+    folder = RunFolder(path)
     assert folder.settings_at(4)["lr"] == 0.25
     assert folder.changes({"lr": 0.5}, 4) == {"lr": [0.25, 0.5]}
+
+
+def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a run that is older than these settings: neither its facts nor its config.yaml knows them."""
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
+    shutil.copytree(trained[1], folder.path)
+    assert "final_logit_softcapping" not in json.loads((folder.path / "journal/meta.json").read_text())["model"]
+    first, *later = folder.history()
+    for name in ("final_logit_softcapping", "z_loss_coeff", "label_smoothing"):
+        del first["settings"][name]
+    (folder.path / "config_history.yaml").write_text(yaml.safe_dump([first, *later]))
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(first["settings"]))
+    assert "--final-logit-softcapping 30.0, the run has none" in refusal(
+        [*args, "--final-logit-softcapping", "30"], capsys
+    )
+    tune = [*args, "--load", str(folder.path), "--finetune", "--save", str(tmp_path / "tuned")]
+    tune += ["--final-logit-softcapping", "30", "--exit-interval", "1"]
+    assert "--final-logit-softcapping 30.0, the run has none" in refusal(tune, capsys)
+    assert main(["train", *tune, "--finetune-change", "final_logit_softcapping"]) == 75
+    capsys.readouterr()
+    assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
+    assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
+    assert (folder.settings_at(7).get("z_loss_coeff"), folder.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
 
 def test_a_finished_run_stays_as_it_is(
@@ -387,6 +414,34 @@ def test_weights_are_used_as_they_were_trained(
     assert "its corpus has changed since it was trained on" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(edited), "--split", "all"]) == 0
     assert main(["evaluate", "--run", str(folder)]) == 0
+
+
+COMMANDS = ("evaluate --run", "convert to-hf --output hf --run", "inspect --hardest 1", "report")
+
+
+def test_a_run_of_another_version_is_refused_and_one_without_a_version_is_read(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], folder)
+    monkeypatch.chdir(tmp_path)
+    tuned = [*args, "--load", str(folder), "--finetune", "--save", str(tmp_path / "tuned")]
+    for text, reason in (
+        ('{"format": 2, "parent": "x"}', "run.json: format 2: this version of megatron_lfr reads format 1"),
+        ("[1]", "run.json: not the description of a run"),
+        ("[" * 100_000, "run.json: not the description of a run"),
+    ):
+        (folder / "run.json").write_text(text)
+        before = content(tmp_path)
+        for command in (["train", *args], ["train", *tuned], *([*words.split(), str(folder)] for words in COMMANDS)):
+            assert main(command) == 2, command
+            assert reason in capsys.readouterr().err, command
+        assert content(tmp_path) == before
+    (folder / "run.json").unlink()  # as runs were before it was written
+    for words in COMMANDS:
+        assert main([*words.split(), str(folder)]) == 0
+    assert main(["train", *args, "--exit-interval", "9"]) == 75
+    assert json.loads((folder / "run.json").read_text()) == {"format": 1}
 
 
 def test_a_checkpoint_without_a_curriculum_is_no_run(
@@ -459,11 +514,11 @@ def test_a_file_system_without_locks(
 
 def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    first = lock_file(path)
-    with pytest.raises(BlockingIOError):
-        lock_file(path)
+    first = lock_file(path, "held")
+    with pytest.raises(ValueError, match="held"):
+        lock_file(path, "held")
     path.unlink()
-    second = lock_file(path)
+    second = lock_file(path, "held")
     assert path.stat().st_ino == os.fstat(second.fileno()).st_ino
     first.close()
     second.close()
@@ -471,11 +526,10 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
 
 def test_another_machines_old_journal_does_not_block_a_new_run(tmp_path: Path) -> None:
     """A machine that is not the first keeps a copy, which is sent anew."""
-    config, _ = parse_run_config(["--lfr-scratch-dir", str(tmp_path / "scratch")])
     nodes: Any = SimpleNamespace(index=1, is_leader=True)
     start = Start(None, None, 0)
     for seed in (1, 2):
-        journal = run_module._open_journal(config, RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start)
+        journal = open_journal(RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start, tmp_path / "scratch")
         assert journal is not None
         journal.begin_phase(0)
         journal.close()

@@ -77,10 +77,7 @@ class Workspace:
             )
 
     def _lock(self) -> None:
-        try:
-            self._held = lock_file(self.path / _LOCK)
-        except BlockingIOError:
-            raise ValueError(f"{self.path}: another process is working on this output") from None
+        self._held = lock_file(self.path / _LOCK, f"{self.path}: another process is working on this output")
 
     def _load_progress(self, settings: dict[str, Any], inputs: list[Any]) -> dict[str, Any] | None:
         if not self.has_progress:

@@ -1,0 +1,125 @@
+"""What the engine must compute, written plainly: one process, whole batches, fp64 autograd, torch.optim's AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.loss import LossConfig
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """All rows of a step: tokens, labels and mask [rows, S], and the lengths of each row's documents."""
+
+    tokens: Tensor
+    labels: Tensor
+    mask: Tensor
+    block_ids: list[int]
+    documents: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the oracle finds in a step; sums and counts [rows] are fp64."""
+
+    loss: float
+    nll_sum: Tensor
+    count: Tensor
+    grad_norm: float
+
+
+class Oracle:
+    """A Llama with the initial weights of `Llama(config, seed)`, trained on whole batches."""
+
+    def __init__(
+        self, config: ModelConfig, seed: int, optimizer: OptimizerConfig, loss: LossConfig | None = None
+    ) -> None:
+        self.config, self.clip_grad, self.loss = config, optimizer.clip_grad, loss or LossConfig()
+        self.weights = {n: nn.Parameter(p.detach().double()) for n, p in Llama(config, seed).named_parameters()}
+        matrices = [w for w in self.weights.values() if w.ndim == 2]
+        norms = [w for w in self.weights.values() if w.ndim == 1]
+        self.adamw = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": norms, "weight_decay": 0.0}],
+            betas=(optimizer.adam_beta1, optimizer.adam_beta2),
+            eps=optimizer.adam_eps,
+        )
+
+    def step(self, batch: GlobalBatch, lr: float) -> Step:
+        """Train on `batch`."""
+        self.adamw.zero_grad()
+        logits = self._logits(batch)
+        nll = _cross_entropy(logits, batch)
+        minimised = _cross_entropy(logits, batch, self.loss.label_smoothing)
+        minimised = minimised + self.loss.z_loss_coeff * logits.exp().sum(-1).log().square()
+        loss = (minimised * batch.mask).sum() / batch.mask.sum()
+        loss.backward()
+        limit = self.clip_grad or float("inf")
+        grad_norm = float(nn.utils.clip_grad_norm_(list(self.weights.values()), limit))
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        return Step(loss.item(), (nll * batch.mask).sum(1).detach(), batch.mask.double().sum(1), grad_norm)
+
+    @torch.no_grad()
+    def evaluate(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
+        """Each row's summed negative log-likelihood and count."""
+        return (_cross_entropy(self._logits(batch), batch) * batch.mask).sum(1), batch.mask.double().sum(1)
+
+    def _logits(self, batch: GlobalBatch) -> Tensor:
+        rows, length = batch.tokens.shape
+        documents = batch.documents or [[length]] * rows
+        positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in documents])
+        visible = torch.stack(
+            [torch.block_diag(*[torch.ones(n, n).tril() for n in lengths]) for lengths in documents]
+        ).bool()
+        logits = self._hidden_states(batch.tokens, positions, visible) @ self._output_weight().T
+        logits, cap = logits[..., : self.config.vocab_size], self.config.final_logit_softcapping
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _output_weight(self) -> Tensor:
+        untied = self.config.untie_embeddings_and_output_weights
+        return self.weights["output.weight" if untied else "embedding.weight"]
+
+    def _hidden_states(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        x = F.embedding(tokens, self.weights["embedding.weight"])
+        for n in range(self.config.num_layers):
+            layer = {k.removeprefix(f"layers.{n}."): w for k, w in self.weights.items() if k.startswith(f"layers.{n}.")}
+            normed = self._norm(x, layer["attention_norm.weight"])
+            mixed = self._attend(normed @ layer["attention.qkv.weight"].T, positions, visible)
+            x = x + mixed @ layer["attention.output.weight"].T
+            normed = self._norm(x, layer["feed_forward_norm.weight"])
+            gate = F.silu(normed @ layer["feed_forward.gate.weight"].T)
+            x = x + (gate * (normed @ layer["feed_forward.up.weight"].T)) @ layer["feed_forward.down.weight"].T
+        return self._norm(x, self.weights["final_norm.weight"])
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return weight * x / (x.square().mean(-1, keepdim=True) + self.config.norm_epsilon).sqrt()
+
+    def _attend(self, qkv: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """qkv [B, S, groups · (heads + 2) · D], each group's queries followed by its key and its value."""
+        groups, size = self.config.query_groups, self.config.head_dim
+        heads = self.config.num_attention_heads // groups
+        qkv = qkv.unflatten(-1, (groups, heads + 2, size))
+        q, k = (self._rotate(part, positions) for part in (qkv[..., :heads, :], qkv[..., heads, :].unsqueeze(-2)))
+        scores = torch.einsum("bsghd,btgd->bghst", q, k.squeeze(-2)) / size**0.5
+        scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+        return torch.einsum("bghst,btgd->bsghd", scores.softmax(-1), qkv[..., heads + 1, :]).flatten(2)
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Channels i and i + D/2 of x [B, S, groups, heads, D] as a complex number, turned."""
+        half = x.shape[-1] // 2
+        frequencies = self.config.rotary_base ** (-torch.arange(half).double() / half)
+        turn = torch.polar(torch.ones(()).double(), positions[..., None, None, None] * frequencies)
+        turned = torch.complex(x[..., :half], x[..., half:]) * turn
+        return torch.cat((turned.real, turned.imag), -1)
+
+
+def _cross_entropy(logits: Tensor, batch: GlobalBatch, smoothing: float = 0.0) -> Tensor:
+    """Of each token: [rows, S]."""
+    return F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none", label_smoothing=smoothing)
