@@ -18,7 +18,7 @@ from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
-from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.lfr.identity import FORMAT, check_format, describe_segment, read_plan
 from megatron_lfr.model import ModelConfig
@@ -54,31 +54,30 @@ _LENGTHS = ("train_iters", "train_samples", "train_epochs")
 
 
 def run_identity(
-    config: RunConfig, vocab_size: int, eod: int | None, dataset: BlockDataset, plan: Plan
+    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, corpus: BlockDataset, plan: Plan, blend: Blend
 ) -> dict[str, Any]:
-    """The facts of a run, as JSON holds them."""
+    """The facts of a run, as JSON holds them, from its configuration and the parts that were built from it."""
     facts = {
         "format": FORMAT,
         "seed": config.training.seed,
         "init_method_std": config.model.init_method_std,
         "seq_length": config.data.seq_length,
         "split": [str(share) for share in parse_split(config.data.split)],
-        **model_identity(config, vocab_size, eod),
-        "corpus": dataset.digests(),
-        "segments": [describe_segment(plan, make_blend(config, dataset))],
+        **model_identity(config, model, tokenizer),
+        "corpus": corpus.digests(),
+        "segments": [describe_segment(plan, blend)],
     }
     as_stored: dict[str, Any] = json.loads(json.dumps(facts))
     return as_stored
 
 
-def model_identity(config: RunConfig, vocab_size: int, eod: int | None) -> dict[str, Any]:
+def model_identity(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The facts that a model's weights depend on, whatever it is used for: model, tokenizer and documents."""
-    tokenizer = config.data.tokenizer_model
     return {
-        "model": _model_facts(dataclasses.replace(config.model, vocab_size=vocab_size)),
+        "model": _model_facts(model),
         "tokenizer": {
-            "fingerprint": None if tokenizer is None else load_tokenizer(tokenizer, config.data.eod_token).fingerprint,
-            "eod": eod,
+            "fingerprint": None if tokenizer is None else tokenizer.fingerprint,
+            "eod": end_of_document(tokenizer),
         },
         "documents": _without(config.data, _NOT_OF_DOCUMENTS),
     }
@@ -87,11 +86,6 @@ def model_identity(config: RunConfig, vocab_size: int, eod: int | None) -> dict[
 def weights_identity(model: ModelConfig, tokenizer: str | None) -> dict[str, Any]:
     """The facts of weights that no run of ours has trained: the model's, and the fingerprint of their tokenizer."""
     return {"format": FORMAT, "model": _model_facts(model), "tokenizer": {"fingerprint": tokenizer}}
-
-
-def make_blend(config: RunConfig, dataset: BlockDataset) -> Blend:
-    """How the prefixes share what is drawn."""
-    return Blend(dataset.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
 
 
 def check_facts(source: Path, stored: Any) -> None:
@@ -143,13 +137,13 @@ def check_same_model(
 
 
 def check_trained_so(
-    folder: RunFolder, checkpoint: Checkpoint, config: RunConfig, vocab_size: int, eod: int | None
+    folder: RunFolder, checkpoint: Checkpoint, config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None
 ) -> None:
     """Check that a run's checkpoint was trained as its config.yaml, and what a command puts over it, says; ValueError
     names the flags, and both values."""
     was = folder.settings_at(checkpoint.iteration)
     what = f"--run {folder.path}: checkpoint {checkpoint.iteration}"
-    check_same_model(what, checkpoint, model_identity(config, vocab_size, eod), was, config.to_flat())
+    check_same_model(what, checkpoint, model_identity(config, model, tokenizer), was, config.to_flat())
 
 
 def comparable_settings(facts: Facts) -> list[str]:
@@ -186,8 +180,8 @@ def _flat(facts: Facts) -> dict[str, Any]:
             segment = {**value[0], **value[0]["blend"]}
             flat |= {f"segment.{key}": own for key, own in segment.items() if key != "blend"}
         elif isinstance(value, Mapping):
-            known = {**_ADDED.get(name, {}), **value} if value else value
-            flat |= {f"{name}.{key}": own for key, own in known.items()}
+            missing = {key: own for key, own in _ADDED.get(name, {}).items() if value and key not in value}
+            flat |= {f"{name}.{key}": own for key, own in {**value, **missing}.items()}
         else:
             flat[name] = value
     return flat

@@ -87,7 +87,7 @@ def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> N
 
     def step(batch: Batch) -> None:
         dist.barrier()  # the others come from waiting, rank 0 from the peer's step
-        engine.train_step(rows_of(batch, mine), 1e-4).blocks.wait()
+        engine.train_step(rows_of(batch, mine), 1e-4).wait()
 
     def peer_step(batch: Batch) -> None:
         peer.train_step(batch, 1e-4)

@@ -62,8 +62,7 @@ def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         started = time.perf_counter()
-        output = engine.train_step(batch, 1e-4)
-        losses = output.blocks.wait()
+        losses = engine.train_step(batch, 1e-4).wait().blocks
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -76,7 +75,7 @@ def profile_step(engine: NativeEngine, args: argparse.Namespace) -> str:
     """The profiler's table of a step: what took longest on the GPU, or on the CPU without one."""
     batch = random_batch(args.global_batch_size, args.seq_length, args.vocab_size, 0)
     with torch.profiler.profile() as profile:  # of all devices that are there
-        engine.train_step(batch, 1e-4).blocks.wait()
+        engine.train_step(batch, 1e-4).wait()
     order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     table: str = profile.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60)
     return table

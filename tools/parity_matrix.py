@@ -30,12 +30,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
+from megatron_lfr.build import make_corpus, make_plan
 from megatron_lfr.config import parse_run_config
-from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
-from megatron_lfr.training.run import make_plan, train
+from megatron_lfr.training.run import train
 
 SEQ_LENGTH = 16
 BLOCKS_PER_DOMAIN = 20
@@ -224,7 +224,7 @@ def compare(run: Run, reference: Run) -> dict[str, Any]:
 def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[float]:
     """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
     config, _ = parse_run_config([*run_flags(prefixes, folder), *flags])
-    dataset = BlockDataset(config.data.corpora()[0], config.data.seq_length, config.data.split)
+    dataset = make_corpus(config.data)
     plan = make_plan(config, dataset.train.num_blocks)
     gaps: list[float] = []
 

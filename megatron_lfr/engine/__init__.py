@@ -1,6 +1,6 @@
 """What makes one optimizer step out of a global batch."""
 
-from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLosses, StepOutput
+from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLosses, PendingStep, StepOutput
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.native import NativeEngine
@@ -12,6 +12,7 @@ __all__ = [
     "ForwardEngine",
     "NativeEngine",
     "PendingLosses",
+    "PendingStep",
     "StepOutput",
     "build_stages",
 ]

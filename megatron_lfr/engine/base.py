@@ -34,15 +34,19 @@ class StepOutput:
 
     loss: float
     """Mean loss a valid token of the global batch (nats), z-loss and label smoothing included."""
-    blocks: PendingLosses
+    blocks: BlockLosses
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
     skipped: bool
     """Whether the weights were left alone because the loss or the gradient was not finite."""
-    stop: bool
-    """Whether any rank asked to stop."""
-    save: bool
-    """Whether any rank asked for a checkpoint."""
+
+
+class PendingStep(Protocol):
+    """An optimizer step that a GPU may still be computing."""
+
+    def wait(self) -> StepOutput:
+        """What it gave. Raises where another rank is gone."""
+        ...
 
 
 class Evaluator(Protocol):
@@ -70,9 +74,9 @@ class Engine(Evaluator, Protocol):
         """Floating-point operations of training on one token, forward and backward."""
         ...
 
-    def train_step(self, batch: Batch, lr: float, stop: bool = False, save: bool = False) -> StepOutput:
-        """Forward, backward and one optimizer step at learning rate `lr`; `stop`, `save`: this rank asks to stop after
-        it, or for a checkpoint."""
+    def train_step(self, batch: Batch, lr: float) -> PendingStep:
+        """Forward, backward and one optimizer step at learning rate `lr`. The host waits for no GPU in it: whether the
+        step counts is decided where it is computed, and known to the host once it waits for what is returned."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_lfr.engine.sharding import ShardedParameter
 from megatron_lfr.model.llama import Llama
 from megatron_lfr.parallel import ParallelState
-from megatron_lfr.parallel.collectives import all_reduce_sum
 from megatron_lfr.parallel.mesh import make_subgroup
 
 
@@ -33,14 +33,13 @@ class Gradients:
         """Sum what the backward pass has left in parts: over the tensor-parallel ranks for norms under sequence
         parallelism, over the first and the last pipeline stage for embeddings that both hold."""
         if self._partial:
-            flat = torch.cat([p.local_grad().flatten() for p in self._partial])
-            parts = torch.split(all_reduce_sum(flat, self._tensor_group), [p.local().numel() for p in self._partial])
-            for parameter, part in zip(self._partial, parts, strict=True):
-                grad = parameter.local_grad()
-                grad.copy_(part.view_as(grad))
+            grads = [p.local_grad() for p in self._partial]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat, group=self._tensor_group)
+            parts = torch.split(flat, [grad.numel() for grad in grads])
+            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
         for parameter in self._tied:
-            grad = parameter.local_grad()
-            grad.copy_(all_reduce_sum(grad, self._tied_group))
+            dist.all_reduce(parameter.local_grad(), group=self._tied_group)
 
     def local_square_sum(self) -> Tensor:
         """This rank's part of the squared L2 norm, fp64: summed over all ranks, every element counts once."""
@@ -49,10 +48,10 @@ class Gradients:
         norms = torch._foreach_norm([p.local_grad() for p in self._counted])
         return torch.stack(list(norms)).double().square().sum()
 
-    def scale(self, factor: float) -> None:
-        """Multiply all gradients."""
-        if factor != 1.0:
-            torch._foreach_mul_([p.local_grad() for p in self._parameters], factor)
+    def scale(self, factor: Tensor) -> None:
+        """Multiply all gradients by a scalar, rounded to fp32. AdamW's grad_scale would divide by its reciprocal, which
+        rounds once more."""
+        torch._foreach_mul_([p.local_grad() for p in self._parameters], factor.float())
 
 
 def _make_tied_group(stages: Sequence[Llama], parallel: ParallelState) -> ProcessGroup | None:

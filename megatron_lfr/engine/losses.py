@@ -1,17 +1,59 @@
-"""The losses of a global batch's blocks, from the ranks that computed them to all ranks."""
+"""The losses of a global batch's blocks, from the ranks that computed them to every rank's host."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine.base import BlockLosses
+from megatron_lfr.engine.base import BlockLosses, StepOutput
 from megatron_lfr.model.llama import Loss
 from megatron_lfr.parallel import ParallelState
+
+
+class HostCopy:
+    """A tensor on its way to the host's memory, which waits for it in `wait` and nowhere else.
+
+    work: a collective that is still writing the tensor. Nothing may write to the tensor afterwards.
+    """
+
+    def __init__(self, tensor: Tensor, work: dist.Work | None = None) -> None:
+        self._work, self._host = work, tensor
+        self._event: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            # On a stream of its own: what is launched from here on neither waits for the collective nor is waited for.
+            stream = _copy_stream(tensor.device)
+            stream.wait_stream(torch.cuda.current_stream(tensor.device))
+            with torch.cuda.stream(stream):
+                if work is not None:
+                    work.wait()  # the stream waits, not the host
+                self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                self._host.copy_(tensor, non_blocking=True)
+                self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                self._event.record()
+            tensor.record_stream(stream)
+            self._work = None
+
+    def wait(self) -> npt.NDArray[Any]:
+        """The tensor's values. Raises where a rank that the collective needs is gone."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        if self._event is not None:
+            self._event.synchronize()  # without the interpreter's lock, which other threads want
+        return self._host.numpy()
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class ReducedLosses:
@@ -19,23 +61,31 @@ class ReducedLosses:
     way when this is made, while the next step computes."""
 
     def __init__(self, batch: Batch, losses: Sequence[Loss], parallel: ParallelState) -> None:
-        self._values = torch.zeros(2, len(batch.block_ids), device=parallel.device)
+        values = torch.zeros(2, len(batch.block_ids), device=parallel.device)
         if parallel.reports_losses:
-            self._values[0, batch.rows] = torch.cat([part.nll_sum for part in losses])
-            self._values[1, batch.rows] = torch.cat([part.count for part in losses])
-        self._work = dist.all_reduce(self._values, group=parallel.losses_group, async_op=True)
+            values[0, batch.rows] = torch.cat([part.nll_sum for part in losses])
+            values[1, batch.rows] = torch.cat([part.count for part in losses])
+        self._copy = HostCopy(values, dist.all_reduce(values, group=parallel.losses_group, async_op=True))
 
     def wait(self) -> BlockLosses:
-        # On a stream of its own, a GPU's host does not wait for what was launched since.
-        stream = torch.cuda.Stream(self._values.device) if self._values.is_cuda else None  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            if self._work is not None:
-                self._work.wait()
-                self._work = None
-            if stream is not None:
-                stream.synchronize()  # copying would wait as well, and hold the interpreter's lock
-            nll_sum, count = self._values.numpy(force=True)
+        nll_sum, count = self._copy.wait()
         return BlockLosses(nll_sum, count)
+
+
+class LaunchedStep:
+    """A step whose work is launched.
+
+    report: fp64 [4], its loss, the squared norm of its gradient before that is divided by the valid tokens, the factor
+    that divides it, and 1 where the step is skipped.
+    """
+
+    def __init__(self, blocks: ReducedLosses, report: Tensor) -> None:
+        self._blocks, self._report = blocks, HostCopy(report)
+
+    def wait(self) -> StepOutput:
+        loss, squares, correction, skipped = self._report.wait().tolist()
+        # Of PyTorch's square roots in fp64, about one in a hundred is not the nearest number.
+        return StepOutput(loss, self._blocks.wait(), math.sqrt(squares) * correction, skipped > 0)
 
 
 def sum_losses(losses: Sequence[Loss], device: torch.device) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine.base import StepOutput
+from megatron_lfr.engine.base import PendingStep
 from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.gradients import Gradients
-from megatron_lfr.engine.losses import ReducedLosses, sum_losses
+from megatron_lfr.engine.losses import LaunchedStep, ReducedLosses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import Llama
@@ -53,24 +52,27 @@ class NativeEngine(ForwardEngine):
     def flops_per_token(self, seq_length: int) -> float:
         return self.stages[0].config.flops_per_token(seq_length)
 
-    def train_step(self, batch: Batch, lr: float, stop: bool = False, save: bool = False) -> StepOutput:
+    def train_step(self, batch: Batch, lr: float) -> PendingStep:
         # Which tokens are masked is known where they were read: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
         losses = self._passes.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
         blocks = ReducedLosses(batch, losses, self.parallel)
         self.gradients.finish()
-        loss, valid, squares, stops, saves = self._sum_over_ranks(batch, losses, stop, save)
-        correction = expected / max(1.0, valid)
-        loss, grad_norm = loss * correction, math.sqrt(squares) * correction
-        skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
-        if not skipped:
-            clip = self.clip_grad / (grad_norm + 1e-6) if self.clip_grad else 1.0  # as torch.nn.utils.clip_grad_norm_
-            self.gradients.scale(correction * min(1.0, clip))
-            self._update(lr)
+        loss, valid, squares = self._sum_over_ranks(batch, losses).unbind()
+        # All of this stays on the device. Divided by tensors: of a number by a tensor, PyTorch takes the reciprocal.
+        correction = loss.new_full((), expected) / valid.clamp(min=1.0)
+        loss, grad_norm = loss * correction, squares.sqrt() * correction
+        skipped = 1.0 - (loss.isfinite() & grad_norm.isfinite()).double()
+        factor = correction
+        if self.clip_grad:  # as torch.nn.utils.clip_grad_norm_
+            clip = loss.new_full((), self.clip_grad) / (grad_norm + 1e-6)
+            factor = correction * clip.clamp(max=1.0)
+        self.gradients.scale(factor)
+        self._update(lr, skipped)
         for parameter in self.parameters:
             parameter.parameter.grad = None
-        return StepOutput(loss, blocks, grad_norm, skipped, stops > 0, saves > 0)
+        return LaunchedStep(blocks, torch.stack((loss, squares, correction, skipped)))
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.weights()
@@ -80,35 +82,30 @@ class NativeEngine(ForwardEngine):
                 tensors[f"optimizer.{parameter.name}.{key}"] = whole
         return tensors
 
-    def _sum_over_ranks(self, batch: Batch, losses: list[Loss], stop: bool, save: bool) -> list[float]:
-        """(loss, valid tokens, squared gradient norm, ranks that ask to stop, ranks that ask for a checkpoint) of the
-        whole step, before normalising."""
+    def _sum_over_ranks(self, batch: Batch, losses: list[Loss]) -> Tensor:
+        """(loss, valid tokens, squared gradient norm) of the whole step, before normalising: fp64 [3]."""
         parallel = self.parallel
         # Filled, not assigned: a GPU's host would copy an assigned number there, and wait for all that was launched.
-        values = torch.zeros(5, dtype=torch.float64, device=parallel.device)
+        values = torch.zeros(3, dtype=torch.float64, device=parallel.device)
         if parallel.reports_losses:
             values[0] = sum_losses(losses, parallel.device)
             values[1].fill_(batch.valid_tokens if group_rank(parallel.context_group) == 0 else 0)
         values[2] = self.gradients.local_square_sum()
-        values[3].fill_(stop)
-        values[4].fill_(save)
         dist.all_reduce(values)
-        summed: list[float] = values.tolist()
-        return summed
+        return values
 
-    def _update(self, lr: float) -> None:
+    def _update(self, lr: float, skipped: Tensor) -> None:
+        """Take AdamW's step; where `skipped` is 1, it changes neither weights nor moments nor step counts."""
         for parameter, part in zip(self.parameters, self._parts, strict=True):
             part.data, part.grad = parameter.local(), parameter.local_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]  # read by fused AdamW
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def _create_optimizer_state(self) -> None:
-        """Let AdamW make its moments now, so that a checkpoint can be loaded into them: a step with zero gradients
-        at learning rate 0 changes nothing but the step counts, which are set back."""
-        self._update(lr=0.0)
+        """Let AdamW make its moments now, in a step that is skipped, so that a checkpoint can be loaded into them."""
+        self._update(lr=0.0, skipped=torch.ones((), device=self.parallel.device))
         for parameter in self.parameters:
             parameter.parameter.grad = None
-        for state in self.optimizer.state.values():
-            state["step"].zero_()

@@ -32,12 +32,14 @@ class Passes(Protocol):
 
 def model_inputs(batch: Batch, device: torch.device, scale: float) -> Inputs:
     """What a model's forward takes, `token_weight` being the loss mask times `scale`."""
-    inputs = {"x": batch.tokens, "labels": batch.labels, "token_weight": batch.loss_mask * scale}
+    inputs = {"x": batch.tokens, "labels": batch.labels, "token_weight": batch.loss_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
     if batch.document_ids is not None:
         inputs["document_ids"] = batch.document_ids
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    inputs["token_weight"] = inputs["token_weight"] * scale
+    return inputs
 
 
 @dataclass

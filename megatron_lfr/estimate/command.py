@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_lfr.build import make_blend, make_corpus, make_model_config, make_plan, make_tokenizer
 from megatron_lfr.config import RunConfig, parse_run_config, take_option
-from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
+from megatron_lfr.data.corpus.blocks import parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
-from megatron_lfr.identity import make_blend
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
-from megatron_lfr.training.run import make_plan, resolve_vocabulary
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, --config too] and
 
@@ -73,11 +72,10 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     if config.training.compile:
         warnings.append("--compile is estimated as without; it keeps fewer activations")
     _with_defaults(config, options).validate(world_size)
-    vocab_size = config.model.vocab_size or resolve_vocabulary(config)[1]
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = _corpus(config, options)
     plan = make_plan(config, n_blocks, world_size, blend)
-    memory = _memory(config, vocab_size, world_size, plan.global_batch_size)
+    memory = _memory(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
         warnings.append(
@@ -94,7 +92,7 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
         )
     return {
         "parameters": model.num_parameters(),
-        "vocab_size": vocab_size,
+        "vocab_size": model.vocab_size,
         "world_size": world_size,
         "data_parallel_size": config.parallel.data_parallel_size(world_size),
         "blocks": plan.n_blocks,
@@ -161,13 +159,13 @@ def _corpus(config: RunConfig, options: Options) -> tuple[int, Blend | None]:
         if not blocks:
             raise ValueError(f"--corpus-tokens {options.corpus_tokens}: no block of {data.seq_length} tokens")
         return blocks, None
-    dataset = BlockDataset(data.corpora()[0], data.seq_length, data.split)
-    return dataset.train.num_blocks, make_blend(config, dataset)
+    corpus = make_corpus(data)
+    return corpus.train.num_blocks, make_blend(config, corpus)
 
 
-def _memory(config: RunConfig, vocab_size: int, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
+def _memory(config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
     """By pipeline rank; the other ranks of a stage hold the same."""
-    layout, batch = config.parallel, micro_batch(config, vocab_size)
+    layout, batch = config.parallel, micro_batch(config, model)
     ranks = layout.data_parallel_size(world_size)
     micro_batches = global_batch_size // ranks // batch.rows
     return [

@@ -8,7 +8,7 @@ whole copies of the weights in the compute dtype beside its shards, on one rank 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.estimate.activations import (
@@ -61,12 +61,12 @@ class _Weights:
         return self.layers + self.embeddings
 
 
-def micro_batch(config: RunConfig, vocab_size: int) -> MicroBatch:
+def micro_batch(config: RunConfig, model: ModelConfig) -> MicroBatch:
     """What the ranks of a run compute at a time. A GPU is meant, unless --distributed-backend is gloo."""
     layout = config.parallel
     on_gpu = layout.distributed_backend != "gloo"
     return MicroBatch(
-        model=replace(config.model, vocab_size=vocab_size),
+        model=model,
         rows=config.training.micro_batch_size,
         seq_length=config.data.seq_length,
         tensor_ranks=layout.tensor_model_parallel_size,

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from megatron_lfr.build import make_loader
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
@@ -27,7 +28,6 @@ from megatron_lfr.fileio import check_replaces, json_value, write_atomic
 from megatron_lfr.output import number, print_table
 from megatron_lfr.parallel import ranks, session
 from megatron_lfr.training.evaluation import Keep, evaluate
-from megatron_lfr.training.run import make_loader
 
 Split = Literal["train", "valid", "test", "all", "none"]
 
@@ -117,7 +117,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     source = _source(config, trained)
     model = Continuations(trained)
     bos = trained.bos if read else None
-    tasks = [(task, encode_task(task, trained.tokenizer(), model.max_length, bos)) for task in read]
+    tasks = [(task, encode_task(task, trained.text_tokenizer, model.max_length, bos)) for task in read]
     results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
     if source is not None:
         results["corpus"] = _evaluate_corpus(config, trained, source)
@@ -147,9 +147,8 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         )
     vocab_size = trained.model.config.vocab_size
     assert vocab_size is not None
-    settle_documents(
-        dataclasses.replace(data, bos=False), vocab_size, dataset.datasets
-    )  # another's may start otherwise
+    any_start = dataclasses.replace(data, bos=False)  # another corpus' documents may start otherwise
+    settle_documents(any_start, trained.tokenizer, vocab_size, dataset.datasets)
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")
@@ -157,7 +156,7 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
 
 
 def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: BlockSource) -> dict[str, Any]:
-    loader = make_loader(trained.config, source, trained.eod, trained.parallel)
+    loader = make_loader(trained.config, source, trained.tokenizer, trained.parallel)
     with ExitStack() as stack:
         keep: Keep | None = None
         if config.per_block is not None and ranks.rank() == 0:

@@ -65,7 +65,7 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
             if batch_size is not None and not str(batch_size).isdecimal():
                 raise ValueError(f"--batch_size {batch_size}: must be a number")
             trained = load_trained(Path(run), iteration, int(batch_size) if batch_size else None, tokenizer_model)
-        self._tokenizer = trained.tokenizer()
+        self._tokenizer = trained.text_tokenizer
         self._bos = trained.bos
         self._model = Continuations(trained)
 

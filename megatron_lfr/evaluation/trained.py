@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from megatron_lfr.build import make_model_config, make_stages, make_tokenizer
 from megatron_lfr.config import RunConfig, read_run_config
-from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training.run import make_stages, resolve_vocabulary
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TrainedModel:
     iteration: int
     engine: ForwardEngine
     parallel: ParallelState
-    eod: int | None
-    """End-of-document token; None without a tokenizer."""
+    tokenizer: Tokenizer | None
+    """The run's; None where it was trained without one."""
     corpus: list[str] | None
     """A digest for each prefix that it was trained on; None where that is not known."""
 
@@ -39,17 +39,17 @@ class TrainedModel:
     def model(self) -> Llama:
         return self.engine.stages[0]
 
-    def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer. ValueError where it was trained without one."""
-        data = self.config.data
-        if data.tokenizer_model is None:
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer, for texts. ValueError where there is none."""
+        if self.tokenizer is None:
             raise ValueError("the run has no tokenizer, and tasks are text: give --tokenizer-model")
-        return load_tokenizer(data.tokenizer_model, data.eod_token)
+        return self.tokenizer
 
     @property
     def bos(self) -> int | None:
         """The token that texts start with, as the documents of the corpus do; None where they start with none."""
-        return self.tokenizer().bos(self.config.data.bos)
+        return self.text_tokenizer.bos(self.config.data.bos)
 
     @torch.no_grad()
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,14 +69,15 @@ def load_trained(
     """
     folder = RunFolder(run, "--run")
     config = read_config(folder, batch_size, tokenizer_model)
-    eod, vocab_size = resolve_vocabulary(config)
+    tokenizer = make_tokenizer(config.data)
+    model = make_model_config(config, tokenizer)
     parallel = initialize(config.parallel, timedelta(minutes=config.training.distributed_timeout_minutes))
     found = folder.checkpoint(iteration, parallel.control_group)
     if ranks.rank() == 0:
-        check_trained_so(folder, found, config, vocab_size, eod)
+        check_trained_so(folder, found, config, model, tokenizer)
     size = config.training.micro_batch_size
     engine = ForwardEngine(
-        make_stages(config, vocab_size, parallel, initialize_weights=False),
+        make_stages(config, model, parallel, initialize_weights=False),
         parallel,
         seq_length=config.data.seq_length,
         micro_batch_size=size,
@@ -85,7 +86,7 @@ def load_trained(
     found.load_into(engine.weights(), allow_extra=True)
     register_fsdp_forward_method(engine.stages[0], "score_next")
     corpus = (found.state.get("identity") or {}).get("corpus")
-    return TrainedModel(config, found.iteration, engine, parallel, eod, corpus)
+    return TrainedModel(config, found.iteration, engine, parallel, tokenizer, corpus)
 
 
 def read_config(folder: RunFolder, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -13,10 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import read_run_config
 from megatron_lfr.data.corpus.special_tokens import Role
-from megatron_lfr.data.corpus.tokenizer import Tokenizer, recorded_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.config import read_json_object, to_hf_config
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
@@ -25,7 +25,6 @@ from megatron_lfr.huggingface.verify import check_transformers, compare_tokenize
 from megatron_lfr.identity import check_trained_so
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training.run import resolve_vocabulary
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -57,13 +56,12 @@ def export(options: ToHF) -> None:
         check_transformers()
     run = RunFolder(options.run, "--run")
     config = read_run_config(run, options.tokenizer_model)
-    eod, vocab_size = resolve_vocabulary(config)
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    tokenizer = recorded_tokenizer(dataclasses.asdict(config.data))
-    bos = None if tokenizer is None else tokenizer.bos(config.data.bos)
+    tokenizer = make_tokenizer(config.data)
+    model = make_model_config(config, tokenizer)
+    eod, bos = (None, None) if tokenizer is None else (tokenizer.eod, tokenizer.bos(config.data.bos))
     hf_config = to_hf_config(model, options.dtype, eod, bos)
     checkpoint = run.checkpoint(options.iteration)
-    check_trained_so(run, checkpoint, config, vocab_size, eod)
+    check_trained_so(run, checkpoint, config, model, tokenizer)
     stored = StoredTensors(checkpoint.folder)
     for weight in weights(model):
         stored.check(f"model.{weight.ours}", weight.shape(model))
@@ -76,8 +74,8 @@ def export(options: ToHF) -> None:
         note = _write_tokenizer(folder, tokenizer, {"eos": eod, "bos": bos}, model.max_position_embeddings)
         if options.verify:
             print(verify(checkpoint.folder, model, folder, dtype))
-            if note is None:
-                print(compare_tokenizers(folder / "tokenizer.json", folder))
+            if tokenizer is not None and note is None:
+                print(compare_tokenizers(tokenizer, folder))
     print(f"{options.output}: iteration {checkpoint.iteration}, {model.num_parameters():,} parameters, {files} files")
     if note:
         print(note)

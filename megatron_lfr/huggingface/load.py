@@ -74,7 +74,7 @@ def load(options: FromHF) -> None:
         if options.verify:
             print(verify(run.checkpoint().folder, model, options.input, torch.float32))
             if tokenizer is not None:
-                print(compare_tokenizers(tokenizer.path, options.input))
+                print(compare_tokenizers(tokenizer.tokenizer, options.input))
     for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:
         print(f"note: {note}")
     print(f"{options.output}: {model.num_parameters():,} parameters. Train with (...: {_REMAINING_FLAGS})")

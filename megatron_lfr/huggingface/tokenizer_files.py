@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
-from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import FileTokenizer
 from megatron_lfr.fileio import write_atomic
 from megatron_lfr.huggingface.config import read_json_object
 
@@ -22,7 +20,7 @@ FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 class FolderTokenizer:
     """A tokenizer.json whose every id is a row of the model's embedding, and what stands beside it."""
 
-    tokenizer: Tokenizer
+    tokenizer: FileTokenizer
     path: Path
     settings: dict[str, Any]
     """Of tokenizer_config.json; empty where there is none."""
@@ -52,15 +50,14 @@ def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> Fold
     path = folder / FILE
     if not path.is_file():
         return None
-    tokenizer = load_tokenizer(str(path), eod_token)
-    vocabulary: dict[str, int] = tokenizers.Tokenizer.from_file(str(path)).get_vocab()
-    _check_fits(path, vocabulary, vocab_size)
+    tokenizer = FileTokenizer(path, eod_token)
+    _check_fits(path, tokenizer.vocabulary, vocab_size)
     settings = read_json_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     try:
         eod, notes = tokenizer.token(tokenizer.eod), []
     except ValueError as error:  # the weights are good without it
         eod, notes = None, [str(error)]
-    notes += _missing_tokens(folder, settings, vocabulary)
+    notes += _missing_tokens(folder, settings, tokenizer.vocabulary)
     return FolderTokenizer(tokenizer, path, settings, eod, notes)
 
 

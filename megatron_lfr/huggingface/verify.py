@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_lfr.checkpoint.tensors import StoredTensors
-from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.model import Llama, ModelConfig
 
 TOLERANCE = 1e-4
@@ -55,22 +55,22 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
     return found
 
 
-def compare_tokenizers(path: Path, hf_folder: Path) -> str:
-    """Say whether transformers cuts some texts into the ids that a tokenizer.json stands for, nothing added.
+def compare_tokenizers(tokenizer: Tokenizer, hf_folder: Path) -> str:
+    """Say whether transformers cuts some texts into the ids that our tokenizer gives, nothing added.
 
     Its classes may take another way than that file says.
     """
     from transformers import AutoTokenizer
 
-    ours = load_tokenizer(str(path)).encode_batch(list(_TEXTS))
+    ours = tokenizer.encode_batch(list(_TEXTS))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(hf_folder), local_files_only=True)
-        theirs = [tokenizer(text, add_special_tokens=False).input_ids for text in _TEXTS]
+        other = AutoTokenizer.from_pretrained(str(hf_folder), local_files_only=True)
+        theirs = [other(text, add_special_tokens=False).input_ids for text in _TEXTS]
     except Exception as error:  # of any kind, for whatever a class of its does not take
         return f"note: transformers does not read the tokenizer ({type(error).__name__}: {error})"
-    differing = [text for text, own, other in zip(_TEXTS, ours, theirs, strict=True) if own != other]
+    differing = [text for text, ids, their_ids in zip(_TEXTS, ours, theirs, strict=True) if ids != their_ids]
     if differing:
-        return f"note: tokens of {differing[0]!r} differ from those of transformers' {type(tokenizer).__name__}"
+        return f"note: tokens of {differing[0]!r} differ from those of transformers' {type(other).__name__}"
     return f"tokens of {len(_TEXTS)} texts: as transformers'"
 
 

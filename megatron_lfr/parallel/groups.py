@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -75,7 +76,7 @@ class ParallelState:
         """What FSDP2 takes: (replicate, shard), or shard alone where there is one copy."""
         return self.mesh["replicate", "shard"] if self.mesh["replicate"].size() > 1 else self.mesh["shard"]
 
-    @property
+    @cached_property
     def reports_losses(self) -> bool:
         """Whether this rank's block losses count: of ranks that compute the same ones, the first does."""
         last = self.mesh.get_local_rank("pipeline") == self.mesh["pipeline"].size() - 1

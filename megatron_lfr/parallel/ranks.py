@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -43,11 +43,23 @@ def from_first_rank(value: T, group: ProcessGroup | None = None) -> T:
 
 def any_rank(value: bool, group: ProcessGroup | None = None) -> bool:
     """Whether `value` is true on any rank, over a group whose backend takes tensors of the host."""
+    return start_any([value], group)()[0]
+
+
+def start_any(values: list[bool], group: ProcessGroup | None = None) -> Callable[[], list[bool]]:
+    """Begin to find out which of `values` are true on any rank, over a group as for `any_rank`; the function that is
+    returned waits for it, once."""
     if world_size(group) == 1:
-        return value
-    flag = torch.tensor(int(value))
-    dist.all_reduce(flag, group=group)
-    return bool(flag)
+        return lambda: values
+    flags = torch.tensor(values, dtype=torch.int32)
+    work = dist.all_reduce(flags, group=group, async_op=True)
+    assert work is not None
+
+    def wait() -> list[bool]:
+        work.wait()
+        return [count > 0 for count in flags.tolist()]
+
+    return wait
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from megatron_lfr.engine import BlockLosses, StepOutput
+from megatron_lfr.engine import StepOutput
 from megatron_lfr.lfr.course import PhaseStart
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ class StepReport:
 
     step: int
     output: StepOutput
-    blocks: BlockLosses
-    """The global batch's, row by row."""
     lr: float
     seconds: float
     """The step's own wall time: waiting for its data, computing, recording its losses. Not what comes between steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,13 @@ class LFRConfig:
     lfr_scratch_dir: str | None = None
     """Folder for what the ranks of a machine share: the order of the phase, and on all machines but the first a copy of
     the journal. By default in the run folder; better a local disk."""
+
+    def scratch(self, run: Path, machine: int) -> Path:
+        """Where a machine keeps what its ranks share; runs that are given one --lfr-scratch-dir do not meet there."""
+        if self.lfr_scratch_dir is None:
+            return run / "scratch" / f"node_{machine}"
+        name = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
+        return Path(self.lfr_scratch_dir) / f"run_{name}" / f"node_{machine}"
 
     def validate(self) -> None:
         for flag, value in (

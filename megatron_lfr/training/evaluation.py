@@ -12,7 +12,10 @@ import numpy.typing as npt
 from megatron_lfr.data.corpus.blocks import PADDING, BlockSource
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
+from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.training.callbacks import Evaluation
+from megatron_lfr.training.stopping import Stopping
+from megatron_lfr.training.times import Stopwatch
 
 Keep = Callable[[slice, BlockLosses], None]
 Between = Callable[[], None]
@@ -36,6 +39,16 @@ def block_losses(
         computing = launched
     if computing is not None:
         yield _read(*computing)
+
+
+def make_rescore(engine: Evaluator, loader: Loader, stopping: Stopping, times: Stopwatch) -> Rescore:
+    """The forward-only pass behind score: rescored. It raises StoppedError where the run is to stop."""
+
+    def rescore(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
+        for (_, losses), _ in times.each("rescoring", block_losses(engine, loader, block_ids, stopping.look)):
+            yield (losses.nll_sum / np.maximum(losses.token_count, 1)).astype(np.float32)
+
+    return rescore
 
 
 def _batches(ids: npt.NDArray[np.int64], rows: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

@@ -127,7 +127,7 @@ class Window:
         self.wait += report.wait_seconds
         self.record += report.record_seconds
         if not report.output.skipped:
-            nll, tokens = summed(report.blocks)
+            nll, tokens = summed(report.output.blocks)
             self.nll += nll
             self.tokens += tokens
 

@@ -100,6 +100,11 @@ class OrderFiles:
         dist.barrier(group=self._nodes.group)
 
 
+def share_orders(nodes: Nodes, scratch: Path) -> OrderFiles | None:
+    """How the ranks of a run come to one order; None for one rank, which has it."""
+    return OrderFiles(nodes, scratch) if nodes.group.size() > 1 else None
+
+
 def send_journal(journal: Journal | None, nodes: Nodes) -> None:
     """Give every machine's leader the journal that rank 0 has: the files `phase_*` of its folder. The machines of a
     resumed run may be others than before."""

@@ -5,9 +5,10 @@ Everything that can be refused is looked at here, and nothing is written.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import ProcessGroup
@@ -18,9 +19,12 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.engine import Engine
 from megatron_lfr.fileio import check_space
 from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings
-from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr import Journal, Plan
+from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.training.nodes import Nodes
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Start:
 
 
 def find_start(
-    config: RunConfig, folder: RunFolder, facts: Mapping[str, Any], plan: Plan, vocab_size: int, group: ProcessGroup
+    config: RunConfig, folder: RunFolder, facts: Mapping[str, Any], plan: Plan, model: ModelConfig, group: ProcessGroup
 ) -> Start:
     """Where the run of `config`, whose identity is `facts`, begins. Collective.
 
@@ -73,7 +77,7 @@ def find_start(
                 _check_run(folder, checkpoint, facts, config.to_flat())
             else:
                 folder.check_is_free()
-            _check_disk(folder, plan, vocab_size, config)
+            _check_disk(folder, plan, model, config)
     weights = None if checkpoint or not config.checkpoint.finetune else _find_weights(config, facts, group)
     return Start(checkpoint, weights, discarded)
 
@@ -133,16 +137,41 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
     return found
 
 
-def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """The size of a checkpoint's tensors: weights and two moments in fp32."""
-    return 3 * 4 * dataclasses.replace(config.model, vocab_size=vocab_size).num_parameters()
-
-
-def _check_disk(folder: RunFolder, plan: Plan, vocab_size: int, config: RunConfig) -> None:
+def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunConfig) -> None:
     """Refuse to start where the checkpoints and the journal will not fit."""
-    checkpoint = checkpoint_bytes(config, vocab_size)
+    checkpoint = checkpoint_bytes(model)
     have = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
     wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
     needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)
     kept = f"checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
     check_space("--save", folder.path, needed, kept)
+
+
+def checkpoint_bytes(model: ModelConfig) -> int:
+    """The size of a checkpoint's tensors: weights and two moments in fp32."""
+    return 3 * 4 * model.num_parameters()
+
+
+def open_journal(
+    folder: RunFolder, nodes: Nodes, facts: Mapping[str, Any], start: Start, scratch: Path
+) -> Journal | None:
+    """The journal that this rank keeps: the run's on rank 0, a copy in `scratch` on the leaders of other machines, none
+    on the other ranks. Collective."""
+    with ranks.failing_together():
+        if not nodes.is_leader:
+            return None
+        is_copy = nodes.index > 0
+        path = scratch / "journal" if is_copy else folder.journal.folder
+        if is_copy or start.checkpoint is None:  # a copy is sent anew; of a run that starts anew, nothing holds
+            JournalFiles(path).clear()
+        return Journal(path, facts)
+
+
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """The run folder, on rank 0 held against other processes; the lock goes with the process, however it ends."""
+    with ExitStack() as stack:
+        with ranks.failing_together():
+            if ranks.rank() == 0:
+                stack.enter_context(folder.hold())
+        yield

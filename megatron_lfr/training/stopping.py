@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -53,16 +53,30 @@ class Stopping:
             return f"--exit-duration-in-mins {minutes:g}"
         return None
 
-    def agree(self, wish: str | None) -> None:
-        """All ranks have been told that one of them wants to stop; `wish` is this one's reason, if it has one."""
-        self.reason = wish or "another rank was asked to stop"
+    def ask(self, done: int, save: bool) -> Callable[[], bool]:
+        """Begin to agree with all ranks on what follows step `done`, which has yet to be taken: to stop, and to write a
+        checkpoint because this one wants it (`save`). The function that is returned waits for the other hosts, but for
+        no GPU; it says whether any rank wants a checkpoint, and sets `reason` where one wants to stop. Collective."""
+        wish = self.wish(done)
+        agreed = ranks.start_any([wish is not None, save], self._group)
+
+        def wait() -> bool:
+            stops, saves = agreed()
+            if stops:
+                self._agree(wish)
+            return saves
+
+        return wait
 
     def look(self) -> None:
         """Between two batches without training: raise StoppedError on all ranks where one wants to stop. Collective."""
         wish = self.wish()
         if ranks.any_rank(wish is not None, self._group):
-            self.agree(wish)
+            self._agree(wish)
             raise StoppedError(self.reason)
+
+    def _agree(self, wish: str | None) -> None:
+        self.reason = wish or "another rank was asked to stop"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

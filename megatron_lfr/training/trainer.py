@@ -14,7 +14,7 @@ import numpy as np
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.data.corpus.loader import Batch, Loader, check_vocabulary
-from megatron_lfr.engine import Engine, StepOutput
+from megatron_lfr.engine import Engine, PendingStep, StepOutput
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.lfr import Course
 from megatron_lfr.parallel import ranks
@@ -28,10 +28,10 @@ from megatron_lfr.training.times import Stopwatch
 
 @dataclass(frozen=True)
 class _TakenStep:
-    """A step whose blocks' losses are still on their way from other ranks."""
+    """A step whose losses are still on their way."""
 
     batch: Batch
-    output: StepOutput
+    output: PendingStep
     lr: float
     seconds: float
     wait_seconds: float
@@ -145,18 +145,17 @@ class Trainer:
     def _train_one(self, batch: Batch, waited: float) -> None:
         check_vocabulary(batch, self.engine.vocab_size)
         lr, done = self.learning_rate(batch.step), batch.step + 1
-        wish = self.stopping.wish(done)
         with self.times.part("training steps") as span:
-            output = self.engine.train_step(batch, lr, stop=wish is not None, save=self._wants_to_save())
-        if output.stop:
-            self.stopping.agree(wish)
+            agreed = self.stopping.ask(done, save=self._wants_to_save())
+            output = self.engine.train_step(batch, lr)
+            wants_to_save = agreed()
         self._finish_step()
         self._taken = _TakenStep(batch, output, lr, span.seconds + waited, waited)
         assert self.curriculum.current is not None
         phase_ends = done == self.curriculum.current.planned.end_step
         evaluates = phase_ends or _due(done, self.config.eval_interval)
-        saves = output.save or _due(done, self.checkpoint.save_interval)
-        if evaluates or saves or output.stop:
+        saves = wants_to_save or _due(done, self.checkpoint.save_interval)
+        if evaluates or saves or self.stopping.reason is not None:
             self._finish_step()
             self._between_steps(done, evaluates, saves)
 
@@ -167,18 +166,16 @@ class Trainer:
             return
         batch = taken.batch
         with self.times.part("training steps") as arriving:
-            blocks = taken.output.blocks.wait()
+            output = taken.output.wait()
         with self.times.part("recording losses") as recording:
-            if taken.output.skipped:
+            if output.skipped:
                 self.curriculum.skip(batch.step)
             else:
-                self.curriculum.record(batch.step, blocks.nll_sum, blocks.token_count)
+                self.curriculum.record(batch.step, output.blocks.nll_sum, output.blocks.token_count)
         self.consumed_samples += int((batch.block_ids >= 0).sum())
-        self._count_skipped(batch, taken.output)
+        self._count_skipped(batch, output)
         seconds = taken.seconds + arriving.seconds + recording.seconds
-        report = StepReport(
-            batch.step + 1, taken.output, blocks, taken.lr, seconds, taken.wait_seconds, recording.seconds
-        )
+        report = StepReport(batch.step + 1, output, taken.lr, seconds, taken.wait_seconds, recording.seconds)
         self._tell(lambda callback: callback.on_step_end(self, report))
 
     def _between_steps(self, done: int, evaluates: bool, saves: bool) -> None:

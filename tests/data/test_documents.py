@@ -28,7 +28,8 @@ def tokenizer(tmp_path: Path) -> Path:
 
 def settle(tokenizer: Path | None, *prefixes: Path, vocab_size: int = 4, **options: Any) -> DataConfig:
     data = DataConfig(tokenizer_model=None if tokenizer is None else str(tokenizer), **options)
-    return settle_documents(data, vocab_size, [IndexedDataset(prefix) for prefix in prefixes])
+    loaded = None if tokenizer is None else load_tokenizer(str(tokenizer), data.eod_token)
+    return settle_documents(data, loaded, vocab_size, [IndexedDataset(prefix) for prefix in prefixes])
 
 
 def made_by(tokenizer: Path, **changes: object) -> dict[str, object]:

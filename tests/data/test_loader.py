@@ -15,11 +15,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import LIMIT
 
 from megatron_lfr.data.corpus import loader as loader_module
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
+from support.waiting import LIMIT
 
 WriteCorpus = Callable[..., Path]
 EOD = 9
@@ -204,3 +204,22 @@ def test_options_without_an_end_of_document_token(source: BlockSource) -> None:
             Loader(source, **{option: True})
     with pytest.raises(ValueError, match="--prefetch 0"):
         Loader(source, prefetch=0)
+
+
+def test_batches_for_a_gpu_are_pinned_where_they_are_read(source: BlockSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of a batch, in the loader's thread; the values stay."""
+    pinned: list[str] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    options = {"eod": EOD, "eod_mask_loss": True, "reset_position_ids": True, "reset_attention_mask": True}
+    (plain,) = Loader(source, **options).iterate([(0, [0, 3, -1])])  # type: ignore[arg-type]
+    assert not pinned
+    (batch,) = Loader(source, pin_memory=True, **options).iterate([(0, [0, 3, -1])])  # type: ignore[arg-type]
+    assert pinned == ["megatron_lfr loader"] * 5
+    for name, value in vars(plain).items():
+        other = getattr(batch, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else np.array_equal(value, other)

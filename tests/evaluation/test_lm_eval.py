@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from text_run_oracle import SEQ, WORDS, Oracle
+
+from support.text_run_oracle import SEQ, WORDS, Oracle
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when lm_eval is imported
 pytest.importorskip("lm_eval")

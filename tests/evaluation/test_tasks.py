@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from text_run_oracle import SEQ, Oracle
 from tokenizers import Tokenizer, models
 
 from megatron_lfr.cli import main
@@ -20,6 +19,7 @@ from megatron_lfr.data.corpus.tokenizer import ByteTokenizer
 from megatron_lfr.evaluation.continuations import Continuation, Continuations, Score, encode_pairs
 from megatron_lfr.evaluation.tasks import read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+from support.text_run_oracle import SEQ, Oracle
 
 
 def random_items(rng: np.random.Generator, count: int) -> list[Continuation]:

@@ -86,20 +86,32 @@ def test_the_start_names_what_computes_the_layers(
 
 
 class StandIn(torch.optim.AdamW):
-    """What apex's FusedAdam, which cannot be built without a GPU, does differently from AdamW: steps are counted once a
-    group, states hold the moments alone, gradients are always dropped. It shows the adapter, not apex."""
+    """What apex's FusedAdam, which cannot be built without a GPU, does differently from AdamW where it is capturable:
+    steps are counted once a group, in a tensor, and by what was found before; a learning rate is a tensor; states hold
+    the moments alone; gradients are always dropped. It shows the adapter, not apex."""
 
-    def __init__(self, groups: Any, *, adam_w_mode: bool, set_grad_none: bool, **options: Any) -> None:
+    def __init__(
+        self, groups: Any, *, adam_w_mode: bool, set_grad_none: bool, capturable: bool, lr: float, **options: Any
+    ) -> None:
         assert adam_w_mode
         assert set_grad_none
-        super().__init__(groups, **options)
+        assert capturable
+        super().__init__(groups, lr=torch.tensor(lr), fused=True, **options)
+        self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int)
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None, grad_scaler: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
+            assert isinstance(group["lr"], torch.Tensor)
+            assert group["lr"].dtype == torch.float32
+            assert (group["step"].shape, group["step"].dtype) == ((1,), torch.int)
+            before = group["step"].float().reshape(())
+            group["step"] += (self._dummy_overflow_buf != 1).to(torch.int)
             for parameter in group["params"]:
                 if state := self.state[parameter]:
-                    state["step"] = torch.tensor(float(group["step"] - 1))
+                    state["step"] = before.clone()
+            device = group["params"][0].device
+        self.found_inf = grad_scaler._check_inf_per_device(self)[device]
+        assert grad_scaler._get_scale_async() == 1
         super().step()
         for state in self.state.values():
             del state["step"]
@@ -124,22 +136,26 @@ def test_apex_adam_continues_what_adamw_began(adam_kernel: Any, monkeypatch: pyt
     )
     generator = torch.Generator().manual_seed(0)
 
-    def step(*chosen: int) -> None:
+    def step(*chosen: int, skipped: bool = False) -> None:
         values = [torch.randn(w.shape, generator=generator).to(device) for w in weights[0]]
         for i in chosen:
             for weight, value in zip(weights[i], values, strict=True):
                 weight.grad = value.clone()
+            (plain, apex)[i].found_inf = torch.tensor(float(skipped), device=device)  # type: ignore[attr-defined]
+            for group in (plain, apex)[i].param_groups:
+                group["lr"] = 1e-2
             (plain, apex)[i].step()
 
     step(0)
     step(0)
-    step(1)  # makes the states
+    step(1, skipped=True)  # makes the states
+    assert all(float(apex.state[weight]["step"]) == 0 for weight in weights[1])
     for from_weight, to_weight in zip(*weights, strict=True):
         to_weight.data.copy_(from_weight.data)
         for key, value in plain.state[from_weight].items():
             apex.state[to_weight][key].copy_(value)
-    for _ in range(3):
-        step(0, 1)
+    for skipped in (False, True, False, False):
+        step(0, 1, skipped=skipped)
     for one, two in zip(*weights, strict=True):
         torch.testing.assert_close(one, two)
         assert set(apex.state[two]) == {"step", "exp_avg", "exp_avg_sq"}

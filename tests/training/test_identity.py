@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tiny_run import tiny_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.fileio import lock_file
 from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training import run as run_module
-from megatron_lfr.training.start import Start
+from megatron_lfr.training.start import Start, open_journal
+from support.tiny_run import tiny_flags
 
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 
@@ -331,11 +330,11 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
     shutil.copytree(trained[1], folder.path)
     assert "final_logit_softcapping" not in json.loads((folder.path / "journal/meta.json").read_text())["model"]
-    (folder.path / "config_history.yaml").unlink()
-    settings = yaml.safe_load((folder.path / "config.yaml").read_text())
+    first, *later = folder.history()
     for name in ("final_logit_softcapping", "z_loss_coeff", "label_smoothing"):
-        del settings[name]
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(settings))
+        del first["settings"][name]
+    (folder.path / "config_history.yaml").write_text(yaml.safe_dump([first, *later]))
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(first["settings"]))
     assert "--final-logit-softcapping 30.0, the run has none" in refusal(
         [*args, "--final-logit-softcapping", "30"], capsys
     )
@@ -527,11 +526,10 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
 
 def test_another_machines_old_journal_does_not_block_a_new_run(tmp_path: Path) -> None:
     """A machine that is not the first keeps a copy, which is sent anew."""
-    config, _ = parse_run_config(["--lfr-scratch-dir", str(tmp_path / "scratch")])
     nodes: Any = SimpleNamespace(index=1, is_leader=True)
     start = Start(None, None, 0)
     for seed in (1, 2):
-        journal = run_module._open_journal(config, RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start)
+        journal = open_journal(RunFolder(tmp_path / "run"), nodes, {"seed": seed}, start, tmp_path / "scratch")
         assert journal is not None
         journal.begin_phase(0)
         journal.close()

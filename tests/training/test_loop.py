@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from test_resume import assert_same_run
-from tiny_run import STOPPED
 
 from megatron_lfr.analysis.metrics import own_seconds, seconds_spent
 from megatron_lfr.analysis.overview import view_run
@@ -26,6 +25,7 @@ from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.logging import MegatronLines
 from megatron_lfr.training.times import PARTS, Stopwatch
+from support.tiny_run import STOPPED
 
 SCHEDULE = (
     "[{kind: learn, duration: 6, unit: steps}, {kind: focus, duration: 2, unit: steps, drop: 0.5, score: rescored}]"

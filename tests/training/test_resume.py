@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tiny_run import STOPPED, tiny_flags
-from waiting import LIMIT, wait_until
 
 from megatron_lfr.cli import main
+from support.tiny_run import STOPPED, tiny_flags
+from support.waiting import LIMIT, wait_until
 
 
 def train(args: list[str], output: str) -> None:

@@ -10,21 +10,23 @@ import numpy as np
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import Sidecar, common_sidecar, tokenizer_name
-from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
 
 _LOOKED_AT = 16
 """Documents of each prefix, evenly spread."""
 
 
-def settle_documents(data: DataConfig, vocab_size: int, datasets: Sequence[IndexedDataset]) -> DataConfig:
-    """The configuration with what the corpus says about the start of its documents.
+def settle_documents(
+    data: DataConfig, tokenizer: Tokenizer | None, vocab_size: int, datasets: Sequence[IndexedDataset]
+) -> DataConfig:
+    """The configuration with what the corpus says about the start of its documents. tokenizer: of --tokenizer-model.
 
     ValueError names the flag where the sidecars (or, of --eod-mask-loss and the resets, the documents themselves) show
     another tokenizer, vocabulary, end or start than the configuration. A corpus without sidecars is taken at its word:
     only its documents are looked at.
     """
     sidecar, _ = common_sidecar(datasets, "--data-path")
-    if data.tokenizer_model is None:
+    if tokenizer is None:
         if data.bos:
             raise ValueError("--bos: needs --tokenizer-model, which knows the start-of-document token")
         if sidecar is not None and sidecar.vocab_size > vocab_size:
@@ -32,7 +34,6 @@ def settle_documents(data: DataConfig, vocab_size: int, datasets: Sequence[Index
                 f"--vocab-size {vocab_size}: the corpus was made with {sidecar.made_by}, of {sidecar.vocab_size} tokens"
             )
         return data
-    tokenizer = load_tokenizer(data.tokenizer_model, data.eod_token)
     if sidecar is not None:
         _check_tokenizer(tokenizer, sidecar)
         _check_marks(tokenizer, sidecar)

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,12 +39,24 @@ class Batch:
     valid_tokens: int
     """Tokens of this rank's rows whose loss counts."""
 
+    def pinned(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies without its host waiting."""
+        return replace(
+            self,
+            tokens=self.tokens.pin_memory(),
+            labels=self.labels.pin_memory(),
+            loss_mask=self.loss_mask.pin_memory(),
+            position_ids=None if self.position_ids is None else self.position_ids.pin_memory(),
+            document_ids=None if self.document_ids is None else self.document_ids.pin_memory(),
+        )
+
 
 class Loader:
     """Turns lists of block ids into batches, in the order given, up to `prefetch` steps ahead.
 
     Of each step, data-parallel rank `rank` of `ranks` reads its contiguous share. `eod` is the end-of-document token,
-    needed by the three options about documents. `wait_seconds` adds up the time that the consumer waited for a batch.
+    needed by the three options about documents. `pin_memory`: batches are for a GPU, and copied to page-locked memory
+    where they are read ahead. `wait_seconds` adds up the time that the consumer waited for a batch.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class Loader:
         prefetch: int = 2,
         rank: int = 0,
         ranks: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if eod is None and (eod_mask_loss or reset_position_ids or reset_attention_mask):
             raise ValueError(
@@ -69,6 +82,7 @@ class Loader:
         self.prefetch = prefetch
         self.wait_seconds = 0.0
         self._rank, self._ranks = rank, ranks
+        self._pin_memory = pin_memory
         self._eod = eod
         self._eod_mask_loss = eod_mask_loss
         self._reset_position_ids = reset_position_ids
@@ -112,7 +126,7 @@ class Loader:
                 position_ids = torch.from_numpy(positions_in_documents(is_eod))
             if self._reset_attention_mask:
                 document_ids = torch.from_numpy(documents_in_row(is_eod))
-        return Batch(
+        batch = Batch(
             step=step,
             block_ids=block_ids,
             rows=mine,
@@ -123,6 +137,7 @@ class Loader:
             document_ids=document_ids,
             valid_tokens=int(np.count_nonzero(loss_mask)),
         )
+        return batch.pinned() if self._pin_memory else batch
 
 
 def check_vocabulary(batch: Batch, vocab_size: int) -> None:

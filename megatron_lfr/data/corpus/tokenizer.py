@@ -85,6 +85,11 @@ def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
     return FileTokenizer(path, eod_token)
 
 
+def end_of_document(tokenizer: Tokenizer | None) -> int | None:
+    """The id that ends documents; None without a tokenizer. ValueError where the tokenizer has none."""
+    return None if tokenizer is None else tokenizer.eod
+
+
 def recorded_tokenizer(config: Mapping[str, Any], moved_to: str | None = None) -> Tokenizer | None:
     """The tokenizer that a run's config.yaml names, from where it lies now; None where none is named. Errors as
     `load_tokenizer`."""
@@ -156,11 +161,11 @@ class FileTokenizer:
         self.fingerprint = f"sha256 {hashlib.sha256(content).hexdigest()}"
         self._folder = path.parent if path.name == _IN_FOLDERS else None
         self._eod_token = eod_token
-        self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
-        if not self._vocabulary:
+        self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        if not self.vocabulary:
             raise ValueError(f"tokenizer {path}: its vocabulary is empty")
-        self.vocab_size: int = max(self._vocabulary.values()) + 1
-        if eod_token is not None and eod_token not in self._vocabulary:
+        self.vocab_size: int = max(self.vocabulary.values()) + 1
+        if eod_token is not None and eod_token not in self.vocabulary:
             raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {path}")
         description = json.loads(content)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -173,7 +178,7 @@ class FileTokenizer:
     @cached_property
     def eod(self) -> int:
         if self._eod_token is not None:
-            return self._vocabulary[self._eod_token]
+            return self.vocabulary[self._eod_token]
         return self._named("eos", "end-of-document token", "name it with --eod-token")
 
     def bos(self, asked: bool | None) -> int | None:
@@ -252,12 +257,12 @@ class FileTokenizer:
 
     def _find_unknown(self, model: Mapping[str, Any]) -> int | None:
         """The id for text that the model (as its file describes it) does not know; Unigram names the id itself."""
-        return self._vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
+        return self.vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
 
     def _find_bytes(self, model: Mapping[str, Any]) -> list[int]:
         """The ids that spell characters which the model lacks, byte by byte."""
         names = (f"<0x{byte:02X}>" for byte in range(256)) if model.get("byte_fallback") else ()
-        return [self._vocabulary[name] for name in names if name in self._vocabulary]
+        return [self.vocabulary[name] for name in names if name in self.vocabulary]
 
     def _find_reserved(self) -> npt.NDArray[np.bool_]:
         """[vocab_size]: True for ids that no text may become."""
@@ -276,7 +281,7 @@ class FileTokenizer:
         try:
             found = None
             if self._folder is not None:
-                found = named_by_folder(self._folder, role, self._vocabulary, self._special)
+                found = named_by_folder(self._folder, role, self.vocabulary, self._special)
             if found is None:
                 found = named_as_usual(role, self._special)
         except ValueError as error:

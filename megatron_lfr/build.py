@@ -1,0 +1,146 @@
+"""From a configuration to the parts of a run. Each function makes one from those before it, and writes nothing.
+
+tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, loader;  plan, journal -> curriculum
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+
+from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.loader import Loader
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
+from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan, Sharing
+from megatron_lfr.lfr.rescoring import Rescore
+from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.parallel import ParallelState
+
+
+def make_tokenizer(data: DataConfig) -> Tokenizer | None:
+    """The tokenizer of --tokenizer-model, which is loaded here and handed on; None without the flag. ValueError where a
+    setting needs its end-of-document token, and there is none."""
+    if data.tokenizer_model is not None:
+        tokenizer = load_tokenizer(data.tokenizer_model, data.eod_token)
+        end_of_document(tokenizer)
+        return tokenizer
+    for flag, used in (
+        ("--eod-mask-loss", data.eod_mask_loss),
+        ("--reset-position-ids", data.reset_position_ids),
+        ("--reset-attention-mask", data.reset_attention_mask),
+    ):
+        if used:
+            raise ValueError(f"{flag}: needs --tokenizer-model, which knows the end-of-document token")
+    return None
+
+
+def make_model_config(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The sizes of the model, that of the vocabulary among them, which is the tokenizer's where --vocab-size is not
+    given. ValueError where it is smaller than the tokenizer's."""
+    asked = config.model.vocab_size
+    if tokenizer is None:
+        if asked is None:
+            raise ValueError("give --tokenizer-model or --vocab-size")
+        return config.model
+    if asked is not None and tokenizer.vocab_size > asked:
+        raise ValueError(
+            f"--tokenizer-model {config.data.tokenizer_model}: its {tokenizer.vocab_size} tokens do not fit into "
+            f"--vocab-size {asked}"
+        )
+    return dataclasses.replace(config.model, vocab_size=asked or tokenizer.vocab_size)
+
+
+def make_corpus(data: DataConfig) -> BlockDataset:
+    """The blocks of --data-path."""
+    return BlockDataset(data.corpora()[0], data.seq_length, data.split)
+
+
+def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
+    """How the prefixes share the samples."""
+    return Blend(corpus.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
+
+
+def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
+    """The schedule laid out over the corpus, for `world_size` ranks (by default as many as have been started)."""
+    lfr = config.lfr
+    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        return resolve_schedule(lfr.lfr_schedule).plan(
+            n_blocks,
+            config.data.seq_length,
+            config.training.blocks_per_step(data_parallel_size),
+            train_iters=lfr.train_iters,
+            train_samples=lfr.train_samples,
+            train_epochs=lfr.train_epochs,
+            blend=blend,
+        )
+    except ValueError as error:
+        if "--" in str(error):  # names the flag already
+            raise
+        raise ValueError(f"--lfr-schedule {lfr.lfr_schedule}: {error}") from None
+
+
+def make_stages(
+    config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
+) -> list[Llama]:
+    """This rank's part of a model, with its initial weights or with undefined ones, for a checkpoint to be loaded."""
+    training = config.training
+    return build_stages(
+        model,
+        training.seed if initialize_weights else None,
+        parallel,
+        compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
+        recompute_granularity=training.recompute_granularity,
+        compile_layers=training.compile,
+        kernels=training.layer_kernels,
+        loss=config.loss,
+        attention_backend=config.attention_backend(parallel.device.type == "cuda"),
+    )
+
+
+def make_engine(
+    config: RunConfig, model: ModelConfig, plan: Plan, parallel: ParallelState, initialize_weights: bool
+) -> NativeEngine:
+    """This rank's part of a model, as from `make_stages`, and its optimizer."""
+    return NativeEngine(
+        make_stages(config, model, parallel, initialize_weights),
+        config.optimizer,
+        parallel,
+        seq_length=plan.seq_length,
+        micro_batch_size=config.training.micro_batch_size,
+        global_batch_size=plan.global_batch_size,
+    )
+
+
+def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | None, parallel: ParallelState) -> Loader:
+    """What reads this rank's share of each batch, with the run's rules for documents."""
+    data = config.data
+    return Loader(
+        source,
+        eod=end_of_document(tokenizer),
+        eod_mask_loss=data.eod_mask_loss,
+        reset_position_ids=data.reset_position_ids,
+        reset_attention_mask=data.reset_attention_mask,
+        prefetch=data.prefetch,
+        rank=parallel.data_rank,
+        ranks=parallel.data_parallel_size,
+        pin_memory=parallel.device.type == "cuda",
+    )
+
+
+def make_curriculum(
+    config: RunConfig, plan: Plan, blend: Blend, journal: Journal | None, sharing: Sharing | None, rescore: Rescore
+) -> Course:
+    """The curriculum on a rank that keeps a journal, a follower on the others.
+
+    sharing: how the ranks come to one order; None where there is one rank.
+    """
+    if journal is not None:
+        return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend)
+    assert sharing is not None
+    return Follower(plan, sharing, rescore)

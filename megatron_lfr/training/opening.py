@@ -1,0 +1,67 @@
+"""What a run says before its first step, and the settings that it puts in force."""
+
+from __future__ import annotations
+
+from megatron_lfr.config import RunConfig
+from megatron_lfr.identity import describe_changes
+from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.attention import describe
+from megatron_lfr.model.fused import describe_layers
+from megatron_lfr.parallel import ParallelState, ranks
+from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.training.start import Start, checkpoint_bytes
+from megatron_lfr.training.trainer import Trainer
+
+
+def announce(
+    config: RunConfig, folder: RunFolder, model: ModelConfig, parallel: ParallelState, start: Start, trainer: Trainer
+) -> None:
+    """Put the settings of a run that is about to go on in force, and say what is to be known of it."""
+    put_in_force(config, folder, start, trainer.plan.total_steps)
+    training = config.training
+    print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
+    print(describe_attention(config, parallel), flush=True)
+    if note := trainer.patience.expect(checkpoint_bytes(model), ranks.world_size()):
+        print(note, flush=True)
+    if trainer.evaluated_blocks < trainer.valid_source.num_blocks:
+        print(
+            f"evaluations take {trainer.evaluated_blocks:,} of the {trainer.valid_source.num_blocks:,} validation "
+            f"blocks (--eval-iters {config.training.eval_iters}; None takes all)",
+            flush=True,
+        )
+
+
+def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps: int) -> None:
+    """Write the settings into the run folder, and say what changes for a run that was there before. One that is
+    finished stays as it is."""
+    settings = config.to_flat()
+    changed = describe_changes(folder.changes(settings, start.step)) if start.checkpoint else ""
+    if start.step == total_steps:
+        note = f"; nothing is left that could change by {changed}" if changed else ""
+        print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
+        return
+    if start.checkpoint:
+        origin = f" (--load {config.checkpoint.load} was for its start)" if config.checkpoint.finetune else ""
+        print(f"continuing {folder.path} at step {start.step} of {total_steps}{origin}", flush=True)
+    if start.discarded:
+        print(
+            f"{folder.path}: the run there was stopped before its first checkpoint and starts anew; the "
+            f"{start.discarded} losses in its journal, and its metrics.jsonl, are discarded",
+            flush=True,
+        )
+    if changed:
+        print(f"settings that change from step {start.step} on: {changed}", flush=True)
+    folder.write_settings(settings, start.step)
+
+
+def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
+    """One line on the attention of a run."""
+    return describe(
+        config.attention_backend(parallel.device.type == "cuda"),
+        rows=config.training.micro_batch_size,
+        seq_length=config.data.seq_length,
+        context_ranks=config.parallel.context_parallel_size,
+        has_documents=config.data.reset_attention_mask,
+        is_compiled=config.training.compile,
+        itemsize=2 if config.training.bf16 else 4,
+    )
