@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_run
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
@@ -25,6 +24,7 @@ from megatron_lfr.report.view import view_run
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.logging import MegatronLines
 from megatron_lfr.training.times import PARTS, Stopwatch
+from support.same_run import assert_same_run
 from support.tiny_run import STOPPED
 
 SCHEDULE = (
