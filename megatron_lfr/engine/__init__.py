@@ -4,6 +4,7 @@ from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLoss
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.native import NativeEngine
+from megatron_lfr.engine.sharding import shard_stages
 
 __all__ = [
     "BlockLosses",
@@ -15,4 +16,5 @@ __all__ = [
     "PendingStep",
     "StepOutput",
     "build_stages",
+    "shard_stages",
 ]

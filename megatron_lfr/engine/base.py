@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from megatron_lfr.data.corpus.loader import Batch
+from megatron_lfr.parallel import ParallelState
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Evaluator(Protocol):
     """Computes the losses of blocks. All ranks call each method together."""
 
     @property
+    def parallel(self) -> ParallelState:
+        """The ranks that it runs on, and where this one stands among them."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
         ...
@@ -80,9 +86,14 @@ class Engine(Evaluator, Protocol):
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training continues from, by name; loading a checkpoint writes into these."""
+        """Everything that training continues from, by name. Loading a checkpoint writes into these and calls `loaded`."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
         """The model's part of `tensors`."""
+        ...
+
+    def loaded(self) -> None:
+        """To be called when something has been written into `tensors` or `weights`, before the next computation: an
+        engine may compute with other copies."""
         ...

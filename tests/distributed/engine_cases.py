@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import LIMIT
 
 from megatron_lfr.data.corpus.loader import Batch
+from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.base import BlockLosses, StepOutput
-from megatron_lfr.engine.build import build_stages
+from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
-from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
@@ -143,7 +143,7 @@ def make_engine(layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int = SEED
         config.num_layers, LENGTH, layout.micro_batch, ROWS // parallel.data_parallel_size // layout.micro_batch
     )
     return NativeEngine(
-        build_stages(config, seed, parallel, **options),
+        shard_stages(build_stages(config, parallel, **options), parallel, seed),
         adamw,
         parallel,
         seq_length=LENGTH,
@@ -425,13 +425,13 @@ class _Called(TorchFunctionMode):
 
 
 def host_waits(layout: Layout) -> Found:
-    """Around its passes, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a CPU alone;
-    tests/kernels has theirs.)"""
+    """Around forward and backward, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a
+    CPU alone; tests/kernels has theirs.)"""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
-    losses = engine._passes.train(model_inputs(batch, engine.parallel.device, 1.0))
-    passes: Any = SimpleNamespace(train=lambda _: losses)
-    engine._passes = passes
+    losses = engine._forward_backward.train(model_inputs(batch, engine.parallel.device, 1.0))
+    recorded: Any = SimpleNamespace(train=lambda _: losses)
+    engine._forward_backward = recorded
     engine.train_step(batch, 1e-3).wait()  # asks the mesh, which is on the host, where this rank stands
     with _Dispatched() as dispatched, _Called() as called:
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine import NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import initialize
@@ -39,7 +39,7 @@ def engine() -> Iterator[NativeEngine]:
         num_layers=2, hidden_size=64, num_attention_heads=4, vocab_size=VOCAB, max_position_embeddings=LENGTH
     )
     parallel = initialize()
-    stages = build_stages(config, 1, parallel, compute_dtype=torch.bfloat16)
+    stages = shard_stages(build_stages(config, parallel, compute_dtype=torch.bfloat16), parallel, 1)
     yield NativeEngine(
         stages, OptimizerConfig(), parallel, seq_length=LENGTH, micro_batch_size=4, global_batch_size=ROWS
     )
