@@ -162,8 +162,8 @@ def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
             started = time.perf_counter()
             output = ours.train_step(batch, 1e-4)
             trained = time.perf_counter()
-            blocks = output.wait().blocks
-            curriculum.record(curriculum.next_step, blocks.nll_sum, blocks.token_count)
+            blocks = output.wait()
+            curriculum.record(curriculum.next_step, *blocks)
             recording.append(time.perf_counter() - trained)
             steps.append(time.perf_counter() - started)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingLosses
 from megatron_lfr.engine.forward_backward import ForwardBackward, MicroBatchLoop, Pipeline, model_inputs
-from megatron_lfr.engine.losses import ReducedLosses
+from megatron_lfr.engine.losses import reduce_losses
 from megatron_lfr.engine.sharding import ShardedSynchronization, reshard, sharded_parameters
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelState
@@ -50,7 +50,7 @@ class ForwardEngine:
 
     def eval_step(self, batch: Batch) -> PendingLosses:
         losses = self._forward_backward.evaluate(model_inputs(batch, self.parallel.device, 1.0))
-        return ReducedLosses(batch, losses, self.parallel)
+        return reduce_losses(batch, losses, self.parallel)
 
     def weights(self) -> dict[str, Tensor]:
         reshard(self.stages)

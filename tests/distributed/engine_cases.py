@@ -23,7 +23,7 @@ from waiting import LIMIT
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import build_stages, shard_stages
-from megatron_lfr.engine.base import BlockLosses, StepOutput
+from megatron_lfr.engine.base import BlockLosses, StepLosses
 from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
@@ -154,14 +154,13 @@ def make_engine(layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int = SEED
 
 def block_error(blocks: BlockLosses, nll_sum: Tensor, count: Tensor) -> tuple[float, float]:
     """Largest errors of losses, in nats a token, and of counts; inf for a loss that is no number."""
-    found = (torch.from_numpy(blocks.nll_sum).double() - nll_sum).abs() / count.clamp(min=1)
-    return float(found.nan_to_num(nan=math.inf).max()), float(
-        (torch.from_numpy(blocks.token_count) - count).abs().max()
-    )
+    sums, counts = torch.from_numpy(blocks)
+    errors = (sums.double() - nll_sum).abs() / count.clamp(min=1)
+    return float(errors.nan_to_num(nan=math.inf).max()), float((counts - count).abs().max())
 
 
-def step_errors(output: StepOutput, expected: Step) -> Found:
-    nll, count = block_error(output.blocks, expected.nll_sum, expected.count)
+def step_errors(output: StepLosses, expected: Step) -> Found:
+    nll, count = block_error(output.wait(), expected.nll_sum, expected.count)
     return {
         "loss": abs(output.loss - expected.loss),
         "nll": nll,
@@ -215,7 +214,7 @@ def follow(
     oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
     found: Found = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
-        output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
         merge(found, step_errors(output, oracle.step(batch, lr)))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
@@ -230,7 +229,7 @@ def evaluate(layout: Layout) -> Found:
         before = snapshot(engine)
         merge(found, eval_error(engine, oracle, batches[number - 1]))
         merge(found, {"changed by an evaluation": changed(before, snapshot(engine))})
-        outputs = [e.train_step(share_of(batch, e.parallel), lr).wait() for e in (plain, engine)]
+        outputs = [e.train_step(share_of(batch, e.parallel), lr) for e in (plain, engine)]
         merge(found, step_errors(outputs[0], oracle.step(batch, lr)))
         merge(found, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
     merge(found, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
@@ -275,7 +274,7 @@ def load(layout: Layout) -> Found:
                 tensor.copy_(source)
         merge(found, eval_error(engine, oracle, batches[1 - number]))
     expected = oracle.step(batches[2], RATES[2])
-    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]).wait(), expected))
+    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]), expected))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
@@ -284,7 +283,7 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
     """A value on one rank that is not finite: the step is left out on all of them, and the next one is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout), Oracle(TOY, SEED, ADAMW)
-    output = engine.train_step(share_of(first, engine.parallel), RATES[0]).wait()
+    output = engine.train_step(share_of(first, engine.parallel), RATES[0])
     found = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
     parameter = next(p for p in engine.parameters if p.name.endswith("qkv.weight"))
@@ -304,7 +303,8 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         else:
             engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
     before = snapshot(engine)
-    output = engine.train_step(batch, RATES[1]).wait()
+    output = engine.train_step(batch, RATES[1])
+    output.wait()
     found |= {
         "not skipped": float(not output.skipped),
         "loss hides it": float(math.isnan(output.loss) == (what == "gradient")),
@@ -315,7 +315,7 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         weight[0, 0] = kept
     engine.gradients.finish = finish  # type: ignore[method-assign]
     expected = oracle.step(second, RATES[1])
-    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]).wait(), expected))
+    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]), expected))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
@@ -362,7 +362,7 @@ def bf16(layout: Layout) -> Found:
     oracle = Oracle(TOY, SEED, ADAMW)
     errors = []
     for batch, lr in zip(make_batches(), RATES, strict=True):
-        output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
         errors.append(step_errors(output, oracle.step(batch, lr)))
     states = [value for state in engine.optimizer.state.values() for value in state.values()]
     return {
