@@ -202,6 +202,13 @@ def _histogram(nll: npt.NDArray[np.float32]) -> Counts:
     return np.bincount(np.minimum(known / np.float32(BIN), _BINS - 1).astype(np.int64), minlength=_BINS)
 
 
+def quantile(counts: Counts, share: float) -> float:
+    """The loss that `share` of the blocks are below, to a bin; NaN where there is no block."""
+    if not counts.any():
+        return float("nan")
+    return BIN * float(np.searchsorted(np.cumsum(counts), share * counts.sum()) + 0.5)
+
+
 class _Sample:
     """What evenly spaced blocks forgot by several margins, to show how much the margin decides."""
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lfr.analysis.metrics import domain_names, evaluations
 from megatron_lfr.analysis.overview import RunView
 from megatron_lfr.output import number
 from megatron_lfr.report.bars import signed_bars
 from megatron_lfr.report.frame import colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
-from megatron_lfr.report.losses import LOSS, TOKENS, curve, domain_names, evaluations
+from megatron_lfr.report.losses import LOSS, TOKENS, curve
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.tables import NONE, table
 

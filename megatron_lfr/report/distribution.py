@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from megatron_lfr.analysis.overview import BIN, Counts, PhaseView, RunView
+from megatron_lfr.analysis.overview import BIN, Counts, PhaseView, RunView, quantile
 from megatron_lfr.output import number
 from megatron_lfr.report.bars import ridges
 from megatron_lfr.report.domains import groups
@@ -56,13 +56,6 @@ def _numbers(view: RunView, shown: list[tuple[PhaseView, Counts]]) -> Html:
         medians = [quantile(part, 0.5) for part in losses] if domains else []
         rows.append([phase.name, *(number(value, 2, NONE) for value in [*values, *medians])])
     return table(head, rows)
-
-
-def quantile(counts: Counts, share: float) -> float:
-    """The loss that `share` of the blocks are below, to a bin; NaN where there is no block."""
-    if not counts.any():
-        return math.nan
-    return BIN * float(np.searchsorted(np.cumsum(counts), share * counts.sum()) + 0.5)
 
 
 def _marks(counts: Counts) -> list[tuple[float, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lfr.analysis.metrics import domain_losses, domain_names, evaluations
 from megatron_lfr.analysis.overview import Counts, PhaseView, RunView
 from megatron_lfr.output import is_number, number
 from megatron_lfr.report.bars import Bar, stacked_bars
@@ -123,23 +124,6 @@ def _trained_on(view: RunView) -> Html | None:
         [[one.name, *(f"{int(size):,}" for size in one.parts)] for one in bars],
     )
     return figure("What each phase trained on", join([legend(parts), plot]), note, numbers)
-
-
-def evaluations(view: RunView) -> list[dict[str, Any]]:
-    """The evaluations of a run, the last one of each step, in order."""
-    by_step = {row["step"]: row for row in view.event_rows("evaluation") if is_number(row.get("loss"))}
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def domain_losses(row: dict[str, Any]) -> dict[str, Any]:
-    """Losses by domain of an evaluation."""
-    domains = row.get("domains")
-    return domains if isinstance(domains, dict) else {}
-
-
-def domain_names(rows: list[dict[str, Any]]) -> list[str]:
-    """The domains of evaluations, in their first order."""
-    return list(dict.fromkeys(name for row in rows for name in domain_losses(row)))
 
 
 def curve(

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_lfr.analysis.metrics import evaluations, own_seconds, seconds_spent
 from megatron_lfr.analysis.overview import PhaseView, RunView
 from megatron_lfr.output import number
-from megatron_lfr.report.cost import own_seconds, seconds_spent
-from megatron_lfr.report.losses import evaluations
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent, si
 from megatron_lfr.report.tables import NONE, table

@@ -10,10 +10,9 @@ import pytest
 
 from megatron_lfr.analysis import overview
 from megatron_lfr.analysis.forgetting import CLASSES, Trajectories
-from megatron_lfr.analysis.overview import BIN, RunView, view_run
+from megatron_lfr.analysis.overview import BIN, RunView, quantile, view_run
 from megatron_lfr.analysis.replay import PhaseHistory, open_run
 from megatron_lfr.lfr import UNRECORDED
-from megatron_lfr.report.distribution import quantile
 
 
 @pytest.fixture(scope="module")
