@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_determinism import CAP, CUTS, MASS, ORDERS, spread_scores
+
+from support.order_samples import CAP, CUTS, MASS, ORDERS, spread_scores
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # The module under test is g++'s at -O3, as a rule.

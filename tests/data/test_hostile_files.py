@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import WriteCorpus
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.corpus.indexed import IndexedDataset
+from support.indexed_samples import WriteCorpus
 from support.waiting import LIMIT
 
 LENGTHS_AT = 34

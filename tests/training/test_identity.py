@@ -330,7 +330,7 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
     shutil.copytree(trained[1], folder.path)
     assert "final_logit_softcapping" not in json.loads((folder.path / "journal/meta.json").read_text())["model"]
-    first, *later = folder.history()
+    first, *later = folder.history.entries
     for name in ("final_logit_softcapping", "z_loss_coeff", "label_smoothing"):
         del first["settings"][name]
     (folder.path / "config_history.yaml").write_text(yaml.safe_dump([first, *later]))
@@ -345,7 +345,8 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     capsys.readouterr()
     assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
     assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
-    assert (folder.settings_at(7).get("z_loss_coeff"), folder.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
+    after = RunFolder(folder.path)
+    assert (after.settings_at(7).get("z_loss_coeff"), after.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
 
 def test_a_finished_run_stays_as_it_is(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_run
 
 from megatron_lfr.analysis.metrics import own_seconds, seconds_spent
 from megatron_lfr.analysis.overview import view_run
@@ -25,6 +24,7 @@ from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.logging import MegatronLines
 from megatron_lfr.training.times import PARTS, Stopwatch
+from support.same_run import assert_same_run
 from support.tiny_run import STOPPED
 
 SCHEDULE = (
