@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
-from megatron_lfr.training.config import TrainingConfig
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.training.stopping import StoppedError, Stopping
 
 RANKS = 2

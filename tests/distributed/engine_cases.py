@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import LIMIT
 
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.base import BlockLosses, StepLosses
@@ -30,7 +31,6 @@ from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
-from megatron_lfr.training.config import TrainingConfig
 from megatron_lfr.training.stopping import Stopping
 
 Found = dict[str, float]
