@@ -27,17 +27,17 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/csrc/fuzz/*.cpp tests/csrc/fuzz/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.cpp csrc/*/*.h tests/csrc/fuzz/*.cpp tests/csrc/fuzz/*.h
 
 setup: $(STAMP)
 
 # torch comes first and pinned, so that nothing else chooses a build of it.
-$(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
+$(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),sed -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^numpy==.*/numpy<2.4/' -e '/^\(triton\|setuptools\)==/d' constraints.txt > $(CONSTRAINTS))
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) "$$(grep '^torch==' $(CONSTRAINTS))"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) setuptools wheel pybind11
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) setuptools wheel pybind11 ninja
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e ".[test,lint]"
 	touch $@
 

@@ -52,11 +52,17 @@ class TokenFile:
         `out` is of the stored type, or of another one of its size. ValueError outside the file.
         """
 
-def permutation(n: int, seed: int, num_threads: int = 0) -> Ids:
-    """0 ... n-1, uniformly shuffled."""
+def permutation(n: int, seed: int | Sequence[int], num_threads: int = 0, samples: int | None = None) -> Ids:
+    """0 ... n-1, uniformly shuffled.
 
-def shuffle_visits(visits: npt.NDArray[np.uint32], seed: int, num_threads: int = 0) -> Ids:
-    """Block i visits[i] times, uniformly shuffled."""
+    samples: how many ids, as passes over all of them, each shuffled by the next of the seeds, the last one cut short.
+    One pass without it.
+    """
+
+def shuffle_visits(
+    visits: npt.NDArray[np.uint32], seed: int | Sequence[int], num_threads: int = 0, samples: int | None = None
+) -> Ids:
+    """Block i visits[i] times, uniformly shuffled; `samples` as in `permutation`."""
 
 def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float, int, int, int]:
     """(cut, tie quota, dropped, scored): the lowest floor(drop * scored) scores go, drop in [0, 1), equal ones by
@@ -116,7 +122,7 @@ def order_choice(
 ) -> Ids:
     """Weighted choice without replacement, shuffled, with the probabilities of `order_visits`.
 
-    Where more is drawn than there is, whole shuffled passes come first, and the choice makes the last part of a pass.
+    Where more is drawn than there is, complete shuffled passes come first, and the choice makes the last part of one.
     """
 
 def cluster(scores: Scores, k: int = 8, bins: int = 4096, num_threads: int = 0) -> Doubles:

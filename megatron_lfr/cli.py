@@ -11,6 +11,7 @@ from megatron_lfr.fileio import describe
 
 USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help lists a command's flags)
 
+  tokenizer    train a byte-level BPE tokenizer on text
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
   merge        join indexed corpora to one
   train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
@@ -20,6 +21,16 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   convert      a run's weights to a Hugging Face folder (to-hf), or such a folder to a run (from-hf)
   estimate     memory, tokens, steps and FLOPs of a configuration, without running it
 """
+
+
+def _tokenizer(argv: Sequence[str]) -> int:
+    import tyro
+
+    from megatron_lfr.data.preprocess.train_tokenizer import TokenizerConfig, train_tokenizer
+
+    config = tyro.cli(TokenizerConfig, args=list(argv), prog="megatron-lfr tokenizer")
+    print(f"{config.output}: {train_tokenizer(config)} tokens")
+    return 0
 
 
 def _preprocess(argv: Sequence[str]) -> int:
@@ -87,6 +98,7 @@ def _estimate(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "tokenizer": _tokenizer,
     "preprocess": _preprocess,
     "merge": _merge,
     "train": _train,

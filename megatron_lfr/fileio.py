@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 
 def describe(error: BaseException) -> str:
@@ -48,6 +51,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def json_value(value: Any) -> Any:
+    """What JSON holds of a value, or of all in lists and dictionaries: it has no NaN or infinity, but null. NumPy's
+    numbers become Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        return {key: json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -180,8 +180,8 @@ def _flat(facts: Facts) -> dict[str, Any]:
             segment = {**value[0], **value[0]["blend"]}
             flat |= {f"segment.{key}": own for key, own in segment.items() if key != "blend"}
         elif isinstance(value, Mapping):
-            known = {**_ADDED.get(name, {}), **value} if value else value
-            flat |= {f"{name}.{key}": own for key, own in known.items()}
+            missing = {key: own for key, own in _ADDED.get(name, {}).items() if value and key not in value}
+            flat |= {f"{name}.{key}": own for key, own in {**value, **missing}.items()}
         else:
             flat[name] = value
     return flat

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -62,10 +64,25 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     )
 
 
-def visible(text: str) -> str:
-    """Text that others wrote, safe for a terminal: control and format characters, escape sequences among them, are
-    spelled out (\\n, \\x1b, \\u202e)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def visible(text: str, keep: str = "") -> str:
+    """Text that others wrote, safe for a terminal or a page: whatever does not show, or changes how its surroundings
+    show, is spelled out (\\n, \\x1b, \\u202e), but for spaces and what is in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 4, missing: str = "-") -> str:
+    """A loss for a reader; `missing` where it is none or not finite."""
+    return f"{value:.{digits}f}" if is_number(value) else missing
 
 
 def width() -> int:

@@ -33,13 +33,14 @@ def test_usage(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) 
     assert "preprocess" in captured.out + captured.err
 
 
-@pytest.mark.parametrize("command", ["preprocess", "train", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["tokenizer", "preprocess", "train", "evaluate", "inspect"])
 def test_help_lists_the_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     flags = {
+        "tokenizer": ["--input", "--output", "--vocab-size", "--json-key"],
         "preprocess": ["--input", "--workers"],
         "train": ["--data-path", "--lfr-schedule", "--config"],
         "evaluate": ["--run", "--per-block", "--tasks"],

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from waiting import LIMIT
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Curriculum, Journal, Plan, preset
 from megatron_lfr.parallel import shutdown
+from support.waiting import LIMIT
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import benchmark_kernels
+import benchmark_layers
 import benchmark_training
 import gpu_parts
 import gpu_runs
@@ -16,6 +18,8 @@ import pytest
 import torch
 
 from megatron_lfr.config import parse_run_config
+from megatron_lfr.model import MODEL_PRESETS
+from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.training.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +93,11 @@ def test_the_parts_name_what_there_is() -> None:
                 assert flags[0] in gpu_runs.CHECKS
             if script == "tools/benchmark_training.py":
                 assert benchmark_training.parse(flags)
-    assert seen >= {"tools/benchmark_kernels.py", "tools/profile_kernels.py", "tests/kernels/test_on_gpu.py"}
+    assert seen >= {
+        "tools/benchmark_kernels.py",
+        "tools/profile_kernels.py",
+        "tests/kernels/test_cross_entropy_mutants.py",
+    }
     assert gpu_parts.SECONDS + gpu_parts.GRACE_SECONDS < 8 * 60
 
 
@@ -145,6 +153,26 @@ def test_a_benchmark_survives_whatever_fails(
     assert "not run: KeyError" in capsys.readouterr().out
 
 
+def test_a_layers_parts_are_compared() -> None:
+    """With what they were before, and with a peer that fails."""
+
+    def breaks(*_: Any) -> Any:
+        raise RuntimeError("a peer's own error")
+
+    kernels = {"ours": LayerKernels(), "before": benchmark_layers.before(), "broken": LayerKernels(breaks)}
+    cases = benchmark_layers.make_cases(MODEL_PRESETS["demo"], 64, "cpu")
+    assert {case.method for case in cases.values()} == set(vars(LayerKernels()))
+    for case in cases.values():
+        found = benchmark_layers.measure(case, kernels, 1, "cpu")
+        assert ("not_run" in found["broken"]) == (case.method == "rms_norm")
+        assert found["ours"]["time / ours"] == 1.0 != found["before"]["time / ours"]
+        old, new = (benchmark_layers.forward_backward(case, kernels[name])() for name in ("before", "ours"))
+        for one, other in zip(old, new, strict=True):
+            torch.testing.assert_close(one, other)
+    gate = cases["SwiGLU"].inputs[0]
+    assert cases["SwiGLU"].least_bytes() == 2 * gate.numel() * (2 + 1 + 1 + 2 + 2)
+
+
 def test_nothing_of_ours_need_work(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark_kernels.report(
         "title", {"ours, save": {"not_run": "X"}, "floor": {"ms": [1.0], "peak_bytes": 0, "beyond_bytes": 0}}
@@ -157,8 +185,8 @@ class InProcess(gpu_runs.Lab):
 
     def run(self, name: str, flags: list[str], device: str = "", launcher: tuple[str, ...] = ()) -> None:
         config, _ = parse_run_config([*flags, "--save", str(self.folder / name)])
-        train(config)
-        (self.folder / f"{name}.log").write_text("")
+        with (self.folder / f"{name}.log").open("w") as log, contextlib.redirect_stdout(log):
+            train(config)
 
 
 def test_runs_are_compared(tmp_path: Path) -> None:
@@ -167,6 +195,16 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     lab.run("other", [*lab.flags(4), "--seed", "5"])
     with pytest.raises(gpu_runs.CheckError, match=r"losses of 'other' and 'cpu' differ by"):
         gpu_runs.differ(lab, "other", "cpu", 1e-6)
+
+
+def test_attention_is_compared_and_named(tmp_path: Path) -> None:
+    lab = InProcess(tmp_path, on_gpu=False)
+    found = gpu_runs.documents(lab)
+    assert found.keys() == {"fp32", "bf16"}
+    for name, itemsize in (("fp32", 4), ("bf16", 2)):
+        assert f"a dense document mask of {itemsize * 4 * 16 * 16:,} bytes" in found[name]["attention"]
+    with pytest.raises(gpu_runs.CheckError, match="run 'bf16': expected one line on attention by flex_attention"):
+        gpu_runs.attention_line(lab, "bf16", "flex_attention")
 
 
 def test_what_needs_a_gpu_is_tried_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, FUZZ = ROOT / "csrc", ROOT / "tests" / "csrc" / "fuzz"
 
-CORE = {
-    "dataset": ["dataset", "file", "bus_error"],
-    "orders": ["order", "rank", "threshold", "interleave", "visits", "choice", "weights", "cluster", "partition"],
-}
+ORDERS = ["order", "rank", "threshold", "interleave", "visits", "choice", "weights", "cluster", "partition"]
+CORE = {"dataset": ["io/dataset", "io/file"], "orders": [f"orders/{name}" for name in ORDERS]}
 OWN = {"dataset": ["dataset_target", "dataset_input"], "orders": ["orders_target"]}
 
 MEMORY = ["-fsanitize=address,undefined,float-cast-overflow,float-divide-by-zero", "-fno-sanitize-recover=all"]
@@ -47,7 +45,7 @@ def compile_all(compiler: str, flags: Sequence[str], files: Sequence[Path], fold
 
     def compile_one(file: Path) -> Path:
         made = folder / f"{file.stem}.o"
-        includes = [f"-I{file.parent}", f"-I{CSRC}", f"-I{FUZZ}"]
+        includes = [f"-I{CSRC}", f"-I{FUZZ}"]
         subprocess.run([compiler, *COMMON, *flags, *includes, "-c", str(file), "-o", str(made)], check=True)
         return made
 

@@ -67,16 +67,18 @@ def tool(name: str, limit: int, script: str, flags: str, toy_flags: str | None) 
 
 
 TOY_KERNELS = "--rounds 1 --shapes 64x16x128"
+TOY_LAYERS = "--model-preset demo --tokens 16 --rounds 1"
 TOY_TRAINING = "--model-preset demo --vocab-size 64 --seq-length 16 --steps 1 --warmup 1 --profile"
 BUILD = Part("build", 90, *2 * ([PYTHON, "setup.py", "-q", "build_ext", "--inplace"],), alone=True)
 PARTS = {
     "check": [
         BUILD,
         # The longest first; what needs a GPU most before what the suite has shown elsewhere.
-        test("gpu tests", 200, "tests/kernels/test_on_gpu.py"),
+        test("gpu tests", 200, "tests/gpu"),
         test("kernel tests", 300, "tests/kernels/test_triton_kernels.py"),
         test("contract", 300, "tests/kernels/test_block_cross_entropy.py"),
         test("properties", 200, "tests/kernels/test_cross_entropy_properties.py"),
+        test("layers", 60, "tests/model/test_elementwise.py"),
         Part("accuracy", 120, *2 * ([PYTHON, "tools/benchmark_kernels.py", "--accuracy", "--json", "{json}"],)),
         Part("registers", 200, *2 * ([*PYTEST, "tests/kernels/test_triton_compile.py"],)),
         *(run_check(name, 180) for name in ("losses", "documents", "rescoring", "resume", "async_save", "torchrun")),
@@ -92,6 +94,7 @@ PARTS = {
         tool("kernels 32000", 100, "benchmark_kernels", "--rounds 10 --shapes 8192x4096x32000", TOY_KERNELS),
         tool("training", 50, "benchmark_training", "--bf16 --profile", TOY_TRAINING),
         tool("compiled training", 80, "benchmark_training", "--bf16 --compile", None),
+        tool("layers", 60, "benchmark_layers", "", TOY_LAYERS),
         tool("profile", 40, "profile_kernels", "", "--shape 64x16x128"),
         Part("memory", 60, *2 * ([PYTHON, "tools/gpu_runs.py", "memory", "--json", "{json}"],), alone=True),
     ],

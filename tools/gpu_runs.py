@@ -161,13 +161,29 @@ def compiled(lab: Lab) -> Figures:
 
 
 def documents(lab: Lab) -> Figures:
-    """Attention inside of documents with grouped queries, against the CPU's; and what the run says of its attention."""
+    """Attention inside of documents with grouped queries: the default against the CPU's, with --compile, and against a
+    dense mask; and what each run says of its attention."""
     flags = [*lab.flags(20 if lab.on_gpu else 4), "--reset-attention-mask", "--reset-position-ids"]
+    runs: dict[str, list[str]] = {"fp32": [], "bf16": ["--bf16"]}
+    if lab.on_gpu:
+        runs |= {"compiled": ["--bf16", "--compile"], "dense": ["--bf16", "--attention-backend", "sdpa"]}
     lab.run("cpu", flags, "cpu")
-    lab.run("fp32", flags)
-    lab.run("bf16", [*flags, "--bf16"])
-    said = [line for line in lab.log("bf16").splitlines() if "attention" in line.lower()]
-    return {"fp32": differ(lab, "fp32", "cpu", 1e-3), "bf16": differ(lab, "bf16", "cpu", 5e-2), "attention": said[:5]}
+    figures: Figures = {}
+    for name, more in runs.items():
+        lab.run(name, [*flags, *more])
+        kernel = "flex_attention" if lab.on_gpu and name != "dense" else "scaled_dot_product_attention"
+        figures[name] = differ(lab, name, "cpu", 1e-3 if name == "fp32" else 5e-2)
+        figures[name]["attention"] = attention_line(lab, name, kernel)
+        figures[name]["step_ms"] = statistics.median(step["time"]["step_ms"] for step in lab.steps(name)[3:])
+    return figures
+
+
+def attention_line(lab: Lab, name: str, kernel: str) -> str:
+    """What a run says of its attention at its start; CheckError where that is not `kernel`."""
+    said = [line for line in lab.log(name).splitlines() if line.startswith("attention: ")]
+    if len(said) != 1 or kernel not in said[0]:
+        raise CheckError(f"run {name!r}: expected one line on attention by {kernel}, got {said}")
+    return said[0]
 
 
 def rescoring(lab: Lab) -> Figures:

@@ -12,9 +12,9 @@ step() { printf '\n== %s\n' "$*"; }
 step "1. corpus: four domains from the Python standard library"
 [ -f "$out/corpus.jsonl" ] || python "$here/make_corpus.py" "$out/corpus.jsonl"
 
-step "2. tokenizer: a byte-level BPE of 2048 tokens"
+step "2. megatron-lfr tokenizer: a byte-level BPE of 2048 tokens"
 [ -f "$out/tokenizer.json" ] ||
-    python "$here/../../tools/train_tokenizer.py" "$out/corpus.jsonl" "$out/tokenizer.json" --vocab-size 2048
+    megatron-lfr tokenizer --input "$out/corpus.jsonl" --output "$out/tokenizer.json" --vocab-size 2048
 
 step "3. megatron-lfr preprocess: one indexed dataset for each domain"
 [ -n "$(ls "$out"/data/*.idx 2>/dev/null)" ] ||

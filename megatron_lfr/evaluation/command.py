@@ -24,8 +24,8 @@ from megatron_lfr.evaluation.block_file import BlockFile
 from megatron_lfr.evaluation.continuations import Continuations
 from megatron_lfr.evaluation.tasks import encode_task, read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
-from megatron_lfr.fileio import check_replaces, write_atomic
-from megatron_lfr.output import print_table
+from megatron_lfr.fileio import check_replaces, json_value, write_atomic
+from megatron_lfr.output import number, print_table
 from megatron_lfr.parallel import ranks, session
 from megatron_lfr.training.evaluation import Keep, evaluate
 
@@ -128,7 +128,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
 
         results["lm_eval"] = evaluate_tasks(trained, config.lm_eval_tasks, config.lm_eval_include_path)
     if config.json is not None and ranks.rank() == 0:
-        text = json.dumps(_without_infinities(results), indent=1, allow_nan=False, default=str)
+        text = json.dumps(json_value(results), indent=1, allow_nan=False, default=str)
         write_atomic(config.json, text + "\n")
     return results
 
@@ -180,24 +180,13 @@ def _loss_and_perplexity(loss: float) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
-def _without_infinities(value: Any) -> Any:
-    """JSON has no NaN or infinity: what is not finite is null. NumPy's numbers become Python's."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, dict):
-        return {key: _without_infinities(own) for key, own in value.items()}
-    if isinstance(value, list):
-        return [_without_infinities(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _print(results: dict[str, Any]) -> None:
     print(f"{results['run']} at iteration {results['iteration']}")
     if "corpus" in results:
         corpus = results["corpus"]
         print(f"{corpus['split']}: {corpus['blocks']:,} blocks, {corpus['tokens']:,} tokens")
         rows = [
-            [name, f"{row['loss']:.4f}", f"{row['perplexity']:.4f}"]
+            [name, number(row["loss"]), number(row["perplexity"])]
             for name, row in (("all", corpus), *corpus["domains"].items())
         ]
         print_table(["domain", "loss a token", "perplexity"], rows)
@@ -212,7 +201,7 @@ def _task_rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:
         if isinstance(value, int | float) and "_stderr" not in measure:
             error = found.get(_stderr_key(measure))
             text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-            yield [task, measure, text, f"{error:.4f}" if isinstance(error, float) else "-"]
+            yield [task, measure, text, number(error)]
 
 
 def _stderr_key(measure: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tyro
 
+from megatron_lfr.analysis.replay import Run, open_run
 from megatron_lfr.inspection.records import check_output, write_records
 from megatron_lfr.inspection.views import View
-from megatron_lfr.lfr.analysis import Run, open_run
 from megatron_lfr.run_folder import Corpus, open_corpus
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.fileio import check_replaces, write_atomic
-from megatron_lfr.inspection.spikes import SPIKE
-from megatron_lfr.lfr.analysis import PHASE_MEAN, STEP, VISIT
+from megatron_lfr.analysis.replay import PHASE_MEAN, STEP, VISIT
+from megatron_lfr.analysis.spikes import SPIKE
+from megatron_lfr.fileio import check_replaces, json_value, write_atomic
 
 
 def check_output(path: Path) -> None:
@@ -34,15 +32,11 @@ def write_records(path: Path, records: npt.NDArray[np.void]) -> None:
         write_atomic(path, _as_npy(records))
         return
     assert records.dtype.names is not None
-    rows = [dict(zip(records.dtype.names, map(_number, row), strict=True)) for row in records.tolist()]
-    write_atomic(path, json.dumps(rows, allow_nan=False) + "\n")
+    rows = [dict(zip(records.dtype.names, row, strict=True)) for row in records.tolist()]
+    write_atomic(path, json.dumps(json_value(rows), allow_nan=False) + "\n")
 
 
 def _as_npy(records: npt.NDArray[np.void]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, records, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.inspection.spikes import find_spikes
-from megatron_lfr.lfr.analysis import Run
-from megatron_lfr.output import print_table, visible
+from megatron_lfr.analysis.replay import Run
+from megatron_lfr.analysis.single_blocks import largest
+from megatron_lfr.analysis.spikes import find_spikes
+from megatron_lfr.output import number, print_table, visible
 from megatron_lfr.run_folder import Corpus
 
 Records = npt.NDArray[np.void]
@@ -31,7 +32,7 @@ class View:
             before = "not seen before"
             if step_before[i] > 0:
                 before = f"before {nll_before[i]:.4f} at step {step_before[i]}"
-            loss = "not recorded" if np.isnan(visits["nll"][i]) else f"{visits['nll'][i]:.4f}"
+            loss = number(float(visits["nll"][i]), missing="not recorded")
             self._block(int(visits["block"][i]), f"loss {loss}, {before}")
         if len(order) > self._limit:
             self._say(f"... and {len(order) - self._limit} more (--limit)")
@@ -61,21 +62,19 @@ class View:
         visits = self._run.visits([block])
         self._block(block, f"visits: {len(visits)}")
         for visit in visits:
-            loss = "not recorded" if np.isnan(visit["nll"]) else f"{visit['nll']:.4f}"
+            loss = number(float(visit["nll"]), missing="not recorded")
             self._say(f"  step {visit['step']:>8}  {self._phase(int(visit['phase'])):16}  {loss}")
         return visits
 
     def extremes(self, count: int, hardest: bool) -> Records:
         """The hardest or easiest blocks by what the last loss amounts to now; the records are all their visits."""
         ledger = self._run.ledger()
-        seen = np.flatnonzero(ledger.step >= 0)
-        scores = ledger.detrended_scores()[seen]
-        order = np.argsort(-scores if hardest else scores, kind="stable")[:count]
-        for block, score in zip(seen[order], scores[order], strict=True):
+        scores = ledger.detrended_scores()
+        chosen = largest(scores if hardest else -scores, count)
+        for block in chosen.tolist():
             at, visits = ledger.step[block] + 1, ledger.visits[block]
-            loss = f"loss {ledger.nll[block]:.4f} at step {at} (amounts to {score:.4f} now)"
-            self._block(int(block), f"{loss}, visits: {visits}")
-        chosen = seen[order]
+            loss = f"loss {ledger.nll[block]:.4f} at step {at} (amounts to {scores[block]:.4f} now)"
+            self._block(block, f"{loss}, visits: {visits}")
         return self._run.visits(chosen)
 
     def domain(self, name: str) -> Records:
@@ -90,8 +89,7 @@ class View:
         rows = []
         for row in means:
             phase = self._phase(int(row["phase"])).removeprefix("phase ")
-            loss = "-" if np.isnan(row["nll"]) else f"{row['nll']:.4f}"
-            rows.append([phase, f"{row['visits']:,}", f"{row['blocks']:,}", loss])
+            rows.append([phase, f"{row['visits']:,}", f"{row['blocks']:,}", number(float(row["nll"]))])
         print_table(["phase", "visits", "blocks", "mean loss"], rows)
         return means
 

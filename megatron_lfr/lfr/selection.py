@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +69,7 @@ def make_order(phase: Phase, scores: Scores, draws: int, seed: int, phase_index:
     """
     seed = phase_seed(seed, phase_index)
     if phase.kind != "focus":
-        n_blocks = len(scores)
-        return _whole_passes(lambda part: _C.permutation(n_blocks, part), draws, n_blocks, seed), None
+        return _C.permutation(len(scores), _pass_seeds(seed, draws, len(scores)), samples=draws), None
     if phase.selection == "threshold" and phase.sampling == "passes":
         selection = _threshold(phase, scores)
         return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, draws, seed), selection
@@ -80,16 +78,14 @@ def make_order(phase: Phase, scores: Scores, draws: int, seed: int, phase_index:
     selection, weights, mass, unseen_mass = _select(phase, scores)
     if phase.sampling == "passes":
         kept = (~selection.left_out(scores)).astype(np.uint32)
-        n_kept = int(kept.sum())
-        return _whole_passes(lambda part: _C.shuffle_visits(kept, part), draws, n_kept, seed), selection
+        return _C.shuffle_visits(kept, _pass_seeds(seed, draws, int(kept.sum())), samples=draws), selection
     weigh = _C.order_visits if phase.sampling == "visits" else _C.order_choice
     return weigh(weights, mass, unseen_mass, draws, seed), selection
 
 
-def _whole_passes(one_pass: Callable[[int], Order], draws: int, size: int, seed: int) -> Order:
-    """Passes over `size` blocks, each shuffled anew, the last one cut short."""
-    orders = [one_pass(phase_seed(seed, number)) for number in range(-(-draws // size))]
-    return orders[0][:draws] if len(orders) == 1 else np.concatenate(orders)[:draws]
+def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:
+    """The seeds of as many passes over `size` blocks as so many samples take, the last one cut short."""
+    return [phase_seed(seed, number) for number in range(-(-samples // size))]
 
 
 def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, Doubles, float]:

@@ -26,6 +26,7 @@ BLOCK = 128
 """Tokens in a side of flex_attention's blocks."""
 _SMALLEST_HEAD = 16
 """The narrowest head that flex_attention's kernels multiply."""
+_flex_attention: Callable[..., Any] = flex_attention
 
 
 def choose_backend(
@@ -182,7 +183,7 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool) -> 
 def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """The same with flex_attention."""
     # Without torch.compile it would compute all scores. A layer that is compiled compiles it, too.
-    attend: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled()
+    attend = _flex_attention if torch.compiler.is_compiling() else _compiled()
     mixed: Tensor = attend(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -195,4 +196,4 @@ def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, fullgraph=True, dynamic=False)
+    return torch.compile(_flex_attention, fullgraph=True, dynamic=False)

@@ -1,4 +1,4 @@
-"""Section with single blocks: hardest, easiest, most forgotten, their text and the course of their loss."""
+"""Section with single blocks: hardest, easiest, most forgotten, their text and how their loss went."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from megatron_lfr.analysis.overview import RunView
+from megatron_lfr.analysis.single_blocks import Block
 from megatron_lfr.report.frame import Frame, bands, label, line, svg
+from megatron_lfr.report.losses import phase_bands
 from megatron_lfr.report.markup import Content, Html, element, join
-from megatron_lfr.report.picks import Block
 from megatron_lfr.report.scale import Scale, spanning
-from megatron_lfr.report.view import RunView
 
 _LETTERS, _MORE_LETTERS = 320, 3000
 
@@ -61,7 +62,7 @@ def _card(view: RunView, block: Block) -> Html:
         element("span", f"loss {float(block.nll[-1]):.2f} (now {block.present:.2f})".replace("-", "−")),
         element("span", visits + times),
     )
-    return element("article", head, _course(view, block), _text(view, block.id), class_="card")
+    return element("article", head, _losses(view, block), _text(view, block.id), class_="card")
 
 
 def _text(view: RunView, block: int) -> Html | None:
@@ -78,12 +79,12 @@ def _text(view: RunView, block: int) -> Html | None:
     return join([element("pre", text[:_LETTERS], "…"), whole])
 
 
-def _course(view: RunView, block: Block) -> Html:
+def _losses(view: RunView, block: Block) -> Html:
     """The loss at each visit, small, over the tokens of the run."""
     frame = Frame(360, 72, left=38, right=8, top=8, bottom=10)
-    xs = np.array([view.tokens_at(int(step)) for step in block.steps], np.float64)
+    xs = np.array([view.tokens_at(int(step) - 1) for step in block.steps], np.float64)
     ys = block.nll.astype(np.float64)
-    shaded = view.bands()
+    shaded = phase_bands(view)
     x = Scale(0.0, max([band.end for band in shaded] + [1.0]), *frame.x_range)
     y = spanning(ys, frame.y_range[0] - 6, frame.y_range[1] + 6)
     points = [(round(x(a), 1), round(y(b), 1)) for a, b in zip(xs.tolist(), ys.tolist(), strict=True)]
@@ -94,7 +95,7 @@ def _course(view: RunView, block: Block) -> Html:
         element("polyline", points=" ".join(f"{a},{b}" for a, b in points), class_="line s0"),
     ]
     parts += [
-        element("circle", cx=a, cy=b, r=3, class_="mark s0", data_tip=f"step {int(step) + 1:,}: loss {loss:.3f}")
+        element("circle", cx=a, cy=b, r=3, class_="mark s0", data_tip=f"step {int(step):,}: loss {loss:.3f}")
         for (a, b), step, loss in zip(points, block.steps, ys.tolist(), strict=True)
     ]
     for value in sorted({float(ys.min()), float(ys.max())}):

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import tyro
 
+from megatron_lfr.analysis.forgetting import MARGIN
+from megatron_lfr.analysis.overview import RunView, view_run
 from megatron_lfr.fileio import check_replaces, write_atomic
-from megatron_lfr.lfr.dynamics import MARGIN
 from megatron_lfr.report.page import BEGINS, make_page
 from megatron_lfr.report.summary import schedule_name
-from megatron_lfr.report.view import RunView, view_run
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lfr.analysis.metrics import domain_names, evaluations
+from megatron_lfr.analysis.overview import RunView
+from megatron_lfr.output import number
 from megatron_lfr.report.bars import signed_bars
 from megatron_lfr.report.frame import colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
-from megatron_lfr.report.losses import LOSS, TOKENS, curve, domain_names, evaluations, number
+from megatron_lfr.report.losses import LOSS, TOKENS, curve
 from megatron_lfr.report.markup import Content, Html, element, join
-from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import RunView
+from megatron_lfr.report.tables import NONE, table
 
 _MOST_DOMAINS = 24
 _SETTINGS_LEFT_OUT = ("save", "load", "tensorboard_dir", "wandb_exp_name", "lfr_scratch_dir", "print_config")
@@ -82,7 +84,7 @@ def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Ser
     head: list[Content] = ["", *(view.name for view in views), *differences]
     rows: list[list[Content]] = []
     for domain, found in losses.items():
-        shown = [number(value) + ("" if exact or np.isnan(value) else " ≈") for value, exact in found]
+        shown = [number(value, missing=NONE) + ("" if exact or np.isnan(value) else " ≈") for value, exact in found]
         rows.append([domain or "all", *shown, *(_signed(value - found[0][0]) for value, _ in found[1:])])
     bars = [
         (domain or "all", [(colour(i), value - found[0][0]) for i, (value, _) in enumerate(found) if i])
@@ -108,14 +110,14 @@ def loss_at(one: Series, tokens: float) -> tuple[float, bool]:
 
 
 def _signed(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:+.4f}".replace("-", "−")
+    return NONE if np.isnan(value) else f"{value:+.4f}".replace("-", "−")
 
 
 def _settings(views: Sequence[RunView]) -> Html:
     keys = sorted({key for view in views for key in view.run.config} - set(_SETTINGS_LEFT_OUT))
     rows: list[list[Content]] = []
     for key in keys:
-        values = [str(view.run.config.get(key, "–")) for view in views]
+        values = [str(view.run.config.get(key, NONE)) for view in views]
         if len(set(values)) > 1:
             rows.append([key, *values])
     if not rows:

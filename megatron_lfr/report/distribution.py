@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 
+from megatron_lfr.analysis.overview import BIN, Counts, PhaseView, RunView, quantile
+from megatron_lfr.output import number
 from megatron_lfr.report.bars import ridges
 from megatron_lfr.report.domains import groups
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Html, element, join
 from megatron_lfr.report.scale import Doubles
-from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import BIN, Counts, PhaseView, RunView
+from megatron_lfr.report.tables import NONE, table
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DRAWN_BINS = 150
@@ -53,15 +54,8 @@ def _numbers(view: RunView, shown: list[tuple[PhaseView, Counts]]) -> Html:
     for phase, losses in shown:
         values = [quantile(losses.sum(axis=0), q) for q in _QUANTILES]
         medians = [quantile(part, 0.5) for part in losses] if domains else []
-        rows.append([phase.name, *("–" if math.isnan(value) else f"{value:.2f}" for value in [*values, *medians])])
+        rows.append([phase.name, *(number(value, 2, NONE) for value in [*values, *medians])])
     return table(head, rows)
-
-
-def quantile(counts: Counts, share: float) -> float:
-    """The loss that `share` of the blocks are below, to a bin; NaN where there is no block."""
-    if not counts.any():
-        return math.nan
-    return BIN * float(np.searchsorted(np.cumsum(counts), share * counts.sum()) + 0.5)
 
 
 def _marks(counts: Counts) -> list[tuple[float, str]]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lfr.lfr.blocksets import BlockSet, Likeness, compare
+from megatron_lfr.analysis.overview import FocusView, PhaseView, RunView
+from megatron_lfr.analysis.similarity import BlockSet, Likeness, compare
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent
-from megatron_lfr.report.tables import heat_table, table
-from megatron_lfr.report.view import FocusView, PhaseView, RunView
+from megatron_lfr.report.tables import NONE, heat_table, table
 
 _PARTS = (
     ("kept", "kept"),
@@ -69,9 +69,9 @@ def _numbers(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
             percent(size / sizes.sum(), 1),
             percent(dropped / max(1, size), 1),
             percent(unseen / max(1, size), 1),
-            percent(drawn / max(1, visits.sum()), 1),
+            percent(trained / max(1, visits.sum()), 1),
         ]
-        for name, size, dropped, unseen, drawn in zip(
+        for name, size, dropped, unseen, trained in zip(
             view.corpus.domains, sizes.tolist(), focus.dropped_by_domain.tolist(), focus.unseen_by_domain.tolist(),
             visits.tolist(), strict=True,
         )
@@ -117,7 +117,7 @@ def similarity_section(views: Sequence[RunView]) -> Html:
     def heat(measure: str) -> Html:
         values = {pair: float("nan") if found is None else getattr(found, measure) for pair, found in likeness.items()}
         return heat_table(
-            names, lambda i, j: values[i, j], lambda i, j: f"{values[i, j]:.2f}" if values[i, j] >= 0 else "–", tip
+            names, lambda i, j: values[i, j], lambda i, j: f"{values[i, j]:.2f}" if values[i, j] >= 0 else NONE, tip
         )
 
     cosine = figure("Cosine similarity", heat("cosine"), "|A∩B| / √(|A||B|), the paper's measure; 1 is the same set.")

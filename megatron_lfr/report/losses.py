@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lfr.analysis.metrics import domain_losses, domain_names, evaluations
+from megatron_lfr.analysis.overview import Counts, PhaseView, RunView
+from megatron_lfr.output import is_number, number
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.domains import groups
-from megatron_lfr.report.frame import SIZE, colour, figure, legend
+from megatron_lfr.report.frame import SIZE, Band, colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import Doubles, Scale, is_number, si, spanning
-from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import Counts, PhaseView, RunView
+from megatron_lfr.report.scale import Doubles, Scale, si, spanning
+from megatron_lfr.report.tables import NONE, table
 
 TOKENS, LOSS = "tokens trained on", "loss (nats a token)"
 _TABLE_ROWS = 40
@@ -39,7 +41,7 @@ def _training(view: RunView) -> Html:
         series.append(Series("mean between log lines", middles, np.array([row["loss"] for row in rows], np.float64), 0))
     high = _high_after_start(xs, ys)
     plot = line_plot(
-        series, "Training loss over tokens", TOKENS, LOSS, view.bands(), named=False, y_scale=_up_to(high, ys)
+        series, "Training loss over tokens", TOKENS, LOSS, phase_bands(view), named=False, y_scale=_up_to(high, ys)
     )
     note = "A Focus trains on hard blocks, so its training loss is higher: compare the validation loss."
     if high < float("inf"):
@@ -48,10 +50,19 @@ def _training(view: RunView) -> Html:
     return figure("Training loss", join([key, plot]), note)
 
 
+def phase_bands(view: RunView) -> list[Band]:
+    """The phases that have begun over tokens, for shading."""
+    starts = [view.tokens_at(phase.planned.first_step) for phase in view.phases]
+    return [
+        Band(start, start + phase.samples_so_far * view.seq_length, phase.planned.phase.kind, phase.name)
+        for start, phase in zip(starts, view.phases, strict=True)
+    ]
+
+
 def _middles_of_steps(view: RunView, phase: PhaseView) -> Doubles:
     """Tokens trained on in the middle of each step of a phase."""
     size = view.run.plan.global_batch_size
-    ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.draws_so_far)
+    ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.samples_so_far)
     middles = (ends + np.arange(len(ends)) * size) / 2
     return np.asarray(view.tokens_at(phase.planned.first_step) + middles * view.seq_length)
 
@@ -63,14 +74,14 @@ def _validation(view: RunView) -> list[Html]:
         return [element("p", none, class_="note")]
     names = domain_names(rows)
     overall = line_plot(
-        [curve(view, rows, None, 0)], "Validation loss over tokens", TOKENS, LOSS, view.bands(), named=False
+        [curve(view, rows, None, 0)], "Validation loss over tokens", TOKENS, LOSS, phase_bands(view), named=False
     )
     held_out = rows[-1].get("tokens")
     note = f"On {si(float(held_out or 0))} held-out tokens." if is_number(held_out) else "On held-out documents."
     figures = [figure("Validation loss", overall, note, _validation_table(view, rows, names))]
     if len(names) > 1:
         series = [curve(view, rows, name, i) for i, name in enumerate(names)]
-        by_domain = line_plot(series, "Validation loss by domain over tokens", TOKENS, LOSS, view.bands())
+        by_domain = line_plot(series, "Validation loss by domain over tokens", TOKENS, LOSS, phase_bands(view))
         key = legend([(colour(one.colour), one.name) for one in series], of_lines=True)
         note = "Each domain is a prefix of the corpus."
         figures.append(figure("Validation loss by domain", join([key, by_domain]), note))
@@ -86,8 +97,8 @@ def _validation_table(view: RunView, rows: list[dict[str, Any]], names: list[str
             [
                 f"{view.tokens_at(row['step']):,}",
                 str(row.get("phase", "")),
-                number(row.get("loss")),
-                *(number(domain_losses(row).get(name)) for name in names),
+                number(row.get("loss"), missing=NONE),
+                *(number(domain_losses(row).get(name), missing=NONE) for name in names),
             ]
             for row in shown
         ],
@@ -115,23 +126,6 @@ def _trained_on(view: RunView) -> Html | None:
     return figure("What each phase trained on", join([legend(parts), plot]), note, numbers)
 
 
-def evaluations(view: RunView) -> list[dict[str, Any]]:
-    """The evaluations of a run, the last one of each step, in order."""
-    by_step = {row["step"]: row for row in view.event_rows("evaluation") if is_number(row.get("loss"))}
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def domain_losses(row: dict[str, Any]) -> dict[str, Any]:
-    """Losses by domain of an evaluation."""
-    domains = row.get("domains")
-    return domains if isinstance(domains, dict) else {}
-
-
-def domain_names(rows: list[dict[str, Any]]) -> list[str]:
-    """The domains of evaluations, in their first order."""
-    return list(dict.fromkeys(name for row in rows for name in domain_losses(row)))
-
-
 def curve(
     view: RunView, rows: list[dict[str, Any]], domain: str | None, colour: int, name: str | None = None
 ) -> Series:
@@ -140,11 +134,6 @@ def curve(
     known = [(view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)]
     xs, ys = (np.array([pair[i] for pair in known], np.float64) for i in (0, 1))
     return Series(name or domain or "all", xs, ys, colour, markers=len(xs) <= 40)
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A loss for a table."""
-    return f"{value:.{digits}f}" if is_number(value) else "–"
 
 
 def _high_after_start(xs: Doubles, ys: Doubles) -> float:

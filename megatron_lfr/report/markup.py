@@ -7,16 +7,9 @@ remembered where text is shown.
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable
 
-# What a browser would not draw, or what would change how its surroundings are drawn: control characters (tab and line
-# feed stay), soft hyphens, marks of direction, invisible joiners, separators, lone surrogates, private use and tags.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
-)
-_CONTROL_PICTURES = 0x2400
+from megatron_lfr.output import visible
 
 
 class Html(str):
@@ -29,14 +22,9 @@ Content = str | int | float | None
 """What `element` takes as a child: markup, text to be escaped, a number, or None for nothing."""
 
 
-def visible(text: str) -> str:
-    """The text with every character that would not show replaced: U+0000 by ␀, U+202E by [U+202E]."""
-    return _UNSEEN.sub(_name, text)
-
-
 def escape(text: str) -> Html:
     """Text as markup that shows it, in an element or in a quoted attribute."""
-    return text if isinstance(text, Html) else Html(html.escape(visible(text), quote=True))
+    return text if isinstance(text, Html) else Html(html.escape(visible(text, keep="\n\t"), quote=True))
 
 
 def join(parts: Iterable[Content], between: str = "") -> Html:
@@ -57,10 +45,3 @@ def element(tag: str, *children: Content, **attributes: Content) -> Html:
             text = f"{value:.6g}" if isinstance(value, float) else str(value)
             words.append(f'{name.rstrip("_").replace("_", "-")}="{escape(text)}"')
     return Html(f"<{' '.join(words)}>{join(children)}</{tag}>")
-
-
-def _name(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(_CONTROL_PICTURES + code)
-    return "\u2421" if code == 0x7F else f"[U+{code:04X}]"

@@ -7,16 +7,16 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 
+from megatron_lfr.analysis.overview import RunView
 from megatron_lfr.report.blocks import blocks_section
 from megatron_lfr.report.comparison import comparison_section
 from megatron_lfr.report.cost import cost_section
 from megatron_lfr.report.distribution import distribution_section
 from megatron_lfr.report.focus import focus_section, similarity_section
+from megatron_lfr.report.forgetting import forgetting_section
 from megatron_lfr.report.losses import losses_section
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.summary import phase_table, run_table, tiles
-from megatron_lfr.report.turns import turns_section
-from megatron_lfr.report.view import RunView
 
 BEGINS = (
     b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
@@ -28,7 +28,7 @@ _SECTIONS = (
     ("losses", "Losses", losses_section),
     ("distribution", "How hard the blocks are", distribution_section),
     ("focus", "What each Focus dropped and kept", focus_section),
-    ("turns", "Learned, forgotten, relearned", turns_section),
+    ("forgetting", "Learned, forgotten, relearned", forgetting_section),
     ("blocks", "Single blocks", blocks_section),
     ("cost", "What Learn-Focus-Review costs", cost_section),
 )

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,11 +82,6 @@ def si_unit(ticks: Sequence[float]) -> tuple[float, str]:
     """The unit that large ticks are counted in, and its prefix ("", "k", "M", ...)."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     return next(((size, prefix) for size, prefix in _PREFIXES if largest >= size), (1.0, ""))
-
-
-def is_number(value: Any) -> bool:
-    """Whether something read from a file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def percent(share: float, digits: int = 0) -> str:

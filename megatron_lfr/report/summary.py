@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_lfr.report.cost import own_seconds, seconds_spent
-from megatron_lfr.report.losses import evaluations, number
+from megatron_lfr.analysis.metrics import evaluations, own_seconds, seconds_spent
+from megatron_lfr.analysis.overview import PhaseView, RunView
+from megatron_lfr.output import number
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import percent, si
-from megatron_lfr.report.tables import table
-from megatron_lfr.report.view import PhaseView, RunView
+from megatron_lfr.report.tables import NONE, table
 
 
 def tiles(view: RunView) -> Html:
     """The few numbers that one looks for first."""
     rows = evaluations(view)
     plan = view.run.plan
-    draws = sum(phase.draws_so_far for phase in view.phases)
+    samples = sum(phase.samples_so_far for phase in view.phases)
     spent = seconds_spent(view)
     total = sum(spent.values())
     own = own_seconds(spent)
@@ -27,17 +26,17 @@ def tiles(view: RunView) -> Html:
     facts = [
         (
             "tokens",
-            si(draws * view.seq_length),
-            "complete" if draws == plan.total_draws else f"{percent(draws / plan.total_draws)} of the run",
+            si(samples * view.seq_length),
+            "complete" if samples == plan.total_draws else f"{percent(samples / plan.total_draws)} of the run",
         ),
         (
             "validation loss",
-            number(rows[-1]["loss"], 3) if rows else "–",
+            number(rows[-1]["loss"], 3) if rows else NONE,
             "at the last evaluation" if rows else "none yet",
         ),
         ("blocks", si(plan.n_blocks), f"of {view.seq_length:,} tokens; {percent(seen)} seen"),
         ("schedule", schedule_name(view), f"{len(view.phases)} of {len(plan.phases)} phases begun"),
-        ("LFR's own time", percent(own / total, 2) if total else "–", "recording losses, making orders"),
+        ("LFR's own time", percent(own / total, 2) if total else NONE, "recording losses, making orders"),
     ]
     items = [
         element("li", element("span", name), element("b", value), element("small", note)) for name, value, note in facts
@@ -62,17 +61,17 @@ def phase_table(view: RunView) -> Html:
 
 
 def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Content]:
-    steps = -(-phase.draws_so_far // view.run.plan.global_batch_size)
+    steps = -(-phase.samples_so_far // view.run.plan.global_batch_size)
     mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
-    complete = phase.draws_so_far == phase.planned.draws
+    complete = phase.samples_so_far == phase.planned.draws
     return [
         join([mark, phase.name]),
         f"{steps:,}" if complete else f"{steps:,} of {phase.planned.steps:,}",
-        f"{phase.draws_so_far:,}",
+        f"{phase.samples_so_far:,}",
         f"{phase.distinct:,}",
-        f"{phase.draws_so_far * view.seq_length:,}",
-        f"{phase.mean_loss:.4f}" if math.isfinite(phase.mean_loss) else "–",
-        number(after) if complete else "–",
+        f"{phase.samples_so_far * view.seq_length:,}",
+        number(phase.mean_loss, missing=NONE),
+        number(after, missing=NONE) if complete else NONE,
     ]
 
 
@@ -81,14 +80,14 @@ def run_table(views: Sequence[RunView]) -> Html:
     rows: list[list[Content]] = []
     for i, view in enumerate(views):
         evaluated = evaluations(view)
-        draws = sum(phase.draws_so_far for phase in view.phases)
+        samples = sum(phase.samples_so_far for phase in view.phases)
         rows.append(
             [
                 join([element("i", class_=f"swatch s{i}" if i < 8 else "swatch other"), view.name]),
                 schedule_name(view),
-                f"{draws * view.seq_length:,}",
+                f"{samples * view.seq_length:,}",
                 f"{np.array([phase.planned.phase.kind == 'focus' for phase in view.phases]).sum()}",
-                number(evaluated[-1]["loss"]) if evaluated else "–",
+                number(evaluated[-1]["loss"]) if evaluated else NONE,
             ]
         )
     return table(["run", "schedule", "tokens", "Focus phases", "last validation loss"], rows)

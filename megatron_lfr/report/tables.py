@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 from megatron_lfr.report.markup import Content, Html, element
 
+NONE = "–"
+"""What stands for a number that there is not."""
+
 
 def table(head: Sequence[Content], rows: Sequence[Sequence[Content]], kind: str = "") -> Html:
     """A table whose first column names the rows."""

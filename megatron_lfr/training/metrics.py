@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.data.corpus.blocks import BlockSource
+from megatron_lfr.fileio import json_value
 from megatron_lfr.lfr import Course
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.lfr.selection import Order
@@ -64,8 +65,8 @@ class MetricsFile(Callback):
             "consumed_samples": trainer.consumed_samples,
             "consumed_tokens": trainer.consumed_samples * trainer.plan.seq_length,
             "loss": self._window.mean_loss,
-            "last_loss": None if report.skipped else _number(report.loss),
-            "grad_norm": None if report.skipped else _number(report.grad_norm),
+            "last_loss": None if report.skipped else json_value(report.loss),
+            "grad_norm": None if report.skipped else json_value(report.grad_norm),
             "lr": report.lr,
             "skipped": trainer.skipped_steps,
         }
@@ -77,9 +78,9 @@ class MetricsFile(Callback):
             "event": "evaluation",
             "step": evaluation.step,
             "phase": evaluation.phase,
-            "loss": _number(evaluation.loss),
+            "loss": json_value(evaluation.loss),
             "tokens": evaluation.tokens,
-            "domains": {name: _number(loss) for name, loss in evaluation.domains.items()},
+            "domains": json_value(evaluation.domains),
         }
         self._write(row, trainer, {"seconds": evaluation.seconds})
 
@@ -167,8 +168,3 @@ def _distinct(curriculum: Course) -> int:
     served = np.zeros(curriculum.plan.n_blocks, np.bool_)
     served[curriculum.order] = True
     return int(served.sum())
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN or infinity: a loss that is not finite is null."""
-    return value if abs(value) < float("inf") else None

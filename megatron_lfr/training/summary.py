@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from megatron_lfr.lfr import UNRECORDED, Journal
-from megatron_lfr.output import print_table
+from megatron_lfr.output import number, print_table
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback, Training
 
@@ -55,7 +55,7 @@ def _print_phases(trainer: Training, journal: Journal, events: list[dict[str, An
                 f"{start['distinct']:,}",
                 f"{len(recorded) * trainer.plan.seq_length:,}",
                 f"{train_loss:.4f}",
-                "-" if validation is None else _loss(validation["loss"]),
+                "-" if validation is None else number(validation["loss"]),
             ]
         )
     print_table(["phase", "blocks", "distinct", "tokens", "train loss", "val. loss"], rows, "Phases")
@@ -75,18 +75,14 @@ def _print_domains(trainer: Training, events: list[dict[str, Any]]) -> None:
     evaluated = [(start, found) for start in starts if (found := last_evaluation(events, start["phase"])) is not None]
     if evaluated:
         names = list(dict.fromkeys(name for _, found in evaluated for name in found["domains"]))
-        rows = [["all", *(_loss(found["loss"]) for _, found in evaluated)]]
-        rows += [[name, *(_loss(found["domains"].get(name)) for _, found in evaluated)] for name in names]
+        rows = [["all", *(number(found["loss"]) for _, found in evaluated)]]
+        rows += [[name, *(number(found["domains"].get(name)) for _, found in evaluated)] for name in names]
         head = ["domain", *(f"after {_phase(start)}" for start, _ in evaluated)]
         print_table(head, rows, "Validation loss on held-out documents")
 
 
 def _phase(start: dict[str, Any]) -> str:
     return f"{start['phase']} {start['kind']}"
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def last_evaluation(events: list[dict[str, Any]], phase: int) -> dict[str, Any] | None:

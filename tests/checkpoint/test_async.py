@@ -10,18 +10,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import async_cases as cases
 import pytest
-import rank_cases
 import torch
-from checkpoint_samples import names, newest, save_filled, some_tensors
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
+from support import async_cases as cases
+from support import rank_cases
+from support.checkpoint_samples import names, newest, save_filled, some_tensors
+from support.waiting import LIMIT
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import crash_cases
 import pytest
 import torch
-from checkpoint_samples import names, newest, no_file_above, save_filled, some_tensors, store_with
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
+from support import crash_cases
+from support.checkpoint_samples import names, newest, no_file_above, save_filled, some_tensors, store_with
+from support.waiting import LIMIT
 
 Killed = tuple[Path, dict[str, Any]]
 
@@ -26,7 +26,7 @@ Killed = tuple[Path, dict[str, Any]]
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """The folders that killed saves have left, and what they had reported."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, crash_cases.__file__, str(folder)]
+    command = [sys.executable, "-m", "support.crash_cases", str(folder)]
     paths = os.pathsep.join(path for path in sys.path if path)
     run = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=LIMIT

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint_samples import edit_json, newest, store_with, vouch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from support.checkpoint_samples import edit_json, newest, store_with, vouch
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 FILES = [SHARD, "state.json", "manifest.json"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rank_cases as cases
 import torch
-from checkpoint_samples import names
 from torch.multiprocessing.spawn import spawn
 
 from megatron_lfr.checkpoint import CheckpointStore
+from support import rank_cases as cases
+from support.checkpoint_samples import names
 
 
 @pytest.fixture(scope="module")

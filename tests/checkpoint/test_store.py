@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_samples import names, newest, save_filled, some_tensors, store_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_lfr.checkpoint import CheckpointStore
+from support.checkpoint_samples import names, newest, save_filled, some_tensors, store_with
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64),

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from order_oracles import clusters_of, least_mse, least_mse_by_programme
 
 from megatron_lfr import _C
+from support.order_oracles import clusters_of, least_mse, least_mse_by_programme
 
 BINS = 4096
 

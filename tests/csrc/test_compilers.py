@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_determinism import CAP, CUTS, MASS, ORDERS, spread_scores
+
+from support.order_samples import CAP, CUTS, MASS, ORDERS, spread_scores
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # The module under test is g++'s at -O3, as a rule.
@@ -19,9 +20,9 @@ PARTS = ("order", "rank", "threshold", "visits", "choice", "weights", "cluster",
 N, DRAWS = 600_000, 200_000
 
 SOURCE = """
-#include "cluster.h"
-#include "order.h"
-#include "weights.h"
+#include "orders/cluster.h"
+#include "orders/order.h"
+#include "orders/weights.h"
 using namespace mlfr;
 static BlockWeights weigh(const float* s, uint64_t n) { return {Scores{s, n}, {1.0, 3.0}, 5.0, 2}; }
 static Mass mass() { return {{1.0, 2.0, 3.0}, 0.5}; }
@@ -54,7 +55,7 @@ void clusters(const float* s, uint64_t n, double* cuts, double* perplexity) {
 def test_compilers_change_no_order(tmp_path: Path) -> None:
     source = tmp_path / "orders.cpp"
     source.write_text(SOURCE)
-    parts = [str(CSRC / f"{name}.cpp") for name in PARTS]
+    parts = [str(CSRC / "orders" / f"{name}.cpp") for name in PARTS]
     scores = spread_scores(N)
     found: set[bytes] = set()
     for compiler, level in BUILDS:

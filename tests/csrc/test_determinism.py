@@ -1,64 +1,12 @@
-"""The same bits for any number of threads, from one version to the next, and a hash that notices every change."""
+"""The same bits for any number of threads, and a hash that notices every change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from megatron_lfr import _C
-
-Order = npt.NDArray[np.unsignedinteger]
-
-
-def spread_scores(n: int) -> npt.NDArray[np.float32]:
-    """Scores in [0, 6) from integers alone: no generator whose stream might change."""
-    scores = ((np.arange(n) * 2654435761 % 2**32) / 2**32 * 6).astype(np.float32)
-    scores[::37] = np.nan
-    return scores
-
-
-CUTS, CAP = [1.0, 3.0], 5.0
-MASS = ([1.0, 2.0, 3.0], 0.5)
-
-ORDERS: dict[str, Callable[[npt.NDArray[np.float32], int], Order]] = {
-    "permutation": lambda scores, threads: _C.permutation(len(scores), 7, threads),
-    "shuffle_visits": lambda scores, threads: _C.shuffle_visits(
-        (np.arange(len(scores)) % 4).astype(np.uint32), 7, threads
-    ),
-    "order_threshold": lambda scores, threads: _C.order_threshold(scores, 0.3, True, len(scores) * 5 // 3, 7, threads),
-    "order_visits": lambda scores, threads: _C.order_visits(
-        _C.BlockWeights(scores, CUTS, CAP, threads), *MASS, len(scores) * 2 // 3, 7, threads
-    ),
-    "order_choice": lambda scores, threads: _C.order_choice(
-        _C.BlockWeights(scores, CUTS, CAP, threads), *MASS, len(scores) // 3, 7, threads
-    ),
-    "interleave": lambda scores, threads: _C.interleave(
-        np.arange(len(scores), dtype=np.uint32), [len(scores) // 4, len(scores) * 3 // 4], 7, threads
-    ),
-}
-
-# Orders of 300,000 blocks. A change here changes the order of every run that resumes: never a side effect.
-GOLDEN = {
-    "permutation": 0xEAF38EEF7AADADA7,
-    "shuffle_visits": 0x0AA80BDB2FA93198,
-    "order_threshold": 0x93A82F02C11ED135,
-    "order_visits": 0x3B6952B5748EBD64,
-    "order_choice": 0xC18E1C29DE2B00DA,
-    "interleave": 0x6B3D6B7A00F18C59,
-}
-
-
-@pytest.mark.parametrize("name", ORDERS)
-def test_orders_never_change(name: str) -> None:
-    assert _C.order_hash(ORDERS[name](spread_scores(300_000), 0)) == GOLDEN[name]
-
-
-def test_an_order_of_nested_buckets_never_changes() -> None:
-    hashes = {_C.order_hash(_C.permutation(6_000_000, 7, threads)) for threads in (1, 7)}
-    assert hashes == {0x3849C7EC01B8E88E}
+from support.order_samples import CAP, ORDERS, spread_scores
 
 
 @pytest.mark.parametrize("name", ORDERS)

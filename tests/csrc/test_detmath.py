@@ -18,7 +18,7 @@ Doubles = npt.NDArray[np.float64]
 Function = Callable[[Doubles], Doubles]
 
 SOURCE = """
-#include "detmath.h"
+#include "common/detmath.h"
 #define EXPORT(name, argument)                                                          \\
     extern "C" void name(const double* x, double* y, long n) {                          \\
         for (long i = 0; i < n; ++i) y[i] = mlfr::name(static_cast<argument>(x[i]));    \\

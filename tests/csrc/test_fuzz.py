@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from waiting import LIMIT
+
+from support.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 COMPILER = "g++"
@@ -97,7 +98,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_faults_in_the_reader_are_found(objects: dict[str, Path], tmp_path: Path, name: str) -> None:
     right, wrong, message = MUTANTS[name]
-    source = (tool.CSRC / "dataset.cpp").read_text()
+    source = (tool.CSRC / "io" / "dataset.cpp").read_text()
     assert source.count(right) == 1
     mutant = tmp_path / "dataset.cpp"
     mutant.write_text(source.replace(right, wrong))

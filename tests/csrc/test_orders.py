@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from order_oracles import chi_square, kept_by_threshold
 
 from megatron_lfr import _C
+from support.order_oracles import chi_square, kept_by_threshold
 
 SEVERAL_BUCKETS = 300_000  # draws: more than one bucket of the shuffle, and more than one chunk of blocks
 NESTED_BUCKETS = 6_000_000  # buckets that are divided in turn
@@ -47,6 +49,31 @@ def test_permutation_of_few_holds_every_id_once(n: int, seed: int) -> None:
 def test_more_ids_than_memory_are_refused() -> None:
     with pytest.raises((MemoryError, ValueError)):
         _C.permutation(2**62, 0)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 9, 10, 11, 25, 30])
+def test_samples_are_passes_by_the_seeds_and_the_last_is_cut_short(samples: int) -> None:
+    visits = np.array([0, 2, 1, 0, 1, 6], np.uint32)
+    seeds = [5, 2**64 - 1, 7]
+    for one_pass in (partial(_C.permutation, 10), partial(_C.shuffle_visits, visits)):
+        passes = np.concatenate([one_pass(seed) for seed in seeds])
+        assert np.array_equal(one_pass(seeds, samples=samples), passes[:samples])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _C.permutation(10, [1, 2], samples=21), "seed: 2 for 3 passes"),
+        (lambda: _C.permutation(10, []), "seed: 0 for 1 passes"),
+        (lambda: _C.permutation(0, 1, samples=1), "samples: there is no block"),
+        (lambda: _C.shuffle_visits(np.zeros(3, np.uint32), 1, samples=1), "samples: there is no block"),
+        (lambda: _C.permutation(10, 1, samples=-1), "samples: -1 is not in"),
+        (lambda: _C.permutation(10, [1, -1], samples=20), "seed: -1 is not in"),
+    ],
+)
+def test_passes_that_cannot_be(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_all_permutations_of_four_are_equally_likely() -> None:

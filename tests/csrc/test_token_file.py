@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import numpy.typing as npt
 import pytest
 
 from megatron_lfr._C import IndexFile, TokenFile
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.waiting import LIMIT
 
 TYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16]
 
@@ -119,16 +123,115 @@ def test_a_file_that_is_cut_off_while_open(path: Path, left: int) -> None:
         assert caught.value.filename == str(path)
 
 
-def test_a_bus_error_elsewhere_still_ends_the_process(path: Path) -> None:
-    """Reading another map of a file that was cut off: not our memory, so not ours to survive."""
-    script = (
-        "import mmap, os, sys; from megatron_lfr._C import TokenFile; path = sys.argv[1]; "
-        "file = TokenFile(path, 2, 20_000); map = mmap.mmap(os.open(path, os.O_RDONLY), 0, prot=mmap.PROT_READ); "
-        "os.truncate(path, 0); print(map[0])"
+def test_a_file_that_is_cut_off_while_threads_read_it(path: Path) -> None:
+    """Each read gives the tokens or an error, and none crashes; once the file is short, all are errors."""
+    tokens = write_tokens(path, 200_000)
+    file = TokenFile(str(path), 2, 200_000)
+    started, cut = threading.Barrier(5), threading.Event()
+
+    def read_until_it_fails() -> str:
+        out = np.zeros((4, 50_000), np.uint16)
+        started.wait(LIMIT)
+        while True:
+            late = cut.is_set()
+            try:
+                file.read(np.array([0, 50_000, 100_000, 150_000]), out, 2)
+            except OSError as error:
+                return error.filename
+            assert not late, "a file that is short gave tokens"
+            assert np.array_equal(out.ravel(), tokens)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(read_until_it_fails) for _ in range(4)]
+        started.wait(LIMIT)
+        os.truncate(path, 1000)
+        cut.set()
+        assert [result.result(LIMIT) for result in results] == [str(path)] * 4
+
+
+def run_python(script: str, *arguments: object, **environment: str) -> None:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=LIMIT, check=False
     )
-    write_tokens(path, 20_000)
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGBUS, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_handles_no_signal(path: Path) -> None:
+    write_tokens(path, 100)
+    run_python(
+        "import sys, numpy as np; from megatron_lfr._C import TokenFile\n"
+        "handled = lambda: [line for line in open('/proc/self/status') if line.startswith('SigCgt')]\n"
+        "before = handled()\n"
+        "TokenFile(sys.argv[1], 2, 100).read(np.array([0]), np.zeros((1, 9), np.uint16))\n"
+        "assert handled() == before, (before, handled())\n",
+        path,
+    )
+
+
+@pytest.fixture
+def hostile_pread(tmp_path: Path) -> Path:
+    """A library whose pread is interrupted or reads less than it is asked for, and waits while $BLOCK exists."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++")
+    source, library = tmp_path / "pread.cpp", tmp_path / "pread.so"
+    source.write_text("""
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+static int calls = 0;
+static ssize_t hostile(int file, void* to, size_t count, off_t offset) {
+    static auto real = reinterpret_cast<ssize_t (*)(int, void*, size_t, off_t)>(dlsym(RTLD_NEXT, "pread"));
+    const char* block = getenv("BLOCK");
+    while (block != nullptr && access(block, F_OK) == 0) usleep(1000);
+    if (__sync_fetch_and_add(&calls, 1) % 2 == 0) return errno = EINTR, -1;
+    return real(file, to, (count + 2) / 3, offset);
+}
+extern "C" ssize_t pread(int file, void* to, size_t n, off_t offset) { return hostile(file, to, n, offset); }
+extern "C" ssize_t pread64(int file, void* to, size_t n, off_t offset) { return hostile(file, to, n, offset); }
+extern "C" int pread_calls() { return calls; }
+""")
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"], check=True)
+    return library
+
+
+def test_reads_that_are_interrupted_or_short(path: Path, hostile_pread: Path) -> None:
+    write_tokens(path, 1000)
+    run_python(
+        "import ctypes, sys, numpy as np; from megatron_lfr._C import TokenFile\n"
+        "out, tokens = np.zeros((2, 300), np.uint16), np.fromfile(sys.argv[1], np.uint16)\n"
+        "TokenFile(sys.argv[1], 2, 1000).read(np.array([600, 7]), out)\n"
+        "assert np.array_equal(out, [tokens[600:900], tokens[7:307]])\n"
+        "assert ctypes.CDLL(None).pread_calls() > 10\n",
+        path,
+        LD_PRELOAD=str(hostile_pread),
+    )
+
+
+def test_reads_hold_no_lock_of_the_interpreter(tmp_path: Path, hostile_pread: Path) -> None:
+    """While one thread waits for the disk, another goes on: here, it is the one that ends the wait."""
+    with IndexedDatasetWriter(tmp_path / "c", np.uint16) as writer:
+        writer.add_document(np.arange(100))
+    run_python(
+        "import os, sys, threading, numpy as np; from megatron_lfr._C import IndexFile, TokenFile\n"
+        "prefix, block = sys.argv[1], os.environ['BLOCK']\n"
+        "index, tokens = IndexFile(prefix + '.idx'), TokenFile(prefix + '.bin', 2, 100)\n"
+        "for read in (\n"
+        "    lambda: IndexFile(prefix + '.idx'), lambda: index.token_offset(0), lambda: index.sequence_lengths(0, 1),\n"
+        "    lambda: tokens.read(np.array([0]), np.zeros((1, 9), np.uint16)),\n"
+        "):\n"
+        "    open(block, 'w').close()\n"
+        "    begun = threading.Event()\n"
+        "    thread = threading.Thread(target=lambda: (begun.set(), read()))\n"
+        "    thread.start()\n"
+        "    begun.wait()\n"
+        "    os.unlink(block)\n"
+        "    thread.join()\n",
+        tmp_path / "c",
+        LD_PRELOAD=str(hostile_pread),
+        BLOCK=str(tmp_path / "block"),
+    )
 
 
 def test_a_file_that_is_replaced_while_open_stays_the_one_that_was_opened(path: Path) -> None:
@@ -142,25 +245,50 @@ def test_a_file_that_is_replaced_while_open_stays_the_one_that_was_opened(path: 
     assert np.array_equal(out[0], tokens)
 
 
-def test_without_maps_and_with_few_descriptors(tmp_path: Path) -> None:
-    """A process that may map no more memory, and open only a few files, reads from more files than that."""
+def test_more_files_than_descriptors(tmp_path: Path) -> None:
+    """Some files are kept open, the others opened for each read; none stays open behind its object."""
     for number in range(100):
-        (tmp_path / f"{number}.bin").write_bytes(np.arange(number, number + 500_000, dtype="<u4").tobytes())
-    script = (
-        "import resource, sys, numpy as np; from megatron_lfr._C import TokenFile\n"
-        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))\n"
+        (tmp_path / f"{number}.bin").write_bytes(np.arange(number, number + 5000, dtype="<u4").tobytes())
+    run_python(
+        "import os, resource, sys, numpy as np; from megatron_lfr._C import TokenFile\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
-        "files = [TokenFile(f'{sys.argv[1]}/{number}.bin', 4, 500_000) for number in range(100)]\n"
-        "out = np.zeros((1, 3), np.uint32)\n"
-        "for number, file in enumerate(files):\n"
-        "    file.read(np.array([499_997]), out)\n"
-        "    assert out[0].tolist() == [number + 499_997 + i for i in range(3)], (number, out)\n"
-        "maps = sum(sys.argv[1] in line for line in open('/proc/self/maps'))\n"
-        "assert 0 < maps < 100, maps\n"
+        "folder = sys.argv[1]\n"
+        "opened = lambda: len([d for d in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{d}') and "
+        "os.readlink(f'/proc/self/fd/{d}').startswith(folder)])\n"
+        "for _ in range(2):\n"
+        "    files = [TokenFile(f'{folder}/{number}.bin', 4, 5000) for number in range(100)]\n"
+        "    out = np.zeros((1, 3), np.uint32)\n"
+        "    for number, file in enumerate(files):\n"
+        "        file.read(np.array([4997]), out)\n"
+        "        assert out[0].tolist() == [number + 4997 + i for i in range(3)], (number, out)\n"
+        "    assert opened() == 10, opened()\n"
+        "    del file, files\n"
+        "    assert opened() == 0, opened()\n",
+        tmp_path,
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_not_kept_open_is_replaced(path: Path) -> None:
+    """What was opened is gone: an error, never another file's tokens."""
+    write_tokens(path, 100)
+    run_python(
+        "import os, resource, sys, numpy as np; from megatron_lfr._C import TokenFile\n"
+        "limit = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))\n"
+        "path = sys.argv[1]\n"
+        "os.close(0)\n"
+        "file = TokenFile(path, 2, 100)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, limit)\n"
+        "open(path + '.other', 'wb').write(bytes(200))\n"
+        "os.replace(path + '.other', path)\n"
+        "try:\n"
+        "    file.read(np.array([0]), np.zeros((1, 9), np.uint16))\n"
+        "except OSError as error:\n"
+        "    assert 'replaced by another' in str(error) and error.filename == path, error\n"
+        "else:\n"
+        "    raise AssertionError('tokens of another file')\n",
+        path,
+    )
 
 
 @pytest.mark.parametrize(

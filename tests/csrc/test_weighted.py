@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from order_oracles import chi_square, clusters_of, inclusion_probabilities, probabilities
 
 from megatron_lfr import _C
+from support.order_oracles import chi_square, clusters_of, inclusion_probabilities, probabilities
 
 Scores = npt.NDArray[np.float32]
 Order = npt.NDArray[np.unsignedinteger]

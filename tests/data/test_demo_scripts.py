@@ -1,4 +1,4 @@
-"""The demo's corpus and the tokenizer trained on it."""
+"""The demo's corpus."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -113,33 +111,3 @@ def test_real_modules_stay_the_same_programs(make_corpus: ModuleType) -> None:
         source = path.read_text("utf-8")
         code, _ = make_corpus.split_docstrings(source, "m")
         assert without_docstrings(ast.parse(code)) == without_docstrings(ast.parse(source)), path
-
-
-def test_tokenizer_is_deterministic_and_round_trips(corpus: Path, tmp_path: Path) -> None:
-    for name in ("a.json", "b.json"):
-        done = run_script("tools/train_tokenizer.py", corpus, tmp_path / name, "--vocab-size", 600)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    tokenizer = load_tokenizer(str(tmp_path / "a.json"))
-    assert tokenizer.vocab_size == 600
-    texts = [*read(corpus)["unicode"][:3], "\x00\t any bytes: \U0010ffff", ""]
-    encoded = tokenizer.encode_batch(texts)
-    assert [tokenizer.decode(ids) for ids in encoded] == texts
-    assert tokenizer.decode([tokenizer.eod]) == "<|endoftext|>"
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "message"),
-    [
-        ('{"text": "a"}\n', ["--vocab-size", 256], "--vocab-size 256: must be at least 257"),
-        ('{"text": "a"}\n{"t": 1}\n', ["--vocab-size", 300], "in.jsonl:2: no JSON object with key 'text'"),
-        ('{"text": "a"}\n', ["--vocab-size", 300, "--json-key", "x"], "in.jsonl:1: no JSON object with key 'x'"),
-        ('{"text": 1}\n', ["--vocab-size", 300], "in.jsonl:1: 'text' is not a string"),
-    ],
-)
-def test_tokenizer_training_refuses(tmp_path: Path, content: str, options: list[object], message: str) -> None:
-    (tmp_path / "in.jsonl").write_text(content)
-    done = run_script("tools/train_tokenizer.py", tmp_path / "in.jsonl", tmp_path / "out.json", *options)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert not (tmp_path / "out.json").exists()

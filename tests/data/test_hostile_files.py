@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import WriteCorpus
-from waiting import LIMIT
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.corpus.indexed import IndexedDataset
+from support.indexed_samples import WriteCorpus
+from support.waiting import LIMIT
 
 LENGTHS_AT = 34
 NOT_FILES: dict[str, Callable[[Path], None]] = {
@@ -147,7 +147,11 @@ def test_gigantic_numbers_take_no_memory(tmp_path: Path) -> None:
 def test_an_index_that_is_cut_off_while_open(corpus: Path) -> None:
     dataset = IndexedDataset(corpus)
     os.truncate(corpus.with_suffix(".idx"), LENGTHS_AT + 8)
-    for read in (lambda: dataset.index.sequence_lengths(0, 2), lambda: dataset.document(0)):
+    for read in (
+        lambda: dataset.index.sequence_lengths(0, 2),
+        lambda: dataset.document(0),
+        lambda: list(dataset.sequences_of_documents(1)),
+    ):
         with pytest.raises(OSError, match="ends early") as caught:
             read()
         assert caught.value.filename == f"{corpus}.idx"

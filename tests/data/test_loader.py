@@ -15,11 +15,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import LIMIT
 
 from megatron_lfr.data.corpus import loader as loader_module
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
+from support.waiting import LIMIT
 
 WriteCorpus = Callable[..., Path]
 EOD = 9

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import LIMIT
 
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 WATCH = """

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from waiting import wait_until
 
 from megatron_lfr.data.preprocess import command as preprocess
 from megatron_lfr.data.preprocess import inputs
 from megatron_lfr.data.preprocess.command import PreprocessConfig, Summary, run
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.waiting import wait_until
 
 WORDS = ["the", "cat", "sat", "on", "höchst", "東京", "🙂", "x" * 50]
 

@@ -161,7 +161,7 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
     assert texts(out / "c_text_document") == ["one", "two", "three", "four"]
     (line,) = capsys.readouterr().err.splitlines()
     found, reasons = line.split("; left out: ")
-    assert found == "preprocess: inputs: 4"
+    assert found == "inputs: 4"
     expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 no regular file"]
     unknown = ["1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
     assert sorted(reasons.split(", ")) == sorted([*expected, *unknown])

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import engine_cases as cases
 import pytest
 import torch.multiprocessing as mp
+
+from support import engine_cases as cases
 
 Found = list[dict[str, cases.Found]]
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import parity_matrix as matrix
 import pytest
-from parity import matrix
-from two_ranks import train_two_ranks
-from waiting import LIMIT, finish, wait_until
+
+from support.two_ranks import train_two_ranks
+from support.waiting import LIMIT, finish, wait_until
 
 Process = subprocess.Popen[str]
 LAYOUT = [

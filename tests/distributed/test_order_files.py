@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import order_file_cases as cases
 import pytest
 import torch.multiprocessing as mp
+
+from support import order_file_cases as cases
 
 
 @pytest.fixture(scope="module")

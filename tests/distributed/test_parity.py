@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import parity_matrix as matrix
 import pytest
-from parity import matrix
 
 LAYOUTS = {
     "TP2 SP": "tied, full recomputation",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import skipped_step_cases as cases
-from parity import matrix
-from two_ranks import train_two_ranks
+import parity_matrix as matrix
 
-from megatron_lfr.lfr.analysis import open_run
+from megatron_lfr.analysis.replay import open_run
+from support import skipped_step_cases as cases
+from support.two_ranks import train_two_ranks
 
 
 def test_an_infinite_gradient_of_one_rank_counts_on_no_machine(tmp_path: Path) -> None:

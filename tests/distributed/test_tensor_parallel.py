@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import tensor_parallel_cases as cases
 import torch.multiprocessing as mp
+
+from support import tensor_parallel_cases as cases
 
 Found = dict[int, list[dict[str, dict[str, float]]]]
 

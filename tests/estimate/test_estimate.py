@@ -121,3 +121,20 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_flags(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", *RUN, *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_document_masks_by_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    """Dense, they are all queries times all keys of each sequence; without, next to nothing."""
+
+    def activations(*flags: str) -> int:
+        found = estimate(capsys, "--blocks", "10000", "--tokenizer-model", "bytes", "--reset-attention-mask", *flags)[0]
+        size: int = found["memory"][0]["activations"]
+        return size
+
+    dense = activations("--attention-backend", "sdpa")
+    assert activations("--distributed-backend", "gloo") == dense  # a CPU is meant
+    without = activations()
+    assert without == activations("--attention-backend", "flex")
+    assert 0.99 < (dense - without) / (2 * 4 * 1024 * 1024) <= 1
+    assert main(["estimate", *RUN, "--train-epochs", "1", "--blocks", "9", "--attention-backend", "flex"]) == 2
+    assert "--attention-backend flex: goes with --reset-attention-mask" in capsys.readouterr().err

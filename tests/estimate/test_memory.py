@@ -11,9 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rank_memory_cases
 import torch.multiprocessing as mp
-from measured import make_engine, sample, saved_bytes, step_peak
 from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
 
 from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
@@ -21,6 +19,8 @@ from megatron_lfr.estimate.memory import micro_batches_in_flight, rank_memory
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
+from support import rank_memory_cases
+from support.measured import make_engine, sample, saved_bytes, step_peak
 
 BASE = ModelConfig(
     num_layers=3,

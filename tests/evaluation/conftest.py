@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_run_oracle import SEQ, WORDS, Oracle
 
 from megatron_lfr.cli import main
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+from support.text_run_oracle import SEQ, WORDS, Oracle
 
 
 @pytest.fixture(scope="session")

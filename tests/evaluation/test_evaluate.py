@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from text_run_oracle import SEQ, Oracle
-from waiting import LIMIT
 
 from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.evaluation.block_file import BlockFile
+from support.text_run_oracle import SEQ, Oracle
+from support.waiting import LIMIT
 
 
 def evaluate(run: Path, *words: str) -> int:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from text_run_oracle import SEQ, Oracle
 from tokenizers import Tokenizer, models
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.corpus.tokenizer import ByteTokenizer
 from megatron_lfr.evaluation.continuations import Continuation, Continuations, Score, encode_pairs
 from megatron_lfr.evaluation.tasks import read_task, score_task
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+from support.continuation_samples import PAIRS, Merging
+from support.text_run_oracle import SEQ, Oracle
 
 
 def random_items(rng: np.random.Generator, count: int) -> list[Continuation]:
@@ -79,16 +79,6 @@ def test_a_model_that_computes_no_numbers_is_not_scored(run: Path) -> None:
         model.score([Continuation([1], [2])])
     with pytest.raises(ValueError, match="log-probabilities are not finite"):
         model.likeliest_next([[1]])
-
-
-class Merging(ByteTokenizer):
-    """Bytes, but "ab" is one token: a context's last letter may merge with what follows."""
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [[ord(c) for c in text.replace("ab", "\x00")] for text in texts]
-
-
-PAIRS = [("x", "y"), ("x  ", "y"), ("x\n", " y"), ("", "y"), ("", " y"), ("a", "bc"), ("ab", "ab"), ("  ", "y")]
 
 
 def test_contexts_and_continuations_are_cut_as_lm_eval_cuts_them() -> None:

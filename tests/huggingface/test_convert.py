@@ -8,13 +8,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import kill_cases
 import pytest
 import torch
 import torch.multiprocessing as mp
-import two_rank_checkpoints
 import yaml
-from hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -24,6 +21,8 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.config import from_hf_config
 from megatron_lfr.huggingface.verify import verify
 from megatron_lfr.model import Llama
+from support import kill_cases, two_rank_checkpoints
+from support.hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 
 
 def convert(*words: object) -> int:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_runs import BASE, edit, make_run, make_tokenizer, stored_weights
 from safetensors.torch import save_file
 
 from megatron_lfr.cli import main
 from megatron_lfr.huggingface.stream import SafetensorsStream
+from support.hf_runs import BASE, edit, make_run, make_tokenizer, stored_weights
 
 EMBEDDING = "model.embed_tokens.weight"
 LLAMA3 = {

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hf_runs import BASE, edit, make_run, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer
+from support.hf_runs import BASE, edit, make_run, make_tokenizer
 
 TEXTS = ["the quick  brown fox, 123 times", " leading\n\n\tcode():\n    return x", "Grüße, 日本語 🙂", "x  "]
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_lfr.analysis.replay import open_run
+from megatron_lfr.analysis.spikes import WINDOW, find_spikes, running_median
 from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
-from megatron_lfr.inspection.spikes import WINDOW, find_spikes, running_median
 from megatron_lfr.lfr import Curriculum, Journal, preset
-from megatron_lfr.lfr.analysis import open_run
 from megatron_lfr.lfr.identity import FORMAT, describe_segment
 from megatron_lfr.output import visible
 
@@ -223,7 +223,7 @@ def test_it_answers_without_torch(folder: Path) -> None:
 import sys
 sys.modules["torch"] = None  # any import of it fails
 from megatron_lfr.inspection.views import View
-from megatron_lfr.lfr.analysis import open_run
+from megatron_lfr.analysis.replay import open_run
 from megatron_lfr.run_folder import open_corpus
 run = open_run(sys.argv[1])
 View(run, open_corpus(run.folder), 16, 200).spikes(6.0)

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from cross_entropy_oracle import (
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_lfr.kernels import block_cross_entropy, scoring
+from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
+from support.cross_entropy_oracle import (
     ALL,
     BOUND,
     CASES,
@@ -24,11 +29,6 @@ from cross_entropy_oracle import (
     score_errors,
     small_slices,
 )
-from torch import Tensor
-from torch.nn import functional as F
-
-from megatron_lfr.kernels import block_cross_entropy, scoring
-from megatron_lfr.kernels.block_cross_entropy import SAVE_BUDGET_BYTES
 
 
 def check(case: Case, bound: float = BOUND, **more: Any) -> None:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cross_entropy_oracle import (
+
+import megatron_lfr.kernels
+from support.cross_entropy_oracle import (
     BOUND,
     CASES,
     SCORE_PATHS,
@@ -28,8 +30,6 @@ from cross_entropy_oracle import (
     small_slices,
     small_tiles,
 )
-
-import megatron_lfr.kernels
 
 SOURCE = Path(megatron_lfr.kernels.__file__).parent
 TORCH = ["save", "chunk", "score"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cross_entropy_oracle import PATHS, make_case, oracle, path, run
+
+from support.cross_entropy_oracle import PATHS, make_case, oracle, path, run
 
 pytest.importorskip("hypothesis", reason="the machine of tools/gpu_check.sh need not have it")
 from hypothesis import given, settings

@@ -2,7 +2,7 @@
 
 To renew the record of the installed Triton version after a change that is worth its registers:
 
-    python tests/kernels/compile_kernels.py --record
+    PYTHONPATH=.:tests python -m support.compile_kernels --record
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import triton
 
-HERE = Path(__file__).parent
+RECORD = Path(__file__).with_name("triton_record.json")
 SHARED_KIB = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 """Shared memory that a block may have."""
 
@@ -25,7 +25,8 @@ SHARED_KIB = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 
 def compiled() -> dict[str, dict[str, int]]:
     """Compiled in a process without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, HERE / "compile_kernels.py"]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", "support.compile_kernels"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, int]] = json.loads(done.stdout)
@@ -43,7 +44,7 @@ def test_tiles_fit_into_shared_memory(compiled: dict[str, dict[str, int]]) -> No
 
 
 def test_no_more_registers_than_recorded(compiled: dict[str, dict[str, int]]) -> None:
-    records = json.loads((HERE / "triton_record.json").read_text())
+    records = json.loads(RECORD.read_text())
     if triton.__version__ not in records:
         pytest.skip(f"no record for Triton {triton.__version__}, only for {', '.join(records)}")
     record = records[triton.__version__]

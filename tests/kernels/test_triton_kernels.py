@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from cross_entropy_oracle import (
+
+from megatron_lfr.kernels import scoring, triton_rows
+from megatron_lfr.kernels.matmul import matmul
+from megatron_lfr.kernels.softmax import Problem, describe_tokens, differentiate
+from megatron_lfr.kernels.torch_rows import TorchRows
+from support.cross_entropy_oracle import (
     ALL,
     BOUND,
     CASES,
@@ -22,11 +27,6 @@ from cross_entropy_oracle import (
     small_slices,
     small_tiles,
 )
-
-from megatron_lfr.kernels import scoring, triton_rows
-from megatron_lfr.kernels.matmul import matmul
-from megatron_lfr.kernels.softmax import Problem, describe_tokens, differentiate
-from megatron_lfr.kernels.torch_rows import TorchRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,4 +1,4 @@
-"""The ledger against dictionaries; what it makes of the losses is in test_detrending.py."""
+"""The ledger against dictionaries; what it makes of the losses is in tests/method."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 import torch
-from hf_weights import hf_model, load_hf, to_hf
 from torch.nn import functional as F
 
 from megatron_lfr.model import Llama, ModelConfig
+from support.hf_weights import hf_model, load_hf, to_hf
 
 BASE = ModelConfig(
     num_layers=3,

@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model.loss import LossConfig
 
 CONFIG = ModelConfig(
     num_layers=2,
@@ -160,6 +162,32 @@ def test_training_lowers_the_loss() -> None:
     assert losses[0] == pytest.approx(3.9, abs=0.2)  # ln 50
     assert losses[-1] < 0.1
     assert nll_sum.sum().item() / 128 == pytest.approx(losses[-1], rel=1e-5)
+
+
+def test_the_loss_is_plain_where_there_is_no_gradient() -> None:
+    plain, model = Llama(CONFIG, seed=1), Llama(CONFIG, seed=1, loss=LossConfig(0.01, 0.1))
+    inputs = tokens_of(2, 30), tokens_of(2, 30, seed=1), torch.full((2, 30), 1 / 60)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(plain(*inputs), model(*inputs), strict=True))
+    (loss, *stats), (plain_loss, *plain_stats) = model(*inputs), plain(*inputs)
+    assert loss > plain_loss + 0.1
+    assert all(torch.equal(a, b) for a, b in zip(stats, plain_stats, strict=True))
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.0])
+def test_logits_are_those_of_the_loss(cap: float) -> None:
+    model = larger_weights(Llama(dataclasses.replace(CONFIG, final_logit_softcapping=cap), seed=1))
+    tokens, labels, everywhere = tokens_of(2, 30), tokens_of(2, 30, seed=1), torch.ones(2, 30, dtype=torch.bool)
+    with torch.no_grad():
+        hidden = model.hidden_states(tokens).flatten(0, 1)
+        logits = (hidden.double() @ model.output_weight[: CONFIG.vocab_size].double().t()).view(2, 30, -1)
+        expected = torch.tanh(logits) if cap else logits
+        nll = F.cross_entropy(expected.transpose(1, 2), labels, reduction="none")
+        torch.testing.assert_close(model.logits(hidden).double(), expected.flatten(0, 1), rtol=1e-5, atol=1e-6)
+        _, nll_sum, _ = model(tokens, labels, torch.full((2, 30), 1 / 60))
+        torch.testing.assert_close(nll_sum.double(), nll.sum(1), rtol=1e-5, atol=1e-6)
+        scored, _ = model.score_next(tokens, labels, everywhere)
+        torch.testing.assert_close(scored.double(), -nll.flatten(), rtol=1e-5, atol=1e-6)
 
 
 def test_too_long_sequences_are_refused() -> None:

@@ -88,14 +88,6 @@ def test_any_part_is_drawn_alone(piece: int, monkeypatch: pytest.MonkeyPatch, rn
         assert torch.equal(part, whole[top:bottom, left:right])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_draws_the_same_bits() -> None:
-    on_gpu = torch.empty(1500, 1001, device="cuda")
-    fill_normal(on_gpu, 1.0, seed=1, name="a", first_row=7, first_column=3)
-    assert torch.equal(on_gpu.cpu(), drawn(1500, 1001, first_row=7, first_column=3))
-
-
 def test_no_more_than_a_piece_is_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     original = counter_random._normal

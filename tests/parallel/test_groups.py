@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import session_cases
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -37,6 +36,7 @@ from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.counter_random import fill_normal
 from megatron_lfr.parallel.layers import ShardedWeight
 from megatron_lfr.parallel.mesh import make_mesh, rank_grid
+from support import session_cases
 
 GLOO = ParallelConfig(distributed_backend="gloo")
 STRATEGIES: tuple[ShardingStrategy, ...] = ("no_shard", "optim", "optim_grads", "optim_grads_params")

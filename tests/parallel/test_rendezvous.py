@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
-from waiting import LIMIT, wait_until
 
 from megatron_lfr.parallel import rendezvous
 from megatron_lfr.parallel.rendezvous import agree_on_session, connect
+from support.waiting import LIMIT, wait_until
 
 RANKS = 3
 

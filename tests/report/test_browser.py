@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Page, browser_page, find_browser
 
 from megatron_lfr.report.command import ReportConfig, write_report
+from support.browser import Page, browser_page, find_browser
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")

@@ -1,1 +1,37 @@
-"""What several tests share."""
+"""What several tests share, or what a process that a test starts imports: `from support.waiting import LIMIT`.
+
+For all tests:
+    waiting: how tests wait, with the one limit; how a process that a test has started ends.
+    tiny_run: the command line of a run that takes seconds.
+    two_ranks: `megatron-lfr train` on two ranks without a launcher.
+    run_process: `megatron-lfr train` in a process of its own, to be stopped and killed.
+    same_run: whether two runs are the same, times apart.
+    golden: what must never change; stores it anew. golden_orders, golden_losses: how it is computed.
+
+Oracles, which say what must come out, plainly and without regard to speed:
+    order_oracles: the orders of phases, from the definitions.
+    engine_oracle: steps of the engine, in fp64 on one process.
+    cross_entropy_oracle: losses and gradients, token by token; and the cases that every path is run on.
+    flex_on_cpu: flex_attention where there is no GPU, in eager mode.
+    hf_weights: whole models under Hugging Face's names, and transformers' Llama.
+    text_run_oracle: transformers' model with a run's weights.
+    measured: what torch measures of an engine's step.
+
+Samples:
+    checkpoint_samples: checkpoints of one number each.
+    order_samples: every kind of order that the C++ core makes, of scores that are the same everywhere.
+    indexed_samples: indexed datasets written by hand.
+    own_callbacks: callbacks as a user writes them.
+    continuation_samples: contexts and continuations whose border is no border of tokens.
+    hf_runs: run folders and Hugging Face folders of small models.
+    megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.
+
+Cases, which run in processes that a test starts, and tell it what they found:
+    engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
+    order_file_cases, skipped_step_cases: two ranks that share orders, and that skip a step.
+    rank_cases, async_cases: two ranks on one store, and on asynchronous ones.
+    crash_cases, kill_cases: saves and conversions that are killed.
+    rank_memory_cases, two_rank_checkpoints: two ranks that measure a layout, and that write shards.
+    compile_kernels: Triton's kernels compiled for GPUs that need not be there.
+    browser: a page in a headless Chromium.
+"""

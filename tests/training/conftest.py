@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import tiny_flags
 
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.tiny_run import tiny_flags
 
 
 @pytest.fixture(scope="session")

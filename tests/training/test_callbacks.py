@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_callbacks import Events
-from tiny_run import STOPPED
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.engine import NativeEngine
 from megatron_lfr.training.run import train
+from support.own_callbacks import Events
+from support.tiny_run import STOPPED
 
 SCHEDULE = "[{kind: learn, duration: 3, unit: steps}, {kind: review, duration: 3, unit: steps}]"
 
@@ -69,7 +69,7 @@ def test_an_error_is_told_before_the_run_is_left(
 
 
 def test_by_flag(args: list[str], tmp_path: Path) -> None:
-    flagged = [*args, "--callback", "own_callbacks:Events", "own_callbacks:Events"]
+    flagged = [*args, "--callback", "support.own_callbacks:Events", "support.own_callbacks:Events"]
     assert main(["train", *flagged, "--exit-interval", "4"]) == STOPPED
     assert main(["train", *flagged]) == 0
     assert [callback.steps for callback in Events.made] == [4, 4, 6, 6]
@@ -79,10 +79,13 @@ def test_by_flag(args: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_callbacks", "--callback own_callbacks: expected package.module:Name"),
+        ("support.own_callbacks", "--callback support.own_callbacks: expected package.module:Name"),
         ("no_such_module:A", "--callback no_such_module:A: No module named 'no_such_module'; is its folder in PYTHON"),
-        ("own_callbacks:Missing", "--callback own_callbacks:Missing: own_callbacks has no Missing"),
-        ("own_callbacks:NoCallback", "--callback own_callbacks:NoCallback: must be a class derived from megatron_lfr"),
+        ("support.own_callbacks:Missing", "Missing: support.own_callbacks has no Missing"),
+        (
+            "support.own_callbacks:NoCallback",
+            "NoCallback: must be a class derived from megatron_lfr.training.callbacks",
+        ),
     ],
 )
 def test_names_that_are_refused_before_anything_is_written(

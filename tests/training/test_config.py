@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
+from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 
 def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tiny_run import tiny_flags
 
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
@@ -23,6 +22,7 @@ from megatron_lfr.fileio import lock_file
 from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.start import Start, open_journal
+from support.tiny_run import tiny_flags
 
 FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval", "4", "--log-interval", "4"]
 
@@ -330,11 +330,11 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], RunFolder(tmp_path / "run")
     shutil.copytree(trained[1], folder.path)
     assert "final_logit_softcapping" not in json.loads((folder.path / "journal/meta.json").read_text())["model"]
-    (folder.path / "config_history.yaml").unlink()
-    settings = yaml.safe_load((folder.path / "config.yaml").read_text())
+    first, *later = folder.history.entries
     for name in ("final_logit_softcapping", "z_loss_coeff", "label_smoothing"):
-        del settings[name]
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(settings))
+        del first["settings"][name]
+    (folder.path / "config_history.yaml").write_text(yaml.safe_dump([first, *later]))
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(first["settings"]))
     assert "--final-logit-softcapping 30.0, the run has none" in refusal(
         [*args, "--final-logit-softcapping", "30"], capsys
     )
@@ -345,7 +345,8 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     capsys.readouterr()
     assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
     assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
-    assert (folder.settings_at(7).get("z_loss_coeff"), folder.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
+    after = RunFolder(folder.path)
+    assert (after.settings_at(7).get("z_loss_coeff"), after.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
 
 def test_a_finished_run_stays_as_it_is(

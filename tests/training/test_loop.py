@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_run
-from tiny_run import STOPPED
 
+from megatron_lfr.analysis.metrics import own_seconds, seconds_spent
+from megatron_lfr.analysis.overview import view_run
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.engine import NativeEngine
 from megatron_lfr.lfr.blend import Blend
-from megatron_lfr.report.cost import own_seconds, seconds_spent
-from megatron_lfr.report.view import view_run
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.logging import MegatronLines
 from megatron_lfr.training.times import PARTS, Stopwatch
+from support.same_run import assert_same_run
+from support.tiny_run import STOPPED
 
 SCHEDULE = (
     "[{kind: learn, duration: 6, unit: steps}, {kind: focus, duration: 2, unit: steps, drop: 0.5, score: rescored}]"

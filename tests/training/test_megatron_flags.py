@@ -7,10 +7,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, strip_megatron_flags
+from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, TRANSLATED, strip_megatron_flags
+from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 VALUE = "7"
 
@@ -66,6 +66,18 @@ def test_a_refused_flag_gives_its_reason_and_what_to_use(flag: str) -> None:
 def test_a_missing_value_is_an_error(flag: str, following: list[str]) -> None:
     with pytest.raises(ValueError, match=f"^{flag}: needs a value; legal: "):
         strip_megatron_flags([flag, *following])
+
+
+def test_megatrons_attention_backends_are_auto() -> None:
+    for argv in (["--attention-backend", "flash", "--bf16"], ["--attention_backend=fused", "--bf16"]):
+        rest, notes = strip_megatron_flags(argv)
+        assert rest == ["--attention-backend", "auto", "--bf16"]
+        assert len(notes) == 1
+        assert notes[0].endswith(": accepted as auto")
+    for own in ("auto", "sdpa", "flex", "unfused"):  # the last is for the parser to refuse, with the legal values
+        assert strip_megatron_flags(["--attention-backend", own]) == (["--attention-backend", own], [])
+    assert strip_megatron_flags(["--attention-backend", "--bf16"])[0] == ["--attention-backend", "--bf16"]
+    assert TRANSLATED.keys() <= {f"--{name.replace('_', '-')}" for name in RunConfig().to_flat()}
 
 
 def test_a_value_for_a_flag_that_takes_none_is_an_error() -> None:
@@ -147,5 +159,10 @@ def test_of_a_llama3_script_exactly_the_expected_flags_are_refused(script: str) 
     groups = split_flags(LLAMA3_SCRIPTS[script])
     assert {group[0] for group in groups if is_refused(group)} == expected
     without = [word for group in groups if group[0] not in expected for word in group]
-    settings = [word for group in groups if group[0] not in ACCEPTED.keys() | expected for word in group]
+    settings = [
+        TRANSLATED.get(group[0], {}).get(word, word)
+        for group in groups
+        if group[0] not in ACCEPTED.keys() | expected
+        for word in group
+    ]
     assert strip_megatron_flags(without)[0] == settings

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import random
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.torch import load_file
-from tiny_run import STOPPED, tiny_flags
-from waiting import LIMIT, wait_until
 
-from megatron_lfr.cli import main
-
-
-def train(args: list[str], output: str) -> None:
-    """What a process does that `start` starts."""
-    with open(output, "wb", buffering=0) as file:  # noqa: PTH123
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    sys.exit(main(["train", *args]))
-
-
-class Run:
-    """`megatron-lfr train` in a process of its own, from the fork server, which has imported everything."""
-
-    def __init__(self, args: list[str]) -> None:
-        handle, self._output = tempfile.mkstemp()
-        os.close(handle)
-        self._process = multiprocessing.get_context("forkserver").Process(target=train, args=(args, self._output))
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid = self._process.pid
-
-    def is_running(self) -> bool:
-        return self._process.exitcode is None
-
-    def send_signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end: (exit code, what was said)."""
-        self._process.join(LIMIT)
-        assert self._process.exitcode is not None, f"still there after {LIMIT:.0f} s"
-        said = Path(self._output).read_text()
-        Path(self._output).unlink()
-        return self._process.exitcode, said
+from support.run_process import Run
+from support.same_run import assert_same_run
+from support.tiny_run import STOPPED, tiny_flags
+from support.waiting import wait_until
 
 
 def finish(args: list[str], code: int = 0) -> str:
@@ -75,28 +35,6 @@ def run_args(tiny_args: list[str], folder: Path) -> list[str]:
         "--save",
         str(folder),
     ]
-
-
-def metrics_without_time(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    assert metrics_without_time(one) == metrics_without_time(two)
-    for path in sorted((one / "journal").iterdir()):
-        assert path.read_bytes() == (two / "journal" / path.name).read_bytes(), path.name
-    last = (one / "checkpoints/latest_checkpointed_iteration.txt").read_text().strip()
-    assert last == (two / "checkpoints/latest_checkpointed_iteration.txt").read_text().strip()
-    folder = f"checkpoints/iter_{int(last):07d}"
-    shards = sorted((one / folder).glob("*.safetensors"))
-    assert shards
-    for path in shards:  # the order of the names in a file's header is random, the tensors are not
-        tensors, others = load_file(path), load_file(two / folder / path.name)
-        assert tensors.keys() == others.keys()
-        assert any(name.startswith("optimizer.") for name in tensors)
-        for name, tensor in tensors.items():
-            assert tensor.numpy().tobytes() == others[name].numpy().tobytes(), name
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_run import STOPPED
-from waiting import LIMIT
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.checkpoint import store as store_module
@@ -30,6 +28,8 @@ from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.parallel.groups import shutdown
 from megatron_lfr.training import run as run_module
+from support.tiny_run import STOPPED
+from support.waiting import LIMIT
 
 
 def run(args: list[str]) -> int:
@@ -74,12 +74,48 @@ def test_a_run_learns_and_leaves_its_folder(
     assert "Where to look next" in out
 
 
+def test_the_attention_is_named_at_the_start(tiny_args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*tiny_args, "--exit-interval", "1", "--attention-backend", "fused"]) == STOPPED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "--attention-backend fused: accepted as auto"
+    named = [
+        number for number, line in enumerate(lines) if line.startswith("attention: scaled_dot_product_attention, ")
+    ]
+    assert len(named) == 1
+    assert named[0] == 1  # before anything that the run does
+
+
+@pytest.mark.parametrize("more", [[], ["--reset-attention-mask"]])
+def test_flex_attention_is_refused_on_a_cpu(
+    more: list[str], tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny_args, *more, "--attention-backend", "flex", "--distributed-backend", "gloo"]) == 2
+    assert "--attention-backend flex: has no backward pass on a CPU; choose from auto, sdpa" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_logged_loss_is_the_mean_of_the_journal(tiny_args: list[str], tmp_path: Path) -> None:
     assert run(tiny_args) == 0
     entries = np.load(tmp_path / "run/journal/phase_000.npy")
     first = next(event for event in metrics(tmp_path / "run") if event["event"] == "train")
     assert first["step"] == 4
     assert first["loss"] == pytest.approx(entries[: 4 * 8].astype(np.float64).mean(), abs=1e-6)
+
+
+def test_z_loss_and_smoothing_are_in_the_last_loss_alone(tiny_args: list[str], tmp_path: Path) -> None:
+    """Of the first step, whose weights both runs share: the journal, and all that is logged but last_loss."""
+    shaped = ["--z-loss-coeff", "0.01", "--label-smoothing", "0.2"]
+    events, entries = [], []
+    for name, flags in (("plain", []), ("shaped", shaped)):
+        save = ["--save", str(tmp_path / name), "--log-interval", "1", "--exit-interval", "1"]
+        assert run([*tiny_args, *flags, *save]) == STOPPED
+        events.append(next(event for event in metrics(tmp_path / name) if event["event"] == "train"))
+        entries.append(np.load(tmp_path / name / "journal/phase_000.npy"))
+    assert entries[0].tobytes() == entries[1].tobytes()
+    assert events[0]["loss"] == events[1]["loss"] == pytest.approx(events[0]["last_loss"], rel=1e-6)
+    # About ln 64 squared, times 0.01; with logits near 0, smoothing changes next to nothing.
+    assert events[1]["last_loss"] - events[1]["loss"] == pytest.approx(0.01 * math.log(64) ** 2, rel=0.1)
+    assert events[0]["grad_norm"] > 1.1 * events[1]["grad_norm"]  # a smoothed target is nearer to what is expected
 
 
 def test_a_finished_run_repeats_its_table_and_changes_nothing(

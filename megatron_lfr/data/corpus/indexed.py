@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ DTYPES: dict[int, np.dtype[Any]] = {
 
 META = ".meta"
 """Ends the name of what stands beside a pair and says what made it (sidecar.py)."""
+
+
+_HEADER_BYTES = 34
+"""Of an `.idx`: magic, version, type code and two counts."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -59,10 +64,13 @@ class IndexedDataset:
     def sequences_of_documents(self, documents: int) -> Iterator[npt.NDArray[np.int64]]:
         """How many sequences each document has, so many documents at a time."""
         path = with_suffix(self.prefix, ".idx")
-        entries = self.num_documents + 1
-        bounds = np.memmap(path, "<i8", "r", offset=path.stat().st_size - 8 * entries, shape=(entries,))
+        entries_at = _HEADER_BYTES + 12 * self.index.num_sequences  # behind all lengths and pointers
         for first in range(0, self.num_documents, documents):
-            yield np.diff(bounds[first : first + documents + 1])
+            entries = min(documents, self.num_documents - first) + 1
+            bounds = np.fromfile(path, "<i8", entries, offset=entries_at + 8 * first)
+            if len(bounds) < entries:
+                raise OSError(errno.EIO, "The file ends early: it was cut off while in use", str(path))
+            yield np.diff(bounds)
 
     def document(self, document: int) -> npt.NDArray[Any]:
         """The token ids of a document [its length], in the type that they are stored in."""

@@ -143,11 +143,11 @@ class Encoder:
         broken: Counter[str] = Counter()
         named: list[str] = []
         for part in chunk:
-            for number, raw in _raw_documents(part):
+            for number, raw in raw_documents(part):
                 try:
-                    text, domain = self._parse(raw)
+                    text, domain = parse_document(raw, self.json_key, self.domain_key)
                 except BrokenDocument as error:
-                    message = f"{_where(part, number)}: {error}"
+                    message = f"{where(part, number)}: {error}"
                     if not self.skip_broken:
                         raise ValueError(message) from None
                     broken[error.kind] += 1
@@ -155,7 +155,7 @@ class Encoder:
                         named.append(message)
                     continue
                 if domain not in by_domain:
-                    by_domain[domain] = _Documents(_where(part, number))
+                    by_domain[domain] = _Documents(where(part, number))
                 by_domain[domain].texts.append(text)
         return EncodedChunk([self._group(*item) for item in by_domain.items()], broken, named)
 
@@ -169,27 +169,30 @@ class Encoder:
             tokens, kept = _framed(tokens, kept, self.bos, at_start=True)
         return Group(domain, documents.first_seen, tokens, kept, skipped)
 
-    def _parse(self, raw: bytes | tuple[Any, Any] | TextFile) -> tuple[str, str | None]:
-        """A document's text and domain."""
-        if isinstance(raw, bytes):
-            record = _json_object(raw)
-            domain = None if self.domain_key is None else _string(record, self.domain_key)
-            text = _string(record, self.json_key)
-            escaped = b"\\u" in raw  # only an escape can smuggle half a surrogate pair into a string
-        elif isinstance(raw, TextFile):
-            text, domain, escaped = _decode(raw.data.removeprefix(_BOM)), None, False
-        else:
-            domain = None if self.domain_key is None else _cell(raw[1], self.domain_key)
-            text, escaped = _cell(raw[0], self.json_key), True
-        if domain == "":
-            raise BrokenDocument(f"key {self.domain_key!r} names no domain (it is empty)")
-        if escaped:
-            _check_encodable(text, domain or "")
-        return text, domain
+
+def parse_document(
+    raw: bytes | tuple[Any, Any] | TextFile, json_key: str, domain_key: str | None
+) -> tuple[str, str | None]:
+    """The text and the domain of a document as `raw_documents` gives it. BrokenDocument where it is none."""
+    if isinstance(raw, bytes):
+        record = _json_object(raw)
+        domain = None if domain_key is None else _string(record, domain_key)
+        text = _string(record, json_key)
+        escaped = b"\\u" in raw  # only an escape can smuggle half a surrogate pair into a string
+    elif isinstance(raw, TextFile):
+        text, domain, escaped = _decode(raw.data.removeprefix(_BOM)), None, False
+    else:
+        domain = None if domain_key is None else _cell(raw[1], domain_key)
+        text, escaped = _cell(raw[0], json_key), True
+    if domain == "":
+        raise BrokenDocument(f"key {domain_key!r} names no domain (it is empty)")
+    if escaped:
+        _check_encodable(text, domain or "")
+    return text, domain
 
 
-def _raw_documents(part: Part) -> Iterator[tuple[int, bytes | tuple[Any, Any] | TextFile]]:
-    """The documents of a part as they stand in it, with the number of their line or row."""
+def raw_documents(part: Part) -> Iterator[tuple[int, bytes | tuple[Any, Any] | TextFile]]:
+    """Gives the documents of a part unparsed, with the number of their line or row."""
     if isinstance(part, TextFile):
         yield 0, part
     elif isinstance(part, Rows):
@@ -201,7 +204,8 @@ def _raw_documents(part: Part) -> Iterator[tuple[int, bytes | tuple[Any, Any] | 
                 yield number, content
 
 
-def _where(part: Part, number: int) -> str:
+def where(part: Part, number: int) -> str:
+    """Names a document in messages: "file:line", or the file where it is one document."""
     return part.name if isinstance(part, TextFile) else f"{part.name}:{number}"
 
 

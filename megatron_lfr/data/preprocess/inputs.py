@@ -77,7 +77,7 @@ def open_inputs(paths: Sequence[Path], columns: Columns) -> list[Reader]:
         reasons = [f"{count} {reason}" for reason, count in left_out.most_common(_REASONS)]
         if more := left_out.total() - sum(count for _, count in left_out.most_common(_REASONS)):
             reasons.append(f"{more} for other reasons")
-        print(f"preprocess: inputs: {len(readers)}; left out: {', '.join(reasons)}", file=sys.stderr)
+        print(f"inputs: {len(readers)}; left out: {', '.join(reasons)}", file=sys.stderr)
     return readers
 
 

@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "dataset.h"
 #include "index_oracle.h"
+#include "io/dataset.h"
 
 namespace {
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "random.h"
+#include "common/random.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 

@@ -6,8 +6,8 @@
 #include <limits>
 
 #include "fuzz.h"
-#include "order.h"
-#include "weights.h"
+#include "orders/order.h"
+#include "orders/weights.h"
 
 namespace fuzz {
 

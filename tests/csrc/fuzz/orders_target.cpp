@@ -3,7 +3,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "cluster.h"
+#include "orders/cluster.h"
 #include "orders_input.h"
 
 namespace {

@@ -7,11 +7,11 @@
 #include <functional>
 #include <thread>
 
-#include "cluster.h"
-#include "dataset.h"
 #include "fuzz.h"
-#include "order.h"
-#include "weights.h"
+#include "io/dataset.h"
+#include "orders/cluster.h"
+#include "orders/order.h"
+#include "orders/weights.h"
 
 namespace {
 

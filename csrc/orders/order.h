@@ -1,0 +1,74 @@
+// The orders of the phases. Every function is deterministic in its arguments, for any number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "orders/scores.h"
+
+namespace mlfr {
+
+struct Threshold {
+    float cut;           // the lowest score that is kept
+    uint64_t tie_quota;  // this many blocks that equal the cut, lowest ids first, are dropped as well
+    uint64_t dropped;
+    uint64_t seen;  // blocks that have a score
+};
+
+// Drops floor(drop * seen) blocks, the lowest scores first. Where no block has a score: a cut of -inf,
+// nothing dropped.
+Threshold threshold(Scores scores, double drop, int threads);
+
+// The score at rank ceil(q * seen), counted from 1.
+float percentile(Scores scores, double q, int threads);
+
+// How weighted sampling shares out the draws: mass of each cluster of blocks, up to a common factor; 0: it is
+// left out. That of an empty cluster is ignored.
+struct Mass {
+    std::vector<double> clusters;
+    double unseen;  // of the blocks without a score
+};
+
+class BlockWeights;
+
+// 0 ... n-1, shuffled.
+template <class Id>
+void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
+
+uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads);
+
+// Block i visits[i] times, shuffled; `draws` is the sum of visits.
+template <class Id>
+void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t seed, int threads, Id* out);
+
+// Passes over the blocks that a threshold keeps, each shuffled anew, the last one cut short.
+template <class Id>
+void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads,
+                     Id* out);
+
+// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = draws x its probability; so do
+// clusters.
+template <class Id>
+void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
+                  Id* out);
+
+// Weighted choice without replacement; where more is drawn than there is, complete passes come first.
+template <class Id>
+void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
+                  Id* out);
+
+// Merges sequences of counts[0], counts[1] ... items, which lie one after another, into one: every merger
+// that keeps the order within each is equally likely.
+template <class Id>
+void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t seed, int threads, Id* out);
+
+// How many ids lie in each of the parts of sizes[0], sizes[1] ... that [0, sum of sizes) is cut into. Throws
+// std::invalid_argument for one beyond them.
+template <class Id>
+std::vector<uint64_t> count_parts(const Id* ids, uint64_t n, const std::vector<uint64_t>& sizes, int threads);
+
+// 64-bit hash of a sequence of ids; the same for both types.
+template <class Id>
+uint64_t order_hash(const Id* ids, uint64_t n, int threads);
+
+}  // namespace mlfr

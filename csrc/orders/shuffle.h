@@ -1,0 +1,180 @@
+// One mechanism for every order: shuffle the multiset in which block i occurs count_i times.
+//
+// Each draw goes to a bucket that is chosen uniformly, and each bucket is shuffled in the same way, until one
+// is so small that Fisher-Yates shuffles it in the first-level cache (Rao 1961, Sandelius 1962). Uniform over
+// all arrangements: given the sizes of the buckets, every assignment of draws to buckets is equally likely,
+// because the choices are independent and alike, and within a bucket every order is. Buckets are few at a
+// time, so the memory is walked in streams rather than at random; choices are made from a random stream for
+// each chunk of blocks and each bucket, so the result does not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/random.h"
+
+namespace mlfr {
+
+// Seeds of the parts of an order, so that none shares a random stream with another.
+enum SeedPart : uint64_t { kChoice = 0, kShuffle = 1, kOffset = 2, kKeys = 3, kPasses = 16 };
+
+constexpr uint64_t kLeafDraws = uint64_t{1} << 12;  // on average, in a bucket that is not divided
+constexpr uint64_t kMostLeafDraws = 4 * kLeafDraws;
+constexpr int kMaxBucketBits = 8;
+
+// Uniform bucket numbers, eight of at most 8 bits from each random word.
+class BucketChooser {
+  public:
+    BucketChooser(uint64_t seed, uint64_t number, int bits)
+        : stream_(seed, number), mask_((1u << bits) - 1) {}
+
+    // Calls take(k, bucket) for k = 0 ... count - 1.
+    template <class Take>
+    void choose(uint64_t count, Take take) {
+        uint64_t k = 0;
+        for (; k < count && left_ > 0; ++k, --left_) take(k, next());
+        for (; k + kPerWord <= count; k += kPerWord) {
+            word_ = stream_.next();
+            for (uint64_t i = 0; i < kPerWord; ++i) take(k + i, next());
+        }
+        if (k == count) return;
+        word_ = stream_.next();
+        for (left_ = kPerWord; k < count; ++k, --left_) take(k, next());
+    }
+
+  private:
+    static constexpr int kPerWord = 8;
+
+    uint32_t next() {
+        const uint32_t bucket = static_cast<uint32_t>(word_) & mask_;
+        word_ >>= kMaxBucketBits;
+        return bucket;
+    }
+
+    Stream stream_;
+    uint32_t mask_;
+    uint64_t word_ = 0;
+    int left_ = 0;
+};
+
+// log2 of the number of buckets that so many draws are divided into.
+inline int bucket_bits(uint64_t draws) {
+    int bits = 0;
+    if (draws <= kMostLeafDraws) return bits;
+    while (bits < kMaxBucketBits && (draws >> bits) > kLeafDraws) ++bits;
+    return bits;
+}
+
+// Shuffles n items by the random numbers of (seed, number); `scratch` has room for as many.
+template <class Id>
+void shuffle_bucket(Id* items, uint64_t n, uint64_t seed, uint64_t number, Id* scratch) {
+    const int bits = bucket_bits(n);
+    if (bits == 0) {
+        Stream stream(seed, number);
+        for (uint64_t left = n; left > 1; --left) std::swap(items[left - 1], items[stream.below(left)]);
+        return;
+    }
+    const uint64_t buckets = uint64_t{1} << bits, own = derive(seed, number);
+    const uint64_t choice_seed = derive(own, kChoice), order_seed = derive(own, kShuffle);
+    uint64_t place[1 << kMaxBucketBits] = {};  // first counts, then where the next one goes
+    BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t, uint32_t bucket) { ++place[bucket]; });
+    uint64_t total = 0;
+    for (uint64_t b = 0; b < buckets; ++b) total += std::exchange(place[b], total);
+    BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t k, uint32_t bucket) {
+        scratch[place[bucket]++] = items[k];
+    });
+    uint64_t start = 0;
+    for (uint64_t b = 0; b < buckets; ++b) {
+        const uint64_t end = place[b];
+        shuffle_bucket(scratch + start, end - start, order_seed, b, items + start);
+        std::copy(scratch + start, scratch + end, items + start);
+        start = end;
+    }
+}
+
+// Buffers of `size` items that tasks use one after another: as many as there are tasks at a time.
+template <class Id>
+class Buffers {
+  public:
+    explicit Buffers(uint64_t size) : size_(size) {}
+
+    template <class Use>
+    void with(Use use) {
+        std::unique_ptr<Id[]> buffer = take();
+        use(buffer.get());
+        std::lock_guard<std::mutex> guard(lock_);
+        free_.push_back(std::move(buffer));
+    }
+
+  private:
+    std::unique_ptr<Id[]> take() {
+        std::lock_guard<std::mutex> guard(lock_);
+        if (free_.empty()) return std::unique_ptr<Id[]>(new Id[size_]);
+        std::unique_ptr<Id[]> buffer = std::move(free_.back());
+        free_.pop_back();
+        return buffer;
+    }
+
+    uint64_t size_;
+    std::mutex lock_;
+    std::vector<std::unique_ptr<Id[]>> free_;
+};
+
+// Writes the shuffled multiset to out[0, draws). emit.count(chunk) is how many draws a chunk of blocks has,
+// and emit(chunk, first, last, sink) calls sink(offsets, count) with the blocks, counted from `first`, once
+// for each draw and in an order that is always the same.
+template <class Id, class Emit>
+void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, const Emit& emit, Id* out) {
+    const int bits = bucket_bits(draws);
+    const uint64_t buckets = uint64_t{1} << bits;
+    const uint64_t chunks = num_chunks(n);
+    const uint64_t choice_seed = derive(seed, kChoice), order_seed = derive(seed, kShuffle);
+
+    // First counts, then where a chunk writes in a bucket.
+    std::vector<uint64_t> position(chunks * buckets, 0);
+    for_chunks(n, threads, [&](uint64_t chunk, uint64_t, uint64_t) {
+        uint64_t counts[1 << kMaxBucketBits] = {};
+        BucketChooser(choice_seed, chunk, bits).choose(emit.count(chunk), [&](uint64_t, uint32_t bucket) {
+            ++counts[bucket];
+        });
+        std::copy(counts, counts + buckets, &position[chunk * buckets]);
+    });
+    std::vector<uint64_t> bucket_start(buckets + 1);
+    uint64_t total = 0, largest = 0;
+    for (uint64_t b = 0; b < buckets; ++b) {
+        bucket_start[b] = total;
+        for (uint64_t c = 0; c < chunks; ++c) {
+            total += std::exchange(position[c * buckets + b], total);
+        }
+        largest = std::max(largest, total - bucket_start[b]);
+    }
+    bucket_start[buckets] = total;
+    if (total != draws) throw std::logic_error("shuffle_multiset: the counts do not sum to the draws");
+
+    for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
+        BucketChooser chooser(choice_seed, chunk, bits);
+        uint64_t place[1 << kMaxBucketBits];
+        std::copy_n(&position[chunk * buckets], buckets, place);
+        const Id base = static_cast<Id>(first);
+        emit(chunk, first, last, [&](const uint32_t* offsets, uint64_t count) {
+            chooser.choose(count, [&](uint64_t k, uint32_t bucket) {
+                out[place[bucket]++] = base + static_cast<Id>(offsets[k]);
+            });
+        });
+    });
+    Buffers<Id> buffers(largest);
+    parallel_for(buckets, threads, [&](uint64_t b) {
+        buffers.with([&](Id* scratch) {
+            shuffle_bucket(out + bucket_start[b], bucket_start[b + 1] - bucket_start[b], order_seed, b,
+                           scratch);
+        });
+    });
+}
+
+}  // namespace mlfr

@@ -1,0 +1,211 @@
+#include "orders/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "common/detmath.h"
+#include "common/vector.h"
+
+namespace mlfr {
+
+namespace {
+
+// The largest power of 2 of which n add up to 2^62 at most, and 2^50.
+double integer_unit(uint64_t n) {
+    int bits = 50;
+    while (bits > 0 && (n >> (62 - bits)) > 0) --bits;
+    return static_cast<double>(uint64_t{1} << bits);
+}
+
+}  // namespace
+
+// The blocks of a cluster, or of its part in a chunk.
+struct BlockWeights::Tally {
+    uint64_t count = 0;
+    uint64_t sum = 0;  // of integer weights
+
+    void add(uint64_t more, uint64_t weights) {
+        count += more;
+        sum += weights;
+    }
+};
+
+BlockWeights::BlockWeights(Scores scores, const std::vector<double>& cuts, double cap, int threads)
+    : scores_(scores),
+      intervals_(cuts),
+      cap_(static_cast<float>(cap)),
+      unit_(integer_unit(scores.n)),
+      reference_(intervals_.count() + 1, 0.0f),
+      counts_(intervals_.count() + 1, 0) {
+    if (!(cap_ > -std::numeric_limits<float>::infinity())) {
+        throw std::invalid_argument("cap: must be finite, or +inf for none");
+    }
+    const ScoreRange range = find_range(scores, threads);
+    for (size_t c = 0; c < intervals_.count(); ++c) {
+        reference_[c] = std::min({cap_, range.high, intervals_.upper_edge(c)});
+    }
+    if (intervals_.count() == 1) {
+        counts_ = {range.seen, scores.n - range.seen};
+    } else {
+        tally_all(threads);
+    }
+}
+
+// Fills counts_ and sums_. Where a cluster ends well below its upper edge, its reference is lowered first.
+void BlockWeights::tally_all(int threads) {
+    std::vector<Tally> chunks = tally(threads);
+    if (!are_heavy(chunks)) {
+        const std::vector<float> heaviest = find_heaviest(threads);
+        auto near = [](float reference, float block) { return reference - block <= 1.0f; };
+        if (!std::equal(reference_.begin(), reference_.end(), heaviest.begin(), near)) {
+            reference_ = heaviest;
+            chunks = tally(threads);
+        }
+    }
+    for (size_t i = 0; i < chunks.size(); ++i) {
+        counts_[i % clusters()] += chunks[i].count;
+        sums_.push_back(chunks[i].sum);
+    }
+}
+
+// Whether the mean weight of every cluster's blocks is a good part of its reference's.
+bool BlockWeights::are_heavy(const std::vector<Tally>& chunks) const {
+    std::vector<Tally> all(clusters());
+    for (size_t i = 0; i < chunks.size(); ++i) all[i % clusters()].add(chunks[i].count, chunks[i].sum);
+    return std::all_of(all.begin(), all.end(), [this](const Tally& cluster) {
+        return static_cast<double>(cluster.sum) * 64 >= static_cast<double>(cluster.count) * unit_;
+    });
+}
+
+// By chunk and cluster.
+std::vector<BlockWeights::Tally> BlockWeights::tally(int threads) const {
+    const size_t k = clusters();
+    std::vector<Tally> chunks(num_chunks(scores_.n) * k);
+    for_chunks(scores_.n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
+        std::vector<Tally> tables(kTables * k);
+        uint32_t cluster[kBatch];
+        uint64_t weight[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            read_integers(first, count, cluster, weight);
+            for (uint64_t j = 0; j < count; ++j) tables[kTables * cluster[j] + j % kTables].add(1, weight[j]);
+        });
+        for (size_t c = 0; c < kTables * k; ++c) {
+            chunks[chunk * k + c / kTables].add(tables[c].count, tables[c].sum);
+        }
+    });
+    return chunks;
+}
+
+// The largest capped score of each cluster; 0 of those without a score.
+std::vector<float> BlockWeights::find_heaviest(int threads) const {
+    const size_t k = clusters();
+    const std::vector<float> none(k, -std::numeric_limits<float>::infinity());
+    const auto chunks = map_chunks(scores_.n, threads, [&](uint64_t begin, uint64_t end) {
+        std::vector<float> heaviest = none;
+        uint32_t cluster[kBatch];
+        for_batches(begin, end, [&](uint64_t first, uint64_t count) {
+            intervals_.read(scores_.data + first, count, static_cast<uint32_t>(k - 1), cluster);
+            for (uint64_t j = 0; j < count; ++j) {
+                float& most = heaviest[cluster[j]];
+                most = std::max(most, std::min(scores_[first + j], cap_));
+            }
+        });
+        return heaviest;
+    });
+    std::vector<float> heaviest = none;
+    for (const std::vector<float>& part : chunks) {
+        for (size_t c = 0; c < k; ++c) heaviest[c] = std::max(heaviest[c], part[c]);
+    }
+    heaviest[k - 1] = 0.0f;
+    return heaviest;
+}
+
+std::vector<double> BlockWeights::means(int threads) const {
+    const std::vector<uint64_t> sums = chunk_sums(threads);
+    std::vector<uint64_t> total(clusters(), 0);
+    for (size_t i = 0; i < sums.size(); ++i) total[i % clusters()] += sums[i];
+    std::vector<double> means(clusters(), 0.0);
+    for (size_t c = 0; c < clusters(); ++c) {
+        if (counts_[c] == 0) continue;
+        const double relative = static_cast<double>(total[c]) / unit_ / static_cast<double>(counts_[c]);
+        means[c] = relative * det_exp(static_cast<double>(reference_[c]));
+    }
+    return means;
+}
+
+void BlockWeights::read_here(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
+    const float* scores = scores_.data + first;
+    const float cap = cap_;
+    if (intervals_.count() == 1) {  // nothing to look up
+        const float reference = reference_[0];
+        for (uint64_t j = 0; j < count; ++j) {
+            const float relative = std::max(-80.0f, std::min(scores[j], cap) - reference);
+            log_relative[j] = std::isnan(scores[j]) ? 0.0f : relative;
+            cluster[j] = std::isnan(scores[j]);
+        }
+        return;
+    }
+    intervals_.read(scores, count, static_cast<uint32_t>(clusters() - 1), cluster);
+    for (uint64_t j = 0; j < count; ++j) log_relative[j] = reference_[cluster[j]];
+    for (uint64_t j = 0; j < count; ++j) {
+        const float relative = std::max(-80.0f, std::min(scores[j], cap) - log_relative[j]);
+        log_relative[j] = std::isnan(scores[j]) ? 0.0f : relative;
+    }
+}
+
+void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
+    run_vectorised([&] { read_here(first, count, cluster, log_relative); });
+}
+
+void BlockWeights::read_integers(uint64_t first, uint64_t count, uint32_t* cluster, uint64_t* weight) const {
+    run_vectorised([&] {
+        float relative[kBatch];
+        read_here(first, count, cluster, relative);
+        for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
+        constexpr double kRound = 0x1p52;  // adding it leaves the nearest integer in the low bits
+        for (uint64_t j = 0; j < count; ++j) {
+            const double shifted = static_cast<double>(relative[j]) * unit_ + kRound;
+            uint64_t bits;
+            std::memcpy(&bits, &shifted, sizeof bits);
+            weight[j] = bits & ((uint64_t{1} << 52) - 1);
+        }
+    });
+}
+
+std::vector<uint64_t> BlockWeights::chunk_sums(int threads) const {
+    if (intervals_.count() > 1) return sums_;
+    std::vector<uint64_t> sums;
+    for (const Tally& part : tally(threads)) sums.push_back(part.sum);
+    return sums;
+}
+
+Shares::Shares(const BlockWeights& weights, const Mass& mass) : share_(mass.clusters) {
+    if (mass.clusters.size() + 1 != weights.clusters()) {
+        throw std::invalid_argument("mass: must have one more entry than cuts");
+    }
+    auto legal = [](double value) { return value >= 0.0 && std::isfinite(value); };
+    if (!std::all_of(mass.clusters.begin(), mass.clusters.end(), legal)) {
+        throw std::invalid_argument("mass: must be finite and not negative");
+    }
+    if (!legal(mass.unseen)) throw std::invalid_argument("unseen_mass: must be finite and not negative");
+    share_.push_back(mass.unseen);
+    double total = 0.0;
+    for (size_t c = 0; c < share_.size(); ++c) {
+        if (weights.counts()[c] == 0) share_[c] = 0.0;
+        total += share_[c];
+    }
+    if (!(total > 0.0))
+        throw std::invalid_argument("mass: no block can be drawn, no cluster that has mass has blocks");
+    if (!std::isfinite(total)) throw std::invalid_argument("mass: too large");
+    for (size_t c = 0; c < share_.size(); ++c) {
+        share_[c] /= total;
+        if (share_[c] == 0.0) continue;
+        ++drawn_;
+        drawable_ += weights.counts()[c];
+    }
+}
+
+}  // namespace mlfr

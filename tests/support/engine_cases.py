@@ -1,0 +1,536 @@
+"""What the ranks of the engine's tests run: each case compares with the oracle and returns its errors by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_lfr.config.training import TrainingConfig
+from megatron_lfr.data.corpus.loader import Batch
+from megatron_lfr.engine import build_stages, shard_stages
+from megatron_lfr.engine.base import BlockLosses, StepLosses
+from megatron_lfr.engine.forward_backward import model_inputs
+from megatron_lfr.engine.native import NativeEngine
+from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.loss import LossConfig
+from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
+from megatron_lfr.training.stopping import Stopping
+from support.engine_oracle import GlobalBatch, Oracle, Step
+from support.flex_on_cpu import flex_on_cpu
+from support.waiting import LIMIT
+
+Found = dict[str, float]
+ROWS, LENGTH, SEED = 8, 16, 3
+RATES = (1e-2, 5e-3, 1e-2)
+TOY = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=8,
+    num_query_groups=4,
+    ffn_hidden_size=46,  # does not divide evenly over four ranks, nor its half over two
+    vocab_size=50,
+    make_vocab_size_divisible_by=8,
+    max_position_embeddings=LENGTH,
+    init_method_std=0.1,
+)
+# With a large epsilon, a wrong scale of the gradients shows in the weights.
+ADAMW = OptimizerConfig(weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-3)
+CAPPED = dataclasses.replace(TOY, final_logit_softcapping=1.0)
+LOSS = LossConfig(z_loss_coeff=0.02, label_smoothing=0.1)
+BOUNDS = {"loss": 1e-5, "nll": 1e-5, "grad_norm": 1e-5, "weights": 1e-4, "eval": 1e-5, "bf16 loss": 3e-2}
+"""Of errors; quantities that are not here are exact: 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Ranks, rows of a micro-batch, and the layout's flags."""
+
+    ranks: int
+    micro_batch: int
+    flags: dict[str, Any]
+
+    @property
+    def config(self) -> ParallelConfig:
+        return ParallelConfig(**self.flags)
+
+
+TP, PP, CP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"
+SHARDING, COPIES = "data_parallel_sharding_strategy", "num_distributed_optimizer_instances"
+TP2_SP: dict[str, Any] = {TP: 2, "sequence_parallel": True}
+LAYOUTS = {
+    **{f"one rank, micro-batch {rows}": Layout(1, rows, {}) for rows in (1, 2, 8)},
+    "DP2": Layout(2, 2, {}),
+    "DP2 optim": Layout(2, 1, {SHARDING: "optim"}),
+    "DP2 optim_grads": Layout(2, 2, {SHARDING: "optim_grads"}),
+    "DP2 optim_grads_params": Layout(2, 4, {SHARDING: "optim_grads_params"}),
+    "DP2 optim_grads_params, micro-batch 1": Layout(2, 1, {SHARDING: "optim_grads_params"}),
+    "TP2": Layout(2, 4, {TP: 2}),
+    "TP2 SP": Layout(2, 2, TP2_SP),
+    "PP2 1f1b": Layout(2, 2, {PP: 2}),
+    "PP2 gpipe": Layout(2, 4, {PP: 2, "pipeline_schedule": "gpipe"}),
+    "PP2 interleaved": Layout(2, 2, {PP: 2, "num_layers_per_virtual_pipeline_stage": 1}),
+    "CP2": Layout(2, 2, {CP: 2}),
+    "TP2 PP2": Layout(4, 2, {TP: 2, PP: 2}),
+    "TP2 PP2 SP": Layout(4, 1, {**TP2_SP, PP: 2}),
+    "DP2 CP2": Layout(4, 2, {CP: 2}),
+    "DP2 CP2 optim": Layout(4, 4, {CP: 2, SHARDING: "optim"}),
+    "PP2 DP2": Layout(4, 2, {PP: 2}),
+    "PP2 DP2 optim": Layout(4, 1, {PP: 2, SHARDING: "optim"}),
+    "TP2 DP2 SP optim_grads_params": Layout(4, 2, {**TP2_SP, SHARDING: "optim_grads_params"}),
+    "DP4 in two copies": Layout(4, 2, {SHARDING: "optim_grads_params", COPIES: 2}),
+}
+
+
+def make_batches(documents: bool = False) -> list[GlobalBatch]:
+    """Three steps: rows of padding here and there; the second half of the rows masked; the first half masked."""
+    generator = torch.Generator().manual_seed(4)
+    found = []
+    for number, masked in enumerate(([2, 7], [4, 5, 6, 7], [0, 1, 2, 3])):
+        tokens = torch.randint(0, 50, (ROWS, LENGTH + 1), generator=generator)
+        mask = (torch.rand(ROWS, LENGTH, generator=generator) < torch.linspace(0.3, 1.0, ROWS)[:, None]).float()
+        mask[masked] = 0
+        # The last step's masked rows are blocks of which no token counts, the others' padding.
+        padding = masked if number < 2 else []
+        ids = [-1 if row in padding else 10 * number + row for row in range(ROWS)]
+        lengths = None
+        if documents:
+            cuts = [torch.randint(1, LENGTH, (3,), generator=generator).unique().tolist() for _ in range(ROWS)]
+            lengths = [[b - a for a, b in zip([0, *c], [*c, LENGTH], strict=True)] for c in cuts]
+        found.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths))
+    return found
+
+
+def share_of(batch: GlobalBatch, parallel: ParallelState, length: int | None = None) -> Batch:
+    """This rank's share, as the loader would make it, of the first `length` rows."""
+    share = (length or ROWS) // parallel.data_parallel_size
+    rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
+    position_ids = document_ids = None
+    if batch.documents is not None:
+        mine = batch.documents[rows]
+        position_ids = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in mine])
+        document_ids = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in mine])
+    return Batch(
+        step=0,
+        block_ids=np.array(batch.block_ids[:length]),
+        rows=rows,
+        tokens=batch.tokens[rows],
+        labels=batch.labels[rows],
+        loss_mask=batch.mask[rows].clone(),
+        position_ids=position_ids,
+        document_ids=document_ids,
+        valid_tokens=int(batch.mask[rows].sum()),
+    )
+
+
+def make_engine(layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int = SEED, **options: Any) -> NativeEngine:
+    parallel = initialize(layout.config)
+    config = options.pop("config", TOY)
+    layout.config.check_batches(
+        config.num_layers, LENGTH, layout.micro_batch, ROWS // parallel.data_parallel_size // layout.micro_batch
+    )
+    return NativeEngine(
+        shard_stages(build_stages(config, parallel, **options), parallel, seed),
+        adamw,
+        parallel,
+        seq_length=LENGTH,
+        micro_batch_size=layout.micro_batch,
+        global_batch_size=ROWS,
+    )
+
+
+def block_error(blocks: BlockLosses, nll_sum: Tensor, count: Tensor) -> tuple[float, float]:
+    """Largest errors of losses, in nats a token, and of counts; inf for a loss that is no number."""
+    sums, counts = torch.from_numpy(blocks)
+    errors = (sums.double() - nll_sum).abs() / count.clamp(min=1)
+    return float(errors.nan_to_num(nan=math.inf).max()), float((counts - count).abs().max())
+
+
+def step_errors(output: StepLosses, expected: Step) -> Found:
+    nll, count = block_error(output.wait(), expected.nll_sum, expected.count)
+    return {
+        "loss": abs(output.loss - expected.loss),
+        "nll": nll,
+        "count": count,
+        "grad_norm": abs(output.grad_norm / expected.grad_norm - 1),
+        "skipped": float(output.skipped),
+    }
+
+
+def weight_error(engine: NativeEngine, oracle: Oracle) -> float:
+    """Relative L2 distance of the worst weight of this rank's stages."""
+    errors = []
+    for name, weight in engine.weights().items():
+        assert isinstance(weight, DTensor)
+        expected = oracle.weights[name.removeprefix("model.")].detach()
+        errors.append(float((weight.full_tensor().double() - expected).norm() / expected.norm()))
+    return max(errors)
+
+
+def merge(found: Found, errors: Found) -> None:
+    """Keep the larger of each error; one that is no number counts as infinite."""
+    for name, value in errors.items():
+        found[name] = max(found.get(name, 0.0), math.inf if math.isnan(value) else value)
+
+
+def eval_error(engine: NativeEngine, oracle: Oracle, batch: GlobalBatch) -> Found:
+    nll_sum, count = oracle.evaluate(batch)
+    rows = engine.eval_rows
+    nll, counts = block_error(
+        engine.eval_step(share_of(batch, engine.parallel, rows)).wait(), nll_sum[:rows], count[:rows]
+    )
+    return {"eval": nll, "eval count": counts}
+
+
+def snapshot(engine: NativeEngine) -> dict[str, Tensor]:
+    """The bits of this rank's part of all that training continues from."""
+    local = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in engine.tensors().items()}
+    return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    """0 where both hold the same bits."""
+    return float(before.keys() != after.keys() or any(not torch.equal(t, after[n]) for n, t in before.items()))
+
+
+def follow(
+    layout: Layout, documents: bool = False, adamw: OptimizerConfig = ADAMW, steps: int = 3, **options: Any
+) -> Found:
+    """Train, and compare each step and the weights after it."""
+    engine = make_engine(layout, adamw, **options)
+    oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
+    found: Found = {}
+    for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
+        merge(found, step_errors(output, oracle.step(batch, lr)))
+    merge(found, {"weights": weight_error(engine, oracle)})
+    return found
+
+
+def evaluate(layout: Layout) -> Found:
+    """Steps with evaluations between them: both right, and the same bits as without evaluations."""
+    batches = make_batches()
+    plain, engine, oracle = make_engine(layout), make_engine(layout), Oracle(TOY, SEED, ADAMW)
+    found: Found = {}
+    for number, (batch, lr) in enumerate(zip(batches, RATES, strict=True)):
+        before = snapshot(engine)
+        merge(found, eval_error(engine, oracle, batches[number - 1]))
+        merge(found, {"changed by an evaluation": changed(before, snapshot(engine))})
+        outputs = [e.train_step(share_of(batch, e.parallel), lr) for e in (plain, engine)]
+        merge(found, step_errors(outputs[0], oracle.step(batch, lr)))
+        merge(found, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
+    merge(found, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
+    merge(found, {"weights": weight_error(plain, oracle)})
+    return found
+
+
+def minimised(layout: Layout) -> Found:
+    """Steps on capped logits with all that the loss can have, which no recorded and no evaluated loss has."""
+    batch, other = make_batches()[:2]
+    plain, engine = make_engine(layout, config=CAPPED), make_engine(layout, config=CAPPED, loss=LOSS)
+    oracle = Oracle(CAPPED, SEED, ADAMW, LOSS)
+    found = eval_error(engine, oracle, other)
+    outputs = [e.train_step(share_of(batch, e.parallel), RATES[0]) for e in (plain, engine)]
+    losses = [output.wait() for output in outputs]
+    found["other block losses"] = float((losses[0][0] != losses[1][0]).any())
+    found["the same loss"] = float(abs(outputs[0].loss - outputs[1].loss) < 0.1)
+    merge(found, step_errors(outputs[1], oracle.step(batch, RATES[0])))
+    merge(found, eval_error(engine, oracle, other))
+    merge(
+        found, step_errors(engine.train_step(share_of(other, engine.parallel), RATES[1]), oracle.step(other, RATES[1]))
+    )
+    merge(found, {"weights": weight_error(engine, oracle)})
+    return found
+
+
+def load(layout: Layout) -> Found:
+    """Write another engine's state into an engine's tensors, once before it has computed anything and once after."""
+    batches = make_batches()
+    engine, donor, oracle = make_engine(layout), make_engine(layout, seed=9), Oracle(TOY, 9, ADAMW)
+    found: Found = {}
+    for number in range(2):
+        donor.train_step(share_of(batches[number], donor.parallel), RATES[number])
+        oracle.step(batches[number], RATES[number])
+        given = donor.tensors()
+        for name, tensor in engine.tensors().items():
+            source = given[name]
+            if isinstance(tensor, DTensor):
+                assert isinstance(source, DTensor)
+                tensor.to_local().copy_(source.to_local())
+            else:
+                tensor.copy_(source)
+        merge(found, eval_error(engine, oracle, batches[1 - number]))
+    expected = oracle.step(batches[2], RATES[2])
+    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]), expected))
+    merge(found, {"weights": weight_error(engine, oracle)})
+    return found
+
+
+def not_finite(layout: Layout, rank: int, what: str) -> Found:
+    """A value on one rank that is not finite: the step is left out on all of them, and the next one is right."""
+    first, second, _ = make_batches()
+    engine, oracle = make_engine(layout), Oracle(TOY, SEED, ADAMW)
+    output = engine.train_step(share_of(first, engine.parallel), RATES[0])
+    found = step_errors(output, oracle.step(first, RATES[0]))
+    batch = share_of(first, engine.parallel)
+    parameter = next(p for p in engine.parameters if p.name.endswith("qkv.weight"))
+    weight = parameter.local()
+    kept = float(weight[0, 0])
+    finish = engine.gradients.finish
+
+    def finish_with_infinity() -> None:
+        finish()
+        parameter.local_grad()[0, 0] = math.inf
+
+    if dist.get_rank() == rank:
+        if what == "weight":
+            weight[0, 0] = math.nan
+        elif what == "mask":
+            batch.loss_mask[0, 0] = math.nan
+        else:
+            engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
+    before = snapshot(engine)
+    output = engine.train_step(batch, RATES[1])
+    output.wait()
+    found |= {
+        "not skipped": float(not output.skipped),
+        "loss hides it": float(math.isnan(output.loss) == (what == "gradient")),
+        "norm hides it": float(math.isfinite(output.grad_norm)),
+        "changed by a skipped step": changed(before, snapshot(engine)),
+    }
+    if what == "weight":
+        weight[0, 0] = kept
+    engine.gradients.finish = finish  # type: ignore[method-assign]
+    expected = oracle.step(second, RATES[1])
+    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]), expected))
+    merge(found, {"weights": weight_error(engine, oracle)})
+    return found
+
+
+def stop(layout: Layout) -> Found:
+    """Each rank in turn asks to stop, then for a checkpoint, while a step computes; then none does."""
+    engine = make_engine(layout)
+    batch = share_of(make_batches()[0], engine.parallel)
+    group = engine.parallel.control_group
+
+    def agreed(number: int | None = None) -> tuple[str | None, bool]:
+        stopping = Stopping(TrainingConfig(exit_interval=7), group)
+        wait = stopping.ask(7 if number == 0 else 8, save=number == 1)
+        engine.train_step(batch, 1e-3)
+        saves = wait()
+        return stopping.reason, saves
+
+    found = {}
+    for asking in range(layout.ranks):
+        mine = dist.get_rank() == asking
+        reason = "--exit-interval 7" if mine else "another rank was asked to stop"
+        found[f"rank {asking} not heard"] = float(agreed(0 if mine else None) != (reason, False))
+        found[f"rank {asking} not saved for"] = float(agreed(1 if mine else None) != (None, True))
+    found["stopped unasked"] = float(agreed() != (None, False))
+    return found
+
+
+def clipping(layout: Layout, limit: float) -> Found:
+    """Clipped at `limit`, 0 for not at all; Adam must not hide a wrong scale."""
+    adamw, other = (dataclasses.replace(ADAMW, clip_grad=value) for value in (limit, 0.0 if limit else 0.05))
+    found = follow(layout, adamw=adamw)
+    right, wrong = Oracle(TOY, SEED, adamw), Oracle(TOY, SEED, other)
+    for batch, lr in zip(make_batches(), RATES, strict=True):
+        norms = right.step(batch, lr).grad_norm, wrong.step(batch, lr).grad_norm
+        merge(found, {"nothing to clip": float(min(norms) < 0.1)})
+    distances = [float((w - wrong.weights[n]).norm() / w.norm()) for n, w in right.weights.items()]
+    found["clipping does not show"] = float(max(distances) < 100 * BOUNDS["weights"])
+    return found
+
+
+def bf16(layout: Layout) -> Found:
+    """Layers compute in bf16, weights and the optimizer's state stay fp32."""
+    engine = make_engine(layout, compute_dtype=torch.bfloat16)
+    oracle = Oracle(TOY, SEED, ADAMW)
+    errors = []
+    for batch, lr in zip(make_batches(), RATES, strict=True):
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
+        errors.append(step_errors(output, oracle.step(batch, lr)))
+    states = [value for state in engine.optimizer.state.values() for value in state.values()]
+    return {
+        "bf16 loss": max(error["loss"] for error in errors),
+        "count": max(error["count"] for error in errors),
+        "not computed in bf16": float(errors[0]["loss"] < 1e-6),
+        "weights not fp32": float(any(p.local().dtype != torch.float32 for p in engine.parameters)),
+        "state not fp32": float(any(value.dtype != torch.float32 for value in states)),
+        "no state": float(len(states) != 3 * len(engine.parameters)),
+    }
+
+
+def memory(layout: Layout, share: float) -> Found:
+    """What a rank keeps of each weight and of its optimizer state, `share` of the whole, give or take a row."""
+    engine = make_engine(layout)
+    batch = share_of(make_batches()[0], engine.parallel)
+    engine.train_step(batch, 1e-3)
+    found: Found = {}
+    for parameter, part in zip(engine.parameters, engine._parts, strict=True):
+        rows = math.ceil(parameter.full_shape[0] * share)
+        full = parameter.full_shape.numel()
+        row = full // parameter.full_shape[0]
+        state = engine.optimizer.state[part]
+        kept = {"weights": parameter.local(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        for name, tensor in kept.items():
+            merge(found, {f"{name}: rows": float(not rows - 1 <= tensor.numel() / row <= rows)})
+            # FSDP2 pads its storage up to one row.
+            merge(found, {f"{name}: storage": float(tensor.untyped_storage().nbytes() > 4 * row * rows)})
+    engine.eval_step(share_of(make_batches()[0], engine.parallel, engine.eval_rows)).wait()
+    layers = [p for model in engine.stages for p in model.layers.parameters()]
+    gathered = any(not isinstance(p, DTensor) for p in layers)
+    if layout.config.sharding == "optim_grads_params":
+        found["layers left gathered"] = float(gathered)
+    return found
+
+
+class _Dispatched(TorchDispatchMode):
+    """Counts what would make a GPU's host wait: a number of the host that becomes a tensor, as it does where it is
+    assigned to an element, a tensor's number that the host reads, and shapes that depend on values."""
+
+    waiting = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "equal")
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        self.count += by_mask or name in self.waiting
+        return function(*args, **(kwargs or {}))
+
+
+class _Called(TorchFunctionMode):
+    """Counts the reads of a tensor's memory that are not dispatched on a CPU."""
+
+    reading = ("numpy", "tolist", "__array__", "cpu", "__dlpack__", "data_ptr")
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(function, "__name__", "") in self.reading
+        return function(*args, **(kwargs or {}))
+
+
+def host_waits(layout: Layout) -> Found:
+    """Around forward and backward, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a
+    CPU alone; tests/kernels has theirs.)"""
+    engine = make_engine(layout)
+    batch = share_of(make_batches()[0], engine.parallel)
+    losses = engine._forward_backward.train(model_inputs(batch, engine.parallel.device, 1.0))
+    recorded: Any = SimpleNamespace(train=lambda _: losses)
+    engine._forward_backward = recorded
+    engine.train_step(batch, 1e-3).wait()  # asks the mesh, which is on the host, where this rank stands
+    with _Dispatched() as dispatched, _Called() as called:
+
+        def count(work: Callable[[], Any]) -> tuple[int, Any]:
+            dispatched.count = called.count = 0
+            value = work()
+            return dispatched.count + called.count, value
+
+        ones = torch.ones(2)
+        ways: list[Callable[[], Any]] = [
+            lambda: ones[0].item(),
+            lambda: bool(ones[0] > 0),
+            lambda: ones.tolist(),
+            lambda: ones.numpy(),
+            lambda: ones.__setitem__(0, 1),
+            lambda: ones[ones > 0],
+        ]
+        unseen = sum(count(way)[0] == 0 for way in ways)
+        step, pending = count(lambda: engine.train_step(batch, 1e-3))
+        reading, _ = count(pending.wait)
+    return {"waits in a step": step, "waits that are not counted": unseen, "nothing is read": float(reading == 0)}
+
+
+def compiled(layout: Layout) -> Found:
+    """Compiled layers, two for speed; a layer is one graph."""
+    torch._inductor.config.compile_threads = 1
+    torch._dynamo.reset()
+    config = dataclasses.replace(CAPPED, num_layers=2)
+    found = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True)
+    counters = torch._dynamo.utils.counters
+    found["graph breaks"] = float(sum(counters["graph_break"].values()))
+    found["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
+    return found
+
+
+def flex(layout: Layout, documents: bool = True, **options: Any) -> Found:
+    """Attention by flex_attention's block masks."""
+    with flex_on_cpu():
+        return follow(layout, documents=documents, steps=2, attention_backend="flex", **options)
+
+
+Case = tuple[int, Callable[[], Found]]
+
+
+def _cases() -> dict[str, Case]:
+    """Name → (ranks, case)."""
+    found: dict[str, Case] = {}
+
+    def add(kind: str, name: str, case: Callable[..., Found], *more: Any, **options: Any) -> None:
+        layout = LAYOUTS[name]
+        found[f"{kind}: {name}"] = layout.ranks, lambda: case(layout, *more, **options)
+
+    untied = dataclasses.replace(TOY, untie_embeddings_and_output_weights=True)
+    for name in LAYOUTS:
+        add("steps and evaluations", name, evaluate)
+        add("z-loss, smoothing and a cap", name, minimised)
+    for name in ("one rank, micro-batch 8", "DP2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "TP2 PP2"):
+        add("loading", name, load)
+    add("steps with AdamW's defaults", "one rank, micro-batch 8", follow, adamw=OptimizerConfig())
+    add("steps, untied", "PP2 1f1b", follow, config=untied)
+    add("steps, untied", "TP2 SP", follow, config=untied)
+    for name in ("one rank, micro-batch 2", "CP2", "PP2 1f1b", "PP2 interleaved", "TP2 SP", "DP2 CP2", "TP2 PP2 SP"):
+        add("documents", name, follow, documents=True)
+    for name in ("DP2 optim_grads_params", "CP2", "PP2 interleaved", "TP2 SP"):
+        add("documents without a dense mask", name, flex)
+    add("a context-parallel rank's chunks in one", "CP2", flex, documents=False, recompute_granularity="selective")
+    for name in ("DP2", "DP2 optim_grads_params", "TP2 SP", "CP2", "PP2 1f1b", "TP2 PP2", "DP2 CP2 optim"):
+        last = LAYOUTS[name].ranks - 1
+        add("NaN in a weight of the last rank", name, not_finite, last, "weight")
+        add("stop", name, stop)
+    add("NaN in a weight of the first rank", "PP2 1f1b", not_finite, 0, "weight")
+    for name in ("DP2 optim", "PP2 DP2"):
+        add("NaN in a mask", name, not_finite, LAYOUTS[name].ranks - 1, "mask")
+    for name in ("DP2 optim", "TP2", "PP2 1f1b"):
+        add("infinite gradient", name, not_finite, 1, "gradient")
+    for name in ("one rank, micro-batch 8", "TP2 SP", "PP2 1f1b", "DP2 CP2 optim"):
+        add("clipped at 0.05", name, clipping, 0.05)
+    for name in ("one rank, micro-batch 8", "DP2 optim"):
+        add("not clipped", name, clipping, 0.0)
+    for name in ("DP2 optim", "TP2 SP"):
+        add("bf16", name, bf16)
+    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "CP2"):
+        add("waits of the host", name, host_waits)
+    for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
+        add("memory", name, memory, share)
+    return found
+
+
+CASES = _cases()
+COMPILED: dict[str, Case] = {"compiled: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"]))}
+
+
+def main(rank: int, ranks: int, folder: str, names: list[str]) -> None:
+    """Run cases and write what they found into `folder`/rank.json."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
+    cases = CASES | COMPILED
+    found = {name: cases[name][1]() for name in names}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()

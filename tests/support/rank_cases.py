@@ -1,0 +1,165 @@
+"""What two ranks run on one store: each case returns what a rank found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.config.training import TrainingConfig
+from megatron_lfr.training.stopping import StoppedError, Stopping
+from support.checkpoint_samples import no_file_above
+from support.waiting import LIMIT
+
+RANKS = 2
+
+
+def full_tensors() -> dict[str, Tensor]:
+    """What the checkpoint says, whoever saves or loads it."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(5, 4, generator=generator)  # five rows: three on rank 0, two on rank 1
+    return {
+        "rows": weight,
+        "rows.tied": weight,
+        "columns": torch.randn(3, 4, generator=generator),
+        "one row": torch.randn(1, 3, generator=generator),  # rank 1 holds none of it
+        "half": torch.randn(4, generator=generator).to(torch.bfloat16),
+        "replicated": torch.arange(6),
+        "step": torch.tensor(7.0),
+        "plain": torch.randn(2, 2, generator=generator),
+        "plain step": torch.tensor(8),
+        "stage.0": torch.full((2,), 0.5),
+        "stage.1": torch.full((3,), 1.5),
+    }
+
+
+def on_this_rank(tensors: dict[str, Tensor], mesh: DeviceMesh) -> dict[str, Tensor]:
+    """The part of `tensors` that a rank holds: shards, replicas, plain copies, and one stage of a pipeline."""
+    placements = {
+        **dict.fromkeys(("rows", "rows.tied", "one row", "half"), Shard(0)),
+        "columns": Shard(1),
+        **dict.fromkeys(("replicated", "step"), Replicate()),
+    }
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in placements:
+            held[name] = distribute_tensor(tensor, mesh, [placements[name]])
+        elif not name.startswith("stage.") or name == f"stage.{dist.get_rank()}":
+            held[name] = tensor
+    held["rows.tied"] = held["rows"] if tensors["rows"] is tensors["rows.tied"] else held["rows.tied"]
+    return held
+
+
+def equal_to_full(held: dict[str, Tensor]) -> bool:
+    full = full_tensors()
+    return all(
+        torch.equal(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor, full[name])
+        for name, tensor in held.items()
+    )
+
+
+def zeros(mesh: DeviceMesh) -> dict[str, Tensor]:
+    return on_this_rank({name: torch.zeros_like(tensor) for name, tensor in full_tensors().items()}, mesh)
+
+
+def error_of(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def save_and_load(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    store = CheckpointStore(root, keep=None)
+    store.save(3, on_this_rank(full_tensors(), mesh), {"by": dist.get_rank()})
+    found = store.newest_whole()
+    assert found is not None
+    target = zeros(mesh)
+    found.load_into(target)
+    return {"iteration": found.iteration, "state": found.state, "equal": equal_to_full(target)}
+
+
+def load_what_one_rank_saved(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    found = CheckpointStore(root, keep=None).newest_whole()
+    assert found is not None
+    target = zeros(mesh)
+    found.load_into(target)
+    return {"equal": equal_to_full(target)}
+
+
+def errors_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    """Each of these fails on one rank only; the other must not wait for it."""
+    store = CheckpointStore(root, keep=None)
+    rank = dist.get_rank()
+    tensors = on_this_rank(full_tensors(), mesh)
+    store.save(1, tensors, {})
+    found: dict[str, object] = {
+        "state": error_of(lambda: store.save(2, tensors, {"x": float("nan")} if rank == 0 else {})),
+        "tensor": error_of(lambda: store.save(2, tensors | ({"x": 3} if rank == 1 else {}), {})),  # type: ignore[arg-type]
+    }
+    with no_file_above(100_000) if rank == 1 else nullcontext():
+        found["disk"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(50_000)}, {}))
+    whole = store.newest_whole()
+    assert whole is not None
+    found["whole"] = whole.iteration
+    other = zeros(mesh) | ({"replicated": torch.zeros(2)} if rank == 1 else {})
+    found["shape"] = error_of(lambda: whole.load_into(other))
+    return found
+
+
+def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    store = CheckpointStore(root, keep=None)
+    for iteration in (1, 2, 3):
+        store.save(iteration, on_this_rank(full_tensors(), mesh), {})
+    if dist.get_rank() == 0:
+        for iteration, shard in ((2, "shard-00001"), (3, "shard-00002")):
+            (path,) = (root / f"iter_{iteration:07d}").glob(f"{shard}-*")
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
+    dist.barrier()
+    found = store.newest_whole()
+    assert found is not None
+    return {"iteration": found.iteration}
+
+
+def stop_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    """A signal to rank 1 between two batches of an evaluation: both leave it together."""
+    stopping, looks = Stopping(TrainingConfig(), dist.group.WORLD), 0
+    with stopping.watching(), suppress(StoppedError):
+        for batch in range(5):
+            if batch == 2 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            stopping.look()
+            looks += 1
+    return {"reason": stopping.reason, "looks": looks}
+
+
+Case = Callable[[Path, DeviceMesh], dict[str, object]]
+CASES: dict[str, Case] = {
+    case.__name__: case
+    for case in (save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage, stop_on_one_rank)
+}
+
+
+def main(rank: int, folder: str, cases: Mapping[str, Case] = CASES) -> None:
+    rendezvous = f"file://{Path(folder, 'rendezvous')}"
+    dist.init_process_group(
+        "gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=LIMIT)
+    )
+    mesh = init_device_mesh("cpu", (RANKS,))
+    found = {name: case(Path(folder, name), mesh) for name, case in cases.items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
