@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.base import BlockLosses, StepLosses
@@ -28,7 +29,6 @@ from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
-from megatron_lfr.training.config import TrainingConfig
 from megatron_lfr.training.stopping import Stopping
 from support.engine_oracle import GlobalBatch, Oracle, Step
 from support.flex_on_cpu import flex_on_cpu
