@@ -15,7 +15,7 @@ from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
-from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan, Sharing
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama, ModelConfig
@@ -90,9 +90,8 @@ def make_stages(
 ) -> list[Llama]:
     """This rank's part of a model, with its initial weights or with undefined ones, for a checkpoint to be loaded."""
     training = config.training
-    return build_stages(
+    stages = build_stages(
         model,
-        training.seed if initialize_weights else None,
         parallel,
         compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
         recompute_granularity=training.recompute_granularity,
@@ -101,12 +100,13 @@ def make_stages(
         loss=config.loss,
         attention_backend=config.attention_backend(parallel.device.type == "cuda"),
     )
+    return shard_stages(stages, parallel, training.seed if initialize_weights else None)
 
 
 def make_engine(
     config: RunConfig, model: ModelConfig, plan: Plan, parallel: ParallelState, initialize_weights: bool
-) -> NativeEngine:
-    """This rank's part of a model, as from `make_stages`, and its optimizer."""
+) -> Engine:
+    """What trains the model: the native engine, with this rank's part as from `make_stages`."""
     return NativeEngine(
         make_stages(config, model, parallel, initialize_weights),
         config.optimizer,

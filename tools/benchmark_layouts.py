@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 from benchmark_step import Transformers, interleave, make_batch
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine import NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
@@ -72,7 +72,7 @@ def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> N
     _, rows, layout = LAYOUTS[name]
     parallel = initialize(layout)
     engine = NativeEngine(
-        build_stages(MODEL, 1, parallel),
+        shard_stages(build_stages(MODEL, parallel), parallel, 1),
         OptimizerConfig(lr=1e-4),
         parallel,
         seq_length=SEQ_LENGTH,

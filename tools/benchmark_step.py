@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine import NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.lfr import Curriculum, Journal, Phase, Schedule
 from megatron_lfr.model import MODEL_PRESETS, Llama, ModelConfig
@@ -96,7 +96,7 @@ def make_engine(config: ModelConfig, seq_length: int, rows: int, layout: Paralle
     """Our engine, with micro-batches of all of a data-parallel rank's rows."""
     parallel = initialize(layout)
     return NativeEngine(
-        build_stages(config, 1, parallel),
+        shard_stages(build_stages(config, parallel), parallel, 1),
         OptimizerConfig(lr=1e-4),
         parallel,
         seq_length=seq_length,
@@ -162,8 +162,8 @@ def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
             started = time.perf_counter()
             output = ours.train_step(batch, 1e-4)
             trained = time.perf_counter()
-            blocks = output.wait().blocks
-            curriculum.record(curriculum.next_step, blocks.nll_sum, blocks.token_count)
+            blocks = output.wait()
+            curriculum.record(curriculum.next_step, *blocks)
             recording.append(time.perf_counter() - trained)
             steps.append(time.perf_counter() - started)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine import NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import MODEL_PRESETS, ModelConfig
 from megatron_lfr.parallel import initialize
@@ -31,14 +31,13 @@ def make_engine(config: ModelConfig, args: argparse.Namespace) -> NativeEngine:
     parallel = initialize()
     stages = build_stages(
         config,
-        1,
         parallel,
         compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
         recompute_granularity=args.recompute_granularity,
         compile_layers=args.compile,
     )
     return NativeEngine(
-        stages,
+        shard_stages(stages, parallel, 1),
         OptimizerConfig(lr=1e-4),
         parallel,
         seq_length=args.seq_length,
@@ -62,11 +61,11 @@ def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         started = time.perf_counter()
-        losses = engine.train_step(batch, 1e-4).wait().blocks
+        losses = engine.train_step(batch, 1e-4).wait()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-        if not np.isfinite(losses.nll_sum).all():
+        if not np.isfinite(losses).all():
             raise SystemExit(f"step {step}: losses are not finite")
     return seconds[args.warmup :]
 

@@ -1,9 +1,10 @@
 """What makes one optimizer step out of a global batch."""
 
-from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLosses, PendingStep, StepOutput
+from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLosses, StepLosses
 from megatron_lfr.engine.build import build_stages
 from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.native import NativeEngine
+from megatron_lfr.engine.sharding import shard_stages
 
 __all__ = [
     "BlockLosses",
@@ -12,7 +13,7 @@ __all__ = [
     "ForwardEngine",
     "NativeEngine",
     "PendingLosses",
-    "PendingStep",
-    "StepOutput",
+    "StepLosses",
     "build_stages",
+    "shard_stages",
 ]

@@ -1,10 +1,9 @@
-"""This rank's part of a model, with its initial weights or ready to load others."""
+"""This rank's part of a model, without memory: how it is spread, and what it is filled with, is an engine's."""
 
 from __future__ import annotations
 
 import torch
 
-from megatron_lfr.engine.sharding import shard_model
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.model.attention import AttentionBackend
@@ -18,7 +17,6 @@ from megatron_lfr.parallel.pipeline import local_stages
 
 def build_stages(
     config: ModelConfig,
-    seed: int | None,
     parallel: ParallelState,
     *,
     compute_dtype: torch.dtype = torch.float32,
@@ -28,8 +26,7 @@ def build_stages(
     loss: LossConfig | None = None,
     attention_backend: AttentionBackend = "sdpa",
 ) -> list[Llama]:
-    """The pipeline stages of this rank, sharded over the data-parallel ranks. No rank draws, or holds at any time, more
-    than its shards. seed None leaves the weights undefined, for a checkpoint to be loaded."""
+    """The pipeline stages of this rank, on the meta device."""
     layout = parallel.config
     tp = TensorParallel(parallel.tensor_group, layout.sequence_parallel and layout.tensor_model_parallel_size > 1)
     # Under GPipe, all micro-batches wait for their backward: gradients of the output embedding must not.
@@ -55,9 +52,5 @@ def build_stages(
         if compile_layers:
             for layer in model.layers.values():
                 layer.compile(fullgraph=True)
-        shard_model(model, parallel)
-        model.empty_on(parallel.device)
-        if seed is not None:
-            model.init_weights(seed)
         stages.append(model)
     return stages

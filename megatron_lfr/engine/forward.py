@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingLosses
-from megatron_lfr.engine.losses import ReducedLosses
-from megatron_lfr.engine.passes import MicroBatchLoop, Passes, Pipeline, model_inputs
-from megatron_lfr.engine.sharding import sharded_parameters
+from megatron_lfr.engine.forward_backward import ForwardBackward, MicroBatchLoop, Pipeline, model_inputs
+from megatron_lfr.engine.losses import reduce_losses
+from megatron_lfr.engine.sharding import ShardedSynchronization, reshard, sharded_parameters
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelState
 
 
 class ForwardEngine:
-    """Runs this rank's pipeline stages of a Llama, made by `build_stages`, forward on its share of each global batch.
+    """Runs this rank's stages of a Llama, sharded by `shard_stages`, forward on its share of each global batch.
 
     seq_length: tokens of a block. global_batch_size: blocks of a step over all ranks, a multiple of micro_batch_size
     times the data-parallel ranks.
@@ -35,12 +34,14 @@ class ForwardEngine:
         self.stages, self.parallel = list(stages), parallel
         self.parameters = sharded_parameters(self.stages, parallel)
         per_rank = global_batch_size // parallel.data_parallel_size
-        self._passes: Passes
+        self._forward_backward: ForwardBackward
         if self.stages[0].stage.count == 1:
-            self._passes = MicroBatchLoop(self.stages[0], micro_batch_size, parallel)
+            synchronization = ShardedSynchronization(self.stages[0], parallel.config.sharding)
+            self._forward_backward = MicroBatchLoop(self.stages[0], micro_batch_size, synchronization)
             self.eval_rows = micro_batch_size * parallel.data_parallel_size
         else:
-            self._passes = Pipeline(self.stages, micro_batch_size, per_rank // micro_batch_size, seq_length, parallel)
+            micro_batches = per_rank // micro_batch_size
+            self._forward_backward = Pipeline(self.stages, micro_batch_size, micro_batches, seq_length, parallel)
             self.eval_rows = global_batch_size
 
     @property
@@ -48,11 +49,9 @@ class ForwardEngine:
         return self.stages[0].vocab_size
 
     def eval_step(self, batch: Batch) -> PendingLosses:
-        losses = self._passes.evaluate(model_inputs(batch, self.parallel.device, 1.0))
-        return ReducedLosses(batch, losses, self.parallel)
+        losses = self._forward_backward.evaluate(model_inputs(batch, self.parallel.device, 1.0))
+        return reduce_losses(batch, losses, self.parallel)
 
     def weights(self) -> dict[str, Tensor]:
-        for module in (module for stage in self.stages for module in stage.modules()):
-            if isinstance(module, FSDPModule):
-                module.reshard()  # an evaluation leaves weights gathered, which would outlive what is written here
+        reshard(self.stages)
         return {f"model.{p.name}": p.whole(p.local(), self.parallel) for p in self.parameters}

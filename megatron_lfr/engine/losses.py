@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine.base import BlockLosses, StepOutput
+from megatron_lfr.engine.base import BlockLosses
 from megatron_lfr.model.llama import Loss
 from megatron_lfr.parallel import ParallelState
 
@@ -56,36 +56,42 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-class ReducedLosses:
-    """A zero-filled [2, rows] (sums, token counts) into which each rank writes the rows it computed; their sum is under
-    way when this is made, while the next step computes."""
-
-    def __init__(self, batch: Batch, losses: Sequence[Loss], parallel: ParallelState) -> None:
-        values = torch.zeros(2, len(batch.block_ids), device=parallel.device)
-        if parallel.reports_losses:
-            values[0, batch.rows] = torch.cat([part.nll_sum for part in losses])
-            values[1, batch.rows] = torch.cat([part.count for part in losses])
-        self._copy = HostCopy(values, dist.all_reduce(values, group=parallel.losses_group, async_op=True))
-
-    def wait(self) -> BlockLosses:
-        nll_sum, count = self._copy.wait()
-        return BlockLosses(nll_sum, count)
+def reduce_losses(batch: Batch, losses: Sequence[Loss], parallel: ParallelState) -> HostCopy:
+    """The losses of a global batch's blocks, [2, rows]: each rank writes the rows that it computed between zeros, and
+    the sum over the ranks goes on while the next step computes."""
+    values = torch.zeros(2, len(batch.block_ids), device=parallel.device)
+    if parallel.reports_losses:
+        values[0, batch.rows] = torch.cat([part.nll_sum for part in losses])
+        values[1, batch.rows] = torch.cat([part.count for part in losses])
+    return HostCopy(values, dist.all_reduce(values, group=parallel.losses_group, async_op=True))
 
 
 class LaunchedStep:
-    """A step whose work is launched.
+    """The losses of a step whose work is launched.
 
-    report: fp64 [4], its loss, the squared norm of its gradient before that is divided by the valid tokens, the factor
+    figures: fp64 [4], its loss, the squared norm of its gradient before that is divided by the valid tokens, the factor
     that divides it, and 1 where the step is skipped.
     """
 
-    def __init__(self, blocks: ReducedLosses, report: Tensor) -> None:
-        self._blocks, self._report = blocks, HostCopy(report)
+    def __init__(self, blocks: HostCopy, figures: Tensor) -> None:
+        self._blocks, self._figures = blocks, HostCopy(figures)
 
-    def wait(self) -> StepOutput:
-        loss, squares, correction, skipped = self._report.wait().tolist()
+    def wait(self) -> BlockLosses:
+        return self._blocks.wait()
+
+    @property
+    def loss(self) -> float:
+        return float(self._figures.wait()[0])
+
+    @property
+    def grad_norm(self) -> float:
+        _, squares, correction, _ = self._figures.wait()
         # Of PyTorch's square roots in fp64, about one in a hundred is not the nearest number.
-        return StepOutput(loss, self._blocks.wait(), math.sqrt(squares) * correction, skipped > 0)
+        return math.sqrt(squares) * float(correction)
+
+    @property
+    def skipped(self) -> bool:
+        return bool(self._figures.wait()[3])
 
 
 def sum_losses(losses: Sequence[Loss], device: torch.device) -> Tensor:

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine.base import PendingStep
+from megatron_lfr.engine.base import StepLosses
 from megatron_lfr.engine.forward import ForwardEngine
+from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.gradients import Gradients
-from megatron_lfr.engine.losses import LaunchedStep, ReducedLosses, sum_losses
+from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
-from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import Llama
 from megatron_lfr.model.llama import Loss
 from megatron_lfr.parallel import ParallelState
@@ -52,12 +52,12 @@ class NativeEngine(ForwardEngine):
     def flops_per_token(self, seq_length: int) -> float:
         return self.stages[0].config.flops_per_token(seq_length)
 
-    def train_step(self, batch: Batch, lr: float) -> PendingStep:
+    def train_step(self, batch: Batch, lr: float) -> StepLosses:
         # Which tokens are masked is known where they were read: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
-        losses = self._passes.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
-        blocks = ReducedLosses(batch, losses, self.parallel)
+        losses = self._forward_backward.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
+        blocks = reduce_losses(batch, losses, self.parallel)
         self.gradients.finish()
         loss, valid, squares = self._sum_over_ranks(batch, losses).unbind()
         # All of this stays on the device. Divided by tensors: of a number by a tensor, PyTorch takes the reciprocal.
@@ -81,6 +81,9 @@ class NativeEngine(ForwardEngine):
                 whole = value if value.ndim == 0 else parameter.whole(value, self.parallel)
                 tensors[f"optimizer.{parameter.name}.{key}"] = whole
         return tensors
+
+    def loaded(self) -> None:
+        """Nothing to do: the model computes with what `tensors` gives."""
 
     def _sum_over_ranks(self, batch: Batch, losses: list[Loss]) -> Tensor:
         """(loss, valid tokens, squared gradient norm) of the whole step, before normalising: fp64 [3]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,24 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from megatron_lfr.model.llama import Llama
+from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.groups import ParallelState
 from megatron_lfr.parallel.layers import ShardedWeight
 
 
-def shard_model(model: Llama, parallel: ParallelState) -> None:
+def shard_stages(stages: list[Llama], parallel: ParallelState, seed: int | None) -> list[Llama]:
+    """Give stages that `build_stages` made their memory, spread over the data-parallel ranks; returns them. No rank
+    draws, or holds at any time, more than its shards of the initial weights. seed None leaves the weights undefined,
+    for a checkpoint to be loaded."""
+    for model in stages:
+        _shard(model, parallel)
+        model.empty_on(parallel.device)
+        if seed is not None:
+            model.init_weights(seed)
+    return stages
+
+
+def _shard(model: Llama, parallel: ParallelState) -> None:
     """Spread a stage's weights, gradients and optimizer state over the data-parallel ranks, in place.
 
     Weights are gathered in the model's compute dtype, gradients summed in fp32. One rank goes the same way, and so
@@ -36,8 +50,23 @@ def shard_model(model: Llama, parallel: ParallelState) -> None:
 
 
 @dataclass(frozen=True)
+class ShardedSynchronization:
+    """When FSDP2 sums gradients over the ranks, and gives up the weights that it has gathered."""
+
+    model: Llama
+    sharding: ShardingStrategy
+
+    def before_micro_batch(self, is_last: bool) -> None:
+        """ZeRO-1 sums once a step, the others after every micro-batch; ZeRO-3 alone gives up the gathered weights in
+        between."""
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(is_last or self.sharding in ("optim_grads", "optim_grads_params"))
+        self.model.set_reshard_after_backward(is_last or self.sharding == "optim_grads_params")
+
+
+@dataclass(frozen=True)
 class ShardedParameter:
-    """A weight after `shard_model`: what this rank holds of it, and how that fits into the whole."""
+    """A weight after `shard_stages`: what this rank holds of it, and how that fits into the whole."""
 
     name: str
     """The same in every layout."""
@@ -48,7 +77,7 @@ class ShardedParameter:
     placements: tuple[Placement, Placement]
     """Over the storage mesh, tensor × shard."""
     is_first_copy: bool
-    """Of ranks that hold the same part, one says so: it counts in norms."""
+    """Whether this rank's part counts in norms: of the ranks that hold the same part, one does."""
 
     @property
     def is_replicated(self) -> bool:
@@ -76,11 +105,11 @@ class ShardedParameter:
         )
 
 
-def sharded_parameters(stages: list[Llama], parallel: ParallelState) -> list[ShardedParameter]:
+def sharded_parameters(stages: Sequence[Llama], parallel: ParallelState) -> list[ShardedParameter]:
     """The weights that this rank has a part of, over all its stages."""
     first_replica = parallel.mesh.get_local_rank("replicate") == 0
     first_tensor_rank = parallel.mesh.get_local_rank("tensor") == 0
-    found = []
+    parameters = []
     for model in stages:
         modules = dict(model.named_modules())
         for name, parameter in model.named_parameters():
@@ -90,7 +119,7 @@ def sharded_parameters(stages: list[Llama], parallel: ParallelState) -> list[Sha
             if dim is not None:
                 shape[dim] *= model.tp.size
             is_tied_copy = module is model.embedding and not model.stage.is_first
-            found.append(
+            parameters.append(
                 ShardedParameter(
                     name,
                     parameter,
@@ -99,4 +128,11 @@ def sharded_parameters(stages: list[Llama], parallel: ParallelState) -> list[Sha
                     first_replica and not is_tied_copy and (dim is not None or first_tensor_rank),
                 )
             )
-    return found
+    return parameters
+
+
+def reshard(stages: Sequence[Llama]) -> None:
+    """Give up weights that an evaluation has left gathered: they would outlive what is written to the shards."""
+    for module in (module for stage in stages for module in stage.modules()):
+        if isinstance(module, FSDPModule):
+            module.reshard()

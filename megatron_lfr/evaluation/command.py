@@ -165,7 +165,7 @@ def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: Bloc
 
             def keep(_: slice, losses: BlockLosses) -> None:
                 with np.errstate(invalid="ignore"):
-                    file.append(losses.nll_sum / losses.token_count)
+                    file.append(losses[0] / losses[1])
 
         found = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
     return {

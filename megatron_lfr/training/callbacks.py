@@ -1,61 +1,78 @@
-"""What plugs into rank 0's loop. A callback sees every event of a run, and keeps its state across a resume."""
+"""What plugs into rank 0's loop. A callback hears of the events of a run, and keeps its state across a resume."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import importlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from megatron_lfr.engine import StepOutput
+from megatron_lfr.data.corpus.blocks import BlockSource
+from megatron_lfr.engine import Engine
+from megatron_lfr.lfr import Course, Plan
 from megatron_lfr.lfr.course import PhaseStart
-
-if TYPE_CHECKING:
-    from megatron_lfr.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished optimizer step, `step` counted from 1 as users read it."""
-
-    step: int
-    output: StepOutput
-    lr: float
-    seconds: float
-    """The step's own wall time: waiting for its data, computing, recording its losses. Not what comes between steps."""
-    wait_seconds: float
-    """The part of it spent waiting for the loader."""
-    record_seconds: float
-    """The part of it spent recording losses."""
+from megatron_lfr.training.evaluation import Evaluation
+from megatron_lfr.training.recording import StepReport
+from megatron_lfr.training.times import Stopwatch
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean validation loss a token (nats), over everything and by domain."""
+class Training(Protocol):
+    """What a callback may look at: the trainer."""
 
-    step: int
-    phase: int
-    loss: float
-    tokens: int
-    domains: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def curriculum(self) -> Course: ...
+    @property
+    def train_source(self) -> BlockSource: ...
+    @property
+    def times(self) -> Stopwatch: ...
+
+    @property
+    def consumed_samples(self) -> int:
+        """Blocks of all recorded steps."""
+        ...
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that left the weights alone because they were not finite."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last phase is complete and evaluated."""
+        ...
 
 
 class Callback:
-    """Base of all callbacks: every hook does nothing."""
+    """Base of all callbacks: every event does nothing."""
 
-    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+    def on_train_start(self, trainer: Training) -> None:
+        """The process is about to train, or has nothing left to do; states are loaded."""
+
+    def on_train_end(self, trainer: Training) -> None:
+        """Training has ended in order, and its last checkpoint is on the disk. It was stopped by a signal or a limit
+        where it is not complete."""
+
+    def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
         """A boundary was crossed and the phase's order made. Not called again when a run resumes inside a phase."""
 
-    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        """The step's losses are recorded."""
+    def on_phase_end(self, trainer: Training, start: PhaseStart) -> None:
+        """The phase's last step is recorded and the model evaluated; no checkpoint holds it yet."""
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
+        """The step's losses are recorded. The next step may be under way."""
+
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         """The model was evaluated on the validation split."""
 
-    def before_checkpoint(self, trainer: Trainer) -> None:
+    def before_save(self, trainer: Training) -> None:
         """A checkpoint is about to be written: bring to the disk what it refers to."""
 
-    def on_end(self, trainer: Trainer) -> None:
-        """The last phase is complete."""
+    def on_error(self, trainer: Training, error: BaseException) -> None:
+        """An error is about to end the process. What is raised here is not told."""
 
     def close(self) -> None:
         """The process is about to leave the loop, whatever the reason."""
@@ -65,4 +82,32 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave; {} where the run starts at step 0."""
+        """Continue from what `state_dict` gave; {} where the run starts at step 0, or had no such callback."""
+
+
+def state_keys(callbacks: Sequence[Callback]) -> list[str]:
+    """The names of the callbacks' states in a checkpoint: their classes' names, those of further callbacks of one name
+    with a number."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        keys.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return keys
+
+
+def callback_class(name: str) -> type[Callback]:
+    """The class that --callback names as `package.module:Name`. ValueError says what is wrong with the name."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"--callback {name}: expected package.module:Name")
+    try:
+        chosen = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ValueError(f"--callback {name}: {error}; is its folder in PYTHONPATH?") from error
+    except AttributeError:
+        raise ValueError(f"--callback {name}: {module} has no {attribute}") from None
+    if not (isinstance(chosen, type) and issubclass(chosen, Callback)):
+        raise ValueError(f"--callback {name}: must be a class derived from megatron_lfr.training.callbacks.Callback")
+    return chosen

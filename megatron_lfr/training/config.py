@@ -194,6 +194,8 @@ class LoggingConfig:
     """Weights & Biases project; needs the wandb package."""
     wandb_exp_name: str = ""
     """Name of the run in Weights & Biases."""
+    callback: list[str] = field(default_factory=list)
+    """Callback classes of your own that listen to the run, as package.module:Name (see docs/library.md)."""
     print_config: bool = False
     """Print the effective configuration as YAML and exit."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +14,26 @@ import numpy.typing as npt
 from megatron_lfr.data.corpus.blocks import PADDING, BlockSource
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
+from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.rescoring import Rescore
-from megatron_lfr.training.callbacks import Evaluation
-from megatron_lfr.training.stopping import Stopping
+from megatron_lfr.training.config import TrainingConfig
+from megatron_lfr.training.stopping import StoppedError, Stopping
 from megatron_lfr.training.times import Stopwatch
 
 Keep = Callable[[slice, BlockLosses], None]
 Between = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean validation loss a token (nats), over everything and by domain."""
+
+    step: int
+    phase: int
+    loss: float
+    tokens: int
+    domains: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def block_losses(
@@ -46,7 +61,7 @@ def make_rescore(engine: Evaluator, loader: Loader, stopping: Stopping, times: S
 
     def rescore(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         for (_, losses), _ in times.each("rescoring", block_losses(engine, loader, block_ids, stopping.look)):
-            yield (losses.nll_sum / np.maximum(losses.token_count, 1)).astype(np.float32)
+            yield (losses[0] / np.maximum(losses[1], 1)).astype(np.float32)
 
     return rescore
 
@@ -59,8 +74,7 @@ def _batches(ids: npt.NDArray[np.int64], rows: int) -> Iterator[tuple[int, npt.N
 
 
 def _read(part: slice, pending: PendingLosses) -> tuple[slice, BlockLosses]:
-    losses, real = pending.wait(), part.stop - part.start
-    return part, BlockLosses(losses.nll_sum[:real], losses.token_count[:real])
+    return part, pending.wait()[:, : part.stop - part.start]
 
 
 def evaluate(
@@ -83,7 +97,7 @@ def evaluate(
     ids = np.arange(count, dtype=np.int64) * source.num_blocks // count
     nll, tokens = np.zeros(count), np.zeros(count)
     for part, losses in block_losses(engine, loader, ids, between):
-        nll[part], tokens[part] = losses.nll_sum, losses.token_count
+        nll[part], tokens[part] = losses
         if keep is not None:
             keep(part, losses)
     domain = source.domain_of(ids)
@@ -94,3 +108,44 @@ def evaluate(
     }
     total = math.fsum(tokens)
     return Evaluation(step, phase, math.fsum(nll) / total, int(total), means, time.perf_counter() - started)
+
+
+class Validation:
+    """Evaluations of a run on its validation split: at every phase's end, and after each --eval-interval steps."""
+
+    def __init__(
+        self,
+        engine: Evaluator,
+        loader: Loader,
+        source: BlockSource,
+        plan: Plan,
+        config: TrainingConfig,
+        stopping: Stopping,
+        times: Stopwatch,
+    ) -> None:
+        self.is_owed = False
+        """Whether a stop has cut the last one short: it is made up for when the run goes on."""
+        self._engine, self._loader, self._source = engine, loader, source
+        self._plan, self._interval = plan, config.eval_interval
+        self._stopping, self._times = stopping, times
+        blocks, batches = source.num_blocks, config.eval_iters
+        self.blocks = blocks if batches is None else min(blocks, batches * plan.global_batch_size)
+        """Blocks of the validation split that an evaluation takes."""
+
+    def is_due(self, done: int) -> bool:
+        """Whether --eval-interval asks for one after step `done`."""
+        return self._interval is not None and done % self._interval == 0
+
+    def run(self, done: int) -> Evaluation | None:
+        """Evaluate after step `done`. None where there is nothing to evaluate on, or the run is to stop. Collective."""
+        if self._source.num_blocks == 0:
+            return None
+        self.is_owed = True
+        phase = self._plan.at_step(done - 1).index
+        with suppress(StoppedError), self._times.part("evaluation"):
+            evaluation = evaluate(
+                self._engine, self._loader, self._source, self.blocks, done, phase, between=self._stopping.look
+            )
+            self.is_owed = False
+            return evaluation
+        return None

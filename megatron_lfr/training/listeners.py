@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from megatron_lfr.config import RunConfig
 from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
@@ -11,8 +13,10 @@ from megatron_lfr.training.metrics import MetricsFile
 from megatron_lfr.training.summary import Summary
 
 
-def make_callbacks(config: RunConfig, folder: RunFolder, journal: Journal) -> list[Callback]:
-    """The callbacks of a run in `folder`, in the order in which they are told."""
+def make_callbacks(
+    config: RunConfig, folder: RunFolder, journal: Journal, others: Sequence[Callback]
+) -> list[Callback]:
+    """The callbacks of a run in `folder`, in the order in which they are told; `others` come last."""
     logging = config.logging
     callbacks: list[Callback] = [
         MetricsFile(folder.metrics_file, logging.log_interval),
@@ -24,4 +28,4 @@ def make_callbacks(config: RunConfig, folder: RunFolder, journal: Journal) -> li
         callbacks.append(
             WeightsAndBiases(logging.wandb_project, logging.wandb_exp_name, folder.path, flat, logging.log_interval)
         )
-    return [*callbacks, Summary(folder, journal)]
+    return [*callbacks, Summary(folder, journal), *others]

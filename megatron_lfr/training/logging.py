@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.parallel import ranks
-from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
+from megatron_lfr.training.callbacks import Callback, Training
+from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.metrics import Window
-from megatron_lfr.training.trainer import Trainer
+from megatron_lfr.training.recording import StepReport
 
 
 def phase_title(start: PhaseStart) -> str:
@@ -41,13 +42,13 @@ class MegatronLines(Callback):
         self.log_interval = log_interval
         self._window = Window()
 
-    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+    def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
         print(f" {phase_title(start)}", flush=True)
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         print(f" {evaluation_title(evaluation)}", flush=True)
 
-    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
         self._window.add(report)
         if report.step % self.log_interval and report.step != trainer.plan.total_steps:
             return
@@ -64,7 +65,7 @@ class MegatronLines(Callback):
             f" learning rate: {report.lr:.6E} |"
             f" global batch size: {trainer.plan.global_batch_size:5d} |"
             f" lm loss: {loss:.6E} |"
-            f" grad norm: {report.output.grad_norm:.3f} |"
+            f" grad norm: {report.grad_norm:.3f} |"
             f" number of skipped iterations: {trainer.skipped_steps:3d} |",
             flush=True,
         )
@@ -97,13 +98,13 @@ class ProgressBar(Callback):
         )
         self._task: Any = None
 
-    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+    def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
         self._console.print(phase_title(start))
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         self._console.print(evaluation_title(evaluation))
 
-    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
         if self._task is None:
             self._progress.start()
             total = trainer.plan.total_steps
@@ -113,11 +114,11 @@ class ProgressBar(Callback):
             self._task,
             completed=report.step,
             description=trainer.plan.at_step(report.step - 1).phase.kind,
-            loss=report.output.loss,
+            loss=report.loss,
             speed=tokens / report.seconds,
         )
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         self._progress.stop()  # what others print at the end needs no bar below it
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ class TensorBoard(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._purge_step = state.get("step", 0) + 1
 
-    def before_checkpoint(self, trainer: Trainer) -> None:
+    def before_save(self, trainer: Training) -> None:
         self._step = trainer.curriculum.next_step
         if self._writer is not None:
             self._writer.flush()
@@ -143,11 +144,11 @@ class TensorBoard(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step}
 
-    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
         if report.step % self.log_interval == 0 or report.step == trainer.plan.total_steps:
             self._write(step_scalars(trainer, report), report.step)
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         self._write(evaluation_scalars(evaluation), evaluation.step)
 
     def close(self) -> None:
@@ -180,11 +181,11 @@ class WeightsAndBiases(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"id": self._run.id}
 
-    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
         if report.step % self.log_interval == 0 or report.step == trainer.plan.total_steps:
             self._run.log(step_scalars(trainer, report), step=report.step)
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         self._run.log(evaluation_scalars(evaluation), step=evaluation.step)
 
     def close(self) -> None:
@@ -192,11 +193,11 @@ class WeightsAndBiases(Callback):
             self._run.finish()
 
 
-def step_scalars(trainer: Trainer, report: StepReport) -> dict[str, float]:
+def step_scalars(trainer: Training, report: StepReport) -> dict[str, float]:
     """Scalars of one step by their dashboard names."""
     return {
-        "train/loss": report.output.loss,
-        "train/grad_norm": report.output.grad_norm,
+        "train/loss": report.loss,
+        "train/grad_norm": report.grad_norm,
         "train/learning_rate": report.lr,
         "train/skipped_steps": trainer.skipped_steps,
         "train/phase": trainer.plan.at_step(report.step - 1).index,

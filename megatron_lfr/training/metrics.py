@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.data.corpus.blocks import BlockSource
-from megatron_lfr.engine import BlockLosses
 from megatron_lfr.fileio import json_value
 from megatron_lfr.lfr import Course
 from megatron_lfr.lfr.course import PhaseStart
 from megatron_lfr.lfr.selection import Order
-from megatron_lfr.training.callbacks import Callback, Evaluation, StepReport
-from megatron_lfr.training.trainer import Trainer
+from megatron_lfr.training.callbacks import Callback, Training
+from megatron_lfr.training.evaluation import Evaluation
+from megatron_lfr.training.recording import StepReport
 
 
 class MetricsFile(Callback):
@@ -33,7 +33,7 @@ class MetricsFile(Callback):
         self._window = Window()
         self._file = path.open("ab")
 
-    def on_phase_start(self, trainer: Trainer, start: PhaseStart) -> None:
+    def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
         planned, selection = start.planned, start.selection
         row: dict[str, Any] = {
             "event": "phase",
@@ -54,7 +54,7 @@ class MetricsFile(Callback):
             row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out)
         self._write(row, trainer, {})
 
-    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
         self._window.add(report)
         if report.step % self.log_interval and report.step != trainer.plan.total_steps:
             return
@@ -65,15 +65,15 @@ class MetricsFile(Callback):
             "consumed_samples": trainer.consumed_samples,
             "consumed_tokens": trainer.consumed_samples * trainer.plan.seq_length,
             "loss": self._window.mean_loss,
-            "last_loss": None if report.output.skipped else json_value(report.output.loss),
-            "grad_norm": None if report.output.skipped else json_value(report.output.grad_norm),
+            "last_loss": None if report.skipped else json_value(report.loss),
+            "grad_norm": None if report.skipped else json_value(report.grad_norm),
             "lr": report.lr,
             "skipped": trainer.skipped_steps,
         }
         self._write(row, trainer, self._window.times(trainer))
         self._window = Window()
 
-    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         row = {
             "event": "evaluation",
             "step": evaluation.step,
@@ -84,7 +84,7 @@ class MetricsFile(Callback):
         }
         self._write(row, trainer, {"seconds": evaluation.seconds})
 
-    def before_checkpoint(self, trainer: Trainer) -> None:
+    def before_save(self, trainer: Training) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -102,7 +102,7 @@ class MetricsFile(Callback):
         if "window" in state:
             self._window = Window(**state["window"])
 
-    def _write(self, row: dict[str, Any], trainer: Trainer, times: dict[str, float]) -> None:
+    def _write(self, row: dict[str, Any], trainer: Training, times: dict[str, float]) -> None:
         """parts: the seconds of this process until now; they add up to its wall time since training began."""
         process = {"started": trainer.times.started, "parts": trainer.times.totals()}
         line = json.dumps({**row, "time": {**times, **process}}, allow_nan=False)
@@ -126,8 +126,8 @@ class Window:
         self.seconds += report.seconds
         self.wait += report.wait_seconds
         self.record += report.record_seconds
-        if not report.output.skipped:
-            nll, tokens = summed(report.output.blocks)
+        if not report.skipped:
+            nll, tokens = report.blocks.sum(1, dtype="float64").tolist()
             self.nll += nll
             self.tokens += tokens
 
@@ -136,7 +136,7 @@ class Window:
         """Mean negative log-likelihood a token over the window; None where every step was skipped."""
         return self.nll / self.tokens if self.tokens else None
 
-    def times(self, trainer: Trainer) -> dict[str, float]:
+    def times(self, trainer: Training) -> dict[str, float]:
         """Milliseconds of a step: the whole, and of it the wait for data and the recording of losses."""
         scale = 1000.0 / max(1, self.steps)
         per_step = self.seconds / max(1, self.steps)
@@ -149,11 +149,6 @@ class Window:
 
     def state(self) -> dict[str, float]:
         return {"nll": self.nll, "tokens": self.tokens}
-
-
-def summed(blocks: BlockLosses) -> tuple[float, float]:
-    """(sum of NLL, tokens) of a step."""
-    return float(blocks.nll_sum.sum(dtype="float64")), float(blocks.token_count.sum(dtype="float64"))
 
 
 def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:

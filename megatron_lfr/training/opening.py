@@ -23,10 +23,11 @@ def announce(
     print(describe_attention(config, parallel), flush=True)
     if note := trainer.patience.expect(checkpoint_bytes(model), ranks.world_size()):
         print(note, flush=True)
-    if trainer.evaluated_blocks < trainer.valid_source.num_blocks:
+    blocks = trainer.valid_source.num_blocks
+    if trainer.validation.blocks < blocks:
         print(
-            f"evaluations take {trainer.evaluated_blocks:,} of the {trainer.valid_source.num_blocks:,} validation "
-            f"blocks (--eval-iters {config.training.eval_iters}; None takes all)",
+            f"evaluations take {trainer.validation.blocks:,} of the {blocks:,} validation blocks "
+            f"(--eval-iters {config.training.eval_iters}; None takes all)",
             flush=True,
         )
 

@@ -29,6 +29,7 @@ from megatron_lfr.identity import run_identity
 from megatron_lfr.parallel import initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
 from megatron_lfr.training.listeners import make_callbacks
@@ -57,13 +58,15 @@ def main(argv: Sequence[str]) -> int:
     return exit_code(train(config))
 
 
-def train(config: RunConfig) -> bool:
+def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     """Train a configuration to its end, or continue it. False when a signal or an exit limit stopped it first.
 
+    callbacks: listen on rank 0, beside those of --callback, which are made there.
     Everything that can be wrong with the configuration, the corpus or the run folder raises ValueError or OSError
     before the first step.
     """
     config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    asked = [callback_class(name) for name in config.logging.callback]
     tokenizer = make_tokenizer(config.data)
     model = make_model_config(config, tokenizer)
     corpus = make_corpus(config.data)
@@ -114,7 +117,9 @@ def train(config: RunConfig) -> bool:
             config=config.training,
             checkpoint=config.checkpoint,
             identity=facts,
-            callbacks=make_callbacks(config, folder, journal) if journal is not None and ranks.rank() == 0 else [],
+            callbacks=make_callbacks(config, folder, journal, [*callbacks, *(make() for make in asked)])
+            if journal is not None and ranks.rank() == 0
+            else [],
             stopping=stopping,
             times=times,
             patience=Patience(config.checkpoint.async_save),

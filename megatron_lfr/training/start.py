@@ -58,6 +58,7 @@ class Start:
             self.checkpoint.load_into(engine.tensors())
         elif self.weights:
             self.weights.load_into(engine.weights(), allow_extra=True)
+        engine.loaded()
 
 
 def find_start(

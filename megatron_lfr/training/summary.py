@@ -8,8 +8,7 @@ from typing import Any
 from megatron_lfr.lfr import UNRECORDED, Journal
 from megatron_lfr.output import number, print_table
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.training.callbacks import Callback
-from megatron_lfr.training.trainer import Trainer
+from megatron_lfr.training.callbacks import Callback, Training
 
 
 class Summary(Callback):
@@ -19,7 +18,9 @@ class Summary(Callback):
         self.folder = folder
         self.journal = journal
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
+        if not trainer.is_complete:
+            return
         events = self.folder.events()
         _print_phases(trainer, self.journal, events)
         _print_domains(trainer, events)
@@ -40,7 +41,7 @@ _PLACES = {
 }
 
 
-def _print_phases(trainer: Trainer, journal: Journal, events: list[dict[str, Any]]) -> None:
+def _print_phases(trainer: Training, journal: Journal, events: list[dict[str, Any]]) -> None:
     rows = []
     for start in (event for event in events if event["event"] == "phase"):
         recorded = journal.read(start["phase"])
@@ -60,7 +61,7 @@ def _print_phases(trainer: Trainer, journal: Journal, events: list[dict[str, Any
     print_table(["phase", "blocks", "distinct", "tokens", "train loss", "val. loss"], rows, "Phases")
 
 
-def _print_domains(trainer: Trainer, events: list[dict[str, Any]]) -> None:
+def _print_domains(trainer: Training, events: list[dict[str, Any]]) -> None:
     """What Focus left out of each domain, and the domain's loss on held-out documents after each phase."""
     starts = [event for event in events if event["event"] == "phase"]
     focus = [start for start in starts if "left_out_by_domain" in start]

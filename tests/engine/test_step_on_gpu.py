@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, build_stages
+from megatron_lfr.engine import NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import initialize
@@ -39,7 +39,7 @@ def engine() -> Iterator[NativeEngine]:
         num_layers=2, hidden_size=64, num_attention_heads=4, vocab_size=VOCAB, max_position_embeddings=LENGTH
     )
     parallel = initialize()
-    stages = build_stages(config, 1, parallel, compute_dtype=torch.bfloat16)
+    stages = shard_stages(build_stages(config, parallel, compute_dtype=torch.bfloat16), parallel, 1)
     yield NativeEngine(
         stages, OptimizerConfig(), parallel, seq_length=LENGTH, micro_batch_size=4, global_batch_size=ROWS
     )
@@ -53,15 +53,14 @@ def test_the_host_waits_in_no_step(engine: NativeEngine) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         launched = [engine.train_step(batch, 1e-3) for batch in batches]
-        outputs = [pending.wait() for pending in launched]
+        losses = [step.wait() for step in launched]
         engine.eval_step(batches[0]).wait()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for output in outputs:
-        mean = output.blocks.nll_sum.sum() / output.blocks.token_count.sum()
-        assert output.loss == pytest.approx(float(mean), rel=1e-5)
-        assert math.isfinite(output.grad_norm)
-        assert not output.skipped
+    for step, (nll_sum, token_count) in zip(launched, losses, strict=True):
+        assert step.loss == pytest.approx(float(nll_sum.sum() / token_count.sum()), rel=1e-5)
+        assert math.isfinite(step.grad_norm)
+        assert not step.skipped
 
 
 def test_a_step_is_skipped_where_it_is_computed(engine: NativeEngine) -> None:
@@ -69,8 +68,7 @@ def test_a_step_is_skipped_where_it_is_computed(engine: NativeEngine) -> None:
     before = {name: tensor.clone() for name, tensor in engine.tensors().items()}
     batch = make_batch(1)
     batch.loss_mask[0, 0] = math.nan
-    output = engine.train_step(batch, 1e-3).wait()
-    assert output.skipped
+    assert engine.train_step(batch, 1e-3).skipped
     for name, tensor in engine.tensors().items():
         assert torch.equal(tensor, before[name]), name
-    assert not engine.train_step(make_batch(2), 1e-3).wait().skipped
+    assert not engine.train_step(make_batch(2), 1e-3).skipped

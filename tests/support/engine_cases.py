@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine.base import BlockLosses, StepOutput
-from megatron_lfr.engine.build import build_stages
+from megatron_lfr.engine import build_stages, shard_stages
+from megatron_lfr.engine.base import BlockLosses, StepLosses
+from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
-from megatron_lfr.engine.passes import model_inputs
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
@@ -144,7 +144,7 @@ def make_engine(layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int = SEED
         config.num_layers, LENGTH, layout.micro_batch, ROWS // parallel.data_parallel_size // layout.micro_batch
     )
     return NativeEngine(
-        build_stages(config, seed, parallel, **options),
+        shard_stages(build_stages(config, parallel, **options), parallel, seed),
         adamw,
         parallel,
         seq_length=LENGTH,
@@ -155,14 +155,13 @@ def make_engine(layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int = SEED
 
 def block_error(blocks: BlockLosses, nll_sum: Tensor, count: Tensor) -> tuple[float, float]:
     """Largest errors of losses, in nats a token, and of counts; inf for a loss that is no number."""
-    found = (torch.from_numpy(blocks.nll_sum).double() - nll_sum).abs() / count.clamp(min=1)
-    return float(found.nan_to_num(nan=math.inf).max()), float(
-        (torch.from_numpy(blocks.token_count) - count).abs().max()
-    )
+    sums, counts = torch.from_numpy(blocks)
+    errors = (sums.double() - nll_sum).abs() / count.clamp(min=1)
+    return float(errors.nan_to_num(nan=math.inf).max()), float((counts - count).abs().max())
 
 
-def step_errors(output: StepOutput, expected: Step) -> Found:
-    nll, count = block_error(output.blocks, expected.nll_sum, expected.count)
+def step_errors(output: StepLosses, expected: Step) -> Found:
+    nll, count = block_error(output.wait(), expected.nll_sum, expected.count)
     return {
         "loss": abs(output.loss - expected.loss),
         "nll": nll,
@@ -216,7 +215,7 @@ def follow(
     oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
     found: Found = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
-        output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
         merge(found, step_errors(output, oracle.step(batch, lr)))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
@@ -231,7 +230,7 @@ def evaluate(layout: Layout) -> Found:
         before = snapshot(engine)
         merge(found, eval_error(engine, oracle, batches[number - 1]))
         merge(found, {"changed by an evaluation": changed(before, snapshot(engine))})
-        outputs = [e.train_step(share_of(batch, e.parallel), lr).wait() for e in (plain, engine)]
+        outputs = [e.train_step(share_of(batch, e.parallel), lr) for e in (plain, engine)]
         merge(found, step_errors(outputs[0], oracle.step(batch, lr)))
         merge(found, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
     merge(found, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
@@ -276,7 +275,7 @@ def load(layout: Layout) -> Found:
                 tensor.copy_(source)
         merge(found, eval_error(engine, oracle, batches[1 - number]))
     expected = oracle.step(batches[2], RATES[2])
-    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]).wait(), expected))
+    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]), expected))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
@@ -285,7 +284,7 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
     """A value on one rank that is not finite: the step is left out on all of them, and the next one is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout), Oracle(TOY, SEED, ADAMW)
-    output = engine.train_step(share_of(first, engine.parallel), RATES[0]).wait()
+    output = engine.train_step(share_of(first, engine.parallel), RATES[0])
     found = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
     parameter = next(p for p in engine.parameters if p.name.endswith("qkv.weight"))
@@ -305,7 +304,8 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         else:
             engine.gradients.finish = finish_with_infinity  # type: ignore[method-assign]
     before = snapshot(engine)
-    output = engine.train_step(batch, RATES[1]).wait()
+    output = engine.train_step(batch, RATES[1])
+    output.wait()
     found |= {
         "not skipped": float(not output.skipped),
         "loss hides it": float(math.isnan(output.loss) == (what == "gradient")),
@@ -316,7 +316,7 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         weight[0, 0] = kept
     engine.gradients.finish = finish  # type: ignore[method-assign]
     expected = oracle.step(second, RATES[1])
-    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]).wait(), expected))
+    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]), expected))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
 
@@ -363,7 +363,7 @@ def bf16(layout: Layout) -> Found:
     oracle = Oracle(TOY, SEED, ADAMW)
     errors = []
     for batch, lr in zip(make_batches(), RATES, strict=True):
-        output = engine.train_step(share_of(batch, engine.parallel), lr).wait()
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
         errors.append(step_errors(output, oracle.step(batch, lr)))
     states = [value for state in engine.optimizer.state.values() for value in state.values()]
     return {
@@ -426,13 +426,13 @@ class _Called(TorchFunctionMode):
 
 
 def host_waits(layout: Layout) -> Found:
-    """Around its passes, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a CPU alone;
-    tests/kernels has theirs.)"""
+    """Around forward and backward, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a
+    CPU alone; tests/kernels has theirs.)"""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
-    losses = engine._passes.train(model_inputs(batch, engine.parallel.device, 1.0))
-    passes: Any = SimpleNamespace(train=lambda _: losses)
-    engine._passes = passes
+    losses = engine._forward_backward.train(model_inputs(batch, engine.parallel.device, 1.0))
+    recorded: Any = SimpleNamespace(train=lambda _: losses)
+    engine._forward_backward = recorded
     engine.train_step(batch, 1e-3).wait()  # asks the mesh, which is on the host, where this rank stands
     with _Dispatched() as dispatched, _Called() as called:
 

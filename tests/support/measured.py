@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine.build import build_stages
+from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.estimate.activations import MicroBatch
@@ -20,13 +20,12 @@ def make_engine(batch: MicroBatch, layout: ParallelConfig, micro_batches: int) -
     parallel = initialize(layout)
     stages = build_stages(
         batch.model,
-        1,
         parallel,
         compute_dtype=torch.bfloat16 if batch.itemsize == 2 else torch.float32,
         recompute_granularity=batch.recompute,
     )
     return NativeEngine(
-        stages,
+        shard_stages(stages, parallel, 1),
         OptimizerConfig(lr=1e-3),
         parallel,
         seq_length=batch.seq_length,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.engine import NativeEngine, PendingStep
+from megatron_lfr.engine import NativeEngine, StepLosses
 
 SKIPPED = 2
 
@@ -12,7 +12,7 @@ def overflow_on_rank_1(rank: int) -> None:
     """In step SKIPPED, the gradient of a weight that rank 1 alone holds is infinite."""
     original = NativeEngine.train_step
 
-    def train_step(engine: NativeEngine, batch: Batch, lr: float) -> PendingStep:
+    def train_step(engine: NativeEngine, batch: Batch, lr: float) -> StepLosses:
         finish = engine.gradients.finish
 
         def finish_with_infinity() -> None:

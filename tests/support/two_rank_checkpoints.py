@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron_lfr.checkpoint import CheckpointStore
-from megatron_lfr.engine.build import build_stages
+from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
@@ -28,7 +28,7 @@ def save(rank: int, folder: str, port: int) -> None:
     for name, layout in LAYOUTS.items():
         parallel = initialize(layout)
         engine = NativeEngine(
-            build_stages(BASE, SEED, parallel),
+            shard_stages(build_stages(BASE, parallel), parallel, SEED),
             OptimizerConfig(lr=1e-3),
             parallel,
             seq_length=16,

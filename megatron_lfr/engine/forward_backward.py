@@ -1,14 +1,13 @@
-"""Forward and backward passes of a step's micro-batches: one after the other, or through a pipeline."""
+"""Forward and backward of a step's micro-batches: one after the other, or through a pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from megatron_lfr.data.corpus.loader import Batch
@@ -18,7 +17,7 @@ from megatron_lfr.parallel import ParallelState
 Inputs = dict[str, Tensor]
 
 
-class Passes(Protocol):
+class ForwardBackward(Protocol):
     """Runs a batch's rows of this data-parallel rank; returns the micro-batches' losses on ranks that compute them."""
 
     def train(self, inputs: Inputs) -> list[Loss]:
@@ -42,25 +41,27 @@ def model_inputs(batch: Batch, device: torch.device, scale: float) -> Inputs:
     return inputs
 
 
+class Synchronization(Protocol):
+    """When the data-parallel ranks exchange gradients and weights in a step of several micro-batches."""
+
+    def before_micro_batch(self, is_last: bool) -> None:
+        """Called before each micro-batch's forward; `is_last`: no other follows in this step."""
+        ...
+
+
 @dataclass
 class MicroBatchLoop:
     """One stage: each micro-batch forward and backward in turn."""
 
     model: Llama
     micro_batch_size: int
-    parallel: ParallelState
+    synchronization: Synchronization
 
     def train(self, inputs: Inputs) -> list[Loss]:
-        assert isinstance(self.model, FSDPModule)
-        sharding = self.parallel.config.sharding
         parts = self._split(inputs)
         losses = []
         for number, part in enumerate(parts, 1):
-            is_last = number == len(parts)
-            # ZeRO-1 sums gradients over the ranks once a step, the others after every micro-batch; ZeRO-3 alone gives
-            # up the gathered weights in between.
-            self.model.set_requires_gradient_sync(is_last or sharding in ("optim_grads", "optim_grads_params"))
-            self.model.set_reshard_after_backward(is_last or sharding == "optim_grads_params")
+            self.synchronization.before_micro_batch(is_last=number == len(parts))
             loss = Loss(*self.model(**part))
             loss.loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss)
@@ -79,7 +80,12 @@ class Pipeline:
     """Several stages: PyTorch's schedules send activations and gradients between the pipeline's ranks."""
 
     def __init__(
-        self, stages: list[Llama], micro_batch_size: int, micro_batches: int, seq_length: int, parallel: ParallelState
+        self,
+        stages: Sequence[Llama],
+        micro_batch_size: int,
+        micro_batches: int,
+        seq_length: int,
+        parallel: ParallelState,
     ) -> None:
         self._losses: list[Loss] = []
         self._holds_first = stages[0].stage.is_first
