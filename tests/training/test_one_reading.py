@@ -40,7 +40,7 @@ def test_each_command_reads_once(corpus: list[str], tmp_path: Path, readings: Co
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    run = str(tmp_path / "run")
+    run, hf = str(tmp_path / "run"), str(tmp_path / "hf")
     train = ["train", *tiny_flags(corpus), "--tokenizer-model", str(tmp_path / "tokenizer.json"), "--save", run]
     train += ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--eval-iters", "1"]
     settings = {"tokenizer": 1, "config.yaml": 1, "config_history.yaml": 1}
