@@ -112,6 +112,7 @@ setup(
             "accelerate>=1.1",
             "zstandard>=0.22",
             "pyarrow>=15",
+            "lm-eval>=0.4.9",
         ],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },
