@@ -39,35 +39,36 @@ _RESULTS_BEGIN = b'{\n "run":'
 class EvaluateConfig:
     """Evaluate the model of a run: loss and perplexity by domain, and tasks.
 
-    Configuration and weights come from the run folder. Under torchrun, the ranks share the blocks and the items; each
-    holds the whole model.
+    The configuration and the weights come from the run folder. Under torchrun, the ranks share the blocks and the
+    items, and each rank holds the complete model.
     """
 
     run: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
-    """The run folder (what --save was). Under torchrun write --load: it takes --run for a flag of its own."""
+    """The run folder (--save of the training). Under torchrun write --load instead, as torchrun takes --run for a flag
+    of its own."""
     iteration: int | None = None
-    """The checkpoint's; by default the newest whole one."""
+    """Iteration of the checkpoint; by default that of the newest complete one."""
     data_path: list[str] = field(default_factory=list)
     """Prefixes of another corpus; by default the run's."""
     split: Split | None = None
-    """Which documents of the corpus, by the run's --split; all: every document; none: no losses, tasks alone. By
-    default valid, and all with --data-path."""
+    """Which documents of the corpus to evaluate, as the run's --split divides them. all takes every document; none
+    computes no losses, only tasks. By default valid, or all with --data-path."""
     per_block: Path | None = None
-    """Write the mean loss of every block (nats a token) here, in block order: .npy, fp32. NaN where every token of a
-    block is masked."""
+    """File for the mean loss of every block (nats per token), in the order of the blocks: .npy, fp32. It is NaN where
+    every token of a block is masked."""
     tasks: list[Path] = field(default_factory=list)
     """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}. White space before a choice is
-    scored, but not counted in its length; "target_delimiter" gives it apart, as in lm-eval's tasks."""
+    scored, but not counted in its length; "target_delimiter" gives it separately, as in lm-eval's tasks."""
     lm_eval_tasks: list[str] = field(default_factory=list)
-    """Tasks of the lm-eval package, which has to be installed. One process."""
+    """Tasks of the lm-eval package, which has to be installed. They run in one process only."""
     lm_eval_include_path: Path | None = None
-    """Folder with YAML files of lm-eval tasks of your own."""
+    """Folder with the YAML files of your own lm-eval tasks."""
     json: Path | None = None
-    """Write the results here, too."""
+    """Also write the results to this file, as JSON."""
     batch_size: int | None = None
-    """Blocks or texts of one forward pass on each rank; by default the run's --micro-batch-size."""
+    """Blocks or texts in one forward pass on each rank; by default the run's --micro-batch-size."""
     tokenizer_model: str | None = None
-    """Where the run's tokenizer lies now, if it was moved."""
+    """Where the run's tokenizer is now, if it was moved."""
 
     @property
     def split_in_force(self) -> Split:
