@@ -150,7 +150,7 @@ def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
 
 
 def _corpus(config: RunConfig, options: Options) -> tuple[int, Blend | None]:
-    """Training blocks of the corpus, and how its prefixes share the draws, where they are known."""
+    """Training blocks of the corpus, and how its prefixes share the samples, where they are known."""
     data = config.data
     if options.blocks:
         return options.blocks, None
@@ -182,14 +182,14 @@ def _phases(plan: Plan, model: ModelConfig, tokens_per_second: float | None) -> 
     full = model.flops_per_token(plan.seq_length, causal=False)
     rows = []
     for planned in plan.phases:
-        tokens = planned.draws * plan.seq_length
+        tokens = planned.samples * plan.seq_length
         rows.append(
             {
                 "phase": f"{planned.index} {planned.phase.kind}",
-                "blocks": planned.draws,
+                "blocks": planned.samples,
                 "steps": planned.steps,
                 "tokens": tokens,
-                "epochs": planned.draws / plan.n_blocks,
+                "epochs": planned.samples / plan.n_blocks,
                 "flops": tokens * causal,
                 "flops_full_attention": tokens * full,
                 "seconds": None if tokens_per_second is None else tokens / tokens_per_second,

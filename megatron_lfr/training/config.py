@@ -31,7 +31,7 @@ class LFRConfig:
     """The same in epochs of the corpus."""
     lfr_focus_scope: FocusScope = "global"
     """Among which blocks a Focus looks for the hard ones. global: all; weights in --data-path then count in Learn and
-    Review alone. per-corpus: in each prefix apart, which gets its weight of the draws, or its share of the blocks."""
+    Review alone. per-corpus: in each prefix apart, which gets its weight of the samples, or its share of the blocks."""
     lfr_scratch_dir: str | None = None
     """Folder for what the ranks of a machine share: the order of the phase, and on all machines but the first a copy of
     the journal. By default in the run folder; better a local disk."""
