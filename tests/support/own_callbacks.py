@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.lfr.base import PhaseStart
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport
