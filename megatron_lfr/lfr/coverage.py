@@ -46,6 +46,8 @@ class Coverage:
         """How many blocks a Focus keeps if it drops exactly its share; at least so many where it keeps unseen ones and
         their number is not known. ValueError where it leaves out unseen ones and their number is not known."""
         sizes, fewest, most = self._sizes, self._fewest, self._most
+        if not self._per_corpus:  # the share is of all blocks together
+            sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
         if phase.is_rescored:
             fewest = most = sizes
         if phase.keeps_unseen:
