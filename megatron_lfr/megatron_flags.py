@@ -1,8 +1,8 @@
-"""Megatron-LM's flags that are no settings here: accepted because their value is what is done, or refused.
+"""Megatron-LM's flags that are not settings here: accepted because they ask for what is done anyway, or refused.
 
-The argument list of a Megatron script is read in two steps: `strip_megatron_flags` takes out the flags of the
-two tables below; what is left are settings of the run's configuration, which have Megatron's names too. Names
-and numbers of values follow Megatron-LM's megatron/training/arguments.py and the dataclasses behind it.
+The argument list of a Megatron script is read in two steps: `strip_megatron_flags` takes out the flags of the two
+tables below; what is left are settings of the run's configuration, which have Megatron's names, too. Names and numbers
+of values follow Megatron-LM's megatron/training/arguments.py and the dataclasses behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Arity = Literal[0, 1, "+"]
-"""How many values a flag takes: none, one, or all words up to the next flag."""
+"""Number of values that a flag takes: none, one, or all words up to the next flag."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class AcceptedFlag:
 
     arity: Arity
     legal: tuple[str, ...] | None
-    """The values that are accepted; None: any. Numbers compare by value, so that 1 is 1.0."""
+    """The values that are accepted; None accepts any. Numbers compare by value, so that 1 is 1.0."""
     reason: str
 
 
@@ -33,7 +33,7 @@ class RefusedFlag:
     arity: Arity
     reason: str
     instead: str
-    """What to give in its place."""
+    """What to give instead."""
 
 
 _ANY = ""
@@ -334,7 +334,7 @@ _REFUSED_ROWS: tuple[tuple[str, Arity, str, str], ...] = (
     ("--no-ckpt-fully-parallel-save", 0, "each rank writes what it holds", _LEAVE_OUT),
     ("--no-load-optim --no-load-rng", 0, _WHOLE_STATE, "--finetune, for a new run from the weights alone"),
     ("--no-save-optim --no-save-rng", 0, _WHOLE_STATE, _LEAVE_OUT),
-    ("--ckpt-step", 1, "a run is continued from its newest whole checkpoint", _LEAVE_OUT),
+    ("--ckpt-step", 1, "a run is continued from its newest complete checkpoint", _LEAVE_OUT),
     ("--pretrained-checkpoint", 1, "other flags say it", "--load with --finetune"),
     ("--exit-on-missing-checkpoint", 0, "a run without a checkpoint starts at step 0", _LEAVE_OUT),
     ("--save-retain-interval", 1, "checkpoints are kept by number", "--keep-last"),
@@ -378,15 +378,15 @@ REFUSED: dict[str, RefusedFlag] = _refused(_REFUSED_ROWS)
 
 
 TRANSLATED: dict[str, dict[str, str]] = {"--attention-backend": {"flash": "auto", "fused": "auto"}}
-"""Settings of ours, and Megatron's values of them that one of ours amounts to."""
+"""Our settings that have other values in Megatron, with our value for each of those."""
 
 
 def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(`argv` without the flags of the two tables and with our values of settings, a note on each of them).
+    """Return (`argv` without the flags of the two tables and with our values of settings, a note on each of these).
 
-    Reads `--flag value`, `--flag=value`, `--flag a b` (lists), and underscores for hyphens in names of flags.
-    All other words are handed on untouched and in order. Raises one ValueError that names every refused flag
-    and every value that is not accepted, a line for each, with the reason and the legal values.
+    Reads `--flag value`, `--flag=value`, `--flag a b` (lists), and underscores for hyphens in names of flags. All other
+    words are kept unchanged and in order. Raises one ValueError that names every refused flag and every value that is
+    not accepted, with a line for each that gives the reason and the legal values.
     """
     rest: list[str] = []
     notes: list[str] = []
@@ -417,14 +417,14 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _translate(flag: str, values: list[str]) -> tuple[list[str], list[str]]:
-    """(a setting of ours, a note where Megatron's value stood there)."""
+    """Return (words of our setting, a note if the value was Megatron's)."""
     ours = [TRANSLATED[flag].get(value, value) for value in values]
-    taken = [f"{flag} {value}: accepted as {own}" for value, own in zip(values, ours, strict=True) if value != own]
-    return [flag, *ours], taken
+    notes = [f"{flag} {value}: accepted as {our}" for value, our in zip(values, ours, strict=True) if value != our]
+    return [flag, *ours], notes
 
 
 def _take_values(words: deque[str], arity: Arity) -> list[str]:
-    """Take from the head of `words` the values that `arity` allows; a word that begins with `--` is none."""
+    """Take the values that `arity` allows from the head of `words`; a word that begins with `--` is not a value."""
     limit = len(words) if arity == "+" else arity
     values: list[str] = []
     while words and len(values) < limit and not words[0].startswith("--"):
@@ -433,7 +433,7 @@ def _take_values(words: deque[str], arity: Arity) -> list[str]:
 
 
 def _problem(flag: str, spec: AcceptedFlag | RefusedFlag, values: list[str]) -> str | None:
-    """Why a flag with these values ends the program; None: it does not."""
+    """Return why a flag with these values ends the program; None if it does not."""
     if isinstance(spec, RefusedFlag):
         return f"{flag}: refused: {spec.reason}; instead: {spec.instead}"
     if spec.arity == 0:
@@ -448,7 +448,7 @@ def _problem(flag: str, spec: AcceptedFlag | RefusedFlag, values: list[str]) -> 
 
 
 def _equal(value: str, choice: str) -> bool:
-    """Whether two values are the same word or the same number."""
+    """Return whether two values are the same word or the same number."""
     try:
         return float(value) == float(choice)
     except ValueError:
