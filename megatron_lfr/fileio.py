@@ -97,9 +97,7 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
         raise ValueError(f"{flag} {path}: its folder does not exist")
     if path.is_dir():
         raise ValueError(f"{flag} {path}: is a folder; name a file")
-    if path.is_symlink() or (
-        path.exists() and not path.is_file()
-    ):  # replacing /dev/stdout, for instance, would remove it for everybody
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a replaced /dev/stdout is gone for everybody
         raise ValueError(f"{flag} {path}: is no regular file, and would be replaced; name a file")
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
