@@ -155,10 +155,10 @@ class RunFolder:
 
     def find_checkpoint(self, group: ProcessGroup | None = None) -> Checkpoint | None:
         """The newest complete checkpoint; None where there is none at all. Collective over `group`; errors as from
-        `CheckpointStore.newest_whole`."""
+        `CheckpointStore.newest_complete`."""
         from megatron_lfr.checkpoint import CheckpointStore  # and PyTorch, without which the rest is read
 
-        return CheckpointStore(self.checkpoint_folder, keep=None, group=group).newest_whole()
+        return CheckpointStore(self.checkpoint_folder, keep=None, group=group).newest_complete()
 
     def checkpoint(self, iteration: int | None = None, group: ProcessGroup | None = None) -> Checkpoint:
         """The checkpoint of an iteration, by default the newest complete one. Collective over `group`. ValueError where
@@ -166,7 +166,7 @@ class RunFolder:
         from megatron_lfr.checkpoint import CheckpointStore
 
         if iteration is not None:
-            return CheckpointStore(self.checkpoint_folder, keep=None, group=group).whole(iteration)
+            return CheckpointStore(self.checkpoint_folder, keep=None, group=group).checkpoint(iteration)
         newest = self.find_checkpoint(group)
         if newest is None:
             raise ValueError(f"{self._named}: no checkpoint stands there")
