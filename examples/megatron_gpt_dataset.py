@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from toy_corpus import EOD, VOCAB_SIZE, write_toy_corpus
 
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
-from megatron_lfr.lfr import Course, Curriculum, Journal, preset
+from megatron_lfr.lfr import BaseCurriculum, Curriculum, Journal, preset
 
 SEQ_LENGTH, GLOBAL_BATCH = 64, 16
 
@@ -68,29 +68,29 @@ class LFRSampler:
 
     def __init__(
         self,
-        course: Course,
+        curriculum: BaseCurriculum,
         consumed_samples: int,
         micro_batch_size: int,
         data_parallel_rank: int,
         data_parallel_size: int,
         drop_last: bool = True,
     ) -> None:
-        batch = course.plan.global_batch_size
-        if consumed_samples != course.next_step * batch:
-            raise ValueError(f"consumed_samples {consumed_samples}: the curriculum is at step {course.next_step}")
+        batch = curriculum.plan.global_batch_size
+        if consumed_samples != curriculum.next_step * batch:
+            raise ValueError(f"consumed_samples {consumed_samples}: the curriculum is at step {curriculum.next_step}")
         if batch % (micro_batch_size * data_parallel_size):
             raise ValueError(f"global batch {batch}: no multiple of micro-batch x data-parallel size")
-        self.course, self.rank = course, data_parallel_rank
+        self.curriculum, self.rank = curriculum, data_parallel_rank
         self.shape = (-1, data_parallel_size, micro_batch_size)
 
     def __len__(self) -> int:
         """Micro-batches of this rank in the rest of the run."""
-        micro_batches = self.course.plan.global_batch_size // (self.shape[1] * self.shape[2])
-        return (self.course.plan.total_steps - self.course.next_step) * micro_batches
+        micro_batches = self.curriculum.plan.global_batch_size // (self.shape[1] * self.shape[2])
+        return (self.curriculum.plan.total_steps - self.curriculum.next_step) * micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.course.enter_phase()
-        for _, block_ids in self.course.remaining_steps():
+        self.curriculum.enter_phase()
+        for _, block_ids in self.curriculum.remaining_steps():
             yield from block_ids.reshape(self.shape)[:, self.rank].tolist()
 
 

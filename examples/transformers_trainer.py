@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
-from megatron_lfr.lfr import Course, Curriculum, Follower, Journal, Plan, preset
+from megatron_lfr.lfr import BaseCurriculum, Curriculum, CurriculumFollower, Journal, Plan, preset
 
 SEQ_LENGTH = 64
 IGNORED = -100  # transformers' label of a token that has no loss
@@ -50,24 +50,24 @@ class LFRDataset(IterableDataset[dict[str, np.ndarray]]):
     """The rest of the curriculum's present phase, block by block. Every process serves the whole of it; accelerate
     takes each one's share (accelerator_config={"dispatch_batches": False})."""
 
-    def __init__(self, course: Course, source: BlockSource) -> None:
-        self.course, self.source = course, source
+    def __init__(self, curriculum: BaseCurriculum, source: BlockSource) -> None:
+        self.curriculum, self.source = curriculum, source
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         if get_worker_info() is not None:
             raise ValueError("dataloader_num_workers must be 0: a worker's copy of the curriculum gets no losses")
-        if self.course.finished:
+        if self.curriculum.finished:
             return
-        start = self.course.enter_phase()
+        start = self.curriculum.enter_phase()
         left_out = start.selection.dropped_share if start.selection else 0.0
-        PartialState().print(f"{start.planned.phase.kind} at step {self.course.next_step}, {left_out:.0%} left out")
-        for _, block_ids in self.course.remaining_steps():
+        PartialState().print(f"{start.planned.phase.kind} at step {self.curriculum.next_step}, {left_out:.0%} left out")
+        for _, block_ids in self.curriculum.remaining_steps():
             yield from map(example, self.source.read(block_ids), block_ids)
 
 
 class LFRCallback(TrainerCallback, ExportableState):
-    def __init__(self, course: Course) -> None:
-        self.course = course
+    def __init__(self, curriculum: BaseCurriculum) -> None:
+        self.curriculum = curriculum
         self.micro_batches: list[torch.Tensor] = []
 
     def compute_loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -82,23 +82,23 @@ class LFRCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         blocks = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if blocks != self.course.plan.global_batch_size:
-            raise ValueError(f"Trainer takes {blocks} blocks a step, the plan {self.course.plan.global_batch_size}")
+        if blocks != self.curriculum.plan.global_batch_size:
+            raise ValueError(f"Trainer takes {blocks} blocks a step, the plan {self.curriculum.plan.global_batch_size}")
         if not args.ignore_data_skip:
             raise ValueError("ignore_data_skip must be True: the dataset begins where the curriculum stands")
         if state.global_step:
-            self.course.load_state_dict(state.stateful_callbacks[type(self).__name__]["attributes"]["course"])
+            self.curriculum.load_state_dict(state.stateful_callbacks[type(self).__name__]["attributes"]["curriculum"])
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         mine = torch.stack(self.micro_batches)  # [micro-batches, 2, rows]
         self.micro_batches.clear()
         # A step's blocks go to the first micro-batch of every process, then to their second ones, and so on.
         everyone = gather(mine[None]).permute(2, 1, 0, 3).reshape(2, -1).cpu().numpy()
-        self.course.record(self.course.next_step, *everyone)
+        self.curriculum.record(self.curriculum.next_step, *everyone)
 
     def state(self) -> dict[str, Any]:
         """Called by Trainer as it writes a checkpoint."""
-        return {"args": {}, "attributes": {"course": self.course.state_dict()}}
+        return {"args": {}, "attributes": {"curriculum": self.curriculum.state_dict()}}
 
 
 class Broadcast:
@@ -108,12 +108,12 @@ class Broadcast:
         self.plan = plan
 
     def share_order(self, phase: int, order: np.ndarray | None) -> np.ndarray:
-        ids = torch.empty(self.plan.phases[phase].draws, dtype=torch.int64, device=PartialState().device)
+        ids = torch.empty(self.plan.phases[phase].samples, dtype=torch.int64, device=PartialState().device)
         if order is not None:
             ids.copy_(torch.from_numpy(order.astype(np.int64)))
         return broadcast(ids).cpu().numpy().astype(np.uint64)
 
-    def agree(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         return int(broadcast(torch.tensor([value], dtype=torch.int64, device=PartialState().device)).item())
 
 
@@ -153,16 +153,16 @@ def main(argv: list[str] | None = None) -> Trainer:
     if process.is_main_process:
         journal = Journal(flags.output_dir / "journal", {"corpus": corpus.fingerprint(), "schedule": "lfr"})
         sharing = Broadcast(plan) if process.num_processes > 1 else None
-        course: Course = Curriculum(plan, journal, seed=1, sharing=sharing)
+        curriculum: BaseCurriculum = Curriculum(plan, journal, seed=1, sharing=sharing)
     else:
-        course = Follower(plan, Broadcast(plan))
+        curriculum = CurriculumFollower(plan, Broadcast(plan))
 
     torch.manual_seed(0)
-    callback = LFRCallback(course)
+    callback = LFRCallback(curriculum)
     trainer = Trainer(
         make_model(),
         arguments,
-        train_dataset=LFRDataset(course, corpus.train),
+        train_dataset=LFRDataset(curriculum, corpus.train),
         eval_dataset=[example(row) for row in corpus.valid.read(np.arange(corpus.valid.num_blocks))],
         compute_loss_func=callback.compute_loss,
         callbacks=[callback],

@@ -72,10 +72,12 @@ def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float,
     the decimal that was written: 0.29 of 100 is 29. (-inf, 0, 0, 0) where no block has a score.
     """
 
-def order_threshold(scores: Scores, drop: float, keep_unseen: bool, draws: int, seed: int, num_threads: int = 0) -> Ids:
+def order_threshold(
+    scores: Scores, drop: float, keep_unseen: bool, samples: int, seed: int, num_threads: int = 0
+) -> Ids:
     """Passes over what `threshold` keeps (and the unscored, with `keep_unseen`), each shuffled anew, the last cut off.
 
-    Returns [draws]. ValueError where nothing is kept and draws > 0.
+    Returns [samples]. ValueError where nothing is kept and samples > 0.
     """
 
 class BlockWeights:
@@ -101,14 +103,15 @@ def order_visits(
     weights: BlockWeights,
     mass: Doubles | Sequence[float],
     unseen_mass: float,
-    draws: int,
+    samples: int,
     seed: int,
     num_threads: int = 0,
 ) -> Ids:
-    """Systematic weighted sampling, shuffled: block i floor(e_i) or ceil(e_i) times, e_i = draws x its probability.
+    """Systematic weighted sampling, shuffled: block i floor(e_i) or ceil(e_i) times, e_i = samples x its probability.
 
-    `mass` [clusters]: the share of the draws of each, up to a factor (0: left out); `unseen_mass`: that of the unscored
-    blocks. Empty clusters' mass is ignored. The visits of a whole cluster are a floor or ceil, too. draws < 2^40.
+    `mass` [clusters]: the share of the samples that each gets, up to a factor (0: left out); `unseen_mass`: that of the
+    unscored blocks. The mass of an empty cluster is ignored. The visits of a cluster, too, are e rounded down or up.
+    `samples` must be below 2^40.
     ValueError where nothing can be drawn.
     """
 
@@ -116,13 +119,13 @@ def order_choice(
     weights: BlockWeights,
     mass: Doubles | Sequence[float],
     unseen_mass: float,
-    draws: int,
+    samples: int,
     seed: int,
     num_threads: int = 0,
 ) -> Ids:
     """Weighted choice without replacement, shuffled, with the probabilities of `order_visits`.
 
-    Where more is drawn than there is, complete shuffled passes come first, and the choice makes the last part of one.
+    Where `samples` exceeds the number of blocks, complete shuffled passes come first; the choice is the last one.
     """
 
 def cluster(scores: Scores, k: int = 8, bins: int = 4096, num_threads: int = 0) -> Doubles:

@@ -16,7 +16,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
-from megatron_lfr.lfr import Blend, Course, Curriculum, Follower, Journal, Plan, Sharing
+from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Sharing
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
@@ -135,7 +135,7 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
 
 def make_curriculum(
     config: RunConfig, plan: Plan, blend: Blend, journal: Journal | None, sharing: Sharing | None, rescore: Rescore
-) -> Course:
+) -> BaseCurriculum:
     """The curriculum on a rank that keeps a journal, a follower on the others.
 
     sharing: how the ranks come to one order; None where there is one rank.
@@ -143,4 +143,4 @@ def make_curriculum(
     if journal is not None:
         return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend)
     assert sharing is not None
-    return Follower(plan, sharing, rescore)
+    return CurriculumFollower(plan, sharing, rescore)

@@ -151,7 +151,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
 def test_a_transformers_trainer_serves_the_curriculums_blocks(trained: tuple[Path, Seen], tmp_path: Path) -> None:
     folder, seen = trained
     corpus, plan = plan_of(folder, 8, 3.0)
-    assert plan.total_draws % 8  # some step is padded
+    assert plan.total_samples % 8  # some step is padded
     steps = ids_of_a_plain_loop(journaled(folder / "journal"), plan, tmp_path)
     ids = [block_id for step in steps for block_id in step]
     assert seen.rows == corpus.train.read(ids).tolist()
@@ -163,7 +163,7 @@ def test_a_transformers_trainer_records_the_losses_of_its_blocks(trained: tuple[
     _, plan = plan_of(folder, 8, 3.0)
     losses = journaled(folder / "journal")
     assert losses[0][:8].tolist() == pytest.approx(seen.nll_at_first, abs=1e-5)
-    real = [8 * phase.first_step + draw for phase in plan.phases for draw in range(phase.draws)]
+    real = [8 * phase.first_step + sample for phase in plan.phases for sample in range(phase.samples)]
     assert np.concatenate(losses).tolist() == pytest.approx([seen.nll[row] for row in real], abs=1e-5)
     assert_focus_meets_noise(losses)
 
@@ -210,7 +210,7 @@ def test_two_processes_of_a_transformers_trainer(tmp_path: Path) -> None:
     assert [line.split()[0] for line in out.splitlines() if "left out" in line] == KINDS
     corpus, plan = plan_of(tmp_path, 16, 1.0)
     losses = journaled(tmp_path / "journal")
-    assert [len(nll) for nll in losses] == [phase.draws for phase in plan.phases]
+    assert [len(nll) for nll in losses] == [phase.samples for phase in plan.phases]
     ids = ids_of_a_plain_loop(losses, plan, tmp_path / "plain")[0]
     rows = torch.from_numpy(corpus.train.read(ids))
     torch.manual_seed(0)
@@ -267,7 +267,7 @@ def test_the_sampler_deals_as_megatrons(tmp_path: Path) -> None:
             assert sorted(union) == sorted(step_ids.tolist())
             for curriculum in curricula:
                 curriculum.record(step, 1.0 + step_ids % 7, np.ones(12))
-    assert served == plan.total_draws
+    assert served == plan.total_samples
     with pytest.raises(ValueError, match="consumed_samples 12: the curriculum is at step"):
         example.LFRSampler(curricula[0], 12, 2, 0, 3)
     with pytest.raises(ValueError, match="global batch 12: no multiple"):

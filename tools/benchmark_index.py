@@ -91,12 +91,12 @@ def megatron_index(helper: Any, lengths: np.ndarray[Any, np.dtype[np.int32]], fo
         np.save(f"{folder}/{name}.npy", array, allow_pickle=False)
 
 
-def numpy_choice(scores: np.ndarray[Any, np.dtype[np.float32]], draws: int) -> np.ndarray[Any, Any]:
+def numpy_choice(scores: np.ndarray[Any, np.dtype[np.float32]], samples: int) -> np.ndarray[Any, Any]:
     """Exponential keys in fp32, a partition, and a shuffle of what was chosen."""
     random = np.random.default_rng(1)
     keys = random.standard_exponential(len(scores), np.float32)
     keys /= np.exp(scores)
-    chosen = np.argpartition(keys, draws)[:draws]
+    chosen = np.argpartition(keys, samples)[:samples]
     random.shuffle(chosen)
     return chosen
 
@@ -158,44 +158,44 @@ def learn_blocks(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
 
 def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     scores = np.random.default_rng(0).normal(3.5, 0.8, blocks).astype(np.float32)
-    kept, draws = blocks // 2, blocks // 10
+    kept, samples = blocks // 2, blocks // 10
     rows: dict[str, Row] = {}
 
     def visits(threads: int) -> Any:
         """k-means with 8 clusters, then visits in which each has the mass of its perplexities."""
         weights = _C.BlockWeights(scores, _C.cluster(scores, 8, num_threads=threads), 6.0, threads)
         mass = weights.counts * weights.mean_perplexity(threads)
-        return _C.order_visits(weights, mass, 0.0, draws, 1, threads)
+        return _C.order_visits(weights, mass, 0.0, samples, 1, threads)
 
     def choice(threads: int) -> Any:
-        return _C.order_choice(_C.BlockWeights(scores, [], 6.0, threads), [1.0], 0.0, draws, 1, threads)
+        return _C.order_choice(_C.BlockWeights(scores, [], 6.0, threads), [1.0], 0.0, samples, 1, threads)
 
     for name, moved, call in (
         ("focus by threshold, half kept", 4 * blocks + 4 * kept,
          lambda threads: _C.order_threshold(scores, 0.5, True, kept, 1, threads)),
         ("k-means, 8 clusters", 4 * blocks, lambda threads: _C.cluster(scores, 8, num_threads=threads)),
-        ("k-means + weighted visits + shuffle", 4 * blocks + 4 * draws,
+        ("k-means + weighted visits + shuffle", 4 * blocks + 4 * samples,
          visits),
-        ("weighted choice without replacement", 4 * blocks + 4 * draws, choice),
+        ("weighted choice without replacement", 4 * blocks + 4 * samples, choice),
     ):  # fmt: skip
         rows[name] = row(f"{name} ({blocks:,})", blocks, moved, bandwidth, call, repeats)
     ours = rows["weighted choice without replacement"]
     if blocks <= 200_000_000:
-        rows["numpy choice"] = peer("  numpy keys and partition", lambda: numpy_choice(scores, draws), ours, blocks)
+        rows["numpy choice"] = peer("  numpy keys and partition", lambda: numpy_choice(scores, samples), ours, blocks)
         if importlib.util.find_spec("numba") is None:
             print("  numba: not installed")
         else:
-            rows["numba choice"] = numba_choice(scores, draws, ours, repeats)
+            rows["numba choice"] = numba_choice(scores, samples, ours, repeats)
     return rows
 
 
-def numba_choice(scores: np.ndarray[Any, np.dtype[np.float32]], draws: int, ours: Row, repeats: int) -> Row:
+def numba_choice(scores: np.ndarray[Any, np.dtype[np.float32]], samples: int, ours: Row, repeats: int) -> Row:
     import numba_choice
 
     weights = np.exp(np.minimum(scores, 6))
     numba_choice.choice(weights[:100_000], 1000)  # compiles
     return peer(
-        "  numba keys and bit histogram", lambda: numba_choice.choice(weights, draws), ours, len(scores), repeats
+        "  numba keys and bit histogram", lambda: numba_choice.choice(weights, samples), ours, len(scores), repeats
     )
 
 

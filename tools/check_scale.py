@@ -3,7 +3,7 @@
     python tools/check_scale.py
 
 A permutation of 2^31 + 5 blocks holds each of them once, and mixes them evenly. From 2^32 + 10^7 blocks (of equal
-scores, in memory that is never written, so that it takes none), weighted orders of a million draws, thresholds and
+scores, in memory that is never written, so that it takes none), weighted orders of a million samples, thresholds and
 clusters: ids have 64 bits, reach beyond 2^32, differ where they must, and are spread evenly over the corpus and over
 the order (chi-square, 63 degrees of freedom).
 """
@@ -51,20 +51,20 @@ def check_permutation(n: int) -> None:
         check_even(order[first : first + 10_000_000], n)
 
 
-def check_draws(n: int, draws: int) -> None:
+def check_samples(n: int, samples: int) -> None:
     scores = np.zeros(n, np.float32)
     weights = _C.BlockWeights(scores, [], 6.0)
-    choice = timed(f"choice of {draws:,} out of {n:,}", lambda: _C.order_choice(weights, [1.0], 0.0, draws, 7))
+    choice = timed(f"choice of {samples:,} out of {n:,}", lambda: _C.order_choice(weights, [1.0], 0.0, samples, 7))
     assert choice.dtype == np.uint64
     assert choice.max() > 2**32
-    assert len(np.unique(choice)) == draws
+    assert len(np.unique(choice)) == samples
     check_even(choice, n)
-    visits = timed(f"visits of {draws:,} out of {n:,}", lambda: _C.order_visits(weights, [1.0], 0.0, draws, 7))
-    assert visits.max() > n - n // draws - 2
+    visits = timed(f"visits of {samples:,} out of {n:,}", lambda: _C.order_visits(weights, [1.0], 0.0, samples, 7))
+    assert visits.max() > n - n // samples - 2
     gaps = np.diff(np.sort(visits))  # systematic: evenly spaced in the corpus
-    assert gaps.min() >= n // draws
-    assert gaps.max() <= n // draws + 1
-    check_even(visits[: draws // 10], n)
+    assert gaps.min() >= n // samples
+    assert gaps.max() <= n // samples + 1
+    check_even(visits[: samples // 10], n)
     cut, ties, dropped, seen = timed("threshold", lambda: _C.threshold(scores, 0.999))
     assert (cut, ties, dropped, seen) == (0.0, n * 999 // 1000, n * 999 // 1000, n)
     kept = n - dropped
@@ -76,7 +76,7 @@ def check_draws(n: int, draws: int) -> None:
 
 def main() -> None:
     check_permutation(2**31 + 5)
-    check_draws(2**32 + 10_000_000, 1_000_000)
+    check_samples(2**32 + 10_000_000, 1_000_000)
     print("all as it should be")
 
 

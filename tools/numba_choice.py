@@ -85,26 +85,26 @@ def _shuffle(ids, seed):
         ids[left], ids[other] = ids[other], ids[left]
 
 
-def choice(weights: np.ndarray[Any, np.dtype[np.float32]], draws: int) -> np.ndarray[Any, Any]:
-    """`draws` different ids, shuffled."""
+def choice(weights: np.ndarray[Any, np.dtype[np.float32]], samples: int) -> np.ndarray[Any, Any]:
+    """`samples` different ids, shuffled."""
     keys = np.empty(len(weights), np.float32)
     _keys(weights, np.uint64(1), keys)
     bits = keys.view(np.uint32)  # of positive numbers: the same order
     counts = np.zeros((_PARTS, _HALF), np.int64)
     _count_high(bits, counts)
     sums = counts.sum(0).cumsum()
-    high = int(np.searchsorted(sums, draws))
+    high = int(np.searchsorted(sums, samples))
     before = sums[high - 1] if high else 0
     counts[:] = 0
     _count_low(bits, np.uint32(high), counts)
-    low = int(np.searchsorted(counts.sum(0).cumsum() + before, draws))
+    low = int(np.searchsorted(counts.sum(0).cumsum() + before, samples))
     cut = np.uint32(high << 16 | low)
     below = np.zeros(_PARTS, np.int64)
     _count_below(bits, cut, below)
-    chosen = np.empty(draws, np.uint32)
+    chosen = np.empty(samples, np.uint32)
     _collect(bits, cut, np.concatenate(([0], below.cumsum()[:-1])), chosen)
-    missing = draws - int(below.sum())
+    missing = samples - int(below.sum())
     if missing:
-        chosen[draws - missing :] = np.flatnonzero(bits == cut)[:missing]
+        chosen[samples - missing :] = np.flatnonzero(bits == cut)[:missing]
     _shuffle(chosen, np.uint64(2))
     return chosen

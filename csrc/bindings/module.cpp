@@ -23,8 +23,8 @@ namespace {
 using Release = py::gil_scoped_release;
 
 template <class Id, class Make>
-py::array fill_ids(uint64_t draws, Make make) {
-    Array<Id> ids(static_cast<py::ssize_t>(draws));
+py::array fill_ids(uint64_t samples, Make make) {
+    Array<Id> ids(static_cast<py::ssize_t>(samples));
     Id* out = ids.mutable_data();
     Release release;
     make(out);
@@ -34,9 +34,9 @@ py::array fill_ids(uint64_t draws, Make make) {
 // Makes the ids of an order: uint32 where the number of blocks allows it, uint64 otherwise. make(pointer)
 // fills them.
 template <class Make>
-py::array make_ids(uint64_t n_blocks, uint64_t draws, Make make) {
-    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_ids<uint32_t>(draws, make);
-    return fill_ids<uint64_t>(draws, make);
+py::array make_ids(uint64_t n_blocks, uint64_t samples, Make make) {
+    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_ids<uint32_t>(samples, make);
+    return fill_ids<uint64_t>(samples, make);
 }
 
 // Runs `work` without the GIL.
@@ -91,10 +91,10 @@ py::tuple py_threshold(const py::object& scores, double drop, const Integer& num
     return py::make_tuple(result.cut, result.tie_quota, result.dropped, result.seen);
 }
 
-py::array py_order_threshold(const py::object& scores, double drop, bool keep_unseen, const Integer& draws,
+py::array py_order_threshold(const py::object& scores, double drop, bool keep_unseen, const Integer& samples,
                              const Integer& seed, const Integer& num_threads) {
     const Scores data = to_scores(scores);
-    const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
+    const uint64_t count = to_size(samples, "samples"), number = to_unsigned(seed, "seed");
     const int threads = to_threads(num_threads);
     return make_ids(data.n, count, [&](auto* out) {
         order_threshold(data, drop, keep_unseen, count, number, threads, out);
@@ -133,14 +133,14 @@ struct HeldWeights {
     }
 };
 
-// order_visits and order_choice: the same arguments, another way to draw. draw(weights, mass, draws, seed,
+// order_visits and order_choice: the same arguments, another way to draw. draw(weights, mass, samples, seed,
 // threads, out).
 template <class Draw>
 auto weighted_order(Draw draw) {
-    return [draw](const HeldWeights& held, std::vector<double> mass, double unseen_mass, const Integer& draws,
-                  const Integer& seed, const Integer& num_threads) -> py::array {
+    return [draw](const HeldWeights& held, std::vector<double> mass, double unseen_mass,
+                  const Integer& samples, const Integer& seed, const Integer& num_threads) -> py::array {
         const Mass masses{std::move(mass), unseen_mass};
-        const uint64_t count = to_size(draws, "draws"), number = to_unsigned(seed, "seed");
+        const uint64_t count = to_size(samples, "samples"), number = to_unsigned(seed, "seed");
         const int threads = to_threads(num_threads);
         return make_ids(held.weights.blocks(), count,
                         [&](auto* out) { draw(held.weights, masses, count, number, threads, out); });
@@ -273,7 +273,7 @@ void bind_orders(py::module_& module) {
     module.def("shuffle_visits", &py_shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0,
                "samples"_a = py::none());
     module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
-    module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "draws"_a,
+    module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "samples"_a,
                "seed"_a, "num_threads"_a = 0);
     py::class_<HeldWeights>(module, "BlockWeights")
         .def(py::init(&HeldWeights::make), "scores"_a, "cuts"_a, "cap"_a, "num_threads"_a = 0)
@@ -281,9 +281,9 @@ void bind_orders(py::module_& module) {
         .def_property_readonly("unseen", [](const HeldWeights& held) { return held.weights.counts().back(); })
         .def("mean_perplexity", &HeldWeights::mean_perplexity, "num_threads"_a = 0);
     module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "weights"_a,
-               "mass"_a, "unseen_mass"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
+               "mass"_a, "unseen_mass"_a, "samples"_a, "seed"_a, "num_threads"_a = 0);
     module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "weights"_a,
-               "mass"_a, "unseen_mass"_a, "draws"_a, "seed"_a, "num_threads"_a = 0);
+               "mass"_a, "unseen_mass"_a, "samples"_a, "seed"_a, "num_threads"_a = 0);
     module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "bins"_a = 4096, "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);

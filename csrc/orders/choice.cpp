@@ -135,11 +135,11 @@ class ExponentialKeys {
     std::vector<float> factors_;
 };
 
-// The draws of every chunk, as offsets from its first block. An emitter for shuffle_multiset, which takes
+// The samples of every chunk, as offsets from its first block. An emitter for shuffle_multiset, which takes
 // memory for what is drawn alone.
-class DrawLists {
+class SampleLists {
   public:
-    explicit DrawLists(uint64_t n) : lists_(num_chunks(n)) {}
+    explicit SampleLists(uint64_t n) : lists_(num_chunks(n)) {}
 
     std::vector<uint32_t>& of(uint64_t chunk) { return lists_[chunk]; }
 
@@ -173,16 +173,16 @@ void erase_places(std::vector<uint32_t>& list, const std::vector<uint32_t>& plac
     list.erase(std::remove(list.begin(), list.end(), kErased), list.end());
 }
 
-// The `draws` blocks with the smallest keys of `all` that have one; equal keys go by id. One pass over the
+// The `samples` blocks with the smallest keys of `all` that have one; equal keys go by id. One pass over the
 // blocks; nothing where a guess does not hold.
-std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t draws, uint64_t all,
-                                         int threads) {
-    const double share = static_cast<double>(draws) / static_cast<double>(all);
+std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t samples, uint64_t all,
+                                           int threads) {
+    const double share = static_cast<double>(samples) / static_cast<double>(all);
     const auto bounds = guess_rank(
         keys, [share](uint64_t count) { return static_cast<uint64_t>(share * static_cast<double>(count)); });
     if (!bounds) return std::nullopt;
     const uint64_t n = keys.size(), chunks = num_chunks(n);
-    DrawLists lists(n);
+    SampleLists lists(n);
     std::vector<std::vector<Near>> near_of(chunks);
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
         std::vector<uint32_t> list;
@@ -206,8 +206,8 @@ std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t d
         below += lists.count(chunk) - near_of[chunk].size();
         near.insert(near.end(), near_of[chunk].begin(), near_of[chunk].end());
     }
-    if (below > draws || below + near.size() < draws) return std::nullopt;
-    const auto last = near.begin() + static_cast<std::ptrdiff_t>(draws - below);
+    if (below > samples || below + near.size() < samples) return std::nullopt;
+    const auto last = near.begin() + static_cast<std::ptrdiff_t>(samples - below);
     std::nth_element(near.begin(), last, near.end());
     std::vector<std::vector<uint32_t>> too_many(chunks);
     std::for_each(last, near.end(), [&](const Near& item) { too_many[item.chunk].push_back(item.place); });
@@ -219,7 +219,7 @@ std::optional<DrawLists> choose_by_guess(const ExponentialKeys& keys, uint64_t d
 
 // The order of the keys is biased towards heavy blocks, so what was chosen is shuffled.
 template <class Id>
-void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
+void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t samples, uint64_t seed, int threads,
                   Id* out) {
     const Shares shares(weights, mass);
     const ExponentialKeys keys(weights, shares, derive(seed, kKeys), threads);
@@ -238,7 +238,7 @@ void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws,
         const KeyFilter smallest(keys, cut.key, count - cut.below, threads);
         shuffle_multiset(n, count, pass_seed(pass), threads, smallest, to);
     };
-    fill_passes(all, draws, one_pass, part, out);
+    fill_passes(all, samples, one_pass, part, out);
 }
 
 template void order_choice<uint32_t>(const BlockWeights&, const Mass&, uint64_t, uint64_t, int, uint32_t*);

@@ -84,8 +84,9 @@ uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads) {
 }
 
 template <class Id>
-void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t seed, int threads, Id* out) {
-    shuffle_multiset(n, draws, seed, threads, Visits(visits, n, threads), out);
+void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
+                    Id* out) {
+    shuffle_multiset(n, samples, seed, threads, Visits(visits, n, threads), out);
 }
 
 // A sum over hashes of (position, id): it depends on the order of the ids, not on the order of the additions.

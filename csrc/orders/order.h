@@ -22,8 +22,8 @@ Threshold threshold(Scores scores, double drop, int threads);
 // The score at rank ceil(q * seen), counted from 1.
 float percentile(Scores scores, double q, int threads);
 
-// How weighted sampling shares out the draws: mass of each cluster of blocks, up to a common factor; 0: it is
-// left out. That of an empty cluster is ignored.
+// How weighted sampling shares out the samples: mass of each cluster of blocks, up to a common factor; 0: it
+// is left out. That of an empty cluster is ignored.
 struct Mass {
     std::vector<double> clusters;
     double unseen;  // of the blocks without a score
@@ -37,24 +37,26 @@ void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
 
 uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads);
 
-// Block i visits[i] times, shuffled; `draws` is the sum of visits.
+// Block i visits[i] times, shuffled; `samples` is the sum of visits.
 template <class Id>
-void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t draws, uint64_t seed, int threads, Id* out);
+void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
+                    Id* out);
 
 // Passes over the blocks that a threshold keeps, each shuffled anew, the last one cut short.
 template <class Id>
-void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads,
-                     Id* out);
+void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t samples, uint64_t seed,
+                     int threads, Id* out);
 
-// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = draws x its probability; so do
+// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = samples x its probability; so do
 // clusters.
 template <class Id>
-void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
+void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t samples, uint64_t seed, int threads,
                   Id* out);
 
-// Weighted choice without replacement; where more is drawn than there is, complete passes come first.
+// Weighted choice without replacement; where `samples` exceeds the number of blocks, complete passes come
+// first.
 template <class Id>
-void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
+void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t samples, uint64_t seed, int threads,
                   Id* out);
 
 // Merges sequences of counts[0], counts[1] ... items, which lie one after another, into one: every merger

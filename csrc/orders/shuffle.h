@@ -1,11 +1,11 @@
 // One mechanism for every order: shuffle the multiset in which block i occurs count_i times.
 //
-// Each draw goes to a bucket that is chosen uniformly, and each bucket is shuffled in the same way, until one
-// is so small that Fisher-Yates shuffles it in the first-level cache (Rao 1961, Sandelius 1962). Uniform over
-// all arrangements: given the sizes of the buckets, every assignment of draws to buckets is equally likely,
-// because the choices are independent and alike, and within a bucket every order is. Buckets are few at a
-// time, so the memory is walked in streams rather than at random; choices are made from a random stream for
-// each chunk of blocks and each bucket, so the result does not depend on the number of threads.
+// Each sample goes to a bucket that is chosen uniformly, and each bucket is shuffled in the same way, until
+// one is so small that Fisher-Yates shuffles it in the first-level cache (Rao 1961, Sandelius 1962). Uniform
+// over all arrangements: given the sizes of the buckets, every assignment of samples to buckets is equally
+// likely, because the choices are independent and alike, and within a bucket every order is. Buckets are few
+// at a time, so the memory is walked in streams rather than at random; choices are made from a random stream
+// for each chunk of blocks and each bucket, so the result does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@ namespace mlfr {
 // Seeds of the parts of an order, so that none shares a random stream with another.
 enum SeedPart : uint64_t { kChoice = 0, kShuffle = 1, kOffset = 2, kKeys = 3, kPasses = 16 };
 
-constexpr uint64_t kLeafDraws = uint64_t{1} << 12;  // on average, in a bucket that is not divided
-constexpr uint64_t kMostLeafDraws = 4 * kLeafDraws;
+constexpr uint64_t kLeafSamples = uint64_t{1} << 12;  // on average, in a bucket that is not divided
+constexpr uint64_t kMostLeafSamples = 4 * kLeafSamples;
 constexpr int kMaxBucketBits = 8;
 
 // Uniform bucket numbers, eight of at most 8 bits from each random word.
@@ -63,11 +63,11 @@ class BucketChooser {
     int left_ = 0;
 };
 
-// log2 of the number of buckets that so many draws are divided into.
-inline int bucket_bits(uint64_t draws) {
+// log2 of the number of buckets that so many samples are divided into.
+inline int bucket_bits(uint64_t samples) {
     int bits = 0;
-    if (draws <= kMostLeafDraws) return bits;
-    while (bits < kMaxBucketBits && (draws >> bits) > kLeafDraws) ++bits;
+    if (samples <= kMostLeafSamples) return bits;
+    while (bits < kMaxBucketBits && (samples >> bits) > kLeafSamples) ++bits;
     return bits;
 }
 
@@ -126,12 +126,12 @@ class Buffers {
     std::vector<std::unique_ptr<Id[]>> free_;
 };
 
-// Writes the shuffled multiset to out[0, draws). emit.count(chunk) is how many draws a chunk of blocks has,
-// and emit(chunk, first, last, sink) calls sink(offsets, count) with the blocks, counted from `first`, once
-// for each draw and in an order that is always the same.
+// Writes the shuffled multiset to out[0, samples). emit.count(chunk) is how many samples a chunk of blocks
+// has, and emit(chunk, first, last, sink) calls sink(offsets, count) with the blocks, counted from `first`,
+// once for each sample and in an order that is always the same.
 template <class Id, class Emit>
-void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, const Emit& emit, Id* out) {
-    const int bits = bucket_bits(draws);
+void shuffle_multiset(uint64_t n, uint64_t samples, uint64_t seed, int threads, const Emit& emit, Id* out) {
+    const int bits = bucket_bits(samples);
     const uint64_t buckets = uint64_t{1} << bits;
     const uint64_t chunks = num_chunks(n);
     const uint64_t choice_seed = derive(seed, kChoice), order_seed = derive(seed, kShuffle);
@@ -155,7 +155,7 @@ void shuffle_multiset(uint64_t n, uint64_t draws, uint64_t seed, int threads, co
         largest = std::max(largest, total - bucket_start[b]);
     }
     bucket_start[buckets] = total;
-    if (total != draws) throw std::logic_error("shuffle_multiset: the counts do not sum to the draws");
+    if (total != samples) throw std::logic_error("shuffle_multiset: the counts do not sum to the samples");
 
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         BucketChooser chooser(choice_seed, chunk, bits);

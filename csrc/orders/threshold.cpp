@@ -105,14 +105,15 @@ class KeptBlocks {
 }  // namespace
 
 template <class Id>
-void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t draws, uint64_t seed, int threads,
-                     Id* out) {
+void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t samples, uint64_t seed,
+                     int threads, Id* out) {
     const RankedScore cut = rank_threshold(scores, drop, threads);
     const uint64_t kept = (keep_unseen ? scores.n : cut.seen) - cut.rank;
-    if (kept == 0 && draws > 0) throw std::invalid_argument("scores: no block has one, so none can be drawn");
+    if (kept == 0 && samples > 0)
+        throw std::invalid_argument("scores: no block has one, so none can be drawn");
     const KeptBlocks blocks(scores, cut, keep_unseen);
     fill_passes(
-        kept, draws,
+        kept, samples,
         [&](uint64_t pass, Id* to) {
             shuffle_multiset(scores.n, kept, derive(seed, pass), threads, blocks, to);
         },

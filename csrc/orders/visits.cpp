@@ -12,23 +12,23 @@ namespace mlfr {
 
 namespace {
 
-constexpr int kLineBits = 61;  // the line of all draws is at most 2^61 units long
-constexpr int kDrawBits = 40;  // so that a unit is at most 2^-21 draws
+constexpr int kLineBits = 61;    // the line of all samples is at most 2^61 units long
+constexpr int kSampleBits = 40;  // so that a unit is at most 2^-21 samples
 
-// The line of systematic sampling (Madow 1949): each block owns a stretch of e_i draws, first all of cluster
-// 0 by id, then of cluster 1, and so on; a block is visited once for each point offset + 0, 1, 2 ... in its
-// stretch. That is floor(e_i) or ceil(e_i) times, and the same holds for the clusters. Ends of stretches are
-// rounded to units of 2^-fraction_bits draws, never accumulated, so the last one is the end of the line
-// exactly and the points number `draws`.
+// The line of systematic sampling (Madow 1949): each block owns a stretch of e_i samples, first all of
+// cluster 0 by id, then of cluster 1, and so on; a block is visited once for each point offset + 0, 1, 2 ...
+// in its stretch. That is floor(e_i) or ceil(e_i) times, and the same holds for the clusters. Ends of
+// stretches are rounded to units of 2^-fraction_bits samples, never accumulated, so the last one is the end
+// of the line exactly and the points number `samples`.
 class VisitLine {
   public:
-    VisitLine(const Shares& shares, size_t clusters, std::vector<uint64_t> chunk_sums, uint64_t draws,
+    VisitLine(const Shares& shares, size_t clusters, std::vector<uint64_t> chunk_sums, uint64_t samples,
               uint64_t seed)
         : clusters_(clusters), before_(std::move(chunk_sums)) {
-        if (draws >> kDrawBits) throw std::invalid_argument("draws: at most 2^40 - 1");
-        while ((draws >> (kLineBits - fraction_bits_)) > 0) --fraction_bits_;
+        if (samples >> kSampleBits) throw std::invalid_argument("samples: at most 2^40 - 1");
+        while ((samples >> (kLineBits - fraction_bits_)) > 0) --fraction_bits_;
         const std::vector<uint64_t> total = totals_of_clusters();
-        const uint64_t length = draws << fraction_bits_;
+        const uint64_t length = samples << fraction_bits_;
         std::vector<uint64_t> start(clusters_ + 1, length);
         double share = 0.0;
         for (size_t c = 0; c < clusters_ && !is_last(shares, c); ++c) {
@@ -175,11 +175,11 @@ class WeightedVisits {
 }  // namespace
 
 template <class Id>
-void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t draws, uint64_t seed, int threads,
+void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t samples, uint64_t seed, int threads,
                   Id* out) {
     const Shares shares(weights, mass);
-    const VisitLine line(shares, weights.clusters(), weights.chunk_sums(threads), draws, seed);
-    shuffle_multiset(weights.blocks(), draws, seed, threads, WeightedVisits(weights, line), out);
+    const VisitLine line(shares, weights.clusters(), weights.chunk_sums(threads), samples, seed);
+    shuffle_multiset(weights.blocks(), samples, seed, threads, WeightedVisits(weights, line), out);
 }
 
 template void order_visits<uint32_t>(const BlockWeights&, const Mass&, uint64_t, uint64_t, int, uint32_t*);

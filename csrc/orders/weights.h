@@ -60,7 +60,7 @@ class BlockWeights {
     std::vector<uint64_t> sums_;  // as chunk_sums; empty with a single interval, where they may not be needed
 };
 
-// Shares of the draws that go to the clusters.
+// Shares of the samples that go to the clusters.
 class Shares {
   public:
     // Throws std::invalid_argument for an illegal mass, or where no block can be drawn.

@@ -95,7 +95,7 @@ class RunView:
         """Tokens trained on in the first `step` optimizer steps."""
         plan = self.run.plan
         blocks = sum(
-            min(planned.draws, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
+            min(planned.samples, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
         )
         return blocks * plan.seq_length
 
@@ -191,7 +191,7 @@ def _finish_phase(views: list[PhaseView], ledger: Ledger, corpus: Corpus, visits
     if views:
         view = views[-1]
         view.visits_by_domain = visits - visits_before
-        if view.samples_so_far == view.planned.draws:
+        if view.samples_so_far == view.planned.samples:
             view.losses = np.array([_histogram(part) for part in split(ledger.nll, corpus)])
     return visits
 

@@ -45,9 +45,9 @@ class PhaseHistory:
 
     planned: PlannedPhase
     order: Order
-    """Block ids [planned.draws] of the whole phase, trained on or not yet."""
+    """Block ids [planned.samples] of the whole phase, trained on or not yet."""
     nll: Losses
-    """Mean NLL a token (nats) of each sample so far, fp32 [n <= planned.draws]; UNRECORDED (-1) where a skipped step
+    """Mean NLL a token (nats) of each sample so far, fp32 [n <= planned.samples]; UNRECORDED (-1) where a skipped step
     left none."""
     scores_at_start: Scores
     """What the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
@@ -73,7 +73,7 @@ class PhaseHistory:
 
     @property
     def is_complete(self) -> bool:
-        return len(self.nll) == self.planned.draws
+        return len(self.nll) == self.planned.samples
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class Run:
             nll = self.journal.read(planned.index)
             if nll is None:
                 return
-            if len(nll) > planned.draws:
-                raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.draws}")
+            if len(nll) > planned.samples:
+                raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
             scores = start_phase(planned, ledger, self.seed, self.journal)
-            order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
+            order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
             history = PhaseHistory(planned, order, nll, scores, selection, self.plan.global_batch_size)

@@ -182,14 +182,14 @@ def _phases(plan: Plan, model: ModelConfig, tokens_per_second: float | None) -> 
     full = model.flops_per_token(plan.seq_length, causal=False)
     rows = []
     for planned in plan.phases:
-        tokens = planned.draws * plan.seq_length
+        tokens = planned.samples * plan.seq_length
         rows.append(
             {
                 "phase": f"{planned.index} {planned.phase.kind}",
-                "blocks": planned.draws,
+                "blocks": planned.samples,
                 "steps": planned.steps,
                 "tokens": tokens,
-                "epochs": planned.draws / plan.n_blocks,
+                "epochs": planned.samples / plan.n_blocks,
                 "flops": tokens * causal,
                 "flops_full_attention": tokens * full,
                 "seconds": None if tokens_per_second is None else tokens / tokens_per_second,

@@ -9,9 +9,10 @@ Usable on its own, in any training loop: NumPy and this package's C++ core, no P
         curriculum.record(step, nll_sum, token_count)
 """
 
+from megatron_lfr.lfr.base import BaseCurriculum, Sharing
 from megatron_lfr.lfr.blend import Blend, BlendSelection, FocusScope
-from megatron_lfr.lfr.course import Course, Follower, Sharing
 from megatron_lfr.lfr.curriculum import Curriculum
+from megatron_lfr.lfr.follower import CurriculumFollower
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.presets import PRESETS, preset
@@ -21,12 +22,12 @@ from megatron_lfr.lfr.selection import Selection, make_order
 __all__ = [
     "PRESETS",
     "UNRECORDED",
+    "BaseCurriculum",
     "Blend",
     "BlendSelection",
-    "Course",
     "Curriculum",
+    "CurriculumFollower",
     "FocusScope",
-    "Follower",
     "Journal",
     "Ledger",
     "Phase",

@@ -1,4 +1,4 @@
-"""Corpora with shares of their own: how many draws of a phase each one gets, and the order that comes of it."""
+"""Corpora with shares of their own: how many samples of a phase each one gets, and the order that comes of it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FocusScope = Literal["global", "per-corpus"]
 
 @dataclass(frozen=True)
 class Blend:
-    """How the corpora of a run share its draws.
+    """How the corpora of a run share its samples.
 
     starts [corpora + 1]: corpus c holds the blocks from `starts[c]` to before `starts[c + 1]`. weights [corpora]:
     positive, of any sum; None: every block counts the same.
 
-    Of n draws, corpus c gets its quota n x weights[c] / sum(weights), rounded so that quotas add up to n. In Learn and
-    Review it is filled by whole passes over the corpus and a part of one, each shuffled anew. The corpora's draws
-    are then mixed at random. Without weights, all corpora are one. focus_scope "global": Focus ranks and draws from
-    all blocks together, weights or not, since how hard they are decides. "per-corpus": each corpus is ranked by
-    itself and gets its quota; without weights, its share of the blocks. One that has no score at all is then drawn
-    from uniformly.
+    A phase of n samples gives corpus c its quota, n x weights[c] / sum(weights), rounded so that the quotas sum to n.
+    Learn and Review fill it by complete passes over the corpus and a part of one, each shuffled anew, and then mix the
+    samples of the corpora at random. Without weights, all corpora count as one. focus_scope "global": Focus ranks all
+    blocks together and samples from them, with or without weights, since difficulty decides. "per-corpus": Focus ranks
+    each corpus by itself and gives it its quota, or, without weights, its share of the blocks; it samples uniformly
+    from a corpus that has no score at all.
     """
 
     starts: Sequence[int]
@@ -53,21 +53,21 @@ class Blend:
         """Blocks of each corpus."""
         return [last - first for first, last in pairwise(self.starts)]
 
-    def quotas(self, draws: int) -> list[int]:
-        """How many of a phase's draws each corpus gets, where corpora are drawn from apart."""
+    def quotas(self, samples: int) -> list[int]:
+        """How many of a phase's samples each corpus gets, where corpora are drawn from apart."""
         weights = self.sizes if self.weights is None else list(self.weights)
         total = float(sum(weights))
-        return largest_remainder([weight / total for weight in weights], draws)
+        return largest_remainder([weight / total for weight in weights], samples)
 
     def make_order(
-        self, phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int
+        self, phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
     ) -> tuple[Order, Selection | BlendSelection | None]:
         """As `selection.make_order`, which this is where corpora are not drawn from apart."""
         apart = self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
         if not apart:
-            return make_order(phase, scores, draws, seed, phase_index)
-        quotas = self.quotas(draws)
-        order: Order = np.empty(draws, np.uint32 if len(scores) <= np.iinfo(np.uint32).max else np.uint64)
+            return make_order(phase, scores, samples, seed, phase_index)
+        quotas = self.quotas(samples)
+        order: Order = np.empty(samples, np.uint32 if len(scores) <= np.iinfo(np.uint32).max else np.uint64)
         selections: list[Selection | None] = []
         filled = 0
         for corpus, quota in enumerate(quotas):
@@ -123,12 +123,12 @@ class BlendSelection:
 
 
 def _corpus_order(
-    phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int
+    phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
 ) -> tuple[Order, Selection | None]:
     if phase.kind == "focus" and not has_score(scores):
         phase = Phase("learn", phase.duration, phase.unit)
-    order, selection = make_order(phase, scores, max(draws, 1), seed, phase_index)
-    return order[:draws], selection
+    order, selection = make_order(phase, scores, max(samples, 1), seed, phase_index)
+    return order[:samples], selection
 
 
 def _corpus_seed(seed: int, corpus: int) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Coverage:
     """Follows a plan phase by phase, if no step is skipped.
 
-    Learn and Review draw whole passes and a part of one, from each corpus its quota where a blend has weights: the
+    Learn and Review draw complete passes and a part of one, from each corpus its quota where a blend has weights: the
     number of different blocks is known for the first of them, and for one that covers a corpus; of others, and of a
     Focus that keeps unseen blocks, only its bounds.
     """
@@ -25,16 +25,16 @@ class Coverage:
         self._fewest = [0] * len(self._sizes)
         self._most = [0] * len(self._sizes)
 
-    def add(self, phase: Phase, draws: int) -> None:
-        """Go through a phase of `draws` blocks."""
-        quotas = [draws] if self._blend is None else self._blend.quotas(draws)
+    def add(self, phase: Phase, samples: int) -> None:
+        """Go through a phase of `samples` blocks."""
+        quotas = [samples] if self._blend is None else self._blend.quotas(samples)
         if phase.kind != "focus":
             for corpus, quota in enumerate(quotas):
                 self._draw_uniformly(corpus, quota)
-        elif self._covers_all(phase, draws):
+        elif self._covers_all(phase, samples):
             self._fewest, self._most = list(self._sizes), list(self._sizes)
         elif phase.keeps_unseen or phase.is_rescored:
-            self._most = [min(size, most + draws) for size, most in zip(self._sizes, self._most, strict=True)]
+            self._most = [min(size, most + samples) for size, most in zip(self._sizes, self._most, strict=True)]
         elif self._per_corpus:  # a corpus without a score is drawn from uniformly
             for corpus, quota in enumerate(quotas):
                 if self._blend is None:
@@ -46,6 +46,8 @@ class Coverage:
         """How many blocks a Focus keeps if it drops exactly its share; at least so many where it keeps unseen ones and
         their number is not known. ValueError where it leaves out unseen ones and their number is not known."""
         sizes, fewest, most = self._sizes, self._fewest, self._most
+        if not self._per_corpus:  # the share is of all blocks together
+            sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
         if phase.is_rescored:
             fewest = most = sizes
         if phase.keeps_unseen:
@@ -63,14 +65,14 @@ class Coverage:
         self._fewest[corpus] = min(size, max(self._fewest[corpus], quota))
         self._most[corpus] = size if quota >= size else min(size, self._most[corpus] + quota)
 
-    def _covers_all(self, phase: Phase, draws: int) -> bool:
-        """Whether a Focus trains on every unseen block, as it does in a whole pass over what it keeps."""
+    def _covers_all(self, phase: Phase, samples: int) -> bool:
+        """Whether a Focus trains on every unseen block, as it does in a complete pass over what it keeps."""
         if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
             return False
         dropped = 0
         if phase.selection == "threshold" and phase.sampling == "passes" and not phase.is_rescored:
             dropped = dropped_count(phase.drop, sum(self._fewest))
-        return draws >= sum(self._sizes) - dropped
+        return samples >= sum(self._sizes) - dropped
 
 
 def dropped_count(drop: float, n_scored: int) -> int:

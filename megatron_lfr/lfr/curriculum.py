@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
 from megatron_lfr.lfr.blend import Blend
-from megatron_lfr.lfr.course import Course, PhaseStart, Sharing
 from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
@@ -18,7 +18,7 @@ from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
-class Curriculum(Course):
+class Curriculum(BaseCurriculum):
     """Drives a run of `plan`, step by step.
 
     A loop asks for the ids of each step and records their losses, in order; a phase can be entered only when every
@@ -27,9 +27,9 @@ class Curriculum(Course):
         for step, block_ids in curriculum.steps():            # -1: a padded row of a phase's last step
             curriculum.record(step, nll_sum, token_count)
 
-    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes; one of
-    each machine has a Curriculum, the others a Follower. blend: the corpora's shares of the draws; by default every
-    block counts the same.
+    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one of
+    each machine, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
+    that the corpora get; by default every block counts the same.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Curriculum(Course):
         self.journal.close()
         self.journal.check_holds(phase, entries)
         for planned in self.plan.phases[: phase + 1]:
-            self._replay(planned, entries if planned.index == phase else planned.draws)
+            self._replay(planned, entries if planned.index == phase else planned.samples)
         if self._next_step != step:
             raise ValueError(f"{self.journal.folder}: replays to step {self._next_step}, the checkpoint is at {step}")
         if self.current is not None and f"{self.current.order_hash:016x}" != state["order_hash"]:
@@ -121,7 +121,7 @@ class Curriculum(Course):
         if self._checksum != state["checksum"]:
             raise ValueError(f"{self.journal.folder}: its losses are not those that the checkpoint was written after")
         self.journal.rewind(phase, entries)
-        if phase < 0 or entries < self.plan.phases[phase].draws:
+        if phase < 0 or entries < self.plan.phases[phase].samples:
             self.journal.drop_scores(phase + 1)  # made by weights that this run has yet to reach
         if phase >= 0:
             self._share_order()
@@ -140,7 +140,7 @@ class Curriculum(Course):
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the scores as they stand."""
         scores = start_phase(planned, self.ledger, self.seed, self.journal)
-        order, selection = self.blend.make_order(planned.phase, scores, planned.draws, self.seed, planned.index)
+        order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
 
@@ -151,8 +151,8 @@ class Curriculum(Course):
 
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None
-        agree = int if self._sharing is None else self._sharing.agree
-        rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, agree)
+        broadcast = int if self._sharing is None else self._sharing.broadcast
+        rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, broadcast)
 
 
 def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:

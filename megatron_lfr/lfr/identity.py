@@ -27,7 +27,7 @@ def describe_segment(plan: Plan, blend: Blend | None = None) -> dict[str, Any]:
         "blocks": plan.n_blocks,
         "global_batch_size": plan.global_batch_size,
         "schedule": [dataclasses.asdict(planned.phase) for planned in plan.phases],
-        "samples": [planned.draws for planned in plan.phases],
+        "samples": [planned.samples for planned in plan.phases],
         "blend": dataclasses.asdict(blend or Blend([0, plan.n_blocks])),
     }
 

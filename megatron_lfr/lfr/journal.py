@@ -1,8 +1,8 @@
 """The journal: the loss of every block at every visit, on disk, in the order of training.
 
     journal/meta.json          what the journal belongs to: corpus fingerprint, schedule, seed, ...
-    journal/phase_000.npy      fp32 [draws so far], mean NLL of each draw of the phase; UNRECORDED (-1) where a skipped
-                               step left none. Which block a draw was follows from the phase's order.
+    journal/phase_000.npy      fp32 [samples so far], mean NLL of each sample of the phase; UNRECORDED (-1) where a
+                               skipped step left none. Which block a sample was follows from the phase's order.
     journal/phase_003.scores.npy   fp32 [n_blocks], only where the phase's scores came from a rescoring pass.
 
 Phase files are append-only: a checkpoint stores their length, and resuming cuts them back to it.
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from megatron_lfr.fileio import fsync_directory, write_atomic
 
 UNRECORDED = np.float32(-1.0)
-"""Journal entry of a draw whose loss does not count: its step was skipped, or every token of it was masked. A real
+"""Journal entry of a sample whose loss does not count: its step was skipped, or every token of it was masked. A real
 negative log-likelihood is never negative."""
 
 _HEADER_BYTES = 128

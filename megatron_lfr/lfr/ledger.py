@@ -64,7 +64,7 @@ class Ledger:
     def record_phase(
         self, first_step: int, batch_size: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]
     ) -> None:
-        """Enter many steps of a phase at once, `batch_size` draws each from `first_step` on (the last may be short):
+        """Enter many steps of a phase at once, `batch_size` samples each from `first_step` on (the last may be short):
         as `record` does step by step, to the last bit."""
         known = nll != UNRECORDED
         ids = block_ids[known]

@@ -33,11 +33,11 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-# Draws in the windows around a step (ours): a mean of 64 adds 1.6 % to the variance of a standing, a spread from 256
-# draws is known to 4 %. LEAST_DRAWS: what a window holds at a phase's ends, and what deviations are taken within.
-LOCATION_DRAWS = 64
-SPREAD_DRAWS = 256
-LEAST_DRAWS = 8
+# Samples in the windows around a step (ours): a mean of 64 adds 1.6 % to the variance of a standing, a spread from 256
+# samples is known to 4 %. LEAST_SAMPLES: what a window holds at a phase's ends, and what deviations are taken within.
+LOCATION_SAMPLES = 64
+SPREAD_SAMPLES = 256
+LEAST_SAMPLES = 8
 
 LARGEST = 64.0
 """Losses (nats) and priors count as no more than this."""
@@ -57,7 +57,8 @@ class Population:
 
     @staticmethod
     def of_corpora(values: npt.NDArray[np.floating], starts: Sequence[int], weights: Sequence[float]) -> Population:
-        """As `of`, of corpora from `starts[c]` to before `starts[c + 1]` whose shares of the draws are as `weights`."""
+        """Like `of`, where the corpus of the blocks `starts[c]` to before `starts[c + 1]` gets a share of samples in
+        proportion to `weights[c]`."""
         parts = [Population.of(values[first:last]) for first, last in pairwise(starts)]
         known = [(weight, part) for weight, part in zip(weights, parts, strict=True) if part is not None]
         total = math.fsum(weight for weight, _ in known)
@@ -87,7 +88,7 @@ class Curves:
     """The reference of every step so far.
 
     location, spread: fp64 [steps], mean and standard deviation (nats) of what the losses of all blocks would have been.
-    level: both at the end, averaged over the last SPREAD_DRAWS draws; 0 and 1 before the first step.
+    level: both at the end, averaged over the last SPREAD_SAMPLES samples; 0 and 1 before the first step.
     """
 
     location: Doubles
@@ -153,18 +154,18 @@ class _Phase:
     """The windows of a phase: five arrays fp64 [steps].
 
     location, spread: mean and standard deviation of the losses drawn. prior, prior_variance: of their blocks' priors.
-    wide: steps that hold SPREAD_DRAWS.
+    wide: steps that hold SPREAD_SAMPLES.
     """
 
     def __init__(self, moments: Integers, spread_before: float) -> None:
         count, loss, squares, prior, prior_squares, products = moments
         steps = len(count)
         size = max(1, int(count.sum()) // steps)
-        self.wide = -(-SPREAD_DRAWS // size)
-        own = _window(steps, size, LEAST_DRAWS, LEAST_DRAWS, 0)
+        self.wide = -(-SPREAD_SAMPLES // size)
+        own = _window(steps, size, LEAST_SAMPLES, LEAST_SAMPLES, 0)
         # A trend shifts the mean of a window that is not centred, so it shrinks towards the end too.
-        near = _window(steps, size, LOCATION_DRAWS, LEAST_DRAWS, np.arange(steps)[::-1])
-        far = _window(steps, size, SPREAD_DRAWS, LOCATION_DRAWS, steps)
+        near = _window(steps, size, LOCATION_SAMPLES, LEAST_SAMPLES, np.arange(steps)[::-1])
+        far = _window(steps, size, SPREAD_SAMPLES, LOCATION_SAMPLES, steps)
         self._count = count.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             self.location, self.prior = _smooth(near, loss, count), _smooth(near, prior, count)
@@ -229,10 +230,10 @@ def _smooth(window: Window, sums: Integers, count: Integers) -> Doubles:
 
 
 def _window(steps: int, size: int, most: int, least: int, to_end: Integers | int) -> Window:
-    """First and last (exclusive) step of the window of `most` draws around each step, of `size` draws each.
+    """First and last (exclusive) step of the window of `most` samples around each step, of `size` samples each.
 
     It reaches at most half way back to the start, where the loss bends most, and at most `to_end` steps either way,
-    but holds `least` draws at least.
+    but holds `least` samples at least.
     """
     at = np.arange(steps)
     half = np.minimum(-(-most // size) // 2, np.minimum(at // 2, to_end))

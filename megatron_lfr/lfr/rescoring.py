@@ -17,17 +17,17 @@ in the order of the ids. What has been taken is kept, wherever the pass is inter
 
 
 def rescore_blocks(
-    journal: Journal | None, phase: int, n_blocks: int, rescore: Rescore, agree: Callable[[int], int]
+    journal: Journal | None, phase: int, n_blocks: int, rescore: Rescore, broadcast: Callable[[int], int]
 ) -> None:
     """Run the pass, if `journal` does not have its scores yet; one that was interrupted goes on where it stopped.
 
-    `agree` gives all processes the first one's answer, as `rescore` may need all of them; without a journal, a process
-    only takes part. ValueError where a loss is not finite, or losses are missing.
+    `broadcast` returns the first process' value on all of them: they must agree, as `rescore` may need all of them. A
+    process without a journal only takes part. ValueError where a loss is not finite, or losses are missing.
     """
-    if not agree(journal is None or not journal.scores_path(phase).exists()):
+    if not broadcast(journal is None or not journal.scores_path(phase).exists()):
         return
     scores = None if journal is None else _open_partial(journal, phase, n_blocks)
-    done = agree(0 if scores is None else _count_scored(scores))
+    done = broadcast(0 if scores is None else _count_scored(scores))
     for losses in rescore(np.arange(done, n_blocks, dtype=np.int64)):
         part = slice(done, done + len(losses))
         if not np.isfinite(losses).all():

@@ -23,7 +23,7 @@ Unseen = Literal["auto", "keep", "exclude"]
 
 CLUSTERS = (2, 63)
 """Fewest and most clusters of a k-means; csrc takes no more."""
-MOST_DRAWS = 2**40 - 1
+MOST_SAMPLES = 2**40 - 1
 """Most blocks that a phase trains on; csrc draws no more."""
 MOST_STEPS = 2**31 - 1
 """Most steps of a run: the ledger counts them in 32 bits."""
@@ -97,10 +97,10 @@ class Phase:
     def keeps_unseen(self) -> bool:
         return self.unseen == "keep" or (self.unseen == "auto" and self.selection == "threshold")
 
-    def draws(self, n_blocks: int, seq_length: int, global_batch_size: int, kept: int) -> int:
+    def samples(self, n_blocks: int, seq_length: int, global_batch_size: int, kept: int) -> int:
         """Blocks that the phase trains on, repeats counted. kept: those that a drop of exactly `drop` leaves, which a
-        pass is over; what the selection then keeps may differ a little, the number of draws does not. ValueError for
-        more than MOST_DRAWS."""
+        pass is over; what the selection then keeps may differ a little, the number of samples does not. ValueError for
+        more than MOST_SAMPLES."""
         match self.unit:
             case "epochs":
                 exact = self.duration * n_blocks
@@ -112,18 +112,18 @@ class Phase:
                 exact = math.ceil(self.duration / seq_length)
             case "share":
                 raise ValueError("a phase given as a share has no length of its own")
-        if exact > MOST_DRAWS:
-            raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_DRAWS}")
+        if exact > MOST_SAMPLES:
+            raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_SAMPLES}")
         return max(1, round(exact))
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase with its place in the run: `draws` blocks in `steps` optimizer steps from `first_step` on."""
+    """A phase with its place in the run: `samples` blocks in `steps` optimizer steps from `first_step` on."""
 
     index: int
     phase: Phase
-    draws: int
+    samples: int
     first_step: int
     steps: int
 
@@ -146,8 +146,8 @@ class Plan:
         return self.phases[-1].end_step
 
     @property
-    def total_draws(self) -> int:
-        return sum(planned.draws for planned in self.phases)
+    def total_samples(self) -> int:
+        return sum(planned.samples for planned in self.phases)
 
     def at_step(self, step: int) -> PlannedPhase:
         """The phase that optimizer step `step` (from 0) belongs to."""
@@ -233,31 +233,35 @@ class Schedule:
         if self.in_shares:
             if not given:
                 raise ValueError(f"the schedule's phases are shares of the run: give one of {', '.join(budgets)}")
-            draws = self._shared_draws(n_blocks, global_batch_size, train_iters, train_samples, train_epochs)
+            samples = self._samples_of_total(n_blocks, global_batch_size, train_iters, train_samples, train_epochs)
         else:
-            draws = self._own_draws(n_blocks, seq_length, global_batch_size, blend)
-        plan = lay_out(self.phases, draws, n_blocks, seq_length, global_batch_size)
+            samples = self._samples_of_durations(n_blocks, seq_length, global_batch_size, blend)
+        plan = lay_out(self.phases, samples, n_blocks, seq_length, global_batch_size)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
-        if max(draws) > MOST_DRAWS:
-            raise ValueError(f"phase {draws.index(max(draws))}: trains on {max(draws)} blocks, more than {MOST_DRAWS}")
+        if max(samples) > MOST_SAMPLES:
+            raise ValueError(
+                f"phase {samples.index(max(samples))}: trains on {max(samples)} blocks, more than {MOST_SAMPLES}"
+            )
         if plan.total_steps > MOST_STEPS:
             raise ValueError(f"a run of {plan.total_steps} steps: at most {MOST_STEPS}")
         return plan
 
-    def _own_draws(self, n_blocks: int, seq_length: int, global_batch_size: int, blend: Blend | None) -> list[int]:
+    def _samples_of_durations(
+        self, n_blocks: int, seq_length: int, global_batch_size: int, blend: Blend | None
+    ) -> list[int]:
         coverage = Coverage(n_blocks, blend)
-        draws = []
+        samples = []
         for index, phase in enumerate(self.phases):
             try:
                 kept = coverage.kept(phase) if phase.kind == "focus" and phase.unit == "passes" else n_blocks
-                draws.append(phase.draws(n_blocks, seq_length, global_batch_size, kept))
+                samples.append(phase.samples(n_blocks, seq_length, global_batch_size, kept))
             except ValueError as error:
                 raise ValueError(f"phase {index}: {error}") from None
-            coverage.add(phase, draws[-1])
-        return draws
+            coverage.add(phase, samples[-1])
+        return samples
 
-    def _shared_draws(
+    def _samples_of_total(
         self,
         n_blocks: int,
         global_batch_size: int,
@@ -271,8 +275,10 @@ class Schedule:
             flag, total, unit = f"--train-samples {train_samples}", train_samples, 1
         else:
             assert train_epochs is not None
-            if not 0 < train_epochs * n_blocks <= MOST_DRAWS:
-                raise ValueError(f"--train-epochs {train_epochs:g}: must be positive, and at most {MOST_DRAWS} blocks")
+            if not 0 < train_epochs * n_blocks <= MOST_SAMPLES:
+                raise ValueError(
+                    f"--train-epochs {train_epochs:g}: must be positive, and at most {MOST_SAMPLES} blocks"
+                )
             flag, total, unit = f"--train-epochs {train_epochs:g}", round(train_epochs * n_blocks), 1
         if total < len(self.phases):
             raise ValueError(f"{flag}: too short for the schedule's {len(self.phases)} phases")
@@ -280,11 +286,11 @@ class Schedule:
 
 
 def lay_out(
-    phases: Sequence[Phase], draws: Sequence[int], n_blocks: int, seq_length: int, global_batch_size: int
+    phases: Sequence[Phase], samples: Sequence[int], n_blocks: int, seq_length: int, global_batch_size: int
 ) -> Plan:
-    """The plan of phases that train on `draws` blocks each."""
+    """The plan of phases that train on `samples` blocks each."""
     planned, first_step = [], 0
-    for index, (phase, count) in enumerate(zip(phases, draws, strict=True)):
+    for index, (phase, count) in enumerate(zip(phases, samples, strict=True)):
         steps = -(-count // global_batch_size)
         planned.append(PlannedPhase(index, phase, count, first_step, steps))
         first_step += steps
@@ -296,8 +302,8 @@ def _check_budget(plan: Plan, train_iters: int | None, train_samples: int | None
         raise ValueError("--train-epochs scales a schedule given in shares; this one has lengths of its own")
     if train_iters is not None and train_iters != plan.total_steps:
         raise ValueError(f"--train-iters {train_iters} against the schedule's total of {plan.total_steps} steps")
-    if train_samples is not None and train_samples != plan.total_draws:
-        raise ValueError(f"--train-samples {train_samples} against the schedule's total of {plan.total_draws}")
+    if train_samples is not None and train_samples != plan.total_samples:
+        raise ValueError(f"--train-samples {train_samples} against the schedule's total of {plan.total_samples}")
 
 
 def largest_remainder(shares: Sequence[float], total: int, at_least: int = 0) -> list[int]:

@@ -61,26 +61,28 @@ def phase_seed(seed: int, phase_index: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def make_order(phase: Phase, scores: Scores, draws: int, seed: int, phase_index: int) -> tuple[Order, Selection | None]:
-    """The ids of the `draws` blocks of a phase, in the order in which they are trained on.
+def make_order(
+    phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
+) -> tuple[Order, Selection | None]:
+    """The ids of the `samples` blocks of a phase, in the order in which they are trained on.
 
     scores: fp32 [n_blocks], higher is harder, NaN where a block was never scored. A function of the arguments alone:
     the same on every machine, for any number of threads. Selection is None for learn and review.
     """
     seed = phase_seed(seed, phase_index)
     if phase.kind != "focus":
-        return _C.permutation(len(scores), _pass_seeds(seed, draws, len(scores)), samples=draws), None
+        return _C.permutation(len(scores), _pass_seeds(seed, samples, len(scores)), samples=samples), None
     if phase.selection == "threshold" and phase.sampling == "passes":
         selection = _threshold(phase, scores)
-        return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, draws, seed), selection
+        return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, samples, seed), selection
     if not has_score(scores):
         raise ValueError(_NO_SCORE)
     selection, weights, mass, unseen_mass = _select(phase, scores)
     if phase.sampling == "passes":
         kept = (~selection.left_out(scores)).astype(np.uint32)
-        return _C.shuffle_visits(kept, _pass_seeds(seed, draws, int(kept.sum())), samples=draws), selection
+        return _C.shuffle_visits(kept, _pass_seeds(seed, samples, int(kept.sum())), samples=samples), selection
     weigh = _C.order_visits if phase.sampling == "visits" else _C.order_choice
-    return weigh(weights, mass, unseen_mass, draws, seed), selection
+    return weigh(weights, mass, unseen_mass, samples, seed), selection
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:
@@ -92,7 +94,7 @@ def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, D
     """What to drop, and the masses of the intervals of score that remain, for weighted sampling.
 
     Returns (selection, weights of k clusters, mass [k], mass of the unseen). The mass of a cluster is its share of the
-    draws, size x mean perplexity (clipped, as weights are); kept unseen blocks count as blocks of mean perplexity
+    samples, size x mean perplexity (clipped, as weights are); kept unseen blocks count as blocks of mean perplexity
     (both ours).
     """
     cap = _C.percentile(scores, CLIP_QUANTILE)

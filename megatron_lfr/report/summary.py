@@ -27,7 +27,7 @@ def tiles(view: RunView) -> Html:
         (
             "tokens",
             si(samples * view.seq_length),
-            "complete" if samples == plan.total_draws else f"{percent(samples / plan.total_draws)} of the run",
+            "complete" if samples == plan.total_samples else f"{percent(samples / plan.total_samples)} of the run",
         ),
         (
             "validation loss",
@@ -63,7 +63,7 @@ def phase_table(view: RunView) -> Html:
 def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Content]:
     steps = -(-phase.samples_so_far // view.run.plan.global_batch_size)
     mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
-    complete = phase.samples_so_far == phase.planned.draws
+    complete = phase.samples_so_far == phase.planned.samples
     return [
         join([mark, phase.name]),
         f"{steps:,}" if complete else f"{steps:,} of {phase.planned.steps:,}",

@@ -116,9 +116,10 @@ class RunFolder:
         """Return the settings with which the step after `step` was first trained; without a history, those in force."""
         return self.history.at(step) or self.recorded_settings
 
-    def changes(self, settings: Settings, step: int) -> Changes:
-        """Return the settings ([before, after]) that differ from those of the run at `step`."""
-        return differences(self.settings_at(step), settings)
+    def changes(self, settings: Settings, step: int, defaults: Settings) -> Changes:
+        """Return the settings ([before, after]) that differ from those of the run at `step`. defaults: values of the
+        settings that an earlier version, which trained that step, did not have."""
+        return differences({**defaults, **self.settings_at(step)}, settings)
 
     @property
     def journal(self) -> JournalReader:
@@ -182,10 +183,10 @@ class RunFolder:
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
-    def write_settings(self, settings: Settings, step: int) -> None:
+    def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:
         """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
-        again, are dropped from the history."""
-        history = self.history.continued(settings, step, Path.cwd())
+        again, are dropped from the history. defaults: as for `changes`."""
+        history = self.history.continued(settings, step, Path.cwd(), defaults)
         write_atomic(self._history_file, dump_yaml(history.entries))
         self.history = history
         self.write_config(settings)

@@ -51,13 +51,14 @@ class History:
                 settings.update({name: after for name, (_, after) in entry.get("changed", {}).items()})
         return settings
 
-    def continued(self, settings: Settings, step: int, folder: Path) -> History:
+    def continued(self, settings: Settings, step: int, folder: Path, defaults: Settings) -> History:
         """Return this history with `settings` in force from `step` on, where `folder` is the present one. Entries of
-        later steps, which will be trained again, are dropped."""
+        later steps, which will be trained again, are dropped. defaults: values of the settings that an earlier version
+        did not have."""
         kept = [entry for entry in self.entries if entry["step"] <= step] if step else []
         if not kept:
             return History([{"step": step, "folder": str(folder), "settings": dict(settings)}])
-        changed = differences(self.at(step), settings)
+        changed = differences({**defaults, **self.at(step)}, settings)
         if changed or kept[-1]["folder"] != str(folder):
             kept.append({"step": step, "folder": str(folder), "changed": changed})
         return History(kept)

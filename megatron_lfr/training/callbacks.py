@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.engine import Engine
-from megatron_lfr.lfr import Course, Plan
-from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.lfr import BaseCurriculum, Plan
+from megatron_lfr.lfr.base import PhaseStart
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport
 from megatron_lfr.training.times import Stopwatch
@@ -24,7 +24,7 @@ class Training(Protocol):
     @property
     def plan(self) -> Plan: ...
     @property
-    def curriculum(self) -> Course: ...
+    def curriculum(self) -> BaseCurriculum: ...
     @property
     def train_source(self) -> BlockSource: ...
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.lfr.base import PhaseStart
 from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
@@ -21,7 +21,7 @@ from megatron_lfr.training.recording import StepReport
 def phase_title(start: PhaseStart) -> str:
     """One line on a phase that begins."""
     planned, selection = start.planned, start.selection
-    title = f"phase {planned.index} {planned.phase.kind}: {planned.draws} blocks in {planned.steps} steps"
+    title = f"phase {planned.index} {planned.phase.kind}: {planned.samples} blocks in {planned.steps} steps"
     if selection is not None:
         title += f", without the easiest {100 * selection.dropped_share:.1f} % of what was scored"
         if selection.unseen:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.fileio import json_value
-from megatron_lfr.lfr import Course
-from megatron_lfr.lfr.course import PhaseStart
+from megatron_lfr.lfr import BaseCurriculum
+from megatron_lfr.lfr.base import PhaseStart
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
@@ -35,15 +35,16 @@ class MetricsFile(Callback):
 
     def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
         planned, selection = start.planned, start.selection
+        # "draws" and "draws_by_domain" count samples: keys on disk stay, since older runs and scripts have them.
         row: dict[str, Any] = {
             "event": "phase",
             "step": planned.first_step,
             "phase": planned.index,
             "kind": planned.phase.kind,
-            "draws": planned.draws,
+            "draws": planned.samples,
             "steps": planned.steps,
             "distinct": _distinct(trainer.curriculum),
-            "draws_by_domain": _draws_by_domain(trainer.train_source, trainer.curriculum.order),
+            "draws_by_domain": _samples_by_domain(trainer.train_source, trainer.curriculum.order),
             "order_hash": f"{start.order_hash:016x}",
         }
         if selection is not None:
@@ -157,13 +158,13 @@ def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[st
     return {name: float(mask[first:last].mean()) for name, first, last in bounds}
 
 
-def _draws_by_domain(source: BlockSource, order: Order) -> dict[str, int]:
-    """How many of a phase's draws go to each domain."""
+def _samples_by_domain(source: BlockSource, order: Order) -> dict[str, int]:
+    """How many of a phase's samples go to each domain."""
     counts = _C.count_parts(order, np.diff(source.domain_starts).tolist())
     return dict(zip(source.domains, counts.tolist(), strict=True))
 
 
-def _distinct(curriculum: Course) -> int:
+def _distinct(curriculum: BaseCurriculum) -> int:
     """How many different blocks the current phase serves."""
     served = np.zeros(curriculum.plan.n_blocks, np.bool_)
     served[curriculum.order] = True

@@ -90,7 +90,7 @@ class OrderFiles:
                     old.unlink()
         return mapped
 
-    def agree(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         """Rank 0's value. Collective."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._nodes.group)
@@ -105,7 +105,7 @@ def share_orders(nodes: Nodes, scratch: Path) -> OrderFiles | None:
     return OrderFiles(nodes, scratch) if nodes.group.size() > 1 else None
 
 
-def send_journal(journal: Journal | None, nodes: Nodes) -> None:
+def broadcast_journal(journal: Journal | None, nodes: Nodes) -> None:
     """Give every machine's leader the journal that rank 0 has: the files `phase_*` of its folder. The machines of a
     resumed run may be others than before."""
     group = nodes.leader_group
@@ -119,12 +119,12 @@ def send_journal(journal: Journal | None, nodes: Nodes) -> None:
         for path in folder.glob("phase_*"):
             path.unlink()
     for name, size in names[0]:
-        _send_file(folder / name, size, is_source, group)
+        _broadcast_file(folder / name, size, is_source, group)
     if not is_source:
         fsync_directory(folder)
 
 
-def _send_file(path: Path, size: int, is_source: bool, group: ProcessGroup) -> None:
+def _broadcast_file(path: Path, size: int, is_source: bool, group: ProcessGroup) -> None:
     with path.open("rb" if is_source else "wb") as file:
         for first in range(0, size, _PIECE_BYTES):
             piece = torch.empty(min(_PIECE_BYTES, size - first), dtype=torch.uint8)

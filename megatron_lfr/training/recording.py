@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import BlockLosses, StepLosses
-from megatron_lfr.lfr import Course
+from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.training.times import Stopwatch
 
 
@@ -45,7 +45,7 @@ class Recorder:
     """
 
     def __init__(
-        self, curriculum: Course, max_skipped_steps: int, times: Stopwatch, report: Callable[[StepReport], None]
+        self, curriculum: BaseCurriculum, max_skipped_steps: int, times: Stopwatch, report: Callable[[StepReport], None]
     ) -> None:
         self.consumed_samples = 0
         self.skipped_steps = 0

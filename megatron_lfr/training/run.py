@@ -33,7 +33,7 @@ from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
 from megatron_lfr.training.listeners import make_callbacks
-from megatron_lfr.training.nodes import find_nodes, send_journal, share_orders
+from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
 from megatron_lfr.training.opening import announce
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.start import find_start, held, open_journal
@@ -124,7 +124,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             times=times,
             patience=Patience(config.checkpoint.async_save),
         )
-        send_journal(journal, nodes)
+        broadcast_journal(journal, nodes)
         trainer.resume(start.state)
         if ranks.rank() == 0:
             announce(config, folder, model, parallel, start, trainer)

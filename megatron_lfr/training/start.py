@@ -143,7 +143,7 @@ def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunCo
     checkpoint = checkpoint_bytes(model)
     have = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
     wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
-    needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_draws + plan.n_blocks)
+    needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_samples + plan.n_blocks)
     kept = f"checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
     check_space("--save", folder.path, needed, kept)
 

@@ -78,7 +78,7 @@ def test_a_run_that_was_killed_is_read_as_far_as_it_came(tmp_path: Path, stop: i
     plan, curriculum, visits = train(tmp_path, SCHEDULES["lfr"], stop)
     path = curriculum.journal.path(curriculum.journal.phase)
     lost = 0
-    if len(visits) > plan.phases[0].draws:  # the last writes: a torn entry, and a header that is behind
+    if len(visits) > plan.phases[0].samples:  # the last writes: a torn entry, and a header that is behind
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 2)
         np.testing.assert_raises(ValueError, np.load, path)

@@ -50,7 +50,7 @@ def test_chance_is_what_random_sets_have(
 
 
 def test_chance_of_sets_that_were_chosen_in_each_corpus(rng: np.random.Generator) -> None:
-    """One was chosen by thirds and halves in two corpora, the other in three; against many draws at random."""
+    """One was chosen by thirds and halves in two corpora, the other in three; against many random samples."""
     n_blocks, parts = 400, [((0, 100, 400), (1 / 3, 1 / 2)), ((0, 100, 250, 400), (0.8, 0.1, 0.5))]
     candidates = [rng.random(n_blocks) < share for share in (0.7, 0.5)]
     candidates[0][:100] = rng.random(100) < 0.2

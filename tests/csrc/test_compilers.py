@@ -17,7 +17,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 # The module under test is g++'s at -O3, as a rule.
 BUILDS = [(name, level) for name, level in (("g++", "-O0"), ("clang++", "-O3")) if shutil.which(name)]
 PARTS = ("order", "rank", "threshold", "visits", "choice", "weights", "cluster", "partition", "interleave")
-N, DRAWS = 600_000, 200_000
+N, SAMPLES = 600_000, 200_000
 
 SOURCE = """
 #include "orders/cluster.h"
@@ -27,19 +27,19 @@ using namespace mlfr;
 static BlockWeights weigh(const float* s, uint64_t n) { return {Scores{s, n}, {1.0, 3.0}, 5.0, 2}; }
 static Mass mass() { return {{1.0, 2.0, 3.0}, 0.5}; }
 extern "C" {
-void order_threshold(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
-    mlfr::order_threshold(Scores{s, n}, 0.3, true, draws, 7, 2, out);
+void order_threshold(const float* s, uint64_t n, uint64_t samples, uint32_t* out) {
+    mlfr::order_threshold(Scores{s, n}, 0.3, true, samples, 7, 2, out);
 }
-void order_visits(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
-    mlfr::order_visits(weigh(s, n), mass(), draws, 7, 2, out);
+void order_visits(const float* s, uint64_t n, uint64_t samples, uint32_t* out) {
+    mlfr::order_visits(weigh(s, n), mass(), samples, 7, 2, out);
 }
-void order_choice(const float* s, uint64_t n, uint64_t draws, uint32_t* out) {
-    mlfr::order_choice(weigh(s, n), mass(), draws, 7, 2, out);
+void order_choice(const float* s, uint64_t n, uint64_t samples, uint32_t* out) {
+    mlfr::order_choice(weigh(s, n), mass(), samples, 7, 2, out);
 }
-void interleave(const float*, uint64_t, uint64_t draws, uint32_t* out) {
-    std::vector<uint32_t> ids(draws);
-    for (uint64_t i = 0; i < draws; ++i) ids[i] = static_cast<uint32_t>(i);
-    mlfr::interleave(ids.data(), {draws / 3, draws - draws / 3}, 7, 2, out);
+void interleave(const float*, uint64_t, uint64_t samples, uint32_t* out) {
+    std::vector<uint32_t> ids(samples);
+    for (uint64_t i = 0; i < samples; ++i) ids[i] = static_cast<uint32_t>(i);
+    mlfr::interleave(ids.data(), {samples / 3, samples - samples / 3}, 7, 2, out);
 }
 void clusters(const float* s, uint64_t n, double* cuts, double* perplexity) {
     const std::vector<double> found = cluster(Scores{s, n}, 8, 4096, 2);
@@ -67,7 +67,7 @@ def test_compilers_change_no_order(tmp_path: Path) -> None:
         found.add(results(ctypes.CDLL(str(library)), scores))
     assert len(found) == 1
     assert (CUTS, CAP, MASS) == ([1.0, 3.0], 5.0, ([1.0, 2.0, 3.0], 0.5))  # those of the source above
-    assert ORDERS["order_choice"](scores, 1).tobytes() in found.pop()  # N // 3 draws there, too
+    assert ORDERS["order_choice"](scores, 1).tobytes() in found.pop()  # N // 3 samples there, too
 
 
 def results(library: ctypes.CDLL, scores: npt.NDArray[np.float32]) -> bytes:
@@ -75,9 +75,9 @@ def results(library: ctypes.CDLL, scores: npt.NDArray[np.float32]) -> bytes:
     pointer = ctypes.c_void_p(scores.ctypes.data)
     everything = []
     for name in ("order_threshold", "order_visits", "order_choice", "interleave"):
-        out = np.zeros(DRAWS, np.uint32)
+        out = np.zeros(SAMPLES, np.uint32)
         count = ctypes.c_uint64(len(scores))
-        getattr(library, name)(pointer, count, ctypes.c_uint64(DRAWS), ctypes.c_void_p(out.ctypes.data))
+        getattr(library, name)(pointer, count, ctypes.c_uint64(SAMPLES), ctypes.c_void_p(out.ctypes.data))
         assert out.any()
         everything.append(out.tobytes())
     cuts, perplexity = np.zeros(7), np.zeros(8)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from megatron_lfr import _C
 from support.order_oracles import chi_square, kept_by_threshold
 
-SEVERAL_BUCKETS = 300_000  # draws: more than one bucket of the shuffle, and more than one chunk of blocks
+SEVERAL_BUCKETS = 300_000  # samples: more than one bucket of the shuffle, and more than one chunk of blocks
 NESTED_BUCKETS = 6_000_000  # buckets that are divided in turn
 
 levels = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 2.0, 3.25, float("nan")]), max_size=60)
@@ -33,7 +33,7 @@ def _rounded_scores(n: int) -> npt.NDArray[np.float32]:
     return scores
 
 
-# Around the edges of what is divided into buckets (beyond 2^14 draws) and of chunks (2^18 blocks), and several of both.
+# Around the edges of what is divided into buckets (beyond 2^14 samples) and of chunks (2^18 blocks); several of both.
 @pytest.mark.parametrize("n", [2**14, 2**14 + 1, 65_537, 2**18 - 1, 2**18, 2**18 + 1, 700_000, NESTED_BUCKETS + 1])
 def test_permutation_holds_every_id_once(n: int) -> None:
     ids = _C.permutation(n, 5)
@@ -195,19 +195,19 @@ def test_ranks_of_many_blocks(scores: npt.NDArray[np.float32], share: float) -> 
     assert _C.percentile(scores, share) == ordered[max(math.ceil(Fraction(str(share)) * seen), 1) - 1]
 
 
-@given(values=levels, drop=drops, keep_unseen=st.booleans(), draws=st.integers(0, 200), seed=seeds)
+@given(values=levels, drop=drops, keep_unseen=st.booleans(), samples=st.integers(0, 200), seed=seeds)
 def test_threshold_order_makes_whole_passes(
-    values: list[float], drop: float, keep_unseen: bool, draws: int, seed: int
+    values: list[float], drop: float, keep_unseen: bool, samples: int, seed: int
 ) -> None:
     scores = np.array(values, np.float32)
     kept = kept_by_threshold(scores, drop, keep_unseen)
-    if not kept and draws:
+    if not kept and samples:
         with pytest.raises(ValueError, match="no block"):
-            _C.order_threshold(scores, drop, keep_unseen, draws, seed)
+            _C.order_threshold(scores, drop, keep_unseen, samples, seed)
         return
-    order = _C.order_threshold(scores, drop, keep_unseen, draws, seed).tolist()
-    assert len(order) == draws
-    for first in range(0, draws, len(kept) or 1):
+    order = _C.order_threshold(scores, drop, keep_unseen, samples, seed).tolist()
+    assert len(order) == samples
+    for first in range(0, samples, len(kept) or 1):
         part = order[first : first + len(kept)]
         assert len(set(part)) == len(part)
         assert set(part) <= set(kept)

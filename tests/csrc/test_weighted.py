@@ -21,15 +21,15 @@ CUTS = [1.0, 2.5]
 
 
 def draw_visits(
-    scores: Scores, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, draws: int, seed: int
+    scores: Scores, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, samples: int, seed: int
 ) -> Order:
-    return _C.order_visits(_C.BlockWeights(scores, cuts, cap), mass, unseen_mass, draws, seed)
+    return _C.order_visits(_C.BlockWeights(scores, cuts, cap), mass, unseen_mass, samples, seed)
 
 
 def draw_choice(
-    scores: Scores, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, draws: int, seed: int
+    scores: Scores, cuts: list[float], mass: list[float], unseen_mass: float, cap: float, samples: int, seed: int
 ) -> Order:
-    return _C.order_choice(_C.BlockWeights(scores, cuts, cap), mass, unseen_mass, draws, seed)
+    return _C.order_choice(_C.BlockWeights(scores, cuts, cap), mass, unseen_mass, samples, seed)
 
 
 scores_lists = st.lists(
@@ -44,37 +44,37 @@ seeds = st.integers(0, 2**64 - 1)
     mass=masses,
     unseen_mass=st.sampled_from([0.0, 2.0]),
     cap=st.sampled_from([-1.0, 3.0, 100.0, float("inf")]),
-    draws=st.integers(0, 3000),
+    samples=st.integers(0, 3000),
     seed=seeds,
 )
 def test_visits_are_the_expectation_rounded(
-    values: list[float], mass: list[float], unseen_mass: float, cap: float, draws: int, seed: int
+    values: list[float], mass: list[float], unseen_mass: float, cap: float, samples: int, seed: int
 ) -> None:
     scores = np.array(values, np.float32)
     drawable = np.array([*mass, unseen_mass])[clusters_of(scores, CUTS)] > 0
     assume(drawable.any())
-    order = draw_visits(scores, CUTS, mass, unseen_mass, cap, draws, seed)
-    check_visits(order, scores, draws * probabilities(scores, CUTS, mass, unseen_mass, cap), draws)
+    order = draw_visits(scores, CUTS, mass, unseen_mass, cap, samples, seed)
+    check_visits(order, scores, samples * probabilities(scores, CUTS, mass, unseen_mass, cap), samples)
 
 
-@pytest.mark.parametrize("draws", [1_000, 900_000, 3_000_000])
-def test_visits_of_many_blocks(draws: int) -> None:
+@pytest.mark.parametrize("samples", [1_000, 900_000, 3_000_000])
+def test_visits_of_many_blocks(samples: int) -> None:
     rng = np.random.default_rng(0)
     scores = rng.gamma(9, 0.35, 800_000).astype(np.float32)
     scores[rng.random(len(scores)) < 0.1] = np.nan
-    order = draw_visits(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0, draws, 11)
-    check_visits(order, scores, draws * probabilities(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0), draws)
+    order = draw_visits(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0, samples, 11)
+    check_visits(order, scores, samples * probabilities(scores, CUTS, [0.0, 1.0, 3.0], 0.5, 6.0), samples)
 
 
 def check_visits(
     order: npt.NDArray[np.unsignedinteger],
     scores: npt.NDArray[np.float32],
     expected: npt.NDArray[np.float64],
-    draws: int,
+    samples: int,
 ) -> None:
     """Blocks and clusters are visited floor or ceil of what is expected; a unit of the fixed point is allowed for."""
     slack = 1e-6
-    assert len(order) == draws
+    assert len(order) == samples
     visits = np.bincount(order, minlength=len(scores))
     assert (visits >= np.floor(expected - slack)).all()
     assert (visits <= np.ceil(expected + slack)).all()
@@ -116,27 +116,27 @@ def test_the_whole_phase_is_shuffled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "draws", "rounds"),
+    ("values", "samples", "rounds"),
     [([0.2, 1.5, 2.0, 3.0, np.nan], 2, 40_000), ([0.2, 1.5, 2.0, 3.0, np.nan, 0.9], 3, 8_000)],
 )
-def test_choice_includes_blocks_as_successive_draws_would(values: list[float], draws: int, rounds: int) -> None:
+def test_choice_includes_blocks_as_successive_sampling_would(values: list[float], samples: int, rounds: int) -> None:
     scores = np.array(values, np.float32)
     arguments = (CUTS, [0.5, 2.0, 2.0], 0.7, 2.8)
-    expected = inclusion_probabilities(probabilities(scores, *arguments).tolist(), draws)
+    expected = inclusion_probabilities(probabilities(scores, *arguments).tolist(), samples)
     included, first = np.zeros(len(scores)), np.zeros(len(scores))
     for seed in range(rounds):
-        ids = draw_choice(scores, *arguments, draws, seed)
+        ids = draw_choice(scores, *arguments, samples, seed)
         included[ids] += 1
         first[ids[0]] += 1
     assert (np.abs(included - rounds * expected) < 5 * np.sqrt(rounds * expected * (1 - expected))).all()
     # Heavy blocks must not come first: each place is equally likely for a chosen block.
-    assert (np.abs(first - included / draws) < 5 * np.sqrt(included * (draws - 1)) / draws).all()
+    assert (np.abs(first - included / samples) < 5 * np.sqrt(included * (samples - 1)) / samples).all()
 
 
 @pytest.mark.parametrize(
     "seed", [0xDA633FC8AD6DCFDC, 0xACAE99EC7306F6E6]
 )  # whose offsets are the least and the greatest
-def test_rounded_shares_lose_no_draw(seed: int) -> None:
+def test_rounded_shares_lose_no_sample(seed: int) -> None:
     """In doubles, six sixths are less than 1: what is missing must not go to a removed cluster, nor be lost."""
     scores = np.array([0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, np.nan], np.float32)
     assert sum([1 / 6] * 6) < 1
@@ -168,16 +168,18 @@ def test_choice_beyond_a_pass_ends_with_a_weighted_one() -> None:
     assert abs(heavy - 0.75 * rounds) < 5 * np.sqrt(0.1875 * rounds)
 
 
-@given(values=scores_lists, mass=masses, unseen_mass=st.sampled_from([0.0, 2.0]), draws=st.integers(0, 120), seed=seeds)
+@given(
+    values=scores_lists, mass=masses, unseen_mass=st.sampled_from([0.0, 2.0]), samples=st.integers(0, 120), seed=seeds
+)
 def test_choice_draws_without_replacement(
-    values: list[float], mass: list[float], unseen_mass: float, draws: int, seed: int
+    values: list[float], mass: list[float], unseen_mass: float, samples: int, seed: int
 ) -> None:
     scores = np.array(values, np.float32)
     drawable = np.flatnonzero(np.array([*mass, unseen_mass])[clusters_of(scores, CUTS)] > 0)
     assume(len(drawable) > 0)
-    order = draw_choice(scores, CUTS, mass, unseen_mass, 6.0, draws, seed)
-    assert len(order) == draws
-    for first in range(0, draws, len(drawable)):
+    order = draw_choice(scores, CUTS, mass, unseen_mass, 6.0, samples, seed)
+    assert len(order) == samples
+    for first in range(0, samples, len(drawable)):
         part = order[first : first + len(drawable)]
         assert len(set(part.tolist())) == len(part)
         assert np.isin(part, drawable).all()
@@ -195,13 +197,13 @@ def test_choice_of_many_blocks_favours_heavy_ones_by_their_weight() -> None:
 
 
 def test_a_larger_choice_holds_the_smaller_one() -> None:
-    """A block's key does not depend on the draws, and how few or many are found in another way does not show."""
+    """A block's key does not depend on the samples, and how few or many are found in another way does not show."""
     scores = np.random.default_rng(4).normal(3, 1, 1_000_000).astype(np.float32)
     scores[::50] = np.nan
     chosen: set[int] = set()
-    for draws in (100, 5000, 150_000, 700_000, 979_950):
-        order = draw_choice(scores, CUTS, [1.0, 2.0, 5.0], 1.0, 6.0, draws, 8).tolist()
-        assert len(set(order)) == draws
+    for samples in (100, 5000, 150_000, 700_000, 979_950):
+        order = draw_choice(scores, CUTS, [1.0, 2.0, 5.0], 1.0, 6.0, samples, 8).tolist()
+        assert len(set(order)) == samples
         assert chosen < set(order)
         chosen = set(order)
 
@@ -217,11 +219,11 @@ def test_a_choice_that_samples_mislead(sampled_are: str) -> None:
         hard = ~hard
     scores = np.where(hard, 12.0, 0.0).astype(np.float32)
     few = min(hard.sum(), (~hard).sum())
-    draws = int(few * 3)
-    order = draw_choice(scores, [], [1.0], 0.0, 20.0, draws, 2)
-    assert len(set(order.tolist())) == draws
+    samples = int(few * 3)
+    order = draw_choice(scores, [], [1.0], 0.0, 20.0, samples, 2)
+    assert len(set(order.tolist())) == samples
     of_hard = int(hard[order].sum())
-    assert of_hard == (hard.sum() if sampled_are == "hard" else draws)  # e^12 times as heavy
+    assert of_hard == (hard.sum() if sampled_are == "hard" else samples)  # e^12 times as heavy
     if sampled_are == "hard":  # the rest is a uniform choice of the easy ones
         easy = np.sort(order[~hard[order]])
         halves = np.histogram(easy, [0, 600_000, 1_200_000])[0] / len(easy)

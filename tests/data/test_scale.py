@@ -57,8 +57,8 @@ def test_ten_trillion_tokens(tmp_path: Path) -> None:
     assert source.documents_of(source.num_blocks - 1) == [2499]
     assert source.documents_of(per_prefix + LONGEST // SEQ) == [0, 1]  # the block that crosses into the next one
     plan = preset("lfr-v1").plan(source.num_blocks, SEQ, 1024)
-    assert plan.total_draws == pytest.approx(4 * source.num_blocks, abs=4)
-    assert plan.total_draws * SEQ > 2 * 10**13
+    assert plan.total_samples == pytest.approx(4 * source.num_blocks, abs=4)
+    assert plan.total_samples * SEQ > 2 * 10**13
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Corpora with weights: their quotas, whole passes inside them, and a Focus over all or over each."""
+"""Corpora with weights: their quotas, complete passes inside them, and a Focus over all or over each."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def scores_of(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
 
 
 def by_corpus(order: npt.NDArray[np.unsignedinteger], starts: list[int] = STARTS) -> list[npt.NDArray[np.int64]]:
-    """Each corpus' draws, in order, as ids counted from its first block."""
+    """Each corpus' samples, in order, as ids counted from its first block."""
     ids = order.astype(np.int64)
     return [ids[(ids >= a) & (ids < b)] - a for a, b in itertools.pairwise(starts)]
 
 
 @given(
     weights=st.lists(st.integers(1, 1000), min_size=1, max_size=8),
-    draws=st.integers(0, 10**12),
+    samples=st.integers(0, 10**12),
 )
-def test_quotas_are_the_weights_shares_rounded(weights: list[int], draws: int) -> None:
-    quotas = Blend(list(range(len(weights) + 1)), weights).quotas(draws)
-    assert sum(quotas) == draws
+def test_quotas_are_the_weights_shares_rounded(weights: list[int], samples: int) -> None:
+    quotas = Blend(list(range(len(weights) + 1)), weights).quotas(samples)
+    assert sum(quotas) == samples
     for quota, weight in zip(quotas, weights, strict=True):
-        assert abs(quota - Fraction(draws * weight, sum(weights))) <= 1 + Fraction(draws, 2**50)
+        assert abs(quota - Fraction(samples * weight, sum(weights))) <= 1 + Fraction(samples, 2**50)
 
 
-@pytest.mark.parametrize("draws", [1, 7, 1000, 5000])
-def test_learn_fills_quotas_by_whole_passes(draws: int) -> None:
+@pytest.mark.parametrize("samples", [1, 7, 1000, 5000])
+def test_learn_fills_quotas_by_complete_passes(samples: int) -> None:
     blend = Blend(STARTS, [0.5, 0.2, 0.3])
-    order, selection = blend.make_order(REVIEW, scores_of(1040), draws, seed=3, phase_index=2)
+    order, selection = blend.make_order(REVIEW, scores_of(1040), samples, seed=3, phase_index=2)
     assert selection is None
-    assert len(order) == draws
+    assert len(order) == samples
     served = by_corpus(order)
-    assert [len(ids) for ids in served] == blend.quotas(draws)
+    assert [len(ids) for ids in served] == blend.quotas(samples)
     for ids, size in zip(served, blend.sizes, strict=True):
         for first in range(0, len(ids), size):  # each pass ends before the next begins
             part = ids[first : first + size]

@@ -320,7 +320,7 @@ def test_a_blend_is_drawn_and_replayed(tmp_path: Path, scope: str) -> None:
     for planned, counts in zip(plan.phases, by_phase(plan, served), strict=True):
         of_first = sum(count for block, count in counts.items() if block < 20)
         if planned.phase.kind != "focus" or scope == "per-corpus":
-            assert abs(of_first - planned.draws / 2) <= 0.5
+            assert abs(of_first - planned.samples / 2) <= 0.5
     for stop in (plan.phases[1].first_step + 1, plan.phases[3].end_step - 1):
         folder = tmp_path / str(stop)
         begun = make(folder, plan, blend=blend)

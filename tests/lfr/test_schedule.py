@@ -22,27 +22,27 @@ from megatron_lfr.lfr.schedule import CLUSTERS
 
 def test_lfr_v1_is_four_epochs_as_the_paper_counts_them() -> None:
     plan = preset("lfr-v1").plan(1000, seq_length=8, global_batch_size=10)
-    assert [p.draws for p in plan.phases] == [1000, 500, 1000, 5 * 300]
+    assert [p.samples for p in plan.phases] == [1000, 500, 1000, 5 * 300]
     assert [p.phase.kind for p in plan.phases] == ["learn", "focus", "review", "focus"]
-    assert plan.total_draws == 4 * 1000
+    assert plan.total_samples == 4 * 1000
     assert plan.total_steps == 400
 
 
 def test_lfr_ends_in_review_and_follows_the_budget() -> None:
     plan = preset("lfr").plan(1000, 8, 10, train_epochs=2.5)
     assert [p.phase.kind for p in plan.phases] == ["learn", "focus", "review", "focus", "review"]
-    assert [p.draws for p in plan.phases] == [1000, 350, 500, 250, 400]
+    assert [p.samples for p in plan.phases] == [1000, 350, 500, 250, 400]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_spends_exactly_the_budget_it_is_given(name: str) -> None:
     schedule = preset(name)
     if not schedule.in_shares:
-        assert schedule.plan(1000, 8, 10).total_draws == 4000
+        assert schedule.plan(1000, 8, 10).total_samples == 4000
         return
     assert schedule.plan(1000, 8, 10, train_iters=123).total_steps == 123
-    assert schedule.plan(1000, 8, 10, train_samples=1234).total_draws == 1234
-    assert schedule.plan(1000, 8, 10, train_epochs=2.0).total_draws == 2000
+    assert schedule.plan(1000, 8, 10, train_samples=1234).total_samples == 1234
+    assert schedule.plan(1000, 8, 10, train_epochs=2.0).total_samples == 2000
 
 
 @given(
@@ -54,7 +54,7 @@ def test_shares_become_whole_steps_near_their_exact_length(shares: list[int], to
     phases = tuple(Phase("learn", share / sum(shares), "share") for share in shares)
     plan = Schedule(phases).plan(100, 8, batch, train_iters=total)
     assert plan.total_steps == total
-    assert plan.total_draws == total * batch
+    assert plan.total_samples == total * batch
     for planned in plan.phases:
         exact = planned.phase.duration * total
         assert planned.steps >= 1
@@ -69,7 +69,7 @@ def test_every_unit() -> None:
         Phase("review", 100, "tokens"),
     )
     plan = Schedule(phases).plan(10, seq_length=8, global_batch_size=4)
-    assert [p.draws for p in plan.phases] == [2, 18, 28, 13]  # 2 of 10 are scored, and 1 of these dropped
+    assert [p.samples for p in plan.phases] == [2, 18, 28, 13]  # 2 of 10 are scored, and 1 of these dropped
     assert [p.steps for p in plan.phases] == [1, 5, 7, 4]
     assert [p.first_step for p in plan.phases] == [0, 1, 6, 13]
     assert [plan.at_step(s).index for s in range(17)] == [0, *[1] * 5, *[2] * 7, *[3] * 4]
@@ -186,7 +186,7 @@ def test_a_control_differs_from_lfr_in_one_thing(name: str) -> None:
 
 
 def kept_of(schedule: Schedule, n_blocks: int, batch: int = 4, blend: Blend | None = None) -> list[int]:
-    return [planned.draws for planned in schedule.plan(n_blocks, 8, batch, blend=blend).phases]
+    return [planned.samples for planned in schedule.plan(n_blocks, 8, batch, blend=blend).phases]
 
 
 def passes(drop: float, **more: object) -> Phase:
@@ -230,10 +230,16 @@ def test_a_pass_of_unknown_length_is_refused(phases: tuple[Phase, ...]) -> None:
 def test_a_pass_after_a_blend_counts_each_corpus() -> None:
     blend = Blend([0, 100, 1000], [3.0, 1.0])
     schedule = Schedule((Phase("learn", 0.2), passes(0.5, unseen="exclude")))
-    assert kept_of(schedule, 1000, blend=blend) == [200, (100 + 50) // 2]  # 150 draws from the 100 of the first
+    assert kept_of(schedule, 1000, blend=blend) == [200, (100 + 50) // 2]  # 150 samples from the 100 of the first
     again = Schedule((Phase("learn", 0.2), Phase("review", 0.2), passes(0.5, unseen="exclude")))
     with pytest.raises(ValueError, match=r"phase 2: .* 150 to \d+ of 1000"):
         again.plan(1000, 8, 4, blend=blend)
+
+
+def test_a_focus_on_all_corpora_together_drops_a_share_of_all() -> None:
+    blend = Blend([0, 5, 30], [2.0, 1.0])
+    schedule = Schedule((Phase("learn", 3.0), passes(0.3)))
+    assert kept_of(schedule, 30, blend=blend) == [90, 21]  # 30 - floor(0.3 * 30), not 30 - floor(1.5) - floor(7.5)
 
 
 any_phase = st.builds(
@@ -285,14 +291,14 @@ def test_what_can_be_planned_can_be_made(
             if planned.phase.is_rescored:
                 np.save(JournalFiles(Path(folder)).scores_path(planned.index), rng.gamma(2, 1, n).astype(np.float32))
             scores = start_phase(planned, ledger, seed, JournalFiles(Path(folder)))
-            order, selection = blend.make_order(planned.phase, scores, planned.draws, seed, planned.index)
-            assert len(order) == planned.draws
+            order, selection = blend.make_order(planned.phase, scores, planned.samples, seed, planned.index)
+            assert len(order) == planned.samples
             assert order.max() < n
             if selection is not None and planned.phase.unit == "passes" and scope == "global":
                 kept = n - int(selection.left_out(scores).sum())
                 if planned.phase.selection == "threshold" and planned.phase.sampling == "passes":
-                    assert planned.draws <= max(1, round(planned.phase.duration * kept))
-            nll = (rng.gamma(2, 1, planned.draws) * scale).astype(np.float32)
+                    assert planned.samples <= max(1, round(planned.phase.duration * kept))
+            nll = (rng.gamma(2, 1, planned.samples) * scale).astype(np.float32)
             ledger.record_phase(planned.first_step, batch, order, nll)
 
 

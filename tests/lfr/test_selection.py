@@ -87,7 +87,7 @@ def test_cluster_visits_follow_perplexity() -> None:
     visits = np.bincount(order, minlength=len(scores))
     assert len(order) == 3000
     assert (np.abs(visits - expected) < 1 + 1e-5).all()
-    # A cluster's draws are its share up to the rounding of its blocks, each within one of its expectation.
+    # A cluster's samples are its share up to the rounding of its blocks, each within one of its expectation.
     slack = 5 * 0.5 * np.sqrt(np.bincount(cluster, kept, minlength=len(mass)))
     assert (np.abs(np.bincount(cluster, visits, minlength=len(mass)) - 3000 * mass / mass.sum()) <= slack).all()
 

@@ -115,7 +115,7 @@ class Run:
 
 
 def visits_before(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of each draw, how often its block was drawn before."""
+    """For each sample, how often its block was drawn before."""
     by_block = np.argsort(ids, kind="stable")
     new = np.diff(ids[by_block], prepend=-1) != 0
     count = np.empty(len(ids), np.int64)
@@ -134,7 +134,7 @@ def simulate(schedule: Schedule, world: World, seed: int = 1) -> Run:
     for planned in plan.phases:
         recorded = ledger.recorded_scores()
         scores = start_phase(planned, ledger, seed, NO_JOURNAL)
-        order, selection = Blend([0, n]).make_order(planned.phase, scores, planned.draws, seed, planned.index)
+        order, selection = Blend([0, n]).make_order(planned.phase, scores, planned.samples, seed, planned.index)
         if selection is not None:
             dropped = selection.left_out(scores)
             last = (ledger.step.copy(), last_in_focus.copy())
@@ -271,8 +271,8 @@ def test_scores_are_the_same_bits_everywhere() -> None:
     for planned in plan.phases:
         scores = start_phase(planned, ledger, 1, NO_JOURNAL)
         digest.update(ledger.detrended_scores().astype("<f4").tobytes())
-        order, _ = Blend([0, 3000]).make_order(planned.phase, scores, planned.draws, 1, planned.index)
-        ledger.record_phase(planned.first_step, 16, order, plain_losses(planned.draws, planned.index))
+        order, _ = Blend([0, 3000]).make_order(planned.phase, scores, planned.samples, 1, planned.index)
+        ledger.record_phase(planned.first_step, 16, order, plain_losses(planned.samples, planned.index))
     assert digest.hexdigest()[:16] == "e48f682a47982710"
 
 
@@ -305,7 +305,7 @@ def test_a_focus_after_a_blend_is_measured_against_the_blend() -> None:
     ledger = Ledger(20_000, phases.total_steps, blend)
     for planned in phases.phases:
         scores = start_phase(planned, ledger, 1, NO_JOURNAL)
-        order, _ = blend.make_order(planned.phase, scores, planned.draws, 1, planned.index)
+        order, _ = blend.make_order(planned.phase, scores, planned.samples, 1, planned.index)
         nll = 4 + 0.5 * (difficulty[order] + 0.6 * rng.normal(size=len(order)))
         ledger.record_phase(planned.first_step, batch, order, nll.astype(np.float32))
     steps = ledger.reference.curves().location[phases.phases[1].first_step :]

@@ -49,10 +49,10 @@ def probabilities(
     return result
 
 
-def inclusion_probabilities(probability: Sequence[float], draws: int) -> Doubles:
-    """P(block is among `draws` successive draws without replacement), by enumeration of all sequences."""
+def inclusion_probabilities(probability: Sequence[float], samples: int) -> Doubles:
+    """P(block is among `samples` successive draws without replacement), by enumeration of all sequences."""
     result = np.zeros(len(probability))
-    for sequence in itertools.permutations(range(len(probability)), draws):
+    for sequence in itertools.permutations(range(len(probability)), samples):
         left, chance = 1.0, 1.0
         for i in sequence:
             chance *= probability[i] / left

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from megatron_lfr.checkpoint import CheckpointStore
-from megatron_lfr.training.config import TrainingConfig
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.training.stopping import StoppedError, Stopping
 from support.checkpoint_samples import no_file_above
 from support.waiting import LIMIT

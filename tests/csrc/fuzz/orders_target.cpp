@@ -16,7 +16,7 @@ using fuzz::Weighting;
 using mlfr::Scores;
 
 // Now and then many.
-uint64_t take_draws(Reader& reader) {
+uint64_t take_samples(Reader& reader) {
     const uint64_t number = reader.take<uint16_t>();
     return number < 4096 ? 5 * number : number % 300;
 }
@@ -39,14 +39,14 @@ struct Case {
 // Draws by make(threads, out) with both types of ids and two numbers of threads; how often each block was
 // drawn.
 template <class Make>
-std::vector<uint64_t> draw_counts(const Case& input, uint64_t draws, Make make) {
-    std::vector<uint32_t> ids(draws);
-    std::vector<uint64_t> wide(draws);
+std::vector<uint64_t> sample_counts(const Case& input, uint64_t samples, Make make) {
+    std::vector<uint32_t> ids(samples);
+    std::vector<uint64_t> wide(samples);
     make(1, ids.data());
     make(input.threads, wide.data());
     require(std::equal(ids.begin(), ids.end(), wide.begin()),
             "neither threads nor the type of ids change an order");
-    require(mlfr::order_hash(ids.data(), draws, 1) == mlfr::order_hash(wide.data(), draws, input.threads),
+    require(mlfr::order_hash(ids.data(), samples, 1) == mlfr::order_hash(wide.data(), samples, input.threads),
             "order_hash");
     std::vector<uint64_t> counts(input.scores.size(), 0);
     for (const uint32_t id : ids) {
@@ -58,7 +58,7 @@ std::vector<uint64_t> draw_counts(const Case& input, uint64_t draws, Make make) 
 
 void check_permutation(const Case& input) {
     const uint64_t n = input.scores.size();
-    const auto counts = draw_counts(
+    const auto counts = sample_counts(
         input, n, [&](int threads, auto* out) { mlfr::permutation(n, input.seed, threads, out); });
     require(std::all_of(counts.begin(), counts.end(), [](uint64_t count) { return count == 1; }),
             "a permutation");
@@ -69,10 +69,10 @@ void check_visits(const Case& input, Reader& reader) {
     for (uint32_t& count : visits) count = reader.take<uint8_t>() % 5;
     if (!visits.empty() && input.seed % 64 == 0)
         visits[input.seed / 64 % visits.size()] = 70000;  // two buckets
-    const uint64_t draws = std::accumulate(visits.begin(), visits.end(), uint64_t{0});
-    require(mlfr::sum_visits(visits.data(), visits.size(), input.threads) == draws, "sum_visits");
-    const auto counts = draw_counts(input, draws, [&](int threads, auto* out) {
-        mlfr::shuffle_visits(visits.data(), visits.size(), draws, input.seed, threads, out);
+    const uint64_t samples = std::accumulate(visits.begin(), visits.end(), uint64_t{0});
+    require(mlfr::sum_visits(visits.data(), visits.size(), input.threads) == samples, "sum_visits");
+    const auto counts = sample_counts(input, samples, [&](int threads, auto* out) {
+        mlfr::shuffle_visits(visits.data(), visits.size(), samples, input.seed, threads, out);
     });
     require(std::equal(counts.begin(), counts.end(), visits.begin()), "each block as often as asked for");
 }
@@ -91,7 +91,7 @@ std::vector<uint64_t> ranked(const Case& input) {
 void check_threshold(const Case& input, Reader& reader) {
     const double drop = fuzz::take_share(reader);
     const bool keep_unseen = reader.take<uint8_t>() % 2 == 0;
-    const uint64_t draws = take_draws(reader), seen = input.seen();
+    const uint64_t samples = take_samples(reader), seen = input.seen();
     const bool legal = drop >= 0.0 && drop < 1.0 && input.finite();
     mlfr::Threshold found{};
     const bool refused =
@@ -109,19 +109,19 @@ void check_threshold(const Case& input, Reader& reader) {
     if (seen > 0)
         require(input.scores[ids[found.dropped]] == found.cut, "the cut is the lowest score that is kept");
     const auto size = static_cast<uint64_t>(std::count(kept.begin(), kept.end(), true));
-    if (size == 0 && draws > 0) {
+    if (size == 0 && samples > 0) {
         uint32_t none;
         require(throws<std::invalid_argument>(
-                    [&] { mlfr::order_threshold(input.view(), drop, keep_unseen, draws, 0, 1, &none); }),
+                    [&] { mlfr::order_threshold(input.view(), drop, keep_unseen, samples, 0, 1, &none); }),
                 "nothing to draw from");
         return;
     }
-    const auto counts = draw_counts(input, draws, [&](int threads, auto* out) {
-        mlfr::order_threshold(input.view(), drop, keep_unseen, draws, input.seed, threads, out);
+    const auto counts = sample_counts(input, samples, [&](int threads, auto* out) {
+        mlfr::order_threshold(input.view(), drop, keep_unseen, samples, input.seed, threads, out);
     });
     for (uint64_t i = 0; i < counts.size(); ++i) {
-        const bool right = kept[i] ? counts[i] - draws / size <= (draws % size > 0) : counts[i] == 0;
-        require(right, "whole passes over what is kept");
+        const bool right = kept[i] ? counts[i] - samples / size <= (samples % size > 0) : counts[i] == 0;
+        require(right, "complete passes over what is kept");
     }
 }
 
@@ -160,7 +160,7 @@ bool is_legal(const Weighting& weighting) {
            cap >= static_cast<double>(std::numeric_limits<float>::lowest());
 }
 
-// How many draws each block and each cluster can expect; nothing where the weighting is illegal.
+// How many samples each block and each cluster can expect; nothing where the weighting is illegal.
 struct Expected {
     std::vector<size_t> cluster;
     std::vector<double> block, of_cluster;
@@ -203,21 +203,22 @@ bool is_rounded(uint64_t count, double expected) {
 
 void check_weighted_visits(const Case& input, Reader& reader) {
     const Weighting weighting = fuzz::take_weighting(reader);
-    const uint64_t draws = take_draws(reader);
+    const uint64_t samples = take_samples(reader);
     const Expected expected(input, weighting);
     auto draw = [&](uint64_t number, int threads, auto* out) {
         mlfr::order_visits(weighting.of(input.view(), threads), weighting.mass, number, input.seed, threads,
                            out);
     };
     uint32_t none;
-    if (!expected.legal() || draws == 0) {
-        require(throws<std::invalid_argument>([&] { draw((uint64_t{1} << 40) + draws, 1, &none); }),
+    if (!expected.legal() || samples == 0) {
+        require(throws<std::invalid_argument>([&] { draw((uint64_t{1} << 40) + samples, 1, &none); }),
                 "order_visits refuses what is illegal");
     }
     if (!expected.legal()) return;
-    const auto counts = draw_counts(input, draws, [&](int threads, auto* out) { draw(draws, threads, out); });
+    const auto counts =
+        sample_counts(input, samples, [&](int threads, auto* out) { draw(samples, threads, out); });
     std::vector<uint64_t> of_cluster(expected.of_cluster.size(), 0);
-    const auto all = static_cast<double>(draws);
+    const auto all = static_cast<double>(samples);
     for (uint64_t i = 0; i < counts.size(); ++i) {
         of_cluster[expected.cluster[i]] += counts[i];
         require(is_rounded(counts[i], all * expected.block[i]), "visits of a block");
@@ -231,10 +232,10 @@ void check_weighted_visits(const Case& input, Reader& reader) {
 
 void check_choice(const Case& input, Reader& reader) {
     const Weighting weighting = fuzz::take_weighting(reader);
-    const uint64_t draws = take_draws(reader);
+    const uint64_t samples = take_samples(reader);
     const Expected expected(input, weighting);
     auto choose = [&](int threads, auto* out) {
-        mlfr::order_choice(weighting.of(input.view(), threads), weighting.mass, draws, input.seed, threads,
+        mlfr::order_choice(weighting.of(input.view(), threads), weighting.mass, samples, input.seed, threads,
                            out);
     };
     if (!expected.legal()) {
@@ -246,11 +247,11 @@ void check_choice(const Case& input, Reader& reader) {
     auto drawable = [&](size_t cluster) { return expected.of_cluster[cluster] > 0.0; };
     const auto all =
         static_cast<uint64_t>(std::count_if(expected.cluster.begin(), expected.cluster.end(), drawable));
-    const auto counts = draw_counts(input, draws, choose);
+    const auto counts = sample_counts(input, samples, choose);
     for (uint64_t i = 0; i < counts.size(); ++i) {
         const bool right =
-            drawable(expected.cluster[i]) ? counts[i] - draws / all <= (draws % all > 0) : counts[i] == 0;
-        require(right, "whole passes, then none twice");
+            drawable(expected.cluster[i]) ? counts[i] - samples / all <= (samples % all > 0) : counts[i] == 0;
+        require(right, "complete passes, then none twice");
     }
 }
 

@@ -33,7 +33,7 @@ std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
     const mlfr::Mass mass{{1.0, 2.0, 3.0}, 0.5};
     std::vector<uint64_t> found;
     std::vector<uint32_t> ids(n);
-    auto add = [&](uint64_t draws) { found.push_back(mlfr::order_hash(ids.data(), draws, threads)); };
+    auto add = [&](uint64_t samples) { found.push_back(mlfr::order_hash(ids.data(), samples, threads)); };
     mlfr::permutation(n, seed, threads, ids.data());
     add(n);
     const std::vector<uint32_t> visits(n, 1);

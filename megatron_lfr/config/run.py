@@ -18,6 +18,7 @@ import torch
 import tyro
 import yaml
 
+from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.lfr import PRESETS, Schedule, preset
@@ -28,7 +29,6 @@ from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
-from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

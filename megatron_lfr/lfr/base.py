@@ -10,9 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr import _C
 from megatron_lfr.lfr.blend import BlendSelection
-from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 from megatron_lfr.lfr.selection import Order, Scores, Selection
 
@@ -26,7 +24,7 @@ class PhaseStart:
     planned: PlannedPhase
     order_hash: int
     scores: Scores
-    """Of all blocks; empty on a Follower."""
+    """Of all blocks; empty on a CurriculumFollower."""
     selection: Selection | BlendSelection | None
 
 
@@ -38,12 +36,12 @@ class Sharing(Protocol):
         ValueError where machines made different ones."""
         ...
 
-    def agree(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         """The first process' value."""
         ...
 
 
-class Course(ABC):
+class BaseCurriculum(ABC):
     """A run's way through `plan`: which step is next, and the ids of the current phase."""
 
     def __init__(self, plan: Plan) -> None:
@@ -68,7 +66,7 @@ class Course(ABC):
 
     @property
     def order(self) -> Order:
-        """Ids of the current phase's draws, in the order of training."""
+        """Ids of the current phase's samples, in the order of training."""
         return self._order
 
     @abstractmethod
@@ -124,40 +122,3 @@ class Course(ABC):
     def _check_recorded_step(self, step: int) -> None:
         if step != self._next_step or self.current is None or self.at_boundary:
             raise ValueError(f"record: expected step {self._next_step} of an entered phase, got step {step}")
-
-
-class Follower(Course):
-    """The course of a process whose machine has another one that keeps the curriculum: it is given each order, and
-    keeps neither losses nor a journal."""
-
-    def __init__(self, plan: Plan, sharing: Sharing, rescore: Rescore | None = None) -> None:
-        super().__init__(plan)
-        self._sharing = sharing
-        self._rescore = rescore
-
-    def enter_phase(self) -> PhaseStart:
-        if self.at_boundary:
-            planned = self.plan.at_step(self._next_step)
-            if planned.phase.is_rescored:
-                assert self._rescore is not None
-                rescore_blocks(None, planned.index, self.plan.n_blocks, self._rescore, self._sharing.agree)
-            self._take_order(planned)
-        assert self.current is not None
-        return self.current
-
-    def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
-        self._check_recorded_step(step)
-        self._next_step = step + 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the state is the curriculum's."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next_step = int(state["step"])
-        if int(state["phase"]) >= 0:
-            self._take_order(self.plan.phases[int(state["phase"])])
-
-    def _take_order(self, planned: PlannedPhase) -> None:
-        self._order = self._sharing.share_order(planned.index, None)
-        self.current = PhaseStart(planned, _C.order_hash(self._order), np.empty(0, np.float32), None)
