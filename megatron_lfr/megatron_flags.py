@@ -39,9 +39,10 @@ class RefusedFlag:
 
 
 TABLE = Path(__file__).with_name("megatron_flags.csv")
-"""A table with a row for each group of flags that are treated alike. Its columns are: accepted or refused, the part of a
-run that the flags are about, the flags, their number of values, the legal values (empty for any), the reason, and what
-to give instead; words are separated by spaces. tools/megatron_flags_page.py makes docs/megatron_flags.md from it."""
+"""A table with a row for each group of flags that are treated alike. Its columns are: accepted or refused, the part of
+a run that the flags are about, the flags, their number of values, the legal values (empty for any), the reason, and
+what to give instead; words are separated by spaces. tools/megatron_flags_page.py makes docs/megatron_flags.md from
+it."""
 
 
 def read_table() -> list[dict[str, str]]:
