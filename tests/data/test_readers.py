@@ -162,10 +162,10 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
     (line,) = capsys.readouterr().err.splitlines()
     found, reasons = line.split("; left out: ")
     assert found == "inputs: 4"
-    expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 no regular file"]
+    expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 not a regular file"]
     unknown = ["1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
     assert sorted(reasons.split(", ")) == sorted([*expected, *unknown])
-    with pytest.raises(ValueError, match=r"pipe\.txt: is no regular file"):
+    with pytest.raises(ValueError, match=r"pipe\.txt: is not a regular file"):
         prepare([folder / "pipe.txt"], out)
 
 
@@ -220,7 +220,11 @@ def test_damaged_parquet_files_and_missing_columns_are_named(tmp_path: Path, out
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-5])
     cases = [
         ("b.parquet", {}, r"b\.parquet: not a Parquet file"),
-        ("a.parquet", {"json_key": "body"}, r"a\.parquet: no column 'body'; there is 'unused', 'domain', 'text'"),
+        (
+            "a.parquet",
+            {"json_key": "body"},
+            r"a\.parquet: no column 'body'; its columns are 'unused', 'domain', 'text'",
+        ),
         ("a.parquet", {"domain_key": "source"}, "no column 'source'"),
         ("a.parquet", {"json_key": "unused"}, r"a\.parquet:1: key 'unused' is not a string but int"),
     ]
@@ -346,5 +350,5 @@ def test_bad_names_and_columns_of_the_hub(out: Path) -> None:
     for name in ("hf:", "hf:a::b", "hf:a:b:c:d"):
         with pytest.raises(ValueError, match="must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"):
             prepare([Path(name)], out)
-    with pytest.raises(ValueError, match="--input hf:a: no column 'body'; there is 'text', 'domain'"):
+    with pytest.raises(ValueError, match="--input hf:a: no column 'body'; its columns are 'text', 'domain'"):
         prepare([Path("hf:a")], out, json_key="body")

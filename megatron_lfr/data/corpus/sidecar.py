@@ -109,7 +109,7 @@ def output_prefix_of(prefix: Path) -> str | None:
 
 def _parse(path: Path) -> Sidecar:
     if not path.is_file():
-        raise ValueError(f"{path}: is no regular file")
+        raise ValueError(f"{path}: is not a regular file")
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path}: damaged: too large")
     try:

@@ -153,7 +153,7 @@ def run(config: PreprocessConfig) -> Summary:
     summary = Summary(state.sealed, state.broken, stale_corpora(config.output_prefix, state.sealed))
     if summary.stale:
         names = ", ".join(path.name for path in summary.stale)
-        print(f"preprocess: not of this input, and left as they were: {names}", file=sys.stderr)
+        print(f"preprocess: not made from this input, and left as they are: {names}", file=sys.stderr)
     _print_summary(summary, config.progress)
     return summary
 

@@ -242,7 +242,7 @@ def _decode(data: bytes) -> str:
 def _string(record: dict[str, Any], key: str) -> str:
     if key not in record:
         keys = ", ".join(repr(name) for name in list(record)[:8])
-        raise BrokenDocument(f"no key {key!r}", f"; there is {keys or 'none'}")
+        raise BrokenDocument(f"no key {key!r}", f"; its keys are {keys or 'none'}")
     value = record[key]
     if not isinstance(value, str):
         raise BrokenDocument(f"key {key!r} is not a string", f" but {type(value).__name__}")

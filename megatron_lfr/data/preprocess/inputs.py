@@ -143,7 +143,7 @@ def _why_not(path: Path) -> str | None:
         return "links that lead nowhere"
     if _kind(path) not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) and path.suffix.lower() not in TABLE_SUFFIXES:
         return f"of unknown kind ({visible(path.suffix) or 'no ending'})"
-    return None if path.is_file() else "no regular file"
+    return None if path.is_file() else "not a regular file"
 
 
 def _kind(path: Path) -> str:
@@ -153,8 +153,8 @@ def _kind(path: Path) -> str:
 
 def _file(path: Path, columns: Columns) -> Reader:
     if not path.is_file():
-        is_there = "is no regular file, and could not be read again after a kill"
-        raise ValueError(f"--input {path}: {is_there if path.exists() else 'no such file'}")
+        reason = "is not a regular file, and could not be read again after a kill" if path.exists() else "no such file"
+        raise ValueError(f"--input {path}: {reason}")
     kind, size = _kind(path), path.stat().st_size
     if path.suffix.lower() == ".zst":
         _require("zstandard", str(path))

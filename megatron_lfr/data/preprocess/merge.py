@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import common_sidecar
-from megatron_lfr.data.preprocess.output import stands
+from megatron_lfr.data.preprocess.output import exists
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 
@@ -52,16 +52,16 @@ def merge(config: MergeConfig) -> MergeSummary:
         raise ValueError(f"--output-prefix {output}: must name a file in a folder that exists")
     dtype = IndexedDataset(config.input[0]).dtype
     sidecar, everywhere = common_sidecar(_checked(config, dtype), "--input")
-    if stands(output) and not config.overwrite:
-        raise ValueError(f"--output-prefix {output}: is there already; give another name, or --overwrite to replace it")
+    if exists(output) and not config.overwrite:
+        raise ValueError(f"--output-prefix {output}: already exists; give another name, or --overwrite to replace it")
     with IndexedDatasetWriter(output, dtype) as writer:
         for prefix in config.input:
             writer.add_dataset(IndexedDataset(prefix))
         if sidecar is not None and everywhere:
-            whole = dataclasses.replace(
+            merged = dataclasses.replace(
                 sidecar, output_prefix=output.name, documents=writer.num_documents, tokens=writer.num_tokens
             )
-            writer.meta = whole.to_json()
+            writer.meta = merged.to_json()
     return MergeSummary(output, writer.num_documents, writer.num_tokens, writer.meta is not None)
 
 

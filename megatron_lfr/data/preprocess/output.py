@@ -93,12 +93,12 @@ class Output:
 
     def _open(self, domain: str | None, first_seen: str, extent: Extent | None) -> None:
         path = self._path(domain, first_seen)
-        if extent is None and stands(path):
+        if extent is None and exists(path):
             owner = output_prefix_of(path)
             if domain is not None and owner not in (None, self._prefix.name):
-                raise ValueError(f"{first_seen}: the corpus {path} is there already, of --output-prefix {owner!r}")
+                raise ValueError(f"{first_seen}: the corpus {path} already exists, of --output-prefix {owner!r}")
             if not self._overwrite:
-                raise ValueError(f"{first_seen}: the corpus {path} is there already; --overwrite replaces it")
+                raise ValueError(f"{first_seen}: the corpus {path} already exists; --overwrite replaces it")
         self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent)
         self._skipped[domain] = 0
 
@@ -124,31 +124,31 @@ def corpora_of(prefix: Path, by_domain: bool) -> list[Path]:
     """
     if not by_domain:
         path = domain_prefix(prefix, None)
-        return [path] if stands(path) else []
-    found = prefix.parent.glob(f"{escape(prefix.name)}_*_text_document.*")
-    paths = sorted({path.with_suffix("") for path in found if path.suffix in (".bin", ".idx")})
+        return [path] if exists(path) else []
+    files = prefix.parent.glob(f"{escape(prefix.name)}_*_text_document.*")
+    paths = sorted({path.with_suffix("") for path in files if path.suffix in (".bin", ".idx")})
     return [path for path in paths if output_prefix_of(path) in (None, prefix.name)]
 
 
 def refuse_replacing(prefix: Path, by_domain: bool) -> None:
     """ValueError names a finished corpus that a run under this --output-prefix would replace."""
-    found = corpora_of(prefix, by_domain)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    finished = corpora_of(prefix, by_domain)
+    if finished:
+        more = f" (and {len(finished) - 1} more)" if len(finished) > 1 else ""
         raise ValueError(
-            f"--output-prefix {prefix}: the corpus {found[0]}{more} is there already; give another name, or "
+            f"--output-prefix {prefix}: the corpus {finished[0]}{more} already exists; give another name, or "
             "--overwrite to replace it"
         )
 
 
 def stale_corpora(prefix: Path, written: list[PrefixSummary]) -> list[Path]:
     """The corpora under an --output-prefix that a run has not written."""
-    found = [path for by_domain in (False, True) for path in corpora_of(prefix, by_domain)]
-    return [path for path in found if path not in [summary.prefix for summary in written]]
+    finished = [path for by_domain in (False, True) for path in corpora_of(prefix, by_domain)]
+    return [path for path in finished if path not in [summary.prefix for summary in written]]
 
 
-def stands(path: Path) -> bool:
-    """Whether there is a corpus, or half of one, under a prefix."""
+def exists(path: Path) -> bool:
+    """Whether a prefix has a .bin or an .idx file."""
     return any(with_suffix(path, suffix).exists() for suffix in (".bin", ".idx"))
 
 

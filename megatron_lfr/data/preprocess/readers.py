@@ -115,7 +115,7 @@ class ParquetReader:
             for column in (self.columns.text, self.columns.domain):
                 if column is not None and column not in file.schema_arrow.names:
                     names = ", ".join(map(repr, file.schema_arrow.names[:8]))
-                    raise ValueError(f"--input {self.path}: no column {column!r}; there is {names}")
+                    raise ValueError(f"--input {self.path}: no column {column!r}; its columns are {names}")
 
     def parts(self, offset: int, lines: int, part_bytes: int) -> Iterator[Progressed]:
         with self._open() as file, _damage_named(self.path):
@@ -129,8 +129,8 @@ class ParquetReader:
         while groups and skip >= file.metadata.row_group(groups[0]).num_rows:
             skip -= file.metadata.row_group(groups.pop(0)).num_rows
         text, domain = self.columns.text, self.columns.domain
-        wanted = list(dict.fromkeys(column for column in (text, domain) if column is not None))
-        for batch in file.iter_batches(_PARQUET_ROWS, groups, wanted):
+        columns = list(dict.fromkeys(column for column in (text, domain) if column is not None))
+        for batch in file.iter_batches(_PARQUET_ROWS, groups, columns):
             kept = batch.slice(skip)
             skip = max(0, skip - len(batch))
             texts = _cells(kept.column(text))
@@ -171,7 +171,7 @@ class HubReader:
 
     def _cell(self, row: dict[str, Any], column: str) -> Any:
         if column not in row:
-            raise ValueError(f"--input {self.name}: no column {column!r}; there is {', '.join(map(repr, row))}")
+            raise ValueError(f"--input {self.name}: no column {column!r}; its columns are {', '.join(map(repr, row))}")
         return row[column]
 
 

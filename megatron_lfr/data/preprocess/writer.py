@@ -182,7 +182,7 @@ class IndexedDatasetWriter:
                     f"({limits.min}..{limits.max})"
                 )
         if tokens.size > np.iinfo(np.intc).max:
-            raise ValueError(f"{self.prefix}: {tokens.size} tokens in one piece; the format's limit is 2147483647")
+            raise ValueError(f"{self.prefix}: {tokens.size} tokens in one sequence; the format's limit is 2147483647")
         return np.ascontiguousarray(tokens, self.dtype.newbyteorder("<"))
 
     def _append(self, tokens: npt.NDArray[Any]) -> None:
