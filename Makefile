@@ -17,7 +17,7 @@ demo: $(STAMP)
 # A process for each core, one thread in each: most models of the tests are too small for more. Files in the order of
 # tests/conftest.py: by the number of their tests, those of whole runs would come last, and leave one process to itself.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 # Stores in tests/golden what the present code does, and prints what changed. NEW_RUN=1: the stored run too.
 golden: $(STAMP)
@@ -31,7 +31,8 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
-# torch comes first and pinned, so that nothing else chooses a build of it.
+# torch comes first and pinned, so that nothing else chooses a build of it. Of megatron-core, which tests read corpora
+# with, nothing that it needs is installed: its datasets need NumPy and torch.
 $(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +40,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*/*)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) "$$(grep '^torch==' $(CONSTRAINTS))"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) setuptools wheel pybind11 ninja
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e ".[test,lint]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) --no-deps megatron-core
 	touch $@
 
 clean:

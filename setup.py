@@ -84,7 +84,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_lfr", "megatron_lfr.*"]),
-    package_data={"megatron_lfr": ["py.typed", "*.pyi", "report/assets/*"]},
+    package_data={"megatron_lfr": ["py.typed", "*.pyi", "megatron_flags.csv", "report/assets/*"]},
     ext_modules=[extension],
     cmdclass={"build_ext": NinjaBuild},
     install_requires=[
@@ -112,6 +112,7 @@ setup(
             "accelerate>=1.1",
             "zstandard>=0.22",
             "pyarrow>=15",
+            "lm-eval>=0.4.9",
         ],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },

@@ -1,4 +1,4 @@
-"""megatron-lfr: preprocess a corpus, train on it, report on it."""
+"""The command `megatron-lfr`: preprocess a corpus, train on it, report on it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
 
   tokenizer    train a byte-level BPE tokenizer on text
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
-  merge        join indexed corpora to one
-  train        pretrain a Llama with Learn-Focus-Review; continue a run that was stopped
-  evaluate     losses of a run's model on a corpus, and its results on tasks
-  inspect      the blocks, documents and text behind a step; the history of a block or a domain
+  merge        join indexed corpora into one
+  train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
+  evaluate     compute the losses of a run's model on a corpus, and its results on tasks
+  inspect      show the blocks, documents and text behind a step, or the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
-  convert      a run's weights to a Hugging Face folder (to-hf), or such a folder to a run (from-hf)
-  estimate     memory, tokens, steps and FLOPs of a configuration, without running it
+  convert      turn a run's weights into a Hugging Face folder (to-hf), or such a folder into a run (from-hf)
+  estimate     estimate memory, tokens, steps and FLOPs of a configuration, without running it
 """
 
 
@@ -111,15 +111,15 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Bad input, or a loss that stays not finite, ends with one line on stderr and exit code 2; Ctrl-C
-    with one line and 130, unless it leaves `train` time to save."""
+    """Run a command and return its exit code. Bad input, or a loss that stays not finite, ends it with one line on
+    stderr and code 2; Ctrl-C ends it with one line and code 130, unless it leaves `train` time to save."""
     output.prepare()
     with interrupt.interruptible():
         try:
             code = _run(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
             return code
-        except OSError as error:  # a command's own are told by `_run`
+        except OSError as error:  # from the flush: `_run` reports those of a command
             print(f"megatron-lfr: error: {describe(error)}", file=sys.stderr)
             return 2
 
@@ -146,9 +146,9 @@ def _run(words: list[str]) -> int:
 
 
 def _print_end(command: str, text: str, error: BaseException) -> None:
-    """One line on stderr (a list of errors takes one each), with what was noted on the way out."""
-    whole = "; ".join([f"megatron-lfr {command}: {text}", *getattr(error, "__notes__", [])])
-    print("\n".join(map(output.visible, whole.split("\n"))), file=sys.stderr)
+    """Print one line on stderr (each error of a list gets a line of its own), with the notes added to the error."""
+    message = "; ".join([f"megatron-lfr {command}: {text}", *getattr(error, "__notes__", [])])
+    print("\n".join(map(output.visible, message.split("\n"))), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ def forbid_drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
+LONGEST = [
+    "distributed/test_faults.py",
+    "training/test_resume.py",
+    "distributed/test_parity.py",
+    "distributed/test_engine.py",
+]
+"""Files of minutes each, as --durations says of the whole suite."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file of minutes, which would come among the last and leave one of two processes without work, comes first."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    """The longest files come first: among the last, one would leave the other of two processes without work."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get("/".join(item.path.parts[-2:]), len(LONGEST)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lfr.output import print_table
+from megatron_lfr.output import number, print_table
 
 PROGRAM = """
 import sys
@@ -77,3 +77,10 @@ def test_no_number_is_cut(
         assert word in out
     fits = columns in (400, None)
     assert len(out.splitlines()) == (14 + 5 if fits else 14 * 13 + 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.34567, "2.3457"), (3, "3.0000"), (None, "-"), (float("nan"), "-"), (True, "-"), ("2.5", "-")]
+)
+def test_a_loss_as_text(value: object, text: str) -> None:
+    assert number(value) == text

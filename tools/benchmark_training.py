@@ -50,7 +50,8 @@ def random_batch(rows: int, seq_length: int, vocab_size: int, step: int) -> Batc
     tokens = torch.randint(0, vocab_size, (rows, seq_length + 1), generator=torch.Generator().manual_seed(step))
     inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     mask = torch.ones(rows, seq_length)
-    return Batch(step, np.arange(rows), slice(0, rows), inputs, labels, mask, None, None, rows * seq_length)
+    batch = Batch(step, np.arange(rows), slice(0, rows), inputs, labels, mask, None, None, rows * seq_length)
+    return batch.pinned() if torch.cuda.is_available() else batch
 
 
 def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace) -> list[float]:

@@ -15,30 +15,31 @@ class DataConfig:
 
     data_path: list[str] = field(default_factory=list)
     """Prefixes of the preprocessed corpus (`<prefix>.bin`, `<prefix>.idx`), one for each domain. With a weight before
-    each (0.3 a 0.7 b), they get these shares of what Learn and Review draw; without, every block counts the same."""
+    each (0.3 a 0.7 b), the prefixes get these shares of the samples of Learn and Review; without weights, every block
+    counts the same."""
     data_args_path: str | None = None
-    """A file that holds what would follow --data-path, separated by white space."""
+    """A file with the words that would follow --data-path, separated by white space."""
     split: str = "99,1,0"
     """Shares of each prefix's documents for training, validation and test, in this order."""
     seq_length: int = 2048
-    """Tokens of a block: one training sequence."""
+    """Tokens in a block, which is one training sequence."""
     tokenizer_model: str | None = None
     """The tokenizer that the corpus was made with: a `tokenizers` JSON file, a folder that holds tokenizer.json, or
-    `bytes`. Gives the vocabulary's size and the end-of-document token."""
+    `bytes`. It gives the size of the vocabulary and the end-of-document token."""
     eod_token: str | None = None
-    """The tokenizer's end-of-document token, where neither the files beside tokenizer.json nor the names of its special
-    tokens tell which it is."""
+    """The tokenizer's end-of-document token; needed only where neither the files beside tokenizer.json nor the names
+    of its special tokens show which it is."""
     bos: bool = False
-    """Documents start with the tokenizer's start-of-document token, and so do the texts that the model is evaluated on.
-    Follows from the corpus, and need not be given."""
+    """Documents start with the tokenizer's start-of-document token, and so will the texts that the model is evaluated
+    on. The corpus decides this, so the flag need not be given."""
     eod_mask_loss: bool = False
     """Do not train on predicting what follows an end-of-document token."""
     reset_position_ids: bool = False
     """Count positions anew after each end-of-document token."""
     reset_attention_mask: bool = False
-    """Tokens attend to their own document only."""
+    """Let tokens attend to their own document only."""
     prefetch: int = 2
-    """Steps that the loader reads ahead."""
+    """Number of steps that the loader reads ahead."""
 
     def validate(self) -> None:
         if self.data_path and self.data_args_path is not None:

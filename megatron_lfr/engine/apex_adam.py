@@ -31,13 +31,13 @@ class ApexAdamW(FusedAdam):  # type: ignore[misc]
                 group["lr"] = torch.full_like(self.found_inf, group["lr"])
         # FusedAdam counts a step of a group by what it has found before, and only then asks.
         self._dummy_overflow_buf.copy_(self.found_inf)
-        super().step(closure, grad_scaler=_Found(self.found_inf))
+        super().step(closure, grad_scaler=_GivenOverflow(self.found_inf))
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["step"] = group["step"][0].float()
 
 
-class _Found:
+class _GivenOverflow:
     """What FusedAdam asks of a gradient scaler."""
 
     def __init__(self, found_inf: Tensor) -> None:

@@ -20,27 +20,27 @@ class OptimizerConfig:
     lr: float = 3e-4
     """Peak learning rate."""
     min_lr: float = 0.0
-    """Learning rate that the decay ends at."""
+    """Learning rate at the end of the decay."""
     lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = "cosine"
-    """Shape of the decay. WSD: warm up, stay, decay at the end."""
+    """Shape of the learning rate's decay. WSD (warm-up, stable, decay) holds the peak and decays at the end."""
     lr_decay_iters: int | None = None
     """Steps until the decay is complete; by default the run's total."""
     lr_decay_samples: int | None = None
-    """The same in blocks."""
+    """Samples (visits of blocks) until the decay is complete, instead of --lr-decay-iters."""
     lr_warmup_iters: int = 0
     """Steps of linear warm-up from 0."""
     lr_warmup_samples: int = 0
-    """The same in blocks."""
+    """Samples (visits of blocks) of linear warm-up from 0, instead of --lr-warmup-iters."""
     lr_warmup_fraction: float | None = None
-    """The same as a share of the decay's steps."""
+    """Length of the linear warm-up from 0 as a share of the decay's steps, instead of --lr-warmup-iters."""
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"
-    """Shape of the decay at the end of WSD."""
+    """Shape of the decay at the end of --lr-decay-style WSD."""
     lr_wsd_decay_iters: int | None = None
-    """Steps of the decay at the end of WSD; by default a tenth of the run."""
+    """Steps of the decay at the end of --lr-decay-style WSD; by default a tenth of the run."""
     lr_wsd_decay_samples: int | None = None
-    """The same in blocks."""
+    """Samples (visits of blocks) of the decay at the end of --lr-decay-style WSD, instead of --lr-wsd-decay-iters."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; norms have none."""
+    """Decoupled weight decay of all weights but those of norms."""
     adam_beta1: float = 0.9
     """Decay of AdamW's first moment."""
     adam_beta2: float = 0.999
@@ -50,7 +50,7 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     adam_kernel: Literal["torch", "apex"] = "torch"
-    """PyTorch's fused AdamW, or apex's FusedAdam, which needs a GPU."""
+    """What computes AdamW: PyTorch's fused kernel, or apex's FusedAdam, which needs a GPU."""
 
     def validate(self) -> None:
         check_package("--adam-kernel", self.adam_kernel)

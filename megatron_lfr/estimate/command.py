@@ -1,4 +1,4 @@
-"""`megatron-lfr estimate`: what a run of these flags would take, without a GPU and without running anything."""
+"""`megatron-lfr estimate`: what a run with these flags would take, without a GPU and without running anything."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
 
-USAGE = """megatron-lfr estimate [flags of megatron-lfr train, --config too] and
+USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] and
 
-  --world-size N         ranks; by default as few as the layout needs
-  --blocks N             training blocks of the corpus, where it is not here
-  --corpus-tokens N      the same in tokens, of which --split leaves some for validation
-  --tokens-per-second X  of all ranks together: gives times
-  --gpu-memory GB        warn where a rank needs more, in units of 10^9 bytes
+  --world-size N         number of ranks; by default the fewest that the layout needs
+  --blocks N             training blocks of the corpus, instead of reading them from --data-path
+  --corpus-tokens N      tokens of the whole corpus, instead of --blocks; --split takes some for validation
+  --tokens-per-second X  throughput of all ranks together; adds times to the estimate
+  --gpu-memory GB        warn if a rank needs more memory than this, in units of 10^9 bytes
   --json                 print JSON instead of tables
 
-Memory is what tensors take in the native engine; the CUDA context, communication buffers and fragmentation come on top.
+Memory is what tensors take in the native engine, without the CUDA context, communication buffers and fragmentation.
 """
 
 
 @dataclass(frozen=True)
 class Options:
-    """The flags that are not those of a run."""
+    """The flags that `estimate` has in addition to those of a run."""
 
     world_size: int | None
     blocks: int | None
@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
-    """Everything that is printed, as plain values: bytes, tokens, steps, floating-point operations, seconds.
+    """Return everything that is printed, as plain values: bytes, tokens, steps, floating-point operations, seconds.
 
-    ValueError for what `train` would refuse too, apart from what an estimate does not need.
+    Raises ValueError for whatever `train` would refuse, except where an estimate does not need it.
     """
     world_size = options.world_size or config.parallel.model_parallel_size
     warnings = []
@@ -110,10 +110,10 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
 
 
 def _take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
-    """Our own flags, and the rest."""
+    """Split the command line into our own flags and those of a run."""
     rest = [word for word in argv if word != "--json"]
     wants_json = len(rest) < len(argv)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for flag, kind in (
         ("--world-size", int),
         ("--blocks", int),
@@ -130,14 +130,14 @@ def _take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
                 raise ValueError(f"{flag} {text}: expected a number") from None
             if not 0 < value < float("inf"):
                 raise ValueError(f"{flag} {text}: must be positive and finite")
-        found[flag[2:].replace("-", "_")] = value
-    if found["blocks"] and found["corpus_tokens"]:
+        values[flag[2:].replace("-", "_")] = value
+    if values["blocks"] and values["corpus_tokens"]:
         raise ValueError("give one of --blocks and --corpus-tokens")
-    return Options(**found, json=wants_json), rest
+    return Options(**values, json=wants_json), rest
 
 
 def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
-    """The configuration with what only a real run needs filled in: a run folder, kernels, a corpus."""
+    """Fill in the settings that only a real run needs: a run folder, kernels, a corpus."""
     training = dataclasses.replace(config.training, layer_kernels="torch", attention_backend="auto")
     optimizer = dataclasses.replace(config.optimizer, adam_kernel="torch")
     checkpoint = dataclasses.replace(config.checkpoint, save="-", load=None, finetune=False)
@@ -150,7 +150,7 @@ def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
 
 
 def _corpus(config: RunConfig, options: Options) -> tuple[int, Blend | None]:
-    """Training blocks of the corpus, and how its prefixes share the samples, where they are known."""
+    """Return the number of training blocks, and how the prefixes of the corpus share the samples, if they are known."""
     data = config.data
     if options.blocks:
         return options.blocks, None
@@ -164,7 +164,7 @@ def _corpus(config: RunConfig, options: Options) -> tuple[int, Blend | None]:
 
 
 def _memory(config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
-    """By pipeline rank; the other ranks of a stage hold the same."""
+    """Return the memory of each pipeline rank; all ranks of a stage hold the same."""
     layout, batch = config.parallel, micro_batch(config, model)
     ranks = layout.data_parallel_size(world_size)
     micro_batches = global_batch_size // ranks // batch.rows

@@ -32,42 +32,43 @@ from megatron_lfr.training.evaluation import Keep, evaluate
 Split = Literal["train", "valid", "test", "all", "none"]
 
 _RESULTS_BEGIN = b'{\n "run":'
-"""How a file of results begins: such a one may be replaced."""
+"""The beginning of a file of results; a file that begins so may be replaced."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluate the model of a run: loss and perplexity by domain, and tasks.
 
-    Configuration and weights come from the run folder. Under torchrun, the ranks share the blocks and the items; each
-    holds the whole model.
+    The configuration and the weights come from the run folder. Under torchrun, the ranks share the blocks and the
+    items, and each rank holds the complete model.
     """
 
     run: Annotated[Path, tyro.conf.arg(aliases=["--load"])]
-    """The run folder (what --save was). Under torchrun write --load: it takes --run for a flag of its own."""
+    """The run folder (--save of the training). Under torchrun write --load instead, as torchrun takes --run for a flag
+    of its own."""
     iteration: int | None = None
-    """The checkpoint's; by default the newest whole one."""
+    """Iteration of the checkpoint; by default that of the newest complete one."""
     data_path: list[str] = field(default_factory=list)
     """Prefixes of another corpus; by default the run's."""
     split: Split | None = None
-    """Which documents of the corpus, by the run's --split; all: every document; none: no losses, tasks alone. By
-    default valid, and all with --data-path."""
+    """Which documents of the corpus to evaluate, as the run's --split divides them. all takes every document; none
+    computes no losses, only tasks. By default valid, or all with --data-path."""
     per_block: Path | None = None
-    """Write the mean loss of every block (nats a token) here, in block order: .npy, fp32. NaN where every token of a
-    block is masked."""
+    """File for the mean loss of every block (nats per token), in the order of the blocks: .npy, fp32. It is NaN where
+    every token of a block is masked."""
     tasks: list[Path] = field(default_factory=list)
     """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}. White space before a choice is
-    scored, but not counted in its length; "target_delimiter" gives it apart, as in lm-eval's tasks."""
+    scored, but not counted in its length; "target_delimiter" gives it separately, as in lm-eval's tasks."""
     lm_eval_tasks: list[str] = field(default_factory=list)
-    """Tasks of the lm-eval package, which has to be installed. One process."""
+    """Tasks of the lm-eval package, which has to be installed. They run in one process only."""
     lm_eval_include_path: Path | None = None
-    """Folder with YAML files of lm-eval tasks of your own."""
+    """Folder with the YAML files of your own lm-eval tasks."""
     json: Path | None = None
-    """Write the results here, too."""
+    """Also write the results to this file, as JSON."""
     batch_size: int | None = None
-    """Blocks or texts of one forward pass on each rank; by default the run's --micro-batch-size."""
+    """Blocks or texts in one forward pass on each rank; by default the run's --micro-batch-size."""
     tokenizer_model: str | None = None
-    """Where the run's tokenizer lies now, if it was moved."""
+    """Where the run's tokenizer is now, if it was moved."""
 
     @property
     def split_in_force(self) -> Split:
@@ -107,9 +108,9 @@ def main(argv: Sequence[str], world_size: int) -> int:
 
 
 def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
-    """Evaluate, and write the files that are asked for. Returns what --json holds. Collective.
+    """Evaluate, and write the files that the flags name. Returns the content of the --json file. Collective.
 
-    Everything that is wrong with flags, files and items raises ValueError or OSError before the model runs.
+    Raises ValueError or OSError for anything wrong with flags, files and items, before the model runs.
     """
     config.validate(world_size)
     read = [read_task(path) for path in config.tasks]
@@ -134,7 +135,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
 
 
 def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None:
-    """The blocks to evaluate; ValueError where there is none."""
+    """Return the blocks to evaluate, None for --split none; ValueError where there is no block."""
     data, split = trained.config.data, config.split_in_force
     if split == "none":
         return None
@@ -147,7 +148,7 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         )
     vocab_size = trained.model.config.vocab_size
     assert vocab_size is not None
-    any_start = dataclasses.replace(data, bos=False)  # another corpus' documents may start otherwise
+    any_start = dataclasses.replace(data, bos=False)  # documents of another corpus may start with another token
     settle_documents(any_start, trained.tokenizer, vocab_size, dataset.datasets)
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
@@ -166,13 +167,13 @@ def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: Bloc
                 with np.errstate(invalid="ignore"):
                     file.append(losses[0] / losses[1])
 
-        found = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
+        means = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
     return {
         "split": config.split_in_force,
         "blocks": source.num_blocks,
-        "tokens": found.tokens,
-        **_loss_and_perplexity(found.loss),
-        "domains": {name: _loss_and_perplexity(loss) for name, loss in found.domains.items()},
+        "tokens": means.tokens,
+        **_loss_and_perplexity(means.loss),
+        "domains": {name: _loss_and_perplexity(loss) for name, loss in means.domains.items()},
     }
 
 
@@ -192,19 +193,20 @@ def _print(results: dict[str, Any]) -> None:
         print_table(["domain", "loss a token", "perplexity"], rows)
     named = {**results.get("tasks", {}), **results.get("lm_eval", {})}
     if named:
-        rows = [row for task, found in named.items() for row in _task_rows(task, found)]
+        rows = [row for task, measures in named.items() for row in _task_rows(task, measures)]
         print_table(["task", "measure", "value", "standard error"], rows, left=["task", "measure"])
 
 
-def _task_rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:
-    for measure, value in found.items():
+def _task_rows(task: str, measures: dict[str, Any]) -> Iterator[list[str]]:
+    for measure, value in measures.items():
         if isinstance(value, int | float) and "_stderr" not in measure:
-            error = found.get(_stderr_key(measure))
+            error = measures.get(_stderr_key(measure))
             text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
             yield [task, measure, text, number(error)]
 
 
 def _stderr_key(measure: str) -> str:
-    """Ours is acc_stderr, lm-eval's acc_stderr,none beside acc,none."""
+    """Return the key of a measure's standard error: acc_stderr for acc, and lm-eval's "acc_stderr,none" for
+    "acc,none"."""
     name, comma, rest = measure.partition(",")
     return f"{name}_stderr{comma}{rest}"

@@ -34,19 +34,20 @@ class ToHF:
     """Write a run's weights as a folder that transformers loads: safetensors, config.json, the tokenizer."""
 
     run: Path
-    """The run folder."""
+    """The run folder to convert."""
     output: Path
-    """The folder to make."""
+    """The Hugging Face folder to make; it must not exist yet."""
     iteration: int | None = None
-    """Which checkpoint; by default the newest whole one."""
+    """Iteration of the checkpoint; by default that of the newest complete one."""
     tokenizer_model: str | None = None
-    """Where the tokenizer is, if no longer where the run's --tokenizer-model says."""
+    """Where the run's tokenizer is now, if it was moved."""
     max_shard_size: str = "5GB"
-    """Weights in one file: a number and KB, MB or GB."""
+    """Largest size of the weights in one file: a number and KB, MB or GB."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights; a run's own are float32."""
+    """Type of the weights that are written; a run's weights are float32."""
     verify: bool = False
-    """Compare the logits with those that transformers computes from what was written. Needs memory for both models."""
+    """Compare the run's logits with those that transformers computes from the new folder. This needs memory for both
+    models."""
 
 
 def export(options: ToHF) -> None:

@@ -36,16 +36,17 @@ class FromHF:
     """Read a Llama from a Hugging Face folder into a run folder, for `train --load RUN --finetune`."""
 
     input: Path
-    """The folder: config.json, safetensors, tokenizer.json if there is one."""
+    """The Hugging Face folder: config.json, safetensors files, and tokenizer.json if there is one."""
     output: Path
-    """The run folder to make."""
+    """The run folder to make; it must not exist yet."""
     eod_token: str | None = None
     """The tokenizer's end-of-document token, where the folder's files do not agree on one."""
     allow_config_key: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
-    """A key of config.json that passes although it is unknown here, because it does not change what the model computes.
-    Once for each key."""
+    """Accept this key of config.json although it is unknown here, because it does not change what the model computes.
+    Give the flag once for each key."""
     verify: bool = False
-    """Compare the logits with those that transformers computes from the input. Needs memory for both models."""
+    """Compare our logits with those that transformers computes from the input folder. This needs memory for both
+    models."""
 
 
 def load(options: FromHF) -> None:

@@ -16,38 +16,39 @@ from megatron_lfr.run_folder import Corpus, open_corpus
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Ask a run folder. Works on a run that is training, too, and changes nothing in it.
+    """Show the steps, blocks, documents and text of a run. It also works while the run trains, and changes nothing.
 
-    Steps are counted from 1, as in metrics.jsonl. Losses are means a token in nats, before the step's update.
+    Steps are counted from 1, as in metrics.jsonl. Losses are means over tokens in nats, before the step's update.
     """
 
     run: tyro.conf.Positional[Path]
     """The run folder (what --save was)."""
     step: int | None = None
-    """Show the blocks of this step, the hardest first, with their loss then and the time before."""
+    """Show the blocks of this step, the hardest first, with their loss at this step and at their visit before."""
     spikes: bool = False
-    """Find the steps whose loss or gradient norm stands out from a running median, and show the blocks of the worst."""
+    """List the steps whose loss or gradient norm is far above a running median, and show the blocks of the worst."""
     block: int | None = None
     """Show every visit of this block, and its text."""
     hardest: int | None = None
-    """Show the so many blocks whose last loss lies highest above the mean training loss of its time: raw losses would
-    name those that were seen early."""
+    """Show this many blocks, those whose last loss lies highest above the mean training loss of its time (raw losses
+    would select the blocks that were seen early)."""
     easiest: int | None = None
-    """Show the so many blocks whose last loss lies lowest below it."""
+    """Show this many blocks, those whose last loss lies lowest below the mean training loss of its time."""
     domain: str | None = None
     """Show the mean loss of a domain in each phase."""
     output: Path | None = None
-    """Write the records, too: .npy (structured array) or .json; of --hardest and --easiest, the blocks' visits."""
+    """Also write the records to this file, .npy (a structured array) or .json; --hardest and --easiest write the
+    visits of their blocks."""
     limit: int = 16
-    """Blocks of a step to show."""
+    """Largest number of blocks to show of a step."""
     chars: int = 200
-    """Characters of each block's text to show; 0 does without the corpus."""
+    """Number of characters of each block's text to show; 0 shows none and does not need the corpus."""
     deviations: float = 6.0
-    """What stands out for --spikes, in (robust) standard deviations."""
+    """How far above the median a step must be for --spikes, in (robust) standard deviations."""
     data_path: list[str] = field(default_factory=list)
-    """Where the run's corpus lies now, if it was moved: all its prefixes, in the run's order."""
+    """Where the run's corpus is now, if it was moved: all its prefixes, in the run's order."""
     tokenizer_model: str | None = None
-    """Where the run's tokenizer lies now, if it was moved."""
+    """Where the run's tokenizer is now, if it was moved."""
 
     def validate(self) -> None:
         """ValueError names the flag and the legal values."""

@@ -1,4 +1,5 @@
-"""The differentiable path: all of the gradient but the upstream scalar is known when the forward ends."""
+"""The cross-entropy as an autograd function: the whole gradient, up to the upstream scalar, is known when the forward
+ends."""
 
 from __future__ import annotations
 
@@ -18,24 +19,25 @@ from megatron_lfr.parallel.collectives import all_gather_rows, start_all_reduce,
 
 @dataclass(frozen=True)
 class Call:
-    """How to compute a problem."""
+    """How a problem is computed."""
 
     problem: Problem
     backend: Literal["torch", "triton"]
     chunk_rows: int
     keeps_logits: bool
-    """Gradients of the logits are kept for the backward (save), or used chunk by chunk in the forward (chunk)."""
+    """Whether the logits' gradient is kept for the backward (save), instead of being used chunk by chunk in the forward
+    (chunk)."""
 
     def product_dtype(self, hidden: torch.dtype, weight: torch.dtype) -> torch.dtype | None:
-        """Of the product that is the weight's gradient but for the upstream scalar: bf16 where that is asked for, which
-        spares a pass over the largest of all gradients. Not fp16, whose range is too small before the scalar; and
-        PyTorch's path rounds only what it returns. None: as it is summed."""
+        """Return the dtype of the product that gives the weight's gradient, before the upstream scalar; None leaves the
+        dtype of its sum. It is bf16 where both operands are, which saves a pass over the largest of all gradients.
+        fp16's range is too small before the scalar is applied, and the PyTorch backend rounds only what it returns."""
         return weight if self.backend == "triton" and hidden == weight == torch.bfloat16 else None
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """hidden [N or, of a sequence-parallel rank, N / ranks, H], weight [V_l, H], labels [N], token_weight [N] →
-    weighted loss, nll [N]."""
+    """Maps hidden [N, H] (on a sequence-parallel rank [N / ranks, H]), weight [V_l, H], labels [N] and token_weight [N]
+    to the weighted loss [] and nll [N]."""
 
     @staticmethod
     def forward(
@@ -78,31 +80,32 @@ def _forward(
     token_weight: Tensor,
     unit: Tensor,
     call: Call,
-    wanted: tuple[bool, bool],
+    needs_gradient: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """(losses [N], nll [N], what the backward needs), with gradients divided by `unit`."""
+    """Return (losses [N], nll [N], what the backward needs), with gradients divided by `unit`. `needs_gradient`: of
+    hidden, of weight."""
     operand, in_units = weight.to(hidden.dtype), token_weight / unit
     d_hidden, d_weight = None, None
-    if wanted[0] and not call.keeps_logits:
-        # With other ranks' parts to come, rounding waits until they are summed.
+    if needs_gradient[0] and not call.keeps_logits:
+        # Where other ranks' parts are added, the gradient is rounded after the sum.
         dtype = hidden.dtype if call.problem.group is None else compute_dtype(hidden)
         d_hidden = torch.empty_like(hidden, dtype=dtype)
     kept: list[Tensor | None] = []
 
-    def take(rows: slice, d_logits: Tensor) -> None:
+    def use_gradient(rows: slice, d_logits: Tensor) -> None:
         nonlocal d_weight
         if call.keeps_logits:
             kept.append(d_logits)
             return
         if d_hidden is not None:
             d_hidden[rows] = matmul(d_logits, operand)
-        if wanted[1]:
+        if needs_gradient[1]:
             d_weight = add_matmul(d_weight, d_logits.t(), hidden[rows])
 
     chunks = []
     for start in range(0, max(len(labels), 1), call.chunk_rows):
         rows = slice(start, start + call.chunk_rows)
-        chunks.append(_chunk(rows, hidden, operand, labels, in_units, call, take))
+        chunks.append(_chunk(rows, hidden, operand, labels, in_units, call, use_gradient))
     loss, nll = (torch.cat([getattr(tokens, name) for tokens in chunks]) for name in ("loss", "nll"))
     return loss, nll, [hidden, weight, *kept] if call.keeps_logits else [d_hidden, d_weight]
 
@@ -114,9 +117,10 @@ def _chunk(
     labels: Tensor,
     token_weight: Tensor,
     call: Call,
-    take: Callable[[slice, Tensor], None],
+    use_gradient: Callable[[slice, Tensor], None],
 ) -> Tokens:
-    """The numbers of the tokens of `rows`, and their logits' gradient to `take`; the logits are gone afterwards."""
+    """Compute the tokens of `rows`, and give their logits' gradient to `use_gradient`. The logits are freed afterwards,
+    before the next chunk's are allocated."""
     logits = matmul(hidden[rows], operand.t())
     if call.backend == "triton":
         from megatron_lfr.kernels.triton_rows import TritonRows
@@ -127,24 +131,25 @@ def _chunk(
     tokens = describe_tokens(merge_ranks(passes.statistics(), logits.shape[1], call.problem), call.problem)
     d_logits = passes.gradient(differentiate(tokens, token_weight[rows], call.problem))
     # A GPU multiplies in hidden's dtype; on a CPU nothing is rounded below fp32.
-    take(rows, d_logits.to(hidden.dtype) if hidden.is_cuda else d_logits)
+    use_gradient(rows, d_logits.to(hidden.dtype) if hidden.is_cuda else d_logits)
     return tokens
 
 
 def gather_hidden(hidden: Tensor, problem: Problem) -> Tensor:
-    """All tokens' hidden states [N, H]."""
+    """Return the hidden states of all tokens [N, H], gathered from the ranks under sequence parallelism."""
     return all_gather_rows(hidden, problem.group) if problem.sequence_parallel else hidden
 
 
 def weighted_sum(loss: Tensor, token_weight: Tensor) -> Tensor:
-    """The scalar loss, from the tokens' losses [N], which may be anything where the weight is 0."""
+    """Sum the tokens' weighted losses [N] to a scalar. A token's loss may be anything where its weight is 0."""
     weighted = torch.where(token_weight != 0, loss * token_weight, 0.0)
     return weighted.sum(dtype=torch.float64).to(loss.dtype)
 
 
 def _unit(token_weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the logits' gradients are divided by while they are `dtype`: in fp16 a power of two that puts the largest
-    weight near 256, so that the softmax's tails do not vanish and a z-loss has room; else 1."""
+    """Return what the logits' gradients are divided by while they are held in `dtype`. In fp16 it is a power of two
+    that brings the largest token weight near 256, so that the tails of the softmax do not underflow and a z-loss does
+    not overflow; in other dtypes it is 1."""
     if dtype != torch.float16 or not token_weight.numel():
         return token_weight.new_ones(())
     _, exponent = torch.frexp(token_weight.abs().amax().clamp(min=torch.finfo(torch.float32).tiny))
@@ -163,7 +168,7 @@ def _start_sum(part: Tensor | None, problem: Problem) -> Callable[[], Tensor | N
 
 
 def _scaled(gradient: Tensor | None, scale: Tensor, dtype: torch.dtype, call: Call) -> Tensor | None:
-    """`scale` times the gradient, in `dtype`; in the gradient's memory if nobody else holds that."""
+    """Multiply the gradient by `scale`, in `dtype`; in the gradient's own memory where nothing else refers to it."""
     if gradient is None:
         return None
     if gradient.dtype == dtype and call.keeps_logits and call.backend == "triton":

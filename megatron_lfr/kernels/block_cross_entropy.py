@@ -31,17 +31,17 @@ Mode = Literal["auto", "save", "chunk", "score"]
 Backend = Literal["auto", "torch", "triton"]
 
 SAVE_BUDGET_BYTES = 2**30
-"""mode="auto" keeps the local fp32 logits while they take no more than this."""
+"""Largest size of the local fp32 logits, in bytes, for which mode="auto" takes "save"."""
 
 CHUNK_ROWS = 4096
-"""Tokens that mode="chunk" holds the logits of."""
+"""Number of tokens whose logits mode="chunk" holds at a time."""
 
 SCORE_BUFFER_BYTES = 2**28
-"""Logits that mode="score" holds at a time."""
+"""Bytes of logits that mode="score" holds at a time."""
 
 
 class BlockStats(NamedTuple):
-    """Per block: the sum of its tokens' negative log-likelihoods (nats) and their number, fp32 [blocks]."""
+    """The sum of each block's negative log-likelihoods (nats), and the number of tokens in the sum; fp32 [blocks]."""
 
     nll_sum: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count
@@ -67,31 +67,31 @@ def block_cross_entropy(
     score_buffer_bytes: int = SCORE_BUFFER_BYTES,
     backend: Backend = "auto",
 ) -> tuple[Tensor, BlockStats]:
-    """Weighted cross-entropy of `hidden` under the output embedding `weight`, and each block's share of it.
+    """Compute the weighted cross-entropy of `hidden` under the output embedding `weight`, and each block's part of it.
 
     hidden [B, S, H], or with its tokens in one dimension [B·S, H], in bf16, fp16 or fp32 (fp64: everything is computed
     in fp64); weight [V_l, H], this rank's rows, in hidden's dtype or fp32 (rounded to hidden's dtype for the products,
     its gradient stays fp32); labels [B, S] int64; token_weight [B, S] fp32, a constant: loss mask / valid tokens of the
-    whole global step. With `sequence_parallel`, hidden is this rank's rows [N / ranks, H] of the tokens, the rank's
-    piece of N; they are gathered, and so is their gradient summed and scattered.
+    whole global step. With `sequence_parallel`, hidden is this rank's N / ranks of the N = B·S tokens, [N / ranks, H];
+    all ranks' hidden states are gathered, and their gradient is summed and scattered.
 
-    Blocks are the rows of the batch, or as `block_ids` [B, S] int64 below `num_blocks` says. Statistics cover the
-    tokens whose weight is not 0 and whose label is not `ignore_index`: pure negative log-likelihood, whatever z-loss,
-    smoothing and weights are. They are not differentiable. The loss is an fp32 scalar. All ranks of `tp_group` get the
-    same bits, as do reruns.
+    A block is a row of the batch, unless `block_ids` [B, S] int64 below `num_blocks` assigns each token to one.
+    Statistics cover the tokens whose weight is not 0 and whose label is not `ignore_index`. They are the pure negative
+    log-likelihood, whatever z-loss, smoothing and weights are, and are not differentiable. The loss is an fp32 scalar.
+    All ranks of `tp_group` get the same bits, as do reruns.
 
     Logits of columns >= `vocab_size` (default: none) are masked. Modes: "save" keeps the local logits' gradient for
     the backward; "chunk" works on `chunk_rows` tokens at a time and computes gradients in the forward, so it holds
-    dX and dW until the backward; "score" computes no gradient, and holds at most `score_buffer_bytes` of logits at a
-    time: below 16 MiB, on "triton", none at all, at a price in time; "auto" takes "score" where no gradient is asked
-    for, "save" up to SAVE_BUDGET_BYTES of logits, else "chunk".
+    dX and dW until the backward; "score" computes no gradient and holds at most `score_buffer_bytes` of logits at a
+    time (below 16 MiB, "triton" stores none at all, but is slower); "auto" takes "score" where no gradient is required,
+    "save" up to SAVE_BUDGET_BYTES of logits, else "chunk".
 
-    Backends: "triton" on GPUs and in Triton's interpreter, "torch" anywhere; "auto" takes "triton" on a GPU but for
-    fp64. There, the logits' gradient takes the logits' own memory.
+    Backends: "triton" runs on GPUs and in Triton's interpreter, "torch" anywhere; "auto" takes "triton" on a GPU except
+    for fp64. Triton writes the logits' gradient into the memory of the logits.
 
-    ValueError: shapes, dtypes or options that do not fit; on a CPU, labels outside [0, vocab_size) and block ids
-    outside [0, num_blocks). On a GPU nothing is read back: a bad label gives an infinite loss, or ends
-    the process where the environment variable MEGATRON_LFR_CHECK_LABELS is 1.
+    Raises ValueError for shapes, dtypes or options that do not fit, and on a CPU for labels outside [0, vocab_size) and
+    block ids outside [0, num_blocks). On a GPU nothing is read back: a bad label gives an infinite loss, or ends the
+    process where the environment variable MEGATRON_LFR_CHECK_LABELS is 1.
     """
     ranks = group_size(tp_group)
     check_tensors(hidden, weight, labels, token_weight, ranks if sequence_parallel else 1)
@@ -136,7 +136,7 @@ def block_cross_entropy(
 def _score(
     hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, call: Call, buffer_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    """(weighted loss, nll [N]) without a gradient."""
+    """Compute (weighted loss, nll [N]) without a gradient."""
     problem = call.problem
     hidden, operand = gather_hidden(hidden, problem), weight.to(hidden.dtype)
     local = score(hidden, operand, labels, problem, call.backend, buffer_bytes)

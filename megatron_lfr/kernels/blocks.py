@@ -1,4 +1,4 @@
-"""Sums over the blocks of a micro-batch, deterministic on any device and without waiting for it."""
+"""Sums over the blocks of a micro-batch: deterministic on any device, and the host does not wait for it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def sum_blocks(
     values: Tensor, shape: torch.Size, block_ids: Tensor | None, num_blocks: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Sum each of `values` [2, B·S] over each block: [blocks] each, summed in fp64, returned in their dtype.
+    """Sum each row of `values` [2, B·S] over each block, in fp64; return two sums [blocks] in their dtype.
 
-    A block is a row of `shape` (B, S), or as `block_ids` [B, S] below `num_blocks` says. ValueError where these do not
-    fit together; values are checked on a CPU only.
+    A block is a row of `shape` (B, S), unless `block_ids` [B, S] below `num_blocks` assigns each token to one. Raises
+    ValueError where these do not fit together; the ids themselves are checked on a CPU only.
     """
     dtype, values = values.dtype, values.double()
     if block_ids is None:
@@ -29,7 +29,7 @@ def sum_blocks(
 
 
 def _segments(shape: torch.Size, block_ids: Tensor, num_blocks: int | None) -> tuple[Tensor, Tensor]:
-    """(order of the tokens that puts each block together, offsets [blocks + 1] into it)."""
+    """Return (order of the tokens that makes each block contiguous, offsets of the blocks in it [blocks + 1])."""
     if num_blocks is None or num_blocks < 1:
         raise ValueError("block_ids: give num_blocks, at least 1")
     if block_ids.shape != shape or block_ids.dtype != torch.int64:

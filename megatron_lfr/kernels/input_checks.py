@@ -1,4 +1,4 @@
-"""What block_cross_entropy accepts; everything else is a ValueError before any work."""
+"""Checks of what block_cross_entropy accepts: anything else is a ValueError before any work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from megatron_lfr.kernels.matmul import compute_dtype
 
 CHECK_LABELS_VARIABLE = "MEGATRON_LFR_CHECK_LABELS"
-"""Set to 1, labels on a GPU are checked too, by an assertion on the device: no wait, but a bad one ends the process."""
+"""Environment variable that, set to 1, has labels on a GPU checked too, by an assertion on the device: the host does
+not wait, but a bad label ends the process."""
 
 
 def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: Tensor, token_shards: int) -> None:
@@ -21,8 +22,8 @@ def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: 
     if labels.numel() % token_shards:
         raise ValueError(f"labels: {labels.numel()} tokens do not spread over {token_shards} sequence-parallel ranks")
     rows = labels.numel() // token_shards
-    whole = token_shards == 1 and hidden.shape[:-1] == labels.shape
-    if not hidden.is_floating_point() or not (whole or (hidden.ndim == 2 and hidden.shape[0] == rows)):
+    has_label_shape = token_shards == 1 and hidden.shape[:-1] == labels.shape
+    if not hidden.is_floating_point() or not (has_label_shape or (hidden.ndim == 2 and hidden.shape[0] == rows)):
         in_rows = "" if token_shards > 1 else f"[{labels.shape[0]}, {labels.shape[1]}, H] or "
         raise ValueError(
             f"hidden: expected floating-point {in_rows}[{rows}, H] for labels {tuple(labels.shape)}, "
@@ -47,14 +48,14 @@ def check_tensors(hidden: Tensor, weight: Tensor, labels: Tensor, token_weight: 
         raise ValueError("hidden, weight, labels and token_weight must be on one device")
 
 
-def choose_backend(hidden: Tensor, asked: str) -> Literal["torch", "triton"]:
-    """The implementation: Triton's where it can run and knows the dtype. ValueError where the one asked for cannot."""
-    if asked not in ("auto", "torch", "triton"):
-        raise ValueError(f"backend {asked!r}: choose from auto, torch, triton")
+def choose_backend(hidden: Tensor, backend: str) -> Literal["torch", "triton"]:
+    """Choose Triton's implementation where it can run and knows the dtype; ValueError where `backend` cannot run."""
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"backend {backend!r}: choose from auto, torch, triton")
     is_known = hidden.dtype in (torch.bfloat16, torch.float16, torch.float32)
-    if asked == "auto":
+    if backend == "auto":
         return "triton" if hidden.is_cuda and is_known else "torch"
-    if asked == "torch":
+    if backend == "torch":
         return "torch"
     if not is_known:
         raise ValueError(f"backend 'triton': hidden must be bfloat16, float16 or float32, not {hidden.dtype}")

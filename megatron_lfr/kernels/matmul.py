@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Logits, statistics and sums are fp32; fp64 for fp64 inputs."""
+    """Return the dtype of logits, statistics and sums: fp32, or fp64 for fp64 inputs."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def matmul(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """a b in `dtype`, by default fp32 (fp64 for fp64): rounded once, as it leaves the multiplication."""
+    """Compute a b in `dtype`, by default fp32 (fp64 for fp64 inputs); it is summed in fp32 and rounded once."""
     wide = compute_dtype(a)
     dtype = wide if dtype is None else dtype
     if not _is_half_on_gpu(a):
@@ -21,7 +21,7 @@ def matmul(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def add_matmul(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """total + a b in the memory of the total, fp32 (fp64 for fp64); a b alone where there is no total yet."""
+    """Add a b to `total` in place, in fp32 (fp64 for fp64 inputs); return a b where there is no total yet."""
     if total is None:
         return matmul(a, b)
     if _is_half_on_gpu(a):

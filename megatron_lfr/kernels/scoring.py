@@ -1,8 +1,8 @@
 """Statistics of the logits without a gradient, in memory that does not grow with tokens times vocabulary.
 
-The logits go through a buffer, SLICE_COLUMNS columns of some tokens at a time: a matrix product into it, and one pass
-over it. Where the buffer may hold fewer than FUSED_BELOW_ROWS tokens, the products would be too small to be fast;
-Triton's backend then fuses product and pass, and stores no logits at all.
+The logits go through a buffer, SLICE_COLUMNS columns of some tokens at a time: a matrix product fills it, and one pass
+reads it. Where the buffer may hold fewer than FUSED_BELOW_ROWS tokens, the products would be too small to be fast; the
+Triton backend then fuses product and pass, and stores no logits at all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from megatron_lfr.kernels.triton_rows import TritonRows
 
 SLICE_COLUMNS = 8192
-"""Columns of the vocabulary that the buffer holds the logits of."""
+"""Number of columns of the vocabulary in the buffer."""
 
 FUSED_BELOW_ROWS = 512
-"""Tokens that the buffer must have room for."""
+"""Smallest number of tokens in the buffer for which it is used on the Triton backend."""
 
 
 def score(
@@ -35,7 +35,8 @@ def score(
     backend: Literal["torch", "triton"],
     buffer_bytes: int,
 ) -> Tensor:
-    """Statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H] in one dtype."""
+    """Compute the statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H] of one
+    dtype."""
     rows = buffer_bytes // (SLICE_COLUMNS * compute_dtype(hidden).itemsize)
     if backend == "triton" and rows < FUSED_BELOW_ROWS:
         from megatron_lfr.kernels import triton_rows
@@ -48,11 +49,11 @@ def score(
 def _score_rows(hidden: Tensor, labels: Tensor, weight: Tensor, problem: Problem, backend: str) -> Tensor:
     parts = []
     for start in range(0, max(problem.columns, 1), SLICE_COLUMNS):
-        piece = weight[start : start + SLICE_COLUMNS]
-        columns = min(max(problem.columns - start, 0), len(piece))
+        weight_slice = weight[start : start + SLICE_COLUMNS]
+        columns = min(max(problem.columns - start, 0), len(weight_slice))
         part = replace(problem, first_column=problem.first_column + start, columns=columns)
-        # Nothing else holds the logits: the next slice's take their memory.
-        parts.append(_passes(matmul(hidden, piece.t()), labels, part, backend).statistics())
+        # Nothing else refers to the logits, so the next slice's logits reuse their memory.
+        parts.append(_passes(matmul(hidden, weight_slice.t()), labels, part, backend).statistics())
     return merge(torch.stack(parts), SLICE_COLUMNS, problem.columns)
 
 

@@ -1,4 +1,4 @@
-"""What a cross-entropy needs to know of each token's softmax, from the parts of the vocabulary that it is computed in.
+"""What a cross-entropy needs to know of each token's softmax, merged from parts of the vocabulary.
 
 A part's statistics are fp32 [3, C] for C tokens: the largest logit m, the label's logit t (−inf where the label is not
 among the part's columns), and s = Σ exp(z − m); where labels are smoothed [4, C], with r = Σ (z − m). Parts are slices
@@ -19,13 +19,13 @@ from megatron_lfr.parallel.collectives import all_gather_stacked
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything about a call but its tensors."""
+    """All arguments of a call except its tensors."""
 
     vocab_size: int
     first_column: int
     """Token id of this rank's first row of the weight."""
     columns: int
-    """This rank's rows that are no padding."""
+    """Number of this rank's rows that are not padding."""
     group: ProcessGroup | None
     sequence_parallel: bool
     z_loss: float
@@ -34,20 +34,21 @@ class Problem:
 
 
 class Tokens(NamedTuple):
-    """Of C tokens, over the whole vocabulary. [C] each."""
+    """Losses of C tokens and terms of their gradients, over the whole vocabulary; [C] each."""
 
     nll: Tensor
     loss: Tensor
-    """Not weighted."""
+    """Loss with smoothing and z-loss, before the token's weight."""
     top: Tensor
     total: Tensor
     """Σ exp(z − top)."""
     growth: Tensor
-    """1 + 2ζ·lse: what the z-loss makes of the softmax's part in the gradient."""
+    """1 + 2ζ·lse, by which the z-loss multiplies the softmax in the gradient."""
 
 
 class Coefficients(NamedTuple):
-    """The gradient of a token's logits: scale · exp(z − top) − uniform, and at_label for the label. [C] each."""
+    """Terms of the gradient of C tokens' logits: it is scale · exp(z − top) − uniform, but at_label for the label's
+    logit; [C] each."""
 
     scale: Tensor
     top: Tensor
@@ -56,8 +57,8 @@ class Coefficients(NamedTuple):
 
 
 def merge(parts: Tensor, width: int, columns: int) -> Tensor:
-    """The statistics over all parts [parts, 3 or 4, C] of `width` columns each, of which the first `columns` are no
-    padding: [3 or 4, C]. Bits do not depend on who computes it."""
+    """Merge the statistics [parts, 3 or 4, C] of parts of `width` columns each into [3 or 4, C]. Only the first
+    `columns` of all parts' columns are not padding. Every rank gets the same bits."""
     if len(parts) == 1:
         return parts[0]
     tops, targets, sums, *remainders = parts.unbind(1)
@@ -71,12 +72,12 @@ def merge(parts: Tensor, width: int, columns: int) -> Tensor:
 
 
 def merge_ranks(statistics: Tensor, width: int, problem: Problem) -> Tensor:
-    """The statistics over the whole vocabulary from this rank's, of `width` columns with the padding."""
+    """Merge this rank's statistics, of `width` columns including padding, with all ranks' over the whole vocabulary."""
     return merge(all_gather_stacked(statistics, problem.group), width, problem.vocab_size)
 
 
 def describe_tokens(statistics: Tensor, problem: Problem) -> Tokens:
-    """From the statistics over the whole vocabulary [3 or 4, C]."""
+    """Derive losses and gradient terms from the statistics over the whole vocabulary [3 or 4, C]."""
     top, target, total, *remainder = statistics.unbind(0)
     log_total = total.log()
     # Differences first: near ±1000 the rounding of a maximum must not enter the loss.
@@ -92,7 +93,7 @@ def describe_tokens(statistics: Tensor, problem: Problem) -> Tokens:
 
 
 def differentiate(tokens: Tokens, token_weight: Tensor, problem: Problem) -> Coefficients:
-    """The gradient of Σ token_weight · loss; 0 for tokens of weight 0, whatever their logits are."""
+    """Derive the gradient of Σ token_weight · loss; it is 0 for tokens of weight 0, whatever their logits are."""
     growth, uniform = tokens.growth, problem.smoothing / problem.vocab_size
     # p − 1 as expm1(−nll): a confident token's gradient is not lost in the subtraction.
     at_label = torch.expm1(-tokens.nll) * growth + (growth - 1.0) + problem.smoothing - uniform

@@ -1,4 +1,4 @@
-"""The passes over a chunk's logits in PyTorch: on CPUs, and what the Triton kernels are compared with."""
+"""The passes over a chunk's logits in PyTorch, for CPUs and as the reference for the Triton kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from megatron_lfr.kernels.softmax import Coefficients, Problem
 
 
 class TorchRows:
-    """The logits [C, columns] of C tokens before their cap, in fp32 or fp64; their memory is written over."""
+    """Passes over the logits [C, columns] of C tokens, given before the cap in fp32 or fp64. They overwrite the
+    logits."""
 
     def __init__(self, logits: Tensor, labels: Tensor, problem: Problem, wants_gradient: bool) -> None:
         self._logits, self._problem = logits, problem
@@ -25,7 +26,7 @@ class TorchRows:
         logits[:, problem.columns :].fill_(-torch.inf)
 
     def statistics(self) -> Tensor:
-        """See softmax: [3 or 4, C]. Leaves exp(logit − maximum) in the logits' place."""
+        """Compute the statistics [3 or 4, C] that softmax.py defines. The logits become exp(logit − maximum)."""
         logits = self._logits
         # A shard of padding alone has only −inf: a finite maximum keeps −inf − maximum from becoming NaN.
         self._top = logits.amax(1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
@@ -36,7 +37,7 @@ class TorchRows:
         return torch.cat([self._top, target, total, *remainder], 1).t()
 
     def gradient(self, coefficients: Coefficients) -> Tensor:
-        """The logits' gradient [C, columns], after `statistics`, in the logits' place."""
+        """Compute the logits' gradient [C, columns] in the memory of the logits; `statistics` must have run before."""
         scale, top, uniform, at_label = (value.unsqueeze(1) for value in coefficients)
         gradient = self._logits.mul_(scale * (self._top - top).exp())
         if self._problem.smoothing:
@@ -44,5 +45,5 @@ class TorchRows:
         gradient.scatter_(1, self._column, torch.where(self._is_local, at_label, gradient.gather(1, self._column)))
         if self._slope is not None:
             gradient.mul_(self._slope)
-        gradient[coefficients.scale == 0] = 0.0  # also where 0 times an overflow is no number
+        gradient[coefficients.scale == 0] = 0.0  # 0 times an overflow would be NaN
         return gradient

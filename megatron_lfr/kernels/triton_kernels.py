@@ -1,6 +1,6 @@
 """The Triton kernels of the cross-entropy. Every sum has a fixed order: no atomics, no tuning at run time."""
 
-# Triton reads annotations, and knows its own only.
+# Triton reads annotations and accepts only its own, so the kernels have none.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 
 _MIN = tl.constexpr(-3.4028234663852886e38)
-"""A maximum to start with: finite, so that a row of padding alone gives no −inf − (−inf)."""
+"""Initial value of a maximum: finite, so that a row that is all padding does not compute −inf − (−inf)."""
 
 
 @triton.jit
 def _tanh(x):
-    """Where 1 − 2 / (1 + e^2x) would cancel, the series."""
+    """tanh(x) = 1 − 2 / (1 + e^2x), or its series near 0, where the difference would lose digits."""
     square = x * x
     series = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
     return tl.where(square < 0.01, series, 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x)))
@@ -22,7 +22,7 @@ def _tanh(x):
 
 @triton.jit
 def _local_column(label, first_column, columns):
-    """The label's column among this rank's, or −1. 32 bits: it is compared with every column."""
+    """Return the label's column among this rank's, or −1. It has 32 bits, as it is compared with every column."""
     column = label - first_column
     return tl.where((column >= 0) & (column < columns), column, -1).to(tl.int32)
 
@@ -41,7 +41,7 @@ def row_statistics(
     SMOOTHED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Statistics [3 or 4, rows] of logits [rows, columns] in fp32; one program a row."""
+    """Compute the statistics [3 or 4, rows] of logits [rows, columns] in fp32; each program handles one row."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     column = _local_column(tl.load(labels + row), first_column, columns)
@@ -90,8 +90,8 @@ def row_gradient(
     SMOOTHED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The logits' gradient [rows, width] into `out`; one program a row. `out` may be narrower numbers in the logits'
-    own memory, row over row: what is written was read before."""
+    """Write the logits' gradient [rows, width] into `out`; each program handles one row. `out` may be a narrower dtype
+    in the memory of the logits, each row at the start of its logits: every number is read before it is overwritten."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     out += row * out_row_stride
@@ -104,7 +104,7 @@ def row_gradient(
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z = tl.load(logits + at, mask=at < columns, other=-float("inf"))
-        tl.debug_barrier()  # other threads' numbers lie where this one writes
+        tl.debug_barrier()  # this thread writes over numbers that other threads have yet to read
         slope = 1.0
         if CAPPED:
             capped = _tanh(z / softcap)
@@ -115,14 +115,15 @@ def row_gradient(
             gradient -= uniform
         gradient = tl.where(at == column, at_label, gradient) * slope
         gradient = tl.where(at < columns, gradient, 0.0)
-        # A scale of 0: a token that does not count, whose logits may be anything.
+        # A scale of 0 marks a token that does not count; its logits may be anything.
         gradient = tl.where(scale != 0.0, gradient, 0.0)
         tl.store(out + at, gradient.to(out.dtype.element_ty), mask=at < width)
 
 
 @triton.jit
 def scale_in_place(values, scale, count, BLOCK: tl.constexpr):
-    """values [count] times scale [1], in fp32. Nothing is read or written where the scale is 1, as it mostly is."""
+    """Multiply values [count] by scale [1] in fp32. Where the scale is 1, as it mostly is, nothing is read or
+    written."""
     factor = tl.load(scale)
     if factor != 1.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -153,9 +154,9 @@ def score_slices(
     BLOCK_WIDTH: tl.constexpr,
     GROUP_TILES: tl.constexpr,
 ):
-    """Statistics [slices, 3 or 4, tokens] of the logits hidden [tokens, width] · weightᵀ [width, columns], which are
-    never stored. One program a tile of tokens and slice of the vocabulary. Programs that run together share tiles of
-    both (GROUP_TILES), so that the L2 cache serves them. FP32_DOT: products of operands turned to fp32."""
+    """Compute statistics [slices, 3 or 4, tokens] of the logits hidden [tokens, width] · weightᵀ [width, columns],
+    which are never stored. One program a tile of tokens and slice of the vocabulary. Programs that run together share
+    tiles of both (GROUP_TILES), so that the L2 cache serves them. FP32_DOT: products of operands turned to fp32."""
     tiles = tl.cdiv(tokens, BLOCK_TOKENS)
     program = tl.program_id(0)
     first_tile = program // (GROUP_TILES * slices) * GROUP_TILES

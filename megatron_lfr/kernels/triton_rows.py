@@ -19,7 +19,8 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 @dataclass(frozen=True)
 class RowConfig:
-    """How a kernel that reads numbers in their order is launched. Fixed, as the bits of a sum depend on it."""
+    """Launch parameters of a kernel that reads numbers in order. They are fixed, as the bits of a sum depend on
+    them."""
 
     block: int = 4096
     num_warps: int = 8
@@ -30,7 +31,7 @@ class RowConfig:
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """The tiles of the fused matrix product, and how it is launched. Fixed, as the bits of a sum depend on it."""
+    """Tiles and launch parameters of the fused matrix product. They are fixed, as the bits of a sum depend on them."""
 
     tokens: int
     columns: int
@@ -53,12 +54,12 @@ ROW = RowConfig()
 SCALE = RowConfig(block=8192)
 SCORE_HOPPER = ScoreConfig(128, 256, 64, num_warps=8, num_stages=3)
 SCORE_HALF = ScoreConfig(128, 64, 64, num_warps=8, num_stages=3)
-"""Where Hopper's tiles would spill registers: on sm_80, 89, 100 and 120."""
+"""For sm_80, 89, 100 and 120, where Hopper's tiles would spill registers."""
 SCORE_FLOAT = ScoreConfig(64, 64, 16, num_warps=8, num_stages=2)
 
 
 def score_config(hidden: Tensor) -> ScoreConfig:
-    """By dtype and architecture."""
+    """Choose the tiles by dtype and architecture."""
     if hidden.dtype == torch.float32:
         return SCORE_FLOAT
     is_hopper = hidden.is_cuda and torch.cuda.get_device_capability(hidden.device)[0] == 9
@@ -66,21 +67,21 @@ def score_config(hidden: Tensor) -> ScoreConfig:
 
 
 class TritonRows:
-    """The logits [C, V_l] of C tokens before their cap, in fp32, contiguous; their memory is written over.
-    `dtype`: that of the gradient."""
+    """Passes over the logits [C, V_l] of C tokens, given before the cap in fp32 and contiguous. The gradient, of
+    `dtype`, overwrites them."""
 
     def __init__(self, logits: Tensor, labels: Tensor, problem: Problem, dtype: torch.dtype) -> None:
         self._logits, self._labels, self._problem, self._dtype = logits, labels.contiguous(), problem, dtype
 
     def statistics(self) -> Tensor:
-        """See softmax: [3 or 4, C]."""
+        """Compute the statistics [3 or 4, C] that softmax.py defines."""
         rows = len(self._logits)
         out = self._logits.new_empty(4 if self._problem.smoothing else 3, rows)
         self._launch(kernels.row_statistics, self._labels, out, rows, self._problem.first_column, self._problem.columns)
         return out
 
     def gradient(self, coefficients: Coefficients) -> Tensor:
-        """The logits' gradient [C, V_l] in `dtype`, in the first bytes of each row of the logits."""
+        """Compute the logits' gradient [C, V_l] in `dtype`, at the start of each row of the logits."""
         logits, problem = self._logits, self._problem
         out = logits.view(self._dtype)[:, : logits.shape[1]]
         packed = torch.stack(coefficients)
@@ -116,7 +117,7 @@ class TritonRows:
 
 
 def scale_in_place(values: Tensor, scale: Tensor) -> Tensor:
-    """`values`, contiguous, multiplied by `scale` [], which nobody waits for."""
+    """Multiply contiguous `values` by `scale` [] in place; the host does not wait for the scale."""
     count = values.numel()
     if count:
         with _device(values):
@@ -127,8 +128,8 @@ def scale_in_place(values: Tensor, scale: Tensor) -> Tensor:
 
 
 def score_fused(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem) -> Tensor:
-    """Statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H] in one dtype; the logits
-    are never stored."""
+    """Compute the statistics [3 or 4, N] over this rank's columns, from hidden [N, H] and weight [V_l, H] of one dtype,
+    without storing any logits."""
     config = score_config(hidden)
     hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
     tokens = len(hidden)
@@ -155,7 +156,7 @@ def score_fused(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem
                 problem.softcap,
                 CAPPED=problem.softcap != 0,
                 SMOOTHED=problem.smoothing != 0,
-                # In fp32, products of fp32 operands only; the interpreter's product of bf16 operands is wrong.
+                # fp32 products for fp32 operands, and in the interpreter, whose product of bf16 operands is wrong.
                 FP32_DOT=hidden.dtype == torch.float32 or INTERPRETED,
                 **config.constants(),
                 num_warps=config.num_warps,
@@ -165,5 +166,5 @@ def score_fused(hidden: Tensor, weight: Tensor, labels: Tensor, problem: Problem
 
 
 def _device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
+    """Make the tensor's device the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

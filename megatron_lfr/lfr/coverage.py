@@ -46,6 +46,8 @@ class Coverage:
         """Return how many blocks a Focus keeps if it drops exactly its share. Where the number of unseen blocks is not
         known, this is a lower bound if the phase keeps them, and a ValueError if it leaves them out."""
         sizes, fewest, most = self._sizes, self._fewest, self._most
+        if not self._per_corpus:  # the share is of all blocks together
+            sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
         if phase.is_rescored:
             fewest = most = sizes
         if phase.keeps_unseen:

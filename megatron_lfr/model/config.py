@@ -11,23 +11,23 @@ class ModelConfig:
     """Sizes and initial weights of a Llama."""
 
     num_layers: int = 0
-    """Transformer layers. Required, or --model-preset."""
+    """Number of transformer layers. Required, unless --model-preset gives it."""
     hidden_size: int = 0
-    """Width of the residual stream. Required, or --model-preset."""
+    """Width of the residual stream. Required, unless --model-preset gives it."""
     num_attention_heads: int = 0
-    """Query heads. Required, or --model-preset."""
+    """Number of query heads. Required, unless --model-preset gives it."""
     num_query_groups: int | None = None
-    """Key and value heads, each shared by a group of query heads; by default one a query head."""
+    """Number of key and value heads, each shared by a group of query heads; by default one for each query head."""
     kv_channels: int | None = None
-    """Size of a head; by default hidden size / heads."""
+    """Size of an attention head; by default --hidden-size / --num-attention-heads."""
     ffn_hidden_size: int | None = None
-    """Width of the feed-forward; by default 8/3 of the hidden size, rounded up to a multiple of 64."""
+    """Width of the feed-forward layer; by default 8/3 of --hidden-size, rounded up to a multiple of 64."""
     vocab_size: int | None = None
-    """Tokens of the vocabulary; by default the tokenizer's."""
+    """Number of tokens in the vocabulary; by default the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
-    """The embedding's rows are padded to a multiple of this, over all tensor-parallel ranks."""
+    """Pad the rows of the embedding, over all tensor-parallel ranks, to a multiple of this number."""
     untie_embeddings_and_output_weights: bool = False
-    """Give the output its own weight instead of the embedding's."""
+    """Give the output layer its own weight instead of sharing the embedding's."""
     max_position_embeddings: int = 8192
     """Longest sequence, in tokens."""
     rotary_base: float = 10000.0
@@ -35,38 +35,41 @@ class ModelConfig:
     use_rope_scaling: bool = False
     """Stretch the long wavelengths of the rotary positions as Llama 3.1 does."""
     rope_scaling_factor: float = 8.0
-    """How far to stretch them."""
+    """Factor by which --use-rope-scaling stretches the long wavelengths."""
     rope_low_freq_factor: float = 1.0
-    """Wavelengths above the original context / this are stretched in full."""
+    """With --use-rope-scaling: wavelengths above --rope-original-max-position-embeddings divided by this number are
+    stretched in full."""
     rope_high_freq_factor: float = 4.0
-    """Wavelengths below the original context / this are left alone."""
+    """With --use-rope-scaling: wavelengths below --rope-original-max-position-embeddings divided by this number are not
+    stretched."""
     rope_original_max_position_embeddings: int = 8192
-    """The original context, in tokens."""
+    """With --use-rope-scaling: the context length, in tokens, before the stretching."""
     norm_epsilon: float = 1e-5
     """Term added to the mean square in RMSNorm."""
     final_logit_softcapping: float = 0.0
-    """Bound c on the logits, which become c · tanh(logits / c): 30 in Gemma 2 (https://arxiv.org/abs/2408.00118). 0 for
-    none."""
+    """Bound c on the logits, which become c · tanh(logits / c); Gemma 2 has 30 (https://arxiv.org/abs/2408.00118). 0
+    sets no bound."""
     init_method_std: float = 0.02
-    """Standard deviation of the initial weights; outputs into the residual stream have it / √(2 · layers)."""
+    """Standard deviation of the initial weights; it is divided by √(2 · layers) for the layers that write into the
+    residual stream."""
 
     @property
     def head_dim(self) -> int:
-        """Size of a head."""
+        """Size of an attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
     @property
     def query_groups(self) -> int:
-        """Key and value heads."""
+        """Number of key and value heads."""
         return self.num_query_groups or self.num_attention_heads
 
     @property
     def ffn_size(self) -> int:
-        """Width of the feed-forward."""
+        """Width of the feed-forward layer."""
         return self.ffn_hidden_size or -(-8 * self.hidden_size // (3 * 64)) * 64
 
     def validate(self, tensor_model_parallel_size: int = 1) -> None:
-        """Check that the sizes fit together; ValueError names the flag and what is legal."""
+        """Check that the sizes fit together; ValueError names the flag and the legal values."""
         self._check_ranges()
         heads, groups = self.num_attention_heads, self.query_groups
         if self.kv_channels is None and self.hidden_size % heads:
@@ -133,23 +136,23 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding over all tensor-parallel ranks: the vocabulary, rounded up. Unlike Megatron's, the same
-        for every number of ranks, so that a checkpoint fits any of them."""
+        """Rows of the embedding over all tensor-parallel ranks: the size of the vocabulary, rounded up. Unlike
+        Megatron's, it is the same for every number of ranks, so that a checkpoint fits any of them."""
         multiple = self.make_vocab_size_divisible_by
         return -(-self._vocabulary() // multiple) * multiple
 
     def num_parameters(self) -> int:
-        """Weights of the model, the padding of the vocabulary left out."""
+        """Return the number of the model's weights, without the padding of the vocabulary."""
         embeddings = (1 + self.untie_embeddings_and_output_weights) * self._vocabulary() * self.hidden_size
         norms = (2 * self.num_layers + 1) * self.hidden_size
         return embeddings + self._layer_matrices() + norms
 
     def flops_per_token(self, seq_length: int, *, causal: bool = True) -> float:
-        """Floating-point operations of training on one token: forward and backward, without recomputation.
+        """Return the floating-point operations of training on one token: forward and backward, without recomputation.
 
-        6 a weight of every matrix product (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), and 12 · heads ·
-        head size · (seq_length + 1) / 2 a layer for attention, of whose square a causal mask leaves half. With
-        causal=False all of it counts, 12 · heads · head size · seq_length a layer, as in Megatron-LM.
+        These are 6 for each weight of a matrix product (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), and for
+        the attention of each layer 12 · heads · head size · (seq_length + 1) / 2, as a causal mask leaves half of the
+        score matrix. With causal=False the whole matrix counts, as in Megatron-LM: 12 · heads · head size · seq_length.
         """
         products = self._layer_matrices() + self._vocabulary() * self.hidden_size
         keys = (seq_length + 1) / 2 if causal else seq_length
@@ -228,4 +231,4 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         untie_embeddings_and_output_weights=True,
     ),
 }
-"""Sizes by name: what --model-preset takes."""
+"""The models that --model-preset knows, by name."""

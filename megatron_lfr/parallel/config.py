@@ -11,51 +11,56 @@ PipelineScheduleName = Literal["1f1b", "interleaved", "gpipe"]
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Sizes of the process groups. What tensor, pipeline and context ranks leave over is data parallel."""
+    """Sizes of the process groups. The data-parallel size is the number of ranks divided by the tensor, pipeline and
+    context sizes."""
 
     tensor_model_parallel_size: int = 1
-    """Ranks that share each layer's matrices."""
+    """Ranks that share each layer's matrices (tensor parallelism)."""
     sequence_parallel: bool = False
-    """Spread norms and residuals over the tensor-parallel ranks too, by tokens. No effect with one such rank."""
+    """Split norms and residuals by tokens over the tensor-parallel ranks. It has no effect with one tensor-parallel
+    rank."""
     pipeline_model_parallel_size: int = 1
-    """Ranks that share the layers."""
+    """Ranks that share the layers (pipeline parallelism)."""
     num_layers_per_virtual_pipeline_stage: int | None = None
-    """At most so many layers in a virtual stage: each pipeline rank holds several of them, in turns with the others."""
+    """Largest number of layers in a virtual pipeline stage. Each pipeline rank then holds several stages, which
+    alternate with those of the other ranks. By default there are no virtual stages."""
     pipeline_schedule: PipelineScheduleName | None = None
-    """Order of the micro-batches' passes; by default 1f1b, or interleaved with virtual stages."""
+    """Order of the micro-batches' forward and backward passes in the pipeline; by default 1f1b, or interleaved where
+    there are virtual stages."""
     context_parallel_size: int = 1
-    """Ranks that share each sequence."""
+    """Ranks that share each sequence (context parallelism)."""
     data_parallel_sharding_strategy: ShardingStrategy | None = None
-    """What data-parallel ranks hold a share of instead of a copy: nothing (no_shard, the default), the optimizer's
-    state (optim, ZeRO-1), gradients too (optim_grads, ZeRO-2), weights too (optim_grads_params, ZeRO-3)."""
+    """What is sharded over the data-parallel ranks instead of copied: nothing (no_shard, the default), the optimizer's
+    state (optim, ZeRO-1), also the gradients (optim_grads, ZeRO-2), also the weights (optim_grads_params, ZeRO-3)."""
     use_distributed_optimizer: bool = False
-    """The same as --data-parallel-sharding-strategy optim."""
+    """Shard the optimizer's state; the same as --data-parallel-sharding-strategy optim."""
     num_distributed_optimizer_instances: int = 1
-    """Copies of the shards: each copy is spread over this part of the data-parallel ranks (hybrid sharding)."""
+    """Number of complete copies of what is sharded (hybrid sharding). Each copy is spread over an equal part of the
+    data-parallel ranks."""
     distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """Communication library; auto: NCCL on a GPU, gloo on a CPU."""
+    """Communication library; auto takes NCCL on a GPU and gloo on a CPU."""
 
     @property
     def sharding(self) -> ShardingStrategy:
-        """The sharding strategy in force."""
+        """Sharding strategy in force."""
         return self.data_parallel_sharding_strategy or ("optim" if self.use_distributed_optimizer else "no_shard")
 
     @property
     def schedule(self) -> PipelineScheduleName:
-        """The pipeline schedule in force."""
+        """Pipeline schedule in force."""
         return self.pipeline_schedule or ("interleaved" if self.num_layers_per_virtual_pipeline_stage else "1f1b")
 
     @property
     def model_parallel_size(self) -> int:
-        """Ranks that hold one copy of the model and one sequence between them."""
+        """Number of ranks that together hold one copy of the model and compute one sequence."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Sets of such ranks, each with its own share of a step's blocks."""
+        """Return the number of such sets of ranks; each set computes its own share of a step's blocks."""
         return world_size // self.model_parallel_size
 
     def num_stages(self, num_layers: int) -> int:
-        """Pipeline stages over all ranks, virtual ones counted."""
+        """Return the number of pipeline stages over all ranks, virtual ones included."""
         if self.num_layers_per_virtual_pipeline_stage is None:
             return self.pipeline_model_parallel_size
         per_turn = self.pipeline_model_parallel_size * self.num_layers_per_virtual_pipeline_stage

@@ -106,7 +106,7 @@ def signed_bars(
         for i, (kind, value) in enumerate(bars):
             if np.isfinite(value):
                 y, start, stop = top + i * thick, min(x(0), x(value)), max(x(0), x(value))
-                text = f"{value:+.3f}".replace("-", "−")
+                text = f"{value:+.4f}".replace("-", "−")
                 drawn.append(rectangle(start, y, stop - start, thick - 3, f"part {kind}", f"{name}: {text}"))
                 beside = (stop + 5, "start") if value >= 0 else (start - 5, "end")
                 drawn.append(label(beside[0], y + thick - 6, text, "tick", beside[1]))

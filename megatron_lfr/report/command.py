@@ -18,14 +18,15 @@ from megatron_lfr.report.summary import schedule_name
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Show one or several runs on one HTML page that needs no network. The runs may still be going on."""
+    """Show one or several runs on one HTML page that needs no network. The runs may still be training."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders (--save of megatron-lfr train). Several are compared at equal tokens, with the first one."""
+    """Run folders (--save of megatron-lfr train). If there are several, they are compared with the first one at equal
+    tokens."""
     output: Path | None = None
-    """The page; by default report.html in the first run's folder."""
+    """File for the page; by default report.html in the first run's folder."""
     margin: float = MARGIN
-    """Nats a token by which a block's loss must move to count as learned or forgotten."""
+    """Nats per token by which a block's loss must change to count as learned or forgotten."""
 
     def validate(self) -> None:
         if not self.runs:

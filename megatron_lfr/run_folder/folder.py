@@ -115,9 +115,10 @@ class RunFolder:
         """The settings with which the step after `step` was first trained; those in force where no history says."""
         return self.history.at(step) or self.recorded_settings
 
-    def changes(self, settings: Settings, step: int) -> Changes:
-        """The settings ([before, after]) that differ from those of the run at `step`."""
-        return differences(self.settings_at(step), settings)
+    def changes(self, settings: Settings, step: int, defaults: Settings) -> Changes:
+        """The settings ([before, after]) that differ from those of the run at `step`. defaults: what settings are taken
+        to have been that the version before did not have."""
+        return differences({**defaults, **self.settings_at(step)}, settings)
 
     @property
     def journal(self) -> JournalReader:
@@ -154,10 +155,10 @@ class RunFolder:
 
     def find_checkpoint(self, group: ProcessGroup | None = None) -> Checkpoint | None:
         """The newest complete checkpoint; None where there is none at all. Collective over `group`; errors as from
-        `CheckpointStore.newest_whole`."""
+        `CheckpointStore.newest_complete`."""
         from megatron_lfr.checkpoint import CheckpointStore  # and PyTorch, without which the rest is read
 
-        return CheckpointStore(self.checkpoint_folder, keep=None, group=group).newest_whole()
+        return CheckpointStore(self.checkpoint_folder, keep=None, group=group).newest_complete()
 
     def checkpoint(self, iteration: int | None = None, group: ProcessGroup | None = None) -> Checkpoint:
         """The checkpoint of an iteration, by default the newest complete one. Collective over `group`. ValueError where
@@ -165,7 +166,7 @@ class RunFolder:
         from megatron_lfr.checkpoint import CheckpointStore
 
         if iteration is not None:
-            return CheckpointStore(self.checkpoint_folder, keep=None, group=group).whole(iteration)
+            return CheckpointStore(self.checkpoint_folder, keep=None, group=group).checkpoint(iteration)
         newest = self.find_checkpoint(group)
         if newest is None:
             raise ValueError(f"{self._named}: no checkpoint stands there")
@@ -180,9 +181,10 @@ class RunFolder:
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
-    def write_settings(self, settings: Settings, step: int) -> None:
-        """Put `settings` in force from `step` on, and on record. Entries of later steps, which are trained anew, go."""
-        history = self.history.continued(settings, step, Path.cwd())
+    def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:
+        """Put `settings` in force from `step` on, and on record. Entries of later steps, which are trained anew, go.
+        defaults: as for `changes`."""
+        history = self.history.continued(settings, step, Path.cwd(), defaults)
         write_atomic(self._history_file, dump_yaml(history.entries))
         self.history = history
         self.write_config(settings)

@@ -49,13 +49,13 @@ class History:
                 settings.update({name: after for name, (_, after) in entry.get("changed", {}).items()})
         return settings
 
-    def continued(self, settings: Settings, step: int, folder: Path) -> History:
+    def continued(self, settings: Settings, step: int, folder: Path, defaults: Settings) -> History:
         """This history with `settings` in force from `step` on, given in `folder`. Entries of later steps, which are
-        trained anew, go."""
+        trained anew, go. defaults: of settings that the version before did not have."""
         kept = [entry for entry in self.entries if entry["step"] <= step] if step else []
         if not kept:
             return History([{"step": step, "folder": str(folder), "settings": dict(settings)}])
-        changed = differences(self.at(step), settings)
+        changed = differences({**defaults, **self.at(step)}, settings)
         if changed or kept[-1]["folder"] != str(folder):
             kept.append({"step": step, "folder": str(folder), "changed": changed})
         return History(kept)

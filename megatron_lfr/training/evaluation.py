@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.data.corpus.blocks import PADDING, BlockSource
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.rescoring import Rescore
-from megatron_lfr.training.config import TrainingConfig
 from megatron_lfr.training.stopping import StoppedError, Stopping
 from megatron_lfr.training.times import Stopwatch
 

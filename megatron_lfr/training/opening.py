@@ -35,8 +35,8 @@ def announce(
 def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps: int) -> None:
     """Write the settings into the run folder, and say what changes for a run that was there before. One that is
     finished stays as it is."""
-    settings = config.to_flat()
-    changed = describe_changes(folder.changes(settings, start.step)) if start.checkpoint else ""
+    settings, defaults = config.to_flat(), RunConfig().to_flat()
+    changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
     if start.step == total_steps:
         note = f"; nothing is left that could change by {changed}" if changed else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
@@ -52,7 +52,7 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps
         )
     if changed:
         print(f"settings that change from step {start.step} on: {changed}", flush=True)
-    folder.write_settings(settings, start.step)
+    folder.write_settings(settings, start.step, defaults)
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:

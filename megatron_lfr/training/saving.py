@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.config.training import CheckpointConfig
 from megatron_lfr.engine import Engine
 from megatron_lfr.parallel import ranks
-from megatron_lfr.training.config import CheckpointConfig
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.times import Stopwatch
 

@@ -11,8 +11,8 @@ from types import FrameType
 from torch.distributed import ProcessGroup
 
 from megatron_lfr import interrupt
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.parallel import ranks
-from megatron_lfr.training.config import TrainingConfig
 
 
 class StoppedError(Exception):

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.config.training import CheckpointConfig, TrainingConfig
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import Engine
@@ -14,7 +15,6 @@ from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, state_keys
-from megatron_lfr.training.config import CheckpointConfig, TrainingConfig
 from megatron_lfr.training.evaluation import Validation
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.recording import Recorder, StepReport

@@ -125,6 +125,18 @@ def test_a_skipped_step_is_no_visit(run_folder: Path) -> None:
     assert view.phases[4].visits_by_event.sum() == len(losses) - 128
 
 
+def test_a_skipped_step_is_no_visit_of_a_single_block(run_folder: Path) -> None:
+    path = run_folder / "journal" / "phase_004.npy"
+    losses = np.load(path)
+    losses[128:] = UNRECORDED  # all but the first step
+    path.write_bytes(path.read_bytes()[:128] + losses.tobytes())
+    view = view_run(run_folder, "mine", margin=0.1)
+    picked = [*view.picks.hardest, *view.picks.easiest, *view.picks.most_forgotten]
+    skipped = view.run.visits([block.id for block in picked])
+    assert np.isnan(skipped["nll"]).any()
+    assert all(np.isfinite(block.nll).all() for block in picked)
+
+
 def test_unseen_blocks_are_not_dropped_ones(hurried_runs: list[Path]) -> None:
     for run, excludes in zip(hurried_runs, (False, True), strict=True):
         view = view_run(run, "hurried", margin=0.1)

@@ -153,7 +153,7 @@ def test_where_one_rank_cannot_write_both_are_told_and_the_old_checkpoint_stays(
         assert found["wait"].startswith("OSError")
         assert "checkpoint of iteration 2 could not be written" in found["wait"]
         assert "checkpoint of iteration 3 could not be written" in found["next save"]
-        assert (found["left"], found["whole"], found["then"]) == ([1], 1, [1, 5])
+        assert (found["left"], found["newest"], found["then"]) == ([1], 1, [1, 5])
 
 
 def test_nothing_goes_over_a_default_group_that_carries_no_objects(folder: Path) -> None:

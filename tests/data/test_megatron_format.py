@@ -15,6 +15,7 @@ import pytest
 
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.peers import peer
 
 SAMPLES = Path(__file__).parent / "megatron_samples"
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "int64"]
@@ -51,7 +52,7 @@ def test_the_same_bytes_are_written(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TYPES)
 def test_megatron_reads_our_files(name: str, tmp_path: Path) -> None:
-    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    indexed_dataset = peer("megatron.core.datasets.indexed_dataset")
     with IndexedDatasetWriter(tmp_path / name, name) as writer:
         for sequences in documents(name):
             writer.add_document(sequences)

@@ -23,6 +23,7 @@ from megatron_lfr.data.preprocess.command import PreprocessConfig, Summary, run
 from megatron_lfr.data.preprocess.encoding import Encoder
 from megatron_lfr.data.preprocess.inputs import Place, chunks, open_inputs
 from megatron_lfr.data.preprocess.readers import Columns
+from support.peers import peer
 
 ROWS = [{"text": f"{i} höchst 東京 " + "x" * (i * 7 % 40), "domain": "ab"[i % 3 == 0]} for i in range(60)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -35,7 +36,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def zstd(data: bytes) -> bytes:
-    zstandard = pytest.importorskip("zstandard")
+    zstandard = peer("zstandard")
     return zstandard.ZstdCompressor().compress(data)
 
 
@@ -52,16 +53,16 @@ def zst(path: Path) -> None:
 
 
 def parquet(path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet")
+    pyarrow = peer("pyarrow")
+    peer("pyarrow.parquet")
     columns = {name: [row[name] for row in ROWS] for name in ("domain", "text")}
     table = pyarrow.table({"unused": list(range(60)), **columns})
     pyarrow.parquet.write_table(table, path, row_group_size=23)
 
 
 def parquet_dictionary(path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet")
+    pyarrow = peer("pyarrow")
+    peer("pyarrow.parquet")
     columns = {name: pyarrow.array([row[name] for row in ROWS]).dictionary_encode() for name in ("domain", "text")}
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=7)
 
@@ -286,8 +287,8 @@ def test_broken_documents_are_counted(
 def test_broken_text_files_and_rows_are_counted(tmp_path: Path, out: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     (tmp_path / "b.txt").write_bytes(b"fine")
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet")
+    pyarrow = peer("pyarrow")
+    peer("pyarrow.parquet")
     column = pyarrow.array([b"row", None, b"\xff"]).cast(pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "c.parquet")
     summary = prepare([tmp_path], out, skip_broken=True)

@@ -9,8 +9,8 @@ import torch
 from torch._inductor import config as inductor
 from torch.nn import functional as F
 
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.engine.determinism import deterministic
-from megatron_lfr.training.config import TrainingConfig
 
 VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")
 

@@ -12,18 +12,16 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_lfr.cli import main
+from megatron_lfr.evaluation.continuations import encode_pairs
+from megatron_lfr.evaluation.trained import TrainedModel
+from support.continuation_samples import PAIRS, Merging
+from support.peers import peer
 from support.text_run_oracle import SEQ, WORDS, Oracle
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when lm_eval is imported
-pytest.importorskip("lm_eval")
-
-from lm_eval.api.model import TemplateLM
-
-from megatron_lfr.cli import main
-from megatron_lfr.evaluation.continuations import encode_pairs
-from megatron_lfr.evaluation.lm_eval_adapter import MegatronLFR
-from megatron_lfr.evaluation.trained import TrainedModel
-from support.continuation_samples import PAIRS, Merging
+TemplateLM: Any = peer("lm_eval.api.model").TemplateLM
+MegatronLFR: Any = peer("megatron_lfr.evaluation.lm_eval_adapter").MegatronLFR
 
 
 @pytest.fixture(scope="module")

@@ -236,6 +236,12 @@ def test_a_pass_after_a_blend_counts_each_corpus() -> None:
         again.plan(1000, 8, 4, blend=blend)
 
 
+def test_a_focus_on_all_corpora_together_drops_a_share_of_all() -> None:
+    blend = Blend([0, 5, 30], [2.0, 1.0])
+    schedule = Schedule((Phase("learn", 3.0), passes(0.3)))
+    assert kept_of(schedule, 30, blend=blend) == [90, 21]  # 30 - floor(0.3 * 30), not 30 - floor(1.5) - floor(7.5)
+
+
 any_phase = st.builds(
     dict,
     kind=st.sampled_from(["learn", "focus", "focus", "review"]),

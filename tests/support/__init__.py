@@ -6,6 +6,7 @@ For all tests:
     two_ranks: `megatron-lfr train` on two ranks without a launcher.
     run_process: `megatron-lfr train` in a process of its own, to be stopped and killed.
     same_run: whether two runs are the same, times apart.
+    peers: packages that a test compares with.
     golden: what must never change; stores it anew. golden_orders, golden_losses: how it is computed.
 
 Oracles, which say what must come out, plainly and without regard to speed:
@@ -21,6 +22,7 @@ Samples:
     checkpoint_samples: checkpoints of one number each.
     order_samples: every kind of order that the C++ core makes, of scores that are the same everywhere.
     indexed_samples: indexed datasets written by hand.
+    own_callbacks: callbacks as a user writes them.
     continuation_samples: contexts and continuations whose border is no border of tokens.
     hf_runs: run folders and Hugging Face folders of small models.
     megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.

@@ -320,7 +320,7 @@ def test_a_setting_that_changes_is_told_and_recorded(
     (path / "config_history.yaml").unlink()
     folder = RunFolder(path)
     assert folder.settings_at(4)["lr"] == 0.25
-    assert folder.changes({"lr": 0.5}, 4) == {"lr": [0.25, 0.5]}
+    assert folder.changes({"lr": 0.5}, 4, {}) == {"lr": [0.25, 0.5]}
 
 
 def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
@@ -347,6 +347,19 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
     after = RunFolder(folder.path)
     assert (after.settings_at(7).get("z_loss_coeff"), after.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
+
+
+def test_a_setting_that_the_version_before_did_not_have_was_its_default(
+    trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, path = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
+    shutil.copytree(trained[1], path)
+    history = yaml.safe_load((path / "config_history.yaml").read_text())
+    for name in ("finetune_change", "eval_iters"):
+        del history[0]["settings"][name]
+    (path / "config_history.yaml").write_text(yaml.safe_dump(history))
+    assert main(["train", *args, "--exit-interval", "8", "--eval-iters", "7"]) == 0
+    assert "settings that change from step 8 on: --eval-iters 100 -> 7\n" in capsys.readouterr().out
 
 
 def test_a_finished_run_stays_as_it_is(

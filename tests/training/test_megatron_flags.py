@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import megatron_flags_page
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,10 @@ def test_no_flag_is_in_both_tables_and_names_are_canonical() -> None:
     assert not ACCEPTED.keys() & REFUSED.keys()
     for flag in [*ACCEPTED, *REFUSED]:
         assert re.fullmatch(r"--[a-z0-9]+(-[a-z0-9]+)*", flag), flag
+
+
+def test_the_page_in_the_documentation_is_made_from_the_table() -> None:
+    assert megatron_flags_page.PAGE.read_text("utf-8") == megatron_flags_page.render()
 
 
 def test_no_setting_is_in_a_table() -> None:

@@ -40,7 +40,7 @@ def test_each_command_reads_once(corpus: list[str], tmp_path: Path, readings: Co
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    run = str(tmp_path / "run")
+    run, hf = str(tmp_path / "run"), str(tmp_path / "hf")
     train = ["train", *tiny_flags(corpus), "--tokenizer-model", str(tmp_path / "tokenizer.json"), "--save", run]
     train += ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--eval-iters", "1"]
     settings = {"tokenizer": 1, "config.yaml": 1, "config_history.yaml": 1}
@@ -48,12 +48,8 @@ def test_each_command_reads_once(corpus: list[str], tmp_path: Path, readings: Co
         ([*train, "--exit-interval", "2"], STOPPED, {"tokenizer": 1}),
         ([*train, "--exit-interval", "4"], STOPPED, {"tokenizer": 1, "config_history.yaml": 1, "metrics.jsonl": 1}),
         (["evaluate", "--run", run, "--split", "valid"], 0, settings),
-        (["convert", "to-hf", "--run", run, "--output", str(tmp_path / "hf")], 0, settings),
-        (
-            ["convert", "from-hf", "--input", str(tmp_path / "hf"), "--output", str(tmp_path / "back")],
-            0,
-            {"tokenizer": 1},
-        ),
+        (["convert", "to-hf", "--run", run, "--output", hf], 0, settings),
+        (["convert", "from-hf", "--input", hf, "--output", str(tmp_path / "back")], 0, {"tokenizer": 1}),
     ):
         readings.clear()
         assert main(words) == code

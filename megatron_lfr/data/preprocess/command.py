@@ -57,40 +57,40 @@ class PreprocessConfig:
     """
 
     input: list[Path]
-    """What to read, in order: JSONL (.jsonl, .json, .ndjson; a line is a document), text (.txt; a file is one), each
-    also compressed (.gz, .bz2, .xz, .zst), Parquet (.parquet; a row is a document), folders (all such files in them and
-    behind links, sorted; hidden ones are left out), and datasets of the Hugging Face hub (hf:NAME, hf:NAME:SPLIT,
-    hf:NAME:CONFIG:SPLIT). A file that is reached twice is read once."""
+    """What to read, in order: JSONL (.jsonl, .json, .ndjson; each line is a document), text (.txt; each file is a
+    document), both also compressed (.gz, .bz2, .xz, .zst), Parquet (.parquet; each row is a document), folders (all
+    such files in them and behind links, sorted, without hidden ones), and datasets of the Hugging Face hub (hf:NAME,
+    hf:NAME:SPLIT, hf:NAME:CONFIG:SPLIT). A file that is reached twice is read once."""
     output_prefix: Path
     """Where the corpus goes: <output-prefix>_text_document.bin and .idx, or, with --domain-key,
     <output-prefix>_<domain>_text_document for each domain. Work under way is in <output-prefix>.partial."""
     tokenizer: str
-    """A `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`."""
+    """The tokenizer: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`."""
     json_key: str = "text"
-    """Key of a JSONL line's text, or a table's column."""
+    """Key of the text in a JSONL line, or name of its column in a table."""
     domain_key: str | None = None
-    """Key of a JSONL line's domain, or a table's column: one prefix is written for each."""
+    """Key of the domain in a JSONL line, or name of its column in a table; one prefix is written for each domain."""
     eod_token: str | None = None
-    """The tokenizer's end-of-document token, where neither the files beside tokenizer.json nor the names of its special
-    tokens tell which it is."""
+    """The tokenizer's end-of-document token; needed only where neither the files beside tokenizer.json nor the names
+    of its special tokens show which it is."""
     append_eod: bool = True
     """End every document with the end-of-document token."""
     bos: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start every document with the tokenizer's start-of-document token. By default, one is put there where the
-    tokenizer itself (its post-processor) starts a text with it."""
+    """Start every document with the tokenizer's start-of-document token. By default, documents start with it if the
+    tokenizer itself (its post-processor) starts texts with it."""
     no_bos: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start no document with a token, whatever the tokenizer itself does."""
+    """Start no document with a start-of-document token, even if the tokenizer itself does."""
     skip_broken: bool = False
-    """Leave out lines, rows and text files that are no documents (not UTF-8, not JSON, no text), and count them,
-    instead of stopping at the first."""
+    """Leave out and count lines, rows and text files that are not documents (not UTF-8, not JSON, no text), instead of
+    stopping at the first one."""
     restart: bool = False
     """Discard what an unfinished run with the same output prefix has done."""
     overwrite: bool = False
-    """Replace finished corpora that stand under the output prefix."""
+    """Replace finished corpora under the output prefix."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Cores that tokenize: threads up to 4, processes beyond. The output is the same for any number."""
+    """Number of workers that tokenize: threads up to 4, processes for more. The output is the same for any number."""
     progress: bool = True
-    """Show how far the work is."""
+    """Show the progress of the work."""
 
     def validate(self) -> None:
         """Check what can be checked without opening an input; errors name the flag and the legal values."""

@@ -18,14 +18,14 @@ from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Join indexed datasets (.bin/.idx) of one token type to one that holds their documents in the order given."""
+    """Join indexed datasets (.bin/.idx) of one token type into one that holds their documents in the order given."""
 
     input: list[Path]
     """Prefixes of the datasets, in order."""
     output_prefix: Path
     """Where the result goes: <output-prefix>.bin and .idx."""
     overwrite: bool = False
-    """Replace a corpus that stands there."""
+    """Replace a corpus that already exists under the output prefix."""
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ class TokenizerConfig:
     """
 
     input: list[Path]
-    """Documents to train on: all that `megatron-lfr preprocess --input` takes (JSONL, text and Parquet files, also
-    compressed, folders, and datasets of the Hugging Face hub)."""
+    """Documents to train on: everything that `megatron-lfr preprocess --input` takes (JSONL, text and Parquet files,
+    also compressed, folders, and datasets of the Hugging Face hub)."""
     output: Path
-    """Where the tokenizer goes: a `tokenizers` JSON file. Replaces an earlier tokenizer, and no other file."""
+    """Where the tokenizer goes: a `tokenizers` JSON file. It replaces an earlier tokenizer, but no other file."""
     vocab_size: int
-    """Tokens of the vocabulary, 257 or more: the 256 bytes, the end-of-document token, and what the most frequent pairs
-    are merged to. A small text may give fewer."""
+    """Number of tokens in the vocabulary, 257 or more: the 256 bytes, the end-of-document token, and those that the
+    most frequent pairs are merged into. A small text may give fewer."""
     json_key: str = "text"
-    """Key of a JSONL line's text, or a table's column."""
+    """Key of the text in a JSONL line, or name of its column in a table."""
 
     def validate(self) -> None:
         """Check what can be checked before any text is read; errors name the flag and the legal values."""

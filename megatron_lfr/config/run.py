@@ -1,7 +1,7 @@
-"""The configuration of a run: composes the dataclasses that stand beside each component.
+"""The configuration of a run, composed of the dataclass beside each component.
 
-Flags are generated from their fields, the help from the docstrings. A YAML file (`--config`) is read first, as if its
-keys were flags; the command line goes over it.
+Flags are generated from the fields of these dataclasses, and their help from the fields' docstrings. A YAML file
+(`--config`) is read first, as if its keys were flags; the command line overrides it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import tyro
 import yaml
 
+from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.lfr import PRESETS, Schedule, preset
@@ -28,15 +29,15 @@ from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
-from megatron_lfr.training.config import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Pretrain a Llama with Learn-Focus-Review.
 
-    Also: --config FILE.yaml (keys are flags, the command line goes over it), --model-preset NAME (sizes by name), and
-    --nproc-per-node N (start N ranks on this machine; torchrun starts them on several).
+    Further flags: --config FILE.yaml reads settings from a file whose keys are flags (the command line overrides it),
+    --model-preset NAME takes a model's sizes by name, and --nproc-per-node N starts N ranks on this machine (use
+    torchrun for several machines).
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -83,7 +84,7 @@ class RunConfig:
         resolve_schedule(self.lfr.lfr_schedule)
 
     def attention_backend(self, on_gpu: bool) -> AttentionBackend:
-        """What computes attention; ValueError where --attention-backend asks for what cannot be had."""
+        """Choose what computes attention; ValueError where --attention-backend asks for one that cannot run here."""
         return choose_backend(
             self.training.attention_backend,
             on_gpu=on_gpu,
@@ -94,19 +95,19 @@ class RunConfig:
         )
 
     def to_flat(self) -> dict[str, Any]:
-        """Every setting by its flag's name, for config.yaml."""
+        """Return every setting by the name of its flag, for config.yaml."""
         flat: dict[str, Any] = {}
         for section in dataclasses.fields(self):
             flat.update(dataclasses.asdict(getattr(self, section.name)))
         return flat
 
     def to_yaml(self) -> str:
-        """Every setting as YAML that --config reads."""
+        """Return every setting as YAML that --config reads."""
         return dump_yaml(self.to_flat())
 
 
 def resolve_schedule(text: str) -> Schedule:
-    """The schedule that --lfr-schedule names: a preset, a YAML file, or a YAML list in place."""
+    """Return the schedule that --lfr-schedule gives: a preset's name, a YAML file, or a YAML list of phases itself."""
     if text in PRESETS:
         return preset(text)
     try:
@@ -123,7 +124,7 @@ def resolve_schedule(text: str) -> Schedule:
 
 
 def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
-    """The configuration that a command line stands for, and notes on Megatron flags that were accepted.
+    """Parse a command line into the configuration of a run, and notes on Megatron flags that were accepted.
 
     Raises ValueError for anything that is wrong with `--config`, `--model-preset` or a flag that is refused; an
     unknown or malformed flag exits with tyro's message.
@@ -135,23 +136,25 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     if config_file is not None:
         file_preset, from_file = _yaml_to_argv(Path(config_file))
         model_preset = model_preset or file_preset
-    config = _of_preset(model_preset)
+    config = _preset_config(model_preset)
     if from_file:
         config = _parse(from_file, config, prog=f"{config_file}")
     return _parse(rest, config, prog="megatron-lfr train"), notes
 
 
 def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> RunConfig:
-    """The configuration of a run, with the paths of its corpus as `RunFolder.settings` finds them.
-    tokenizer_model: where its tokenizer lies now, if it was moved. ValueError where the folder holds no run."""
+    """Read the configuration of a run, with the paths of its corpus as `RunFolder.settings` resolves them.
+
+    tokenizer_model: where the run's tokenizer is now, if it was moved. Raises ValueError where the folder holds no run.
+    """
     preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
-    config = _parse(argv, _of_preset(preset_name), prog=f"{folder.config_file}")
+    config = _parse(argv, _preset_config(preset_name), prog=f"{folder.config_file}")
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
 
 
-def _of_preset(name: str | None) -> RunConfig:
-    """The default configuration, with the sizes of a model preset."""
+def _preset_config(name: str | None) -> RunConfig:
+    """Return the default configuration, with the sizes of a model preset."""
     if name is None:
         return RunConfig()
     if name not in MODEL_PRESETS:
@@ -171,7 +174,7 @@ def _parse(argv: Sequence[str], default: RunConfig, prog: str) -> RunConfig:
 
 
 def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of `flag` (the last one counts), and the command line without it."""
+    """Return the value of `flag` (the last one counts), and the command line without it."""
     value, rest, words = None, [], iter(argv)
     for word in words:
         if word == flag:
@@ -186,7 +189,7 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
-    """(model preset, flags) that a configuration file stands for."""
+    """Turn a configuration file into (model preset, flags)."""
     try:
         settings = parse_yaml(path.read_bytes())
     except OSError as error:
@@ -199,8 +202,8 @@ def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
 
 
 def _settings_to_argv(settings: Mapping[str, Any], source: str) -> tuple[str | None, list[str]]:
-    """(model preset, flags) that settings stand for, so that their values are checked as flags are; ValueError begins
-    with `source`."""
+    """Turn settings into (model preset, flags), so that their values are checked as those of flags are. A ValueError
+    begins with `source`."""
     legal = [*RunConfig().to_flat(), "model_preset"]
     argv: list[str] = []
     for key, value in settings.items():

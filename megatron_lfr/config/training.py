@@ -21,23 +21,27 @@ class LFRConfig:
     """The Learn-Focus-Review schedule."""
 
     lfr_schedule: str = "lfr"
-    """A preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, random-focus, focus-only), a YAML file with a
-    list of phases, or such a list in place."""
+    """Phases of the run: a preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, random-focus, focus-only), a
+    YAML file with a list of phases, or such a list itself."""
     train_iters: int | None = None
-    """Optimizer steps of the run. Scales a schedule given in shares, must equal the total of one that is not."""
+    """Length of the run in optimizer steps. It scales a schedule whose phases are shares; for any other schedule it is
+    not needed, and must equal the total of its phases."""
     train_samples: int | None = None
-    """The same in blocks."""
+    """Length of the run in samples (visits of blocks), instead of --train-iters."""
     train_epochs: float | None = None
-    """The same in epochs of the corpus."""
+    """Length of the run in epochs of the corpus, instead of --train-iters; only for a schedule whose phases are
+    shares."""
     lfr_focus_scope: FocusScope = "global"
-    """Among which blocks a Focus looks for the hard ones. global: all; weights in --data-path then count in Learn and
-    Review alone. per-corpus: in each prefix apart, which gets its weight of the samples, or its share of the blocks."""
+    """Where a Focus phase looks for the hard blocks. global: among all blocks; weights in --data-path then count in
+    Learn and Review only. per-corpus: in each prefix separately; a prefix gets its weight's share of the samples, or
+    without weights its share of the blocks."""
     lfr_scratch_dir: str | None = None
-    """Folder for what the ranks of a machine share: the order of the phase, and on all machines but the first a copy of
-    the journal. By default in the run folder; better a local disk."""
+    """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
+    first a copy of the journal. By default it is in the run folder; a local disk is faster."""
 
     def scratch(self, run: Path, machine: int) -> Path:
-        """Where a machine keeps what its ranks share; runs that are given one --lfr-scratch-dir do not meet there."""
+        """Return the folder of the files that the ranks of a machine share. Each run gets its own, even where several
+        runs are given the same --lfr-scratch-dir."""
         if self.lfr_scratch_dir is None:
             return run / "scratch" / f"node_{machine}"
         name = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
@@ -57,43 +61,45 @@ class LFRConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Batches, precision, evaluation."""
+    """Batches, precision, evaluation and stops."""
 
     micro_batch_size: int = 1
     """Blocks of one forward and backward pass on each data-parallel rank."""
     global_batch_size: int | None = None
     """Blocks of one optimizer step over all ranks; by default one micro-batch on each."""
     seed: int = 1234
-    """Decides the initial weights and the order of the blocks."""
+    """Seed of the initial weights and of the order of the blocks."""
     bf16: bool = False
-    """Compute in bfloat16; weights, gradients and optimizer stay fp32."""
+    """Compute in bfloat16; weights, gradients and the optimizer's state stay in fp32."""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """Recompute activations in the backward pass: of whole layers, or of attention alone."""
+    """Which activations to recompute in the backward pass instead of keeping them: those of whole layers (full), or
+    those of attention only (selective). By default none."""
     compile: bool = False
-    """Compile each transformer layer with torch.compile: what stands between its matrix products and its attention is
-    fused, and the first step waits for the compiler. Advised on a GPU but for short runs; off by default."""
+    """Compile each transformer layer with torch.compile, which fuses the operations between its matrix products and its
+    attention. The first step waits for the compiler. Advised on a GPU, except for short runs."""
     deterministic: bool = False
-    """The same bits from the same command on a GPU, too: every sum keeps its order, and steps take longer. On a CPU and
-    for one number of threads, they are the same anyway."""
+    """Make the same command give the same bits on a GPU, too, by keeping the order of every sum; steps take longer. On
+    a CPU, the bits are the same anyway as long as the number of threads is."""
     layer_kernels: KernelPackage = "torch"
     """Where RMSNorm, rotary positions and SwiGLU come from: PyTorch (--compile fuses them), the liger-kernel package,
     or apex (RMSNorm alone). The packages need a GPU."""
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
-    """Attention inside of documents, and of context-parallel ranks: PyTorch's scaled_dot_product_attention with a dense
-    mask, or its flex_attention without one, which needs a GPU. auto takes flex on a GPU where a dense mask is the
-    other way. Attention over all earlier tokens is always scaled_dot_product_attention."""
+    """What computes attention within documents, and attention on context-parallel ranks: PyTorch's
+    scaled_dot_product_attention with a dense mask (sdpa), or its flex_attention without one (flex), which needs a GPU.
+    auto takes flex on a GPU wherever sdpa would need a dense mask. Attention over all earlier tokens always uses
+    scaled_dot_product_attention."""
     eval_interval: int | None = None
-    """Steps between evaluations; every phase's end and the run's are evaluated anyway."""
+    """Steps between evaluations; the end of every phase and of the run are evaluated anyway."""
     eval_iters: int | None = 100
-    """Global batches of one evaluation, evenly spaced over the validation split; None takes the whole split."""
+    """Global batches of one evaluation, spread evenly over the validation split; None evaluates the whole split."""
     max_skipped_steps: int = 10
-    """Stop the run after this many consecutive steps with a loss or gradient that is not finite."""
+    """Stop the run after this many consecutive steps whose loss or gradient is not finite."""
     exit_interval: int | None = None
-    """Save and exit (code 75) when the step number is a multiple of this."""
+    """Save and exit (code 75) when the step number is a multiple of this number."""
     exit_duration_in_mins: float | None = None
     """Save and exit (code 75) after this many minutes."""
     distributed_timeout_minutes: int = 10
-    """How long a rank waits for the others."""
+    """Minutes that a rank waits for the others before it gives up."""
 
     def validate(self, data_parallel_size: int) -> None:
         for flag, value in (
@@ -127,7 +133,7 @@ class TrainingConfig:
             )
 
     def blocks_per_step(self, data_parallel_size: int) -> int:
-        """The global batch size in force."""
+        """Return the global batch size in force, in blocks."""
         return self.global_batch_size or self.micro_batch_size * data_parallel_size
 
 
@@ -136,22 +142,23 @@ class CheckpointConfig:
     """The run folder."""
 
     save: str | None = None
-    """The run folder. A run that stands there is continued from its newest whole checkpoint."""
+    """The run folder. If it already holds a run, that run continues from its newest complete checkpoint."""
     load: str | None = None
-    """With --finetune: a run folder whose newest weights to start from. Otherwise only the folder of --save."""
+    """With --finetune: the run folder whose newest weights the run starts from. Without --finetune, only the folder of
+    --save is allowed."""
     finetune: bool = False
-    """Take the weights of --load alone and start at step 0."""
+    """Start a new run at step 0 from the weights of --load, without its optimizer state and journal."""
     finetune_change: list[str] = field(default_factory=list)
-    """With --finetune: settings of the model, the tokenizer or the documents that are meant to differ from those that
-    the weights were trained with, by name (rotary_base reset_attention_mask); others must agree."""
+    """With --finetune: names of the settings of the model, the tokenizer or the documents that may differ from those
+    the weights were trained with (for example rotary_base reset_attention_mask); all others must agree."""
     save_interval: int | None = None
-    """Steps between checkpoints; one is written at the end anyway."""
+    """Steps between checkpoints; a checkpoint is written at the end of the run anyway."""
     save_interval_mins: float | None = 15.0
-    """Minutes after which a checkpoint is written, beside those of --save-interval; 0 or None: no time does it."""
+    """Minutes between checkpoints, in addition to those of --save-interval; 0 or None writes none by time."""
     async_save: bool = False
-    """Write checkpoints while training goes on, from a copy in host memory."""
+    """Write checkpoints from a copy in host memory while training continues."""
     keep_last: int | None = 3
-    """How many checkpoints to keep; None keeps all."""
+    """Number of newest checkpoints to keep; None keeps all."""
 
     def validate(self) -> None:
         if not self.save:
@@ -177,7 +184,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What a run tells while it goes on. metrics.jsonl in the run folder is always written."""
+    """What a run logs while it trains. metrics.jsonl in the run folder is always written."""
 
     log_interval: int = 100
     """Steps between console lines and entries of metrics.jsonl."""
@@ -186,14 +193,14 @@ class LoggingConfig:
     wandb_project: str = ""
     """Weights & Biases project; needs the wandb package."""
     wandb_exp_name: str = ""
-    """Name of the run there."""
+    """Name of the run in Weights & Biases."""
     callback: list[str] = field(default_factory=list)
-    """Classes of your own that listen to the run, as package.module:Name; see docs/library.md."""
+    """Callback classes of your own that listen to the run, as package.module:Name (see docs/library.md)."""
     print_config: bool = False
     """Print the effective configuration as YAML and exit."""
 
     def tensorboard(self, default: Path) -> Path:
-        """The folder for TensorBoard."""
+        """Return the folder for TensorBoard."""
         return Path(self.tensorboard_dir) if self.tensorboard_dir else default
 
     def validate(self) -> None:

@@ -1,0 +1,16 @@
+"""Packages that a test compares with, or reads and writes the formats of."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import pytest
+
+
+def peer(module: str) -> Any:
+    """The module. Where it is not installed, the test is skipped, but fails under `make test`, which installs all."""
+    if os.environ.get("REQUIRE_PEERS"):
+        return importlib.import_module(module)
+    return pytest.importorskip(module)
