@@ -21,7 +21,7 @@ from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.data.preprocess import inputs
 from megatron_lfr.data.preprocess.command import PreprocessConfig, Summary, run
 from megatron_lfr.data.preprocess.encoding import Encoder
-from megatron_lfr.data.preprocess.inputs import Place, chunks, open_inputs
+from megatron_lfr.data.preprocess.inputs import Position, chunks, open_inputs
 from megatron_lfr.data.preprocess.readers import Columns
 from support.peers import peer
 
@@ -127,13 +127,13 @@ def test_reading_goes_on_from_every_place(
     paths = [tmp_path / name, tmp_path / "t.txt", tmp_path / "z.jsonl"]
     encoder = Encoder(load_tokenizer("bytes"), "text", None, None, np.dtype(np.uint16), False)
 
-    def encoded(start: Place) -> list[tuple[list[int], Place, int]]:
+    def encoded(start: Position) -> list[tuple[list[int], Position, int]]:
         pieces = chunks(open_inputs(paths, Columns("text", None)), start)
         return [
             ([t for g in encoder.encode(c.parts).groups for t in g.tokens.tolist()], c.end, c.stored) for c in pieces
         ]
 
-    whole = encoded(Place())
+    whole = encoded(Position())
     assert bytes(t for ids, _, _ in whole for t in ids).decode() == "".join(
         [*(row["text"] for row in ROWS), "a text", *["last"] * 9]
     )
@@ -195,7 +195,7 @@ def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for i in range(300):
         (tmp_path / f"{i:03}.jsonl").write_text(json.dumps({"text": str(i)}) + "\n")
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 1000)
-    pieces = list(chunks(open_inputs([tmp_path], Columns("text", None)), Place()))
+    pieces = list(chunks(open_inputs([tmp_path], Columns("text", None)), Position()))
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert len(pieces) <= size / 1000 + 1
     assert sum(len(piece.parts) for piece in pieces) == 300
@@ -341,7 +341,7 @@ def test_datasets_of_the_hub(
     assert hub == [call]
     assert texts(out / "c_b_text_document") == [row["text"] for row in ROWS if row["domain"] == "b"]
     (reader,) = open_inputs([Path(name)], Columns("text", None))
-    pieces = list(chunks([reader], Place()))
+    pieces = list(chunks([reader], Position()))
     rest = list(chunks([reader], pieces[2].end))
     assert [piece.parts for piece in rest] == [piece.parts for piece in pieces[3:]]
 

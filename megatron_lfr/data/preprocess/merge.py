@@ -1,4 +1,4 @@
-"""`megatron-lfr merge`: several indexed datasets one after the other as one, in flat memory."""
+"""`megatron-lfr merge` joins indexed datasets into one; its memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class MergeSummary:
 
 
 def merge(config: MergeConfig) -> MergeSummary:
-    """Write the joined dataset, byte for byte what Megatron's `IndexedDatasetBuilder.add_index` makes.
+    """Write the joined dataset, byte for byte as Megatron's `IndexedDatasetBuilder.add_index` does.
 
-    Every input is checked whole before anything is written, and the output takes its name when it is complete.
-    Its sidecar says what those of all inputs say. Errors: ValueError for damaged inputs, inputs of different types or
-    tokenizers, an output that is an input or (without --overwrite) stands already; OSError for files that are missing
-    or cannot be written.
+    Every input is checked completely before anything is written, and the output gets its name when it is complete.
+    It has a sidecar if all inputs have one. Errors: ValueError for damaged inputs, inputs of different types or
+    tokenizers, and an output that is an input or (without --overwrite) already exists; OSError for files that are
+    missing or cannot be written.
     """
     if not config.input:
         raise ValueError("--input: give at least one prefix")
@@ -66,7 +66,7 @@ def merge(config: MergeConfig) -> MergeSummary:
 
 
 def _checked(config: MergeConfig, dtype: np.dtype[Any]) -> Iterator[IndexedDataset]:
-    """Open every input, one at a time: thousands would be more files than a process may hold open."""
+    """Open every input, but one at a time: thousands would be more files than a process may hold open."""
     for prefix in config.input:
         dataset = IndexedDataset(prefix)
         if prefix.resolve() == config.output_prefix.resolve():
