@@ -48,7 +48,7 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--lfr-schedule", "[{kind: learn, duration: -1}]"], "must be a positive number"),
         (["--lfr-schedule", "lfr-v1"], "--train-epochs scales a schedule given in shares"),
         (["--lfr-schedule", "[{kind: learn, duration: 1}]", "--train-epochs", "None", "--train-iters", "7"],
-         "--train-iters 7 against the schedule's total of"),
+         "--train-iters 7: differs from the schedule's total of"),
         (["--train-epochs", "None"], "give one of --train-iters"),
         (["--train-iters", "-3"], "--train-iters -3: must be positive"),
         (["--split", "90,x,0"], "--split"),
