@@ -342,7 +342,7 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     assert main(["train", *tune, "--finetune-change", "final_logit_softcapping"]) == 75
     capsys.readouterr()
     assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
-    assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
+    assert "--z-loss-coeff 0.0 -> 0.01, --label-smoothing 0.0 -> 0.1" in capsys.readouterr().out
     after = RunFolder(folder.path)
     assert (after.settings_at(7).get("z_loss_coeff"), after.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
