@@ -42,7 +42,7 @@ def write_manifest(folder: Path, records: Mapping[str, FileRecord]) -> None:
 
 
 def find_damage(folder: Path, required: str, group: ProcessGroup | None) -> str | None:
-    """What is wrong with a checkpoint folder, which must hold the file `required`; None for a whole one.
+    """Return what is wrong with a checkpoint folder, which must hold the file `required`; None for a complete one.
 
     Collective over `group`: each rank hashes its share of the files, and all get the same answer.
     """
@@ -51,12 +51,12 @@ def find_damage(folder: Path, required: str, group: ProcessGroup | None) -> str 
     if damage is not None:
         return damage
     share = list(records.items())[rank :: ranks.world_size(group)]
-    found = (f"{name}: {reason}" for name, record in share if (reason := _file_damage(folder / name, record)))
-    return next((reason for reason in ranks.gather(next(found, None), group) if reason is not None), None)
+    damages = (f"{name}: {reason}" for name, record in share if (reason := _file_damage(folder / name, record)))
+    return next((reason for reason in ranks.gather(next(damages, None), group) if reason is not None), None)
 
 
 def _read_manifest(folder: Path, required: str) -> tuple[dict[str, FileRecord], str | None]:
-    """The records of the files, and what is wrong with the manifest or with the folder's list of names."""
+    """Return the records of the files, and what is wrong with the manifest or with the names in the folder."""
     path = folder / NAME
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):  # reading a pipe would never end

@@ -1,4 +1,5 @@
-"""A checkpoint's scalars and curriculum state as JSON: what is written reads back equal, or is refused by name."""
+"""The scalars and the curriculum's state in a checkpoint, as JSON: what is written reads back equal, or is refused with
+its name."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ STATE_FILE = "state.json"
 
 
 def dump_state(state: Mapping[str, Any]) -> str:
-    """`state` as JSON text; ValueError names the first entry that JSON cannot hold."""
+    """Return `state` as JSON text; ValueError names the first entry that JSON cannot hold."""
     _check(dict(state), "state")
     return json.dumps(dict(state), indent=1, allow_nan=False)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state in a checkpoint's folder; ValueError says what is wrong with it."""
+    """Read the state in a checkpoint's folder; ValueError says what is wrong with it."""
     try:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -31,7 +32,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def _check(value: object, where: str) -> None:
     if isinstance(value, dict):
         for key, entry in value.items():
-            if not isinstance(key, str):  # JSON would make it a string without a word
+            if not isinstance(key, str):  # JSON would silently turn it into a string
                 raise ValueError(f"{where}: the key {key!r} is a {type(key).__name__}; JSON has strings only")
             _check(entry, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):

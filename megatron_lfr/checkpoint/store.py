@@ -1,14 +1,14 @@
-"""The checkpoints of a run: written so that a kill at any moment leaves the last whole one in force.
+"""The checkpoints of a run, written so that a kill at any moment leaves the last complete one in force.
 
     checkpoints/iter_0000100/        shard-*.safetensors (torch.distributed.checkpoint), state.json, manifest.json
     checkpoints/latest_checkpointed_iteration.txt
 
-A folder is written aside under a name that begins with `.tmp-`, every file is fsynced, the folder is renamed, and only
-then is it named as the latest. Reading changes nothing, so that others may look into the folder of a running run; what
-a kill has left behind is cleared away by the next save.
+A folder is written under a temporary name that begins with `.tmp-`, every file is fsynced, the folder is renamed, and
+only then recorded as the latest. Reading changes nothing, so that others may read the folder while the run trains; the
+next save removes what a kill has left behind.
 
-An asynchronous store goes the same way in a thread on every rank, with a copy of the tensors in host memory. Each rank
-hashes what it has written, so the manifest, and with it the checkpoint, waits for the last of them.
+An asynchronous store does the same in a thread on every rank, with a copy of the tensors in host memory. Each rank
+hashes what it has written, so the manifest, and with it the checkpoint, waits for the last rank.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _ASIDE = ".tmp-"
 _REPLACED = _ASIDE + "replaced-"
 
 WriteTensors = Callable[[Path], list[str]]
-"""Puts tensors into a folder as safetensors files on the disk, whose names it returns."""
+"""A function that writes tensors into a folder as safetensors files and returns the files' names."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its iteration, its JSON state, and its tensors on disk."""
+    """A complete checkpoint: its iteration, its JSON state, and its tensors on disk."""
 
     iteration: int
     folder: Path
@@ -57,8 +57,8 @@ class Checkpoint:
     def load_into(self, tensors: Mapping[str, Tensor], *, allow_extra: bool = False) -> None:
         """Overwrite `tensors` in place with those of the same names. Collective.
 
-        ValueError names the first tensor that is missing on either side, or differs in shape or type. `allow_extra`:
-        the checkpoint may hold tensors that are not asked for.
+        Raises ValueError that names the first tensor that is missing on either side, or differs in shape or type.
+        `allow_extra`: the checkpoint may hold tensors that are not in `tensors`.
         """
         read_tensors(self.folder, tensors, allow_extra=allow_extra, group=self.group)
 
@@ -66,10 +66,10 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints in `root`, of which the newest `keep` are kept (None: all).
 
-    Every rank makes the same calls; `root` is on a file system that all of them see. One run at a time writes there.
-    `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save` returns as
-    soon as the tensors are copied, and `wait` when they are on the disk; `timeout` is how long its ranks then wait for
-    each other (None: PyTorch's default).
+    Every rank makes the same calls; `root` is on a file system that all of them see. Only one run may write there at a
+    time. `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save`
+    returns as soon as the tensors are copied, and `wait` when they are on the disk; `timeout` is how long the ranks
+    then wait for each other (None: PyTorch's default).
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class CheckpointStore:
     def save(self, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint and drop the oldest. Collective; returns its folder.
 
-        A tensor that differs between ranks is a DTensor, or has another name on each of them. `state` is rank 0's.
-        ValueError names what JSON cannot hold in it. OSError where the checkpoint cannot be written; those that were
-        there before are then untouched. An asynchronous store first waits for the save before, and raises what that
-        one failed with; `tensors` and `state` may be changed as soon as this returns.
+        A tensor that differs between ranks must be a DTensor, or have another name on each rank. `state` is taken from
+        rank 0. Raises ValueError that names what JSON cannot hold in it, and OSError where the checkpoint cannot be
+        written; earlier checkpoints are then untouched. An asynchronous store first waits for the previous save, and
+        raises its error; `tensors` and `state` may be changed as soon as this returns.
         """
         self.wait()
         with ranks.failing_together(self.group):
@@ -116,13 +116,13 @@ class CheckpointStore:
         return self.root / _folder_name(iteration)
 
     def save_files(self, iteration: int, write: WriteTensors, state: Mapping[str, Any]) -> Path:
-        """`save`, with tensors that `write` puts into the folder it is given, as safetensors files whose names it
-        returns: for tensors that are not in memory all at once."""
+        """Save a checkpoint whose tensors `write` puts into the folder it is given: for tensors that are not in memory
+        all at once. Otherwise as a synchronous `save`."""
         self._write(iteration, write, _checked(iteration, {}, state))
         return self.root / _folder_name(iteration)
 
     def wait(self) -> None:
-        """Until no save is in flight. Raises what the last one failed with, once, on every rank."""
+        """Wait until no save is in flight. Raises the last one's error, once, on every rank."""
         if self._in_flight is None:
             return
         self._in_flight.join()
@@ -131,7 +131,7 @@ class CheckpointStore:
             raise failure
 
     def _write(self, iteration: int, write: WriteTensors, text: str) -> None:
-        """The writing half of `save`. Collective over its own group."""
+        """Write what `save` has prepared. Collective over `_writing_group`."""
         group = self._writing_group
         final = self.root / _folder_name(iteration)
         aside, note = self.root / (_ASIDE + final.name), self.root / (_ASIDE + _LATEST)
@@ -146,46 +146,46 @@ class CheckpointStore:
                 if ranks.rank(group) == 0:
                     write_manifest(aside, records)
                     write_atomic(note, f"{iteration}\n")  # from here on, nothing needs space on the disk
-                    self._put_in_place(aside, final)
+                    self._publish(aside, final)
                     note.replace(self.root / _LATEST)
                     fsync_directory(self.root)
                     self._prune(iteration)
         except OSError as error:
             if ranks.rank(group) == 0:
                 shutil.rmtree(aside, ignore_errors=True)
-                with suppress(OSError):  # the first error is the one to tell
+                with suppress(OSError):  # the first error is the one to report
                     note.unlink()
             message = f"the checkpoint of iteration {iteration} could not be written in {self.root}: {describe(error)}"
             raise OSError(error.errno, message) from error
 
     def iterations(self) -> list[int]:
-        """The iterations that a folder stands for, whole or not, in ascending order."""
+        """Return the iterations that have a folder, complete or not, in ascending order."""
         return sorted(_find_folders(self.root))
 
-    def whole(self, iteration: int) -> Checkpoint:
-        """The checkpoint of an iteration. ValueError where it is missing or damaged. Collective."""
+    def checkpoint(self, iteration: int) -> Checkpoint:
+        """Open the checkpoint of an iteration; ValueError where it is missing or damaged. Collective."""
         folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank(self.group) == 0 else {}, self.group)
         if iteration not in folders:
             legal = ", ".join(map(str, sorted(folders))) or "none"
             raise ValueError(f"{self.root}: no checkpoint of iteration {iteration}; there are: {legal}")
-        found, damage = self._open(iteration, folders[iteration])
-        if found is None:
+        checkpoint, damage = self._open(iteration, folders[iteration])
+        if checkpoint is None:
             raise ValueError(f"{folders[iteration]}: the checkpoint is damaged: {damage}")
-        return found
+        return checkpoint
 
-    def newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint without damage; damaged ones are named in warnings. None where there is none at all.
+    def newest_complete(self) -> Checkpoint | None:
+        """Open the newest complete checkpoint, and warn of damaged ones; None where there is no checkpoint at all.
 
-        ValueError where there are only damaged ones, or where all that is left is the note that names the latest: a
-        run must not begin anew unnoticed. Collective.
+        Raises ValueError where all checkpoints are damaged, or where only the file that names the latest is left, so
+        that a run does not start again from the beginning unnoticed. Collective.
         """
         folders = ranks.from_first_rank(_find_folders(self.root) if ranks.rank(self.group) == 0 else {}, self.group)
         damaged = []
         for iteration in sorted(folders, reverse=True):
             folder = folders[iteration]
-            found, damage = self._open(iteration, folder)
-            if found is not None:
-                return found
+            checkpoint, damage = self._open(iteration, folder)
+            if checkpoint is not None:
+                return checkpoint
             if ranks.rank(self.group) == 0:
                 logger.warning("checkpoint %s is damaged and not used: %s", folder, damage)
             damaged.append(f"{folder} ({damage})")
@@ -198,7 +198,7 @@ class CheckpointStore:
         return None
 
     def _open(self, iteration: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
-        """The checkpoint in `folder`, or what is wrong with it."""
+        """Open the checkpoint in `folder`, or return what is wrong with it."""
         if damage := find_damage(folder, STATE_FILE, self.group):
             return None, damage
         values: dict[str, Any] = {}
@@ -211,29 +211,29 @@ class CheckpointStore:
         return (None, damage) if damage else (Checkpoint(iteration, folder, values, self.group), None)
 
     def _write_files(self, folder: Path, write: WriteTensors, text: str) -> dict[str, FileRecord]:
-        """Write every rank's shards and the state; returns what the manifest says of all of them."""
+        """Write every rank's shards and the state; returns the manifest's records of all files."""
         group = self._writing_group
         names = write(folder)
         with ranks.failing_together(group):
             if ranks.rank(group) == 0:
                 write_atomic(folder / STATE_FILE, text)
                 names.append(STATE_FILE)
-            own = {name: record_file(folder / name) for name in names}
+            local_records = {name: record_file(folder / name) for name in names}
         records: dict[str, FileRecord] = {}
-        for part in ranks.gather(own, group):
+        for part in ranks.gather(local_records, group):
             records |= part
         return records
 
-    def _put_in_place(self, aside: Path, final: Path) -> None:
+    def _publish(self, aside: Path, final: Path) -> None:
         replaced = self.root / (_REPLACED + final.name)
-        if final.exists():  # damaged, or the run went back behind it
+        if final.exists():  # it is damaged, or the run has resumed from an earlier one
             final.rename(replaced)
         aside.rename(final)
         fsync_directory(self.root)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _clear_leftovers(self) -> None:
-        """Undo what a kill has left half-done."""
+        """Undo or remove what a killed save has left unfinished."""
         for folder in _find_folders(self.root).values():
             if folder.name.startswith(_REPLACED):  # killed between the two renames
                 folder.rename(self.root / folder.name.removeprefix(_REPLACED))
@@ -248,20 +248,21 @@ class CheckpointStore:
         older = [iteration for iteration in self.iterations() if iteration < newest]
         for iteration in older[: max(0, len(older) + 1 - self.keep)]:
             folder = self.root / _folder_name(iteration)
-            doomed = self.root / (_ASIDE + "pruned-" + folder.name)
-            folder.rename(doomed)  # so that a kill leaves nothing half-deleted that looks like a checkpoint
-            shutil.rmtree(doomed, ignore_errors=True)
+            hidden = self.root / (_ASIDE + "pruned-" + folder.name)
+            folder.rename(hidden)  # so that a kill leaves nothing half-deleted that looks like a checkpoint
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 class _Background(threading.Thread):
-    """Not a daemon: a process that leaves because of an error finishes the checkpoint in flight first."""
+    """A thread that writes a checkpoint. It is not a daemon, so a process that ends because of an error finishes the
+    checkpoint in flight first."""
 
     failure: BaseException | None = None
 
     def run(self) -> None:
         try:
             super().run()
-        except BaseException as error:  # whatever it is, wait() is where it is raised
+        except BaseException as error:  # wait() raises it, whatever it is
             self.failure = error
 
 
@@ -270,18 +271,19 @@ def _folder_name(iteration: int) -> str:
 
 
 def _find_folders(root: Path) -> dict[int, Path]:
-    """The folder of each iteration. One that was being replaced when the run was killed counts until it is."""
-    found = {}
+    """Return the folder of each iteration. A folder that was being replaced when the run was killed counts until its
+    replacement exists."""
+    folders = {}
     for prefix in (_REPLACED, ""):
         for path in root.glob(prefix + "iter_*"):
             match = re.fullmatch(r"iter_(\d{7,})", path.name.removeprefix(prefix))
             if match and path.name == prefix + _folder_name(int(match[1])):
-                found[int(match[1])] = path
-    return found
+                folders[int(match[1])] = path
+    return folders
 
 
 def _checked(iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
-    """The state as text; ValueError for what cannot be saved."""
+    """Return the state as text; ValueError for what cannot be saved."""
     if iteration < 0:
         raise ValueError(f"iteration is {iteration}; it counts from 0")
     check_tensors(tensors)

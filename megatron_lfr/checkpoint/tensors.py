@@ -1,7 +1,7 @@
 """A checkpoint's tensors, written and read by torch.distributed.checkpoint as safetensors.
 
-Each rank writes the shards it holds; whatever the ranks of the run that reads, each takes the parts it needs. Only
-tensors are ever written or read: DCP pickles anything else.
+Each rank writes the shards it holds. A run of any number of ranks can read them: each rank takes the parts it needs.
+Only tensors are ever written or read, as DCP pickles anything else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from megatron_lfr.parallel import ranks
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Remembers which files this rank has written: a folder's listing can lag behind on a network file system."""
+    """A writer that remembers which files this rank has written, as the listing of a folder can lag behind on a network
+    file system."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), save_distributed=True)
@@ -43,7 +44,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """ValueError names the first entry that is not a tensor with values."""
+    """Check that all entries are tensors with values; ValueError names the first that is not."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is a {type(tensor).__name__}; only tensors are stored here")
@@ -54,9 +55,10 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
 
 
 def prepare_tensors(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str, Tensor]:
-    """`tensors` as safetensors demands them: contiguous, and no two share memory; tied weights are written twice.
+    """Return `tensors` as safetensors requires them: contiguous, and no two share memory, so tied weights are written
+    twice.
 
-    `copied`: all of them in host memory of their own; DTensors stay DTensors.
+    `copied`: copy all of them into new host memory. DTensors stay DTensors.
     """
     seen: set[int] = set()
     prepared = {}
@@ -76,11 +78,11 @@ def prepare_tensors(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str,
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup | None) -> list[str]:
-    """Write what `prepare_tensors` gave into `folder`. Collective over `group`; returns the names of the files that
+    """Write what `prepare_tensors` returned into `folder`. Collective over `group`; returns the names of the files that
     this rank has written.
 
-    Of a plain tensor that several ranks hold, one rank writes its copy; a DTensor is written in shards. OSError where
-    a file cannot be written.
+    A plain tensor that several ranks hold is written by one of them; a DTensor is written in shards. Raises OSError
+    where a file cannot be written.
     """
     writer = _Writer(folder)
     no_dist = not torch.distributed.is_initialized()
@@ -94,8 +96,8 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup 
 def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bool, group: ProcessGroup | None) -> None:
     """Overwrite `tensors` in place with those stored under their names. Collective over `group`.
 
-    ValueError names the first tensor that is missing on either side, or differs in shape or type, and a file that is
-    not what it should be. `allow_extra`: the folder may hold tensors that no rank asks for.
+    Raises ValueError that names the first tensor that is missing on either side, or differs in shape or type, or a file
+    that is not valid. `allow_extra`: the folder may hold tensors that no rank needs.
     """
     reader = HuggingFaceStorageReader(str(folder))
     with ranks.failing_together(group):
@@ -104,8 +106,8 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bo
         stored = _read_shapes(folder, reader)
         for name, tensor in targets.items():
             _check_match(folder, name, tensor, stored.get(name))
-    wanted: set[str] = set().union(*ranks.gather(set(targets), group))
-    if not allow_extra and (extra := sorted(set(stored) - wanted)):
+    needed: set[str] = set().union(*ranks.gather(set(targets), group))
+    if not allow_extra and (extra := sorted(set(stored) - needed)):
         raise ValueError(f"{folder}: holds the tensor {extra[0]}, which is unknown here")
     no_dist = not torch.distributed.is_initialized()
     try:
@@ -115,9 +117,9 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bo
 
 
 class StoredTensors:
-    """The tensors in a checkpoint's folder, read by one process, each as a whole, one at a time.
+    """The tensors in a checkpoint's folder, which one process reads unsharded and one at a time.
 
-    ValueError for files that are not what they should be.
+    Raises ValueError for files that are not valid.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,7 +127,7 @@ class StoredTensors:
         self._stored = _read_shapes(folder, self._reader)
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """The tensor `name`; ValueError where it is missing, or is not of this shape and type."""
+        """Read the tensor `name`; ValueError where it is missing, or is not of this shape and type."""
         self.check(name, shape, dtype)
         tensor = torch.empty(shape, dtype=dtype)
         with warnings.catch_warnings():
@@ -137,12 +139,12 @@ class StoredTensors:
         return tensor
 
     def check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-        """ValueError as from `read`, without reading."""
+        """Raise the ValueError that `read` would raise, without reading the tensor."""
         _check_match(self._folder, name, torch.empty(shape, dtype=dtype, device="meta"), self._stored.get(name))
 
 
 class _Reader(HuggingFaceStorageReader):
-    """Reads the files' headers once, not again for every tensor."""
+    """A reader that reads the headers of the files once, not again for every tensor."""
 
     _metadata: Metadata | None = None
 
@@ -152,12 +154,12 @@ class _Reader(HuggingFaceStorageReader):
 
 
 def _read_shapes(folder: Path, reader: HuggingFaceStorageReader) -> dict[str, TensorStorageMetadata]:
-    """The stored tensors' names, types, and shapes, from the headers of the files."""
+    """Read the names, types and shapes of the stored tensors from the headers of the files."""
     try:
         metadata: Metadata = reader.read_metadata()
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{folder}: not a checkpoint's safetensors ({error!r})") from error
-    found = {}
+    shapes = {}
     for name, tensor in metadata.state_dict_metadata.items():
         assert isinstance(tensor, TensorStorageMetadata)  # the reader makes no other
         held = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
@@ -165,8 +167,8 @@ def _read_shapes(folder: Path, reader: HuggingFaceStorageReader) -> dict[str, Te
             raise ValueError(
                 f"{folder}: of tensor {name}, {held} of {math.prod(tensor.size)} elements are there; a shard is missing"
             )
-        found[name] = tensor
-    return found
+        shapes[name] = tensor
+    return shapes
 
 
 def _check_match(folder: Path, name: str, tensor: Tensor, stored: TensorStorageMetadata | None) -> None:
@@ -180,12 +182,12 @@ def _check_match(folder: Path, name: str, tensor: Tensor, stored: TensorStorageM
 
 
 def _at_least_1d(tensor: Tensor) -> Tensor:
-    """A view with a dimension to slice, which the safetensors reader needs."""
+    """Return a view with at least one dimension, which the safetensors reader needs to slice it."""
     return tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
 
 
 def _cause(failure: CheckpointException, world_size: int) -> Exception:
-    """The error of the lowest rank that failed, as one that callers catch: DCP's own is not an Exception."""
+    """Turn DCP's error, which is not an Exception, into that of the lowest rank that failed."""
     at_rank, (cause, _) = min(failure.failures.items(), key=lambda item: item[0])
     text = f"rank {at_rank}: {describe(cause)}" if world_size > 1 else describe(cause)
     if isinstance(cause, OSError):

@@ -1,7 +1,7 @@
 """Bytes that autograd keeps of a micro-batch from the forward pass to the backward pass, tensor by tensor.
 
-N tokens are computed by a rank at a time; under sequence parallelism, what lies between the matrix products has
-N / tensor-parallel ranks of them. Tensors that do not grow with N (norms' weights) are left out.
+A rank computes N tokens at a time; under sequence parallelism it has N / tensor-parallel ranks of them between the
+matrix products. Tensors that do not grow with N (norms' weights) are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_lfr.parallel.pipeline import Stage
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a rank computes of a micro-batch, and how."""
+    """The part of a micro-batch that a rank computes, and the settings that decide what is kept of it."""
 
     model: ModelConfig
     rows: int
@@ -26,25 +26,25 @@ class MicroBatch:
     sequence_parallel: bool = False
     context_ranks: int = 1
     itemsize: int = 4
-    """Bytes of an activation's element: 2 with --bf16."""
+    """Bytes of an element of the activations: 2 with --bf16."""
     recompute: RecomputeGranularity | None = None
     has_positions: bool = False
-    """--reset-position-ids."""
+    """Value of --reset-position-ids."""
     has_mask: bool = False
-    """--reset-attention-mask."""
+    """Value of --reset-attention-mask."""
     attention_backend: AttentionBackend = "sdpa"
     saves_logits: bool = False
-    """Whatever their size, as under GPipe."""
+    """Whether the logits' gradient is kept whatever its size, as under GPipe."""
     on_gpu: bool = True
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """Number of tokens N that this rank computes."""
         return self.rows * self.seq_length // self.context_ranks
 
     @property
     def tokens_between(self) -> int:
-        """Those that this rank has between the matrix products."""
+        """Number of tokens that this rank has between the matrix products."""
         return self.tokens // self.tensor_ranks if self.sequence_parallel else self.tokens
 
     @property
@@ -54,35 +54,36 @@ class MicroBatch:
 
     @property
     def vocabulary_rows(self) -> int:
-        """This rank's rows of the output embedding."""
+        """Number of this rank's rows of the output embedding."""
         return self.model.padded_vocab_size // self.tensor_ranks
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether the loss keeps its logits' gradient, as block_cross_entropy decides it."""
+        """Whether the loss keeps the gradient of its logits, as block_cross_entropy decides."""
         return self.saves_logits or 4 * self.tokens * self.vocabulary_rows <= SAVE_BUDGET_BYTES
 
 
 def layer_bytes(batch: MicroBatch) -> int:
-    """What one layer keeps."""
+    """Return the bytes that one layer keeps."""
     return batch.hidden if batch.recompute == "full" else _layer(batch, batch.recompute == "selective")
 
 
 def recomputed_bytes(batch: MicroBatch) -> int:
-    """What the backward of a layer computes again: there for one layer at a time."""
+    """Return the bytes of what a layer's backward computes again, which exist for one layer at a time."""
     if batch.recompute is None:
         return 0
     return _layer(batch, False) - batch.hidden if batch.recompute == "full" else _attention(batch)
 
 
 def backward_bytes(batch: MicroBatch) -> int:
-    """What the backward of a layer holds at a time: gradients of activations, those of a norm in fp32 on a CPU."""
+    """Return the bytes that a layer's backward holds at a time: gradients of activations (a norm's in fp32 on a
+    CPU)."""
     norm = 2 * (batch.itemsize if batch.on_gpu else 4) * batch.tokens_between * batch.model.hidden_size
     return batch.hidden + norm + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
 
 
 def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
-    """What a pipeline stage keeps, without what the loss keeps of its logits."""
+    """Return the bytes that a pipeline stage keeps, without what the loss keeps."""
     model, length = batch.model, batch.seq_length // batch.context_ranks
     kept = (stage.end_layer - stage.first_layer) * layer_bytes(batch)
     kept += 2 * 4 * (batch.rows if batch.has_positions else 1) * length * model.head_dim  # cosines and sines
@@ -97,7 +98,8 @@ def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
 
 
 def logits_kept(batch: MicroBatch) -> int:
-    """What the loss keeps: its logits' gradient, or the gradients of the hidden states and of the output embedding."""
+    """Return the bytes that the loss keeps: the gradient of its logits, or those of the hidden states and the output
+    embedding."""
     width = batch.model.hidden_size
     if batch.keeps_logits:
         return batch.tokens * batch.vocabulary_rows * (batch.itemsize if batch.on_gpu else 4)
@@ -106,7 +108,8 @@ def logits_kept(batch: MicroBatch) -> int:
 
 
 def logits_peak(batch: MicroBatch) -> int:
-    """The most that the loss holds at a time: the logits and their gradient, or what the backward makes of it."""
+    """Return the most bytes that the loss holds at a time: the logits and their gradient, or what the backward computes
+    from it."""
     vocabulary, width, half = batch.vocabulary_rows, batch.model.hidden_size, batch.itemsize < 4
     held = min(batch.tokens, batch.tokens if batch.keeps_logits else CHUNK_ROWS)
     logits = held * vocabulary * (4 + (batch.itemsize if half and batch.on_gpu else 0))
@@ -130,12 +133,12 @@ def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
 
 
 def _norm(batch: MicroBatch) -> int:
-    """The input, and what each token is scaled by, in fp32."""
+    """Return the bytes that a norm keeps: its input, and each token's scale in fp32."""
     return batch.hidden + 4 * batch.tokens_between
 
 
 def _widths(batch: MicroBatch) -> tuple[int, int]:
-    """Channels of this rank's queries, and of its keys."""
+    """Return the number of channels of this rank's queries, and of its keys."""
     model = batch.model
     return (
         model.num_attention_heads * model.head_dim // batch.tensor_ranks,
@@ -144,7 +147,7 @@ def _widths(batch: MicroBatch) -> tuple[int, int]:
 
 
 def _attention(batch: MicroBatch) -> int:
-    """Queries, keys, values, the softmax's sums and the output."""
+    """Return the bytes that attention keeps: queries, keys, values, the softmax's sums and the output."""
     model, e, tokens = batch.model, batch.itemsize, batch.tokens
     queries, keys = _widths(batch)
     is_grouped = queries > keys > model.head_dim
@@ -160,6 +163,6 @@ def _attention(batch: MicroBatch) -> int:
 
 
 def _attention_kept(batch: MicroBatch) -> int:
-    """What stays of it where it is recomputed: its input and its output."""
+    """Return the bytes that attention keeps where it is recomputed: its input and its output."""
     queries, keys = _widths(batch)
     return batch.itemsize * batch.tokens * (2 * queries + 2 * keys)

@@ -1,9 +1,9 @@
 """The most memory that a rank holds at a time, part by part, for the native engine.
 
-Some moments of a step's last micro-batch come into question: the loss, when all activations are there; the backward of
-the last layer, which adds that layer's gradients; that of the first one, when most gradients are there; and the end,
-when those of the embeddings are on their way too. In between, the sum moves evenly from one to the other. FSDP2 keeps
-whole copies of the weights in the compute dtype beside its shards, on one rank too.
+The peak is at one of a few moments of a step's last micro-batch: the loss, when all activations exist; the backward of
+the last layer, which adds that layer's gradients; the backward of the first layer, when most gradients exist; and the
+end, which adds the gradients of the embeddings. Between these moments, the sum changes steadily. FSDP2 keeps unsharded
+copies of the weights in the compute dtype beside its shards, even on a single rank.
 """
 
 from __future__ import annotations
@@ -27,34 +27,36 @@ from megatron_lfr.parallel.pipeline import Stage, local_stages
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of a rank; each part where it is largest. They are not all there at once: `peak` is the largest sum."""
+    """Bytes that a rank holds, each part when it is largest. The parts are not largest at once: `peak` is the largest
+    sum."""
 
     weights: int
-    """fp32 shards, and the tables of the rotary positions."""
+    """Shards of the weights in fp32, and the tables of the rotary positions."""
     gathered: int
-    """Whole weights in the compute dtype."""
+    """Unsharded weights in the compute dtype."""
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """The two moments of AdamW."""
     activations: int
-    """What autograd keeps of all micro-batches in flight, and what is recomputed of a layer."""
+    """What autograd keeps of all micro-batches in flight, and what one layer recomputes."""
     logits: int
-    """Logits, their gradient, and the products made of it."""
+    """Logits, their gradient, and the gradients computed from it."""
     peak: int
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Elements of a rank's weights, whole, as its tensor-parallel layers hold them."""
+    """Number of elements of a rank's weights before FSDP2 shards them, as its tensor-parallel layers hold them."""
 
     layers: int
     one_layer: int
     embeddings: int
-    """Of what is not in a layer."""
+    """Elements outside the layers: embeddings and the final norm."""
     output: int
-    """Of the output embedding, if the loss is computed here."""
+    """Elements of the output embedding, if this rank computes the loss, else 0."""
     tied: int
-    """The same, where it is the input embedding too: two gradients are added up."""
+    """Elements of the output embedding where it is the input embedding as well, whose two gradients are added; else
+    0."""
 
     @property
     def total(self) -> int:
@@ -62,7 +64,8 @@ class _Weights:
 
 
 def micro_batch(config: RunConfig, model: ModelConfig) -> MicroBatch:
-    """What the ranks of a run compute at a time. A GPU is meant, unless --distributed-backend is gloo."""
+    """Return what a rank of a run computes at a time. It is estimated for a GPU, unless --distributed-backend is
+    gloo."""
     layout = config.parallel
     on_gpu = layout.distributed_backend != "gloo"
     return MicroBatch(
@@ -83,7 +86,8 @@ def micro_batch(config: RunConfig, model: ModelConfig) -> MicroBatch:
 
 
 def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, ranks: int, rank: int) -> RankMemory:
-    """Of pipeline rank `rank`, with `micro_batches` a step; `ranks`: data-parallel times context-parallel ones."""
+    """Estimate the memory of pipeline rank `rank` with `micro_batches` a step. `ranks` is the number of data-parallel
+    times context-parallel ranks."""
     model, e = batch.model, batch.itemsize
     stages = local_stages(
         model.num_layers, layout.num_stages(model.num_layers), rank, layout.pipeline_model_parallel_size
@@ -97,7 +101,7 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     gathered = e * held.total
     if layout.sharding == "optim_grads_params":
         gathered = e * (held.embeddings + min(2 * held.one_layer, held.layers))
-    # From earlier micro-batches: whole, until the last one, or summed into the shards at once.
+    # Gradients of earlier micro-batches: unsharded until the last one, or summed into the shards at once.
     earlier = 0 if micro_batches == 1 else 4 * (_share(held.total, shards) if sharded else held.total)
     in_flight = micro_batches_in_flight(layout, micro_batches, stages, rank)
     kept = sum(number * stage_bytes(batch, stage) for number, stage in zip(in_flight, stages, strict=True))
@@ -106,7 +110,7 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     if stages[-1].is_last:
         logits = logits_peak(batch) + (in_flight[-1] - 1) * logits_kept(batch)
 
-    # A group of weights is done: its gradients as they come, in fp32 to be summed, and, of several ranks, their shards.
+    # After a group of weights, its gradients exist as computed, in fp32 for the sum, and on several ranks as shards.
     reduced = e + 4 + (4 / shards if shards > 1 else 0)
     again, layer = recomputed_bytes(batch), layer_bytes(batch)
     working = again + backward_bytes(batch) + e * (held.one_layer + held.output)
@@ -114,19 +118,19 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     # The gradients of the other layers are summed when the first one's are computed.
     summed = 4 * _share(held.total if sharded and micro_batches > 1 else held.layers - held.one_layer, shards)
     waiting = 0 if micro_batches == 1 or sharded else 4
-    own = 4 * _share(held.layers, shards) + int(reduced * held.embeddings) + 2 * e * held.tied
-    own += waiting * held.embeddings + (4 * _share(held.embeddings, shards) if sharded and micro_batches > 1 else 0)
+    final = 4 * _share(held.layers, shards) + int(reduced * held.embeddings) + 2 * e * held.tied
+    final += waiting * held.embeddings + (4 * _share(held.embeddings, shards) if sharded and micro_batches > 1 else 0)
     moments = (
         gathered + earlier + kept + logits,  # the loss
         gathered + earlier + kept + working,  # in the last layer's backward
-        gathered + earlier + kept - layer + e * held.output + int((reduced - e) * held.one_layer),  # behind it
+        gathered + earlier + kept - layer + e * held.output + int((reduced - e) * held.one_layer),  # after it
         (e + waiting) * rest + summed + layer + working,  # in the first layer's backward
-        e * held.embeddings + own,  # at the end
+        e * held.embeddings + final,  # at the end
     )
     return RankMemory(
         weights=weights,
         gathered=gathered,
-        gradients=max(earlier + e * held.output + int(reduced * held.one_layer), own),
+        gradients=max(earlier + e * held.output + int(reduced * held.one_layer), final),
         optimizer=optimizer,
         activations=kept + again,
         logits=logits,
@@ -153,7 +157,8 @@ def _weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> _Wei
 
 
 def micro_batches_in_flight(layout: ParallelConfig, micro_batches: int, stages: list[Stage], rank: int) -> list[int]:
-    """For each stage, how many micro-batches have gone forward and not yet back, at most: PyTorch's schedules."""
+    """Return for each stage the largest number of micro-batches that have been forward but not yet backward, under
+    PyTorch's schedules."""
     count = stages[0].count
     if count == 1:
         return [1]
@@ -163,15 +168,16 @@ def micro_batches_in_flight(layout: ParallelConfig, micro_batches: int, stages: 
         return [min(micro_batches, count - stages[0].index)]
     ranks = layout.pipeline_model_parallel_size
     per_round = micro_batches // max(1, micro_batches // ranks)
-    passes = (len(stages) - 1) * per_round + 2 * (ranks - 1 - rank) + 1
-    passes = min(passes, micro_batches * len(stages))
-    # The passes begin with `per_round` of the first stage, then as many of the next, and so on, in rounds.
-    done = [index // per_round % len(stages) for index in range(passes)]
+    forwards = (len(stages) - 1) * per_round + 2 * (ranks - 1 - rank) + 1
+    forwards = min(forwards, micro_batches * len(stages))
+    # A rank runs `per_round` micro-batches forward through its first stage, then as many through the next, in rounds.
+    done = [index // per_round % len(stages) for index in range(forwards)]
     return [done.count(number) for number in range(len(stages))]
 
 
 def _pipeline_buffers(batch: MicroBatch, stages: list[Stage], in_flight: list[int], micro_batches: int) -> int:
-    """Room to receive every micro-batch's activations and gradients, and the outputs that wait for their backward."""
+    """Return the bytes of the buffers that receive every micro-batch's activations and gradients, and of the outputs
+    that wait for their backward."""
     buffers = 0
     for stage, number in zip(stages, in_flight, strict=True):
         buffers += 0 if stage.is_first else micro_batches

@@ -1,1 +1,1 @@
-"""What a trained run is worth: losses of a corpus, tasks, lm-eval."""
+"""Evaluation of a trained run: its losses on a corpus, and its results on tasks and in lm-eval."""

@@ -1,4 +1,4 @@
-"""A .npy file of a number a block, written while they come."""
+"""A .npy file with a number for each block, written while they are computed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy.typing as npt
 from megatron_lfr.fileio import fsync_directory
 
 BEGINS = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': ("
-"""How such a file begins: NumPy's mark, its version, the header's length, the header."""
+"""The beginning of such a file: NumPy's mark, its version, the length of the header, the header."""
 
 
 class BlockFile:
-    """fp32 [count] at `path`, appended to in block order; nothing stands under that name before it is whole.
+    """A file fp32 [count], written in block order, that has the name `path` only when it is complete.
 
-    Plain writes, not a memory map: on a full disk they fail with an OSError, where a map ends the process.
+    It is written with plain writes instead of a memory map: on a full disk they fail with an OSError, while a map ends
+    the process.
     """
 
     def __init__(self, path: Path, count: int) -> None:

@@ -32,7 +32,7 @@ from megatron_lfr.training.evaluation import Keep, evaluate
 Split = Literal["train", "valid", "test", "all", "none"]
 
 _RESULTS_BEGIN = b'{\n "run":'
-"""How a file of results begins: such a one may be replaced."""
+"""The beginning of a file of results; a file that begins so may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def main(argv: Sequence[str], world_size: int) -> int:
 
 
 def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
-    """Evaluate, and write the files that are asked for. Returns what --json holds. Collective.
+    """Evaluate, and write the files that the flags name. Returns the content of the --json file. Collective.
 
-    Everything that is wrong with flags, files and items raises ValueError or OSError before the model runs.
+    Raises ValueError or OSError for anything wrong with flags, files and items, before the model runs.
     """
     config.validate(world_size)
     read = [read_task(path) for path in config.tasks]
@@ -135,7 +135,7 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
 
 
 def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None:
-    """The blocks to evaluate; ValueError where there is none."""
+    """Return the blocks to evaluate, None for --split none; ValueError where there is no block."""
     data, split = trained.config.data, config.split_in_force
     if split == "none":
         return None
@@ -148,7 +148,7 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
         )
     vocab_size = trained.model.config.vocab_size
     assert vocab_size is not None
-    any_start = dataclasses.replace(data, bos=False)  # another corpus' documents may start otherwise
+    any_start = dataclasses.replace(data, bos=False)  # documents of another corpus may start with another token
     settle_documents(any_start, trained.tokenizer, vocab_size, dataset.datasets)
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
@@ -167,13 +167,13 @@ def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: Bloc
                 with np.errstate(invalid="ignore"):
                     file.append(losses[0] / losses[1])
 
-        found = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
+        means = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
     return {
         "split": config.split_in_force,
         "blocks": source.num_blocks,
-        "tokens": found.tokens,
-        **_loss_and_perplexity(found.loss),
-        "domains": {name: _loss_and_perplexity(loss) for name, loss in found.domains.items()},
+        "tokens": means.tokens,
+        **_loss_and_perplexity(means.loss),
+        "domains": {name: _loss_and_perplexity(loss) for name, loss in means.domains.items()},
     }
 
 
@@ -193,19 +193,20 @@ def _print(results: dict[str, Any]) -> None:
         print_table(["domain", "loss a token", "perplexity"], rows)
     named = {**results.get("tasks", {}), **results.get("lm_eval", {})}
     if named:
-        rows = [row for task, found in named.items() for row in _task_rows(task, found)]
+        rows = [row for task, measures in named.items() for row in _task_rows(task, measures)]
         print_table(["task", "measure", "value", "standard error"], rows, left=["task", "measure"])
 
 
-def _task_rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:
-    for measure, value in found.items():
+def _task_rows(task: str, measures: dict[str, Any]) -> Iterator[list[str]]:
+    for measure, value in measures.items():
         if isinstance(value, int | float) and "_stderr" not in measure:
-            error = found.get(_stderr_key(measure))
+            error = measures.get(_stderr_key(measure))
             text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
             yield [task, measure, text, number(error)]
 
 
 def _stderr_key(measure: str) -> str:
-    """Ours is acc_stderr, lm-eval's acc_stderr,none beside acc,none."""
+    """Return the key of a measure's standard error: acc_stderr for acc, and lm-eval's "acc_stderr,none" for
+    "acc,none"."""
     name, comma, rest = measure.partition(",")
     return f"{name}_stderr{comma}{rest}"

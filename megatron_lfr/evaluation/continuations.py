@@ -1,4 +1,4 @@
-"""How likely a model finds one text after another. Texts are cut into tokens as lm-eval's causal models do it."""
+"""The likelihood of one text after another. Texts become tokens as in lm-eval's causal models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_lfr.evaluation.trained import TrainedModel
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens whose likelihood is asked for, after those of `context`, of which there is at least one."""
+    """Tokens `target` whose likelihood after `context` is computed; the context has at least one token."""
 
     context: Sequence[int]
     target: Sequence[int]
@@ -23,32 +23,32 @@ class Continuation:
 @dataclass(frozen=True)
 class Score:
     logprob: float
-    """Of the whole target: the sum over its tokens (nats)."""
+    """Log-probability of the target: the sum over its tokens (nats)."""
     is_greedy: bool
-    """Whether greedy decoding gives the target: each of its tokens is the likeliest."""
+    """Whether greedy decoding gives the target, as each of its tokens is the likeliest."""
     is_cut: bool
     """Whether the context was too long and lost its beginning."""
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], bos: int | None = None) -> list[Continuation]:
-    """(context, continuation) texts as tokens.
+    """Encode pairs of texts (context, continuation).
 
-    White space at a context's end belongs to the continuation. Both are encoded together and cut where the context
-    alone ends. Contexts start with `bos`, as the documents of training do; where those start with no token, an empty
-    context is an end-of-document token. ValueError where the tokenizer has none.
+    White space at the end of a context belongs to the continuation. Both are encoded together, and split after as many
+    tokens as the context alone has. Contexts start with `bos`, as the documents of training do. Where `bos` is None, an
+    empty context becomes an end-of-document token; ValueError where the tokenizer has none.
     """
     start = [] if bos is None else [bos]
     contexts = [context.rstrip() for context, _ in pairs]
-    wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
-    found = []
-    for context, ids, whole in zip(contexts, tokenizer.encode_batch(contexts), wholes, strict=True):
-        own = ids if context else []
-        found.append(Continuation([*start, *own] or [tokenizer.eod], whole[len(own) :]))
-    return found
+    joined = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+    items = []
+    for context, ids, joined_ids in zip(contexts, tokenizer.encode_batch(contexts), joined, strict=True):
+        context_ids = ids if context else []
+        items.append(Continuation([*start, *context_ids] or [tokenizer.eod], joined_ids[len(context_ids) :]))
+    return items
 
 
 def check_length(item: Continuation, max_length: int) -> None:
-    """ValueError for a target without a token, or too long to be predicted at once."""
+    """Raise ValueError for a target that has no token, or is too long to be predicted at once."""
     if not item.target:
         raise ValueError("the continuation has no token of its own after this context")
     if len(item.target) > max_length:
@@ -56,10 +56,10 @@ def check_length(item: Continuation, max_length: int) -> None:
 
 
 class Continuations:
-    """Scores and generates with a trained model, `batch_size` texts at a time.
+    """Scores and generates texts with a trained model, in batches.
 
-    max_length: tokens that the model is given at most, its --seq-length, as it has seen no position beyond. Longer
-    contexts lose their beginning.
+    max_length: the most tokens that the model is given, its --seq-length, as it was trained on no position beyond.
+    Longer contexts lose their beginning.
     """
 
     def __init__(self, trained: TrainedModel) -> None:
@@ -68,7 +68,8 @@ class Continuations:
         self._batch_size = trained.config.training.micro_batch_size
 
     def score(self, items: Sequence[Continuation]) -> list[Score]:
-        """The likelihood of each. ValueError as `check_length` says, and where the model computes no numbers."""
+        """Compute the likelihood of each item. Raises ValueError as `check_length` does, and where the model's
+        log-probabilities are not finite."""
         for item in items:
             check_length(item, self.max_length)
         scores: dict[int, Score] = {}
@@ -79,24 +80,25 @@ class Continuations:
         return [scores[i] for i in range(len(items))]
 
     def likeliest_next(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """The token that greedy decoding puts after each prompt of at least one token."""
-        found: dict[int, int] = {}
+        """Return the token that greedy decoding appends to each prompt, which has at least one token."""
+        tokens_after: dict[int, int] = {}
         for members in self._batches([len(prompt) for prompt in prompts]):
             rows = [prompts[i][-self.max_length :] for i in members]
             where = _marks([(len(row) - 1, len(row)) for row in rows])
             tokens = _padded(rows)
             _, likeliest = self._score_next(tokens, torch.zeros_like(tokens), where)
-            found |= zip(members, likeliest.tolist(), strict=True)
-        return [found[i] for i in range(len(prompts))]
+            tokens_after |= zip(members, likeliest.tolist(), strict=True)
+        return [tokens_after[i] for i in range(len(prompts))]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices in groups of like lengths, the longest first: what does not fit into memory fails at once."""
+        """Yield indices in groups of similar lengths, the longest first, so that lack of memory shows at once."""
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         for first in range(0, len(order), self._batch_size):
             yield order[first : first + self._batch_size]
 
     def _score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """As the model's. ValueError where it gives NaN, of which a highest one would be taken nevertheless."""
+        """Call the model's score_next. Raises ValueError for log-probabilities that are not finite, as comparisons
+        would silently choose among NaN."""
         logprobs, likeliest = self._trained.score_next(tokens, labels, where)
         if not torch.isfinite(logprobs).all():
             raise ValueError("the model's log-probabilities are not finite: a diverged run cannot be compared on tasks")
@@ -108,17 +110,19 @@ class Continuations:
         labels = _padded([row[1:] for row in rows])
         logprobs, likeliest = self._score_next(_padded([row[:-1] for row in rows]), labels, where)
         sizes = [len(item.target) for item in batch]
-        right = torch.split(likeliest == labels[where], sizes)
+        matches = torch.split(likeliest == labels[where], sizes)
         return [
             Score(
-                float(own.double().sum()), bool(hits.all()), len(item.context) + len(item.target) > self.max_length + 1
+                logprob=float(target_logprobs.double().sum()),
+                is_greedy=bool(match.all()),
+                is_cut=len(item.context) + len(item.target) > self.max_length + 1,
             )
-            for item, own, hits in zip(batch, torch.split(logprobs, sizes), right, strict=True)
+            for item, target_logprobs, match in zip(batch, torch.split(logprobs, sizes), matches, strict=True)
         ]
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """int64 [B, longest]; what stands behind a row's end is never looked at, as attention is causal."""
+    """Pad the rows to int64 [B, longest]. The padding at the end of a row has no effect, as attention is causal."""
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
@@ -126,7 +130,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _marks(spans: Sequence[tuple[int, int]]) -> Tensor:
-    """bool [B, longest]: positions first to before last of each row."""
+    """Mark the positions from first to before last of each row: bool [B, longest]."""
     where = torch.zeros(len(spans), max(last for _, last in spans), dtype=torch.bool)
     for row, (first, last) in zip(where, spans, strict=True):
         row[first:last] = True

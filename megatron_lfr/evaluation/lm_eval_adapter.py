@@ -2,7 +2,7 @@
 
     python -m megatron_lfr.evaluation.lm_eval_adapter --model megatron_lfr --model_args run=runs/mine --tasks ...
 
-takes the flags of lm_eval, which has no way of its own to find models of other packages.
+takes the flags of lm_eval, which cannot find the models of other packages by itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from megatron_lfr.evaluation.continuations import Continuation, Continuations, e
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
 
 _DEFAULT_GENERATED = 256
-"""Tokens that are generated where a task says nothing: lm-eval's number."""
+"""Number of tokens to generate where a task gives none, as in lm-eval."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names under which tasks give that number; the first that is there counts, as in lm-eval."""
+"""Names under which tasks give that number; the first one given counts, as in lm-eval."""
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "repetition_penalty": (1,),
@@ -32,19 +32,20 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "no_repeat_ngram_size": (0,),
     "min_new_tokens": (0,),
 }
-"""Values with which an option changes nothing about greedy decoding."""
+"""Values of options with which greedy decoding stays as it is."""
 _LEFT_OUT = ("until", "do_sample", "temperature", "top_k", "top_p", "min_p", "seed", "use_cache")
-"""Options that are read elsewhere, or that concern sampling and speed alone."""
+"""Options that are read elsewhere, or that concern only sampling or speed."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @register_model("megatron_lfr")
 class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not installed
-    """run: the run folder. iteration: of the checkpoint, by default the newest. batch_size: texts at a time.
-    tokenizer_model: where the run's tokenizer lies now. One process; generates greedily, without a cache.
+    """A run as a model of lm-eval, in one process; it generates greedily, without a cache.
 
-    device: lm-eval always gives one, cuda:0 by default; the model goes to the GPU where there is one.
+    run: the run folder. iteration: that of the checkpoint, by default the newest. batch_size: texts at a time.
+    tokenizer_model: where the run's tokenizer is now, if it was moved. device: ignored, as lm-eval always gives one;
+    the model goes to the GPU where there is one.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         self._model = Continuations(trained)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(log-probability, whether greedy decoding gives it) of each request's continuation after its context."""
+        """Score each request's continuation after its context: (log-probability, whether greedy decoding gives it)."""
         scores = self._model.score(encode_pairs(self._tokenizer, [request.args for request in requests], self._bos))
-        self._tell_cut(sum(score.is_cut for score in scores), len(scores))
+        self._warn_cut(sum(score.is_cut for score in scores), len(scores))
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """The log-probability of each whole text, after the token that starts a document (or else the one that ends
-        one), in windows of --seq-length."""
+        """Compute the log-probability of each whole text in windows of --seq-length, after the token that starts a
+        document, or where there is none, the token that ends one."""
         prefix = self._tokenizer.eod if self._bos is None else self._bos
         windows, owners = [], []
         for owner, request in enumerate(requests):
@@ -91,14 +92,14 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
         return sums
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The greedy continuation of each request's context, up to its first stop text or the end of the document."""
+        """Generate greedily after each request's context, up to its first stop text or the end of the document."""
         texts = [""] * len(requests)
         prompts = self._tokenizer.encode_batch([request.args[0] for request in requests])
         start = [] if self._bos is None else [self._bos]
         rows = [[*start, *prompt] or [self._tokenizer.eod] for prompt in prompts]
         starts = list(map(len, rows))
         rules = [_rules(request.args[1]) for request in requests]
-        self._tell_cut(sum(start > self._model.max_length for start in starts), len(starts))
+        self._warn_cut(sum(start > self._model.max_length for start in starts), len(starts))
         active = [i for i, (_, length) in enumerate(rules) if length > 0]
         while active:
             for i, token in zip(active, self._model.likeliest_next([rows[i] for i in active]), strict=True):
@@ -106,24 +107,24 @@ class MegatronLFR(LM):  # type: ignore[misc]  # Any where lm-eval is not install
             active = [i for i in active if not self._finish(i, rows[i][starts[i] :], rules[i], texts)]
         return texts
 
-    def _tell_cut(self, cut: int, total: int) -> None:
+    def _warn_cut(self, cut: int, total: int) -> None:
         if cut:
             longest = self._model.max_length
             _LOG.warning(f"{cut} of {total} contexts lost their beginning: --seq-length of the run is {longest}")
 
     def _finish(self, index: int, generated: list[int], rules: tuple[list[str], int], texts: list[str]) -> bool:
-        """Bring a request's text up to date; whether it has come to its end."""
+        """Update the text of a request, and return whether it has ended."""
         stops, length = rules
         ended = generated[-1] == self._tokenizer.eod
         text = self._tokenizer.decode(generated[:-1] if ended else generated)
-        found = [at for at in map(text.find, stops) if at >= 0]
-        texts[index] = text[: min(found)] if found else text
-        return ended or bool(found) or len(generated) >= length
+        stop_starts = [start for start in map(text.find, stops) if start >= 0]
+        texts[index] = text[: min(stop_starts)] if stop_starts else text
+        return ended or bool(stop_starts) or len(generated) >= length
 
 
 def _rules(options: Mapping[str, Any]) -> tuple[list[str], int]:
-    """(texts that end a generation, tokens that it has at most). ValueError for a task that asks for other than greedy
-    decoding."""
+    """Read the options of a request: (texts that end the generation, its largest number of tokens). Raises ValueError
+    for a task that requires anything but greedy decoding."""
     temperature = options.get("temperature", 1.0 if options.get("do_sample") else 0.0)
     if options.get("do_sample") is not False and temperature != 0:
         raise ValueError("the task asks for sampling (do_sample, temperature); this model generates greedily alone")
@@ -137,13 +138,13 @@ def _rules(options: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def evaluate_tasks(trained: TrainedModel, tasks: Sequence[str], include_path: Path | None) -> dict[str, Any]:
-    """lm-eval's results of `tasks`, by task; `include_path` holds the YAML files of tasks of one's own."""
+    """Return lm-eval's results by task; `include_path` is a folder with YAML files of your own tasks."""
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = sorted(set(tasks) - set(manager.match_tasks(list(tasks))))
     if unknown:
         raise ValueError(f"--lm-eval-tasks {unknown[0]}: lm-eval knows no such task")
-    found = simple_evaluate(model=MegatronLFR(trained), tasks=list(tasks), task_manager=manager, log_samples=False)
-    results: dict[str, Any] = found["results"]
+    report = simple_evaluate(model=MegatronLFR(trained), tasks=list(tasks), task_manager=manager, log_samples=False)
+    results: dict[str, Any] = report["results"]
     return results
 
 

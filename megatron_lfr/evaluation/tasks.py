@@ -37,14 +37,15 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One line: a context, its continuations (of a cloze item, one), and which of them is right."""
+    """A line of a task: a context, its continuations (only one for a cloze item), and the index of the right one."""
 
     line: int
     context: str
     continuations: tuple[str, ...]
-    """What is scored."""
+    """The texts whose likelihood is scored."""
     counted: tuple[str, ...]
-    """What acc_norm and acc_bytes take the length of: the continuations without what delimits them from the context."""
+    """The texts whose length acc_norm and acc_bytes take: the continuations without their delimiter from the
+    context."""
     answer: int
 
 
@@ -56,7 +57,8 @@ class Task:
 
 
 def read_task(path: Path) -> Task:
-    """A task's items. ValueError "file:line: reason" for a line that is none, and for a file without any."""
+    """Read the items of a task. Raises ValueError "file:line: reason" for a line that is not an item, and ValueError
+    for a file without items."""
     items: list[Item] = []
     kind: Kind | None = None
     try:
@@ -67,11 +69,11 @@ def read_task(path: Path) -> Task:
         if line.strip():
             try:
                 row = json.loads(line)
-                found = _kind_of(row)
-                if kind not in (None, found):
-                    raise ValueError(f"a {found} item in a file of {kind} items")
-                kind = found
-                items.append(_parse(number, row, found))
+                row_kind = _kind_of(row)
+                if kind not in (None, row_kind):
+                    raise ValueError(f"a {row_kind} item in a file of {kind} items")
+                kind = row_kind
+                items.append(_parse(number, row, row_kind))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: {error}") from None
     if kind is None:
@@ -80,9 +82,9 @@ def read_task(path: Path) -> Task:
 
 
 def encode_task(task: Task, tokenizer: Tokenizer, max_length: int, bos: int | None = None) -> list[Continuation]:
-    """The continuations of all items, one after the other; contexts start with `bos`.
+    """Encode the continuations of all items, one after the other; contexts start with `bos`.
 
-    ValueError "file:line: reason" for one that cannot be scored.
+    Raises ValueError "file:line: reason" for one that cannot be scored.
     """
     pairs = [(item.context, continuation) for item in task.items for continuation in item.continuations]
     encoded = encode_pairs(tokenizer, pairs, bos)
@@ -96,11 +98,11 @@ def encode_task(task: Task, tokenizer: Tokenizer, max_length: int, bos: int | No
 
 
 def score_task(task: Task, encoded: Sequence[Continuation], model: Continuations) -> Result:
-    """The measures of a task, on every rank; each rank scores its share of the continuations."""
+    """Compute the measures of a task, on every rank; each rank scores its share of the continuations."""
     rank, size = ranks.rank(), ranks.world_size()
     with ranks.failing_together():
-        own = model.score(encoded[rank::size])
-    shares = ranks.gather(own)
+        local_scores = model.score(encoded[rank::size])
+    shares = ranks.gather(local_scores)
     scores: list[Score] = [None] * len(encoded)  # type: ignore[list-item]
     for first, share in enumerate(shares):
         scores[first::size] = share
@@ -109,7 +111,7 @@ def score_task(task: Task, encoded: Sequence[Continuation], model: Continuations
         "kind": task.kind,
         "items": len(task.items),
         **measures(list(_by_item(task, scores))),
-        "cut_contexts": sum(any(score.is_cut for score in own) for _, own in _by_item(task, scores)),
+        "cut_contexts": sum(any(score.is_cut for score in item_scores) for _, item_scores in _by_item(task, scores)),
     }
 
 
@@ -122,22 +124,22 @@ def _by_item(task: Task, scores: Sequence[Score]) -> Iterator[tuple[Item, Sequen
 
 def _measure_choices(scored: list[tuple[Item, Sequence[Score]]]) -> Result:
     hits: dict[str, list[float]] = {"acc": [], "acc_norm": [], "acc_bytes": []}
-    for item, own in scored:
-        logprobs = np.array([score.logprob for score in own])
+    for item, item_scores in scored:
+        logprobs = np.array([score.logprob for score in item_scores])
         characters = np.array([len(choice) for choice in item.counted])
         size = np.array([len(choice.encode()) for choice in item.counted])
         for name, values in (("acc", logprobs), ("acc_norm", logprobs / characters), ("acc_bytes", logprobs / size)):
             hits[name].append(float(np.argmax(values) == item.answer))
-    return {key: value for name, own in hits.items() for key, value in _mean(name, own).items()}
+    return {key: value for name, values in hits.items() for key, value in _mean(name, values).items()}
 
 
 def _measure_cloze(scored: list[tuple[Item, Sequence[Score]]]) -> Result:
-    hits = [float(own[0].is_greedy) for _, own in scored]
-    return {**_mean("acc", hits), **_mean("target_logprob", [own[0].logprob for _, own in scored])}
+    hits = [float(score.is_greedy) for _, [score] in scored]
+    return {**_mean("acc", hits), **_mean("target_logprob", [score.logprob for _, [score] in scored])}
 
 
 def _mean(name: str, values: Sequence[float]) -> Result:
-    """The mean, and its standard error."""
+    """Return the mean and its standard error."""
     n = len(values)
     error = None if n < 2 else float(np.std(values, ddof=1)) / math.sqrt(n)
     return {name: math.fsum(values) / n, f"{name}_stderr": error}

@@ -15,7 +15,7 @@ from megatron_lfr.build import make_model_config, make_stages, make_tokenizer
 from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.engine import ForwardEngine
-from megatron_lfr.identity import check_trained_so
+from megatron_lfr.identity import check_trained_with
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
 from megatron_lfr.run_folder import RunFolder
@@ -23,17 +23,17 @@ from megatron_lfr.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run's model with the weights of one of its checkpoints, whole on every rank."""
+    """A run's model with the weights of one of its checkpoints, complete on every rank."""
 
     config: RunConfig
-    """The run's, as far as it concerns evaluation: without its parallel layout, compilation and layer kernels."""
+    """The run's configuration as evaluation uses it: without its parallel layout, compilation and layer kernels."""
     iteration: int
     engine: ForwardEngine
     parallel: ParallelState
     tokenizer: Tokenizer | None
-    """The run's; None where it was trained without one."""
+    """The run's tokenizer; None where it was trained without one."""
     corpus: list[str] | None
-    """A digest for each prefix that it was trained on; None where that is not known."""
+    """A digest of each prefix that the run was trained on; None where they are not known."""
 
     @property
     def model(self) -> Llama:
@@ -41,7 +41,7 @@ class TrainedModel:
 
     @property
     def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer, for texts. ValueError where there is none."""
+        """The tokenizer; ValueError where there is none."""
         if self.tokenizer is None:
             raise ValueError("the run has no tokenizer, and tasks are text: give --tokenizer-model")
         return self.tokenizer
@@ -53,7 +53,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """As Llama.score_next, from and to the host's memory."""
+        """Call Llama.score_next with tensors in the host's memory, and return such."""
         device = self.parallel.device
         logprobs, likeliest = self.model.score_next(tokens.to(device), labels.to(device), where.to(device))
         return logprobs.cpu(), likeliest.cpu()
@@ -62,19 +62,19 @@ class TrainedModel:
 def load_trained(
     run: Path, iteration: int | None = None, batch_size: int | None = None, tokenizer_model: str | None = None
 ) -> TrainedModel:
-    """The model of the run folder `run`, from the checkpoint of `iteration`, by default the newest whole one.
+    """Load the model of the run folder `run` from the checkpoint of `iteration`, by default the newest complete one.
 
-    Ranks that a launcher started are data parallel. batch_size: blocks that each takes at a time, by default the run's
-    micro-batch size. ValueError where the folder holds no run or no whole checkpoint.
+    Ranks that a launcher started are data parallel. batch_size: blocks that each rank computes at a time, by default
+    the run's micro-batch size. Raises ValueError where the folder holds no run or no complete checkpoint.
     """
     folder = RunFolder(run, "--run")
     config = read_config(folder, batch_size, tokenizer_model)
     tokenizer = make_tokenizer(config.data)
     model = make_model_config(config, tokenizer)
     parallel = initialize(config.parallel, timedelta(minutes=config.training.distributed_timeout_minutes))
-    found = folder.checkpoint(iteration, parallel.control_group)
+    checkpoint = folder.checkpoint(iteration, parallel.control_group)
     if ranks.rank() == 0:
-        check_trained_so(folder, found, config, model, tokenizer)
+        check_trained_with(folder, checkpoint, config, model, tokenizer)
     size = config.training.micro_batch_size
     engine = ForwardEngine(
         make_stages(config, model, parallel, initialize_weights=False),
@@ -83,14 +83,14 @@ def load_trained(
         micro_batch_size=size,
         global_batch_size=size * parallel.data_parallel_size,
     )
-    found.load_into(engine.weights(), allow_extra=True)
+    checkpoint.load_into(engine.weights(), allow_extra=True)
     register_fsdp_forward_method(engine.stages[0], "score_next")
-    corpus = (found.state.get("identity") or {}).get("corpus")
-    return TrainedModel(config, found.iteration, engine, parallel, tokenizer, corpus)
+    corpus = (checkpoint.state.get("identity") or {}).get("corpus")
+    return TrainedModel(config, checkpoint.iteration, engine, parallel, tokenizer, corpus)
 
 
 def read_config(folder: RunFolder, batch_size: int | None = None, tokenizer_model: str | None = None) -> RunConfig:
-    """A run's configuration for evaluation by data-parallel ranks, each with the whole model."""
+    """Read a run's configuration, changed for evaluation by data-parallel ranks that each hold the complete model."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be at least 1")
     config = read_run_config(folder, tokenizer_model)

@@ -20,17 +20,17 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 AttentionBackend = Literal["sdpa", "flex"]
 Mask = Tensor | BlockMask | None
-"""None: causal. A tensor: what sdpa adds to its scores. A BlockMask: flex's."""
+"""None for causal attention, a tensor that sdpa adds to its scores, or a BlockMask for flex."""
 
 BLOCK = 128
-"""Tokens in a side of flex_attention's blocks."""
+"""Number of tokens along each side of flex_attention's blocks of the score matrix."""
 _SMALLEST_HEAD = 16
 """The narrowest head that flex_attention's kernels multiply."""
 _flex_attention: Callable[..., Any] = flex_attention
 
 
 def choose_backend(
-    asked: Literal["auto", "sdpa", "flex"],
+    backend: Literal["auto", "sdpa", "flex"],
     *,
     on_gpu: bool,
     has_documents: bool,
@@ -38,12 +38,12 @@ def choose_backend(
     is_compiled: bool,
     head_dim: int,
 ) -> AttentionBackend:
-    """What --attention-backend amounts to; ValueError where that cannot be had.
+    """Choose what computes attention from --attention-backend; ValueError where that one cannot run.
 
-    "auto" takes flex on a GPU wherever sdpa would need a dense mask there. Of a context-parallel rank without
-    documents, sdpa's kernels know the mask, unless torch.compile stands between.
+    "auto" takes flex on a GPU wherever sdpa would need a dense mask. On a context-parallel rank without documents,
+    sdpa's fused kernels know the mask, except under torch.compile.
     """
-    if asked == "flex":
+    if backend == "flex":
         if not on_gpu:
             raise ValueError("--attention-backend flex: has no backward pass on a CPU; choose from auto, sdpa")
         if head_dim < _SMALLEST_HEAD:
@@ -58,18 +58,18 @@ def choose_backend(
             )
         return "flex"
     needs_dense = has_documents or (context_ranks > 1 and is_compiled)
-    return "flex" if asked == "auto" and on_gpu and needs_dense and head_dim >= _SMALLEST_HEAD else "sdpa"
+    return "flex" if backend == "auto" and on_gpu and needs_dense and head_dim >= _SMALLEST_HEAD else "sdpa"
 
 
 def mask_bytes(
     backend: AttentionBackend, rows: int, seq_length: int, context_ranks: int, has_documents: bool, itemsize: int
 ) -> int:
-    """Bytes of a micro-batch's mask, as attention_mask makes it for `rows` sequences, on one rank."""
+    """Return the bytes that a micro-batch's mask takes on one rank, as attention_mask makes it for `rows` sequences."""
     queries = seq_length // context_ranks
     if backend == "sdpa" or (not has_documents and context_ranks == 1):
         return itemsize * rows * queries * seq_length if has_documents else 0
     down, across = -(-queries // BLOCK), -(-seq_length // BLOCK)
-    # For queries and for keys, of cut blocks and of those seen in full: how many, and which.
+    # The numbers and indices of the blocks that are seen in part and in full, each by queries and by keys.
     blocks = 2 * 4 * (down + across + 2 * down * across)
     return 8 * queries + (rows * (blocks + 8 * (queries + seq_length)) if has_documents else blocks)
 
@@ -84,7 +84,7 @@ def describe(
     is_compiled: bool,
     itemsize: int,
 ) -> str:
-    """One line on the kernel in force and on what its mask takes."""
+    """Describe in one line which kernel computes attention, and what its mask takes."""
     size = mask_bytes(backend, rows, seq_length, context_ranks, has_documents, itemsize)
     if backend == "flex":
         return f"attention: flex_attention, with a block mask of {size:,} bytes a micro-batch and no dense mask"
@@ -100,7 +100,7 @@ def describe(
 def attention_mask(
     backend: AttentionBackend, rows: Tensor, length: int, document_ids: Tensor | None, dtype: torch.dtype
 ) -> Mask:
-    """The mask of a micro-batch's sequences of `length` tokens, for all layers; the host waits for no device.
+    """Make the mask of a micro-batch's sequences of `length` tokens, for all layers; the host waits for no device.
 
     rows int64 [R]: positions of the tokens that attend; document_ids int64 [B, S], see Llama.forward; dtype: of the
     activations.
@@ -111,7 +111,7 @@ def attention_mask(
 
 
 def document_mask(document_ids: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """What SDPA adds to its scores: 0 for earlier tokens of the same document, else −inf.
+    """Make what sdpa adds to its scores: 0 for a token itself and earlier ones of its document, else −inf.
 
     document_ids [B, S]; rows [R], the positions of the tokens that attend. Returns [B, 1, R, S] in `dtype`.
     """
@@ -122,10 +122,11 @@ def document_mask(document_ids: Tensor, rows: Tensor, dtype: torch.dtype) -> Ten
 
 
 def block_mask(rows: Tensor, length: int, document_ids: Tensor | None) -> BlockMask:
-    """The same for flex_attention, from the least and the largest position and document of each block of tokens.
+    """Make flex_attention's mask of the same tokens, or a causal one where there are no documents.
 
-    create_block_mask would make a mask of all pairs of tokens first. Where document ids do not ascend, blocks are
-    visited in vain, which changes no result.
+    It follows from the least and the largest position and document of each block of tokens, where create_block_mask
+    would first make a mask of all pairs of tokens. Where document ids do not ascend, flex_attention visits blocks in
+    vain, which changes no result.
     """
     if document_ids is None:
 
@@ -145,7 +146,7 @@ def block_mask(rows: Tensor, length: int, document_ids: Tensor | None) -> BlockM
         first_of_keys, last_of_keys = _block_ranges(document_ids, rows=False)
         seen = seen & (first <= last_of_keys) & (last >= first_of_keys)
         full = full & (first == last_of_keys) & (last == first_of_keys)
-    # As create_block_mask has it: a block that reaches beyond the end is not full.
+    # A block that reaches beyond the end is not full, as in create_block_mask.
     full[:, len(rows) // BLOCK :].fill_(False)
     full[..., length // BLOCK :].fill_(False)
     return BlockMask.from_kv_blocks(
@@ -154,7 +155,8 @@ def block_mask(rows: Tensor, length: int, document_ids: Tensor | None) -> BlockM
 
 
 def _block_ranges(values: Tensor, rows: bool) -> tuple[Tensor, Tensor]:
-    """The least and the largest of each block of `values` [B, N]: [B, blocks, 1] for rows, else [B, 1, blocks]."""
+    """Return the least and the largest of each block of `values` [B, N]: [B, blocks, 1] for rows, else
+    [B, 1, blocks]."""
     length = values.shape[1]
     index = torch.arange(length + -length % BLOCK, device=values.device).clamp_(max=length - 1)
     least, largest = values[:, index].view(len(values), -1, BLOCK).aminmax(dim=2)
@@ -162,13 +164,15 @@ def _block_ranges(values: Tensor, rows: bool) -> tuple[Tensor, Tensor]:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of each row of `blocks` bool [B, rows, columns] are True, and which, first of all: int32."""
+    """Return how many of each row of `blocks` bool [B, rows, columns] are True, and the columns sorted so that these
+    come first; int32."""
     order = blocks[:, None].int().argsort(dim=-1, descending=True, stable=True)
     return blocks[:, None].sum(-1, dtype=torch.int32), order.int()
 
 
 def dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool) -> Tensor:
-    """scaled_dot_product_attention: q [B, R, heads, D], k and v [B, S, groups, D]; returns [B, R, heads, D]."""
+    """Apply scaled_dot_product_attention to q [B, R, heads, D] and k and v [B, S, groups, D]; returns
+    [B, R, heads, D]."""
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -181,8 +185,8 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool) -> 
 
 
 def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """The same with flex_attention."""
-    # Without torch.compile it would compute all scores. A layer that is compiled compiles it, too.
+    """Apply flex_attention to q [B, R, heads, D] and k and v [B, S, groups, D]; returns [B, R, heads, D]."""
+    # Without torch.compile, flex_attention would compute all scores. A compiled layer compiles it already.
     attend = _flex_attention if torch.compiler.is_compiling() else _compiled()
     mixed: Tensor = attend(
         q.transpose(1, 2),

@@ -1,4 +1,5 @@
-"""RMSNorm, rotary positions and SwiGLU: the plain ones, or fused kernels of a package that is installed beside us.
+"""Choice of what computes RMSNorm, rotary positions and SwiGLU: our plain ones, or an installed package's fused
+kernels.
 
 Liger's (https://github.com/linkedin/Liger-Kernel) and apex's (https://github.com/NVIDIA/apex) need a GPU.
 """
@@ -28,29 +29,29 @@ _HOW_TO_GET = {
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The parts of a layer between its matrix products and its attention."""
+    """The functions that compute the parts of a layer between its matrix products and its attention."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
-    """(x, weight, epsilon), see norm."""
+    """Takes (x, weight, epsilon), as norm.rms_norm does."""
     split_and_rotate: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = split_and_rotate
-    """(qkv, cos, sin, heads), see rope."""
+    """Takes (qkv, cos, sin, heads), as rope.split_and_rotate does."""
     swiglu: Callable[[Tensor, Tensor], Tensor] = swiglu
-    """(gate, up), see swiglu."""
+    """Takes (gate, up), as swiglu.swiglu does."""
 
 
 def layer_kernels(package: KernelPackage) -> LayerKernels:
-    """The kernels of a package; those that it lacks are the plain ones."""
+    """Return the kernels of a package, with plain ones for those that it lacks."""
     if package == "liger":
         return LayerKernels(_liger_rms_norm, _liger_split_and_rotate, _liger_swiglu)
     return LayerKernels(rms_norm=_apex_rms_norm) if package == "apex" else LayerKernels()
 
 
 def describe_layers(device_type: str, compiled: bool, package: KernelPackage) -> str:
-    """The line at a run's start that names what computes RMSNorm, rotary positions and SwiGLU.
+    """Return the line at a run's start that names what computes RMSNorm, rotary positions and SwiGLU.
 
-    Not compiled by default, on a GPU either: a short run would wait longer than it gains, a compiler's failure in the
-    first step should meet only those who asked for one, and no GPU has shown yet what is gained over these kernels
-    (tools/gpu_check.sh measures it).
+    Layers are not compiled by default, not even on a GPU: a short run would wait longer than it gains, only those who
+    asked for a compiler should meet its failures, and the gain over these kernels is not measured yet
+    (tools/gpu_check.sh does that).
     """
     if compiled:
         return "layers: compiled by torch.compile; the first step waits for the compiler"
@@ -61,7 +62,7 @@ def describe_layers(device_type: str, compiled: bool, package: KernelPackage) ->
 
 
 def check_package(flag: str, package: KernelPackage) -> None:
-    """ValueError, with the way out, where a package cannot be used."""
+    """Raise ValueError, which says what to do, where a package cannot be used."""
     if package == "torch":
         return
     if importlib.util.find_spec(_MODULES[package]) is None:
@@ -73,7 +74,7 @@ def check_package(flag: str, package: KernelPackage) -> None:
 def _liger_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    # "gemma": all in fp32, as ours; its other mode rounds before the weight.
+    # The mode "gemma" computes all in fp32, as ours does; its other mode rounds before the weight.
     y: Tensor = LigerRMSNormFunction.apply(x, weight, epsilon, 0.0, "gemma", False)
     return y
 
@@ -82,7 +83,7 @@ def _liger_split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -
     from liger_kernel.ops.rope import LigerRopeFunction
 
     q, k, v = qkv[..., :heads, :], qkv[..., heads, :], qkv[..., heads + 1, :]
-    # [B, heads, S, D]; its sines have no sign, and it reads the first half, in which ours are negative.
+    # It takes [B, heads, S, D] and unsigned sines, of which it reads the first half, where ours are negative.
     angles = (cos[:, :, 0, 0], -sin[:, :, 0, 0])
     rotated_q, rotated_k = LigerRopeFunction.apply(q.flatten(2, 3).transpose(1, 2), k.transpose(1, 2), *angles)
     return rotated_q.transpose(1, 2).reshape(q.shape), rotated_k.transpose(1, 2), v

@@ -1,7 +1,8 @@
-"""The layers of a Llama: attention, feed-forward, and the two with their norms and residuals.
+"""The layers of a Llama: attention, feed-forward, and the transformer layer with its norms and residuals.
 
-Tokens are rows: of a micro-batch's B sequences, each rank computes N = B · S tokens [N, H], S of each sequence (fewer
-under context parallelism); under sequence parallelism, what lies between the matrix products has a slice of them.
+Tokens are rows: each rank computes N = B · S tokens [N, H] of the B sequences of a micro-batch, where S is smaller than
+the sequence under context parallelism. Under sequence parallelism, each tensor-parallel rank has a slice of these
+tokens between the matrix products.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         return mixed.flatten(2).flatten(0, 1)
 
     def _attend_by_chunk(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of this rank's two chunks of tokens to the whole sequence up to the end of each."""
+        """Let each of this rank's two chunks of tokens attend to the whole sequence up to the chunk's end."""
         size = q.shape[1] // 2
         mixed = []
         for i, chunk in enumerate(local_chunks(self.context_group)):
@@ -88,14 +89,14 @@ class Attention(nn.Module):
 
 
 def _causal_end(rows: int, length: int, device: torch.device) -> Tensor:
-    """Which of `length` tokens the last `rows` of them see."""
-    if torch.compiler.is_compiling():  # does not know the mask that PyTorch's fused kernels recognise
+    """Return which of `length` tokens the last `rows` of them see."""
+    if torch.compiler.is_compiling():  # the compiler does not know the mask that PyTorch's fused kernels recognise
         return torch.ones(rows, length, dtype=torch.bool, device=device).tril(length - rows)
     return causal_lower_right(rows, length)
 
 
 class FeedForward(nn.Module):
-    """Gated by SwiGLU: W_down · (silu(W_gate · x) ∘ W_up · x)."""
+    """The feed-forward layer, gated by SwiGLU: W_down · (silu(W_gate · x) ∘ W_up · x)."""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel, kernels: LayerKernels) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each normed before and added to the residual stream."""
+    """Attention and feed-forward; each takes a normed input, and its output is added to the residual stream."""
 
     def __init__(
         self,

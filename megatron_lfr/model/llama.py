@@ -31,29 +31,30 @@ from megatron_lfr.parallel.layers import (
 from megatron_lfr.parallel.pipeline import Stage, make_stage
 
 _SCORED_ROWS = 1024
-"""Rows of logits that `score_next` holds at a time."""
+"""Number of tokens whose logits `score_next` holds at a time."""
 
 
 class Loss(NamedTuple):
-    """What the last stage computes of a micro-batch of B rows."""
+    """Losses that the last stage computes from a micro-batch of B rows."""
 
     loss: Tensor
-    """Sum over the tokens of weight · loss: an fp32 scalar. While gradients are computed, as LossConfig says; else, as
-    below, plain."""
+    """Sum of weight · loss over the tokens: an fp32 scalar. The loss is LossConfig's while gradients are computed, else
+    the plain negative log-likelihood."""
     nll_sum: Tensor
     """Each row's summed negative log-likelihood, in nats: fp32 [B]."""
     count: Tensor  # type: ignore[assignment]  # hides tuple.count
-    """Each row's tokens that this covers: fp32 [B]."""
+    """Number of tokens in each row's sum: fp32 [B]."""
 
 
 class Llama(nn.Module):
-    """One pipeline stage of a Llama (by default all of it) on one rank; initial weights depend on `seed` alone.
+    """One pipeline stage of a Llama (by default the whole model) on one rank; its initial weights depend on `seed`
+    only.
 
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
     ("full") or of attention between its linear layers ("selective") and computes them again in the backward. Layers
-    keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined, for
-    others to be loaded. `loss` is what is minimised; it changes nothing where no gradient is computed.
-    ValueError for a configuration that does not fit.
+    keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined, to be
+    loaded. `loss` is what training minimises; it changes nothing where no gradient is computed. Raises ValueError for a
+    configuration that does not fit.
     """
 
     rope_cos: Tensor
@@ -107,8 +108,8 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw what this rank holds of the initial weights: normal, smaller by √(2 · layers) where a layer adds to the
-        residual stream."""
+        """Draw this rank's part of the initial weights from a normal distribution, whose standard deviation is divided
+        by √(2 · layers) where a layer writes into the residual stream."""
         std = self.config.init_method_std
         for name, module in self.named_modules():
             if isinstance(module, ShardedWeight):
@@ -119,7 +120,7 @@ class Llama(nn.Module):
                 local_rows(module.weight)[0].fill_(1.0)
 
     def empty_on(self, device: torch.device) -> None:
-        """Give a model that was made on the meta device its memory. The weights are undefined."""
+        """Allocate memory on a device for a model that was made on the meta device. The weights are undefined."""
         self.to_empty(device=device)
         for buffer, table in zip((self.rope_cos, self.rope_sin), rope_tables(self.config), strict=True):
             buffer.copy_(table)
@@ -139,7 +140,7 @@ class Llama(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """A micro-batch of B sequences of S tokens: the fields of its Loss, or what the next stage takes.
+        """Run a micro-batch of B sequences of S tokens; returns the fields of its Loss, or what the next stage takes.
 
         x: tokens int64 [B, S] on the first stage, else what the stage before returned, [N, H] in `compute_dtype`.
         labels int64 and token_weight fp32 [B, S], see block_cross_entropy; position_ids int64 [B, S], by default
@@ -152,29 +153,30 @@ class Llama(nn.Module):
             return hidden
         labels, token_weight = (take_local(tensor, self.context_group) for tensor in (labels, token_weight))
         loss, stats = self._loss(hidden, labels, token_weight)
-        return loss, stats.nll_sum, stats.count  # PyTorch's pipelines take plain tuples alone
+        return loss, stats.nll_sum, stats.count  # PyTorch's pipelines accept plain tuples only
 
     def hidden_states(
         self, tokens: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
     ) -> Tensor:
-        """What the output embedding is multiplied with, of a model in one stage on one rank: [B, S, H]."""
+        """Compute the hidden states [B, S, H] that the output embedding is applied to, for a model in one stage on one
+        rank."""
         hidden = self._run_layers(tokens, self._positions(tokens), position_ids, document_ids)
         return hidden.view(*tokens.shape, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Of `hidden_states` [N, H], of a model in one stage on one rank: fp32 [N, vocabulary]."""
+        """Compute the logits fp32 [N, vocabulary] of `hidden_states` [N, H], for a model in one stage on one rank."""
         logits, cap = matmul(hidden, self.output_weight.to(hidden.dtype).t()), self.config.final_logit_softcapping
         logits = logits[:, : self.vocab_size]
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """What a model in one stage on one rank expects after each token [B, S] that `where` bool [B, S] marks, N of
-        them in row-major order: (log-probability of its label, fp32 [N]; the likeliest token, int64 [N])."""
+        """Predict what follows the N of the tokens [B, S] that `where` bool [B, S] marks, for a model in one stage on
+        one rank: (log-probability of the label, fp32 [N]; the likeliest token, int64 [N]), in row-major order."""
         hidden, labels = self.hidden_states(tokens)[where], labels[where]
         logprobs, likeliest = [], []
-        for rows, wanted in zip(torch.split(hidden, _SCORED_ROWS), torch.split(labels, _SCORED_ROWS), strict=True):
+        for rows, targets in zip(torch.split(hidden, _SCORED_ROWS), torch.split(labels, _SCORED_ROWS), strict=True):
             logits = self.logits(rows)
-            logprobs.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
+            logprobs.append(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
             likeliest.append(logits.argmax(-1))
         return torch.cat(logprobs), torch.cat(likeliest)
 
@@ -190,7 +192,7 @@ class Llama(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:
-        # Without a gradient, a block's loss is asked for: then the loss is that as well.
+        # Without a gradient, only the blocks' plain losses matter, so the loss is plain as well.
         minimised = self.loss_config if torch.is_grad_enabled() else LossConfig()
         return block_cross_entropy(
             hidden,
@@ -207,13 +209,13 @@ class Llama(nn.Module):
         )
 
     def _positions(self, tokens: Tensor) -> Tensor:
-        """Where in their sequences [B, S] this rank's tokens stand: int64 [S / context-parallel ranks]."""
+        """Return the positions of this rank's tokens in their sequences [B, S]: int64 [S / context-parallel ranks]."""
         length, longest = tokens.shape[1], self.config.max_position_embeddings
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens is longer than --max-position-embeddings {longest}")
         return take_local(torch.arange(length, device=tokens.device).unsqueeze(0), self.context_group)[0]
 
     def _rope(self, rows: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """cos and sin at each position: [B or 1, S, 1, 1, head_dim]."""
+        """Return cos and sin at each position: [B or 1, S, 1, 1, head_dim]."""
         positions = rows.unsqueeze(0) if position_ids is None else position_ids[:, rows]
         return self.rope_cos[positions][:, :, None, None], self.rope_sin[positions][:, :, None, None]

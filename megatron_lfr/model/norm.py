@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """y = weight · x / √(mean(x²) + ε) over the last dimension, computed in fp32 and rounded once, to x's dtype."""
+    """Compute weight · x / √(mean(x²) + ε) over the last dimension, in fp32 and rounded once, to x's dtype."""
     if not x.is_cuda:
         y: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
         return y
     if x.dtype == weight.dtype:  # as in training, where weights are gathered in the activations' dtype
         return F.rms_norm(x, weight.shape, weight, epsilon)
-    # PyTorch's fused kernel takes one dtype alone.
+    # PyTorch's fused kernel takes x and weight of one dtype only.
     return F.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """`function` (see rms_norm) with its weight."""
+    """RMSNorm with a weight, computed by `function`, which takes the arguments of rms_norm."""
 
     def __init__(
         self, size: int, epsilon: float, function: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
@@ -36,14 +36,16 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """PyTorch's CPU build has no fused RMSNorm; its composite takes four times as long as this."""
+    """RMSNorm for CPUs, where PyTorch has no fused one: its composite takes four times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = x.float()
         mean_square: Tensor = torch.linalg.vecdot(wide, wide).div_(x.shape[-1])
         scale = mean_square.add_(epsilon).rsqrt_().unsqueeze_(-1)
-        ctx.save_for_backward(x, scale, weight)  # as the fused kernel: half of what the normed input takes in fp32
+        ctx.save_for_backward(
+            x, scale, weight
+        )  # as the fused kernel does; keeping the normed input in fp32 would take twice as much
         return (wide * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
@@ -54,6 +56,6 @@ class _RMSNorm(torch.autograd.Function):
         d_weight = product.flatten(0, -2).sum(0)
         # d x = scale · (g − n · mean(g · n)) with g = grad · weight, n = the normed input
         mean = (product @ gain).div_(weight.shape[0]).unsqueeze_(-1)
-        del product  # its memory is the gradient's
+        del product  # its memory is reused for the gradient
         d_x = torch.mul(grad, gain).addcmul_(normed, mean, value=-1).mul_(scale)
         return d_x.to(x.dtype), d_weight.to(weight.dtype), None

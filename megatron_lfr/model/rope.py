@@ -12,14 +12,15 @@ from megatron_lfr.model.config import ModelConfig
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Angle a position, in radians, for each pair of channels: fp32 [head_dim / 2]."""
+    """Return the angle per position, in radians, of each pair of channels: fp32 [head_dim / 2]."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rotary_base**exponents
     return _stretch(frequencies, config) if config.use_rope_scaling else frequencies
 
 
 def _stretch(frequencies: Tensor, config: ModelConfig) -> Tensor:
-    """Llama 3.1's scaling: short wavelengths as they are, long ones × factor, a linear blend between.
+    """Apply Llama 3.1's scaling: short wavelengths stay, long ones are multiplied by the factor, those between blend
+    linearly.
 
     Source: https://github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
     """
@@ -30,7 +31,7 @@ def _stretch(frequencies: Tensor, config: ModelConfig) -> Tensor:
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """(cos, signed sin) of every position's angles: fp32 [max_position_embeddings, head_dim].
+    """Return (cos, signed sin) of every position's angles: fp32 [max_position_embeddings, head_dim].
 
     Channels i and i + head_dim / 2 are a pair and share an angle; the first of the two has −sin, so that
     rotated = x · cos + (x with its halves swapped) · sin.
@@ -42,19 +43,20 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries [B, S, G, heads, D], rotated keys [B, S, G, D] and values [B, S, G, D].
+    """Return rotated queries [B, S, G, heads, D], rotated keys [B, S, G, D] and values [B, S, G, D].
 
     qkv [B, S, G, heads + 2, D] holds, for each of G query groups, its query heads, its key and its value. cos and sin
     are fp32 [B or 1, S, 1, 1, D], from rope_tables.
     """
-    if torch.compiler.is_compiling():  # it fuses plain operations by itself, and cannot trace writes into slices
+    if torch.compiler.is_compiling():  # the compiler fuses plain operations, and cannot trace writes into slices
         rotated = _rotated(qkv[..., : heads + 1, :].float(), cos, sin).to(qkv.dtype)
         return rotated[..., :heads, :], rotated[..., heads, :], qkv[..., heads + 1, :]
     return _SplitAndRotate.apply(qkv, cos, sin, heads)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _SplitAndRotate(torch.autograd.Function):
-    """One pass over each half in both directions; slicing would add a zero-filled copy for each slice's gradient."""
+    """Splits and rotates in one pass over each half, forward and backward; slicing would add a zero-filled copy for the
+    gradient of each slice."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +81,7 @@ class _SplitAndRotate(torch.autograd.Function):
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotate the last dimension of x by the angles of the tables, in fp32, into `out`.
 
-    A GPU's operations read and write mixed dtypes and round once, so nothing is cast or swapped in passes of its own.
+    GPU operations read and write mixed dtypes and round once, so no separate passes cast or swap anything.
     """
     half = x.shape[-1] // 2
     product = torch.mul(x, cos, out=out if out.dtype == torch.float32 else None)

@@ -10,15 +10,16 @@ from torch.nn import functional as F
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up, elementwise; silu(x) = x / (1 + exp(−x)). Shapes and dtypes are equal."""
-    if torch.compiler.is_compiling():  # it decides by itself what to compute again
+    """Compute silu(gate) · up, elementwise; silu(x) = x / (1 + exp(−x)). Shapes and dtypes are equal."""
+    if torch.compiler.is_compiling():  # the compiler decides by itself what to compute again
         return F.silu(gate) * up
     y: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return y
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) is computed again in the backward: a quarter less is kept of a feed-forward's activations."""
+    """SwiGLU that computes silu(gate) again in the backward, which keeps a quarter less of a feed-forward's
+    activations."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

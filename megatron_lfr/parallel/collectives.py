@@ -18,39 +18,39 @@ _ops = torch.ops._c10d_functional
 
 
 def group_size(group: ProcessGroup | None) -> int:
-    """Number of ranks in `group`."""
+    """Return the number of ranks in `group`."""
     return 1 if group is None else group.size()
 
 
 def group_rank(group: ProcessGroup | None) -> int:
-    """This rank's number in `group`."""
+    """Return this rank's number in `group`."""
     return 0 if group is None else group.rank()
 
 
 def all_gather_rows(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """`tensor` [rows, ...] of every rank, one after the other: [ranks · rows, ...]."""
+    """Concatenate every rank's `tensor` [rows, ...]: [ranks · rows, ...]."""
     if group is None or group.size() == 1:
         return tensor
     return _done(_ops.all_gather_into_tensor(tensor.contiguous(), group.size(), group.group_name))
 
 
 def all_gather_stacked(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """`tensor` [...] of every rank, in rank order: [ranks, ...]."""
+    """Stack every rank's `tensor` [...] in rank order: [ranks, ...]."""
     return all_gather_rows(tensor, group).view(group_size(group), *tensor.shape)
 
 
 def all_reduce_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over the ranks."""
+    """Return the sum over the ranks."""
     return start_all_reduce(tensor, group)()
 
 
 def reduce_scatter_rows(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """This rank's rows of the sum over the ranks: [ranks · rows, ...] → [rows, ...]."""
+    """Return this rank's rows of the sum over the ranks: [ranks · rows, ...] → [rows, ...]."""
     return start_reduce_scatter(tensor, group)()
 
 
 def start_all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
-    """Begin all_reduce_sum; the function that is returned waits for it."""
+    """Begin all_reduce_sum; the returned function waits for the sum."""
     if group is None or group.size() == 1:
         return lambda: tensor
     started = _ops.all_reduce(tensor.contiguous(), "sum", group.group_name)
@@ -58,7 +58,7 @@ def start_all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Callable[[],
 
 
 def start_reduce_scatter(tensor: Tensor, group: ProcessGroup | None) -> Callable[[], Tensor]:
-    """Begin reduce_scatter_rows; the function that is returned waits for it."""
+    """Begin reduce_scatter_rows; the returned function waits for the rows."""
     if group is None or group.size() == 1:
         return lambda: tensor
     started = _ops.reduce_scatter_tensor(tensor.contiguous(), "sum", group.size(), group.group_name)
@@ -114,20 +114,21 @@ class _ReduceScatter(torch.autograd.Function):
 
 
 def copy_to_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """`x`, equal on all ranks, into computations that differ by rank: the gradients are summed over the ranks."""
+    """Pass `x`, equal on all ranks, to computations that differ by rank; its gradients are summed over the ranks."""
     return x if group_size(group) == 1 else _Copy.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def reduce_from_group(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum of the ranks' `x`; each rank's gradient is the sum's."""
+    """Sum the ranks' `x`; each rank's gradient is that of the sum."""
     return x if group_size(group) == 1 else _Reduce.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def gather_rows(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Every rank's rows, into computations that differ by rank: gradients are summed, and each rank gets its rows'."""
+    """Gather every rank's rows for computations that differ by rank; gradients are summed and scattered to the rows'
+    ranks."""
     return x if group_size(group) == 1 else _Gather.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 def scatter_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """This rank's rows of the sum of the ranks' `x`; the gradients of all rows come back."""
+    """Return this rank's rows of the sum of the ranks' `x`; the gradients of all rows are gathered."""
     return x if group_size(group) == 1 else _ReduceScatter.apply(x, group)  # type: ignore[no-untyped-call]

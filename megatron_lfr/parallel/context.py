@@ -15,13 +15,13 @@ from megatron_lfr.parallel.collectives import gather_rows, group_rank, group_siz
 
 
 def local_chunks(group: ProcessGroup | None) -> tuple[int, int]:
-    """The two chunks of this rank."""
+    """Return the indices of this rank's two chunks."""
     rank, ranks = group_rank(group), group_size(group)
     return rank, 2 * ranks - 1 - rank
 
 
 def take_local(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """This rank's tokens of every sequence: [B, S, ...] → [B, S / ranks, ...]."""
+    """Take this rank's tokens of every sequence: [B, S, ...] → [B, S / ranks, ...]."""
     if group_size(group) == 1:
         return tensor
     chunks = tensor.chunk(2 * group_size(group), 1)
@@ -29,7 +29,7 @@ def take_local(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def gather_sequence(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """The whole sequences from the ranks' tokens: [B, S / ranks, ...] → [B, S, ...]. Gradients are summed."""
+    """Gather whole sequences from the ranks' tokens: [B, S / ranks, ...] → [B, S, ...]. Gradients are summed."""
     ranks = group_size(group)
     rows = gather_rows(tensor.transpose(0, 1).contiguous(), group)  # in rank order: chunks 0, 2n−1, 1, 2n−2, ...
     chunks = rows.chunk(2 * ranks)

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of their place: any part of a matrix can be drawn alone, on the device it lies on.
+"""Random numbers that are a function of their position: any part of a matrix can be drawn alone, on its device.
 
 The bits are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), normal deviates
 come from Box and Muller's transform. All of it is integer arithmetic and additions, products, quotients and square
@@ -45,9 +45,9 @@ def fill_normal(out: Tensor, std: float, *, seed: int, name: str, first_row: int
     width = max(1, min(columns, elements))
     height = max(1, elements // width)
     for top in range(0, rows, height):
-        for left in range(0, columns, width):
-            piece = out[top : top + height, left : left + width]
-            piece.copy_(_normal(piece.shape, first_row + top, first_column + left, words, out.device).mul_(std))
+        for start in range(0, columns, width):
+            tile = out[top : top + height, start : start + width]
+            tile.copy_(_normal(tile.shape, first_row + top, first_column + start, words, out.device).mul_(std))
 
 
 def _parts(digest: bytes) -> list[bytes]:
@@ -55,7 +55,8 @@ def _parts(digest: bytes) -> list[bytes]:
 
 
 def _normal(shape: Sequence[int], row: int, column: int, words: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal deviates fp32 `shape`, from (row, column) on. Each counter gives those of four columns."""
+    """Draw standard normal deviates fp32 of `shape`, from (row, column) on. Each counter gives those of four
+    columns."""
     rows, columns = shape
     first, end = column // 4, -(-(column + columns) // 4)
     counter = (
@@ -69,7 +70,7 @@ def _normal(shape: Sequence[int], row: int, column: int, words: Sequence[int], d
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 of many counters, each of four words, under one key of two: words are in [0, 2³²), as int64."""
+    """Apply Philox4x32-10 to many counters of four words under one key of two; words are in [0, 2³²), as int64."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -84,7 +85,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
 
 
 def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent standard normal deviates, fp32, of two independent words in [0, 2³²), int64; below 6.8."""
+    """Turn two independent words in [0, 2³²), int64, into two independent standard normal deviates, fp32, below 6.8."""
     uniform = radius_word.float().add_(0.5).mul_(2.0**-32)  # in (0, 1]
     radius = _log(uniform).mul_(-2.0).sqrt_()
     quarter = (angle_word - 2**31).float().mul_(math.pi / 4 * 2.0**-31)  # of an angle in [-π, π]
@@ -99,7 +100,7 @@ def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _log(x: Tensor) -> Tensor:
-    """The natural logarithm of normal numbers, fp32: x = m · 2^e with m in [√½, √2)."""
+    """Compute the natural logarithm of normal fp32 numbers: x = m · 2^e with m in [√½, √2)."""
     bits = x.view(torch.int32) - _SQRT_HALF_BITS
     exponent = bits >> 23
     mantissa = bits.bitwise_and_(0x7FFFFF).add_(_SQRT_HALF_BITS).view(torch.float32)
@@ -108,7 +109,7 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """c₀ + c₁ x + c₂ x² + ..., by Horner's rule."""
+    """Evaluate c₀ + c₁ x + c₂ x² + ... by Horner's rule."""
     value = x * coefficients[-1]
     for coefficient in coefficients[-2:0:-1]:
         value.add_(coefficient).mul_(x)

@@ -25,23 +25,24 @@ Backend = Literal["auto", "nccl", "gloo"]
 
 @dataclass(frozen=True)
 class ParallelState:
-    """Where this rank stands.
+    """The process groups of this rank, and its position in them.
 
-    Ranks are numbered with tensor ranks as neighbours, then context, data and pipeline ranks, as Megatron does. The
-    mesh has the dimensions pipeline, replicate, tensor, shard: a data-parallel group of ranks is `replicate` copies of
-    shards over `shard` ranks, context ranks among these, for they hold the same weights and see other tokens.
+    Ranks are numbered as in Megatron: tensor-parallel ranks are neighbours, then come context, data and pipeline ranks.
+    The mesh has the dimensions pipeline, replicate, tensor and shard: data-parallel ranks hold `replicate` copies of
+    what is sharded over `shard` ranks. Context-parallel ranks are among the latter, as they hold the same weights and
+    see other tokens.
     """
 
     config: ParallelConfig
     mesh: DeviceMesh
     device: torch.device
-    """Where this rank computes."""
+    """Device of this rank."""
     context_group: ProcessGroup | None
-    """Ranks that share each sequence; None for one."""
+    """Ranks that share each sequence; None without context parallelism."""
     control_group: ProcessGroup
-    """All ranks over gloo, for what travels between hosts' memories."""
+    """All ranks over gloo, for what is sent between the memories of hosts."""
     losses_group: ProcessGroup
-    """All ranks, for the blocks' losses, which travel while the next step computes."""
+    """All ranks, for the losses of blocks, which are sent while the next step computes."""
     timeout: timedelta
     """How long a rank waits for the others."""
 
@@ -57,28 +58,29 @@ class ParallelState:
 
     @property
     def data_parallel_size(self) -> int:
-        """Shares of a step's blocks."""
+        """Number of shares that a step's blocks are divided into."""
         return self.config.data_parallel_size(dist.get_world_size())
 
     @property
     def data_rank(self) -> int:
-        """Which share of a step's blocks this rank sees."""
+        """Index of the share of a step's blocks that this rank sees."""
         inner = self.config.tensor_model_parallel_size * self.config.context_parallel_size
         return dist.get_rank() // inner % self.data_parallel_size
 
     @property
     def storage_mesh(self) -> DeviceMesh:
-        """tensor × shard: the ranks over which a weight of this pipeline stage is spread."""
+        """Mesh (tensor, shard) of the ranks over which a weight of this pipeline stage is spread."""
         return self.mesh["tensor", "shard"]
 
     @property
     def sharding_mesh(self) -> DeviceMesh:
-        """What FSDP2 takes: (replicate, shard), or shard alone where there is one copy."""
+        """Mesh for FSDP2: (replicate, shard), or only (shard) where there is one copy."""
         return self.mesh["replicate", "shard"] if self.mesh["replicate"].size() > 1 else self.mesh["shard"]
 
     @cached_property
     def reports_losses(self) -> bool:
-        """Whether this rank's block losses count: of ranks that compute the same ones, the first does."""
+        """Whether this rank reports the losses of its blocks: of all ranks that compute the same ones, only the
+        first."""
         last = self.mesh.get_local_rank("pipeline") == self.mesh["pipeline"].size() - 1
         return last and self.mesh.get_local_rank("tensor") == 0
 
@@ -86,11 +88,12 @@ class ParallelState:
 _state: ParallelState | None = None
 _session = ""
 _shared: Store | None = None
-"""Where the ranks of a launcher meet. Rank 0 may keep it for the others, which leave later: until its process ends."""
+"""The store through which the ranks of a launcher meet. Rank 0 may host it for ranks that end later, so it is kept
+until the process ends."""
 
 
 def session_store(timeout: timedelta) -> Store | None:
-    """A connection of its own to the store of the running ranks; None where no launcher started them."""
+    """Open a new connection to the store of the running ranks; None where no launcher started them."""
     return PrefixStore(_session, connect(timeout)) if _session else None
 
 
@@ -98,11 +101,11 @@ def initialize(
     config: ParallelConfig | None = None,
     timeout: timedelta = timedelta(minutes=10),
 ) -> ParallelState:
-    """Start torch.distributed, as torchrun's environment says or with one rank where there is none.
+    """Start torch.distributed as torchrun's environment says, or with one rank where there is no such environment.
 
-    One rank keeps its store in memory, so that runs side by side never meet on a port. A process that has started
-    torch.distributed already keeps it, with the timeout that its default group has. ValueError where the backend or the
-    sizes do not fit.
+    A single rank keeps its store in memory, so that runs side by side never collide on a port. If torch.distributed is
+    already running in this process, it is used, with the timeout of its default group. Raises ValueError where the
+    backend or the sizes do not fit.
     """
     global _session, _shared, _state
     config = config or ParallelConfig()
@@ -129,15 +132,15 @@ def _choose_device(backend: Backend) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("--distributed-backend nccl: no CUDA device is here; choose gloo or auto")
-    # A launcher may let each rank see its own device alone, whatever the rank's number.
+    # A launcher may let each rank see only one device, whatever the rank's number.
     device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
 
 def local_rank() -> int:
-    """This rank's number on its machine, as torchrun or srun says. ValueError where one of several ranks is not told:
-    they would all take the first device."""
+    """Return this rank's number on its node, as torchrun or srun sets it. Raises ValueError where there are several
+    ranks and no such number, as all of them would take the first device."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if name in os.environ:
             if not os.environ[name].isdecimal():
@@ -153,7 +156,7 @@ def local_rank() -> int:
 
 def _make_state(config: ParallelConfig, device: torch.device, timeout: timedelta) -> ParallelState:
     world_size = dist.get_world_size()
-    # First of all groups: a run that follows in this process then finds equal meshes over groups of the same names.
+    # The mesh comes before all other groups, so that the next run in this process has groups of the same names in it.
     mesh = make_mesh(device.type, rank_grid(config, world_size), timeout)
     context, tensor = config.context_parallel_size, config.tensor_model_parallel_size
     context_group = None
@@ -167,19 +170,19 @@ def _make_state(config: ParallelConfig, device: torch.device, timeout: timedelta
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Let torch.distributed end with the block, where `initialize` starts it there.
+    """Stop torch.distributed at the end of the block, if `initialize` starts it there.
 
-    After an error, this rank leaves its groups without a word to the others, which may be gone or wait for something
-    else: leaving in order takes all ranks.
+    After an error, this rank aborts its groups without telling the others, which may be gone or wait for something
+    else: an orderly shutdown takes all ranks.
     """
-    if dist.is_initialized():  # by someone else, who ends it
+    if dist.is_initialized():  # whoever started it stops it
         yield
         return
     try:
         yield
     except BaseException:
         if dist.is_initialized():
-            with suppress(RuntimeError):  # the first error is the one to tell
+            with suppress(RuntimeError):  # the first error is the one to report
                 dist.distributed_c10d._abort_process_group()
         _forget()
         raise
@@ -187,7 +190,7 @@ def session() -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Stop torch.distributed, if it runs. On a GPU collective: what is under way is waited for."""
+    """Stop torch.distributed, if it runs. On a GPU this is collective, and waits for the work under way."""
     if dist.is_initialized():
         dist.destroy_process_group()
     _forget()

@@ -43,19 +43,20 @@ class TensorParallel:
         return group_rank(self.group)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Tokens [N or N / ranks, ...] into layers of which each rank computes a part: [N, ...]."""
+        """Give every rank all tokens, [N or N / ranks, ...] → [N, ...], before layers that each rank computes a part
+        of."""
         return gather_rows(x, self.group) if self.sequence else copy_to_group(x, self.group)
 
     def leave(self, x: Tensor) -> Tensor:
-        """The sum of what the ranks computed for all tokens [N, ...]: [N or N / ranks, ...]."""
+        """Sum what the ranks computed for all tokens: [N, ...] → [N or N / ranks, ...]."""
         return scatter_sum(x, self.group) if self.sequence else reduce_from_group(x, self.group)
 
 
 class ShardedWeight(nn.Module):
     """A layer with one weight, of which this rank holds a slice along `shard_dim`; its values are undefined at first.
 
-    `full_shape` is the whole weight's true shape. The sharded dimension is padded with zeros to `padded_size`,
-    which must be a multiple of the number of ranks; ValueError otherwise.
+    `full_shape` is the shape of the weight over all ranks, without padding. The sharded dimension is padded with zeros
+    to `padded_size`, which must be a multiple of the number of ranks; ValueError otherwise.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class ShardedWeight(nn.Module):
 
     @torch.no_grad()
     def init_normal(self, name: str, seed: int, std: float) -> None:
-        """Draw what this rank holds of the initial weight: N(0, std²) from (seed, name), the same whole weight in every
-        layout; padding becomes zero."""
+        """Draw this rank's part of the initial weight, N(0, std²) from (seed, name). The full weight is the same in
+        every layout; padding becomes zero."""
         local, first = local_rows(self.weight)
         start = [first, 0]
         start[self.shard_dim] += self.tp.rank * self.weight.shape[self.shard_dim]
@@ -86,7 +87,7 @@ class ShardedWeight(nn.Module):
 
 
 def local_rows(weight: Tensor) -> tuple[Tensor, int]:
-    """What FSDP2 has left of `weight` on this rank, which shares its memory, and which of its rows is the first."""
+    """Return the rows of `weight` that this rank holds under FSDP2, sharing memory, and the index of the first."""
     if not isinstance(weight, DTensor):
         return weight, 0
     mesh = weight.device_mesh  # the last dimension is that of the shards, cut as torch.chunk cuts
@@ -95,9 +96,9 @@ def local_rows(weight: Tensor) -> tuple[Tensor, int]:
 
 
 class ColumnParallelLinear(ShardedWeight):
-    """y = x Wᵀ with the outputs spread over the ranks: [N, in_features] → [N, out_features / ranks].
+    """Computes y = x Wᵀ with the outputs spread over the ranks: [N, in_features] → [N, out_features / ranks].
 
-    `x` has gone through `tp.enter`, which several such layers can share.
+    `x` must be the result of `tp.enter`, which several such layers can share.
     """
 
     def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
@@ -108,7 +109,8 @@ class ColumnParallelLinear(ShardedWeight):
 
 
 class RowParallelLinear(ShardedWeight):
-    """y = x Wᵀ with the inputs spread over the ranks: [N, in_features / ranks] → [N or N / ranks, out_features]."""
+    """Computes y = x Wᵀ with the inputs spread over the ranks: [N, in_features / ranks] → [N or N / ranks,
+    out_features]."""
 
     def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
         super().__init__((out_features, in_features), 1, tp)
@@ -118,7 +120,8 @@ class RowParallelLinear(ShardedWeight):
 
 
 class VocabParallelEmbedding(ShardedWeight):
-    """Rows of tokens, spread over the ranks and padded to `padded_size`: int64 [N] → [N or N / ranks, hidden]."""
+    """Embeds tokens, with the vocabulary spread over the ranks and padded to `padded_size`: int64 [N] →
+    [N or N / ranks, hidden]."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, tp: TensorParallel, padded_size: int) -> None:
         super().__init__((num_embeddings, embedding_dim), 0, tp, padded_size)
@@ -129,5 +132,5 @@ class VocabParallelEmbedding(ShardedWeight):
         rows = self.weight.shape[0]
         local = tokens - self.tp.rank * rows
         elsewhere = (local < 0) | (local >= rows)
-        found = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
-        return self.tp.leave(found.masked_fill(elsewhere.unsqueeze(-1), 0.0))
+        embedded = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return self.tp.leave(embedded.masked_fill(elsewhere.unsqueeze(-1), 0.0))

@@ -16,18 +16,19 @@ DIMENSIONS = ("pipeline", "replicate", "tensor", "shard")
 
 
 def rank_grid(config: ParallelConfig, world_size: int) -> Tensor:
-    """The numbers of all ranks, [pipeline, replicate, tensor, shard], contiguous."""
+    """Return the numbers of all ranks as [pipeline, replicate, tensor, shard], contiguous."""
     data = config.data_parallel_size(world_size) * config.context_parallel_size
     copies = data if config.sharding == "no_shard" else config.num_distributed_optimizer_instances
     pipeline, tensor = config.pipeline_model_parallel_size, config.tensor_model_parallel_size
-    # Tensor before shard: a weight is first cut by its tensor-parallel layer, and FSDP2 cuts what is left.
+    # Tensor comes before shard: the tensor-parallel layer cuts a weight first, and FSDP2 cuts the rank's part of it.
     grid = torch.arange(world_size).view(pipeline, copies, -1, tensor).transpose(2, 3)
-    # A copy: where a dimension is 1, `contiguous` is content with strides out of order, and torch 2.11 is not.
+    # A copy, as `contiguous` keeps unordered strides of dimensions of size 1, which torch 2.11 does not accept.
     return grid.clone(memory_format=torch.contiguous_format)
 
 
 def make_mesh(device_type: str, grid: Tensor, timeout: timedelta) -> DeviceMesh:
-    """The mesh over `rank_grid`'s ranks. Collective. A mesh that makes its own groups has PyTorch's default timeout."""
+    """Make the mesh over the ranks of `rank_grid`. Collective. It is given its groups, as those that a mesh makes by
+    itself have PyTorch's default timeout."""
     groups = []
     for dim, size in enumerate(grid.shape):
         group = make_subgroup(grid.movedim(dim, -1).reshape(-1, size), timeout)
@@ -37,9 +38,9 @@ def make_mesh(device_type: str, grid: Tensor, timeout: timedelta) -> DeviceMesh:
 
 
 def make_subgroup(rows: Tensor, timeout: timedelta) -> ProcessGroup | None:
-    """The group of the row that this rank is in; None where it is in none. Collective.
+    """Make a group of each row, and return that of this rank; None where it is in no row. Collective.
 
-    rows: [groups, ranks of a group], ascending in each; every rank makes all of them.
+    rows: [groups, ranks of a group], ascending in each group.
     """
     if rows.shape[1] == dist.get_world_size():
         return dist.group.WORLD

@@ -1,4 +1,4 @@
-"""Agreement between the ranks of a group (None: the default one); a process on its own agrees with itself."""
+"""Agreement between the ranks of a group (None: the default group). A process without torch.distributed is one rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def world_size(group: ProcessGroup | None = None) -> int:
 
 
 def gather(value: T, group: ProcessGroup | None = None) -> list[T]:
-    """Every rank's `value`, in rank order, on every rank."""
+    """Return every rank's `value`, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size(group)
@@ -33,7 +33,7 @@ def gather(value: T, group: ProcessGroup | None = None) -> list[T]:
 
 
 def from_first_rank(value: T, group: ProcessGroup | None = None) -> T:
-    """Rank 0's `value` on every rank."""
+    """Broadcast rank 0's `value` to every rank."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -42,13 +42,13 @@ def from_first_rank(value: T, group: ProcessGroup | None = None) -> T:
 
 
 def any_rank(value: bool, group: ProcessGroup | None = None) -> bool:
-    """Whether `value` is true on any rank, over a group whose backend takes tensors of the host."""
+    """Return whether `value` is true on any rank. The group's backend must take tensors in the host's memory."""
     return start_any([value], group)()[0]
 
 
 def start_any(values: list[bool], group: ProcessGroup | None = None) -> Callable[[], list[bool]]:
-    """Begin to find out which of `values` are true on any rank, over a group as for `any_rank`; the function that is
-    returned waits for it, once."""
+    """Begin to find out which of `values` are true on any rank, over a group as for `any_rank`. Call the returned
+    function once, to wait for the answer."""
     if world_size(group) == 1:
         return lambda: values
     flags = torch.tensor(values, dtype=torch.int32)
@@ -64,9 +64,9 @@ def start_any(values: list[bool], group: ProcessGroup | None = None) -> Callable
 
 @contextmanager
 def failing_together(group: ProcessGroup | None = None) -> Iterator[None]:
-    """What fails inside on one rank raises on all of them, so that no rank waits for one that has left.
+    """Raise an error of one rank's block on all ranks, so that no rank waits for one that has left.
 
-    Also a barrier: no rank gets past the end before all have come to it.
+    The end of the block is also a barrier: no rank passes it before all have reached it.
     """
     failure: Exception | None = None
     try:
@@ -84,7 +84,7 @@ def failing_together(group: ProcessGroup | None = None) -> Iterator[None]:
 
 
 def _describe(error: Exception) -> tuple[type[Exception], int | None, str]:
-    """What another rank needs to raise the like: plain values, as not every exception survives being sent."""
+    """Return what other ranks need to raise a similar error: plain values, as not every exception can be pickled."""
     if isinstance(error, OSError):
         return OSError, error.errno, describe(error)
     return (ValueError if isinstance(error, ValueError) else RuntimeError), None, str(error)

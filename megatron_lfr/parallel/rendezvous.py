@@ -1,8 +1,8 @@
-"""How the ranks of a run find each other, again after a restart.
+"""How the ranks of a run find each other, also after a restart.
 
-torchrun restarts the ranks but keeps its store, with the addresses that the dead ranks have left there (PyTorch 2.13:
-gloo then ends with "connection refused"). So the ranks first agree on a name that only they know, and use the store
-under that name.
+torchrun restarts the ranks but keeps its store, with the addresses that the dead ranks have left in it (in PyTorch
+2.13, gloo then fails with "connection refused"). So the ranks first agree on a name that only they know, and use it as
+a prefix in the store.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from datetime import timedelta
 from torch._C._distributed_c10d import Store, TCPStore
 
 _POLL = 0.05
-"""Seconds between two looks."""
+"""Seconds between two looks at the store."""
 
 
 def connect(timeout: timedelta) -> TCPStore:
-    """A connection of its own to the store that MASTER_ADDR and MASTER_PORT name; rank 0 keeps it where no launcher
-    does. ValueError where a variable of the launcher is missing."""
+    """Open a new connection to the store that MASTER_ADDR and MASTER_PORT name; rank 0 hosts the store where no
+    launcher does. Raises ValueError where a variable of the launcher is missing."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
         if name not in os.environ:
             raise ValueError(f"{name} is not set, though other variables of a launcher are; start ranks with torchrun")
-    launcher_keeps_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    launcher_hosts_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        is_master=os.environ["RANK"] == "0" and not launcher_keeps_it,
+        is_master=os.environ["RANK"] == "0" and not launcher_hosts_store,
         timeout=timeout,
         wait_for_workers=False,
         multi_tenant=True,
@@ -38,10 +38,11 @@ def connect(timeout: timedelta) -> TCPStore:
 
 
 def agree_on_session(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A name that this start of all ranks shares, and no earlier one had.
+    """Agree with all ranks on a name for this start, which no earlier start had.
 
-    Every rank posts a random word. Rank 0 proposes the list of all words until each rank has found its own in it: words
-    of an earlier start, which may still be there, are never confirmed. TimeoutError names the ranks that are missing.
+    Every rank posts a random word. Rank 0 proposes the list of all words until each rank has confirmed that its own is
+    in it; words of an earlier start, which may still be in the store, are never confirmed. Raises TimeoutError that
+    names the missing ranks.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     mine = uuid.uuid4().hex
@@ -71,5 +72,5 @@ def agree_on_session(store: Store, rank: int, world_size: int, timeout: timedelt
 
 
 def _get_all(store: Store, kind: str, world_size: int) -> list[bytes]:
-    """The values of `kind`/0, `kind`/1, ...; empty where there is none."""
+    """Return the values of the keys `kind`/0, `kind`/1, ...; a missing one is empty."""
     return [store.get(key) if store.check([key]) else b"" for key in (f"{kind}/{r}" for r in range(world_size))]

@@ -1,8 +1,8 @@
-"""Finding out which rank is gone.
+"""Finding out which rank has died.
 
-A rank that dies leaves the others in a collective call that ends, if at all, with a connection's error on its
-neighbours and a time-out elsewhere. So each rank's thread counts up a key in the launcher's store; rank 0 looks at all
-of them. The first failure that anyone notices is written to the store, and every rank stops with it.
+A rank that dies leaves the others in a collective call that ends, if at all, with a connection error on its neighbours
+and a timeout elsewhere. So a thread on each rank increments a key in the launcher's store, the rank's heartbeat, and
+rank 0 looks at all of them. The first failure that any rank notices is written to the store, and stops every rank.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from megatron_lfr.fileio import describe
 from megatron_lfr.parallel.groups import session_store
 
 _INTERVAL = 1.0
-"""Seconds between two beats."""
+"""Seconds between two heartbeats."""
 _SILENCE = 4.0
-"""Seconds without a beat after which a rank counts as gone where a connection has broken already."""
+"""Seconds without a heartbeat after which a rank counts as dead, once a connection has broken."""
 
 
 _watches = 0
 
 
 class RankFailureError(ConnectionError):
-    """Another rank is gone, or has failed; the message names it."""
+    """Another rank has died or failed; the message names it."""
 
 
 class Watch:
-    """The beats of all ranks."""
+    """Sends this rank's heartbeat, and watches those of the others."""
 
     def __init__(self, store: Store, failing_store: Store, rank: int, world_size: int, patience: float) -> None:
-        """Two connections to one store, as each serves one call at a time: for the thread, and for whoever fails.
-        patience: seconds without a beat after which a rank is given up."""
+        """Start the thread. There are two connections to one store, as each serves one call at a time: `store` for the
+        thread, `failing_store` for the main thread when it fails. patience: seconds without a heartbeat after which a
+        rank counts as dead."""
         self._store, self._failing_store = store, failing_store
         self._rank, self._world_size, self._patience = rank, world_size, patience
         self._store.set(f"who/{rank}", f"{socket.gethostname()}, pid {os.getpid()}")
@@ -55,44 +56,46 @@ class Watch:
         self._thread.join()
 
     def explain(self, error: BaseException) -> str | None:
-        """Called by a rank that fails, with what it failed of: tells all others to stop. Returns the failure of another
-        rank that caused it, where there was one."""
+        """Report the error of this rank to all others, so that they stop. Returns the failure of another rank that
+        caused it, if there was one."""
         try:
             cause = self._cause(error)
             self._declare(
                 self._failing_store, cause or f"rank {self._rank} failed: {describe(error) or type(error).__name__}"
             )
-        except (RuntimeError, OSError) as lost:  # the store went with the process that kept it
-            return None if _is_own(error) else f"the launcher's store is gone ({lost}); rank 0 or its machine is, too"
+        except (RuntimeError, OSError) as store_error:  # the store ended with the process that hosted it
+            if _is_local(error):
+                return None
+            return f"the launcher's store is gone ({store_error}); rank 0 or its machine is, too"
         return cause
 
     def _cause(self, error: BaseException) -> str | None:
-        if _is_own(error):
+        if _is_local(error):
             return None
-        before, started = self._beats(self._failing_store, range(self._world_size)), time.monotonic()
+        before, started = self._read_beats(self._failing_store, range(self._world_size)), time.monotonic()
         while time.monotonic() - started < _SILENCE:
             if self._failing_store.check(["failure"]):
                 return self._failing_store.get("failure").decode()
             time.sleep(0.1)
-        after = self._beats(self._failing_store, range(self._world_size))
+        after = self._read_beats(self._failing_store, range(self._world_size))
         silent = [rank for rank in range(self._world_size) if before[rank] == after[rank]]
-        return self._gone(self._failing_store, silent, _SILENCE) if silent else None
+        return self._describe_silent(self._failing_store, silent, _SILENCE) if silent else None
 
     def _run(self) -> None:
         try:
             failure = self._watch()
         except (RuntimeError, OSError) as error:
             failure = f"the launcher's store is gone ({error}); rank 0 or its machine is, too"
-        # The main thread may wait in a collective call that nothing can interrupt; or be on its way out itself, with
-        # more to say.
+        # The main thread may wait in a collective call that nothing can interrupt. Or it is ending by itself with a
+        # better message, for which there is time.
         if failure is not None and not self._stopped.wait(2 * _SILENCE):
             print(f"megatron-lfr train: error: [rank {self._rank}] {failure}", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _watch(self) -> str | None:
-        """Beat and look until there is a failure to tell, or the run has ended."""
+        """Send heartbeats and look for others' until there is a failure to report, or the run has ended."""
         watched = range(self._world_size) if self._rank == 0 else range(1)
-        last, now = self._beats(self._store, watched), time.monotonic()
+        last, now = self._read_beats(self._store, watched), time.monotonic()
         changed = dict.fromkeys(watched, now)
         beat = 0
         while not self._stopped.wait(_INTERVAL):
@@ -100,42 +103,42 @@ class Watch:
             self._store.set(f"beat/{self._rank}", str(beat))
             if self._store.check(["failure"]):
                 return self._store.get("failure").decode()
-            beats, now = self._beats(self._store, watched), time.monotonic()
+            beats, now = self._read_beats(self._store, watched), time.monotonic()
             for rank in watched:
                 if beats[rank] != last[rank]:
                     last[rank], changed[rank] = beats[rank], now
             silent = [rank for rank in watched if now - changed[rank] > self._patience]
             if silent:
-                message = self._gone(self._store, silent, self._patience)
+                message = self._describe_silent(self._store, silent, self._patience)
                 self._declare(self._store, message)
                 return message
         return None
 
-    def _beats(self, store: Store, ranks: range) -> list[bytes]:
+    def _read_beats(self, store: Store, ranks: range) -> list[bytes]:
         beats: list[bytes] = store.multi_get([f"beat/{rank}" for rank in ranks])
         return beats
 
-    def _gone(self, store: Store, silent: list[int], seconds: float) -> str:
+    def _describe_silent(self, store: Store, silent: list[int], seconds: float) -> str:
         names = [f"rank {rank} ({store.get(f'who/{rank}').decode()})" for rank in silent]
         return (
             f"{', '.join(names)} stopped answering {seconds:.0f} s ago or more; it was killed, or its machine is lost"
         )
 
     def _declare(self, store: Store, message: str) -> None:
-        store.compare_set("failure", "", message)  # the first one stands
+        store.compare_set("failure", "", message)  # keeps the first one
 
 
-def _is_own(error: BaseException) -> bool:
-    """Whether an error has nothing to do with other ranks: PyTorch's communication raises RuntimeErrors."""
+def _is_local(error: BaseException) -> bool:
+    """Return whether an error has nothing to do with other ranks; PyTorch's communication raises RuntimeErrors."""
     return not isinstance(error, RuntimeError)
 
 
 @contextmanager
 def watching(patience: float) -> Iterator[None]:
-    """Run a block as one of several ranks: if it fails here, the others stop; if another rank caused that, the error
-    is a RankFailureError that names it."""
+    """Run a block as one of several ranks. If it fails here, the other ranks stop; if another rank caused the failure,
+    the error is a RankFailureError that names it."""
     global _watches
-    _watches += 1  # a process may run one after the other; each has a name of its own in the store
+    _watches += 1  # a process may run several, one after the other; each has its own name in the store
     stores = [session_store(timedelta(seconds=patience)) for _ in range(2)]
     if stores[0] is None or stores[1] is None:
         yield

@@ -1,4 +1,4 @@
-"""Saves that are killed, or that run out of space: the last whole checkpoint stays in force, the next save works."""
+"""Saves that are killed, or that run out of space: the last complete checkpoint stays in force, the next save works."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assert_next_save_works(root: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", crash_cases.SCENARIOS)
-def test_a_kill_before_any_change_on_disk_leaves_a_whole_checkpoint(killed: Killed, scenario: str) -> None:
+def test_a_kill_before_any_change_on_disk_leaves_a_complete_checkpoint(killed: Killed, scenario: str) -> None:
     folder, found = killed
     before, iteration, fill = crash_cases.SCENARIOS[scenario]
     old = (before[-1], before[-1]) if before else None

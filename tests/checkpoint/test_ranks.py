@@ -42,7 +42,7 @@ def test_each_rank_writes_its_part_and_the_manifest_lists_all(folder: Path) -> N
 
 
 def test_one_rank_reads_whole_tensors_of_what_two_saved(folder: Path) -> None:
-    found = CheckpointStore(folder / "save_and_load", keep=None).newest_whole()
+    found = CheckpointStore(folder / "save_and_load", keep=None).newest_complete()
     assert found is not None
     target = {name: torch.zeros_like(tensor) for name, tensor in cases.full_tensors().items()}
     found.load_into(target)
@@ -76,9 +76,9 @@ def test_a_stop_on_one_rank_is_both_ranks(folder: Path) -> None:
 
 
 def test_a_failed_save_of_two_ranks_leaves_the_old_checkpoint(folder: Path) -> None:
-    assert [found["whole"] for found in found_in(folder, "errors_on_one_rank")] == [1, 1]
+    assert [found["newest"] for found in found_in(folder, "errors_on_one_rank")] == [1, 1]
     assert names(folder / "errors_on_one_rank") == ["iter_0000001", "latest_checkpointed_iteration.txt"]
 
 
-def test_ranks_agree_on_the_newest_whole_one_whichever_shard_is_damaged(folder: Path) -> None:
+def test_ranks_agree_on_the_newest_complete_one_whichever_shard_is_damaged(folder: Path) -> None:
     assert found_in(folder, "damage") == [{"iteration": 1}] * 2

@@ -51,7 +51,7 @@ def test_tensors_come_back_bit_for_bit(
     expected = {name: bits(tensor.detach().clone()) for name, tensor in saved.items()}
     store = CheckpointStore(tmp_path_factory.mktemp("store"), keep=None)
     store.save(1, saved, {})
-    found = store.newest_whole()
+    found = store.newest_complete()
     assert found is not None
     target = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in saved.items()}
     target["transposed"] = torch.zeros_like(pair).transpose(0, -1)  # not contiguous
@@ -70,7 +70,7 @@ def test_tensors_come_back_bit_for_bit(
 def test_state_comes_back_equal(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]) -> None:
     store = CheckpointStore(tmp_path_factory.mktemp("store"), keep=None)
     store.save(5, {}, state)
-    found = store.newest_whole()
+    found = store.newest_complete()
     assert found is not None
     assert repr(found.state) == repr(state)  # a float is not an int, -0.0 is not 0.0
 
@@ -135,7 +135,7 @@ def test_saving_over_an_iteration_replaces_it(tmp_path: Path) -> None:
 
 
 def test_nothing_is_none(tmp_path: Path) -> None:
-    assert CheckpointStore(tmp_path / "absent", keep=1).newest_whole() is None
+    assert CheckpointStore(tmp_path / "absent", keep=1).newest_complete() is None
     (tmp_path / ".tmp-iter_0000003").mkdir()  # a kill before the first
     (tmp_path / "iter_12").mkdir()
     (tmp_path / "iter_00000012").mkdir()  # no name that a store gives
@@ -161,7 +161,7 @@ def test_looking_into_the_folder_of_a_running_run_changes_nothing(tmp_path: Path
 def test_other_models_are_refused_before_anything_is_overwritten(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    found = store_with(tmp_path, 1).newest_whole()
+    found = store_with(tmp_path, 1).newest_complete()
     assert found is not None
     target = {**some_tensors(0.0), **change}
     with pytest.raises(ValueError, match=message):
@@ -170,7 +170,7 @@ def test_other_models_are_refused_before_anything_is_overwritten(
 
 
 def test_tensors_that_nobody_asks_for_are_refused_unless_allowed(tmp_path: Path) -> None:
-    found = store_with(tmp_path, 7).newest_whole()
+    found = store_with(tmp_path, 7).newest_complete()
     assert found is not None
     part = {"counts": torch.zeros(7, dtype=torch.int64)}
     with pytest.raises(ValueError, match=r"holds the tensor model\.half, which is unknown here"):

@@ -43,7 +43,7 @@ def training_goes_on(root: Path, mesh: DeviceMesh) -> dict[str, object]:
         before = store.iterations()
         go_on.set()
         store.wait()
-    found = store.newest_whole()
+    found = store.newest_complete()
     assert found is not None
     target = zeros(mesh)
     found.load_into(target)
@@ -62,9 +62,9 @@ def one_rank_fails(root: Path, mesh: DeviceMesh) -> dict[str, object]:
         store.save(3, big, {})
         found["next save"] = error_of(lambda: store.save(4, big, {}))
     found["left"] = store.iterations()
-    whole = store.newest_whole()
-    assert whole is not None
-    found["whole"] = whole.iteration
+    newest = store.newest_complete()
+    assert newest is not None
+    found["newest"] = newest.iteration
     dist.barrier()  # rank 1 has looked before rank 0 saves
     store.save(5, big, {})
     store.wait()
@@ -85,10 +85,10 @@ def no_object_over_the_default_group(root: Path, mesh: DeviceMesh) -> dict[str, 
         store = CheckpointStore(root / name, 1, group, asynchronous)
         store.save(1, {f"stage.{rank}": torch.full((3,), 1.0 + rank)}, {})
         store.wait()
-        whole = store.newest_whole()
-        assert whole is not None
+        newest = store.newest_complete()
+        assert newest is not None
         stage = torch.zeros(3)
-        whole.load_into({f"stage.{rank}": stage})  # the other one is known only to the other rank
+        newest.load_into({f"stage.{rank}": stage})  # the other one is known only to the other rank
         found[name] = stage.tolist()
     return found
 

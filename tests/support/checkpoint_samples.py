@@ -39,8 +39,8 @@ def store_with(root: Path, *iterations: int, keep: int | None = None) -> Checkpo
 
 
 def newest(root: Path) -> tuple[int, int] | None:
-    """The iteration and the fill of the newest whole checkpoint, of which every part has been looked at."""
-    found = CheckpointStore(root, None).newest_whole()
+    """The iteration and the fill of the newest complete checkpoint, of which every part has been looked at."""
+    found = CheckpointStore(root, None).newest_complete()
     if found is None:
         return None
     tensors = some_tensors(0.0)

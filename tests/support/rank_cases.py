@@ -84,7 +84,7 @@ def error_of(work: Callable[[], object]) -> str:
 def save_and_load(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     store = CheckpointStore(root, keep=None)
     store.save(3, on_this_rank(full_tensors(), mesh), {"by": dist.get_rank()})
-    found = store.newest_whole()
+    found = store.newest_complete()
     assert found is not None
     target = zeros(mesh)
     found.load_into(target)
@@ -92,7 +92,7 @@ def save_and_load(root: Path, mesh: DeviceMesh) -> dict[str, object]:
 
 
 def load_what_one_rank_saved(root: Path, mesh: DeviceMesh) -> dict[str, object]:
-    found = CheckpointStore(root, keep=None).newest_whole()
+    found = CheckpointStore(root, keep=None).newest_complete()
     assert found is not None
     target = zeros(mesh)
     found.load_into(target)
@@ -111,11 +111,11 @@ def errors_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     }
     with no_file_above(100_000) if rank == 1 else nullcontext():
         found["disk"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(50_000)}, {}))
-    whole = store.newest_whole()
-    assert whole is not None
-    found["whole"] = whole.iteration
+    newest = store.newest_complete()
+    assert newest is not None
+    found["newest"] = newest.iteration
     other = zeros(mesh) | ({"replicated": torch.zeros(2)} if rank == 1 else {})
-    found["shape"] = error_of(lambda: whole.load_into(other))
+    found["shape"] = error_of(lambda: newest.load_into(other))
     return found
 
 
@@ -130,7 +130,7 @@ def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
             content[-1] ^= 1
             path.write_bytes(content)
     dist.barrier()
-    found = store.newest_whole()
+    found = store.newest_complete()
     assert found is not None
     return {"iteration": found.iteration}
 
