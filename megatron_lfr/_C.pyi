@@ -203,11 +203,12 @@ def near_copies(
     """
 
 class NgramModel:
-    """A hashed 4-gram model with 2^log2_slots counters of 4 bytes, and one for each unigram.
+    """A hashed 4-gram model with 2^log2_slots (at most 2^31) counters of 4 bytes, and one for each unigram.
 
     With h the last n - 1 tokens and h' the last n - 2, P_n(w | h) = (c(h w) + a_n P_{n-1}(w | h')) / (c(h) + a_n),
     where a count of h w is taken as no more than that of h, P_0 = 1 / vocab_size, a_1 = vocab_size / 10, and a_2, a_3,
-    a_4 = 100, 20, 10 (MacKay & Peto 1995). No n-gram crosses the beginning of a span. Spans: as in `largest_token`.
+    a_4 = 100, 20, 10 (MacKay & Peto 1995). No n-gram crosses the beginning of a span. Spans: as in `largest_token`,
+    of 2^18 tokens at most.
     """
 
     def __init__(self, log2_slots: int, vocab_size: int) -> None: ...

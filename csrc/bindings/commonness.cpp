@@ -148,9 +148,9 @@ void bind_commonness(py::module_& module) {
                "num_threads"_a = 0);
     py::class_<NgramModel>(module, "NgramModel")
         .def(py::init([](const Integer& log2_slots, const Integer& vocab_size) {
-                 const auto bits = static_cast<int>(to_unsigned(log2_slots, "log2_slots", 40));
+                 const auto bits = static_cast<int>(to_unsigned(log2_slots, "log2_slots", 31));
                  if (bits == 0) throw py::value_error("log2_slots: must be at least 1");
-                 const uint64_t vocab = to_unsigned(vocab_size, "vocab_size", uint64_t{1} << 32);
+                 const uint64_t vocab = to_unsigned(vocab_size, "vocab_size", uint64_t{1} << 31);
                  if (vocab == 0) throw py::value_error("vocab_size: must be at least 1");
                  return std::make_unique<NgramModel>(bits, vocab);
              }),

@@ -16,34 +16,37 @@ namespace {
 constexpr uint64_t kOdd = 0xD6E8FEB86659FD93ull;
 constexpr uint64_t kAhead = 16;  // tokens whose counters are fetched ahead
 constexpr uint64_t kTokensOfTask = 1 << 14;
-constexpr uint32_t kMostCounted = 0xF0000000u;
+constexpr uint32_t kMostCounted = 0x80000000u;
+constexpr uint64_t kLongest = uint64_t{1} << 18;  // tokens of a span
 // a_2, a_3 and a_4; a_1 is a tenth of the vocabulary.
 constexpr double kPseudoCounts[] = {100.0, 20.0, 10.0};
 
-// Adds to a counter that other threads add to as well. At kMostCounted it stays, in whatever order they come.
+// Adds to a counter that other threads add to as well. It is read as kMostCounted at most, from where on it
+// grows no further: what is read does not depend on the order of the threads.
 void add_to(uint32_t& counter, uint32_t number) {
-    uint32_t before = __atomic_load_n(&counter, __ATOMIC_RELAXED), after;
-    do {
-        after = before > kMostCounted - number ? kMostCounted : before + number;
-    } while (
-        !__atomic_compare_exchange_n(&counter, &before, after, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    if (__atomic_fetch_add(&counter, number, __ATOMIC_RELAXED) >= kMostCounted) {
+        __atomic_fetch_sub(&counter, number, __ATOMIC_RELAXED);
+    }
 }
 
-// How often each counter's number was seen, in a table with open addressing that needs no clearing.
+// How often each counter's number was seen, in a table with open addressing that is cleared only at times.
 class LocalCounts {
   public:
     void begin(uint64_t most) {
         uint64_t size = 64;
         while (size < 2 * most) size *= 2;
-        if (entries_.size() < size) entries_.assign(size, Entry{0, 0, 0});
+        if (entries_.size() < size || generation_ == kGenerations - 1) {
+            entries_.assign(std::max<uint64_t>(size, entries_.size()), Entry{0, 0, 0});
+            generation_ = 0;
+        }
         mask_ = size - 1;
         ++generation_;
         used_.clear();
     }
 
     // Counts one, and returns the number of its entry.
-    uint32_t add(uint64_t key) {
-        uint64_t at = (key * kGolden) >> 20 & mask_;
+    uint32_t add(uint32_t key) {
+        uint64_t at = (key * kGolden) >> 32 & mask_;
         while (entries_[at].generation == generation_ && entries_[at].key != key) at = (at + 1) & mask_;
         if (entries_[at].generation != generation_) {
             entries_[at] = {key, 0, generation_};
@@ -55,15 +58,23 @@ class LocalCounts {
 
     uint32_t count(uint32_t entry) const { return entries_[entry].count; }
 
-    template <class Take>
-    void for_each(Take take) const {
-        for (const uint32_t at : used_) take(entries_[at].key, entries_[at].count);
+    // Adds everything to the counters.
+    void add_to(uint32_t* counters) const {
+        for (uint64_t i = 0; i < used_.size(); ++i) {
+            if (i + kAhead < used_.size()) __builtin_prefetch(&counters[entries_[used_[i + kAhead]].key], 1);
+            const Entry& entry = entries_[used_[i]];
+            mlfr::add_to(counters[entry.key], entry.count);
+        }
     }
 
   private:
+    static constexpr int kCountBits = 20;  // for NgramModel::kOrder * kLongest
+    static constexpr uint32_t kGenerations = 1u << (32 - kCountBits);
+
     struct Entry {
-        uint64_t key;
-        uint32_t count, generation;
+        uint32_t key;
+        uint32_t count : kCountBits;
+        uint32_t generation : 32 - kCountBits;
     };
 
     std::vector<Entry> entries_;
@@ -94,6 +105,10 @@ class NgramModel::Section {
     explicit Section(const NgramModel& model) : model_(model) {}
 
     void read(const SpanReader& reader, int64_t start, uint64_t length) {
+        if (length > kLongest) {
+            throw std::invalid_argument("lengths: a span has more than " + std::to_string(kLongest) +
+                                        " tokens");
+        }
         tokens_.resize(length);
         reader.read(start, length, tokens_.data());
         counters_.resize(length);
@@ -110,7 +125,8 @@ class NgramModel::Section {
             std::array<uint64_t, kOrder> hashes{};
             for (int n = 0; n < kOrder && static_cast<uint64_t>(n) <= i; ++n) {
                 hashes[n] = mix((n == 0 ? 0 : previous[n - 1] * kOdd) + token + kGolden);
-                counters_[i][n] = n == 0 ? model_.slots_ + token : hashes[n] >> model_.shift_;
+                counters_[i][n] =
+                    static_cast<uint32_t>(n == 0 ? model_.slots_ + token : hashes[n] >> model_.shift_);
                 entries_[i][n] = local_.add(counters_[i][n]);
             }
             previous = hashes;
@@ -122,17 +138,17 @@ class NgramModel::Section {
     void score(bool leave_out, float* out, float* unigram) const {
         const double tokens = static_cast<double>(model_.tokens_ - (leave_out ? tokens_.size() : 0));
         const double vocab = static_cast<double>(model_.vocab_size_), unigram_pseudo = vocab / 10;
+        const uint32_t* global = model_.counts_.data();
         std::array<double, kOrder> before{};  // counts of the 1-, 2-, ... grams that end at the token before
         for (uint64_t i = 0; i < tokens_.size(); ++i) {
             if (i + kAhead < tokens_.size()) {
-                for (int n = 1; n < kOrder; ++n)
-                    __builtin_prefetch(&model_.counts_[counters_[i + kAhead][n]]);
+                for (int n = 1; n < kOrder; ++n) __builtin_prefetch(&global[counters_[i + kAhead][n]]);
             }
             std::array<double, kOrder> counts{};
             double probability = 1 / vocab;
             for (int n = 0; n < kOrder && static_cast<uint64_t>(n) <= i; ++n) {
                 const uint32_t own = leave_out ? local_.count(entries_[i][n]) : 0;
-                counts[n] = static_cast<double>(model_.counts_[counters_[i][n]] - own);
+                counts[n] = static_cast<double>(std::min(global[counters_[i][n]], kMostCounted) - own);
                 const double context = n == 0 ? tokens : before[n - 1];
                 const double pseudo = n == 0 ? unigram_pseudo : kPseudoCounts[n - 1];
                 counts[n] = std::min(counts[n], context);
@@ -147,15 +163,16 @@ class NgramModel::Section {
   private:
     const NgramModel& model_;
     std::vector<uint32_t> tokens_;
-    std::vector<std::array<uint64_t, kOrder>> counters_;
+    std::vector<std::array<uint32_t, kOrder>> counters_;
     std::vector<std::array<uint32_t, kOrder>> entries_;
     LocalCounts local_;
 };
 
 NgramModel::NgramModel(int log2_slots, uint64_t vocab_size)
-    : shift_(64 - log2_slots), slots_(uint64_t{1} << log2_slots), vocab_size_(vocab_size) {
-    counts_.resize(slots_ + vocab_size);
-}
+    : counts_((uint64_t{1} << log2_slots) + vocab_size),
+      shift_(64 - log2_slots),
+      slots_(uint64_t{1} << log2_slots),
+      vocab_size_(vocab_size) {}
 
 void NgramModel::count(const SpanReader& reader, const Spans& spans, int threads) {
     const std::vector<uint64_t> bounds = tasks_of(spans);
@@ -163,7 +180,7 @@ void NgramModel::count(const SpanReader& reader, const Spans& spans, int threads
         Section section(*this);
         for (uint64_t i = bounds[task]; i < bounds[task + 1]; ++i) {
             section.read(reader, spans.starts[i], static_cast<uint64_t>(spans.lengths[i]));
-            section.local().for_each([&](uint64_t at, uint32_t count) { add_to(counts_[at], count); });
+            section.local().add_to(counts_.data());
         }
     });
     tokens_ = std::accumulate(spans.lengths, spans.lengths + spans.n, tokens_);

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
+#include "commonness/counters.h"
 #include "commonness/spans.h"
 
 namespace mlfr {
@@ -16,7 +16,8 @@ class NgramModel {
   public:
     static constexpr int kOrder = 4;
 
-    // log2_slots: the table has 2^log2_slots counters of 4 bytes, 1 <= log2_slots <= 40.
+    // log2_slots: the table has 2^log2_slots counters of 4 bytes, 1 <= log2_slots <= 31; with the vocabulary,
+    // at most 2^32.
     NgramModel(int log2_slots, uint64_t vocab_size);
 
     // Counts all n-grams of the spans. Throws std::out_of_range for a token outside of the vocabulary.
@@ -32,7 +33,7 @@ class NgramModel {
   private:
     class Section;
 
-    std::vector<uint32_t> counts_;  // the table, then the unigrams
+    Counters counts_;  // the table, then the unigrams
     int shift_;
     uint64_t slots_, vocab_size_, tokens_ = 0;
 };

@@ -34,7 +34,7 @@ _FIXED_BYTES = 320 << 20
 _THREAD_BYTES = 16 << 20
 _ITEM_BYTES = 64
 """Of each document and each block: where it begins, and what is known of it in the end."""
-_SMALLEST_TABLE = 20
+_SMALLEST_TABLE, _LARGEST_TABLE = 20, 31
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _open(config: CommonnessConfig) -> _Inputs:
 
 
 def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
-    """The size of the 4-gram model's table: what the memory allows, at most some five counters for each n-gram.
+    """The size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
 
     ValueError where the memory does not suffice.
     """
@@ -173,8 +173,8 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
         needed = (held + max(copies, 4 << _SMALLEST_TABLE)) / 1e9
         raise ValueError(f"--memory-gb {config.memory_gb}: this corpus needs at least {needed + 0.005:.2f}")
     tokens = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
-    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 16 * tokens))))
-    return min(useful, int(math.log2(left // 4)))
+    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * tokens))))
+    return min(useful, int(math.log2(left // 4)), _LARGEST_TABLE)
 
 
 def _items(

@@ -130,7 +130,7 @@ def test_types_and_tokens_outside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="negative token id"):
         vocabulary_of(prefixes_of(tmp_path, [[1, -1]], "negative", np.int32), 1)
     with pytest.raises(ValueError, match="log2_slots"):
-        _C.NgramModel(41, 10)
+        _C.NgramModel(32, 10)
 
 
 @pytest.mark.parametrize("each", [3, 60])
