@@ -1,6 +1,7 @@
 """Commonness: copies and likelihoods, in tokens a second, beside datasketch's MinHashLSH on the same text in one run.
 
-    python tools/benchmark_commonness.py [--megabytes 60] [--peer-documents 1000] [--threads 2] [--repeats 5] [--json OUT.json]
+    python tools/benchmark_commonness.py [--megabytes 60] [--peer-documents 1000] [--threads 2] [--repeats 5]
+        [--json OUT.json]
 
 The text is Python source of this interpreter's library and packages, as ids of a byte-level BPE of 8192 tokens that is
 trained on the first 4 MB. Near copies have half of their runs of 4 tokens in common for both. datasketch (`pip install
@@ -148,9 +149,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
             found[name].append(rates(call, size))
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, load {load:.1f}, {date.today()}")
-    print(
-        f"{tokens:,} tokens, {documents:,} documents, {prefix.blocks:,} blocks; the first: {few.num_tokens:,}, {first:,}"
-    )
+    print(f"{tokens:,} tokens, {documents:,} documents, {prefix.blocks:,} blocks; few: {few.num_tokens:,}, {first:,}")
     print("\nmillion tokens a second | by the clock | by processor time")
     for name, pairs in found.items():
         print(f"{name} | {spread([p[0] / 1e6 for p in pairs])} | {spread([p[1] / 1e6 for p in pairs])}")

@@ -27,13 +27,15 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import check_tokenizer
 from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
-from megatron_lfr.fileio import json_value, same_path
+from megatron_lfr.fileio import check_space, json_value, same_path
 
 _FIXED_BYTES = 320 << 20
 """Python, NumPy, and what is read at a time."""
 _THREAD_BYTES = 16 << 20
 _ITEM_BYTES = 64
 """Of each document and each block: where it begins, and what is known of it in the end."""
+_DISK_BYTES = 2 * _C.SIGNATURE_BINS + 32
+"""Of each document or block: its signature, and what is known of it in the end."""
 _SMALLEST_TABLE, _LARGEST_TABLE = 20, 31
 
 
@@ -118,6 +120,8 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
     config.validate()
     inputs = _open(config)
     log2_slots = _log2_slots(config, inputs)
+    documents, blocks = _counts(inputs)
+    check_space("--output", config.output, _DISK_BYTES * (documents + blocks), "signatures and results")
     with results_folder(config.output) as folder:
         began = time.perf_counter()
         copied = [
@@ -128,13 +132,13 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
             )
         ]
         between = time.perf_counter()
-        documents, blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
+        of_documents, of_blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
-        documents.save(folder, "document")
-        blocks.save(folder, "block")
-        summary = _summary(config, inputs, log2_slots, documents, blocks, seconds)
+        of_documents.save(folder, "document")
+        of_blocks.save(folder, "block")
+        summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
-        page = make_page(inputs.corpus.train.domains, inputs.prefixes, documents, blocks, inputs.tokenizer)
+        page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
         (folder / PAGE).write_text(page, encoding="utf-8")
     return summary
 
@@ -158,12 +162,17 @@ def _open(config: CommonnessConfig) -> _Inputs:
     return _Inputs(corpus, training_prefixes(corpus), reference, trusted_prefixes, tokenizer)
 
 
+def _counts(inputs: _Inputs) -> tuple[int, int]:
+    """(documents, blocks) that are looked at."""
+    return sum(len(prefix.offsets) - 1 for prefix in inputs.prefixes), inputs.corpus.train.num_blocks
+
+
 def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
     """The size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
 
     ValueError where the memory does not suffice.
     """
-    sizes = [sum(len(prefix.offsets) - 1 for prefix in inputs.prefixes), inputs.corpus.train.num_blocks]
+    sizes = _counts(inputs)
     references = sum(len(prefix.offsets) for prefix in inputs.reference_prefixes)
     threads = config.threads or os.cpu_count() or 1
     held = _FIXED_BYTES + threads * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)

@@ -68,6 +68,8 @@ def test_arrays_json_and_page(
     copied = list(range(40, 54))
     assert (stored["document", "copies"][copied] == 2).all()
     assert stored["document", "representative"][54 : 54 + 14].tolist() == copied
+    likely = stored["document", "log_likelihood"]
+    assert np.median(likely[copied]) > np.median(likely[:40]) + 2, "one is likely by its copy, not by itself"
     lowest = np.argsort(stored["document", "ratio"])[:3]
     assert (lowest >= 54 + 60).all(), "the junk, of which the split keeps three"
     assert summary["documents"]["share_exact_copies"] == pytest.approx(14 * 300 / (117 * 300))
