@@ -39,18 +39,20 @@ def results_folder(path: Path) -> Iterator[Path]:
     """
     lock = path.with_name(f".{path.name}.lock")
     with lock_file(lock, f"--output {path}: is in use: another process is making it"):
-        check_folder(path)
-        made, replaced = path.with_name(f".{path.name}.made"), path.with_name(f".{path.name}.replaced")
-        for left in (made, replaced):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with new_folder(made) as folder:
-            yield folder
-        if path.exists():
-            path.rename(replaced)
-        made.rename(path)
-        fsync_directory(path.absolute().parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-        lock.unlink()
+        try:
+            check_folder(path)
+            made, replaced = path.with_name(f".{path.name}.made"), path.with_name(f".{path.name}.replaced")
+            for left in (made, replaced):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with new_folder(made) as folder:
+                yield folder
+            if path.exists():
+                path.rename(replaced)
+            made.rename(path)
+            fsync_directory(path.absolute().parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            lock.unlink()
 
 
 def _is_array(name: str) -> bool:

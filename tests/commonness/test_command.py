@@ -176,6 +176,7 @@ def test_a_failure_leaves_the_earlier_results(
     assert main(flags(tmp_path, corpus)) == 2
     assert "disk full" in capsys.readouterr().err
     assert files(tmp_path / "out") == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
 
 def test_memory_stays_within_the_flag(tmp_path: Path) -> None:
