@@ -53,7 +53,7 @@ def events_of(losses: list[float], margin: float) -> Counter[str]:
     for j in range(1, len(losses)):
         kind = at.get(j)
         name = {"fall": "relearned" if fallen else "learned", "rise": "forgotten" if fallen else "rose"}.get(str(kind))
-        found[name or "no turn"] += 1
+        found[name or "no change"] += 1
         fallen = fallen or kind == "fall"
     return found
 

@@ -197,7 +197,7 @@ def test_hardest_easiest_and_domains(folder: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "ask for one of --step, --spikes"),
+        ([], "give one of --step, --spikes"),
         (["--step", "3", "--spikes"], "not --step and --spikes"),
         (["--step", "0"], "--step 0: must be at least 1"),
         (["--step", "5000"], "step 5000: .*recorded steps: 1 to 9"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from megatron_lfr.analysis.metrics import own_seconds, seconds_spent
+from megatron_lfr.analysis.metrics import lfr_seconds, seconds_spent
 from megatron_lfr.analysis.overview import view_run
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
@@ -147,7 +147,7 @@ def test_a_steps_time_is_its_own_and_the_parts_make_the_wall(
     first = [row["time"]["parts"] for row in rows if row["time"]["started"] != rows[-1]["time"]["started"]][-1]
     assert spent == {name: first[name] + last[name] for name in PARTS}
     assert spent["training steps"] == 7.0  # that of step 5 was told of after the stop; it is in no row
-    assert own_seconds(spent) == 2e6
+    assert lfr_seconds(spent) == 2e6
     whole = sum(expected.values()) + 1e8 + 1e4
     assert f"{whole:.2f} s since training began in this process: training steps 3.00, making orders 1000000.00" in out
     assert list(wandb.runs) == ["run0"]
