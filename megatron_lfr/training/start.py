@@ -1,4 +1,4 @@
-"""Where a run begins: at its newest whole checkpoint, at another run's weights, or at step 0.
+"""Where a run begins: at its newest complete checkpoint, at another run's weights, or at step 0.
 
 Everything that can be refused is looked at here, and nothing is written.
 """
@@ -72,7 +72,7 @@ def find_start(
     discarded = 0
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
-            folder.check_places(config.logging.tensorboard(folder.tensorboard_folder))
+            folder.check_writable(config.logging.tensorboard(folder.tensorboard_folder))
             discarded = 0 if checkpoint else folder.journal.count_entries()
             if checkpoint or discarded:
                 _check_run(folder, checkpoint, facts, config.to_flat())

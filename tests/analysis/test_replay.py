@@ -184,7 +184,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
     meta.write_text(json.dumps(good))
     path = tmp_path / "journal/phase_000.npy"
     content = path.read_bytes()
-    for bad, reason in ((content[:-4] + b"\0\0\xc0\x7f", "no loss"), (b"x" + content[1:], "not a phase of a journal")):
+    for bad, reason in (
+        (content[:-4] + b"\0\0\xc0\x7f", "not a loss"),
+        (b"x" + content[1:], "not a phase of a journal"),
+    ):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match=reason):
             open_run(tmp_path).ledger()

@@ -214,7 +214,7 @@ def test_losses_of_another_shape_are_refused(
         curriculum.record(0, np.full(nll_sum, 6.0), np.full(token_count, 2.0))
         assert curriculum.ledger.nll.tolist() == [3.0, 3.0, 3.0]
     else:
-        with pytest.raises(ValueError, match=r"record: (nll_sum|token_count) has shape .*, step 0 has 3 blocks"):
+        with pytest.raises(ValueError, match=r"record: (nll_sum|token_count) has shape .*, but step 0 has 3 blocks"):
             curriculum.record(0, np.ones(nll_sum), np.ones(token_count))
         assert curriculum.next_step == 0
 
@@ -281,7 +281,7 @@ def drive_to_boundary(curriculum: Curriculum, hard: np.ndarray, boundary: int) -
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (np.ones(39, np.float32), "the callback gave the losses of 39 blocks, there are 40"),
+        (np.ones(39, np.float32), "the callback gave the losses of 39 blocks, but there are 40"),
         (np.append(np.ones(39), np.nan), r"blocks 0\.\.39 have a loss that is not finite"),
     ],
 )
@@ -307,7 +307,7 @@ def test_an_edited_journal_that_leads_elsewhere_is_noticed(tmp_path: Path) -> No
     path = tmp_path / "journal/phase_000.npy"
     entries = np.load(path)
     np.save(path, entries[::-1].copy())
-    with pytest.raises(ValueError, match="replays to another order"):
+    with pytest.raises(ValueError, match="replays to an order other than"):
         make(tmp_path, plan).load_state_dict(state)
 
 
@@ -332,5 +332,5 @@ def test_a_blend_is_drawn_and_replayed(tmp_path: Path, scope: str) -> None:
 
 
 def test_a_blend_of_another_corpus(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a blend of 99 blocks for a plan of 100"):
+    with pytest.raises(ValueError, match="the blend has 99 blocks, but the plan has 100"):
         make(tmp_path, preset("lfr-v1").plan(100, SEQ, 8), blend=Blend([0, 99]))

@@ -230,7 +230,7 @@ def test_a_checkpoint_knows_the_losses_that_led_to_it(
     entries[3] += 0.25
     path.write_bytes(path.read_bytes()[:128] + entries.tobytes())
     before = content(folder)
-    assert "its losses are not those that the checkpoint was written after" in refusal(args, capsys)
+    assert "its losses are not those that led to the checkpoint" in refusal(args, capsys)
     assert content(folder) == before
 
 
@@ -253,9 +253,7 @@ def test_files_that_are_no_runs_are_not_replaced(
         assert content(tmp_path / "run") == {name: b"mine"}
         (tmp_path / "run" / name).unlink()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert "something else than a folder stands there" in refusal(
-        [*tiny_args, "--save", str(tmp_path / "link")], capsys
-    )
+    assert "not a folder" in refusal([*tiny_args, "--save", str(tmp_path / "link")], capsys)
 
 
 def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) -> None:
@@ -275,9 +273,9 @@ def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) ->
             state = first.state_dict()
     first.state_dict()
     before = content(tmp_path)
-    with pytest.raises(ValueError, match="replays to another order"):
+    with pytest.raises(ValueError, match="replays to an order other than"):
         curriculum().load_state_dict(state | {"order_hash": "0" * 16})
-    with pytest.raises(ValueError, match="replays to step 7, the checkpoint is at 3"):
+    with pytest.raises(ValueError, match="replays to step 7, but the checkpoint is at 3"):
         curriculum().load_state_dict(state | {"step": 3})
     assert content(tmp_path) == before
 
@@ -344,7 +342,7 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     assert main(["train", *tune, "--finetune-change", "final_logit_softcapping"]) == 75
     capsys.readouterr()
     assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
-    assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
+    assert "--z-loss-coeff 0.0 -> 0.01, --label-smoothing 0.0 -> 0.1" in capsys.readouterr().out
     after = RunFolder(folder.path)
     assert (after.settings_at(7).get("z_loss_coeff"), after.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
