@@ -240,7 +240,7 @@ def test_a_checkpoint_under_another_number_is_refused(
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
     shutil.copytree(trained[1], folder)
     shutil.copytree(folder / "checkpoints/iter_0000008", folder / "checkpoints/iter_0000012")
-    assert "state.json: is of step 8; the folder's name says 12" in refusal(args, capsys)
+    assert "state.json: belongs to step 8, but its folder's name to 12" in refusal(args, capsys)
 
 
 def test_files_that_are_no_runs_are_not_replaced(
@@ -368,7 +368,7 @@ def test_a_finished_run_stays_as_it_is(
     before = content(tmp_path / "run")
     assert main(["train", *args, "--lr", "0.5"]) == 0
     out = capsys.readouterr().out
-    assert "nothing is left that could change by --lr 0.01 -> 0.5" in out
+    assert "these settings have no effect any more: --lr 0.01 -> 0.5" in out
     assert content(tmp_path / "run") == before
 
 
@@ -411,7 +411,7 @@ def test_weights_are_used_as_they_were_trained(
     capsys.readouterr()
     flags += ["--rotary-base", "7"]
     assert main(["train", *flags, "--exit-interval", "2"]) == 75
-    assert f"at step 1 of 13 (--load {folder} was for its start)" in (out := capsys.readouterr().out)
+    assert f"at step 1 of 13 (--load {folder} was only used at its start)" in (out := capsys.readouterr().out)
     assert "--finetune-change rotary_base -> none" in out
     edited = tmp_path / "edited"
     shutil.copytree(folder, edited)
@@ -464,7 +464,7 @@ def test_a_checkpoint_without_a_curriculum_is_no_run(
 
     CheckpointStore(folder / "checkpoints", keep=None).save(0, {}, {"source": "convert from-hf"})
     before = content(folder)
-    assert "holds weights alone, no run. Start one from them with --load" in refusal(args, capsys)
+    assert "holds only weights, no run. Start a run from them with --load" in refusal(args, capsys)
     assert content(folder) == before
 
 

@@ -120,7 +120,7 @@ def test_a_steps_time_is_its_own_and_the_parts_make_the_wall(
     flags = [*args, "--wandb-project", "p", "--eval-iters", "1", "--save-interval", "2"]
     assert main(["train", *flags, "--exit-interval", "5"]) == STOPPED
     out = capsys.readouterr().out
-    assert "evaluations take 8 of the" in out
+    assert "evaluations use 8 of the" in out
     assert "(--eval-iters 1; None takes all)" in out
     assert main(["train", *flags]) == 0
     out = capsys.readouterr().out
