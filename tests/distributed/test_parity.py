@@ -46,12 +46,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(run: Path, reference: Path) -> None:
-    found = matrix.compare(matrix.read_run(run), matrix.read_run(reference))
-    assert found["loss"] <= 1e-5
-    assert found["blocks"] <= 1e-5
-    assert found["weights"] <= 1e-4
-    assert found["grad_norm"] <= 1e-4
-    assert found["same_orders"]
+    differences = matrix.compare(matrix.read_run(run), matrix.read_run(reference))
+    assert differences["loss"] <= 1e-5
+    assert differences["blocks"] <= 1e-5
+    assert differences["weights"] <= 1e-4
+    assert differences["grad_norm"] <= 1e-4
+    assert differences["same_orders"]
 
 
 def test_losses_are_far_apart_at_every_threshold(runs: Path) -> None:

@@ -78,9 +78,9 @@ def test_another_run_is_refused_by_its_flags(
 ) -> None:
     args, folder = trained
     before = content(folder)
-    found = refusal([*args, *flags.split()], capsys)
-    assert message in found
-    assert found.count(", the run has") == 1  # what follows from it is not told
+    printed = refusal([*args, *flags.split()], capsys)
+    assert message in printed
+    assert printed.count(", the run has") == 1  # what follows from it is not listed
     assert content(folder) == before
 
 
@@ -154,12 +154,12 @@ def test_no_refusal_changes_a_byte(
     assert content(folder) == before
     for name, keep in (("journal/phase_000.npy", 140), ("metrics.jsonl", 10), ("journal/meta.json", 5)):
         path = folder / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:keep])
+        content_before = path.read_bytes()
+        path.write_bytes(content_before[:keep])
         before = content(folder)
         assert name in refusal(args, capsys)
         assert content(folder) == before, name
-        path.write_bytes(whole)
+        path.write_bytes(content_before)
     meta = json.loads((folder / "journal/meta.json").read_text())
     (folder / "journal/meta.json").write_text(json.dumps(meta | {"format": 99}))
     before = content(folder)
@@ -195,26 +195,26 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(("name", "found", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize(("name", "replacement", "message"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_what_is_no_runs_is_refused_before_anything_is_written(
     name: str,
-    found: bytes | None,
+    replacement: bytes | None,
     message: str,
     trained: tuple[list[str], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """found: what stands there instead, None for a folder."""
+    """replacement: what is in its place, None for a folder."""
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
     shutil.copytree(trained[1], folder)
     if (folder / name).is_dir():
         shutil.rmtree(folder / name)
     else:
         (folder / name).unlink()
-    if found is None:
+    if replacement is None:
         (folder / name).mkdir()
     else:
-        (folder / name).write_bytes(found)
+        (folder / name).write_bytes(replacement)
     before = content(folder)
     assert message in refusal(args, capsys)
     assert content(folder) == before
@@ -294,7 +294,7 @@ def test_a_refused_new_run_leaves_nothing(
     assert content(tmp_path / "a") == before
 
 
-def test_a_setting_that_changes_is_told_and_recorded(
+def test_a_setting_that_changes_is_printed_and_recorded(
     trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args, path = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"

@@ -17,8 +17,8 @@ from support.waiting import wait_until
 
 
 def finish(args: list[str], code: int = 0) -> str:
-    found, out = Run(args).end()
-    assert found == code, out
+    exit_code, out = Run(args).end()
+    assert exit_code == code, out
     return out
 
 

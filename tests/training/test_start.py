@@ -29,7 +29,7 @@ class Given:
 
 
 @pytest.mark.parametrize(("kind", "call"), [("checkpoint", ("tensors", False)), ("weights", ("weights", True))])
-def test_an_engine_is_told_when_it_is_loaded(kind: str, call: tuple[str, bool]) -> None:
+def test_an_engine_learns_when_it_is_loaded(kind: str, call: tuple[str, bool]) -> None:
     given: Any = Given()
     Start(**{"checkpoint": None, "weights": None, kind: given}, discarded=0).load_into(given)
     assert given.calls == [call, "loaded"]

@@ -40,7 +40,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_start_says_once_what_computes_the_layers(
+def test_the_start_prints_once_what_computes_the_layers(
     tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*tiny_args, "--train-epochs", "1", "--lfr-schedule", "uniform"]
@@ -149,7 +149,7 @@ def test_a_corpus_of_another_tokenizer_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
+def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_complete(
     tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It becomes whole once the run waits for it, and not before."""
@@ -174,7 +174,7 @@ def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
         is_awaited.set()
 
 
-def test_a_full_disk_is_told_once(
+def test_a_full_disk_is_reported_once(
     tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*arguments: Any) -> None:
