@@ -1,4 +1,4 @@
-"""Learned, forgotten, relearned: against a search through each block's whole history."""
+"""Learned, forgotten, relearned: against a search through each block's entire history."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def changes_of(losses: list[float], margin: float) -> dict[int, str]:
 
 
 def class_of(losses: list[float], margin: float) -> str:
-    """The words of the documentation, applied to the list of turns."""
+    """Return the class of a history by the words of the documentation, applied to its falls and rises."""
     kinds = "".join(kind[0] for kind in changes_of(losses, margin).values())
     if len(losses) < 2:
         return "seen less than twice"

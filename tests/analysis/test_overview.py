@@ -1,4 +1,4 @@
-"""What the page says of a run, against counting one visit after another."""
+"""The numbers that the page shows, against counting one visit after another."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_against_sets(n_blocks: int, data: st.DataObject) -> None:
 def test_chance_is_what_random_sets_have(
     scored: tuple[int, int], sizes: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    """Sets of so many thousand blocks, drawn at random from those that have a score; of those, 20 thousand in all."""
+    """Sets of this many thousand blocks are chosen at random from 20 thousand blocks that have a score."""
     n_blocks = 20_000
     candidates = [rng.permutation(n_blocks) < 1000 * thousands for thousands in scored]
     candidates[1] |= candidates[0] & (rng.random(n_blocks) < 0.5)  # scored sets have much in common

@@ -1,4 +1,4 @@
-"""The engine in each layout against plain autograd over whole batches."""
+"""The engine in each layout against plain autograd over complete batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from support import engine_cases as cases
 
 Errors = dict[str, cases.Errors]
-"""By case and quantity."""
+"""The errors of a rank, by case and quantity."""
 
 
 def run(ranks: int, names: list[str], folder: Path, start_method: str = "forkserver") -> list[Errors]:

@@ -1,4 +1,4 @@
-"""Whole runs in many layouts equal the run of one process: a part of tools/parity_matrix.py, with variants in turn."""
+"""Runs in many layouts equal the run of one process: a part of tools/parity_matrix.py, with variants in turn."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_layout_equals_one_process(name: str, runs: Path) -> None:
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(name: str, runs: Path) -> None:
-    """Saved by TP2 PP2 DP2 in the middle of a Focus."""
+    """TP2 PP2 DP2 saves the checkpoint in the middle of a Focus."""
     saved = matrix.read_steps(runs / "saved")
     assert len(saved) == 10
     assert_same(runs / f"resumed in {name}", runs / "tied")

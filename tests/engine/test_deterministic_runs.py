@@ -1,4 +1,4 @@
-"""--deterministic: what is in force in its block, and what is refused."""
+"""--deterministic: which settings hold inside its block, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, it shows values, it asks the network for nothing."""
+"""The page in a real browser draws, shows values, and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -121,13 +121,13 @@ def marks(plot: str) -> list[tuple[float, float]]:
 
 
 def texts(plot: str) -> list[tuple[str, float, float]]:
-    """All text with its place."""
+    """All text with its position."""
     nodes = (node for node in ET.fromstring(plot).iter() if node.tag.endswith("text"))
     return [(node.text or "", round(float(node.attrib["x"]), 1), round(float(node.attrib["y"]), 1)) for node in nodes]
 
 
 def read_points(page: Page) -> dict[str, list[tuple[float, float]]]:
-    """(tokens, loss) of every visible mark by its line's name, as a reader would tell them from the numerals."""
+    """(tokens, loss) of every visible mark by its line's name, as a reader would read them from the axes."""
     state: dict[str, Any] = page.evaluate(f"""(() => {{
         const numerals = (kind, place) => [...{BY_DOMAIN}.querySelectorAll(`.${{kind}} text`)]
             .map((node) => [Number(node.getAttribute(place)), Number(node.textContent)]);

@@ -1,4 +1,4 @@
-"""Pages on runs of every state, as the HTML that they are."""
+"""The HTML of pages on runs in every state."""
 
 from __future__ import annotations
 

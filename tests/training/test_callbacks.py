@@ -1,4 +1,4 @@
-"""Callbacks of a user: what they hear of and in which order, what they keep, and how they are named."""
+"""Callbacks of a user: which events call them and in which order, what they keep, and how they are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: a command that says otherwise is refused, and changes no byte of any folder."""
+"""What a run is: a command that contradicts it is refused, and changes no byte of any folder."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_files_that_are_no_runs_are_not_replaced(
 
 
 def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) -> None:
-    """Replaying comes before cutting back."""
+    """The journal is replayed before it is cut back."""
     from megatron_lfr.lfr import Curriculum, preset
 
     plan = preset("lfr-v1").plan(40, 4, 8)

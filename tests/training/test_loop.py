@@ -1,4 +1,4 @@
-"""What happens between steps: stops in evaluation and rescoring, checkpoints by the clock, and whose time is whose."""
+"""What happens between steps: stops in evaluation and rescoring, checkpoints by the clock, and the parts of the time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def args(tiny_args: list[str]) -> list[str]:
 
 
 class Clock:
-    """A time that passes when it is told to."""
+    """A clock that only moves when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 5.0
@@ -49,7 +49,7 @@ class Clock:
         return self.now
 
     def charge(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, seconds: float) -> None:
-        """Let every call of a method take so long."""
+        """Let every call of a method take `seconds`."""
         original = getattr(owner, name)
 
         def charged(*arguments: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an engine is given at the start of a run, and that it is told."""
+"""What an engine loads at the start of a run, and that it learns of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lfr.training.start import Start
 
 
 class Given:
-    """A checkpoint and an engine in one, that note the calls."""
+    """A checkpoint and an engine in one, which records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []

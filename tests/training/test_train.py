@@ -1,4 +1,4 @@
-"""Whole runs through the command line, judged by the files they leave."""
+"""Complete runs through the command line, judged by the files that they write."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_corpus_of_another_tokenizer_is_refused_before_anything_is_written(
 def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_complete(
     tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It becomes whole once the run waits for it, and not before."""
+    """The checkpoint becomes complete when the run waits for it, and not before."""
     write_manifest, wait = store_module.write_manifest, CheckpointStore.wait
     is_awaited = threading.Event()
 
@@ -189,7 +189,7 @@ def test_a_full_disk_is_reported_once(
 
 
 class Spy:
-    """Stands between the loop and the loader, and keeps the ids of what was really read."""
+    """Wraps the loader of the loop, and keeps the ids of what was really read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.served: list[tuple[int, list[int]]] = []
@@ -268,7 +268,7 @@ def test_weights_of_corpora(
 
 
 def harder(spy: Spy, tmp_path: Path, bounds: list[int], phase: int, drop: float) -> list[int]:
-    """Ids of the blocks left after the easiest go, by the journal of a phase that served every block."""
+    """Return the ids of the blocks that remain without the easiest, by the journal of a phase over all blocks."""
     served = [i for step, ids in spy.served if bounds[phase] <= step < bounds[phase + 1] for i in ids]
     losses = dict(zip(served, np.load(tmp_path / f"run/journal/phase_{phase:03d}.npy").tolist(), strict=True))
     return sorted(losses, key=lambda i: losses[i])[math.floor(drop * len(losses) + 1e-9) :]
