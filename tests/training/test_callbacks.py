@@ -1,4 +1,4 @@
-"""Callbacks of a user: what they hear of and in which order, what they keep, and how they are named."""
+"""Callbacks of a user: which events call them and in which order, what they keep, and how they are named."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_event_in_order_and_states_that_survive_a_stop(args: list[str], tm
     assert "MetricsFile" in states
 
 
-def test_an_error_is_told_before_the_run_is_left(
+def test_callbacks_get_an_error_before_the_run_is_left(
     args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = NativeEngine.train_step
