@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -60,7 +61,8 @@ class Callback:
         """Called when a phase has begun and its order is made, but not again when a run resumes inside a phase."""
 
     def on_phase_end(self, trainer: Training, start: PhaseStart) -> None:
-        """Called when a phase's last step is recorded and the model evaluated; no checkpoint holds them yet."""
+        """Called when a phase's last step is recorded and the model evaluated. Where a stop has cut that evaluation short,
+        the process that makes up for it calls this, and a checkpoint holds the step already."""
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
         """Called when a step's losses are recorded. The next step may already be under way."""
@@ -98,16 +100,23 @@ def state_keys(callbacks: Sequence[Callback]) -> list[str]:
 
 
 def callback_class(name: str) -> type[Callback]:
-    """Import the class that --callback names as `package.module:Name`. ValueError says what is wrong with the name."""
+    """Import the class that --callback names as `package.module:Name`, which must be constructible without arguments.
+    ValueError says what is wrong with the name."""
     module, _, attribute = name.partition(":")
-    if not module or not attribute:
+    if not module or not attribute or module.startswith("."):
         raise ValueError(f"--callback {name}: expected package.module:Name")
     try:
         chosen = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ValueError(f"--callback {name}: {error}; is its folder in PYTHONPATH?") from error
+    except SyntaxError as error:
+        raise ValueError(f"--callback {name}: {error}") from error
     except AttributeError:
         raise ValueError(f"--callback {name}: {module} has no {attribute}") from None
     if not (isinstance(chosen, type) and issubclass(chosen, Callback)):
         raise ValueError(f"--callback {name}: must be a class derived from megatron_lfr.training.callbacks.Callback")
+    try:
+        inspect.signature(chosen).bind()
+    except TypeError as error:
+        raise ValueError(f"--callback {name}: is made without arguments, but {error}") from None
     return chosen

@@ -87,6 +87,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(watching(timeout.total_seconds() / 2))  # before collectives give up without naming anyone
         stack.enter_context(deterministic(config.training.deterministic))
         nodes = find_nodes(parallel)
+        with ranks.failing_together():  # what users wrote may fail: before anything is written
+            listeners = [*callbacks, *(make() for make in asked)] if ranks.rank() == 0 else []
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, facts, plan, model, parallel.control_group)
@@ -117,7 +119,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             config=config.training,
             checkpoint=config.checkpoint,
             identity=facts,
-            callbacks=make_callbacks(config, folder, journal, [*callbacks, *(make() for make in callback_classes)])
+            callbacks=make_callbacks(config, folder, journal, listeners)
             if journal is not None and ranks.rank() == 0
             else [],
             stopping=stopping,

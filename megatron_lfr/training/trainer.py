@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from megatron_lfr.checkpoint import CheckpointStore
@@ -102,20 +102,25 @@ class Trainer:
                 self.saving.wait()  # the run has ended, or the process may leave, once its last checkpoint is complete
                 self._tell(lambda callback: callback.on_train_end(self))
             except BaseException as error:
-                first = error
-                with suppress(Exception):  # the first error is the one to raise
-                    self._tell(lambda callback: callback.on_error(self, first))
+                for callback in self.callbacks:
+                    with suppress(Exception):  # the first error is the one to raise
+                        callback.on_error(self, error)
                 with suppress(Exception):
                     self.saving.wait()  # nothing else may write there before this has ended
-                raise
-            finally:
                 for callback in self.callbacks:
-                    callback.close()
+                    with suppress(Exception):
+                        callback.close()
+                raise
+            with ExitStack() as closing:  # all of them, whichever fails
+                for callback in reversed(self.callbacks):
+                    closing.callback(callback.close)
         return self.is_complete
 
     def _train(self) -> None:
         if self.validation.is_owed:  # the process before was stopped
             self._evaluate(self.curriculum.next_step)
+            if self.curriculum.at_boundary:
+                self._end_phase()
             self._save(self.curriculum.next_step, is_due=False)
         try:
             while not self.curriculum.finished and self.stopping.reason is None:
@@ -152,7 +157,7 @@ class Trainer:
             if evaluates:
                 self._evaluate(done)
             if phase_ends:
-                self._tell(lambda callback: callback.on_phase_end(self, phase))
+                self._end_phase()
             self._save(done, is_due=saves)
             if self.stopping.reason is not None:
                 return
@@ -161,6 +166,13 @@ class Trainer:
         evaluation = self.validation.run(done)
         if evaluation is not None:
             self._tell(lambda callback: callback.on_evaluation(self, evaluation))
+
+    def _end_phase(self) -> None:
+        """Tell of the end of the current phase, unless a stop has cut its evaluation short: then the process that makes
+        up for that tells."""
+        phase = self.curriculum.current
+        if phase is not None and not self.validation.is_owed:
+            self._tell(lambda callback: callback.on_phase_end(self, phase))
 
     def _save(self, done: int, is_due: bool) -> None:
         """Save after step `done`, if that is due, the run stops or ends, or a rescoring follows."""
