@@ -1,4 +1,4 @@
-"""What happens between steps: stops in evaluation and rescoring, checkpoints by the clock, and the parts of the time."""
+"""What happens between steps: stops in evaluation and rescoring, checkpoints by the clock, and parts of the time."""
 
 from __future__ import annotations
 
