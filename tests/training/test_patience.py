@@ -18,7 +18,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
-    monkeypatch.setattr(patience, "_can_be_told", lambda: True)
+    monkeypatch.setattr(patience, "_timeout_is_adjustable", lambda: True)
     return monkeypatch
 
 
@@ -28,7 +28,7 @@ def test_how_long_a_launcher_waits(launcher: pytest.MonkeyPatch) -> None:
     assert seconds_to_leave() == 100
     launcher.setenv("PET_SHUTDOWN_TIMEOUT", "200")
     assert seconds_to_leave() == 200
-    launcher.setattr(patience, "_can_be_told", lambda: False)
+    launcher.setattr(patience, "_timeout_is_adjustable", lambda: False)
     assert seconds_to_leave() == 30
     launcher.delenv("TORCHELASTIC_RUN_ID")
     assert seconds_to_leave() is None
@@ -61,7 +61,7 @@ def test_a_measured_checkpoint_is_warned_of_once() -> None:
 
 
 def test_a_timeout_that_cannot_be_set_is_not_proposed(launcher: pytest.MonkeyPatch) -> None:
-    launcher.setattr(patience, "_can_be_told", lambda: False)
+    launcher.setattr(patience, "_timeout_is_adjustable", lambda: False)
     note = Patience(asynchronous=False).measured(40.0)
     assert note is not None
     assert "TORCH_ELASTIC" not in note
