@@ -61,8 +61,8 @@ class Callback:
         """Called when a phase has begun and its order is made, but not again when a run resumes inside a phase."""
 
     def on_phase_end(self, trainer: Training, start: PhaseStart) -> None:
-        """Called when a phase's last step is recorded and the model evaluated. Where a stop has cut that evaluation short,
-        the process that makes up for it calls this, and a checkpoint holds the step already."""
+        """Called when a phase's last step is recorded and the model evaluated. Where a stop has cut that evaluation
+        short, the process that makes up for it calls this, and a checkpoint holds the step already."""
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
         """Called when a step's losses are recorded. The next step may already be under way."""

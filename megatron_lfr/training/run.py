@@ -88,7 +88,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(deterministic(config.training.deterministic))
         nodes = find_nodes(parallel)
         with ranks.failing_together():  # what users wrote may fail: before anything is written
-            listeners = [*callbacks, *(make() for make in asked)] if ranks.rank() == 0 else []
+            listeners = [*callbacks, *(make() for make in callback_classes)] if ranks.rank() == 0 else []
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, facts, plan, model, parallel.control_group)
