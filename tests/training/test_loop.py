@@ -121,7 +121,7 @@ def test_a_steps_time_is_its_own_and_the_parts_make_the_wall(
     assert main(["train", *flags, "--exit-interval", "5"]) == STOPPED
     out = capsys.readouterr().out
     assert "evaluations use 8 of the" in out
-    assert "(--eval-iters 1; None takes all)" in out
+    assert "(--eval-iters 1; None uses all)" in out
     assert main(["train", *flags]) == 0
     out = capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
