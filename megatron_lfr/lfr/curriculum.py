@@ -27,8 +27,8 @@ class Curriculum(BaseCurriculum):
         for step, block_ids in curriculum.steps():            # -1: a padded row of a phase's last step
             curriculum.record(step, nll_sum, token_count)
 
-    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one of
-    each machine, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
+    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
+    each node, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
     that the corpora get; by default every block counts the same.
     """
 

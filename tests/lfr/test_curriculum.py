@@ -1,4 +1,4 @@
-"""The curriculum as a loop sees it: what was served is recounted here, not asked of the curriculum."""
+"""The curriculum as a training loop sees it. What it served is counted here, not taken from the curriculum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hardness(n: int) -> np.ndarray:
 
 
 def loss_of(ids: np.ndarray, step: int, hard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A model that gets better with time: (nll_sum, token_count) of each row; garbage on padded rows."""
+    """Return (nll_sum, token_count) of each row for a model that improves with time; padded rows are garbage."""
     count = np.where(ids >= 0, SEQ, 0).astype(np.float32)
     nll = (hard[ids] * (1 + 1 / (1 + step))).astype(np.float32)
     return np.where(ids >= 0, nll * count, 123).astype(np.float32), count
@@ -60,7 +60,7 @@ def test_lfr_v1_visits_what_the_paper_says(tmp_path: Path) -> None:
 
 
 def recorded_order(tmp_path: Path, plan: Plan, phase: int) -> list[tuple[int, int]]:
-    """(step, block) of a learn or review phase, from a second curriculum: one serves what the other recorded."""
+    """Return (step, block) for a learn or review phase, as served by a second curriculum."""
     other = make(tmp_path / "twin", plan)
     served = drive(other, hardness(plan.n_blocks))
     planned = plan.phases[phase]
@@ -158,7 +158,7 @@ def test_losses_that_are_not_finite_leave_scores_alone(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
-    """As if its blocks had not been there: ledger and journal, live and replayed."""
+    """Ledger and journal, live and replayed, are as if its blocks had not been in the run."""
     plan = Schedule((Phase("learn", 2),)).plan(12, SEQ, 8)
     curriculum = make(tmp_path, plan)
     hard = hardness(12)
@@ -207,7 +207,7 @@ def test_a_loop_that_forgets_to_record_is_told(tmp_path: Path) -> None:
 def test_losses_of_another_shape_are_refused(
     nll_sum: tuple[int, ...], token_count: tuple[int, ...], legal: bool, tmp_path: Path
 ) -> None:
-    """Three blocks in a step of eight rows."""
+    """The step has three blocks in eight rows."""
     curriculum = make(tmp_path, Schedule((Phase("learn", 1),)).plan(3, SEQ, 8))
     curriculum.enter_phase()
     if legal:

@@ -169,7 +169,7 @@ CONTROLS: dict[str, tuple[str, tuple[Phase, ...]]] = {
         tuple(replace(LFR[k - 1], duration=p.duration) if p.kind == "review" else p for k, p in enumerate(LFR)),
     ),
 }
-"""The one field in which each control differs from `lfr`, and what that makes of its phases."""
+"""The one field in which each control differs from `lfr`, and the phases that result."""
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -90,7 +90,7 @@ def test_wrong_settings_are_refused(
 
 
 def test_numbers_are_finite(tiny_args: list[str]) -> None:
-    """Whatever other flag would be hurt by it."""
+    """Infinities and NaN are refused, whichever other flag would fail because of them."""
     flags = [
         f"--{field.name.replace('_', '-')}"
         for section in dataclasses.fields(RunConfig)
