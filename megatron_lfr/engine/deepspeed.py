@@ -18,13 +18,13 @@ from torch.distributed import ProcessGroup
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingLosses, StepLosses
-from megatron_lfr.engine.deepspeed_partitions import MOMENTS, make_partitions
+from megatron_lfr.engine.deepspeed_partitions import MOMENTS, VERSION, make_partitions
 from megatron_lfr.engine.forward_backward import MicroBatchLoop, model_inputs
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelState
-from megatron_lfr.parallel.collectives import group_rank
+from megatron_lfr.parallel.collectives import all_reduce_sum, group_rank
 from megatron_lfr.parallel.flat_shard import FlatShard
 from megatron_lfr.parallel.layers import ShardedWeight
 
@@ -38,6 +38,11 @@ def import_deepspeed(on_cpu: bool) -> ModuleType:
         import deepspeed
     except ImportError as error:
         raise ValueError(f"--deepspeed: needs DeepSpeed ({error}): pip install 'megatron-lfr[deepspeed]'") from error
+    if deepspeed.__version__.partition("+")[0] != VERSION:
+        raise ValueError(
+            f"--deepspeed: needs DeepSpeed {VERSION}, of which it reads the partitions, not {deepspeed.__version__}: "
+            "pip install 'megatron-lfr[deepspeed]'"
+        )
     # It would compile, for minutes, a kernel of inference on a CPU, which training does not call.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -67,6 +72,8 @@ class DeepSpeedEngine:
         for weight in self._weights:
             # Read by DeepSpeed's norm: parameters without it count on the first tensor-parallel rank alone.
             weight.parameter.tensor_model_parallel = weight.shard_dim is not None  # type: ignore[attr-defined]
+            if weight.shard_dim is None and model.tp.sequence:  # each rank has seen some of the tokens only
+                weight.parameter.register_hook(lambda grad: all_reduce_sum(grad, parallel.tensor_group))  # type: ignore[no-untyped-call]
         parameters = [weight.parameter for weight in self._weights]
         optimizer = build_optimizer(config, parameters, [p.ndim >= 2 for p in parameters])
         self._engine, *_ = deepspeed.initialize(
@@ -141,7 +148,7 @@ class DeepSpeedEngine:
             for w in self._weights
             if w.parameter.grad is not None and (first or w.shard_dim is not None)
         ]
-        squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()  # type: ignore[arg-type]
+        squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
         dist.all_reduce(squares, group=self.parallel.tensor_group)
         norm = math.sqrt(float(squares))
         if not math.isfinite(norm):
@@ -221,7 +228,9 @@ class _Groups:
 
     def __init__(self, parallel: ParallelState) -> None:
         self._tensor = parallel.tensor_group
-        self._data: ProcessGroup = parallel.mesh.get_group("replicate" if parallel.config.sharding == "no_shard" else "shard")
+        self._data: ProcessGroup = parallel.mesh.get_group(
+            "replicate" if parallel.config.sharding == "no_shard" else "shard"
+        )
 
     def get_model_parallel_group(self) -> ProcessGroup:
         return self._tensor

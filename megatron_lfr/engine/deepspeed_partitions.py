@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+VERSION = "0.19.8"
+"""Of DeepSpeed, as in setup.py."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -35,7 +37,9 @@ class Partitions(Protocol):
 
 def make_partitions(optimizer: Any, stage: int) -> Partitions:
     """The parts behind `engine.optimizer` of a ZeRO stage."""
-    return {0: Replicated, 1: FlatGroups, 2: FlatGroups, 3: ShardedParameters}[stage](optimizer)  # type: ignore[no-any-return]
+    if stage == 0:
+        return Replicated(optimizer)
+    return ShardedParameters(optimizer) if stage == 3 else FlatGroups(optimizer)
 
 
 class Replicated:
@@ -67,9 +71,7 @@ class FlatGroups:
         _create_state(self._state, flats)
         optimizer._lazy_init_hp_params_optimizer_state()  # it would do so after a step, of the first group alone
         self._flat = {
-            parameter: flat
-            for group, flat in zip(optimizer.bit16_groups, flats, strict=True)
-            for parameter in group
+            parameter: flat for group, flat in zip(optimizer.bit16_groups, flats, strict=True) for parameter in group
         }
 
     def part(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int]:

@@ -56,7 +56,7 @@ class FlatShard(torch.Tensor):
         origin: Sequence[int] | None = None,
     ) -> FlatShard:
         full_shape, origin = tuple(full_shape or local_shape), tuple(origin or (0,) * len(local_shape))
-        shard: FlatShard = torch.Tensor._make_wrapper_subclass(cls, full_shape, dtype=flat.dtype, device=flat.device)  # type: ignore[attr-defined]
+        shard: FlatShard = torch.Tensor._make_wrapper_subclass(cls, full_shape, dtype=flat.dtype, device=flat.device)
         shard.flat, shard.pieces, used = flat, {}, 0
         for offsets, sizes in rectangles(start, flat.numel(), local_shape):
             count = math.prod(sizes)
@@ -73,7 +73,7 @@ class FlatShard(torch.Tensor):
         return FlatShard(self.flat.to("cpu", copy=True), *self._arguments)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten.detach.default:
             shard = args[0]
             return FlatShard(shard.flat, *shard._arguments)

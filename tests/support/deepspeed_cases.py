@@ -49,7 +49,9 @@ def settings(stage: int, clip_grad: float, **zero: Any) -> dict[str, Any]:
     }
 
 
-def make_engine(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, seed: int = SEED, **zero: Any) -> DeepSpeedEngine:
+def make_engine(
+    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, seed: int = SEED, **zero: Any
+) -> DeepSpeedEngine:
     parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
     (model,) = build_stages(TOY, parallel)
     model.empty_on(parallel.device)
