@@ -207,8 +207,6 @@ def _scope_problems(config: RunConfig) -> list[str]:
             "pipelines with ZeRO-1: drop --deepspeed, add --data-parallel-sharding-strategy optim"
         )
     for flag, value, legal in (
-        ("--tensor-model-parallel-size", layout.tensor_model_parallel_size, 1),
-        ("--context-parallel-size", layout.context_parallel_size, 1),
         ("--num-distributed-optimizer-instances", layout.num_distributed_optimizer_instances, 1),
         ("--compile", config.training.compile, False),
         ("--layer-kernels", config.training.layer_kernels, "torch"),

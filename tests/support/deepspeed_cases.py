@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +21,12 @@ from megatron_lfr.parallel import initialize
 from megatron_lfr.parallel.flat_shard import FlatShard
 from support.engine_cases import (
     ADAMW,
+    CP,
     RATES,
     SEED,
     SHARDING,
     TOY,
+    TP,
     Found,
     Layout,
     changed,
@@ -30,6 +37,7 @@ from support.engine_cases import (
     step_errors,
 )
 from support.engine_oracle import Oracle
+from support.waiting import LIMIT
 
 STRATEGIES = ("no_shard", "optim", "optim_grads", "optim_grads_params")
 
@@ -53,7 +61,7 @@ def make_engine(
     layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, seed: int = SEED, **zero: Any
 ) -> DeepSpeedEngine:
     parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
-    (model,) = build_stages(TOY, parallel)
+    (model,) = build_stages(TOY, parallel, compute_dtype=zero.pop("compute_dtype", torch.float32))
     model.empty_on(parallel.device)
     model.init_weights(seed)
     return DeepSpeedEngine(
@@ -103,14 +111,14 @@ def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: A
     return found
 
 
-def not_finite(layout: Layout, stage: int, rank: int) -> Found:
-    """A mask on one rank that is no number: the step is left out on all of them, and the next one is right."""
+def not_finite(layout: Layout, stage: int) -> Found:
+    """A mask of the last data-parallel rank that is no number: the step is left out on all of them, and the next one is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout, stage), Oracle(TOY, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])
     found = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
-    if dist.get_rank() == rank:
+    if engine.parallel.data_rank == engine.parallel.data_parallel_size - 1:
         batch.loss_mask[0, 0] = math.nan
     before = snapshot(engine)
     output = engine.train_step(batch, RATES[1])
@@ -125,3 +133,75 @@ def not_finite(layout: Layout, stage: int, rank: int) -> Found:
     merge(found, step_errors(output, oracle.step(second, RATES[1])))
     merge(found, {"weights": weight_error(engine, oracle)})
     return found
+
+
+def load(layout: Layout, stage: int, **zero: Any) -> Found:
+    """Write another engine's state into an engine's tensors, once before it has computed anything and once after."""
+    batches = make_batches()
+    engine, donor = make_engine(layout, stage, **zero), make_engine(layout, stage, seed=9, **zero)
+    oracle = Oracle(TOY, 9, ADAMW)
+    found: Found = {}
+    for number in range(2):
+        donor.train_step(share_of(batches[number], donor.parallel), RATES[number])
+        oracle.step(batches[number], RATES[number])
+        given = donor.tensors()
+        for name, tensor in engine.tensors().items():
+            source = given[name]
+            (tensor.flat if isinstance(tensor, FlatShard) else tensor).copy_(
+                source.flat if isinstance(source, FlatShard) else source
+            )
+        engine.loaded()
+        merge(found, eval_error(engine, oracle, batches[1 - number]))
+    output = engine.train_step(share_of(batches[2], engine.parallel), RATES[2])
+    merge(found, step_errors(output, oracle.step(batches[2], RATES[2])))
+    merge(found, {"weights": weight_error(engine, oracle)})
+    return found
+
+
+def bf16(layout: Layout, stage: int) -> Found:
+    """Layers compute in bf16, weights and the optimizer's state stay fp32."""
+    engine, oracle = make_engine(layout, stage, compute_dtype=torch.bfloat16), Oracle(TOY, SEED, ADAMW)
+    errors = []
+    for batch, lr in zip(make_batches(), RATES, strict=True):
+        errors.append(step_errors(engine.train_step(share_of(batch, engine.parallel), lr), oracle.step(batch, lr)))
+    return {
+        "bf16 loss": max(error["loss"] for error in errors),
+        "count": max(error["count"] for error in errors),
+        "not computed in bf16": float(errors[0]["loss"] < 1e-6),
+        "weights or state not fp32": float(any(t.dtype != torch.float32 for t in engine.tensors().values())),
+    }
+
+
+_TP2, _TP2_SP, _CP2 = {TP: 2}, {TP: 2, "sequence_parallel": True}, {CP: 2}
+_CLIPPED = dataclasses.replace(ADAMW, clip_grad=0.05)
+CASES: dict[str, tuple[int, Callable[[], Found]]] = {
+    "DP2, ZeRO-3, loaded, small weights on every rank": (
+        2,
+        lambda: load(Layout(2, 2, {}), 3, stage3_param_persistence_threshold=100),
+    ),
+    "one rank, ZeRO-2": (1, lambda: follow(Layout(1, 2, {}), 2)),
+    **{
+        name: (2, functools.partial(case, Layout(2, rows, flags), stage, *more))
+        for stage in range(4)
+        for name, case, rows, flags, more in (
+            (f"DP2, ZeRO-{stage}, clipped", follow, 1, {}, (_CLIPPED,)),
+            (f"DP2, ZeRO-{stage}, not finite", not_finite, 2, {}, ()),
+            (f"TP2, ZeRO-{stage}, clipped", follow, 4, _TP2, (_CLIPPED,)),
+            (f"TP2 SP, ZeRO-{stage}", follow, 4, _TP2_SP, ()),
+            (f"CP2, ZeRO-{stage}", follow, 4, _CP2, ()),
+            (f"DP2, ZeRO-{stage}, loaded", load, 2, {}, ()),
+            (f"DP2, ZeRO-{stage}, bf16", bf16, 2, {}, ()),
+        )
+    },
+}
+"""Name → (ranks, case)."""
+
+
+def main(rank: int, ranks: int, folder: str) -> None:
+    """Run the cases for `ranks` ranks, and write what each found into `folder`."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
+    found = {name: case() for name, (needed, case) in CASES.items() if needed == ranks}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
