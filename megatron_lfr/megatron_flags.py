@@ -70,8 +70,14 @@ REFUSED: dict[str, RefusedFlag] = {
 }
 """Flags that end the program, with the reason and what to give instead."""
 
-TRANSLATED: dict[str, dict[str, str]] = {"--attention-backend": {"flash": "auto", "fused": "auto"}}
-"""Settings of ours, and Megatron's values of them that one of ours amounts to."""
+TRANSLATED: dict[str, dict[str, str]] = {
+    "--attention-backend": {"flash": "auto", "fused": "auto"},
+    "--zero-stage": {"0": "no_shard", "1": "optim", "2": "optim_grads", "3": "optim_grads_params"},
+}
+"""Flags with Megatron's values, and those of ours that they amount to."""
+
+RENAMED = {"--zero-stage": "--data-parallel-sharding-strategy"}
+"""Those of TRANSLATED whose setting has another name."""
 
 
 def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -112,8 +118,12 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _translate(flag: str, values: list[str]) -> tuple[list[str], list[str]]:
     """(a setting of ours, a note where Megatron's value stood there)."""
     ours = [TRANSLATED[flag].get(value, value) for value in values]
-    taken = [f"{flag} {value}: accepted as {own}" for value, own in zip(values, ours, strict=True) if value != own]
-    return [flag, *ours], taken
+    setting = RENAMED.get(flag, flag)
+    shown = "" if setting == flag else f"{setting} "
+    taken = [
+        f"{flag} {value}: accepted as {shown}{own}" for value, own in zip(values, ours, strict=True) if value != own
+    ]
+    return [setting, *ours], taken
 
 
 def _take_values(words: deque[str], arity: Arity) -> list[str]:

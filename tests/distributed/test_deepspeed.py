@@ -15,7 +15,7 @@ from support import deepspeed_cases as cases
 from support.engine_cases import BOUNDS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "deepspeed"
-TP, SP, CP = matrix.TP, matrix.SP, matrix.CP
+TP, SP = matrix.TP, matrix.SP
 
 
 def zero(stage: int) -> list[str]:
@@ -23,12 +23,9 @@ def zero(stage: int) -> list[str]:
 
 
 RUNS: dict[str, tuple[int, str, list[str]]] = {
-    "ZeRO-1": (2, "untied", zero(1)),
     "ZeRO-2": (2, "tied", zero(2)),
     "ZeRO-3": (2, "tied, full recomputation", zero(3)),
     "TP2 SP, ZeRO-1": (2, "untied, selective recomputation", [TP, "2", SP, *zero(1)]),
-    "TP2, ZeRO-3": (2, "tied", [TP, "2", *zero(3)]),
-    "CP2, ZeRO-2": (2, "untied", [CP, "2", *zero(2)]),
 }
 """Name → (ranks, variant, flags)."""
 CHAIN = (

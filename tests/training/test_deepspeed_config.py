@@ -269,6 +269,17 @@ def test_the_accumulation_steps_fill_the_global_batch(tmp_path: Path) -> None:
     assert fill_batch(other, 4).training.global_batch_size == 8
 
 
+def test_megatron_deepspeeds_flags(tmp_path: Path) -> None:
+    flags = "--no-pipeline-parallel --local_rank=0 --zero-contigious-gradients --zero-reduce-bucket-size 5e8".split()
+    config, notes = parse(tmp_path, MEGATRON_GPT, "--zero-stage=1", *flags)
+    config.validate(2)
+    assert "--zero-stage 1: accepted as --data-parallel-sharding-strategy optim" in notes
+    (line,) = refusal(tmp_path, MEGATRON_GPT, "--zero-stage", "3")
+    assert "zero_optimization.stage stands for --data-parallel-sharding-strategy optim" in line
+    with pytest.raises(ValueError, match="instead: --recompute-granularity full"):
+        parse(tmp_path, MEGATRON_GPT, "--deepspeed-activation-checkpointing")
+
+
 def test_the_two_flags_go_together() -> None:
     for flags, message in (
         (["--deepspeed"], "--deepspeed: give DeepSpeed's configuration with --deepspeed-config"),
