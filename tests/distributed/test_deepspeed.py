@@ -14,6 +14,8 @@ pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
 from support import deepspeed_cases as cases
 from support.engine_cases import BOUNDS
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "deepspeed"
 TP, SP = matrix.TP, matrix.SP
 

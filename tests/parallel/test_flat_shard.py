@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_checkpoint_of_ranges_is_read_as_a_whole_and_in_other_ranges(
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     flat = weight.flatten()
     shards: list[dict[str, Tensor]] = [
-        {"w": FlatShard(flat[start:end].clone(), start, shape)} for start, end in zip(cuts, cuts[1:], strict=False)
+        {"w": FlatShard(flat[start:end].clone(), start, shape)} for start, end in pairwise(cuts)
     ]
     write_as_ranks(tmp_path / "checkpoint", shards, copied)
     full = torch.zeros(shape)

@@ -112,7 +112,7 @@ def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: A
 
 
 def not_finite(layout: Layout, stage: int) -> Found:
-    """A mask of the last data-parallel rank that is no number: all ranks leave the step out, and the next one is right."""
+    """The last data-parallel rank has a mask that is no number: all leave the step out, and the next is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout, stage), Oracle(TOY, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])

@@ -270,7 +270,7 @@ def test_the_accumulation_steps_fill_the_global_batch(tmp_path: Path) -> None:
 
 
 def test_megatron_deepspeeds_flags(tmp_path: Path) -> None:
-    flags = "--no-pipeline-parallel --local_rank=0 --zero-contigious-gradients --zero-reduce-bucket-size 5e8".split()
+    flags = ["--no-pipeline-parallel", "--local_rank=0", "--zero-contigious-gradients", "--zero-reduce-bucket-size=5e8"]
     config, notes = parse(tmp_path, MEGATRON_GPT, "--zero-stage=1", *flags)
     config.validate(2)
     assert "--zero-stage 1: accepted as --data-parallel-sharding-strategy optim" in notes
