@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Compute weight · x / √(mean(x²) + ε) over the last dimension, in fp32 and rounded once, to x's dtype."""
-    if not x.is_cuda:
+    # PyTorch 2.11 traces _RMSNorm with wrong gradients; of plain operations, the compiler makes one kernel by itself.
+    if not x.is_cuda and not torch.compiler.is_compiling():
         y: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
         return y
     if x.dtype == weight.dtype:  # as in training, where weights are gathered in the activations' dtype

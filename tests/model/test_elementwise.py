@@ -76,16 +76,22 @@ def case(name: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> tuple[Any,
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("name", "dtype", "weight_dtype"),
+    ("name", "dtype", "weight_dtype", "backend"),
     [
-        ("rms_norm", FP32, FP32), ("rms_norm", BF16, BF16), ("rms_norm", BF16, FP32),
-        ("rotation", FP32, FP32), ("rotation", BF16, FP32),
-        ("swiglu", FP32, FP32), ("swiglu", BF16, FP32),
+        ("rms_norm", FP32, FP32, None), ("rms_norm", BF16, BF16, None), ("rms_norm", BF16, FP32, None),
+        ("rotation", FP32, FP32, None), ("rotation", BF16, FP32, None),
+        ("swiglu", FP32, FP32, None), ("swiglu", BF16, FP32, None),
+        ("rms_norm", FP32, FP32, "aot_eager"), ("rotation", FP32, FP32, "aot_eager"),
+        ("swiglu", FP32, FP32, "aot_eager"),
     ],
 )  # fmt: skip
-def test_equals_fp64(name: str, dtype: torch.dtype, weight_dtype: torch.dtype, device: str) -> None:
-    """In bf16, with no rounding but those that are counted: what is between them is fp32."""
+def test_equals_fp64(
+    name: str, dtype: torch.dtype, weight_dtype: torch.dtype, backend: str | None, device: str
+) -> None:
+    """In bf16, with no rounding but those that are counted: what is between them is fp32. backend: of torch.compile."""
     function, oracle, inputs, roundings = case(name, dtype, weight_dtype)
+    if backend is not None:
+        function = torch.compile(function, backend=backend, fullgraph=True)
     trained = [x.dtype == dtype if name == "rotation" and dtype == BF16 else True for x in inputs]
     if name == "rotation":
         trained = [True, False, False]
