@@ -198,7 +198,7 @@ CASES: dict[str, tuple[int, Callable[[], Errors]]] = {
 
 
 def main(rank: int, ranks: int, folder: str) -> None:
-    """Run the cases for `ranks` ranks, and write what each errors into `folder`."""
+    """Run the cases for `ranks` ranks, and write the errors of each into `folder`."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
