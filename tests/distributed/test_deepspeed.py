@@ -40,9 +40,9 @@ CHAIN = (
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[cases.Found]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[cases.Errors]]:
     """What each case found on each rank."""
-    found: dict[str, list[cases.Found]] = {}
+    found: dict[str, list[cases.Errors]] = {}
     for ranks in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
         mp.start_processes(cases.main, (ranks, str(folder)), nprocs=ranks, start_method="forkserver")
@@ -53,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[cases.Foun
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_equals_the_oracle(name: str, found: dict[str, list[cases.Found]]) -> None:
+def test_equals_the_oracle(name: str, found: dict[str, list[cases.Errors]]) -> None:
     for rank, errors in enumerate(found[name]):
         assert errors
         for quantity, error in errors.items():

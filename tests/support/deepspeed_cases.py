@@ -27,7 +27,7 @@ from support.engine_cases import (
     SHARDING,
     TOY,
     TP,
-    Found,
+    Errors,
     Layout,
     changed,
     eval_error,
@@ -96,51 +96,51 @@ def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
 
 
-def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: Any) -> Found:
+def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: Any) -> Errors:
     """Train and evaluate, and compare each step and the weights after it."""
     engine, oracle = make_engine(layout, stage, adamw, **zero), Oracle(TOY, SEED, adamw)
-    found: Found = {}
+    errors: Errors = {}
     batches = make_batches()
     for number, (batch, lr) in enumerate(zip(batches, RATES, strict=True)):
         before = snapshot(engine)
-        merge(found, eval_error(engine, oracle, batches[number - 1]))
-        merge(found, {"changed by an evaluation": changed(before, snapshot(engine))})
+        merge(errors, eval_error(engine, oracle, batches[number - 1]))
+        merge(errors, {"changed by an evaluation": changed(before, snapshot(engine))})
         output = engine.train_step(share_of(batch, engine.parallel), lr)
-        merge(found, step_errors(output, oracle.step(batch, lr)))
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+        merge(errors, step_errors(output, oracle.step(batch, lr)))
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def not_finite(layout: Layout, stage: int) -> Found:
+def not_finite(layout: Layout, stage: int) -> Errors:
     """The last data-parallel rank has a mask that is no number: all leave the step out, and the next is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout, stage), Oracle(TOY, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])
-    found = step_errors(output, oracle.step(first, RATES[0]))
+    errors = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
     if engine.parallel.data_rank == engine.parallel.data_parallel_size - 1:
         batch.loss_mask[0, 0] = math.nan
     before = snapshot(engine)
     output = engine.train_step(batch, RATES[1])
     output.wait()
-    found |= {
+    errors |= {
         "not skipped": float(not output.skipped),
         "loss hides it": float(math.isfinite(output.loss)),
         "norm hides it": float(math.isfinite(output.grad_norm)),
         "changed by a skipped step": changed(before, snapshot(engine)),
     }
     output = engine.train_step(share_of(second, engine.parallel), RATES[1])
-    merge(found, step_errors(output, oracle.step(second, RATES[1])))
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+    merge(errors, step_errors(output, oracle.step(second, RATES[1])))
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def load(layout: Layout, stage: int, **zero: Any) -> Found:
+def load(layout: Layout, stage: int, **zero: Any) -> Errors:
     """Write another engine's state into an engine's tensors, once before it has computed anything and once after."""
     batches = make_batches()
     engine, donor = make_engine(layout, stage, **zero), make_engine(layout, stage, seed=9, **zero)
     oracle = Oracle(TOY, 9, ADAMW)
-    found: Found = {}
+    errors: Errors = {}
     for number in range(2):
         donor.train_step(share_of(batches[number], donor.parallel), RATES[number])
         oracle.step(batches[number], RATES[number])
@@ -151,14 +151,14 @@ def load(layout: Layout, stage: int, **zero: Any) -> Found:
                 source.flat if isinstance(source, FlatShard) else source
             )
         engine.loaded()
-        merge(found, eval_error(engine, oracle, batches[1 - number]))
+        merge(errors, eval_error(engine, oracle, batches[1 - number]))
     output = engine.train_step(share_of(batches[2], engine.parallel), RATES[2])
-    merge(found, step_errors(output, oracle.step(batches[2], RATES[2])))
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+    merge(errors, step_errors(output, oracle.step(batches[2], RATES[2])))
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def bf16(layout: Layout, stage: int) -> Found:
+def bf16(layout: Layout, stage: int) -> Errors:
     """Layers compute in bf16, weights and the optimizer's state stay fp32."""
     engine, oracle = make_engine(layout, stage, compute_dtype=torch.bfloat16), Oracle(TOY, SEED, ADAMW)
     errors = []
@@ -174,7 +174,7 @@ def bf16(layout: Layout, stage: int) -> Found:
 
 _TP2, _TP2_SP, _CP2 = {TP: 2}, {TP: 2, "sequence_parallel": True}, {CP: 2}
 _CLIPPED = dataclasses.replace(ADAMW, clip_grad=0.05)
-CASES: dict[str, tuple[int, Callable[[], Found]]] = {
+CASES: dict[str, tuple[int, Callable[[], Errors]]] = {
     "DP2, ZeRO-3, loaded, small weights on every rank": (
         2,
         lambda: load(Layout(2, 2, {}), 3, stage3_param_persistence_threshold=100),
@@ -198,10 +198,10 @@ CASES: dict[str, tuple[int, Callable[[], Found]]] = {
 
 
 def main(rank: int, ranks: int, folder: str) -> None:
-    """Run the cases for `ranks` ranks, and write what each found into `folder`."""
+    """Run the cases for `ranks` ranks, and write the errors of each into `folder`."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
-    found = {name: case() for name, (needed, case) in CASES.items() if needed == ranks}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    errors = {name: case() for name, (needed, case) in CASES.items() if needed == ranks}
+    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
     dist.destroy_process_group()
