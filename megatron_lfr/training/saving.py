@@ -30,8 +30,9 @@ class Saving:
         self._saved_at = time.perf_counter()
 
     def is_due(self, done: int) -> bool:
-        """Whether --save-interval asks for a checkpoint after step `done`."""
-        return self._config.save_interval is not None and done % self._config.save_interval == 0
+        """Whether --save-interval asks for a checkpoint after step `done`, or it is one that is retained."""
+        interval = self._config.save_interval
+        return self._config.retains(done) or (interval is not None and done % interval == 0)
 
     def is_time(self) -> bool:
         """Whether --save-interval-mins asks for one by rank 0's clock, which counts for all."""

@@ -142,10 +142,12 @@ def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunCo
     """Refuse to start where the checkpoints and the journal will not fit."""
     checkpoint = checkpoint_bytes(model)
     have = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
-    wanted = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
+    retained = sum(map(config.checkpoint.retains, range(1, plan.total_steps + 1)))
+    wanted = (config.checkpoint.keep_last or 1) + 1 + retained  # one while the newest is written beside the old ones
     needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_samples + plan.n_blocks)
-    kept = f"checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
-    check_space("--save", folder.path, needed, kept)
+    kept = f"{wanted} checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}"
+    kept += " and those that are retained" if retained else ""
+    check_space("--save", folder.path, needed, f"{kept}) and the journal")
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
