@@ -15,6 +15,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
   merge        join indexed corpora into one
   train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
+  branch       begin a run that goes on from a saved step of another one
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks
   inspect      show the blocks, documents and text behind a step, or the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
@@ -63,6 +64,12 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
+def _branch(argv: Sequence[str]) -> int:
+    from megatron_lfr.versions.command import main as branch
+
+    return branch(argv)
+
+
 def _evaluate(argv: Sequence[str]) -> int:
     from megatron_lfr.evaluation.command import main as evaluate
 
@@ -102,6 +109,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "preprocess": _preprocess,
     "merge": _merge,
     "train": _train,
+    "branch": _branch,
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,

@@ -64,8 +64,8 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints in `root`, of which the newest `keep` are kept (None: all), and those of iterations that `retains`
-    is true for.
+    """The checkpoints in `root`, of which the newest `keep` are kept (None: all), and those of iterations that
+    `retains` is true for.
 
     Every rank makes the same calls; `root` is on a file system that all of them see. Only one run may write there at a
     time. `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save`

@@ -16,7 +16,7 @@ from megatron_lfr.report.focus import focus_section, similarity_section
 from megatron_lfr.report.forgetting import forgetting_section
 from megatron_lfr.report.losses import losses_section
 from megatron_lfr.report.markup import Content, Html, element, join
-from megatron_lfr.report.summary import phase_table, run_table, tiles
+from megatron_lfr.report.summary import lineage, phase_table, run_table, tiles
 
 BEGINS = (
     b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
@@ -71,7 +71,7 @@ def _run(view: RunView, prefix: str, links: list[tuple[str, str]], several: bool
     """All sections on one run; among several, they stand one level lower and fold."""
     corpus = view.corpus.missing
     lost = None if corpus is None else element("p", "Nothing is shown by domain: ", corpus, class_="note warn")
-    start = join([tiles(view), lost, phase_table(view)])
+    start = join([lineage(view), tiles(view), lost, phase_table(view)])
     if not several:
         parts = [_section(links, key, name, section(view)) for key, name, section in _SECTIONS]
         return join([element("section", start, id="phases"), *parts])

@@ -24,6 +24,7 @@ from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.position import read_position
 from megatron_lfr.training.nodes import Nodes
 
 
@@ -93,33 +94,16 @@ def _check_run(
         )
     journal = folder.journal
     remembered = {journal.folder / "meta.json": folder.identity()}
+    position = read_position(checkpoint) if checkpoint else None
     if checkpoint:
-        _check_state(checkpoint)
         remembered[checkpoint.folder / STATE_FILE] = checkpoint.state["identity"]
     was = folder.settings_at(checkpoint.iteration if checkpoint else 0)
     for source, stored in remembered.items():
         check_facts(source, stored)
         check_same_run(folder.path, stored, facts, was, settings)
-    if checkpoint:
-        place, metrics = checkpoint.state["curriculum"], checkpoint.state["callbacks"].get("MetricsFile", {})
-        journal.check_holds(place["phase"], place["entries"])
-        folder.events(metrics.get("bytes", 0))
-
-
-def _check_state(checkpoint: Checkpoint) -> None:
-    """ValueError for the state of a run that is not as this version writes it."""
-    state, path = checkpoint.state, checkpoint.folder / STATE_FILE
-    try:
-        place, callbacks = state["curriculum"], state["callbacks"]
-        numbers = [place["phase"], place["entries"], place["step"], place["checksum"]]
-        numbers += [state["consumed_samples"], state["skipped_steps"], callbacks.get("MetricsFile", {}).get("bytes", 0)]
-        whole = all(isinstance(number, int) for number in numbers) and "identity" in state
-    except (KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path}: not the state of a run, as this version of megatron_lfr writes it")
-    if place["step"] != checkpoint.iteration:
-        raise ValueError(f"{path}: is of step {place['step']}; the folder's name says {checkpoint.iteration}")
+    if position:
+        journal.check_holds(position.phase, position.entries)
+        folder.events(position.metrics_bytes)
 
 
 def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
