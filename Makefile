@@ -1,7 +1,7 @@
 # Two commands: `make demo` trains a Llama with Learn-Focus-Review on real text, `make test` runs the tests.
 # Both set up .venv first; a second call reuses it. `make test TORCH=2.11.0` tests with another PyTorch, in a virtual
-# environment of its own (several GB), with the triton and setuptools that this PyTorch asks for. The interpreter of
-# Triton 3.6 fails on NumPy 2.4.
+# environment of its own (several GB), with the triton that this PyTorch asks for, and a setuptools below 82, as it asks.
+# The interpreter of Triton 3.6 fails on NumPy 2.4.
 
 PYTHON ?= python3
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
@@ -36,9 +36,9 @@ setup: $(STAMP)
 $(STAMP): constraints.txt setup.py pyproject.toml $(wildcard csrc/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),sed -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^numpy==.*/numpy<2.4/' -e '/^\(triton\|setuptools\)==/d' constraints.txt > $(CONSTRAINTS))
+	$(if $(TORCH),sed -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^numpy==.*/numpy<2.4/' -e 's/^setuptools==.*/setuptools<82/' -e '/^triton==/d' constraints.txt > $(CONSTRAINTS))
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) "$$(grep '^torch==' $(CONSTRAINTS))"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) setuptools wheel pybind11 ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) "setuptools>=77" wheel pybind11 ninja
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e ".[test,lint]"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) --no-deps megatron-core
 	touch $@

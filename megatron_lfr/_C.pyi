@@ -1,9 +1,9 @@
 """The C++ core (csrc/). Results depend on the arguments alone: the same bits for any number of threads.
 
-num_threads: 0 is one for each core, at most 4096. seed: any u64. Ids are uint32 where the number of blocks allows it,
+num_threads: at most 4096; 0: one for each core. seed: any u64. Ids are uint32 where the number of blocks allows it,
 uint64 otherwise. Scores are fp32 [n_blocks], higher is harder, NaN where a block has none; an infinite one is an error.
 Arrays must be contiguous and of the type that is given here; they are never copied. Illegal arguments raise ValueError,
-which names the argument; files that cannot be read raise OSError. The GIL is released during the work.
+which names the argument; files that cannot be read raise OSError. All functions release the GIL while they work.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ Scores = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 class IndexFile:
-    """A Megatron .idx file whose every field was checked; ValueError names the file and the fault.
+    """A Megatron .idx file, all fields of which are checked when it is opened; ValueError names the file and the fault.
 
-    Entries are read where they are asked for: the memory does not grow with the file.
+    Entries are read from the file when needed, so the memory does not grow with it.
     """
 
     @property
@@ -27,77 +27,77 @@ class IndexFile:
         """Megatron's code of the token type: 1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 8 u16."""
     @property
     def item_size(self) -> int:
-        """Bytes of a token."""
+        """Size of a token in bytes."""
     @property
     def num_sequences(self) -> int: ...
     @property
     def num_documents(self) -> int:
-        """Document entries less one."""
+        """Number of documents: one less than the entries of the document index."""
     @property
     def num_tokens(self) -> int:
         """Sum of the lengths of all sequences."""
     def __init__(self, path: str) -> None: ...
     def token_offset(self, document: int) -> int:
-        """Position of a document's first token; of `num_documents`: the number of tokens."""
+        """Return the position of a document's first token; for `num_documents`, the number of tokens."""
     def sequence_lengths(self, first: int, last: int) -> npt.NDArray[np.int32]:
-        """Lengths in tokens of the sequences [first, last)."""
+        """Return the lengths, in tokens, of the sequences [first, last)."""
 
 class TokenFile:
     """A .bin file of exactly `num_tokens` tokens of `item_size` bytes."""
 
     def __init__(self, path: str, item_size: int, num_tokens: int) -> None: ...
     def read(self, starts: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> None:
-        """Row r of `out` [rows, length] becomes the tokens from position starts[r] on, as they are stored.
+        """Read the tokens from position starts[r] on into row r of `out` [rows, length], as they are stored.
 
-        `out` is of the stored type, or of another one of its size. ValueError outside the file.
+        `out` must have the stored type, or another one of the same size. ValueError for positions outside the file.
         """
 
 def permutation(n: int, seed: int | Sequence[int], num_threads: int = 0, samples: int | None = None) -> Ids:
-    """0 ... n-1, uniformly shuffled.
+    """Shuffle 0 ... n-1 uniformly.
 
-    samples: how many ids, as passes over all of them, each shuffled by the next of the seeds, the last one cut short.
-    One pass without it.
+    samples: how many ids to return, as passes over all of them, each shuffled by the next of the seeds; the last may be
+    partial. None means one pass.
     """
 
 def shuffle_visits(
     visits: npt.NDArray[np.uint32], seed: int | Sequence[int], num_threads: int = 0, samples: int | None = None
 ) -> Ids:
-    """Block i visits[i] times, uniformly shuffled; `samples` as in `permutation`."""
+    """Shuffle visits[i] times block i uniformly; `samples` is as in `permutation`."""
 
 def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float, int, int, int]:
-    """(cut, tie quota, dropped, scored): the lowest floor(drop * scored) scores go, drop in [0, 1), equal ones by
-    ascending id.
+    """Drop the lowest floor(drop * scored) scores, drop in [0, 1), equal ones by ascending id.
 
-    What stays are the scores above `cut` and, of those that equal it, all but the first `tie quota` by id. The share is
-    the decimal that was written: 0.29 of 100 is 29. (-inf, 0, 0, 0) where no block has a score.
+    Returns (cut, tie quota, dropped, scored). Kept are the scores above `cut` and, of those that equal it, all but the
+    first `tie quota` by id. `drop` counts as the decimal that was written: 0.29 of 100 is 29. Returns (-inf, 0, 0, 0)
+    where no block has a score.
     """
 
 def order_threshold(
     scores: Scores, drop: float, keep_unseen: bool, samples: int, seed: int, num_threads: int = 0
 ) -> Ids:
-    """Passes over what `threshold` keeps (and the unscored, with `keep_unseen`), each shuffled anew, the last cut off.
+    """Make passes over the blocks that `threshold` keeps, and over unscored ones if `keep_unseen`, each shuffled anew.
 
-    Returns [samples]. ValueError where nothing is kept and samples > 0.
+    Returns ids [samples]; the last pass may be partial. ValueError where nothing is kept and samples > 0.
     """
 
 class BlockWeights:
     """Clusters of blocks and the weights of blocks within them, for `order_visits` and `order_choice`.
 
-    Cluster of a block: the number of ascending `cuts` (at most 63) that are <= its score. Within a cluster, weight is
-    exp(min(score, cap)), where those below some e^-80 of the cluster's largest count as that; cap: rounded to fp32, may
-    be inf. Unscored blocks are a cluster of their own, of equal weights. The scores are kept, not copied, and must
-    stay as they are.
+    The cluster of a block is the number of ascending `cuts` (at most 63) that are <= its score. Within a cluster, its
+    weight is exp(min(score, cap)), or about e^-80 of the cluster's largest weight if that is more. cap is rounded to
+    fp32, and may be inf. Unscored blocks are another cluster, with equal weights. The scores are referred to, not
+    copied, and must not change.
     """
 
     def __init__(self, scores: Scores, cuts: Doubles | Sequence[float], cap: float, num_threads: int = 0) -> None: ...
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Blocks of each cluster [cuts + 1]."""
+        """Number of blocks of each cluster [cuts + 1]."""
     @property
     def unseen(self) -> int:
-        """Blocks without a score."""
+        """Number of blocks without a score."""
     def mean_perplexity(self, num_threads: int = 0) -> Doubles:
-        """Mean of exp(min(score, cap)) of each cluster [cuts + 1], to 3e-7; 0 of an empty one."""
+        """Return the mean of exp(min(score, cap)) in each cluster [cuts + 1], to 3e-7; 0 for an empty one."""
 
 def order_visits(
     weights: BlockWeights,
@@ -129,27 +129,27 @@ def order_choice(
     """
 
 def cluster(scores: Scores, k: int = 8, bins: int = 4096, num_threads: int = 0) -> Doubles:
-    """Exact 1-D k-means of the scores, put into `bins` bins of equal width (k to 65536); k at most 63.
+    """Compute the exact 1-D k-means of the scores, put into `bins` bins of equal width (k to 65536); k at most 63.
 
-    Returns the ascending cuts between clusters [k' - 1]; k' < k where fewer bins are occupied. Cluster of a score: the
-    number of cuts <= it. ValueError where no block has a score.
+    Returns the ascending cuts between clusters [k' - 1]; k' < k where fewer bins are occupied. The number of cuts <= a
+    score is its cluster. ValueError where no block has a score.
     """
 
 def percentile(scores: Scores, q: float, num_threads: int = 0) -> float:
-    """The score at rank ceil(q * scored), counted from 1, q in [0, 1]. ValueError where no block has a score."""
+    """Return the score at rank ceil(q * scored), counted from 1, q in [0, 1]. ValueError if no block has a score."""
 
 def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0) -> Ids:
-    """Merges sequences of counts[0], counts[1], ... ids, which lie one after another in `ids`, into one at random.
+    """Merge sequences of counts[0], counts[1], ... ids, which are stored one after another in `ids`, at random.
 
-    Every merger that keeps the order within each sequence is equally likely. ValueError unless `counts` add up to
-    the ids.
+    Every merger that keeps the order within each sequence is equally likely. ValueError unless `counts` sum to the
+    number of ids.
     """
 
 def count_parts(ids: Ids, sizes: Sequence[int], num_threads: int = 0) -> npt.NDArray[np.uint64]:
-    """How many ids lie in each of the parts of sizes[0], sizes[1], ... that 0 ... sum(sizes) - 1 is cut into.
+    """Count the ids in each of the parts of sizes[0], sizes[1], ... into which 0 ... sum(sizes) - 1 is divided.
 
-    ValueError for an id beyond them.
+    ValueError for an id outside of them.
     """
 
 def order_hash(ids: Ids, num_threads: int = 0) -> int:
-    """64-bit hash of a sequence of ids: depends on their order, not on whether they are uint32 or uint64."""
+    """Return a 64-bit hash of a sequence of ids, which depends on their order, but not on their type."""

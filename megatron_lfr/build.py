@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run. Each function makes one from those before it, and writes nothing.
+"""Makes the parts of a run from its configuration. Each function makes one part of those before it, and writes nothing.
 
 tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, loader;  plan, journal -> curriculum
 """
@@ -23,8 +23,8 @@ from megatron_lfr.parallel import ParallelState
 
 
 def make_tokenizer(data: DataConfig) -> Tokenizer | None:
-    """The tokenizer of --tokenizer-model, which is loaded here and handed on; None without the flag. ValueError where a
-    setting needs its end-of-document token, and there is none."""
+    """Load the tokenizer of --tokenizer-model; None without the flag. ValueError where a setting needs the
+    end-of-document token, and there is none."""
     if data.tokenizer_model is not None:
         tokenizer = load_tokenizer(data.tokenizer_model, data.eod_token)
         end_of_document(tokenizer)
@@ -40,33 +40,33 @@ def make_tokenizer(data: DataConfig) -> Tokenizer | None:
 
 
 def make_model_config(config: RunConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The sizes of the model, that of the vocabulary among them, which is the tokenizer's where --vocab-size is not
-    given. ValueError where it is smaller than the tokenizer's."""
-    asked = config.model.vocab_size
+    """Return the sizes of the model. Its vocabulary is as large as the tokenizer's where --vocab-size is not given;
+    ValueError where --vocab-size is smaller than that."""
+    vocab_size = config.model.vocab_size
     if tokenizer is None:
-        if asked is None:
+        if vocab_size is None:
             raise ValueError("give --tokenizer-model or --vocab-size")
         return config.model
-    if asked is not None and tokenizer.vocab_size > asked:
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"--tokenizer-model {config.data.tokenizer_model}: its {tokenizer.vocab_size} tokens do not fit into "
-            f"--vocab-size {asked}"
+            f"--vocab-size {vocab_size}"
         )
-    return dataclasses.replace(config.model, vocab_size=asked or tokenizer.vocab_size)
+    return dataclasses.replace(config.model, vocab_size=vocab_size or tokenizer.vocab_size)
 
 
 def make_corpus(data: DataConfig) -> BlockDataset:
-    """The blocks of --data-path."""
+    """Open the blocks of --data-path."""
     return BlockDataset(data.corpora()[0], data.seq_length, data.split)
 
 
 def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
-    """How the prefixes share the samples."""
+    """Return how the prefixes share the samples."""
     return Blend(corpus.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
 
 
 def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
-    """The schedule laid out over the corpus, for `world_size` ranks (by default as many as have been started)."""
+    """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started)."""
     lfr = config.lfr
     data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -88,7 +88,8 @@ def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, b
 def make_stages(
     config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
 ) -> list[Llama]:
-    """This rank's part of a model, with its initial weights or with undefined ones, for a checkpoint to be loaded."""
+    """Build this rank's part of the model, with its initial weights, or with undefined ones for a checkpoint to
+    replace."""
     training = config.training
     stages = build_stages(
         model,
@@ -106,7 +107,7 @@ def make_stages(
 def make_engine(
     config: RunConfig, model: ModelConfig, plan: Plan, parallel: ParallelState, initialize_weights: bool
 ) -> Engine:
-    """What trains the model: the native engine, with this rank's part as from `make_stages`."""
+    """Build the native engine, which trains this rank's part of the model (that of `make_stages`)."""
     return NativeEngine(
         make_stages(config, model, parallel, initialize_weights),
         config.optimizer,
@@ -118,7 +119,7 @@ def make_engine(
 
 
 def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | None, parallel: ParallelState) -> Loader:
-    """What reads this rank's share of each batch, with the run's rules for documents."""
+    """Make the loader that reads this rank's share of each batch, by the run's rules for documents."""
     data = config.data
     return Loader(
         source,
@@ -136,9 +137,9 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
 def make_curriculum(
     config: RunConfig, plan: Plan, blend: Blend, journal: Journal | None, sharing: Sharing | None, rescore: Rescore
 ) -> BaseCurriculum:
-    """The curriculum on a rank that keeps a journal, a follower on the others.
+    """Make the curriculum of a rank that keeps a journal, or a follower for the other ranks.
 
-    sharing: how the ranks come to one order; None where there is one rank.
+    sharing: how the ranks agree on one order; None where there is only one rank.
     """
     if journal is not None:
         return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a run after a crash, never meets half of one; keeping other processes out."""
+"""Writing files so that a reader, or a run after a crash, never sees half of one; keeping other processes out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def describe(error: BaseException) -> str:
-    """What an error says, without the number that Python puts before the words of an OSError."""
+    """Return the message of an error, without the number that Python puts before that of an OSError."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -33,13 +33,13 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make what stands in a file survive a power cut."""
+    """Make the content of a file survive a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` as one step: written aside, fsynced, renamed."""
+    """Replace `path` by `data` in one step: write a temporary file, fsync it, rename it."""
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with aside.open("wb") as file:
@@ -54,8 +54,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def json_value(value: Any) -> Any:
-    """What JSON holds of a value, or of all in lists and dictionaries: it has no NaN or infinity, but null. NumPy's
-    numbers become Python's."""
+    """Return a value as JSON can hold it, also within lists and dictionaries: NaN and infinity become None (null),
+    NumPy's numbers become Python's."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, dict):
@@ -67,10 +67,10 @@ def json_value(value: Any) -> Any:
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill, which is there under the name `final`, whole and on the disk, when the block has ended without
-    an error, and else is not there at all. What a kill leaves is beside it, hidden, and goes with the next attempt.
+    """Give a folder to fill, which gets the name `final` when the block has ended without an error and all of it is on
+    the disk; after an error it is removed. A kill leaves a hidden folder beside it, which the next attempt removes.
 
-    ValueError where `final` exists.
+    Raises ValueError where `final` exists.
     """
     if final.exists() or final.is_symlink():
         raise ValueError(f"{final}: exists already; give the name of a new folder")
@@ -91,13 +91,13 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
-    """ValueError names `flag` where a file cannot be made as `path`, or would replace one that is no earlier result:
-    one that begins with none of `begins`."""
+    """Raise ValueError that names `flag` where a file cannot be made as `path`, or would replace a file that is not an
+    earlier result, as it begins with none of `begins`."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{flag} {path}: its folder does not exist")
     if path.is_dir():
         raise ValueError(f"{flag} {path}: is a folder; name a file")
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, say: it would be gone for everybody
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a replaced /dev/stdout is gone for everybody
         raise ValueError(f"{flag} {path}: is no regular file, and would be replaced; name a file")
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
@@ -106,19 +106,19 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
 
 
 def check_space(flag: str, path: Path, needed: int, what: str | None = None) -> None:
-    """OSError names `flag` where `needed` bytes, of `what`, will not fit into `path`, which need not be there yet."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    """Raise OSError that names `flag` where `needed` bytes, of `what`, do not fit into `path`, which need not exist."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < needed:
-        wanted = f"{needed / 1e9:.2f} GB needed{f' for {what}' if what else ''}"
-        raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {wanted}")
+        purpose = f" for {what}" if what else ""
+        raise OSError(f"{flag} {path}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed{purpose}")
 
 
 def lock_file(path: Path, otherwise: str) -> BinaryIO:
-    """Hold `path`, which is created, against other processes until the file is closed or the process ends.
+    """Create the file `path` and lock it until the file is closed or the process ends.
 
-    ValueError with the text `otherwise` where another process holds it. A file system without locks (some NFS and
-    Lustre mounts) gets a line on stderr, and no protection.
+    Raises ValueError with the text `otherwise` where another process holds the lock. On a file system without locks
+    (some NFS and Lustre mounts), a line on stderr says so and there is no protection.
     """
     while True:
         file = path.open("ab")
@@ -135,11 +135,11 @@ def lock_file(path: Path, otherwise: str) -> BinaryIO:
             raise
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file
-        file.close()  # its holder has removed it in between
+        file.close()  # the process that held it has removed it in between
 
 
 def same_path(one: str | Path, two: str | Path) -> bool:
-    """Whether two names mean the same file or folder, there or not."""
+    """Return whether two names mean the same file or folder, which need not exist."""
     return os.path.realpath(one) == os.path.realpath(two)
 
 

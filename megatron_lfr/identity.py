@@ -1,9 +1,9 @@
-"""What a run is: the facts that its checkpoints and its journal remember, and that a command must agree with.
+"""The identity of a run: the facts that its checkpoints and its journal store, and that a command must agree with.
 
-Everything that changes what the weights compute, what the labels are, or what a block id means is among them: then a
-resumed run, an evaluation or a conversion of other facts would go wrong in silence. Everything else may change when a
-run goes on, the settings of the optimizer and of the loss for instance. A setting of the model or of the documents that
-is new is among them unless it is listed here.
+Facts are everything that changes what the weights compute, what the labels are, or what a block id means: with other
+facts, a resumed run, an evaluation or a conversion would silently go wrong. Everything else, for instance the settings
+of the optimizer and of the loss, may change when a run continues. A new setting of the model or of the documents is a
+fact unless it is excluded here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megatron_lfr.run_folder import RunFolder
 Facts = Mapping[str, Any]
 
 _MODEL_MAY_CHANGE = ("max_position_embeddings", "init_method_std")
-"""What the weights compute does not depend on these."""
+"""Fields of ModelConfig that do not change what the weights compute."""
 _ROPE_SCALING = (
     "rope_scaling_factor",
     "rope_low_freq_factor",
@@ -35,10 +35,10 @@ _ROPE_SCALING = (
     "rope_original_max_position_embeddings",
 )
 _ADDED: dict[str, dict[str, Any]] = {"model": {"final_logit_softcapping": 0.0}}
-"""Facts that are newer than the first runs, by section, with the values that leave a run as it was before them. They
-are written down only where they have another, so that the facts of a run that does not use them stay the same."""
+"""Facts added after the first runs, by section, with the values that mean what runs did before. They are stored only
+where they have another value, so that the facts of a run that does not use them stay the same."""
 _NOT_OF_DOCUMENTS = ("data_path", "data_args_path", "split", "seq_length", "tokenizer_model", "eod_token", "prefetch")
-"""Fields of DataConfig that other facts stand for, or that may change."""
+"""Fields of DataConfig that other facts cover, or that may change."""
 
 _FLAGS = {
     "fingerprint": "tokenizer_model",
@@ -48,7 +48,7 @@ _FLAGS = {
     "weights": "data_path",
     "focus_scope": "lfr_focus_scope",
 }
-"""The settings of facts that have another name."""
+"""The names of settings whose facts have another name, by the name of the fact."""
 
 _LENGTHS = ("train_iters", "train_samples", "train_epochs")
 
@@ -56,7 +56,7 @@ _LENGTHS = ("train_iters", "train_samples", "train_epochs")
 def run_identity(
     config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, corpus: BlockDataset, plan: Plan, blend: Blend
 ) -> dict[str, Any]:
-    """The facts of a run, as JSON holds them, from its configuration and the parts that were built from it."""
+    """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it."""
     facts = {
         "format": FORMAT,
         "seed": config.training.seed,
@@ -72,7 +72,7 @@ def run_identity(
 
 
 def model_identity(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The facts that a model's weights depend on, whatever it is used for: model, tokenizer and documents."""
+    """Return the facts that a model's weights depend on, whatever it is used for: model, tokenizer and documents."""
     return {
         "model": _model_facts(model),
         "tokenizer": {
@@ -84,12 +84,13 @@ def model_identity(config: RunConfig, model: ModelConfig, tokenizer: Tokenizer |
 
 
 def weights_identity(model: ModelConfig, tokenizer: str | None) -> dict[str, Any]:
-    """The facts of weights that no run of ours has trained: the model's, and the fingerprint of their tokenizer."""
+    """Return the facts of weights that were not trained by a run of ours: those of the model, and the fingerprint of
+    their tokenizer."""
     return {"format": FORMAT, "model": _model_facts(model), "tokenizer": {"fingerprint": tokenizer}}
 
 
 def check_facts(source: Path, stored: Any) -> None:
-    """ValueError that names the file, for facts of a run that are not as this version writes them."""
+    """Raise ValueError that names the file, for facts of a run that are not in this version's format."""
     try:
         if not isinstance(stored, Mapping):
             raise ValueError("expected the facts of a run as an object")
@@ -101,15 +102,15 @@ def check_facts(source: Path, stored: Any) -> None:
 
 
 def check_same_run(folder: Path, stored: Facts, facts: Facts, was: Facts, settings: Facts) -> None:
-    """Check that a command goes on with the run in `folder`; else ValueError names the flags, and both values.
+    """Check that a command continues the run in `folder`; else ValueError names the flags, and both values.
 
-    stored, facts: what the run remembers, and what the command says. was, settings: the settings behind them.
+    stored, facts: the facts of the run, and those of the command. was, settings: the settings behind them.
     """
-    found = _differences(_flat(stored), _flat(facts), was, settings)
-    if found:
+    differences = _differences(_flat(stored), _flat(facts), was, settings)
+    if differences:
         raise ValueError(
-            f"--save {folder}: the run there was made otherwise: {'; '.join(found)}. Give the run's own values to go "
-            "on with it, or another --save to start a new run"
+            f"--save {folder}: the run there was made otherwise: {'; '.join(differences)}. Give the run's own values "
+            "to go on with it, or another --save to start a new run"
         )
 
 
@@ -119,8 +120,8 @@ def check_same_model(
     """Check that a checkpoint's weights are used as they were trained; else ValueError begins with `what` and names the
     flags, and both values.
 
-    facts: at least what `model_identity` gives. was, settings: the settings of the run that trained them, and those
-    behind `facts`; `may_differ` names some that are not compared. What is not known of either side is not compared.
+    facts: at least what `model_identity` returns. was, settings: the settings of the run that trained the weights, and
+    those behind `facts`. Settings named in `may_differ`, and facts that are unknown on either side, are not compared.
     """
     stored = checkpoint.state.get("identity")
     if stored is None:
@@ -131,28 +132,28 @@ def check_same_model(
     check_format(stored)
     old, new = _of_model(stored), _of_model(facts)
     both = [name for name in new if None not in (old.get(name), new[name]) and _setting(name) not in may_differ]
-    found = _differences({n: old[n] for n in both}, {n: new[n] for n in both}, was, settings)
-    if found:
-        raise ValueError(f"{what}: its weights were trained otherwise: {'; '.join(found)}")
+    differences = _differences({n: old[n] for n in both}, {n: new[n] for n in both}, was, settings)
+    if differences:
+        raise ValueError(f"{what}: its weights were trained otherwise: {'; '.join(differences)}")
 
 
-def check_trained_so(
+def check_trained_with(
     folder: RunFolder, checkpoint: Checkpoint, config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None
 ) -> None:
-    """Check that a run's checkpoint was trained as its config.yaml, and what a command puts over it, says; ValueError
-    names the flags, and both values."""
+    """Check that a run's checkpoint was trained with the settings of its config.yaml, as a command has changed them;
+    else ValueError names the flags, and both values."""
     was = folder.settings_at(checkpoint.iteration)
     what = f"--run {folder.path}: checkpoint {checkpoint.iteration}"
     check_same_model(what, checkpoint, model_identity(config, model, tokenizer), was, config.to_flat())
 
 
 def comparable_settings(facts: Facts) -> list[str]:
-    """The names of the settings that `check_same_model` compares."""
+    """Return the names of the settings that `check_same_model` compares."""
     return [_setting(name) for name in _of_model(facts)]
 
 
 def describe_changes(changes: Mapping[str, Sequence[Any]]) -> str:
-    """Settings that changed ([before, after]), by their flags."""
+    """Describe settings that changed ([before, after]), by their flags."""
     return ", ".join(f"{_flag(name)} {_shown(before)} -> {_shown(after)}" for name, (before, after) in changes.items())
 
 
@@ -173,15 +174,15 @@ def _without(config: ModelConfig | DataConfig, names: Collection[str]) -> dict[s
 
 
 def _flat(facts: Facts) -> dict[str, Any]:
-    """Facts by their names, those of sections and of the segment by "section.name"."""
+    """Return facts by their names; those of sections and of the segment are named "section.name"."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         if name == "segments":
             segment = {**value[0], **value[0]["blend"]}
-            flat |= {f"segment.{key}": own for key, own in segment.items() if key != "blend"}
+            flat |= {f"segment.{key}": fact for key, fact in segment.items() if key != "blend"}
         elif isinstance(value, Mapping):
-            missing = {key: own for key, own in _ADDED.get(name, {}).items() if value and key not in value}
-            flat |= {f"{name}.{key}": own for key, own in {**value, **missing}.items()}
+            missing = {key: fact for key, fact in _ADDED.get(name, {}).items() if value and key not in value}
+            flat |= {f"{name}.{key}": fact for key, fact in {**value, **missing}.items()}
         else:
             flat[name] = value
     return flat
@@ -199,11 +200,11 @@ _FOLLOWS = {
     "segment.starts": ("seq_length", "split", "corpus"),
     "segment.samples": ("seq_length", "split", "corpus", "segment.global_batch_size", "segment.schedule"),
 }
-"""Facts that are other ones' consequence: where those differ, these say nothing more."""
+"""Facts that follow from others, by the facts they follow from: where those differ, these are not reported."""
 
 
 def _differences(stored: Facts, facts: Facts, was: Facts, settings: Facts) -> list[str]:
-    """Each difference in words, by the flag that makes it."""
+    """Describe each difference by the flag that makes it."""
     names = [name for name in {**facts, **stored} if stored.get(name) != facts.get(name)]
     return [
         _difference(name, stored.get(name), facts.get(name), was, settings)
@@ -217,13 +218,13 @@ def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> s
         return _length_difference(old, new, was, settings)
     setting = _setting(name)
     flag, before, now = _flag(setting), was.get(setting), settings.get(setting)
-    if isinstance(old, int) and isinstance(new, int) and name != "tokenizer.eod":  # what a default came to
+    if isinstance(old, int) and isinstance(new, int) and name != "tokenizer.eod":  # facts hold what a default became
         before, now = (fact if given is None else given for fact, given in ((old, before), (new, now)))
     if name == "corpus":
-        place = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
-        if place is None:
+        index = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+        if index is None:
             return f"{flag} names {len(new)} prefixes, the run has {len(old)}"
-        return f"{flag}: prefix {place + 1} of {len(new)} is not the run's, or has changed"
+        return f"{flag}: prefix {index + 1} of {len(new)} is not the run's, or has changed"
     if before != now:
         return f"{flag} {_shown(now)}, the run has {_shown(before)}"
     if setting in ("tokenizer_model", "lfr_schedule"):

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one ends a command in order, with one line; the second at once. Imports nothing heavy."""
+"""Ctrl-C: the first one ends a command in order, with one line; the second ends it at once. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 EXIT_CODE = 130
-"""What a shell reports of a command that Ctrl-C ended: 128 + SIGINT."""
+"""Exit code that a shell reports for a command that Ctrl-C ended: 128 + SIGINT."""
 
 OUTCOME = "MEGATRON_LFR_OUTCOME"
-"""Environment variable of ranks whose launcher speaks for them: the file in which rank 0 leaves the exit code."""
+"""Environment variable of ranks whose launcher reports for them: the file into which rank 0 writes the exit code."""
 
 _PAUSE = 0.02
-"""Seconds, in which a destructor ends."""
+"""Seconds to wait for a destructor to end."""
 
 _happened = False
 
 
 def happened() -> bool:
-    """Whether Ctrl-C has ended this command: whatever else has failed since then failed because of it."""
+    """Return whether Ctrl-C has ended this command; whatever has failed since then failed because of it."""
     return _happened
 
 
@@ -42,30 +42,30 @@ def interruptible() -> Iterator[None]:
         return
     _happened = False
     hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, _interrupt)
-    coming: list[threading.Timer] = []
+    timers: list[threading.Timer] = []
 
-    def again(lost: UnraisableHookArgs) -> None:
-        """An interrupt that met a destructor, which cannot raise, comes a second time, outside of it."""
-        if lost.exc_type is KeyboardInterrupt:
+    def interrupt_again(unraisable: UnraisableHookArgs) -> None:
+        """Repeat an interrupt that came during a destructor, which cannot raise it, once the destructor has ended."""
+        if unraisable.exc_type is KeyboardInterrupt:
             signal.signal(signal.SIGINT, _interrupt)
             main = threading.main_thread().ident
-            coming.append(threading.Timer(_PAUSE, signal.pthread_kill, (main, signal.SIGINT)))
-            coming[-1].start()
+            timers.append(threading.Timer(_PAUSE, signal.pthread_kill, (main, signal.SIGINT)))
+            timers[-1].start()
         else:
-            hook(lost)
+            hook(unraisable)
 
-    sys.unraisablehook = again
+    sys.unraisablehook = interrupt_again
     try:
         yield
     finally:
-        for second in coming:  # it has ended for another reason
-            second.cancel()
+        for timer in timers:  # the block has ended for another reason
+            timer.cancel()
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
 
 
 def is_ignored() -> bool:
-    """Whether SIGINT is ignored."""
+    """Return whether SIGINT is ignored."""
     return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
@@ -76,8 +76,8 @@ def leave_at_next() -> None:
 
 @contextmanager
 def not_inherited() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all processes, from those that are started in the block: they are their
-    parent's to stop."""
+    """Keep Ctrl-C, which a terminal sends to all processes, from those that are started in the block: their parent
+    stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

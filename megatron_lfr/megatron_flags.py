@@ -1,4 +1,4 @@
-"""Megatron-LM's flags that are no settings here: accepted because their value is what is done, or refused.
+"""Megatron-LM's flags that are not settings here: accepted because they ask for what is done anyway, or refused.
 
 The argument list of a Megatron script is read in two steps: `strip_megatron_flags` takes out the flags of
 megatron_flags.csv; what is left are settings of the run's configuration, which have Megatron's names too. Names
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 Arity = Literal[0, 1, "+"]
-"""How many values a flag takes: none, one, or all words up to the next flag."""
+"""Number of values that a flag takes: none, one, or all words up to the next flag."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AcceptedFlag:
 
     arity: Arity
     legal: tuple[str, ...] | None
-    """The values that are accepted; None: any. Numbers compare by value, so that 1 is 1.0."""
+    """The values that are accepted; None accepts any. Numbers compare by value, so that 1 is 1.0."""
     reason: str
 
 
@@ -35,17 +35,18 @@ class RefusedFlag:
     arity: Arity
     reason: str
     instead: str
-    """What to give in its place."""
+    """What to give instead."""
 
 
 TABLE = Path(__file__).with_name("megatron_flags.csv")
-"""A row for flags that are treated alike: accepted or refused, the part of a run that they are about, the flags, their
-number of values, the legal values (none: any), the reason, what to give instead. Words are apart by spaces.
-docs/megatron_flags.md is made from it by tools/megatron_flags_page.py."""
+"""A table with a row for each group of flags that are treated alike. Its columns are: accepted or refused, the part of
+a run that the flags are about, the flags, their number of values, the legal values (empty for any), the reason, and
+what to give instead; words are separated by spaces. tools/megatron_flags_page.py makes docs/megatron_flags.md from
+it."""
 
 
 def read_table() -> list[dict[str, str]]:
-    """The rows of TABLE."""
+    """Read the rows of TABLE."""
     with TABLE.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -71,15 +72,15 @@ REFUSED: dict[str, RefusedFlag] = {
 """Flags that end the program, with the reason and what to give instead."""
 
 TRANSLATED: dict[str, dict[str, str]] = {"--attention-backend": {"flash": "auto", "fused": "auto"}}
-"""Settings of ours, and Megatron's values of them that one of ours amounts to."""
+"""Our settings that have other values in Megatron, with our value for each of those."""
 
 
 def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(`argv` without the flags of the two tables and with our values of settings, a note on each of them).
+    """Return (`argv` without the flags of the two tables and with our values of settings, a note on each of these).
 
-    Reads `--flag value`, `--flag=value`, `--flag a b` (lists), and underscores for hyphens in names of flags.
-    All other words are handed on untouched and in order. Raises one ValueError that names every refused flag
-    and every value that is not accepted, a line for each, with the reason and the legal values.
+    Reads `--flag value`, `--flag=value`, `--flag a b` (lists), and underscores for hyphens in names of flags. All other
+    words are kept unchanged and in order. Raises one ValueError that names every refused flag and every value that is
+    not accepted, with a line for each that gives the reason and the legal values.
     """
     rest: list[str] = []
     notes: list[str] = []
@@ -110,14 +111,14 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _translate(flag: str, values: list[str]) -> tuple[list[str], list[str]]:
-    """(a setting of ours, a note where Megatron's value stood there)."""
+    """Return (words of our setting, a note if the value was Megatron's)."""
     ours = [TRANSLATED[flag].get(value, value) for value in values]
-    taken = [f"{flag} {value}: accepted as {own}" for value, own in zip(values, ours, strict=True) if value != own]
-    return [flag, *ours], taken
+    notes = [f"{flag} {value}: accepted as {our}" for value, our in zip(values, ours, strict=True) if value != our]
+    return [flag, *ours], notes
 
 
 def _take_values(words: deque[str], arity: Arity) -> list[str]:
-    """Take from the head of `words` the values that `arity` allows; a word that begins with `--` is none."""
+    """Take the values that `arity` allows from the head of `words`; a word that begins with `--` is not a value."""
     limit = len(words) if arity == "+" else arity
     values: list[str] = []
     while words and len(values) < limit and not words[0].startswith("--"):
@@ -126,7 +127,7 @@ def _take_values(words: deque[str], arity: Arity) -> list[str]:
 
 
 def _problem(flag: str, spec: AcceptedFlag | RefusedFlag, values: list[str]) -> str | None:
-    """Why a flag with these values ends the program; None: it does not."""
+    """Return why a flag with these values ends the program; None if it does not."""
     if isinstance(spec, RefusedFlag):
         return f"{flag}: refused: {spec.reason}; instead: {spec.instead}"
     if spec.arity == 0:
@@ -141,7 +142,7 @@ def _problem(flag: str, spec: AcceptedFlag | RefusedFlag, values: list[str]) -> 
 
 
 def _equal(value: str, choice: str) -> bool:
-    """Whether two values are the same word or the same number."""
+    """Return whether two values are the same word or the same number."""
     try:
         return float(value) == float(choice)
     except ValueError:

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _UNLIMITED = 100_000
-"""Columns of a file or a pipe."""
+"""Number of columns of a file or a pipe."""
 
 
 def prepare() -> None:
-    """Make printing safe for a process: what an encoding lacks is written as an escape, and what nobody can read any
-    more, since a pipe or a terminal has closed, goes nowhere. A job of days does not end for that."""
+    """Make printing safe for a process: characters that the encoding lacks are written as escapes, and output to a pipe
+    or terminal that has closed is discarded, so that it does not end a job of days."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file that is opened would become the output
+        except OSError:  # it is closed, and the next file that is opened would become the output
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor that leads nowhere once its reader is gone."""
+    """A file descriptor whose output is discarded once its reader is gone."""
 
     def write(self, data: ReadableBuffer, /) -> int | None:  # type: ignore[override]
         try:
@@ -43,7 +43,7 @@ class _Lasting(io.FileIO):
             if error.errno in (errno.EPIPE, errno.EIO):
                 return memoryview(data).nbytes
             error.filename = "standard output" if self.fileno() == 1 else "standard error"
-            raise  # a full disk, say: once
+            raise  # only once, for instance for a full disk
 
 
 def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
@@ -52,7 +52,7 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # python -u has no buffer
     if not isinstance(stream, io.TextIOWrapper) or type(raw) is not io.FileIO or raw.fileno() != descriptor:
-        return stream  # somebody has put another object there, and will look into it
+        return stream  # another object has been installed, for instance to capture the output
     stream.flush()
     lasting = _Lasting(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
@@ -65,8 +65,8 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Text that others wrote, safe for a terminal or a page: whatever does not show, or changes how its surroundings
-    show, is spelled out (\\n, \\x1b, \\u202e), but for spaces and what is in `keep`."""
+    """Make text from others safe for a terminal or a page: characters that are invisible, or change how others are
+    shown, are written as escapes (\\n, \\x1b, \\u202e), except spaces and those in `keep`."""
     if text.isprintable():
         return text
     return "".join(
@@ -76,17 +76,17 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether something read from a file is a finite number."""
+    """Return whether something read from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 4, missing: str = "-") -> str:
-    """A loss for a reader; `missing` where it is none or not finite."""
+    """Format a loss for readers; `missing` where it is not a finite number."""
     return f"{value:.{digits}f}" if is_number(value) else missing
 
 
 def width() -> int:
-    """Columns of the output: what COLUMNS says, or the terminal; else as many as are wanted."""
+    """Return the number of columns of the output: that of COLUMNS or of the terminal, else practically no limit."""
     return shutil.get_terminal_size((_UNLIMITED, 24)).columns
 
 
@@ -95,7 +95,8 @@ def print_table(
 ) -> None:
     """Print a table that is never cut: where it is wider than the output, each row becomes a list.
 
-    The columns named in `left`, by default the first, are text, the others numbers. What grows with the data are rows.
+    The columns named in `left`, by default the first, are text; the others are numbers. What grows with the data
+    belongs in rows.
     """
     from rich.console import Console
     from rich.measure import Measurement

@@ -41,20 +41,20 @@ def test_the_librarys_names_are_those_of_its_table(name: str) -> None:
     assert set(re.findall(r"`(\w+)`", row.split("|")[2])) == set(importlib.import_module(name).__all__)
 
 
-def test_the_options_of_the_cross_entropy_are_all_told() -> None:
+def test_the_options_of_the_cross_entropy_are_all_documented() -> None:
     page = (DOCS / "library.md").read_text()
     section = page[page.index("## The cross-entropy") : page.index("## Stopping and going on")]
     signature = inspect.signature(block_cross_entropy)
-    told = set(re.findall(r"`(\w+)(?:=.)?`", section))
-    assert {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY} <= told
+    documented = set(re.findall(r"`(\w+)(?:=.)?`", section))
+    assert {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY} <= documented
 
 
 def test_the_librarys_figures_are_those_of_the_record() -> None:
     page, record = (DOCS / "library.md").read_text(), (ROOT / "benchmarks/2026-11-21-phase-orders.md").read_text()
     measured = re.findall(r"^\| .* \| ([\d.]+) \| .* \| .* \| ([\d.]+) \|$", record, re.MULTILINE)
-    told = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
-    assert len(told) == 4
-    for seconds, bytes_a_block in told:
+    documented = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(documented) == 4
+    for seconds, bytes_a_block in documented:
         assert any(abs(float(seconds) - float(s)) < 0.0051 and bytes_a_block == b for s, b in measured)
 
 

@@ -39,7 +39,7 @@ SEQ_LENGTH, MEAN_LENGTH = 2048, 608
 
 
 def measure(call: Callable[[], object], repeats: int) -> tuple[float, int]:
-    """(median seconds, most bytes beyond what was there before)."""
+    """Return (median seconds, peak bytes beyond those in use before)."""
     seconds: list[float] = []
 
     def timed() -> object:
@@ -53,7 +53,7 @@ def measure(call: Callable[[], object], repeats: int) -> tuple[float, int]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by a copy into memory that is there already."""
+    """Return the bytes that a copy into allocated memory reads and writes a second."""
     source, target = np.ones(2**27, np.uint8), np.ones(2**27, np.uint8)
     return 2 * source.nbytes / min(measure(lambda: np.copyto(target, source), 1)[0] for _ in range(7))
 
@@ -65,7 +65,7 @@ def document_lengths(documents: int) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 
 def megatron_helper() -> Any:
-    """Megatron-core's compiled module alone: the package around it would import much else. None without it."""
+    """Return Megatron-core's compiled module without its package, which imports much else; None if it is missing."""
     found = importlib.util.find_spec("megatron")
     for folder in found.submodule_search_locations or [] if found else []:
         for path in Path(folder).glob("core/datasets/helpers_cpp*.so"):
@@ -79,7 +79,7 @@ def megatron_helper() -> Any:
 
 
 def megatron_index(helper: Any, lengths: np.ndarray[Any, np.dtype[np.int32]], folder: str) -> None:
-    """The steps of Megatron-core's GPTDataset for one epoch."""
+    """Run the steps of Megatron-core's GPTDataset for one epoch."""
     random = np.random.RandomState(1)
     documents = np.arange(len(lengths), dtype=np.int32)
     random.shuffle(documents)
@@ -92,7 +92,7 @@ def megatron_index(helper: Any, lengths: np.ndarray[Any, np.dtype[np.int32]], fo
 
 
 def numpy_choice(scores: np.ndarray[Any, np.dtype[np.float32]], samples: int) -> np.ndarray[Any, Any]:
-    """Exponential keys in fp32, a partition, and a shuffle of what was chosen."""
+    """Choose by exponential keys in fp32 and a partition, and shuffle the choice."""
     random = np.random.default_rng(1)
     keys = random.standard_exponential(len(scores), np.float32)
     keys /= np.exp(scores)
@@ -143,11 +143,11 @@ def peer(name: str, call: Callable[[], object], ours: Row, blocks: int, repeats:
 
 
 def learn_blocks(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
-    """An order of all of `blocks`, and one of ten corpora of them that have weights."""
+    """Time an order of `blocks` blocks, and one of the same blocks as ten corpora with weights."""
     name = f"learn: {blocks:,} blocks"
     rows = {name: row(name, blocks, 4 * blocks, bandwidth, lambda threads: _C.permutation(blocks, 1, threads), repeats)}
     corpora = Blend([blocks * c // 10 for c in range(11)], list(range(1, 11)))
-    scores = np.broadcast_to(np.float32(0), (blocks,))  # learn does not look at them
+    scores = np.broadcast_to(np.float32(0), (blocks,))  # learn does not use them
     started = time.perf_counter()
     memory = peak_beyond(lambda: corpora.make_order(Phase("learn", 1), scores, blocks, 1, 0))
     seconds = time.perf_counter() - started

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PEERS = [("encode_batch", 1000), ("encode_batch_fast", 1000), ("encode_batch_fast", 10_000)]
-"""Method, and texts in a batch."""
+"""Method of the library, and number of texts in a batch."""
 
 OURS = """
 import resource, sys
@@ -58,7 +58,7 @@ print(time.perf_counter() - started, time.process_time() - cpu)
 class Cost:
     seconds: float
     cpu: float
-    """Seconds of all cores: what counts where the cores are shared with others."""
+    """CPU seconds of all cores, which count where others use the cores too."""
     peaks: tuple[int, ...] = ()
     """KiB of the main process, and of the largest worker."""
 
@@ -89,15 +89,15 @@ class Inputs:
     """The start of a corpus."""
 
     one: Path
-    """As one file."""
+    """All documents in one file."""
     many: Path
-    """As a thousand."""
+    """The same in a thousand files."""
     short: Path
-    """Its documents that are not long."""
+    """The documents that are not long."""
     four_short: Path
-    """Those, four times over."""
+    """The same, four times."""
     n_bytes: int
-    """Of its text."""
+    """Size of the text in bytes."""
 
 
 def prepare(corpus: Path, folder: Path, n_bytes: int) -> Inputs:
@@ -120,7 +120,7 @@ def rate(n_bytes: int, costs: list[Cost]) -> float:
 
 
 def ratios(above: list[Cost], below: list[Cost]) -> str:
-    """Medians and spread of the paired ratios, in seconds and in seconds of all cores."""
+    """Return medians and spread of the paired ratios, in seconds and in CPU seconds."""
     pairs = list(zip(above, below, strict=True))
     seconds = sorted(one.seconds / other.seconds for one, other in pairs)
     cpu = sorted(one.cpu / other.cpu for one, other in pairs)

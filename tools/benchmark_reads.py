@@ -34,12 +34,12 @@ from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 SEQ_LENGTH, DOCUMENT_LENGTH, VOCABULARY = 2048, 608, 50_000
 ROWS = 1024
-WANTED = 20e6
+REQUIRED = 20e6
 """Tokens a second that one process must supply."""
 
 
 def write_corpus(folder: Path, tokens: int, prefixes: int) -> list[Path]:
-    """The same random tokens, whatever the number of prefixes."""
+    """Write random tokens, the same for any number of prefixes."""
     documents = tokens // DOCUMENT_LENGTH // prefixes
     paths = []
     for number in range(prefixes):
@@ -66,7 +66,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def block_reads(prefix: Path, repeats: int) -> dict[str, Any]:
-    """Microseconds a block, and the ratio to a copy, pair by pair."""
+    """Measure the microseconds for a block, and the ratio to a copy, in pairs."""
     dataset = IndexedDataset(prefix)
     blocks = dataset.num_tokens // SEQ_LENGTH
     memory = np.fromfile(f"{prefix}.bin", np.uint16)[: blocks * SEQ_LENGTH].reshape(blocks, SEQ_LENGTH)
@@ -93,7 +93,7 @@ def random_steps(source: BlockSource, steps: int, rows: int) -> Iterator[tuple[i
 
 
 def loader_speed(source: BlockSource, repeats: int, **options: Any) -> dict[str, float]:
-    """Tokens a second of batches of 64 blocks, nothing else being done."""
+    """Measure the tokens a second of batches of 64 blocks, while nothing else is done."""
     speeds = []
     for _ in range(repeats):
         steps, rows = 200, 64
@@ -104,9 +104,9 @@ def loader_speed(source: BlockSource, repeats: int, **options: Any) -> dict[str,
 
 
 def waiting(source: BlockSource, steps: int = 100, rows: int = 256) -> dict[str, float]:
-    """A consumer whose steps take as long as `WANTED` allows: milliseconds of a step, and of its wait for data."""
+    """Measure the milliseconds of a step, and of its wait for data, for a consumer that takes `REQUIRED` tokens/s."""
     loader = Loader(source)
-    seconds = rows * SEQ_LENGTH / WANTED
+    seconds = rows * SEQ_LENGTH / REQUIRED
     waits = []
     before = 0.0
     for _ in loader.iterate(random_steps(source, steps, rows)):

@@ -1,4 +1,4 @@
-"""Orders over more blocks than 32 bits count: are they right? Takes minutes, 14 GB, and two cores.
+"""Checks orders over more blocks than 32 bits can count. Takes minutes, 14 GB, and two cores.
 
     python tools/check_scale.py
 
@@ -21,7 +21,7 @@ from megatron_lfr import _C
 
 CELLS = 64
 LIMIT = 131.0
-"""Of chi-square with 63 degrees of freedom: exceeded once in a million."""
+"""Chi-square with 63 degrees of freedom exceeds this once in a million times."""
 
 
 def timed(name: str, make: Callable[[], Any]) -> Any:
@@ -32,7 +32,7 @@ def timed(name: str, make: Callable[[], Any]) -> Any:
 
 
 def check_even(ids: npt.NDArray[Any], n: int) -> None:
-    """The ids, and those in the first and the last tenth of the order, are spread over [0, n)."""
+    """Check that the ids, and those in the first and the last tenth of the order, are spread over [0, n)."""
     for part in (ids, ids[: len(ids) // 10], ids[-len(ids) // 10 :]):
         counts = np.bincount((part.astype(np.uint64) // np.uint64(-(-n // CELLS))).astype(np.int64), minlength=CELLS)
         shares = np.diff(np.minimum(np.arange(CELLS + 1) * -(-n // CELLS), n)) / n

@@ -4,10 +4,10 @@
     python tools/fuzz.py --libfuzzer --executions 1000000     # clang++: inputs that are guided by coverage
     python tools/fuzz.py --threads                            # ThreadSanitizer
 
-`dataset` opens and reads .idx and .bin files that lie; `orders` calls every order with hostile numbers. Each checks
-results against a second implementation: a wrong answer fails as a sanitizer's report does. The inputs follow from the
-seed. One that fails is kept in FOLDER as `crash-TARGET`; `FOLDER/TARGET CRASH_FILE` runs it again. The exit code is 1
-where anything failed.
+`dataset` opens and reads false .idx and .bin files; `orders` calls every order with hostile numbers. Each checks the
+results against a second implementation: a wrong answer is a failure, as is a report of a sanitizer. The inputs follow
+from the seed. An input that fails is kept in FOLDER as `crash-TARGET`; `FOLDER/TARGET CRASH_FILE` runs it again. The
+exit code is 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LIBFUZZER_LIMITS = ["-timeout=30", "-malloc_limit_mb=64", "-rss_limit_mb=2048", 
 
 
 def sources(target: str, csrc: Path = CSRC) -> list[Path]:
-    """What a fuzz target is made of, its driver apart; `csrc` may be a changed copy of the core."""
+    """Return the source files of a fuzz target without its driver; `csrc` may be a changed copy of the core."""
     return [FUZZ / f"{name}.cpp" for name in OWN[target]] + [csrc / f"{name}.cpp" for name in CORE[target]]
 
 
 def compile_all(compiler: str, flags: Sequence[str], files: Sequence[Path], folder: Path) -> list[Path]:
-    """Object files of `files` in `folder`, compiled two at a time. Errors: CalledProcessError."""
+    """Compile `files` into object files in `folder`, two at a time. Errors: CalledProcessError."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(file: Path) -> Path:
@@ -54,13 +54,13 @@ def compile_all(compiler: str, flags: Sequence[str], files: Sequence[Path], fold
 
 
 def link(compiler: str, flags: Sequence[str], objects: Sequence[Path], program: Path) -> Path:
-    """The program of object files."""
+    """Link object files to a program."""
     subprocess.run([compiler, *COMMON, *flags, *map(str, objects), "-o", str(program)], check=True)
     return program
 
 
 def fuzz(target: str, options: argparse.Namespace) -> int:
-    """Build and run one target; its exit code."""
+    """Build and run a target; return its exit code."""
     flags = [*MEMORY, "-O1", *(["-fsanitize=fuzzer"] if options.libfuzzer else [])]
     driver = FUZZ / ("libfuzzer.cpp" if options.libfuzzer else "driver.cpp")
     objects = compile_all(options.compiler, flags, [*sources(target), driver], options.build / f"{target}-objects")
@@ -74,13 +74,13 @@ def fuzz(target: str, options: argparse.Namespace) -> int:
 
 
 def run_threads(options: argparse.Namespace) -> int:
-    """Build and run what ThreadSanitizer watches; its exit code."""
+    """Build and run the program for ThreadSanitizer; return its exit code."""
     program = build_threads(options.compiler, options.build)
     return subprocess.run([program, "5000000", options.build]).returncode
 
 
 def build_threads(compiler: str, folder: Path) -> Path:
-    """The program whose threads ThreadSanitizer watches."""
+    """Build the program whose threads ThreadSanitizer watches."""
     core = [CSRC / f"{name}.cpp" for names in CORE.values() for name in names]
     flags = [*THREADS, "-O1"]
     return link(
@@ -89,7 +89,7 @@ def build_threads(compiler: str, folder: Path) -> Path:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line. A compiler that is missing ends the program."""
+    """Parse the command line. Exits if the compiler is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=sorted(CORE), default=sorted(CORE))
     parser.add_argument("--executions", type=int, default=100_000)

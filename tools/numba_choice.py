@@ -1,7 +1,7 @@
 """A peer for benchmark_index.py: weighted choice without replacement, compiled by numba.
 
-Exponential keys in fp32, the wanted one found by two histograms of their bits, then a shuffle of what is chosen. It is
-given the weights; the C++ core makes them from the scores.
+It makes exponential keys in fp32, finds the one at the rank by two histograms of bits, and shuffles the choice. It is
+given the weights, which the C++ core computes from the scores.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _shuffle(ids, seed):
 
 
 def choice(weights: np.ndarray[Any, np.dtype[np.float32]], samples: int) -> np.ndarray[Any, Any]:
-    """`samples` different ids, shuffled."""
+    """Return `samples` different ids, shuffled."""
     keys = np.empty(len(weights), np.float32)
     _keys(weights, np.uint64(1), keys)
     bits = keys.view(np.uint32)  # of positive numbers: the same order

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def peak_beyond(call: Callable[[], object]) -> int:
-    """Bytes that a call takes at most, beyond what is resident before it."""
+    """Return the peak bytes of a call, beyond those resident before it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status_bytes("VmRSS")
     result = call()

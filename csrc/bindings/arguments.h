@@ -1,4 +1,4 @@
-// Arguments from Python, checked: a ValueError names the argument and the legal values.
+// Checks arguments from Python: a ValueError names the argument and the legal values.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -46,13 +46,13 @@ auto released(Work work) {
     return work();
 }
 
-// Passes over `size` samples of the blocks, one where `samples` is None, each by a seed of its own.
-// one_pass(seed, out) writes one.
+// Makes `samples` samples as passes of `size` ids, one pass where `samples` is None, each with its own seed.
+// one_pass(seed, out) writes a pass.
 template <class OnePass>
 py::array make_passes(uint64_t n_blocks, uint64_t size, const py::object& seed, const py::object& samples,
                       OnePass one_pass) {
     const uint64_t count = samples.is_none() ? size : to_size(samples, "samples");
-    if (count > 0 && size == 0) throw py::value_error("samples: there is no block to take any from");
+    if (count > 0 && size == 0) throw py::value_error("samples: there is no block to sample from");
     const std::vector<uint64_t> seeds = to_seeds(seed);
     const uint64_t passes = size == 0 ? 0 : count / size + (count % size != 0);
     if (seeds.size() < passes) {
@@ -106,7 +106,7 @@ py::array copied(const Values& values) {
     return py::array(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// Weights with the array that they look at.
+// Weights, and the array of scores that they refer to.
 struct HeldWeights {
     Array<float> scores;
     BlockWeights weights;
@@ -133,7 +133,7 @@ struct HeldWeights {
     }
 };
 
-// order_visits and order_choice: the same arguments, another way to draw. draw(weights, mass, samples, seed,
+// order_visits and order_choice take the same arguments and differ in draw(weights, mass, samples, seed,
 // threads, out).
 template <class Draw>
 auto weighted_order(Draw draw) {
@@ -159,7 +159,7 @@ float py_percentile(const py::object& scores, double q, const Integer& num_threa
     return released([&] { return percentile(data, q, threads); });
 }
 
-// work(ids) for ids of either type.
+// Calls work(ids) for ids of either type.
 template <class Work>
 auto with_ids(const py::object& ids, Work work) {
     if (Array<uint64_t>::check_(ids)) return work(to_array<uint64_t>(ids, "ids"));
@@ -230,7 +230,7 @@ py::array sequence_lengths(const IndexFile& index, const Integer& first, const I
     return copied(lengths);
 }
 
-// C++ errors as Python users know them: OSError with its number, ValueError for what lies outside of a file.
+// Translates C++ errors for Python: OSError with its errno, ValueError for positions outside of a file.
 void translate(std::exception_ptr pointer) {
     try {
         if (pointer) std::rethrow_exception(pointer);

@@ -46,7 +46,7 @@ inline double det_exp_inside(double x) {
     return (kExpTable[static_cast<size_t>(number & (kExpSteps - 1))] * power) * series;
 }
 
-// The same for any x, clamped to [-700, 700]; NaN, of which no integer could be made, counts as -700.
+// e^x for any x, clamped to [-700, 700]; NaN, which has no integer part, counts as -700.
 inline double det_exp(double x) { return det_exp_inside(std::min(std::max(-700.0, x), 700.0)); }
 
 // e^x in fp32 for |x| <= 86, relative error below 3e-7: x = n ln 2 + r with |r| <= ln 2 / 2, e^r from its
@@ -76,7 +76,7 @@ inline float exp_from_below(float x) {
     return 0.9416f * line;
 }
 
-// A number uniform in [0, 1) from a random word, and what it lacks to 1.
+// A number t, uniform in [0, 1), from a random word, and 1 - t.
 struct Uniform {
     float number, rest;
 
@@ -100,15 +100,15 @@ inline float det_exponential(float t, float rest) {
     float m;
     std::memcpy(&m, &bits, sizeof m);
     const float from_m = m - 1.0f;
-    const float f = k == 0 ? -t : from_m;  // of a small t every digit counts
+    const float f = k == 0 ? -t : from_m;  // for a small t, every digit matters
     const float s = f / (2.0f + f);
     const float z = s * s;
     const float tail = z * (1.0f / 3 + z * (1.0f / 5 + z * (1.0f / 7 + z * (1.0f / 9))));
     return -(static_cast<float>(k) * 0x1.62e430p-1f + 2.0f * (s + s * tail));
 }
 
-// What may be missing or in excess when a decimal share times a count is rounded to doubles: 0.7 of 10 is 7,
-// and 0.29 of 10^9 is 290,000,000.
+// The largest error by which the product of a decimal share and a count may be off in doubles: 0.7 of 10 is
+// 7, and 0.29 of 10^9 is 290,000,000.
 inline double share_slack(double product) { return std::max(1e-9, product * 0x1p-51); }
 
 // floor(share * count) of the decimal share that was meant.

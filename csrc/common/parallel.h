@@ -52,16 +52,16 @@ void parallel_for(uint64_t tasks, int threads, Task task) {
     try {
         for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
     } catch (const std::system_error&) {
-        // The system grants no more threads: those there are do all the work.
+        // The system grants no more threads, so the existing ones do all the work.
     }
     work();
     for (auto& helper : helpers) helper.join();
     if (error) std::rethrow_exception(error);
 }
 
-// Runs task(chunk, first, last) for every chunk of [0, n). What a task counts, it counts in variables of its
-// own and stores when it is done: the results of neighbouring chunks share cache lines, and two threads that
-// write to one line wait for each other at every write.
+// Runs task(chunk, first, last) for every chunk of [0, n). A task should count in local variables and store
+// the results when it is done: the results of neighbouring chunks share cache lines, and two threads that
+// write to the same line wait for each other at every write.
 template <class Task>
 void for_chunks(uint64_t n, int threads, Task task) {
     parallel_for(num_chunks(n), threads, [&](uint64_t chunk) {
@@ -70,7 +70,7 @@ void for_chunks(uint64_t n, int threads, Task task) {
     });
 }
 
-// The results of make(first, last) for every chunk of [0, n), in their order.
+// Returns the results of make(first, last) for every chunk of [0, n), in order.
 template <class Make>
 auto map_chunks(uint64_t n, int threads, Make make) {
     std::vector<decltype(make(n, n))> results(num_chunks(n));
@@ -79,12 +79,12 @@ auto map_chunks(uint64_t n, int threads, Make make) {
     return results;
 }
 
-// Items that are worked on at a time where that lets the compiler use vector instructions. What is kept of a
-// batch stays in the first-level cache.
+// The number of items processed at a time in loops that become vector instructions. The intermediate results
+// of a batch stay in the first-level cache.
 constexpr uint64_t kBatch = 512;
 
-// Sums by cluster are kept in this many tables in turn, by the place of an item in its batch: one that is
-// added right after another of its cluster must not wait for it.
+// Sums by cluster are kept in this many tables, chosen in turn by the index of an item in its batch, so that
+// no addition waits for the one before it to the same cluster.
 constexpr uint64_t kTables = 4;
 
 // Runs task(first, count) for every batch of [begin, end), in order.

@@ -15,7 +15,7 @@ inline uint64_t mix(uint64_t x) {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ull;
 
-// A seed of its own for each (seed, number).
+// Derives an independent seed for each (seed, number).
 inline uint64_t derive(uint64_t seed, uint64_t number) {
     return mix(mix(seed + kGolden) + kGolden * (number + 1));
 }

@@ -1,5 +1,5 @@
-// Loops for the vector instructions of the processor at hand. The results have the same bits with any: loops
-// hold single IEEE operations, which no option fuses.
+// Compiles loops for the vector instructions of the processor. The results have the same bits with any of
+// them, since the loops consist of single IEEE operations, which no option fuses.
 #pragma once
 
 #include <utility>
@@ -13,7 +13,7 @@ __attribute__((target("avx2"), flatten)) void run_with_avx2(Loop&& loop) {
     loop();
 }
 
-// Runs a loop, compiled for AVX2 where the processor has it; what it calls and is not inlined stays as it is.
+// Runs a loop, compiled for AVX2 where the processor has it; functions that are not inlined are not.
 template <class Loop>
 void run_vectorised(Loop&& loop) {
     static const bool has_avx2 = __builtin_cpu_supports("avx2");

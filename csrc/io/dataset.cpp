@@ -11,9 +11,9 @@ namespace mlfr {
 namespace {
 
 constexpr uint64_t kHeaderBytes = 34;
-constexpr uint64_t kPiece = uint64_t{1} << 14;  // entries that are read at a time
+constexpr uint64_t kEntriesAtATime = uint64_t{1} << 14;  // how many entries are read at a time
 
-// Bytes of a token by Megatron's type code; 0: unknown. The floating-point types 6 and 7 hold no token ids.
+// Bytes of a token by Megatron's type code; 0: unknown. The floating-point types 6 and 7 cannot be token ids.
 uint64_t bytes_of(int dtype_code) {
     switch (dtype_code) {
         case 1:  // uint8
@@ -60,7 +60,7 @@ void IndexFile::check_header() {
     std::memcpy(&sequences_, header + 18, 8);
     std::memcpy(&entries_, header + 26, 8);
     const uint64_t payload = file_.size() - kHeaderBytes;
-    // Divisions first: counts that lie must not overflow a product.
+    // Divisions first, so that false counts do not overflow a product.
     if (sequences_ > payload / 12 || entries_ > (payload - 12 * sequences_) / 8 ||
         12 * sequences_ + 8 * entries_ != payload) {
         fail("holds " + std::to_string(file_.size()) + " bytes, which do not fit its counts of " +
@@ -73,10 +73,10 @@ void IndexFile::check_header() {
 }
 
 void IndexFile::check_sequences() {
-    std::vector<int32_t> lengths(std::min(kPiece, sequences_));
+    std::vector<int32_t> lengths(std::min(kEntriesAtATime, sequences_));
     std::vector<int64_t> positions(lengths.size());
-    for (uint64_t first = 0; first < sequences_; first += kPiece) {
-        const uint64_t count = std::min(kPiece, sequences_ - first);
+    for (uint64_t first = 0; first < sequences_; first += kEntriesAtATime) {
+        const uint64_t count = std::min(kEntriesAtATime, sequences_ - first);
         file_.read(lengths_at_ + 4 * first, lengths.data(), 4 * count);
         file_.read(positions_at_ + 8 * first, positions.data(), 8 * count);
         for (uint64_t i = 0; i < count; ++i) {
@@ -95,10 +95,10 @@ void IndexFile::check_sequences() {
 }
 
 void IndexFile::check_documents() const {
-    std::vector<int64_t> entries(std::min(kPiece, entries_));
+    std::vector<int64_t> entries(std::min(kEntriesAtATime, entries_));
     int64_t previous = 0;
-    for (uint64_t first = 0; first < entries_; first += kPiece) {
-        const uint64_t count = std::min(kPiece, entries_ - first);
+    for (uint64_t first = 0; first < entries_; first += kEntriesAtATime) {
+        const uint64_t count = std::min(kEntriesAtATime, entries_ - first);
         file_.read(documents_at_ + 8 * first, entries.data(), 8 * count);
         for (uint64_t i = 0; i < count; ++i) {
             if (entries[i] < previous || (first + i == 0 && entries[i] != 0)) {
@@ -144,7 +144,7 @@ TokenFile::TokenFile(const std::string& path, uint64_t item_size, uint64_t num_t
     : file_(path), item_size_(item_size), tokens_(num_tokens) {
     if (item_size == 0 || num_tokens > UINT64_MAX / item_size || file_.size() != num_tokens * item_size) {
         throw std::invalid_argument(path + ": holds " + std::to_string(file_.size()) +
-                                    " bytes, the .idx file says " + std::to_string(num_tokens) +
+                                    " bytes, but the .idx file says " + std::to_string(num_tokens) +
                                     " tokens of " + std::to_string(item_size) +
                                     " bytes; truncated, or from another corpus?");
     }

@@ -10,7 +10,7 @@
 
 namespace mlfr {
 
-// A checked .idx file. Nothing of its size is kept in memory. Layout, little-endian: magic "MMIDIDX\0\0", u64
+// A checked .idx file. The memory does not grow with it. Layout, little-endian: magic "MMIDIDX\0\0", u64
 // version 1, u8 type of a token, u64 sequences, u64 document entries; then i32 lengths [sequences], i64 byte
 // positions [sequences], i64 first sequence of each document [entries], where the last entry is the number of
 // sequences.

@@ -36,7 +36,7 @@ struct stat status_of(const OpenFile& file, const std::string& path) {
 }  // namespace
 
 OpenFile::OpenFile(const std::string& path)
-    // O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+    // O_NONBLOCK, so that opening a pipe without a writer does not hang.
     : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (descriptor_ < 0) fail(path);
 }
@@ -46,8 +46,8 @@ OpenFile::~OpenFile() { close(descriptor_); }
 void OpenFile::read(uint64_t offset, void* out, uint64_t length) const {
     char* to = static_cast<char*>(out);
     while (length > 0) {
-        const uint64_t piece = std::min<uint64_t>(length, 1u << 30);
-        const ssize_t got = pread(descriptor_, to, piece, static_cast<off_t>(offset));
+        const uint64_t part = std::min<uint64_t>(length, 1u << 30);
+        const ssize_t got = pread(descriptor_, to, part, static_cast<off_t>(offset));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) fail(path_);
         if (got == 0) fail_short(path_);
@@ -58,7 +58,7 @@ void OpenFile::read(uint64_t offset, void* out, uint64_t length) const {
 }
 
 File::File(const std::string& path) : path_(path) {
-    // The system would open the file that is named before it.
+    // The system would ignore all after the NUL, and open another file.
     if (path.find('\0') != std::string::npos) throw std::invalid_argument("a file name with a NUL character");
     auto file = std::make_shared<const OpenFile>(path);
     const struct stat status = status_of(*file, path);

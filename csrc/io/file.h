@@ -8,7 +8,7 @@
 
 namespace mlfr {
 
-// The system refused to open or read a file: an OSError in Python.
+// The system failed to open or read a file; becomes an OSError in Python.
 struct FileError : std::runtime_error {
     FileError(int error_number, const std::string& message, const std::string& file_path)
         : std::runtime_error(message), number(error_number), path(file_path) {}
@@ -17,7 +17,7 @@ struct FileError : std::runtime_error {
     std::string path;
 };
 
-// An open file. Threads may share it: every read says where it begins.
+// An open file. Threads may share it, since every read gives its own offset.
 class OpenFile {
   public:
     // Throws FileError where the file cannot be opened.
@@ -37,8 +37,8 @@ class OpenFile {
     int descriptor_;
 };
 
-// A file that is read again and again. A corpus may have more files than a process may open: descriptors are
-// kept up to a quarter of that number, and files beyond are opened anew for their reads.
+// A file that is read many times. A corpus may have more files than a process may open, so up to a quarter of
+// that number stay open, and all others are opened for each read.
 class File {
   public:
     // Throws FileError where the file cannot be opened, std::invalid_argument where it is not a regular file.
@@ -50,8 +50,8 @@ class File {
     const std::string& path() const { return path_; }
     uint64_t size() const { return size_; }
 
-    // The file, for the reads of one call. Throws FileError where it has become shorter, and where it had to
-    // be opened anew and cannot be, or another file has taken its name.
+    // Returns the file, open for the reads of one call. Throws FileError where it has become shorter, cannot
+    // be opened again, or has been replaced by another file.
     std::shared_ptr<const OpenFile> open() const;
 
     void read(uint64_t offset, void* out, uint64_t length) const { open()->read(offset, out, length); }

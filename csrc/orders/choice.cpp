@@ -16,12 +16,12 @@ namespace mlfr {
 
 namespace {
 
-// What divides a block's weight relative to its cluster's reference to give its weight in the corpus, up
-// to a common factor: at least 1; 0 where the cluster has no share.
+// The divisor that turns a block's weight relative to its cluster's reference into its weight in the corpus,
+// up to a common factor: at least 1; 0 where the cluster has no share.
 std::vector<double> corpus_factors(const BlockWeights& weights, const Shares& shares, int threads) {
     const size_t k = weights.clusters();
     std::vector<double> factor(k, 0.0);
-    if (shares.drawn() == 1) {  // there is nothing to compare it with
+    if (shares.drawn() == 1) {  // a single cluster needs no common scale
         for (size_t c = 0; c < k; ++c) factor[c] = shares.of(c) > 0.0 ? 1.0 : 0.0;
         return factor;
     }
@@ -38,7 +38,7 @@ std::vector<double> corpus_factors(const BlockWeights& weights, const Shares& sh
 
 // Exponential keys (Efraimidis & Spirakis 2006): the k smallest of E_i / w_i, E_i standard exponential
 // numbers, are a weighted choice without replacement. In fp32 there are few ties, which go by id; keys beyond
-// its range are all its largest number. They are made anew whenever they are read.
+// its range all become the largest number. Keys are computed anew whenever they are read.
 class ExponentialKeys {
   public:
     ExponentialKeys(const BlockWeights& weights, const Shares& shares, uint64_t seed, int threads)
@@ -54,7 +54,7 @@ class ExponentialKeys {
         uint32_t cluster[kBatch];
         float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch];
         read_weights(first, count, cluster, log_relative, factor);
-        for (uint64_t j = 0; j < count; ++j) {  // short loops: vector instructions
+        for (uint64_t j = 0; j < count; ++j) {  // short loops, which become vector instructions
             const Uniform draw(derive(seed_, first + j));
             uniform[j] = draw.number;
             rest[j] = draw.rest;
@@ -65,8 +65,8 @@ class ExponentialKeys {
         return keys;
     }
 
-    // Writes the keys of a batch that are at most `bound`, and where in the batch they belong; returns how
-    // many. Most are ruled out by a bound from below, without exp and log.
+    // Writes the keys of a batch that are at most `bound`, and their offsets in the batch; returns their
+    // number. A lower bound, without exp and log, rules out most of them.
     uint32_t read_below(uint32_t bound, uint64_t first, uint64_t count, uint32_t* offsets,
                         uint32_t* keys) const {
         uint32_t chosen = 0;
@@ -97,14 +97,14 @@ class ExponentialKeys {
             least[j] = factor[j] * exp_from_below(-log_relative[j]) *
                        (t + 0.5f * t * t);  // -ln(1 - t) > t + t^2 / 2
         }
-        // A little more than the bound, for what rounding may add to `least`.
+        // A little more than the bound, since rounding may have raised `least`.
         const float most = bound < kLargest ? key_float(bound) * 1.0001f : std::numeric_limits<float>::max();
         uint32_t possible = 0;
         for (uint32_t j = 0; j < count; ++j) {  // without branches, which nothing could predict
             offsets[possible] = j;
             possible += (least[j] <= most) & (factor[j] > 0.0f);
         }
-        for (uint32_t i = 0; i < possible; ++i) {  // forward: what is overwritten has been read
+        for (uint32_t i = 0; i < possible; ++i) {  // forward, so that what is overwritten has been read
             const uint32_t j = offsets[i];
             log_relative[i] = log_relative[j];
             factor[i] = factor[j];
@@ -135,8 +135,8 @@ class ExponentialKeys {
     std::vector<float> factors_;
 };
 
-// The samples of every chunk, as offsets from its first block. An emitter for shuffle_multiset, which takes
-// memory for what is drawn alone.
+// Emits the samples of every chunk for shuffle_multiset. They are kept as offsets from the first block of the
+// chunk, so that memory is needed for the samples only.
 class SampleLists {
   public:
     explicit SampleLists(uint64_t n) : lists_(num_chunks(n)) {}
@@ -154,27 +154,27 @@ class SampleLists {
     std::vector<std::vector<uint32_t>> lists_;
 };
 
-// A block whose key lies near the one at the wanted rank: where it stands in the lists.
+// A block whose key lies near the one at the wanted rank, and its position in the lists.
 struct Near {
     uint32_t key;
-    uint32_t place;
+    uint32_t position;
     uint64_t chunk;
 
     bool operator<(const Near& other) const {
         if (key != other.key) return key < other.key;
-        return chunk != other.chunk ? chunk < other.chunk : place < other.place;
+        return chunk != other.chunk ? chunk < other.chunk : position < other.position;
     }
 };
 
-// Takes the blocks at these places, which are those of a chunk in any order, out of a list.
-void erase_places(std::vector<uint32_t>& list, const std::vector<uint32_t>& places) {
+// Removes the blocks at these positions, in any order, from the list of a chunk.
+void erase_positions(std::vector<uint32_t>& list, const std::vector<uint32_t>& positions) {
     constexpr uint32_t kErased = 0xFFFFFFFFu;
-    for (const uint32_t place : places) list[place] = kErased;
+    for (const uint32_t position : positions) list[position] = kErased;
     list.erase(std::remove(list.begin(), list.end(), kErased), list.end());
 }
 
-// The `samples` blocks with the smallest keys of `all` that have one; equal keys go by id. One pass over the
-// blocks; nothing where a guess does not hold.
+// The `samples` blocks with the smallest keys of `all` that have one; equal keys go by id. Takes one
+// pass over the blocks; returns nothing if the guess at the last key was wrong.
 std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t samples, uint64_t all,
                                            int threads) {
     const double share = static_cast<double>(samples) / static_cast<double>(all);
@@ -187,12 +187,12 @@ std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t begin, uint64_t end) {
         std::vector<uint32_t> list;
         std::vector<Near> near;
-        uint32_t offsets[kBatch], found[kBatch];
+        uint32_t offsets[kBatch], below_high[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
-            const uint32_t chosen = keys.read_below(bounds->high, first, count, offsets, found);
+            const uint32_t chosen = keys.read_below(bounds->high, first, count, offsets, below_high);
             const auto size = static_cast<uint32_t>(list.size());
             for (uint32_t i = 0; i < chosen; ++i) {
-                if (found[i] > bounds->low) near.push_back({found[i], size + i, chunk});
+                if (below_high[i] > bounds->low) near.push_back({below_high[i], size + i, chunk});
                 offsets[i] += static_cast<uint32_t>(first - begin);
             }
             list.insert(list.end(), offsets, offsets + chosen);
@@ -200,7 +200,7 @@ std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t
         lists.of(chunk) = std::move(list);
         near_of[chunk] = std::move(near);
     });
-    uint64_t below = 0;  // keys up to the lower bound
+    uint64_t below = 0;  // how many keys are at most the lower bound
     std::vector<Near> near;
     for (uint64_t chunk = 0; chunk < chunks; ++chunk) {
         below += lists.count(chunk) - near_of[chunk].size();
@@ -210,14 +210,14 @@ std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t
     const auto last = near.begin() + static_cast<std::ptrdiff_t>(samples - below);
     std::nth_element(near.begin(), last, near.end());
     std::vector<std::vector<uint32_t>> too_many(chunks);
-    std::for_each(last, near.end(), [&](const Near& item) { too_many[item.chunk].push_back(item.place); });
-    parallel_for(chunks, threads, [&](uint64_t chunk) { erase_places(lists.of(chunk), too_many[chunk]); });
+    std::for_each(last, near.end(), [&](const Near& item) { too_many[item.chunk].push_back(item.position); });
+    parallel_for(chunks, threads, [&](uint64_t chunk) { erase_positions(lists.of(chunk), too_many[chunk]); });
     return lists;
 }
 
 }  // namespace
 
-// The order of the keys is biased towards heavy blocks, so what was chosen is shuffled.
+// The order of the keys is biased towards heavy blocks, so the chosen blocks are shuffled.
 template <class Id>
 void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t samples, uint64_t seed, int threads,
                   Id* out) {

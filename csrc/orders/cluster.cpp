@@ -22,14 +22,15 @@ class Bins {
 
     uint64_t count() const { return count_; }
 
-    // Never falls with the score, rounding included: a product by a positive constant is monotonic.
+    // Never decreases as the score rises, despite rounding: a product with a positive constant is monotonic.
     uint64_t of(float score) const {
-        const double place = (static_cast<double>(score) - static_cast<double>(range_.low)) * per_unit_;
-        return static_cast<uint64_t>(std::min(static_cast<int32_t>(place), static_cast<int32_t>(count_) - 1));
+        const double position = (static_cast<double>(score) - static_cast<double>(range_.low)) * per_unit_;
+        return static_cast<uint64_t>(
+            std::min(static_cast<int32_t>(position), static_cast<int32_t>(count_) - 1));
     }
 
-    // The smallest float whose bin is at least `bin`, found by bisection, so that rounding moves no score
-    // across.
+    // The smallest float whose bin is at least `bin`, found by bisection, so that rounding puts no score on
+    // the wrong side.
     float lower_edge(uint64_t bin) const {
         uint32_t low = float_key(range_.low), high = float_key(range_.high);
         while (low < high) {
@@ -59,16 +60,16 @@ std::vector<double> find_cuts(Scores scores, const Bins& bins, size_t k, int thr
                 }
             });
         });
-    std::vector<uint64_t> place, weight;
+    std::vector<uint64_t> position, weight;
     for (uint64_t b = 0; b < counts.size(); ++b) {
         if (counts[b] == 0) continue;
-        place.push_back(b);
+        position.push_back(b);
         weight.push_back(counts[b]);
     }
     std::vector<double> cuts;
-    for (const size_t start : partition(place, weight, std::min(k, place.size()))) {
+    for (const size_t start : partition(position, weight, std::min(k, position.size()))) {
         cuts.push_back(
-            bins.lower_edge((place[start - 1] + place[start] + 1) / 2));  // half way across the gap
+            bins.lower_edge((position[start - 1] + position[start] + 1) / 2));  // half way across the gap
     }
     return cuts;
 }

@@ -1,4 +1,4 @@
-// One order out of those of several corpora.
+// Makes one order from those of several corpora.
 #include <algorithm>
 #include <limits>
 #include <mutex>
@@ -14,13 +14,13 @@ namespace mlfr {
 
 namespace {
 
-// Parts of a line that lie one after another: which of them a place belongs to.
+// Successive parts of a line: finds the part to which a position belongs.
 class Parts {
   public:
     explicit Parts(const std::vector<uint64_t>& counts) : ends_(counts.size()) {
         std::partial_sum(counts.begin(), counts.end(), ends_.begin());
         while ((size() >> shift_) >= kTable) ++shift_;
-        // The part at every multiple of 2^shift: a search starts there, and ends there nearly always.
+        // The part at every multiple of 2^shift: a search starts with it, and nearly always ends with it.
         uint32_t part = 0;
         for (uint64_t slot = 0; slot < kTable && slot << shift_ < size(); ++slot) {
             while (ends_[part] <= slot << shift_) ++part;
@@ -30,9 +30,9 @@ class Parts {
 
     uint64_t size() const { return ends_.empty() ? 0 : ends_.back(); }
 
-    uint32_t of(uint64_t place) const {
-        uint32_t part = first_[place >> shift_];
-        while (ends_[part] <= place) ++part;
+    uint32_t of(uint64_t position) const {
+        uint32_t part = first_[position >> shift_];
+        while (ends_[part] <= position) ++part;
         return part;
     }
 
@@ -44,15 +44,16 @@ class Parts {
     std::vector<uint32_t> first_;
 };
 
-// Turns places, shuffled, into the items that are due there: the next one of the part that a place lies in.
-template <class Place, class Id>
-void deal(const Id* items, const std::vector<uint64_t>& counts, const Parts& parts, const Place* places,
+// Replaces shuffled positions by items: each by the next item of the part in which the position lies.
+template <class Position, class Id>
+void deal(const Id* items, const std::vector<uint64_t>& counts, const Parts& parts, const Position* positions,
           int threads, Id* out) {
     const uint64_t k = counts.size(), n = parts.size();
-    std::vector<uint64_t> next(num_chunks(n) * k, 0);  // first counts, then the chunk's first item of a part
+    std::vector<uint64_t> next(num_chunks(n) * k,
+                               0);  // first counts, then the index of a part's first item in the chunk
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         std::vector<uint64_t> counted(k, 0);
-        for (uint64_t i = first; i < last; ++i) ++counted[parts.of(places[i])];
+        for (uint64_t i = first; i < last; ++i) ++counted[parts.of(positions[i])];
         std::copy(counted.begin(), counted.end(), &next[chunk * k]);
     });
     uint64_t total = 0;
@@ -63,7 +64,7 @@ void deal(const Id* items, const std::vector<uint64_t>& counts, const Parts& par
     }
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         std::vector<uint64_t> item(&next[chunk * k], &next[chunk * k] + k);
-        for (uint64_t i = first; i < last; ++i) out[i] = items[item[parts.of(places[i])]++];
+        for (uint64_t i = first; i < last; ++i) out[i] = items[item[parts.of(positions[i])]++];
     });
 }
 
@@ -75,11 +76,11 @@ void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t s
     if (parts.size() == 0) return;
     if (parts.size() - 1 <= std::numeric_limits<Id>::max()) {
         permutation(parts.size(), seed, threads, out);
-        deal(items, counts, parts, out, threads, out);  // each place is read before its item is written
+        deal(items, counts, parts, out, threads, out);  // each position is read before its item is written
     } else {
-        std::vector<uint64_t> places(parts.size());
-        permutation(parts.size(), seed, threads, places.data());
-        deal(items, counts, parts, places.data(), threads, out);
+        std::vector<uint64_t> positions(parts.size());
+        permutation(parts.size(), seed, threads, positions.data());
+        deal(items, counts, parts, positions.data(), threads, out);
     }
 }
 
@@ -93,7 +94,7 @@ std::vector<uint64_t> count_parts(const Id* ids, uint64_t n, const std::vector<u
     for_chunks(n, threads, [&](uint64_t, uint64_t first, uint64_t last) {
         std::vector<uint64_t> counts(sizes.size(), 0);
         for (uint64_t i = first; i < last; ++i) {
-            if (ids[i] >= parts.size()) throw std::invalid_argument("ids: one is beyond the last part");
+            if (ids[i] >= parts.size()) throw std::invalid_argument("ids: an id lies beyond the last part");
             ++counts[parts.of(ids[i])];
         }
         std::lock_guard<std::mutex> guard(lock);

@@ -9,7 +9,7 @@ namespace mlfr {
 
 namespace {
 
-// Every block once.
+// Emits every block once.
 class AllBlocks {
   public:
     explicit AllBlocks(uint64_t n) : n_(n) {}
@@ -29,7 +29,7 @@ class AllBlocks {
     uint64_t n_;
 };
 
-// Block i visits[i] times.
+// Emits block i visits[i] times.
 class Visits {
   public:
     Visits(const uint32_t* visits, uint64_t n, int threads)
@@ -48,7 +48,8 @@ class Visits {
             const uint32_t* visits = visits_ + first;
             const auto base = static_cast<uint32_t>(first - begin);
             uint64_t chosen = 0;
-            for (uint32_t j = 0; j < count; ++j) {  // no branch where a block is visited once or not at all
+            for (uint32_t j = 0; j < count;
+                 ++j) {  // without a branch for blocks that are visited once or not at all
                 offsets[chosen] = base + j;
                 chosen += visits[j] > 0;
                 for (uint32_t more = visits[j]; more > 1; --more) {
@@ -89,7 +90,7 @@ void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64
     shuffle_multiset(n, samples, seed, threads, Visits(visits, n, threads), out);
 }
 
-// A sum over hashes of (position, id): it depends on the order of the ids, not on the order of the additions.
+// The sum of hashes of (position, id) depends on the order of the ids, but not on the order of the additions.
 template <class Id>
 uint64_t order_hash(const Id* ids, uint64_t n, int threads) {
     const auto sums = map_chunks(n, threads, [ids](uint64_t first, uint64_t last) {

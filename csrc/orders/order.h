@@ -19,11 +19,11 @@ struct Threshold {
 // nothing dropped.
 Threshold threshold(Scores scores, double drop, int threads);
 
-// The score at rank ceil(q * seen), counted from 1.
+// Finds the score at rank ceil(q * seen), counted from 1.
 float percentile(Scores scores, double q, int threads);
 
-// How weighted sampling shares out the samples: mass of each cluster of blocks, up to a common factor; 0: it
-// is left out. That of an empty cluster is ignored.
+// How weighted sampling divides the samples among the clusters of blocks: the mass of each cluster, up to a
+// common factor; 0 leaves it out. The mass of an empty cluster is ignored.
 struct Mass {
     std::vector<double> clusters;
     double unseen;  // of the blocks without a score
@@ -31,24 +31,24 @@ struct Mass {
 
 class BlockWeights;
 
-// 0 ... n-1, shuffled.
+// Shuffles 0 ... n-1.
 template <class Id>
 void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
 
 uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads);
 
-// Block i visits[i] times, shuffled; `samples` is the sum of visits.
+// Shuffles visits[i] times block i; `samples` is the sum of visits.
 template <class Id>
 void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
                     Id* out);
 
-// Passes over the blocks that a threshold keeps, each shuffled anew, the last one cut short.
+// Makes passes over the blocks that a threshold keeps, each shuffled anew; the last may be partial.
 template <class Id>
 void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t samples, uint64_t seed,
                      int threads, Id* out);
 
-// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = samples x its probability; so do
-// clusters.
+// Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = samples x its probability. The
+// same holds for each cluster.
 template <class Id>
 void order_visits(const BlockWeights& weights, const Mass& mass, uint64_t samples, uint64_t seed, int threads,
                   Id* out);
@@ -64,8 +64,8 @@ void order_choice(const BlockWeights& weights, const Mass& mass, uint64_t sample
 template <class Id>
 void interleave(const Id* items, const std::vector<uint64_t>& counts, uint64_t seed, int threads, Id* out);
 
-// How many ids lie in each of the parts of sizes[0], sizes[1] ... that [0, sum of sizes) is cut into. Throws
-// std::invalid_argument for one beyond them.
+// Counts the ids in each of the parts of sizes[0], sizes[1] ... into which [0, sum of sizes) is divided.
+// Throws std::invalid_argument for an id outside of them.
 template <class Id>
 std::vector<uint64_t> count_parts(const Id* ids, uint64_t n, const std::vector<uint64_t>& sizes, int threads);
 

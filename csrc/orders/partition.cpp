@@ -10,18 +10,18 @@ namespace {
 using Wide = unsigned __int128;
 
 // Dynamic programming: best_[j] of a layer is the least cost of the first j points in layer + 1 intervals,
-// none of them empty. The last split that reaches it moves right with j (Wu 1991), so divide and conquer
+// none of them empty. The last split of a best partition moves right with j (Wu 1991), so divide and conquer
 // finds a layer in O(m log m). Sums of points are integers: costs of narrow intervals far from 0 lose no
 // digits.
 class Partition {
   public:
-    Partition(const std::vector<uint64_t>& place, const std::vector<uint64_t>& weight)
-        : points_(place.size()), weight_(points_ + 1), sum_(points_ + 1), squares_(points_ + 1) {
+    Partition(const std::vector<uint64_t>& position, const std::vector<uint64_t>& weight)
+        : points_(position.size()), weight_(points_ + 1), sum_(points_ + 1), squares_(points_ + 1) {
         for (size_t i = 0; i < points_; ++i) {
-            const Wide moment = static_cast<Wide>(weight[i]) * place[i];
+            const Wide moment = static_cast<Wide>(weight[i]) * position[i];
             weight_[i + 1] = weight_[i] + weight[i];
             sum_[i + 1] = sum_[i] + moment;
-            squares_[i + 1] = squares_[i] + moment * place[i];
+            squares_[i + 1] = squares_[i] + moment * position[i];
         }
     }
 
@@ -77,9 +77,9 @@ class Partition {
 
 }  // namespace
 
-std::vector<size_t> partition(const std::vector<uint64_t>& place, const std::vector<uint64_t>& weight,
+std::vector<size_t> partition(const std::vector<uint64_t>& position, const std::vector<uint64_t>& weight,
                               size_t k) {
-    return Partition(place, weight).solve(k);
+    return Partition(position, weight).solve(k);
 }
 
 }  // namespace mlfr

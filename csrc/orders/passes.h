@@ -8,7 +8,7 @@
 namespace mlfr {
 
 // Fills out[0, samples) with passes of `size` ids: one_pass(number, to) writes a complete one, and
-// part(number, count, to) the fewer ids that are left to the last.
+// part(number, count, to) the `count` ids of a last, partial one.
 template <class Id, class OnePass, class Part>
 void fill_passes(uint64_t size, uint64_t samples, OnePass one_pass, Part part, Id* out) {
     uint64_t number = 0;
@@ -16,7 +16,7 @@ void fill_passes(uint64_t size, uint64_t samples, OnePass one_pass, Part part, I
     if (samples > 0) part(number, samples, out);
 }
 
-// The same, with the beginning of a complete pass as the last.
+// Does the same, with the beginning of a complete pass as the last, partial one.
 template <class Id, class OnePass>
 void fill_passes(uint64_t size, uint64_t samples, OnePass one_pass, Id* out) {
     auto cut_short = [&](uint64_t number, uint64_t count, Id* to) {

@@ -11,18 +11,19 @@ namespace mlfr {
 
 namespace {
 
-// How the scores of a chunk lie to two bounds.
+// The scores of a chunk, divided by two bounds.
 class Split {
   public:
     uint64_t none = 0;  // blocks without a score
     uint64_t below = 0, at_low = 0, at_high = 0;
-    std::vector<float> between;  // both bounds excluded
-    bool infinite = false;       // one of them is
+    std::vector<float> between;  // without those that equal a bound
+    bool infinite = false;       // whether any score is infinite
 
     uint64_t low_and_between() const { return at_low + between.size(); }
 
     void add(const float* batch, uint64_t count, float low, float high) {
-        constexpr uint64_t kVectors = 2, kGroup = kVectors * kLanes;  // most groups have none near the bounds
+        constexpr uint64_t kVectors = 2,
+                           kGroup = kVectors * kLanes;  // most groups have no score near the bounds
         constexpr int32_t kInfinity = 0x7F800000, kMagnitude = 0x7FFFFFFF;
         IntVector without = {}, less = {}, endless = {};
         uint64_t j = 0;
@@ -77,7 +78,7 @@ class Split {
     }
 };
 
-// By chunk. Throws std::invalid_argument for an infinite score.
+// Divides every chunk. Throws std::invalid_argument for an infinite score.
 std::vector<Split> split_scores(Scores scores, float low, float high, int threads) {
     auto chunks = map_chunks(scores.n, threads, [=](uint64_t begin, uint64_t end) {
         Split split;
@@ -86,7 +87,7 @@ std::vector<Split> split_scores(Scores scores, float low, float high, int thread
     });
     auto is_infinite = [](const Split& split) { return split.infinite; };
     if (std::any_of(chunks.begin(), chunks.end(), is_infinite))
-        count_seen(scores, threads);  // names the block
+        count_seen(scores, threads);  // throws, and names the block
     return chunks;
 }
 
@@ -101,7 +102,7 @@ CutChunk cut_chunk(const Split& split, float low, float high, float cut) {
     return chunk;
 }
 
-// The score of a rank among splits, where it lies within the bounds.
+// The score at a rank, if it lies within the bounds.
 std::optional<float> find_score(const std::vector<Split>& chunks, float low, float high, uint64_t rank) {
     uint64_t below = 0, at_low = 0, at_high = 0;
     std::vector<float> between;
@@ -116,9 +117,9 @@ std::optional<float> find_score(const std::vector<Split>& chunks, float low, flo
     if (rank < at_low) return low;
     rank -= at_low;
     if (rank < between.size()) {
-        const auto place = between.begin() + static_cast<std::ptrdiff_t>(rank);
-        std::nth_element(between.begin(), place, between.end());
-        return *place;
+        const auto nth = between.begin() + static_cast<std::ptrdiff_t>(rank);
+        std::nth_element(between.begin(), nth, between.end());
+        return *nth;
     }
     if (rank - between.size() < at_high) return high;
     return std::nullopt;
@@ -132,20 +133,20 @@ RankedScore rank_score(Scores scores, const std::function<uint64_t(uint64_t)>& r
     const auto guess = guess_rank(keys, rank_of);
     float low = guess ? key_float(guess->low) : kInfinity, high = guess ? key_float(guess->high) : kInfinity;
     std::vector<Split> chunks = split_scores(scores, low, high, threads);
-    RankedScore found;
-    found.seen = scores.n;
-    for (const Split& split : chunks) found.seen -= split.none;
-    if (found.seen > 0) {
-        found.rank = rank_of(found.seen);
-        if (const auto score = find_score(chunks, low, high, found.rank)) {
-            found.score = *score + 0.0f;  // -0 is 0
+    RankedScore result;
+    result.seen = scores.n;
+    for (const Split& split : chunks) result.seen -= split.none;
+    if (result.seen > 0) {
+        result.rank = rank_of(result.seen);
+        if (const auto score = find_score(chunks, low, high, result.rank)) {
+            result.score = *score + 0.0f;  // -0 is 0
         } else {
-            found.score = low = high = key_float(KeyRanks(keys, threads).at(found.rank).key);
+            result.score = low = high = key_float(KeyRanks(keys, threads).at(result.rank).key);
             chunks = split_scores(scores, low, high, threads);
         }
     }
-    for (const Split& split : chunks) found.chunks.push_back(cut_chunk(split, low, high, found.score));
-    return found;
+    for (const Split& split : chunks) result.chunks.push_back(cut_chunk(split, low, high, result.score));
+    return result;
 }
 
 }  // namespace mlfr

@@ -10,12 +10,12 @@
 
 namespace mlfr {
 
-// The blocks of a chunk that have no score, a lower one than the cut, and the same.
+// How many blocks of a chunk have no score, a lower score than the cut, and a score that equals the cut.
 struct CutChunk {
     uint64_t none, smaller, ties;
 };
 
-// The score at a rank (from 0), and how the blocks lie to it.
+// The score at a rank (from 0), and how many blocks lie below it.
 struct RankedScore {
     float score = -std::numeric_limits<float>::infinity();
     uint64_t rank = 0, seen = 0;  // seen: blocks that have a score; without any, the score is -inf
@@ -28,8 +28,8 @@ struct RankedScore {
     }
 };
 
-// The score at the rank that rank_of(seen) says. Throws std::invalid_argument for an infinite score. One pass
-// over the scores, where a sample leads near the rank; four otherwise.
+// Finds the score at rank rank_of(seen). Throws std::invalid_argument for an infinite score. Takes one pass
+// over the scores if a sample of them bounds the score at the rank, four passes otherwise.
 RankedScore rank_score(Scores scores, const std::function<uint64_t(uint64_t)>& rank_of, int threads);
 
 }  // namespace mlfr

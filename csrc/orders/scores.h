@@ -1,4 +1,4 @@
-// The scores of all blocks: fp32, higher is harder, NaN where a block has none; and intervals of them.
+// The scores of all blocks (fp32, higher is harder, NaN where a block has none), and intervals of scores.
 #pragma once
 
 #include <algorithm>
@@ -53,8 +53,8 @@ struct ScoreRange {
     }
 };
 
-// Some loops over scores are written as vectors: compilers do not turn comparisons with NaN among them into
-// vector instructions.
+// Some loops over scores are written with vector types, since compilers do not vectorize comparisons in which
+// NaN may occur.
 constexpr uint64_t kLanes = 4;
 using FloatVector = float __attribute__((vector_size(16)));
 using IntVector = int32_t __attribute__((vector_size(16)));
@@ -82,7 +82,7 @@ inline ScoreRange find_range(const float* scores, uint64_t count) {
     return range;
 }
 
-// The same of all scores. Throws std::invalid_argument for an infinite one.
+// Range and number of all scores. Throws std::invalid_argument for an infinite one.
 inline ScoreRange find_range(Scores scores, int threads) {
     const auto parts = map_chunks(scores.n, threads, [scores](uint64_t first, uint64_t last) {
         return find_range(scores.data + first, last - first);
@@ -106,19 +106,19 @@ class Intervals {
             }
         }
         while ((size_t{1} << levels_) < count_) ++levels_;
-        // NaN is <= nothing: it fills up the tree of a search without branches.
+        // No score is >= NaN, so NaN can fill up the tree of a search without branches.
         cuts_.assign(size_t{1} << levels_, std::numeric_limits<float>::quiet_NaN());
         for (size_t c = 0; c < cuts.size(); ++c) cuts_[c] = round_up(cuts[c]);
     }
 
     size_t count() const { return count_; }
 
-    // Every score of this interval is below it; infinite for the last one.
+    // The upper bound (exclusive) of the scores of an interval; infinite for the last one.
     float upper_edge(size_t number) const {
         return number + 1 < count_ ? cuts_[number] : std::numeric_limits<float>::infinity();
     }
 
-    // Of NaN: 0.
+    // The number of the interval of a score; 0 for NaN.
     size_t of(float score) const {
         size_t number = 0;
         for (size_t step = size_t{1} << levels_ >> 1; step > 0; step >>= 1) {
@@ -127,11 +127,11 @@ class Intervals {
         return number;
     }
 
-    // The numbers of a batch of scores; `of_none` where there is none.
+    // The numbers of the intervals of a batch of scores; `of_none` for NaN.
     void read(const float* scores, uint64_t count, uint32_t of_none, uint32_t* numbers) const {
         uint64_t j = 0;
-        if (levels_ <= 4) {                   // few cuts are compared with all scores faster
-            constexpr uint64_t kVectors = 2;  // so that one's latency hides the other's
+        if (levels_ <= 4) {                   // with few cuts, comparing with all of them is faster
+            constexpr uint64_t kVectors = 2;  // so that each hides the latency of the other
             const IntVector none = IntVector{} + static_cast<int32_t>(of_none);
             for (; j + kVectors * kLanes <= count; j += kVectors * kLanes) {
                 FloatVector score[kVectors];
@@ -151,7 +151,7 @@ class Intervals {
     }
 
   private:
-    // The smallest float that is >= cut: comparing with it is comparing with the cut.
+    // The smallest float that is >= cut: scores compare with it as they do with the cut.
     static float round_up(double cut) {
         const auto nearest = static_cast<float>(cut);
         if (static_cast<double>(nearest) >= cut) return nearest;

@@ -15,10 +15,10 @@
 
 namespace mlfr {
 
-constexpr uint32_t kNoKey = 0xFFFFFFFFu;  // an item that takes no part
+constexpr uint32_t kNoKey = 0xFFFFFFFFu;  // an item that is not considered
 
-// Maps a float to a key of the same order; NaN has no key, and -0 is 0. Without branches: loops over it
-// become vector instructions.
+// Maps a float to a key of the same order; NaN has no key, and -0 counts as 0. Without branches, so that
+// loops over it become vector instructions.
 inline uint32_t float_key(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -36,9 +36,9 @@ inline float key_float(uint32_t key) {
 }
 
 // Keys of items are read in batches, which stay in the first-level cache: keys.read(first, count, buffer)
-// returns those of [first, first + count), in the buffer or where they lie already.
+// returns those of [first, first + count), in the buffer or where they are stored.
 
-// Those of scores.
+// The keys of scores.
 class ScoreKeys {
   public:
     explicit ScoreKeys(Scores scores) : scores_(scores) {}
@@ -55,15 +55,15 @@ class ScoreKeys {
     Scores scores_;
 };
 
-// How many items of [0, n) have each bin; fill(first, count, bins) writes the bins of a batch, and an item of
+// Counts the items of [0, n) in each bin; fill(first, count, bins) writes the bins of a batch, and an item of
 // bin `bins` is not counted.
 template <class Fill>
 std::vector<uint64_t> histogram(uint64_t n, uint64_t bins, int threads, Fill fill) {
     std::vector<uint64_t> total(bins, 0);
     std::mutex lock;
-    constexpr uint64_t kStride = 16 * kChunk;  // few merges; counts of a part fit 32 bits
+    constexpr uint64_t kStride = 16 * kChunk;  // few merges, and the counts of a part fit 32 bits
     parallel_for(n / kStride + 1, threads, [&](uint64_t part) {
-        // Neighbours go to two tables: one that is counted right after the other must not wait for its store.
+        // Neighbours are counted in two tables, so that none has to wait for the store of the one before.
         std::vector<uint32_t> even(bins + 1, 0), odd(bins + 1, 0);
         uint32_t batch[kBatch];
         const uint64_t begin = part * kStride;
@@ -82,7 +82,7 @@ std::vector<uint64_t> histogram(uint64_t n, uint64_t bins, int threads, Fill fil
     return total;
 }
 
-// Appends the keys of a batch that match, which are few.
+// Appends the keys of a batch that match; there are few.
 template <class Matches>
 void append_matching(const uint32_t* batch, uint64_t count, std::vector<uint32_t>& to, Matches matches) {
     constexpr uint64_t kGroup = 16;  // most groups have none
@@ -101,7 +101,7 @@ void append_matching(const uint32_t* batch, uint64_t count, std::vector<uint32_t
 }
 
 struct Cut {
-    uint32_t key;    // the key at the asked rank
+    uint32_t key;    // the key at the rank
     uint64_t below;  // how many keys are smaller
 };
 
@@ -136,19 +136,19 @@ class KeyRanks {
         return b;
     }
 
-    // How often each lower half occurs beside an upper one, which few keys have.
+    // Counts the lower halves of the keys with a given upper half, which are few.
     std::vector<uint64_t> count_lows(uint32_t high) const {
         std::vector<uint64_t> total(kHalf, 0);
         std::mutex lock;
         for_chunks(keys_.size(), threads_, [&](uint64_t, uint64_t begin, uint64_t end) {
-            std::vector<uint32_t> found;
+            std::vector<uint32_t> matching;
             uint32_t buffer[kBatch];
             for_batches(begin, end, [&](uint64_t first, uint64_t count) {
                 const uint32_t* batch = keys_.read(first, count, buffer);
-                append_matching(batch, count, found, [high](uint32_t key) { return key >> 16 == high; });
+                append_matching(batch, count, matching, [high](uint32_t key) { return key >> 16 == high; });
             });
             std::lock_guard<std::mutex> guard(lock);
-            for (const uint32_t key : found) ++total[key & (kHalf - 1)];
+            for (const uint32_t key : matching) ++total[key & (kHalf - 1)];
         });
         return total;
     }
@@ -158,38 +158,37 @@ class KeyRanks {
     std::vector<uint64_t> highs_;
 };
 
-// Two keys that the one at a rank probably lies between.
+// Two keys between which the key at a rank probably lies.
 struct Between {
     uint32_t low, high;
 };
 
-// rank_of(count) says which rank (from 0) is wanted of `count` keys. From a sample of pieces, so that
-// neighbours that are alike do not mislead it much; nothing where the keys are few.
+// rank_of(count) is the wanted rank (from 0) among `count` keys. Guesses from a sample of many short runs of
+// keys, so that similar neighbours do not mislead it much; returns nothing where there are few keys.
 template <class Keys, class RankOf>
 std::optional<Between> guess_rank(const Keys& keys, RankOf rank_of) {
-    constexpr uint64_t kPiece = 64, kMostPieces = 1 << 13;
-    const uint64_t every = kPiece * std::max<uint64_t>(64, keys.size() / kPiece / kMostPieces);
+    constexpr uint64_t kRun = 64, kMostRuns = 1 << 13;
+    const uint64_t every = kRun * std::max<uint64_t>(64, keys.size() / kRun / kMostRuns);
     std::vector<uint32_t> sample;
-    uint32_t buffer[kPiece];
-    for (uint64_t first = 0; first + kPiece <= keys.size(); first += every) {
-        const uint32_t* piece = keys.read(first, kPiece, buffer);
-        std::copy_if(piece, piece + kPiece, std::back_inserter(sample),
-                     [](uint32_t key) { return key != kNoKey; });
+    uint32_t buffer[kRun];
+    for (uint64_t first = 0; first + kRun <= keys.size(); first += every) {
+        const uint32_t* run = keys.read(first, kRun, buffer);
+        std::copy_if(run, run + kRun, std::back_inserter(sample), [](uint32_t key) { return key != kNoKey; });
     }
     const auto count = static_cast<double>(sample.size());
     const auto rank = static_cast<double>(rank_of(sample.size()));
     const double margin =
         6.0 * std::sqrt(std::min(rank, count - rank)) + 16.0;  // over six standard deviations
     if (rank < margin || rank + margin >= count) return std::nullopt;
-    auto at = [&sample](double place) {
-        const auto found = sample.begin() + static_cast<std::ptrdiff_t>(place);
-        std::nth_element(sample.begin(), found, sample.end());
-        return *found;
+    auto at = [&sample](double index) {
+        const auto nth = sample.begin() + static_cast<std::ptrdiff_t>(index);
+        std::nth_element(sample.begin(), nth, sample.end());
+        return *nth;
     };
     return Between{at(rank - margin), at(rank + margin)};
 }
 
-// The smaller keys than a cut, and the first `quota` (in the order of ids) that equal it. An emitter for
+// Emits the keys below a cut, and the first `quota` (in the order of ids) that equal it, for
 // shuffle_multiset.
 template <class Keys>
 class KeyFilter {
@@ -238,7 +237,7 @@ class KeyFilter {
 
   private:
     struct Chunk {
-        uint64_t smaller = 0, ties = 0;  // ties: first all of them, then those that are taken
+        uint64_t smaller = 0, ties = 0;  // ties: first all of them, then those that are emitted
     };
 
     Keys keys_;

@@ -1,11 +1,11 @@
 // One mechanism for every order: shuffle the multiset in which block i occurs count_i times.
 //
 // Each sample goes to a bucket that is chosen uniformly, and each bucket is shuffled in the same way, until
-// one is so small that Fisher-Yates shuffles it in the first-level cache (Rao 1961, Sandelius 1962). Uniform
-// over all arrangements: given the sizes of the buckets, every assignment of samples to buckets is equally
-// likely, because the choices are independent and alike, and within a bucket every order is. Buckets are few
-// at a time, so the memory is walked in streams rather than at random; choices are made from a random stream
-// for each chunk of blocks and each bucket, so the result does not depend on the number of threads.
+// one is so small that Fisher-Yates shuffles it in the first-level cache (Rao 1961, Sandelius 1962). All
+// arrangements are equally likely: given the sizes of the buckets, every assignment of samples to buckets is,
+// because the choices are independent and identically distributed, and so is every order within a bucket.
+// There are few buckets at a time, so memory is accessed in streams rather than at random. Each chunk of
+// blocks and each bucket has its own random stream, so the result does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@
 
 namespace mlfr {
 
-// Seeds of the parts of an order, so that none shares a random stream with another.
+// Numbers of the seeds derived for an order, so that no two of its parts share a random stream.
 enum SeedPart : uint64_t { kChoice = 0, kShuffle = 1, kOffset = 2, kKeys = 3, kPasses = 16 };
 
 constexpr uint64_t kLeafSamples = uint64_t{1} << 12;  // on average, in a bucket that is not divided
@@ -63,7 +63,7 @@ class BucketChooser {
     int left_ = 0;
 };
 
-// log2 of the number of buckets that so many samples are divided into.
+// log2 of the number of buckets into which `samples` samples are divided.
 inline int bucket_bits(uint64_t samples) {
     int bits = 0;
     if (samples <= kMostLeafSamples) return bits;
@@ -80,25 +80,25 @@ void shuffle_bucket(Id* items, uint64_t n, uint64_t seed, uint64_t number, Id* s
         for (uint64_t left = n; left > 1; --left) std::swap(items[left - 1], items[stream.below(left)]);
         return;
     }
-    const uint64_t buckets = uint64_t{1} << bits, own = derive(seed, number);
-    const uint64_t choice_seed = derive(own, kChoice), order_seed = derive(own, kShuffle);
-    uint64_t place[1 << kMaxBucketBits] = {};  // first counts, then where the next one goes
-    BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t, uint32_t bucket) { ++place[bucket]; });
+    const uint64_t buckets = uint64_t{1} << bits, base = derive(seed, number);
+    const uint64_t choice_seed = derive(base, kChoice), order_seed = derive(base, kShuffle);
+    uint64_t position[1 << kMaxBucketBits] = {};  // first counts, then the position of the next item
+    BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t, uint32_t bucket) { ++position[bucket]; });
     uint64_t total = 0;
-    for (uint64_t b = 0; b < buckets; ++b) total += std::exchange(place[b], total);
+    for (uint64_t b = 0; b < buckets; ++b) total += std::exchange(position[b], total);
     BucketChooser(choice_seed, 0, bits).choose(n, [&](uint64_t k, uint32_t bucket) {
-        scratch[place[bucket]++] = items[k];
+        scratch[position[bucket]++] = items[k];
     });
     uint64_t start = 0;
     for (uint64_t b = 0; b < buckets; ++b) {
-        const uint64_t end = place[b];
+        const uint64_t end = position[b];
         shuffle_bucket(scratch + start, end - start, order_seed, b, items + start);
         std::copy(scratch + start, scratch + end, items + start);
         start = end;
     }
 }
 
-// Buffers of `size` items that tasks use one after another: as many as there are tasks at a time.
+// Buffers of `size` items that tasks reuse: as many as tasks run at the same time.
 template <class Id>
 class Buffers {
   public:
@@ -136,7 +136,7 @@ void shuffle_multiset(uint64_t n, uint64_t samples, uint64_t seed, int threads, 
     const uint64_t chunks = num_chunks(n);
     const uint64_t choice_seed = derive(seed, kChoice), order_seed = derive(seed, kShuffle);
 
-    // First counts, then where a chunk writes in a bucket.
+    // First counts, then the position at which a chunk writes into a bucket.
     std::vector<uint64_t> position(chunks * buckets, 0);
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t, uint64_t) {
         uint64_t counts[1 << kMaxBucketBits] = {};
@@ -159,12 +159,12 @@ void shuffle_multiset(uint64_t n, uint64_t samples, uint64_t seed, int threads, 
 
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         BucketChooser chooser(choice_seed, chunk, bits);
-        uint64_t place[1 << kMaxBucketBits];
-        std::copy_n(&position[chunk * buckets], buckets, place);
+        uint64_t next[1 << kMaxBucketBits];
+        std::copy_n(&position[chunk * buckets], buckets, next);
         const Id base = static_cast<Id>(first);
         emit(chunk, first, last, [&](const uint32_t* offsets, uint64_t count) {
             chooser.choose(count, [&](uint64_t k, uint32_t bucket) {
-                out[place[bucket]++] = base + static_cast<Id>(offsets[k]);
+                out[next[bucket]++] = base + static_cast<Id>(offsets[k]);
             });
         });
     });

@@ -23,7 +23,7 @@ RankedScore rank_threshold(Scores scores, double drop, int threads) {
 
 }  // namespace
 
-// Blocks of lower rank than the cut are dropped.
+// Blocks whose rank is below that of the cut are dropped.
 Threshold threshold(Scores scores, double drop, int threads) {
     const RankedScore cut = rank_threshold(scores, drop, threads);
     return {cut.score, cut.rank - cut.smaller(), cut.rank, cut.seen};
@@ -32,14 +32,14 @@ Threshold threshold(Scores scores, double drop, int threads) {
 float percentile(Scores scores, double q, int threads) {
     if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
     auto rank = [q](uint64_t seen) { return std::max<uint64_t>(ceil_share(q, seen), 1) - 1; };
-    const RankedScore found = rank_score(scores, rank, threads);
-    if (found.seen == 0) throw std::invalid_argument("scores: no block has one");
-    return found.score;
+    const RankedScore ranked = rank_score(scores, rank, threads);
+    if (ranked.seen == 0) throw std::invalid_argument("scores: no block has one");
+    return ranked.score;
 }
 
 namespace {
 
-// What a threshold keeps. An emitter for shuffle_multiset.
+// Emits the blocks that a threshold keeps, for shuffle_multiset.
 class KeptBlocks {
   public:
     KeptBlocks(Scores scores, const RankedScore& cut, bool keep_unseen)

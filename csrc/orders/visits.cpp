@@ -15,11 +15,11 @@ namespace {
 constexpr int kLineBits = 61;    // the line of all samples is at most 2^61 units long
 constexpr int kSampleBits = 40;  // so that a unit is at most 2^-21 samples
 
-// The line of systematic sampling (Madow 1949): each block owns a stretch of e_i samples, first all of
-// cluster 0 by id, then of cluster 1, and so on; a block is visited once for each point offset + 0, 1, 2 ...
-// in its stretch. That is floor(e_i) or ceil(e_i) times, and the same holds for the clusters. Ends of
-// stretches are rounded to units of 2^-fraction_bits samples, never accumulated, so the last one is the end
-// of the line exactly and the points number `samples`.
+// The line of systematic sampling (Madow 1949): each block has a stretch of length e_i, first all
+// blocks of cluster 0 by id, then those of cluster 1, and so on; a block is visited once for each point
+// offset + 0, 1, 2 ... in its stretch. That is floor(e_i) or ceil(e_i) times, and the same holds for the
+// clusters. Ends of stretches are rounded to units of 2^-fraction_bits samples, never accumulated, so the
+// last one is the end of the line exactly and the points number `samples`.
 class VisitLine {
   public:
     VisitLine(const Shares& shares, size_t clusters, std::vector<uint64_t> chunk_sums, uint64_t samples,
@@ -42,19 +42,20 @@ class VisitLine {
         }
     }
 
-    // Sum of integer weights of each cluster in the chunks before this one; of their number: in all.
+    // Sums of the integer weights of each cluster in the chunks before this one; for chunk number num_chunks,
+    // in all chunks.
     const uint64_t* before(uint64_t chunk) const { return &before_[chunk * clusters_]; }
 
-    // Points before the place in a cluster's part of the line that a running sum of integer weights has
-    // reached.
+    // How many points come before the position that a running sum of integer weights has reached in a
+    // cluster's part of the line.
     uint64_t points(size_t cluster, uint64_t sum) const {
         const Part& part = parts_[cluster];
         const auto product = static_cast<unsigned __int128>(sum << part.shift) * part.rate;
         return (part.start + static_cast<uint64_t>(product >> 64)) >> fraction_bits_;
     }
 
-    // A sum below which there are not more than so many points: in doubles, a little less than the one with
-    // the next point.
+    // A sum below which there are at most `points` points; by rounding in doubles, a little less than the
+    // largest such sum.
     uint64_t sum_before_next(size_t cluster, uint64_t points) const {
         const Part& part = parts_[cluster];
         const auto units = static_cast<double>(((points + 1) << fraction_bits_) - part.start);
@@ -70,7 +71,7 @@ class VisitLine {
         double sum_per_unit;
     };
 
-    // The last cluster that has a share: its part ends where the line does, however the shares were rounded.
+    // The last cluster with a share: its part ends with the line, however the shares were rounded.
     bool is_last(const Shares& shares, size_t cluster) const {
         for (size_t c = cluster + 1; c < clusters_; ++c) {
             if (shares.of(c) > 0.0) return false;
@@ -78,8 +79,8 @@ class VisitLine {
         return true;
     }
 
-    // Turns the sums of the chunks into sums of all chunks before, and appends those of all, which it
-    // returns.
+    // Turns the sums of each chunk into sums of all chunks before it; appends and returns those of all
+    // chunks.
     std::vector<uint64_t> totals_of_clusters() {
         std::vector<uint64_t> total(clusters_, 0);
         for (size_t i = 0; i < before_.size(); ++i) {
@@ -109,7 +110,7 @@ class VisitLine {
     std::vector<Part> parts_;
 };
 
-// The visits of all blocks. An emitter for shuffle_multiset, which takes no memory for them.
+// Emits the visits of all blocks for shuffle_multiset, without memory for them.
 class WeightedVisits {
   public:
     WeightedVisits(const BlockWeights& weights, const VisitLine& line) : weights_(weights), line_(line) {}
@@ -135,7 +136,7 @@ class WeightedVisits {
         uint64_t weight[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
             weights_.read_integers(first, count, cluster, weight);
-            uint64_t found = 0;
+            uint64_t pending = 0;
             for (uint64_t j = 0; j < count; ++j) {
                 const size_t c = cluster[j];
                 Progress& part = parts[c];
@@ -144,24 +145,24 @@ class WeightedVisits {
                 require(part.sum <= last_sum[c]);
                 const uint64_t points = line_.points(c, part.sum);
                 for (; part.points < points; ++part.points) {
-                    offsets[found++] = static_cast<uint32_t>(first - begin + j);
-                    if (found < kBatch) continue;
-                    sink(offsets, found);
-                    found = 0;
+                    offsets[pending++] = static_cast<uint32_t>(first - begin + j);
+                    if (pending < kBatch) continue;
+                    sink(offsets, pending);
+                    pending = 0;
                 }
                 part.next = line_.sum_before_next(c, points);
             }
-            sink(offsets, found);
+            sink(offsets, pending);
         });
         for (size_t c = 0; c < parts.size(); ++c) require(parts[c].sum == last_sum[c]);
     }
 
   private:
-    // How far the blocks of a cluster have come on its part of the line.
+    // How far the blocks so far reach in the part of their cluster.
     struct Progress {
         uint64_t sum;     // of integer weights
         uint64_t points;  // points before it
-        uint64_t next;    // as long as the sum is below it, there is no further point
+        uint64_t next;    // there is no further point as long as the sum is below this
     };
 
     static void require(bool as_before) {

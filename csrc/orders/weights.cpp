@@ -13,7 +13,7 @@ namespace mlfr {
 
 namespace {
 
-// The largest power of 2 of which n add up to 2^62 at most, and 2^50.
+// The largest power of 2, at most 2^50, whose n-fold is at most 2^62.
 double integer_unit(uint64_t n) {
     int bits = 50;
     while (bits > 0 && (n >> (62 - bits)) > 0) --bits;
@@ -22,7 +22,7 @@ double integer_unit(uint64_t n) {
 
 }  // namespace
 
-// The blocks of a cluster, or of its part in a chunk.
+// Counts the blocks of a cluster, or of its part in a chunk.
 struct BlockWeights::Tally {
     uint64_t count = 0;
     uint64_t sum = 0;  // of integer weights
@@ -71,7 +71,7 @@ void BlockWeights::tally_all(int threads) {
     }
 }
 
-// Whether the mean weight of every cluster's blocks is a good part of its reference's.
+// Whether the mean weight of every cluster is not much below the weight of its reference.
 bool BlockWeights::are_heavy(const std::vector<Tally>& chunks) const {
     std::vector<Tally> all(clusters());
     for (size_t i = 0; i < chunks.size(); ++i) all[i % clusters()].add(chunks[i].count, chunks[i].sum);
@@ -80,7 +80,7 @@ bool BlockWeights::are_heavy(const std::vector<Tally>& chunks) const {
     });
 }
 
-// By chunk and cluster.
+// Sums by chunk and cluster.
 std::vector<BlockWeights::Tally> BlockWeights::tally(int threads) const {
     const size_t k = clusters();
     std::vector<Tally> chunks(num_chunks(scores_.n) * k);
@@ -99,7 +99,7 @@ std::vector<BlockWeights::Tally> BlockWeights::tally(int threads) const {
     return chunks;
 }
 
-// The largest capped score of each cluster; 0 of those without a score.
+// The largest capped score of each cluster; 0 for the blocks without a score.
 std::vector<float> BlockWeights::find_heaviest(int threads) const {
     const size_t k = clusters();
     const std::vector<float> none(k, -std::numeric_limits<float>::infinity());
@@ -139,7 +139,7 @@ std::vector<double> BlockWeights::means(int threads) const {
 void BlockWeights::read_here(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
     const float* scores = scores_.data + first;
     const float cap = cap_;
-    if (intervals_.count() == 1) {  // nothing to look up
+    if (intervals_.count() == 1) {  // all scores are in the same interval
         const float reference = reference_[0];
         for (uint64_t j = 0; j < count; ++j) {
             const float relative = std::max(-80.0f, std::min(scores[j], cap) - reference);
@@ -198,7 +198,7 @@ Shares::Shares(const BlockWeights& weights, const Mass& mass) : share_(mass.clus
         total += share_[c];
     }
     if (!(total > 0.0))
-        throw std::invalid_argument("mass: no block can be drawn, no cluster that has mass has blocks");
+        throw std::invalid_argument("mass: no block can be drawn, since no cluster with mass has blocks");
     if (!std::isfinite(total)) throw std::invalid_argument("mass: too large");
     for (size_t c = 0; c < share_.size(); ++c) {
         share_[c] /= total;

@@ -9,8 +9,9 @@
 
 namespace mlfr {
 
-// Cluster of a block: the number of ascending cuts <= its score; blocks without a score are one of their own,
-// the last. Weight of a block: exp(min(score, cap)); 1 without a score. The scores must stay as they are.
+// The cluster of a block is the number of ascending cuts <= its score; the last cluster is that of blocks
+// without a score. The weight of a block is exp(min(score, cap)), or 1 without a score. The scores must not
+// change meanwhile.
 //
 // Weights are handled relative to a reference of the cluster, at most e times the weight of its heaviest
 // block, so that none overflows and not all underflow, and rounded to integers, so that their sums are exact
@@ -28,18 +29,18 @@ class BlockWeights {
     // Blocks of each cluster.
     const std::vector<uint64_t>& counts() const { return counts_; }
 
-    // Mean weight of each cluster's blocks, to 3e-7 (relative); 0 of an empty one.
+    // Mean weight of the blocks of each cluster, to 3e-7 (relative); 0 for an empty cluster.
     std::vector<double> means(int threads) const;
 
-    // Of a batch of blocks: their clusters, and the logarithms of their weights relative to their cluster's
-    // reference, in [-80, 0].
+    // Computes the clusters of a batch of blocks, and the logarithms of their weights relative to the
+    // reference of their cluster, in [-80, 0].
     void read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const;
 
-    // Of a batch of blocks: their clusters, and their relative weights as integers. Sums over all blocks stay
-    // below 2^62.
+    // Computes the clusters of a batch of blocks, and their relative weights as integers. Sums over all
+    // blocks stay below 2^62.
     void read_integers(uint64_t first, uint64_t count, uint32_t* cluster, uint64_t* weight) const;
 
-    // sums[chunk * clusters() + c]: sum of integer weights of cluster c in a chunk.
+    // Returns sums[chunk * clusters() + c], the sum of the integer weights of cluster c in a chunk.
     std::vector<uint64_t> chunk_sums(int threads) const;
 
   private:
@@ -54,13 +55,13 @@ class BlockWeights {
     Scores scores_;
     Intervals intervals_;
     float cap_;
-    double unit_;                   // integer weight of a block as heavy as its cluster's reference
-    std::vector<float> reference_;  // of each cluster, as a capped score
+    double unit_;  // integer weight of a block that weighs as much as its cluster's reference
+    std::vector<float> reference_;  // for each cluster, a capped score
     std::vector<uint64_t> counts_;
-    std::vector<uint64_t> sums_;  // as chunk_sums; empty with a single interval, where they may not be needed
+    std::vector<uint64_t> sums_;  // see chunk_sums; empty for a single interval, which may not need them
 };
 
-// Shares of the samples that go to the clusters.
+// The shares of the samples that the clusters get.
 class Shares {
   public:
     // Throws std::invalid_argument for an illegal mass, or where no block can be drawn.

@@ -2,7 +2,7 @@
 
     run = open_run("runs/mine")
     for history in run.phases():
-        history.block_ids, history.nll, history.steps      # one entry a visit, in the order of training
+        history.block_ids, history.nll, history.steps      # one entry for each visit, in the order of training
 
 `megatron-lfr inspect` and `megatron-lfr report` show what is computed here.
 """

@@ -21,9 +21,9 @@ Counts = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
 BIN = 0.02
-"""Nats of a bin of the loss histograms."""
+"""Width of a bin of the loss histograms, nats."""
 _BINS = 1000
-"""The last one holds everything above."""
+"""Bins of a histogram, of which the last also counts everything above."""
 
 SENSITIVITY_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 _SENSITIVITY_BLOCKS = 200_000
@@ -32,7 +32,7 @@ _NO_SCORES = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class FocusView:
-    """What a Focus left out. Counts [domains] are of blocks; excluded ones are unseen and left out."""
+    """What a Focus left out. Counts [domains] are numbers of blocks; excluded blocks are unseen and left out."""
 
     dropped: BlockSet
     dropped_by_domain: Counts
@@ -44,11 +44,12 @@ class FocusView:
 class PhaseView:
     """One phase, as far as it has come.
 
-    visits_by_domain [domains]: blocks trained on, repeats counted. visits_by_event: visits by what they showed
-    (forgetting.EVENTS).
+    samples_so_far: visits of blocks. distinct: different blocks among them. mean_loss: nats a token, NaN where none is
+    recorded. visits_by_domain [domains]: how many of the visits were of each domain. visits_by_event: how many were of
+    each kind of forgetting.EVENTS.
     step_losses [steps so far]: mean loss of each step, NaN where it was skipped.
-    losses [domains, bins of BIN nats]: blocks by their last recorded loss at the phase's end; None where it has not
-    been reached.
+    losses [domains, bins of BIN nats]: how many blocks have their last recorded loss in each bin at the end of the
+    phase; None before that.
     """
 
     planned: PlannedPhase
@@ -70,9 +71,9 @@ class PhaseView:
 class RunView:
     """One run.
 
-    visits [domains]: blocks trained on, repeats counted. unseen: blocks that never were.
-    classes [domains, len(forgetting.CLASSES)]: blocks by how their loss went. sensitivity: (margin, share of the blocks
-    seen twice that were forgotten, share forgotten and relearned), from a sample of the blocks.
+    visits [domains]: how often blocks of each domain were trained on. unseen: number of blocks that never were.
+    classes [domains, len(forgetting.CLASSES)]: how many blocks are of each class. sensitivity: (margin, share that was
+    forgotten, share that was forgotten and relearned) of the blocks seen at least twice, from a sample of the blocks.
     """
 
     name: str
@@ -92,7 +93,7 @@ class RunView:
         return self.run.plan.seq_length
 
     def tokens_at(self, step: int) -> int:
-        """Tokens trained on in the first `step` optimizer steps."""
+        """Return how many tokens the first `step` optimizer steps train on."""
         plan = self.run.plan
         blocks = sum(
             min(planned.samples, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
@@ -100,7 +101,7 @@ class RunView:
         return blocks * plan.seq_length
 
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one kind in metrics.jsonl. ValueError where one is at no step."""
+        """Return the events of one kind in metrics.jsonl. ValueError where one has no valid step."""
         rows = [event for event in self.events if event.get("event") == kind]
         for row in rows:
             if type(row.get("step")) is not int or row["step"] < 0:
@@ -109,7 +110,7 @@ class RunView:
 
 
 def view_run(folder: Path, name: str, margin: float) -> RunView:
-    """Replay a run. ValueError where `folder` holds none, or one that is damaged."""
+    """Replay a run and gather what the report shows. ValueError where `folder` holds no run, or a damaged one."""
     run = open_run(folder)
     corpus = find_corpus(run.folder)
     n_blocks = run.plan.n_blocks
@@ -135,7 +136,7 @@ def view_run(folder: Path, name: str, margin: float) -> RunView:
 
 
 def split(values: npt.NDArray[Any], corpus: Corpus) -> list[npt.NDArray[Any]]:
-    """Per-block values [n_blocks] of each domain."""
+    """Split per-block values [n_blocks] by domain."""
     return [values[first:last] for first, last in zip(corpus.starts, corpus.starts[1:], strict=False)]
 
 
@@ -186,7 +187,7 @@ def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
 
 
 def _finish_phase(views: list[PhaseView], ledger: Ledger, corpus: Corpus, visits_before: Counts) -> Counts:
-    """Enter into the last view what is known once its phase has been replayed; returns the visits so far."""
+    """Complete the last view with what is known once its phase has been replayed. Returns the visits so far."""
     visits = np.array([part.sum(dtype=np.int64) for part in split(ledger.visits, corpus)])
     if views:
         view = views[-1]
@@ -197,20 +198,20 @@ def _finish_phase(views: list[PhaseView], ledger: Ledger, corpus: Corpus, visits
 
 
 def _histogram(nll: npt.NDArray[np.float32]) -> Counts:
-    """Blocks by loss, int64 [_BINS]; those without one are left out."""
+    """Count the blocks in each bin of loss, int64 [_BINS]; blocks without a loss are left out."""
     known = nll[~np.isnan(nll)]
     return np.bincount(np.minimum(known / np.float32(BIN), _BINS - 1).astype(np.int64), minlength=_BINS)
 
 
 def quantile(counts: Counts, share: float) -> float:
-    """The loss that `share` of the blocks are below, to a bin; NaN where there is no block."""
+    """Return the loss that `share` of the blocks are below, to the precision of a bin; NaN where there is no block."""
     if not counts.any():
         return float("nan")
     return BIN * float(np.searchsorted(np.cumsum(counts), share * counts.sum()) + 0.5)
 
 
 class _Sample:
-    """What evenly spaced blocks forgot by several margins, to show how much the margin decides."""
+    """Evenly spaced blocks that are followed with several margins, to show how much depends on the margin."""
 
     def __init__(self, n_blocks: int) -> None:
         self.stride = -(-n_blocks // _SENSITIVITY_BLOCKS)
@@ -218,8 +219,8 @@ class _Sample:
         self.trajectories = [Trajectories(size, margin) for margin in SENSITIVITY_MARGINS]
 
     def record(self, history: PhaseHistory) -> None:
-        mine = np.flatnonzero(history.block_ids % self.stride == 0)
-        ids, nll = history.block_ids[mine] // self.stride, history.nll[mine]
+        entries = np.flatnonzero(history.block_ids % self.stride == 0)
+        ids, nll = history.block_ids[entries] // self.stride, history.nll[entries]
         for trajectories in self.trajectories:
             trajectories.record(ids, nll)
 

@@ -14,8 +14,8 @@ _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 @dataclass(frozen=True)
 class BlockSet:
-    """A set of blocks of one corpus, and the blocks that it was chosen from: a bit of each for every one of its
-    `n_blocks` blocks. Between two `starts` it was chosen apart from the rest."""
+    """A set of blocks of one corpus, and the candidates that it was chosen from, each as one bit for each of the
+    corpus's `n_blocks` blocks. The stretches of the corpus that begin at `starts` were each chosen from separately."""
 
     bits: npt.NDArray[np.uint8]
     candidates: npt.NDArray[np.uint8]
@@ -26,7 +26,7 @@ class BlockSet:
     def of(
         mask: npt.NDArray[np.bool_], candidates: npt.NDArray[np.bool_], starts: tuple[int, ...] | None = None
     ) -> BlockSet:
-        """The blocks that `mask` [n_blocks] marks, all of which are among the `candidates` [n_blocks]."""
+        """Make a set of the blocks that `mask` [n_blocks] marks, which must be among the `candidates` [n_blocks]."""
         return BlockSet(np.packbits(mask), np.packbits(candidates), len(mask), starts or (0, len(mask)))
 
     @property
@@ -34,28 +34,28 @@ class BlockSet:
         return int(_ONES[self.bits].sum(dtype=np.int64))
 
     def shares(self, edges: list[int]) -> npt.NDArray[np.float64]:
-        """Which share of the candidates the set has, in the part of the corpus that each of the `edges` lies in."""
-        chosen, of = (_counts(bits, self.n_blocks, self.starts) for bits in (self.bits, self.candidates))
-        return (chosen / np.maximum(1, of))[np.searchsorted(self.starts, edges, side="right") - 1]
+        """Return the share of the candidates that are in the set, in the stretch around each block of `edges`."""
+        chosen, candidates = (_counts(bits, self.n_blocks, self.starts) for bits in (self.bits, self.candidates))
+        return (chosen / np.maximum(1, candidates))[np.searchsorted(self.starts, edges, side="right") - 1]
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Two sets A and B against each other; NaN where one of them is empty."""
+    """How alike two sets A and B are; NaN where one of them is empty."""
 
     overlap: float
     """|A∩B| / |A∪B| (Jaccard)."""
     cosine: float
     """|A∩B| / sqrt(|A||B|): the cosine of their indicator vectors, the paper's measure."""
     by_chance: float
-    """The cosine to expect of random sets of these sizes, each from its own candidates C, in each part that it was
-    chosen in: of a single one sqrt(|A||B|) |C_A∩C_B| / (|C_A||C_B|)."""
+    """The expected cosine of random sets of the same sizes, each chosen from its candidates C, stretch by stretch; with
+    a single stretch, it is sqrt(|A||B|) |C_A∩C_B| / (|C_A||C_B|)."""
 
 
 def compare(a: BlockSet, b: BlockSet) -> Likeness:
-    """How alike two sets are. ValueError where they are of corpora of different sizes."""
+    """Compare two sets. ValueError where their corpora differ in size."""
     if a.n_blocks != b.n_blocks:
-        raise ValueError(f"sets of {a.n_blocks} and of {b.n_blocks} blocks cannot be compared")
+        raise ValueError(f"sets of blocks of corpora of {a.n_blocks} and {b.n_blocks} blocks cannot be compared")
     size_a, size_b = a.size, b.size
     if not size_a or not size_b:
         return Likeness(math.nan, math.nan, math.nan)
@@ -68,5 +68,5 @@ def compare(a: BlockSet, b: BlockSet) -> Likeness:
 
 
 def _counts(bits: npt.NDArray[np.uint8], n_blocks: int, starts: Sequence[int]) -> npt.NDArray[np.int64]:
-    """How many blocks are marked between each two `starts`."""
+    """Count the blocks that are marked in each of the stretches between `starts`."""
     return np.add.reduceat(np.unpackbits(bits, count=n_blocks), starts[:-1], dtype=np.int64)

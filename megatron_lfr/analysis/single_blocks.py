@@ -9,20 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.analysis.forgetting import Trajectories
-from megatron_lfr.analysis.replay import Losses, PhaseHistory, Visits, visits_of
+from megatron_lfr.analysis.replay import Losses, PhaseHistory, visits_of
 from megatron_lfr.lfr import Ledger
 
 Steps = npt.NDArray[np.int64]
 
 EACH = 6
-"""Blocks of a kind."""
+"""Number of blocks that are picked of each kind."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block. steps (from 1), nll: its visits with a loss, in order. present: what its last loss amounts to now
-    (detrended), nats. forgotten: how often its loss rose after a fall. setback: the most that it was above its lowest
-    until then, nats."""
+    """One block. steps (from 1), nll: its visits with a loss, in order. present: what its last loss amounts to with the
+    present weights (detrended), nats. forgotten: how often its loss rose after a fall. setback: the most that its loss
+    has ever been above its lowest value until then, nats."""
 
     id: int
     steps: Steps
@@ -34,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Picks:
-    """Each EACH blocks or fewer, the most striking first."""
+    """The picked blocks: of each kind EACH or fewer, the most striking first."""
 
     hardest: list[Block]
     easiest: list[Block]
@@ -42,7 +42,8 @@ class Picks:
 
 
 def pick_blocks(phases: Iterable[PhaseHistory], ledger: Ledger, trajectories: Trajectories) -> Picks:
-    """Hardest and easiest by what the last loss amounts to now; most forgotten by how often, then by how far.
+    """Pick the hardest and easiest blocks, by what the last loss amounts to now, and the most forgotten ones, by how
+    often the loss rose after a fall, then by the setback.
 
     phases, ledger, trajectories: those of the run so far."""
     forgotten, setback = trajectories.forgotten(), trajectories.setback
@@ -57,19 +58,15 @@ def pick_blocks(phases: Iterable[PhaseHistory], ledger: Ledger, trajectories: Tr
         return [
             Block(i, seen["step"], seen["nll"], float(scores[i]), int(forgotten[i]), float(setback[i]))
             for i in ids.tolist()
-            for seen in [_visits_to(i, visits)]
+            for seen in [visits[visits["block"] == i]]
         ]
 
     return Picks(blocks(hardest), blocks(easiest), blocks(most_forgotten))
 
 
-def _visits_to(block: int, visits: Visits) -> Visits:
-    chosen: Visits = visits[visits["block"] == block]
-    return chosen
-
-
 def largest(keys: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:
-    """The places of the `count` largest keys, or of fewer, descending; among equal ones the first. A NaN is no key."""
+    """Return the indices of the `count` largest keys, descending, or of all if they are fewer. Of equal keys, the first
+    come first; NaNs are left out."""
     known = np.flatnonzero(~np.isnan(keys))
     count = min(count, len(known))
     if not count:

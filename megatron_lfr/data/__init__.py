@@ -1,4 +1,4 @@
-"""Corpora: `preprocess` makes `.bin`/`.idx` pairs of text, `corpus` reads them as the blocks and batches of a run.
+"""Corpora: `preprocess` turns text into `.bin`/`.idx` pairs, `corpus` reads them as the blocks and batches of a run.
 
 Import from the modules; `corpus.loader` alone needs torch.
 """

@@ -52,7 +52,7 @@ class DataConfig:
             raise ValueError(f"--prefetch {self.prefetch}: must be at least 1")
 
     def corpora(self) -> tuple[list[str], list[float] | None]:
-        """The corpus' prefixes, and their weights where they are given.
+        """Return the prefixes of the corpus, and their weights where they are given.
 
         Errors: ValueError where only some have a weight, or one is not positive; OSError where --data-args-path cannot
         be read.
@@ -67,7 +67,7 @@ class DataConfig:
 
 
 def recorded_prefixes(config: Mapping[str, Any]) -> list[str]:
-    """The prefixes that a run's config.yaml names; ValueError where it names none."""
+    """Return the prefixes that a run's config.yaml names; ValueError where it names none."""
     words, path = config.get("data_path") or [], config.get("data_args_path")
     if not isinstance(words, list) or not (path is None or isinstance(path, str)):
         raise ValueError("config.yaml: data_path must be a list of prefixes, and data_args_path a file")
@@ -78,7 +78,7 @@ def recorded_prefixes(config: Mapping[str, Any]) -> list[str]:
 
 
 def parse_blend(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
-    """(prefixes, weights) of Megatron's syntax: prefixes alone, or weight and prefix in turn."""
+    """Parse Megatron's syntax, prefixes alone or weight and prefix in turn, into (prefixes, weights)."""
     numbers = [_as_number(word) for word in words]
     if all(number is None for number in numbers):
         return list(words), None

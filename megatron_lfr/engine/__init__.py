@@ -1,4 +1,4 @@
-"""What makes one optimizer step out of a global batch."""
+"""Engines, which make one optimizer step of a global batch."""
 
 from megatron_lfr.engine.base import BlockLosses, Engine, Evaluator, PendingLosses, StepLosses
 from megatron_lfr.engine.build import build_stages

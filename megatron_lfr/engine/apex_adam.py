@@ -1,4 +1,4 @@
-"""apex's FusedAdam behind the interface that the engine needs of AdamW."""
+"""Gives apex's FusedAdam the interface of AdamW that the engine needs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class ApexAdamW(FusedAdam):  # type: ignore[misc]
-    """FusedAdam with `found_inf`, a scalar on the device: 1 where a step changes nothing, as for PyTorch's fused AdamW.
+    """FusedAdam with `found_inf`, as in PyTorch's fused AdamW: a scalar on the device, 1 where a step changes nothing.
 
-    FusedAdam counts steps once a group; this keeps the count of every parameter's state, as PyTorch's AdamW does, so
-    that checkpoints of the two are the same.
+    FusedAdam counts steps once for each group; this class keeps a count for each parameter, as PyTorch's AdamW does, so
+    that the checkpoints of both are the same.
     """
 
     found_inf: Tensor
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        # Its capturable form alone decides on the device, and takes the learning rate and the count as tensors there.
+        # Only its capturable form decides on the device, and takes the learning rate and the count as tensors there.
         super().__init__(groups, adam_w_mode=True, set_grad_none=True, capturable=True, **options)
 
     @torch.no_grad()
@@ -29,7 +29,7 @@ class ApexAdamW(FusedAdam):  # type: ignore[misc]
             group["step"] = (counts[0] if counts else torch.zeros_like(self.found_inf)).reshape(1).int()
             if not isinstance(group["lr"], Tensor):
                 group["lr"] = torch.full_like(self.found_inf, group["lr"])
-        # FusedAdam counts a step of a group by what it has found before, and only then asks.
+        # FusedAdam counts a step by the overflow that it found before; only after that, it asks the scaler.
         self._dummy_overflow_buf.copy_(self.found_inf)
         super().step(closure, grad_scaler=_GivenOverflow(self.found_inf))
         for group in self.param_groups:
@@ -38,7 +38,7 @@ class ApexAdamW(FusedAdam):  # type: ignore[misc]
 
 
 class _GivenOverflow:
-    """What FusedAdam asks of a gradient scaler."""
+    """Answers what FusedAdam asks a gradient scaler."""
 
     def __init__(self, found_inf: Tensor) -> None:
         self._found_inf = found_inf

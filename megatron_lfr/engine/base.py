@@ -1,4 +1,4 @@
-"""The protocol between the training loop and an engine."""
+"""The protocols of engines, by which training and evaluation use them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.parallel import ParallelState
 
 BlockLosses = npt.NDArray[np.float32]
-"""Of the blocks of a global batch: the summed negative log-likelihood (nats) of each, and the number of tokens that it
-covers, [2, rows]."""
+"""[2, rows]: for each block of a global batch, its summed negative log-likelihood (nats), and the number of tokens in
+that sum."""
 
 
 class PendingLosses(Protocol):
-    """The losses of a batch, which a GPU may still be computing, on their way from the ranks that do."""
+    """The losses of a batch, which GPUs may still be computing, on their way to all ranks."""
 
     def wait(self) -> BlockLosses:
-        """All of them, on every rank. Raises where another rank is gone."""
+        """Wait for the losses and return all of them, on every rank. Raises where another rank is gone."""
         ...
 
 
 class StepLosses(PendingLosses, Protocol):
-    """The losses of an optimizer step; to read one of its figures waits for them, too. The same on every rank."""
+    """The losses of an optimizer step, the same on every rank. Reading a property waits for them, too."""
 
     @property
     def loss(self) -> float:
-        """Mean loss a valid token of the global batch (nats), z-loss and label smoothing included."""
+        """Mean loss per valid token of the global batch (nats), with z-loss and label smoothing."""
         ...
 
     @property
@@ -39,7 +39,7 @@ class StepLosses(PendingLosses, Protocol):
 
     @property
     def skipped(self) -> bool:
-        """Whether the weights were left alone because the loss or the gradient was not finite."""
+        """Whether the weights stayed as they were because the loss or the gradient was not finite."""
         ...
 
 
@@ -48,16 +48,16 @@ class Evaluator(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below this."""
+        """Size of the vocabulary: token ids are below this."""
         ...
 
     @property
     def eval_rows(self) -> int:
-        """Rows that `eval_step` takes, over all ranks."""
+        """Number of rows that `eval_step` takes, over all ranks."""
         ...
 
     def eval_step(self, batch: Batch) -> PendingLosses:
-        """Losses of a batch under the present weights, without gradients. A GPU may still be computing them."""
+        """Compute the losses of a batch with the present weights, without gradients. Does not wait for a GPU."""
         ...
 
 
@@ -66,27 +66,27 @@ class Engine(Evaluator, Protocol):
 
     @property
     def parallel(self) -> ParallelState:
-        """The ranks that it runs on, and where this one stands among them."""
+        """The ranks that it runs on, and the place of this one among them."""
         ...
 
     def flops_per_token(self, seq_length: int) -> float:
-        """Floating-point operations of training on one token, forward and backward."""
+        """Return the floating-point operations of training on one token, forward and backward."""
         ...
 
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
-        """Forward, backward and one optimizer step at learning rate `lr`. The host waits for no GPU in it: whether the
-        step counts is decided where it is computed, and known to the host once it waits for what is returned."""
+        """Compute forward, backward and one optimizer step at learning rate `lr`. The host does not wait for a GPU:
+        whether the step is skipped is decided on the GPU, and the host knows it once it waits for the result."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training continues from, by name. To load a checkpoint is to write into these."""
+        """Return everything that training continues from, by name. A checkpoint is loaded by writing into these."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's part of `tensors`."""
+        """Return the tensors that are weights of the model, by name: a part of `tensors`."""
         ...
 
     def loaded(self) -> None:
-        """To be called when something has been written into `tensors` or `weights`, before the next computation: an
-        engine may compute with other copies."""
+        """Must be called after something was written into `tensors` or `weights`, before the next computation: an
+        engine may compute with copies of them."""
         ...

@@ -1,4 +1,4 @@
-"""This rank's part of a model, without memory: how it is spread, and what it is filled with, is an engine's."""
+"""Builds this rank's part of a model without memory. How it is sharded and filled is left to the engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_stages(
     loss: LossConfig | None = None,
     attention_backend: AttentionBackend = "sdpa",
 ) -> list[Llama]:
-    """The pipeline stages of this rank, on the meta device."""
+    """Build the pipeline stages of this rank on the meta device."""
     layout = parallel.config
     tp = TensorParallel(parallel.tensor_group, layout.sequence_parallel and layout.tensor_model_parallel_size > 1)
     # Under GPipe, all micro-batches wait for their backward: gradients of the output embedding must not.

@@ -1,4 +1,4 @@
-"""`--deterministic`: the same command gives the same bits again, on a GPU too."""
+"""`--deterministic` makes the same command give the same bits again, also on a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEGAL = {
 
 
 def check_environment() -> None:
-    """ValueError where an environment variable rules --deterministic out."""
+    """Check the environment. ValueError where a variable does not go with --deterministic."""
     for name, legal in _LEGAL.items():
         if os.environ.get(name, legal[0]) not in legal:
             raise ValueError(
@@ -27,9 +27,9 @@ def check_environment() -> None:
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Compute in the block as PyTorch's, cuBLAS's and NCCL's settings for repeatable results say, if `enabled`.
+    """Apply the settings of PyTorch, cuBLAS and NCCL for repeatable results while the block runs, if `enabled`.
 
-    To be entered before the process computes on a GPU. ValueError where an operation has no deterministic form.
+    Must be entered before the process computes on a GPU. ValueError where an operation has no deterministic form.
     """
     if not enabled:
         yield

@@ -1,4 +1,4 @@
-"""A model that computes losses: what evaluation needs of an engine, and training builds on."""
+"""The forward engine computes losses: evaluation needs no more of an engine, and training builds on it."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ class ForwardEngine:
 
     def weights(self) -> dict[str, Tensor]:
         reshard(self.stages)
-        return {f"model.{p.name}": p.whole(p.local(), self.parallel) for p in self.parameters}
+        return {f"model.{p.name}": p.as_full(p.local(), self.parallel) for p in self.parameters}

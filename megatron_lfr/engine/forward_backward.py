@@ -1,4 +1,4 @@
-"""Forward and backward of a step's micro-batches: one after the other, or through a pipeline."""
+"""Runs forward and backward of a step's micro-batches: one after the other, or through a pipeline."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Inputs = dict[str, Tensor]
 
 
 class ForwardBackward(Protocol):
-    """Runs a batch's rows of this data-parallel rank; returns the micro-batches' losses on ranks that compute them."""
+    """Runs this data-parallel rank's rows of a batch; returns the micro-batches' losses on ranks that compute them."""
 
     def train(self, inputs: Inputs) -> list[Loss]:
-        """Forward and backward: gradients are added to the weights'."""
+        """Run forward and backward; gradients are added to those of the weights."""
         ...
 
     def evaluate(self, inputs: Inputs) -> list[Loss]:
-        """Forward alone, without gradients."""
+        """Run forward only, without gradients."""
         ...
 
 
 def model_inputs(batch: Batch, device: torch.device, scale: float) -> Inputs:
-    """What a model's forward takes, `token_weight` being the loss mask times `scale`."""
+    """Return the arguments of a model's forward; `token_weight` is the loss mask times `scale`."""
     inputs = {"x": batch.tokens, "labels": batch.labels, "token_weight": batch.loss_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
@@ -42,16 +42,16 @@ def model_inputs(batch: Batch, device: torch.device, scale: float) -> Inputs:
 
 
 class Synchronization(Protocol):
-    """When the data-parallel ranks exchange gradients and weights in a step of several micro-batches."""
+    """Decides when data-parallel ranks exchange gradients and weights in a step of several micro-batches."""
 
     def before_micro_batch(self, is_last: bool) -> None:
-        """Called before each micro-batch's forward; `is_last`: no other follows in this step."""
+        """Called before the forward of each micro-batch; `is_last`: it is the last of its step."""
         ...
 
 
 @dataclass
 class MicroBatchLoop:
-    """One stage: each micro-batch forward and backward in turn."""
+    """Runs a single stage: forward and backward of one micro-batch after the other."""
 
     model: Llama
     micro_batch_size: int
@@ -77,7 +77,7 @@ class MicroBatchLoop:
 
 
 class Pipeline:
-    """Several stages: PyTorch's schedules send activations and gradients between the pipeline's ranks."""
+    """Runs several stages: PyTorch's schedules send activations and gradients between the pipeline's ranks."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Pipeline:
 
 
 def _pipeline_stage(model: Llama, rows: int, seq_length: int, parallel: ParallelState) -> PipelineStage:
-    """The stage with the shapes of what it takes and returns, so that none has to be found out by a trial run."""
+    """Wrap a stage together with the shapes of its inputs and outputs, so that no trial run has to find them."""
     tokens = rows * seq_length // parallel.config.context_parallel_size
     if model.tp.sequence:
         tokens //= model.tp.size

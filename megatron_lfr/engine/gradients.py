@@ -1,4 +1,4 @@
-"""What is done to gradients between the backward pass and the optimizer, over every mesh."""
+"""Prepares gradients for the optimizer after the backward pass, over every mesh."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Gradients:
         self._tied = [p for p in parameters if p.name == "embedding.weight"] if self._tied_group else []
 
     def finish(self) -> None:
-        """Sum what the backward pass has left in parts: over the tensor-parallel ranks for norms under sequence
-        parallelism, over the first and the last pipeline stage for embeddings that both hold."""
+        """Sum the gradients of which ranks hold parts after the backward pass: those of norms over the tensor-parallel
+        ranks under sequence parallelism, those of tied embeddings over the first and last pipeline stage."""
         if self._partial:
             grads = [p.local_grad() for p in self._partial]
             flat = torch.cat([grad.flatten() for grad in grads])
@@ -42,7 +42,7 @@ class Gradients:
             dist.all_reduce(parameter.local_grad(), group=self._tied_group)
 
     def local_square_sum(self) -> Tensor:
-        """This rank's part of the squared L2 norm, fp64: summed over all ranks, every element counts once."""
+        """Return this rank's part of the squared L2 norm, fp64. Summed over all ranks, every element counts once."""
         if not self._counted:
             return torch.zeros((), dtype=torch.float64, device=self._parameters[0].local().device)
         norms = torch._foreach_norm([p.local_grad() for p in self._counted])
@@ -55,7 +55,7 @@ class Gradients:
 
 
 def _make_tied_group(stages: Sequence[Llama], parallel: ParallelState) -> ProcessGroup | None:
-    """The ranks of the first and of the last stage that hold the same part of the embedding; None for one stage."""
+    """Group the ranks of the first and last stage that hold the same part of the embedding; None for one stage."""
     config, count = stages[0].config, parallel.mesh["pipeline"].size()
     if count == 1 or config.untie_embeddings_and_output_weights:
         return None

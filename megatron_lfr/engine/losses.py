@@ -1,4 +1,4 @@
-"""The losses of a global batch's blocks, from the ranks that computed them to every rank's host."""
+"""Brings the losses of a global batch's blocks from the ranks that computed them to every rank's host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megatron_lfr.parallel import ParallelState
 
 
 class HostCopy:
-    """A tensor on its way to the host's memory, which waits for it in `wait` and nowhere else.
+    """A tensor on its way to the host's memory. The host waits for it in `wait` and nowhere else.
 
     work: a collective that is still writing the tensor. Nothing may write to the tensor afterwards.
     """
@@ -28,7 +28,7 @@ class HostCopy:
         self._work, self._host = work, tensor
         self._event: torch.cuda.Event | None = None
         if tensor.is_cuda:
-            # On a stream of its own: what is launched from here on neither waits for the collective nor is waited for.
+            # On a separate stream: it does not wait for what is launched later, nor does that wait for the collective.
             stream = _copy_stream(tensor.device)
             stream.wait_stream(torch.cuda.current_stream(tensor.device))
             with torch.cuda.stream(stream):
@@ -42,12 +42,12 @@ class HostCopy:
             self._work = None
 
     def wait(self) -> npt.NDArray[Any]:
-        """The tensor's values. Raises where a rank that the collective needs is gone."""
+        """Wait for the tensor and return its values. Raises where a rank that the collective needs is gone."""
         if self._work is not None:
             self._work.wait()
             self._work = None
         if self._event is not None:
-            self._event.synchronize()  # without the interpreter's lock, which other threads want
+            self._event.synchronize()  # without the interpreter's lock, which other threads need
         return self._host.numpy()
 
 
@@ -57,8 +57,8 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def reduce_losses(batch: Batch, losses: Sequence[Loss], parallel: ParallelState) -> HostCopy:
-    """The losses of a global batch's blocks, [2, rows]: each rank writes the rows that it computed between zeros, and
-    the sum over the ranks goes on while the next step computes."""
+    """Sum the losses of a global batch's blocks over the ranks, [2, rows]: each rank gives the rows that it computed,
+    and zeros for the others. The sum proceeds while the next step computes."""
     values = torch.zeros(2, len(batch.block_ids), device=parallel.device)
     if parallel.reports_losses:
         values[0, batch.rows] = torch.cat([part.nll_sum for part in losses])
@@ -67,10 +67,10 @@ def reduce_losses(batch: Batch, losses: Sequence[Loss], parallel: ParallelState)
 
 
 class LaunchedStep:
-    """The losses of a step whose work is launched.
+    """The losses of a step that has been launched.
 
-    figures: fp64 [4], its loss, the squared norm of its gradient before that is divided by the valid tokens, the factor
-    that divides it, and 1 where the step is skipped.
+    figures: fp64 [4]: the loss, the squared norm of the gradient before it is divided by the valid tokens, the factor
+    that divides it, and 1 if the step is skipped.
     """
 
     def __init__(self, blocks: HostCopy, figures: Tensor) -> None:
@@ -86,7 +86,7 @@ class LaunchedStep:
     @property
     def grad_norm(self) -> float:
         _, squares, correction, _ = self._figures.wait()
-        # Of PyTorch's square roots in fp64, about one in a hundred is not the nearest number.
+        # About one in a hundred of PyTorch's square roots in fp64 is not the nearest number.
         return math.sqrt(squares) * float(correction)
 
     @property
@@ -95,7 +95,7 @@ class LaunchedStep:
 
 
 def sum_losses(losses: Sequence[Loss], device: torch.device) -> Tensor:
-    """The micro-batches' losses together: a scalar, 0 on stages that compute none."""
+    """Return the sum of the micro-batches' losses: a scalar, 0 on stages that compute none."""
     if not losses:
         return torch.zeros((), device=device)
     return torch.stack([part.loss.detach() for part in losses]).sum()

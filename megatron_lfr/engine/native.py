@@ -1,4 +1,4 @@
-"""The native engine: our layers, FSDP2, PyTorch's pipeline schedules and AdamW."""
+"""The native engine is made of our layers, FSDP2, PyTorch's pipeline schedules and AdamW."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class NativeEngine(ForwardEngine):
             global_batch_size=global_batch_size,
         )
         self.clip_grad = config.clip_grad
-        # The optimizer sees this rank's parts as plain tensors: it needs to know nothing of meshes.
+        # The optimizer gets this rank's parts as plain tensors: it need not know about meshes.
         self._parts = [nn.Parameter(p.local()) for p in self.parameters]
         decayed = [p.parameter.ndim >= 2 for p in self.parameters]
         self.optimizer = build_optimizer(config, self._parts, decayed)
@@ -53,14 +53,14 @@ class NativeEngine(ForwardEngine):
         return self.stages[0].config.flops_per_token(seq_length)
 
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
-        # Which tokens are masked is known where they were read: the gradient is normalised by the tokens of all blocks
+        # Each rank knows only which of its tokens are masked: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
         losses = self._forward_backward.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
         blocks = reduce_losses(batch, losses, self.parallel)
         self.gradients.finish()
         loss, valid, squares = self._sum_over_ranks(batch, losses).unbind()
-        # All of this stays on the device. Divided by tensors: of a number by a tensor, PyTorch takes the reciprocal.
+        # All of this stays on the device. The numerators are tensors: of a number, PyTorch would take the reciprocal.
         correction = loss.new_full((), expected) / valid.clamp(min=1.0)
         loss, grad_norm = loss * correction, squares.sqrt() * correction
         skipped = 1.0 - (loss.isfinite() & grad_norm.isfinite()).double()
@@ -78,17 +78,17 @@ class NativeEngine(ForwardEngine):
         tensors = self.weights()
         for parameter, part in zip(self.parameters, self._parts, strict=True):
             for key, value in self.optimizer.state[part].items():
-                whole = value if value.ndim == 0 else parameter.whole(value, self.parallel)
-                tensors[f"optimizer.{parameter.name}.{key}"] = whole
+                full = value if value.ndim == 0 else parameter.as_full(value, self.parallel)
+                tensors[f"optimizer.{parameter.name}.{key}"] = full
         return tensors
 
     def loaded(self) -> None:
-        """Nothing to do: the model computes with what `tensors` gives."""
+        """Do nothing: the model computes with the tensors that `tensors` returns."""
 
     def _sum_over_ranks(self, batch: Batch, losses: list[Loss]) -> Tensor:
-        """(loss, valid tokens, squared gradient norm) of the whole step, before normalising: fp64 [3]."""
+        """Return (loss, valid tokens, squared gradient norm) of the step over all ranks, not normalised: fp64 [3]."""
         parallel = self.parallel
-        # Filled, not assigned: a GPU's host would copy an assigned number there, and wait for all that was launched.
+        # Filled, not assigned: to copy an assigned number to a GPU, the host would wait for all that was launched.
         values = torch.zeros(3, dtype=torch.float64, device=parallel.device)
         if parallel.reports_losses:
             values[0] = sum_losses(losses, parallel.device)
@@ -98,7 +98,7 @@ class NativeEngine(ForwardEngine):
         return values
 
     def _update(self, lr: float, skipped: Tensor) -> None:
-        """Take AdamW's step; where `skipped` is 1, it changes neither weights nor moments nor step counts."""
+        """Take AdamW's step. If `skipped` is 1, it changes neither weights nor moments nor step counts."""
         for parameter, part in zip(self.parameters, self._parts, strict=True):
             part.data, part.grad = parameter.local(), parameter.local_grad()
         for group in self.optimizer.param_groups:
@@ -108,7 +108,7 @@ class NativeEngine(ForwardEngine):
         self.optimizer.zero_grad()
 
     def _create_optimizer_state(self) -> None:
-        """Let AdamW make its moments now, in a step that is skipped, so that a checkpoint can be loaded into them."""
+        """Make AdamW create its moments, by a step that is skipped, so that a checkpoint can be loaded into them."""
         self._update(lr=0.0, skipped=torch.ones((), device=self.parallel.device))
         for parameter in self.parameters:
             parameter.parameter.grad = None

@@ -15,7 +15,7 @@ from megatron_lfr.model.fused import check_package
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with one learning-rate schedule over the run's total; phases do not warm it up again."""
+    """AdamW with one learning-rate schedule over the entire run; phases do not warm it up again."""
 
     lr: float = 3e-4
     """Peak learning rate."""
@@ -64,14 +64,14 @@ class OptimizerConfig:
         ):
             if length < 0:
                 raise ValueError(f"{flag} {length}: must not be negative")
-        for flag, asked in (
+        for flag, decay in (
             ("--lr-decay-iters", self.lr_decay_iters),
             ("--lr-decay-samples", self.lr_decay_samples),
             ("--lr-wsd-decay-iters", self.lr_wsd_decay_iters),
             ("--lr-wsd-decay-samples", self.lr_wsd_decay_samples),
         ):
-            if asked is not None and asked < 1:
-                raise ValueError(f"{flag} {asked}: must be at least 1")
+            if decay is not None and decay < 1:
+                raise ValueError(f"{flag} {decay}: must be at least 1")
         if sum(map(bool, (self.lr_warmup_iters, self.lr_warmup_samples, self.lr_warmup_fraction))) > 1:
             raise ValueError("give one of --lr-warmup-iters, --lr-warmup-samples and --lr-warmup-fraction")
         if self.lr_decay_iters and self.lr_decay_samples:
@@ -88,11 +88,11 @@ class OptimizerConfig:
 
 
 class LearningRate:
-    """The learning rate of each step: linear warm-up from 0 to `lr`, then `lr_decay_style` down to `min_lr`.
+    """Gives the learning rate of each step: linear warm-up from 0 to `lr`, then `lr_decay_style` down to `min_lr`.
 
     Step k (from 0) of a warm-up of w steps has lr·(k+1)/w, so that the first step already moves and the last step of
-    the decay is at `min_lr` (Megatron-LM is one step behind). Skipped steps count, for which Megatron-LM would hold the
-    rate. Lengths in samples may be fractions of a step. Raises ValueError where the parts do not fit into each other.
+    the decay is at `min_lr` (Megatron-LM is one step behind). Skipped steps count, while Megatron-LM would not
+    advance the rate. Lengths in samples may be fractions of a step. ValueError where warm-up and decay do not fit.
     """
 
     def __init__(self, config: OptimizerConfig, total_steps: int, global_batch_size: int) -> None:
@@ -105,8 +105,8 @@ class LearningRate:
             self.warmup = config.lr_warmup_fraction * self.decay_steps
         if self.warmup > self.decay_steps:
             samples = config.lr_warmup_samples
-            asked = f"samples {samples}: {self.warmup:g} steps, " if samples else f"iters {config.lr_warmup_iters}: "
-            raise ValueError(f"--lr-warmup-{asked}longer than the decay's {self.decay_steps:g} steps")
+            given = f"samples {samples}: {self.warmup:g} steps, " if samples else f"iters {config.lr_warmup_iters}: "
+            raise ValueError(f"--lr-warmup-{given}longer than the decay's {self.decay_steps:g} steps")
         self.span = self.decay_steps - self.warmup
         self.style: str = config.lr_decay_style
         if config.lr_decay_style == "WSD":
@@ -115,9 +115,9 @@ class LearningRate:
                 length = config.lr_wsd_decay_samples / global_batch_size
             if length > self.span:
                 blocks = config.lr_wsd_decay_samples
-                asked = f"samples {blocks}: {length:g} steps, " if blocks else f"iters {length:g}: "
+                given = f"samples {blocks}: {length:g} steps, " if blocks else f"iters {length:g}: "
                 raise ValueError(
-                    f"--lr-wsd-decay-{asked}longer than the decay's {self.decay_steps:g} steps less "
+                    f"--lr-wsd-decay-{given}longer than the decay's {self.decay_steps:g} steps less "
                     f"{self.warmup:g} of warm-up"
                 )
             self.span, self.style = length, config.lr_wsd_decay_style
@@ -134,7 +134,8 @@ class LearningRate:
 
 
 def _remaining(style: str, progress: float) -> float:
-    """How much of the way from `lr` to `min_lr` is left: 1 at progress 0, 0 at progress 1. Megatron-LM's formulas."""
+    """Return the share of the way from `lr` to `min_lr` that is left: 1 at progress 0, 0 at progress 1. The formulas
+    are Megatron-LM's."""
     match style:
         case "linear":
             return 1.0 - progress
@@ -149,7 +150,7 @@ def _remaining(style: str, progress: float) -> float:
 def build_optimizer(
     config: OptimizerConfig, parameters: Sequence[nn.Parameter], decayed: Sequence[bool]
 ) -> torch.optim.Optimizer:
-    """AdamW with weight decay on the `decayed` parameters: matrices; norms, which have one dimension, have none."""
+    """Build AdamW with weight decay on the `decayed` parameters: matrices, but not the weights of norms."""
     marked = list(zip(parameters, decayed, strict=True))
     groups = [
         {"params": [p for p, decays in marked if decays], "weight_decay": config.weight_decay},

@@ -1,4 +1,4 @@
-"""Data-parallel sharding by FSDP2, and each weight as the whole of which ranks hold parts."""
+"""Shards models over data-parallel ranks by FSDP2, and describes which part of each weight a rank holds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from megatron_lfr.parallel.layers import ShardedWeight
 
 
 def shard_stages(stages: list[Llama], parallel: ParallelState, seed: int | None) -> list[Llama]:
-    """Give stages that `build_stages` made their memory, spread over the data-parallel ranks; returns them. No rank
-    draws, or holds at any time, more than its shards of the initial weights. seed None leaves the weights undefined,
-    for a checkpoint to be loaded."""
+    """Shard stages of `build_stages` over the data-parallel ranks and give them memory; returns them. No rank computes
+    or holds more than its shards of the initial weights at any time. If seed is None, the weights stay undefined, for
+    a checkpoint to replace."""
     for model in stages:
         _shard(model, parallel)
         model.empty_on(parallel.device)
@@ -29,10 +29,10 @@ def shard_stages(stages: list[Llama], parallel: ParallelState, seed: int | None)
 
 
 def _shard(model: Llama, parallel: ParallelState) -> None:
-    """Spread a stage's weights, gradients and optimizer state over the data-parallel ranks, in place.
+    """Shard a stage's weights, gradients and optimizer state over the data-parallel ranks, in place.
 
-    Weights are gathered in the model's compute dtype, gradients summed in fp32. One rank goes the same way, and so
-    does no_shard, whose shards are whole copies.
+    Weights are gathered in the model's compute dtype, gradients summed in fp32. FSDP2 is also used for one rank, and
+    for no_shard, where each shard is a complete copy.
     """
     dtype = None if model.compute_dtype == torch.float32 else model.compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -40,25 +40,25 @@ def _shard(model: Llama, parallel: ParallelState) -> None:
     reshard = parallel.config.sharding == "optim_grads_params"
     for layer in model.layers.values():
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    # The first thing that a backward needs again is what the whole model's own group holds: the embeddings.
+    # A backward pass first needs what is in the group of the model itself: the embeddings. So they stay gathered.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if mesh.size() > 1:
         for module in model.modules():
-            if isinstance(module, FSDPModule):  # the loss has its normaliser already: plain sums
+            if isinstance(module, FSDPModule):  # the loss is already normalised: plain sums
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
 
 @dataclass(frozen=True)
 class ShardedSynchronization:
-    """When FSDP2 sums gradients over the ranks, and gives up the weights that it has gathered."""
+    """Decides when FSDP2 sums gradients over the ranks, and frees the weights that it has gathered."""
 
     model: Llama
     sharding: ShardingStrategy
 
     def before_micro_batch(self, is_last: bool) -> None:
-        """ZeRO-1 sums once a step, the others after every micro-batch; ZeRO-3 alone gives up the gathered weights in
-        between."""
+        """Set what follows this micro-batch: ZeRO-1 sums once a step, ZeRO-2 and ZeRO-3 after every micro-batch; only
+        ZeRO-3 frees the gathered weights in between."""
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(is_last or self.sharding in ("optim_grads", "optim_grads_params"))
         self.model.set_reshard_after_backward(is_last or self.sharding == "optim_grads_params")
@@ -66,39 +66,39 @@ class ShardedSynchronization:
 
 @dataclass(frozen=True)
 class ShardedParameter:
-    """A weight after `shard_stages`: what this rank holds of it, and how that fits into the whole."""
+    """A weight after `shard_stages`: the part that this rank holds, and its position in the full weight."""
 
     name: str
-    """The same in every layout."""
+    """Name of the weight, the same in every layout."""
     parameter: nn.Parameter
-    """FSDP2's: a DTensor over the sharding mesh."""
+    """FSDP2's parameter: a DTensor over the sharding mesh."""
     full_shape: torch.Size
-    """Of the whole weight, its vocabulary padded."""
+    """Shape of the full weight, with a padded vocabulary."""
     placements: tuple[Placement, Placement]
-    """Over the storage mesh, tensor × shard."""
+    """How it is spread over the storage mesh, tensor × shard."""
     is_first_copy: bool
-    """Whether this rank's part counts in norms: of the ranks that hold the same part, one does."""
+    """Whether this rank's part counts in norms: where several ranks hold the same part, only one of them counts it."""
 
     @property
     def is_replicated(self) -> bool:
-        """Whether every tensor-parallel rank holds all of it."""
+        """Whether every tensor-parallel rank holds the full weight."""
         return self.placements[0].is_replicate()
 
     def local(self) -> Tensor:
-        """This rank's part, not a copy."""
+        """Return this rank's part; not a copy."""
         assert isinstance(self.parameter, DTensor)
         return self.parameter.to_local().detach()
 
     def local_grad(self) -> Tensor:
-        """The gradient's part; zero where the loss does not depend on the weight."""
+        """Return this rank's part of the gradient; zero where the loss does not depend on the weight."""
         grad = self.parameter.grad
         if grad is None:
             self.parameter.grad = grad = torch.zeros_like(self.parameter)
         assert isinstance(grad, DTensor)
         return grad.to_local()
 
-    def whole(self, part: Tensor, parallel: ParallelState) -> DTensor:
-        """The tensor of which every rank holds `part`, shaped as `local()` is; shares its memory."""
+    def as_full(self, part: Tensor, parallel: ParallelState) -> DTensor:
+        """Return the full tensor of which every rank holds a `part` of the shape of `local()`; shares its memory."""
         stride = torch.empty(self.full_shape, device="meta").stride()
         return DTensor.from_local(
             part, parallel.storage_mesh, self.placements, run_check=False, shape=self.full_shape, stride=stride
@@ -106,7 +106,7 @@ class ShardedParameter:
 
 
 def sharded_parameters(stages: Sequence[Llama], parallel: ParallelState) -> list[ShardedParameter]:
-    """The weights that this rank has a part of, over all its stages."""
+    """List the weights that this rank has a part of, in all its stages."""
     first_replica = parallel.mesh.get_local_rank("replicate") == 0
     first_tensor_rank = parallel.mesh.get_local_rank("tensor") == 0
     parameters = []
@@ -132,7 +132,7 @@ def sharded_parameters(stages: Sequence[Llama], parallel: ParallelState) -> list
 
 
 def reshard(stages: Sequence[Llama]) -> None:
-    """Give up weights that an evaluation has left gathered: they would outlive what is written to the shards."""
+    """Free weights that an evaluation has left gathered: they would be stale once the shards are written to."""
     for module in (module for stage in stages for module in stage.modules()):
         if isinstance(module, FSDPModule):
             module.reshard()

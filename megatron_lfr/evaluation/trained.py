@@ -15,7 +15,7 @@ from megatron_lfr.build import make_model_config, make_stages, make_tokenizer
 from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.engine import ForwardEngine
-from megatron_lfr.identity import check_trained_so
+from megatron_lfr.identity import check_trained_with
 from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
 from megatron_lfr.run_folder import RunFolder
@@ -74,7 +74,7 @@ def load_trained(
     parallel = initialize(config.parallel, timedelta(minutes=config.training.distributed_timeout_minutes))
     checkpoint = folder.checkpoint(iteration, parallel.control_group)
     if ranks.rank() == 0:
-        check_trained_so(folder, checkpoint, config, model, tokenizer)
+        check_trained_with(folder, checkpoint, config, model, tokenizer)
     size = config.training.micro_batch_size
     engine = ForwardEngine(
         make_stages(config, model, parallel, initialize_weights=False),

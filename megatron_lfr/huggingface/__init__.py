@@ -1,1 +1,1 @@
-"""Checkpoints to and from Hugging Face's folders: safetensors and JSON, one weight in memory at a time."""
+"""Conversion of checkpoints to and from Hugging Face folders: safetensors and JSON, one weight in memory at a time."""

@@ -1,4 +1,4 @@
-"""A model's sizes as the config.json of Hugging Face's Llama, and back."""
+"""Conversion of a model's sizes to the config.json of Hugging Face's Llama, and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROPE_KEYS = (
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError names the file and says what is wrong with it."""
+    """Read the object in a JSON file; ValueError names the file and says what is wrong with it."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -39,8 +39,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def to_hf_config(
     config: ModelConfig, dtype: str, eos_token_id: int | None, bos_token_id: int | None = None
 ) -> dict[str, Any]:
-    """What stands in config.json. Positions are written twice: `rope_parameters` is what transformers 5 reads,
-    `rope_theta` and `rope_scaling` what 4.x reads. ValueError for what transformers' Llama refuses or lacks."""
+    """Return the content of config.json. Positions are written twice: transformers 5 reads `rope_parameters`, 4.x reads
+    `rope_theta` and `rope_scaling`. Raises ValueError for what transformers' Llama refuses or lacks."""
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"--hidden-size {config.hidden_size} is not a multiple of --num-attention-heads "
@@ -87,10 +87,10 @@ def to_hf_config(
 
 
 def from_hf_config(settings: Mapping[str, Any], allowed: Collection[str] = ()) -> tuple[ModelConfig, list[str]]:
-    """The sizes that a config.json stands for, with transformers' defaults for what it leaves out, and notes on what is
-    passed over. `allowed`: keys that pass although nothing is known of them.
+    """Read the sizes of a config.json, with transformers' defaults for what it leaves out, and notes on what is
+    ignored. `allowed`: keys that are accepted although they are unknown.
 
-    ValueError names what is missing, is not of the right type, or is a feature that our model does not have.
+    Raises ValueError that names what is missing, is not of the right type, or is a feature that our model lacks.
     """
     notes = check_keys(settings, allowed)
     if (parallel := _integer(settings, "pretraining_tp", 1)) != 1:
@@ -126,7 +126,7 @@ def from_hf_config(settings: Mapping[str, Any], allowed: Collection[str] = ()) -
 
 
 def _read_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ModelConfig about positions."""
+    """Read the fields of ModelConfig about positions."""
     given = {key: settings[key] for key in ("rope_scaling", "rope_parameters") if settings.get(key)}
     for key, rope in given.items():
         if not isinstance(rope, dict):
@@ -143,7 +143,7 @@ def _read_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """How the positions are stretched, from rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
+    """Read how the positions are stretched, from rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
     if unknown := [key for key in rope if key not in _ROPE_KEYS]:
         raise ValueError(f"rope parameter {unknown[0]!r} is not supported")
     if rope.get("partial_rotary_factor", 1) != 1:

@@ -1,4 +1,4 @@
-"""Which keys a Llama's config.json may have: those that are judged by their value, and those that change nothing."""
+"""The keys that a Llama's config.json may have: those that matter with their legal values, and those that do not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 ARCHITECTURE = "LlamaForCausalLM"
 CAP = "final_logit_softcapping"
-"""The bound on the logits, by Gemma 2's name for it."""
+"""Key of the bound on the logits, as Gemma 2 names it."""
 
 READ = (
     "vocab_size",
@@ -28,7 +28,7 @@ READ = (
     CAP,
     "eos_token_id",
 )
-"""What the conversion reads."""
+"""Keys that the conversion reads."""
 
 REQUIRED: dict[str, tuple[object, ...]] = {
     "architectures": ([ARCHITECTURE],),
@@ -43,7 +43,7 @@ REQUIRED: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
-"""What transformers' Llama can do and ours cannot: other values than these are always refused."""
+"""Keys of what transformers' Llama can do and ours cannot, with their only legal values."""
 
 _ORDINARY = (
     "_name_or_path",
@@ -62,7 +62,7 @@ _ORDINARY = (
     "label2id",
     "problem_type",
 )
-"""What transformers itself writes for a Llama, and what says nothing about its logits."""
+"""Keys that transformers itself writes for a Llama, and that do not concern its logits."""
 
 # fmt: off
 _HARMLESS = (
@@ -80,7 +80,7 @@ _HARMLESS = (
     "torchscript", "use_bfloat16", "tie_encoder_decoder", "cross_attention_hidden_size", "is_decoder",
 )
 # fmt: on
-"""What does not change the logits, whatever it says."""
+"""Keys that do not change the logits, whatever their value."""
 
 _HARMLESS_VALUES: dict[str, tuple[object, ...]] = {
     "rope_interleaved": (False,),
@@ -91,14 +91,14 @@ _HARMLESS_VALUES: dict[str, tuple[object, ...]] = {
     "attn_pdrop": (0,),
     "hidden_dropout": (0,),
 }
-"""What does not change them with these values, which switch it off."""
+"""Keys that do not change the logits with these values, which switch a feature off."""
 
 
 def check_keys(settings: Mapping[str, Any], allowed: Collection[str] = ()) -> list[str]:
-    """Judge the keys of a config.json, except what READ ones say. Returns notes on what is passed over.
+    """Check the keys of a config.json, except the values of those in READ. Returns notes on keys that are ignored.
 
-    `allowed`: keys that pass although nothing is known of them. ValueError names a key that is unknown and not allowed,
-    or a value that our model cannot follow.
+    `allowed`: keys that are accepted although they are unknown. Raises ValueError that names a key that is unknown and
+    not allowed, or a value that our model does not support.
     """
     harmless = []
     for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""`megatron-lfr convert`: to and from Hugging Face."""
+"""`megatron-lfr convert`: conversion to and from Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
         Annotated[ToHF, tyro.conf.subcommand("to-hf")] | Annotated[FromHF, tyro.conf.subcommand("from-hf")],
         args=list(argv),
         prog="megatron-lfr convert",
-        description="Convert a run's weights to a Hugging Face folder (to-hf), or such a folder to a run (from-hf).",
+        description="Turn a run's weights into a Hugging Face folder (to-hf), or such a folder into a run (from-hf).",
     )
     if isinstance(options, ToHF):
         export(options)

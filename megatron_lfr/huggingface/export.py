@@ -22,7 +22,7 @@ from megatron_lfr.huggingface.config import read_json_object, to_hf_config
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
 from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
-from megatron_lfr.identity import check_trained_so
+from megatron_lfr.identity import check_trained_with
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.run_folder import RunFolder
 
@@ -51,7 +51,7 @@ class ToHF:
 
 
 def export(options: ToHF) -> None:
-    """Convert. ValueError or OSError for anything that is wrong; then nothing is there under the output's name."""
+    """Convert. Raises ValueError or OSError for anything that is wrong, and then leaves no output."""
     shard_bytes = _parse_size(options.max_shard_size)
     if options.verify:
         check_transformers()
@@ -62,7 +62,7 @@ def export(options: ToHF) -> None:
     eod, bos = (None, None) if tokenizer is None else (tokenizer.eod, tokenizer.bos(config.data.bos))
     hf_config = to_hf_config(model, options.dtype, eod, bos)
     checkpoint = run.checkpoint(options.iteration)
-    check_trained_so(run, checkpoint, config, model, tokenizer)
+    check_trained_with(run, checkpoint, config, model, tokenizer)
     stored = StoredTensors(checkpoint.folder)
     for weight in weights(model):
         stored.check(f"model.{weight.ours}", weight.shape(model))
@@ -83,10 +83,10 @@ def export(options: ToHF) -> None:
 
 
 def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtype: torch.dtype, limit: int) -> int:
-    """Write the weights, one of ours in memory at a time; returns the number of files."""
-    found = weights(model)
-    shards = into_shards(_entries(found, dtype), limit)
-    tensors = _tensors(found, stored, model, dtype)
+    """Write the weights, with one of ours in memory at a time; returns the number of files."""
+    model_weights = weights(model)
+    shards = into_shards(_entries(model_weights, dtype), limit)
+    tensors = _tensors(model_weights, stored, model, dtype)
     names = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -102,18 +102,18 @@ def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtyp
 
 
 def _tensors(
-    found: list[Weight], stored: StoredTensors, model: ModelConfig, dtype: torch.dtype
+    model_weights: list[Weight], stored: StoredTensors, model: ModelConfig, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of what is written, in order. ValueError for one that is not finite."""
-    for weight in found:
+    """Yield (name, tensor) in the order of writing. Raises ValueError for a tensor that is not finite."""
+    for weight in model_weights:
         ours = stored.read(f"model.{weight.ours}", weight.shape(model))
         for name, part in zip(weight.theirs, to_theirs(weight, ours, model), strict=True):
             check_finite(f"--run: the checkpoint's {weight.ours}", name, part)
             yield name, part.to(dtype)
 
 
-def _entries(found: list[Weight], dtype: torch.dtype) -> list[Entry]:
-    pairs = (pair for weight in found for pair in zip(weight.theirs, weight.shapes, strict=True))
+def _entries(model_weights: list[Weight], dtype: torch.dtype) -> list[Entry]:
+    pairs = (pair for weight in model_weights for pair in zip(weight.theirs, weight.shapes, strict=True))
     return [Entry(name, shape, dtype) for name, shape in pairs]
 
 
@@ -122,7 +122,7 @@ def _write_tokenizer(
 ) -> str | None:
     """Copy the tokenizer; its tokenizer_config.json names the tokens that ended and started the run's documents.
 
-    Returns a note where there is none to copy, or where transformers will start texts otherwise.
+    Returns a note where there is no tokenizer to copy, or where transformers will start texts with another token.
     """
     if tokenizer is None or tokenizer.name == "bytes":
         return f"No tokenizer was written: the run has {'none' if tokenizer is None else 'the one of plain bytes'}."
@@ -134,18 +134,18 @@ def _write_tokenizer(
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
         **(read_json_object(beside) if beside.is_file() else {}),
-        # Not a class of its own, which would cut some texts in another way than tokenizer.json and the run do.
+        # A specific class would tokenize some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     for role, number in marks.items():
         if number is not None:
             settings[f"{role}_token"] = tokenizer.token(number)
-    settings.pop("auto_map", None)  # it names such a class in code
+    settings.pop("auto_map", None)  # it names such a class
     _write_json(folder / "tokenizer_config.json", settings)
-    own = tokenizer.bos(None)
-    if own == marks["bos"]:
+    added_bos = tokenizer.bos(None)
+    if added_bos == marks["bos"]:
         return None
-    ours, theirs = ("no token" if number is None else tokenizer.token(number) for number in (marks["bos"], own))
+    ours, theirs = ("no token" if number is None else tokenizer.token(number) for number in (marks["bos"], added_bos))
     return (
         f"The run's documents started with {ours}, but transformers starts texts with {theirs}: see add_special_tokens"
     )

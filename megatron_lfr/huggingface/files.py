@@ -22,10 +22,10 @@ _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  #
 
 
 class WeightFiles:
-    """The weights of a model of `config` in `folder`: every one is there, in its shape, and no other.
+    """The weights of a model of `config` in `folder`, checked to be complete, of the right shapes, and without others.
 
-    A tied embedding may stand under the output's name alone. ValueError names the file or the weight that is not what
-    it should be.
+    A tied embedding may be stored under the output's name only. Raises ValueError that names the file or weight that is
+    wrong.
     """
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -48,7 +48,7 @@ class WeightFiles:
             raise ValueError(f"{folder}: tie_word_embeddings is true, but {_OUTPUT} is not the embedding")
 
     def read(self, weight: Weight) -> list[Tensor]:
-        """The tensors that one of our weights is made of, in fp32. ValueError for one that is not finite."""
+        """Read the tensors that one of our weights consists of, in fp32; ValueError for one that is not finite."""
         tensors = [self._read(name).float() for name in weight.theirs]
         for name, tensor in zip(weight.theirs, tensors, strict=True):
             check_finite(str(self._files[self._renamed.get(name, name)]), name, tensor)
@@ -61,7 +61,7 @@ class WeightFiles:
         return tensor
 
     def _check_index(self, folder: Path, index: dict[str, str]) -> None:
-        """The index and the files that it names hold the same weights."""
+        """Check that the index and the files that it names hold the same weights."""
         for name, file in index.items():
             if self._files.get(name) != folder / file:
                 raise ValueError(f"{folder / INDEX}: {name} should be in {file}, which does not hold it")
@@ -71,7 +71,7 @@ class WeightFiles:
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """The file of each weight; None where all are in one file, which transformers, too, takes before an index."""
+    """Return the file of each weight; None where all are in one file, which transformers, too, prefers to an index."""
     if (folder / _SINGLE).is_file():
         return None
     if not (folder / INDEX).is_file():
@@ -100,7 +100,7 @@ def _checked_name(folder: Path, name: str) -> str:
 
 
 def _read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """(type, shape) of each tensor in a file."""
+    """Read (type, shape) of each tensor in a file."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
@@ -110,7 +110,7 @@ def _read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
 
 
 def _check_headers(folder: Path, headers: dict[str, tuple[str, list[int]]], config: ModelConfig) -> None:
-    if config.num_layers > len(headers):  # before as many names are made
+    if config.num_layers > len(headers):  # checked before that many names are made
         raise ValueError(f"{folder}: num_hidden_layers is {config.num_layers}, but it holds {len(headers)} weights")
     shapes = {
         name: list(shape)

@@ -1,4 +1,4 @@
-"""`megatron-lfr convert from-hf`: a Hugging Face folder as a run folder, whose weights a new run starts from."""
+"""`megatron-lfr convert from-hf`: turns a Hugging Face folder into a run folder whose weights a new run starts from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FromHF:
 
 
 def load(options: FromHF) -> None:
-    """Convert. ValueError or OSError for anything that is wrong; then nothing is there under the output's name."""
+    """Convert. Raises ValueError or OSError for anything that is wrong, and then leaves no output."""
     if not options.input.is_dir():
         raise ValueError(f"--input {options.input}: no such folder")
     if options.verify:
@@ -86,10 +86,10 @@ def load(options: FromHF) -> None:
 
 def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig, identity: dict[str, Any]) -> None:
     def write(folder: Path) -> list[str]:
-        found = weights(model)
-        entries = [Entry(f"model.{weight.ours}", weight.shape(model), torch.float32) for weight in found]
+        model_weights = weights(model)
+        entries = [Entry(f"model.{weight.ours}", weight.shape(model), torch.float32) for weight in model_weights]
         with SafetensorsStream(folder / _FILE, entries) as stream:
-            for weight, entry in zip(found, entries, strict=True):
+            for weight, entry in zip(model_weights, entries, strict=True):
                 tensor = to_ours(weight, files.read(weight), model)
                 if missing := entry.shape[0] - len(tensor):  # the vocabulary's padding
                     tensor = F.pad(tensor, (0, 0, 0, missing))
@@ -101,7 +101,8 @@ def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig, identi
 
 
 def _data(output: Path, tokenizer: FolderTokenizer | None, model: ModelConfig) -> DataConfig:
-    """What the run's configuration says of the data: a tokenizer if there is one, blocks that the positions reach."""
+    """Return the data part of the run's configuration: the tokenizer, if there is one, and a block length that the
+    model's positions cover."""
     data = DataConfig()
     data = dataclasses.replace(data, seq_length=min(data.seq_length, model.max_position_embeddings))
     if tokenizer is None:
@@ -118,13 +119,13 @@ def _notes_on_tokenizer(folder: Path, tokenizer: FolderTokenizer | None) -> list
 
 
 def _preprocess_command(data: DataConfig) -> str:
-    """How to make a corpus for the run, its documents ended as the run believes."""
+    """Return the command that makes a corpus for the run, whose documents end with the run's token."""
     flags = f"--tokenizer {shlex.quote(str(data.tokenizer_model))} --eod-token {shlex.quote(data.eod_token or 'TOKEN')}"
     return f"megatron-lfr preprocess {flags} ..."
 
 
 def _train_command(output: Path, tokenizer: FolderTokenizer | None) -> str:
-    """How to train from the run."""
+    """Return the command that trains from the run."""
     eod = " --eod-token TOKEN" if tokenizer is not None and tokenizer.eod_token is None else ""
     config, run = shlex.quote(str(output / "config.yaml")), shlex.quote(str(output))
     return f"megatron-lfr train --config {config} --load {run} --finetune{eod} ..."

@@ -1,4 +1,4 @@
-"""Which of our weights are which of Hugging Face's Llama. The rotary positions pair the same channels in both."""
+"""The names of our weights and those of Hugging Face's Llama. Rotary positions pair the same channels in both."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from megatron_lfr.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Weight:
-    """One of our weights and the ones of Hugging Face's that it stands for: itself, or queries, keys and values."""
+    """One of our weights, and the weights of Hugging Face's Llama that it consists of: one, or queries, keys and
+    values."""
 
     ours: str
     theirs: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    """Of theirs."""
+    """Shapes of their weights, in the order of `theirs`."""
 
     @property
     def is_vocabulary(self) -> bool:
-        """Whether ours has rows of padding behind theirs."""
+        """Whether our weight has rows of padding after theirs."""
         return self.ours in ("embedding.weight", "output.weight")
 
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
-        """Ours, with the padding."""
+        """Return the shape of our weight, with the padding."""
         if self.is_vocabulary:
             return (config.padded_vocab_size, config.hidden_size)
         return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
 
 
 def weights(config: ModelConfig) -> list[Weight]:
-    """All weights of a model, in the order of its forward pass."""
+    """List all weights of a model, in the order of its forward pass."""
     hidden, ffn, vocabulary = config.hidden_size, config.ffn_size, config.vocab_size
     assert vocabulary is not None
     width, narrow = config.num_attention_heads * config.head_dim, config.query_groups * config.head_dim
-    found = [_one("embedding.weight", "model.embed_tokens.weight", vocabulary, hidden)]
+    listed = [_one("embedding.weight", "model.embed_tokens.weight", vocabulary, hidden)]
     for number in range(config.num_layers):
         ours, theirs = f"layers.{number}.", f"model.layers.{number}."
         projections = tuple(f"{theirs}self_attn.{x}_proj.weight" for x in "qkv")
-        found += [
+        listed += [
             _one(f"{ours}attention_norm.weight", f"{theirs}input_layernorm.weight", hidden),
             Weight(f"{ours}attention.qkv.weight", projections, ((width, hidden), (narrow, hidden), (narrow, hidden))),
             _one(f"{ours}attention.output.weight", f"{theirs}self_attn.o_proj.weight", hidden, width),
@@ -50,14 +51,14 @@ def weights(config: ModelConfig) -> list[Weight]:
             _one(f"{ours}feed_forward.up.weight", f"{theirs}mlp.up_proj.weight", ffn, hidden),
             _one(f"{ours}feed_forward.down.weight", f"{theirs}mlp.down_proj.weight", hidden, ffn),
         ]
-    found.append(_one("final_norm.weight", "model.norm.weight", hidden))
+    listed.append(_one("final_norm.weight", "model.norm.weight", hidden))
     if config.untie_embeddings_and_output_weights:
-        found.append(_one("output.weight", "lm_head.weight", vocabulary, hidden))
-    return found
+        listed.append(_one("output.weight", "lm_head.weight", vocabulary, hidden))
+    return listed
 
 
 def to_theirs(weight: Weight, tensor: Tensor, config: ModelConfig) -> list[Tensor]:
-    """Our tensor as Hugging Face's, in the order of `weight.theirs`. The padding of the vocabulary is cut off."""
+    """Split our tensor into Hugging Face's, in the order of `weight.theirs`, and cut off the vocabulary's padding."""
     if len(weight.theirs) == 1:
         return [tensor[: weight.shapes[0][0]]]
     heads, hidden = config.num_attention_heads // config.query_groups, config.hidden_size
@@ -67,7 +68,7 @@ def to_theirs(weight: Weight, tensor: Tensor, config: ModelConfig) -> list[Tenso
 
 
 def to_ours(weight: Weight, tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
-    """Hugging Face's tensors, in the order of `weight.theirs`, as ours without the padding of the vocabulary."""
+    """Join Hugging Face's tensors, in the order of `weight.theirs`, into ours without the vocabulary's padding."""
     if len(weight.theirs) == 1:
         return tensors[0]
     shape = (config.query_groups, -1, config.head_dim, config.hidden_size)
@@ -75,7 +76,7 @@ def to_ours(weight: Weight, tensors: Sequence[Tensor], config: ModelConfig) -> T
 
 
 def check_finite(where: str, name: str, tensor: Tensor) -> None:
-    """ValueError where a weight holds NaN or infinity: nothing can be computed with it."""
+    """Raise ValueError where a weight holds NaN or infinity, with which nothing can be computed."""
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{where}: {name} holds numbers that are not finite")
 

@@ -1,6 +1,7 @@
 """Writing a safetensors file one tensor at a time: its header, which comes first, needs only shapes and types.
 
-The format: https://github.com/huggingface/safetensors#format. The library itself wants all of a file's tensors at once.
+The format is described in https://github.com/huggingface/safetensors#format. The library itself needs all tensors of a
+file at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to come."""
+    """Name, shape and type of a tensor that will be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,8 +33,8 @@ class Entry:
 
 
 def into_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
-    """`entries` in their order, in as few files of at most `max_bytes` of tensors as that allows; a larger tensor gets
-    a file of its own."""
+    """Divide `entries`, in their order, into the fewest files of at most `max_bytes` of tensors each; a larger tensor
+    gets a file of its own."""
     shards: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -46,7 +47,7 @@ def into_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
 
 
 class SafetensorsStream:
-    """A new file of `entries`, which are written in their order; the caller makes sure that it reaches the disk."""
+    """A new file of `entries`, which are written in their order. The caller must sync it to the disk."""
 
     def __init__(self, path: Path, entries: Sequence[Entry]) -> None:
         self._pending = list(reversed(entries))
@@ -62,7 +63,7 @@ class SafetensorsStream:
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """The next of the entries, of its shape and type."""
+        """Write the tensor of the next entry, which must have its name, shape and type."""
         entry = self._pending.pop()
         if (entry.name, entry.shape, entry.dtype) != (name, tuple(tensor.shape), tensor.dtype):
             raise AssertionError(f"{entry} is next, not {name} {list(tensor.shape)} {tensor.dtype}")

@@ -18,20 +18,20 @@ FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class FolderTokenizer:
-    """A tokenizer.json whose every id is a row of the model's embedding, and what stands beside it."""
+    """A tokenizer.json whose every id is a row of the model's embedding, with its settings."""
 
     tokenizer: FileTokenizer
     path: Path
     settings: dict[str, Any]
-    """Of tokenizer_config.json; empty where there is none."""
+    """Content of tokenizer_config.json; empty where there is none."""
     eod_token: str | None
-    """The token that ends a document; None where the folder does not say which it is."""
+    """The token that ends a document; None where the folder does not show which it is."""
     notes: list[str]
-    """What whoever trains with it should know."""
+    """What users who train with this tokenizer should know."""
 
     @property
     def adds_bos(self) -> bool:
-        """Whether it starts a text with a token of its own."""
+        """Whether the tokenizer adds a token at the start of a text."""
         return self.tokenizer.bos(None) is not None
 
     def copy(self, folder: Path) -> None:
@@ -43,9 +43,11 @@ class FolderTokenizer:
 
 
 def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> FolderTokenizer | None:
-    """The tokenizer of a Hugging Face folder; None where it has no tokenizer.json. eod_token: --eod-token.
+    """Read the tokenizer of a Hugging Face folder; None where it has no tokenizer.json. eod_token: value of
+    --eod-token.
 
-    ValueError for a file that is no tokenizer, or one with ids for which a model of `vocab_size` tokens has no row.
+    Raises ValueError for a file that is not a tokenizer, or has ids for which a model of `vocab_size` tokens has no
+    row.
     """
     path = folder / FILE
     if not path.is_file():
@@ -55,7 +57,7 @@ def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> Fold
     settings = read_json_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     try:
         eod, notes = tokenizer.token(tokenizer.eod), []
-    except ValueError as error:  # the weights are good without it
+    except ValueError as error:  # the weights can be used without it
         eod, notes = None, [str(error)]
     notes += _missing_tokens(folder, settings, tokenizer.vocabulary)
     return FolderTokenizer(tokenizer, path, settings, eod, notes)
@@ -75,10 +77,10 @@ def _check_fits(path: Path, vocabulary: Mapping[str, int], vocab_size: int) -> N
 
 
 def _missing_tokens(folder: Path, settings: Mapping[str, Any], vocabulary: Mapping[str, int]) -> Iterator[str]:
-    """Notes on tokens that other files add, which transformers knows and tokenizer.json does not."""
+    """Yield notes on tokens that other files add, which transformers knows and tokenizer.json does not."""
     decoder = settings.get("added_tokens_decoder")
     entries = decoder.values() if isinstance(decoder, dict) else ()
-    contents = [own.get("content") for own in entries if isinstance(own, dict)]
+    contents = [entry.get("content") for entry in entries if isinstance(entry, dict)]
     added = folder / "added_tokens.json"
     for file, names in ((SETTINGS, contents), (added.name, read_json_object(added) if added.is_file() else {})):
         if missing := [str(name) for name in names if name not in vocabulary]:

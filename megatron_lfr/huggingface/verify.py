@@ -1,4 +1,4 @@
-"""Do our model and transformers' compute the same logits from a checkpoint and from a Hugging Face folder?"""
+"""Checks that our model computes from a checkpoint the logits that transformers computes from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.model import Llama, ModelConfig
 
 TOLERANCE = 1e-4
-"""Of the largest logit. Both compute in fp32 and differ in the order of sums alone, some 1e-6; a weight in the wrong
-place, a transposed matrix or another position's angle makes a difference of the logits' own size."""
+"""Largest difference, as a share of the largest logit. Both compute in fp32 and differ only in the order of sums, by
+some 1e-6; a misplaced weight, a transposed matrix or another position's angle makes a difference as large as the
+logits."""
 
 _ROWS, _LENGTH, _SEED = 4, 128, 1
 _TEXTS = (
@@ -26,15 +27,18 @@ _TEXTS = (
 
 
 def check_transformers() -> None:
-    """ValueError, with the way out, where transformers is not installed."""
+    """Raise ValueError, which says what to do, where transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
         raise ValueError("--verify: compares with transformers, which is not installed; pip install transformers")
 
 
 def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.dtype) -> str:
-    """Compare the logits of random tokens (with a fixed seed), in fp32; `dtype`: type of the weights in `hf_folder`, to
-    which ours are rounded first. Where ours are capped, which transformers' Llama cannot do, so are its. Returns
-    what was found; ValueError where the two differ by more than TOLERANCE."""
+    """Compare the logits of random tokens (with a fixed seed), in fp32, and return the result as a sentence.
+
+    `dtype`: type of the weights in `hf_folder`, to which ours are rounded first. If our logits are capped, which
+    transformers' Llama cannot do, its logits are capped here. Raises ValueError where the two differ by more than
+    TOLERANCE.
+    """
     assert config.vocab_size is not None
     shape = (_ROWS, min(_LENGTH, config.max_position_embeddings))
     tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(_SEED))
@@ -44,29 +48,27 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
     if ours.shape != theirs.shape:
         raise ValueError(f"--verify: transformers returns logits {list(theirs.shape)}, ours are {list(ours.shape)}")
     difference, scale = (ours - theirs).abs().max().item(), ours.abs().max().item()
-    found = (
+    comparison = (
         f"logits of {tokens.numel()} random tokens: largest difference from transformers {difference:.2e}, "
         f"largest logit {scale:.3g}"
     )
-    if not difference <= TOLERANCE * scale:  # also where it is not a number
+    if not difference <= TOLERANCE * scale:  # also true for NaN
         raise ValueError(
-            f"--verify: {found}; more than {TOLERANCE:g} of it is no rounding: the two are not the same model"
+            f"--verify: {comparison}; more than {TOLERANCE:g} of it is no rounding: the two are not the same model"
         )
-    return found
+    return comparison
 
 
 def compare_tokenizers(tokenizer: Tokenizer, hf_folder: Path) -> str:
-    """Say whether transformers cuts some texts into the ids that our tokenizer gives, nothing added.
-
-    Its classes may take another way than that file says.
-    """
+    """Return a sentence on whether transformers encodes some texts as our tokenizer does, without added tokens. Its
+    tokenizer classes may not follow tokenizer.json."""
     from transformers import AutoTokenizer
 
     ours = tokenizer.encode_batch(list(_TEXTS))
     try:
         other = AutoTokenizer.from_pretrained(str(hf_folder), local_files_only=True)
         theirs = [other(text, add_special_tokens=False).input_ids for text in _TEXTS]
-    except Exception as error:  # of any kind, for whatever a class of its does not take
+    except Exception as error:  # its classes raise errors of any kind
         return f"note: transformers does not read the tokenizer ({type(error).__name__}: {error})"
     differing = [text for text, ids, their_ids in zip(_TEXTS, ours, theirs, strict=True) if ids != their_ids]
     if differing:

@@ -1,1 +1,1 @@
-"""Asking a run folder: what was in a step, how a block's loss went. No PyTorch."""
+"""Answers questions about a run: what was in a step, how a block's loss went. No PyTorch."""

@@ -1,4 +1,4 @@
-"""`megatron-lfr inspect`: from a step to its blocks, documents and text; how the loss of a block or a domain went."""
+"""`megatron-lfr inspect` shows the blocks, documents and text of a step, and how the loss of a block or domain went."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ class InspectConfig:
     run: tyro.conf.Positional[Path]
     """The run folder (what --save was)."""
     step: int | None = None
-    """Show the blocks of this step, the hardest first, with their loss at this step and at their visit before."""
+    """Show the blocks of this step, the hardest first, with their loss at this step and at their previous visit."""
     spikes: bool = False
     """List the steps whose loss or gradient norm is far above a running median, and show the blocks of the worst."""
     block: int | None = None
     """Show every visit of this block, and its text."""
     hardest: int | None = None
-    """Show this many blocks, those whose last loss lies highest above the mean training loss of its time (raw losses
-    would select the blocks that were seen early)."""
+    """Show this many of the hardest blocks: those whose last loss is furthest above the mean training loss of its time
+    (raw losses would select the blocks that were seen early)."""
     easiest: int | None = None
-    """Show this many blocks, those whose last loss lies lowest below the mean training loss of its time."""
+    """Show this many of the easiest blocks: those whose last loss is furthest below the mean training loss of its
+    time."""
     domain: str | None = None
     """Show the mean loss of a domain in each phase."""
     output: Path | None = None
-    """Also write the records to this file, .npy (a structured array) or .json; --hardest and --easiest write the
-    visits of their blocks."""
+    """Also write the records to this file, .npy (a structured array) or .json; with --hardest and --easiest, these are
+    all visits of the blocks."""
     limit: int = 16
-    """Largest number of blocks to show of a step."""
+    """Largest number of blocks of a step, or of spikes, to show."""
     chars: int = 200
     """Number of characters of each block's text to show; 0 shows none and does not need the corpus."""
     deviations: float = 6.0
-    """How far above the median a step must be for --spikes, in (robust) standard deviations."""
+    """How far above the running median a step must be for --spikes, in (robust) standard deviations."""
     data_path: list[str] = field(default_factory=list)
     """Where the run's corpus is now, if it was moved: all its prefixes, in the run's order."""
     tokenizer_model: str | None = None
     """Where the run's tokenizer is now, if it was moved."""
 
     def validate(self) -> None:
-        """ValueError names the flag and the legal values."""
-        asked = [
+        """Check the settings. ValueError names the flag and the legal values."""
+        given = [
             f"--{name}" for name in _QUESTIONS if (value := getattr(self, name)) is not None and value is not False
         ]
-        if len(asked) != 1:
+        if len(given) != 1:
             legal = ", ".join(f"--{name}" for name in _QUESTIONS)
-            raise ValueError(f"ask for one of {legal}" + (f", not {' and '.join(asked)}" if asked else ""))
+            raise ValueError(f"give one of {legal}" + (f", not {' and '.join(given)}" if given else ""))
         for name, least in (("step", 1), ("hardest", 1), ("easiest", 1), ("limit", 1), ("chars", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -65,7 +66,7 @@ class InspectConfig:
         if not 0 < self.deviations < float("inf"):
             raise ValueError(f"--deviations {self.deviations}: must be positive and finite")
         if self.domain is not None and self.chars == 0:
-            raise ValueError("--domain: needs the corpus, which --chars 0 does without")
+            raise ValueError("--domain: needs the corpus, which --chars 0 does not open")
         if self.output is not None:
             check_output(self.output)
 
@@ -99,5 +100,5 @@ def _open_corpus(run: Run, config: InspectConfig) -> Corpus:
     try:
         return open_corpus(run.folder, config.data_path, config.tokenizer_model)
     except (ValueError, OSError) as error:
-        error.add_note("--chars 0 goes without the corpus")
+        error.add_note("--chars 0 does not need the corpus")
         raise

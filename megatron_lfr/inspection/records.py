@@ -1,4 +1,4 @@
-"""Records as a file: .npy for NumPy, .json for everything else."""
+"""Writes records to a file: .npy for NumPy, .json for everything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_lfr.fileio import check_replaces, json_value, write_atomic
 
 
 def check_output(path: Path) -> None:
-    """ValueError for a file that `write_records` cannot write, and for one in the way that holds no such records."""
+    """Check the output file. ValueError where its ending is unknown, or where it exists and holds no such records."""
     if path.suffix not in (".npy", ".json"):
         raise ValueError(f"--output {path}: must end in .npy or .json")
     kinds = [np.empty(0, dtype) for dtype in (VISIT, PHASE_MEAN, STEP, SPIKE)]
@@ -27,7 +27,7 @@ def check_output(path: Path) -> None:
 
 
 def write_records(path: Path, records: npt.NDArray[np.void]) -> None:
-    """A structured array as it is, or as a list of objects; JSON has no NaN: null."""
+    """Write a structured array as it is (.npy), or as a list of objects with null for NaN (.json)."""
     if path.suffix == ".npy":
         write_atomic(path, _as_npy(records))
         return

@@ -1,4 +1,4 @@
-"""What `megatron-lfr inspect` prints. Each view returns the records behind it."""
+"""What `megatron-lfr inspect` prints. Each view returns the records that it shows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Records = npt.NDArray[np.void]
 
 
 class View:
-    """The answers about `run` on a terminal; without `corpus`, blocks are numbers alone."""
+    """Prints answers about `run`; without `corpus`, blocks are shown as numbers only."""
 
     def __init__(self, run: Run, corpus: Corpus | None, limit: int, chars: int) -> None:
         self._run, self._corpus, self._limit, self._chars = run, corpus, limit, chars
 
     def step(self, step: int) -> Records:
-        """The blocks of a step, the hardest first."""
+        """Print the blocks of a step, the hardest first; returns its visits."""
         visits = self._run.visits_at(step)
         nll_before, step_before = self._run.last_before(visits["block"], step)
         order = np.argsort(-np.nan_to_num(visits["nll"], nan=-1.0), kind="stable")
         title = f"step {step}, {self._phase(int(visits['phase'][0]))}: {len(visits)} blocks"
         known = visits["nll"][~np.isnan(visits["nll"])]
-        self._say(f"{title}, mean loss {known.mean(dtype=np.float64):.4f}" if len(known) else f"{title}, step skipped")
+        print(f"{title}, mean loss {known.mean(dtype=np.float64):.4f}" if len(known) else f"{title}, step skipped")
         for i in order[: self._limit]:
             before = "not seen before"
             if step_before[i] > 0:
@@ -35,39 +35,39 @@ class View:
             loss = number(float(visits["nll"][i]), missing="not recorded")
             self._block(int(visits["block"][i]), f"loss {loss}, {before}")
         if len(order) > self._limit:
-            self._say(f"... and {len(order) - self._limit} more (--limit)")
+            print(f"... and {len(order) - self._limit} more (--limit)")
         return visits[order]
 
     def spikes(self, deviations: float) -> Records:
-        """The steps that stand out, and the blocks of the worst."""
+        """Print the steps that stand out, and the blocks of the worst one; returns the spikes."""
         spikes = find_spikes(self._run, deviations)
         if not len(spikes):
-            self._say(f"no step is more than {deviations:g} deviations above the running median (--deviations)")
+            print(f"no step is more than {deviations:g} standard deviations above the running median (--deviations)")
             return spikes
         rows = []
         for row in spikes[: self._limit]:
             phase = self._phase(int(row["phase"])).removeprefix("phase ")
             numbers = (f"{row['value']:.4f}", f"{row['median']:.4f}", f"{row['deviations']:.1f}")
             rows.append([str(row["step"]), phase, str(row["what"]), *numbers])
-        print_table(["step", "phase", "what", "value", "median around", "deviations"], rows, left=["phase", "what"])
+        print_table(["step", "phase", "what", "value", "running median", "deviations"], rows, left=["phase", "what"])
         if len(spikes) > self._limit:
-            self._say(f"... and {len(spikes) - self._limit} more (--limit)")
+            print(f"... and {len(spikes) - self._limit} more (--limit)")
         self.step(int(spikes["step"][0]))
         return spikes
 
     def block(self, block: int) -> Records:
-        """Every visit of a block."""
+        """Print and return every visit of a block. ValueError where the run has no such block."""
         if not 0 <= block < self._run.plan.n_blocks:
             raise ValueError(f"--block {block}: the run's blocks are 0 to {self._run.plan.n_blocks - 1}")
         visits = self._run.visits([block])
         self._block(block, f"visits: {len(visits)}")
         for visit in visits:
             loss = number(float(visit["nll"]), missing="not recorded")
-            self._say(f"  step {visit['step']:>8}  {self._phase(int(visit['phase'])):16}  {loss}")
+            print(f"  step {visit['step']:>8}  {self._phase(int(visit['phase'])):16}  {loss}")
         return visits
 
     def extremes(self, count: int, hardest: bool) -> Records:
-        """The hardest or easiest blocks by what the last loss amounts to now; the records are all their visits."""
+        """Print the hardest or easiest blocks, by what their last loss amounts to now; returns all their visits."""
         ledger = self._run.ledger()
         scores = ledger.detrended_scores()
         chosen = largest(scores if hardest else -scores, count)
@@ -78,14 +78,14 @@ class View:
         return self._run.visits(chosen)
 
     def domain(self, name: str) -> Records:
-        """The mean loss of a domain in each phase."""
+        """Print and return the mean loss of a domain in each phase. ValueError where the corpus has no such domain."""
         assert self._corpus is not None
         domains, starts = self._corpus.domains, self._corpus.starts.tolist()
         if name not in domains:
             raise ValueError(f"--domain {name}: choose from {', '.join(map(visible, domains))}")
         first, last = starts[domains.index(name)], starts[domains.index(name) + 1]
         means = self._run.phase_means(first, last)
-        self._say(f"{visible(name)}: {last - first} blocks")
+        print(f"{visible(name)}: {last - first} blocks")
         rows = []
         for row in means:
             phase = self._phase(int(row["phase"])).removeprefix("phase ")
@@ -96,16 +96,13 @@ class View:
     def _block(self, block: int, what: str) -> None:
         corpus = self._corpus
         if corpus is None:
-            self._say(f"block {block}: {what}")
+            print(f"block {block}: {what}")
             return
         first, last = corpus.documents(block)
         documents = f"documents {first} to {last}" if last > first else f"document {first}"
-        self._say(f"block {block} ({visible(corpus.domain(block))}, {documents}): {what}")
+        print(f"block {block} ({visible(corpus.domain(block))}, {documents}): {what}")
         text = " ".join(map(str, corpus.tokens(block))) if corpus.no_text else corpus.text(block)
-        self._say(f"    {visible(text[: self._chars])}")
+        print(f"    {visible(text[: self._chars])}")
 
     def _phase(self, index: int) -> str:
         return f"phase {index} {self._run.plan.phases[index].phase.kind}"
-
-    def _say(self, text: str) -> None:
-        print(text)

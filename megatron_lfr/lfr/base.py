@@ -1,4 +1,4 @@
-"""Where a run stands in its plan, and the order of the phase it is in."""
+"""What a training loop asks of a curriculum, and how the processes of a run share orders."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ class PhaseStart:
     planned: PlannedPhase
     order_hash: int
     scores: Scores
-    """Of all blocks; empty on a CurriculumFollower."""
+    """Scores of all blocks, fp32 [n_blocks]; empty on a follower."""
     selection: Selection | BlendSelection | None
 
 
 class Sharing(Protocol):
-    """How the processes of a run come to one order. Each of them makes the same calls."""
+    """Carries orders between the processes of a run. All of them make the same calls, at the same time."""
 
     def share_order(self, phase: int, order: Order | None) -> Order:
-        """The order of a phase that one process of each machine has made (the others give None), for all of them.
-        ValueError where machines made different ones."""
+        """Return the order of a phase on every process, given the one that each node's leader has made; the other
+        processes pass None. ValueError where leaders made different orders."""
         ...
 
     def broadcast(self, value: int) -> int:
-        """The first process' value."""
+        """Return the first process' value on all of them."""
         ...
 
 
 class BaseCurriculum(ABC):
-    """A run's way through `plan`: which step is next, and the ids of the current phase."""
+    """Follows a run through `plan`: knows which step is next, and which blocks the current phase visits.
+
+    Training loops take either subclass: Curriculum, which makes the orders, or CurriculumFollower, which is given them.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -61,7 +64,7 @@ class BaseCurriculum(ABC):
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the next step needs a phase that has not been entered."""
+        """Whether the next step belongs to a phase that has not been entered."""
         return self.current is None or self._next_step == self.current.planned.end_step
 
     @property
@@ -71,28 +74,28 @@ class BaseCurriculum(ABC):
 
     @abstractmethod
     def enter_phase(self) -> PhaseStart:
-        """The phase of the next step; at a boundary this makes its order."""
+        """Return the phase of the next step; at a boundary, make its order first."""
 
     @abstractmethod
     def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
-        """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers, in the
-        order of `block_ids(step)`; rows of padding may be there or not."""
+        """Enter the losses of a step: for each row the summed NLL (nats) and the number of tokens that it covers, in
+        the order of `block_ids(step)`, with or without the rows of padding."""
 
     def skip(self, step: int) -> None:
-        """Enter a step that left the weights alone: nothing of it counts, and its blocks keep their scores."""
+        """Enter a step that did not change the weights: its losses do not count, and its blocks keep their scores."""
         nothing = np.zeros(self.plan.global_batch_size, np.float32)
         self.record(step, nothing, nothing)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able place in the run. Everything that it refers to is on disk when this returns."""
+        """Return the position in the run, as JSON-able values. All that it refers to is on disk when this returns."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Return to a place that `state_dict` gave."""
+        """Return to a position that `state_dict` gave."""
 
     def block_ids(self, step: int) -> BlockIds:
-        """Ids [global_batch_size] of a step of the current phase; the phase's last step is padded with -1."""
+        """Return the block ids [global_batch_size] of a step of the current phase; its last step is padded with -1."""
         assert self.current is not None
         planned = self.current.planned
         if not planned.first_step <= step < planned.end_step:
@@ -105,13 +108,13 @@ class BaseCurriculum(ABC):
         return ids
 
     def remaining_steps(self) -> Iterator[tuple[int, BlockIds]]:
-        """(step, ids) from the next step to the end of the current phase; may run ahead of the records."""
+        """Yield (step, ids) from the next step to the end of the current phase, without waiting for their losses."""
         assert self.current is not None
         for step in range(self._next_step, self.current.planned.end_step):
             yield step, self.block_ids(step)
 
     def steps(self) -> Iterator[tuple[int, BlockIds]]:
-        """(step, ids) to the end of the run. ValueError when the next is asked for before a step is recorded."""
+        """Yield (step, ids) to the end of the run. ValueError if the next is asked for before a step is recorded."""
         while not self.finished:
             self.enter_phase()
             step = self._next_step

@@ -1,4 +1,4 @@
-"""Corpora with shares of their own: how many samples of a phase each one gets, and the order that comes of it."""
+"""Corpora with weights: how many samples of a phase each one gets, and the order that results."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Blend:
 
     @property
     def sizes(self) -> list[int]:
-        """Blocks of each corpus."""
+        """Number of blocks of each corpus."""
         return [last - first for first, last in pairwise(self.starts)]
 
     def quotas(self, samples: int) -> list[int]:
-        """How many of a phase's samples each corpus gets, where corpora are drawn from apart."""
+        """Return how many of a phase's samples each corpus gets, where each is sampled by itself."""
         weights = self.sizes if self.weights is None else list(self.weights)
         total = float(sum(weights))
         return largest_remainder([weight / total for weight in weights], samples)
@@ -62,9 +62,9 @@ class Blend:
     def make_order(
         self, phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
     ) -> tuple[Order, Selection | BlendSelection | None]:
-        """As `selection.make_order`, which this is where corpora are not drawn from apart."""
-        apart = self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
-        if not apart:
+        """Make a phase's order as `selection.make_order` does, for each corpus where these are sampled separately."""
+        separately = self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
+        if not separately:
             return make_order(phase, scores, samples, seed, phase_index)
         quotas = self.quotas(samples)
         order: Order = np.empty(samples, np.uint32 if len(scores) <= np.iinfo(np.uint32).max else np.uint64)
@@ -82,7 +82,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class BlendSelection:
-    """What a Focus left out of each corpus; None for one that had no score. Read like a `Selection`."""
+    """What a Focus left out of each corpus: None for a corpus without scores. Has the properties of a `Selection`."""
 
     starts: tuple[int, ...]
     parts: tuple[Selection | None, ...]
@@ -107,11 +107,11 @@ class BlendSelection:
 
     @property
     def dropped_share(self) -> float:
-        """Share of the scored blocks that was dropped."""
+        """Share of the scored blocks that were dropped."""
         return self.dropped / max(1, self.n_blocks - self.unseen)
 
     def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
-        """Mask of the blocks that the phase cannot serve, given the scores it was made from."""
+        """Return a mask of the blocks that the phase leaves out, given the scores that it was made from."""
         bounds = pairwise(self.starts)
         corpora = [scores[first:last] for first, last in bounds]
         return np.concatenate(
@@ -132,6 +132,6 @@ def _corpus_order(
 
 
 def _corpus_seed(seed: int, corpus: int) -> int:
-    """64-bit seed of what is drawn from a corpus, from the run's seed."""
+    """Derive the 64-bit seed of a corpus' orders from the run's seed."""
     digest = hashlib.blake2b(f"megatron_lfr corpus {seed} {corpus}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")

@@ -1,4 +1,4 @@
-"""How many blocks have a score when a phase begins, as far as the plan alone tells."""
+"""How many blocks have a score when a phase begins, as far as that follows from the plan alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """Follows a plan phase by phase, if no step is skipped.
+    """Bounds the number of scored blocks, phase by phase, under the assumption that no step is skipped.
 
-    Learn and Review draw complete passes and a part of one, from each corpus its quota where a blend has weights: the
-    number of different blocks is known for the first of them, and for one that covers a corpus; of others, and of a
-    Focus that keeps unseen blocks, only its bounds.
+    Learn and Review train on complete passes and a part of one, over each corpus by its quota where a blend has
+    weights. So the number of different blocks is exact after the first of them, and after one that covers a corpus;
+    after others, and after a Focus that keeps unseen blocks, only bounds are known.
     """
 
     def __init__(self, n_blocks: int, blend: Blend | None) -> None:
@@ -26,7 +26,7 @@ class Coverage:
         self._most = [0] * len(self._sizes)
 
     def add(self, phase: Phase, samples: int) -> None:
-        """Go through a phase of `samples` blocks."""
+        """Update the bounds by a phase of `samples` samples."""
         quotas = [samples] if self._blend is None else self._blend.quotas(samples)
         if phase.kind != "focus":
             for corpus, quota in enumerate(quotas):
@@ -35,7 +35,7 @@ class Coverage:
             self._fewest, self._most = list(self._sizes), list(self._sizes)
         elif phase.keeps_unseen or phase.is_rescored:
             self._most = [min(size, most + samples) for size, most in zip(self._sizes, self._most, strict=True)]
-        elif self._per_corpus:  # a corpus without a score is drawn from uniformly
+        elif self._per_corpus:  # a corpus without a score is sampled uniformly
             for corpus, quota in enumerate(quotas):
                 if self._blend is None:
                     self._most[corpus] = min(self._sizes[corpus], self._most[corpus] + quota)
@@ -43,8 +43,8 @@ class Coverage:
                     self._draw_uniformly(corpus, quota)
 
     def kept(self, phase: Phase) -> int:
-        """How many blocks a Focus keeps if it drops exactly its share; at least so many where it keeps unseen ones and
-        their number is not known. ValueError where it leaves out unseen ones and their number is not known."""
+        """Return how many blocks a Focus keeps if it drops exactly its share. Where the number of unseen blocks is not
+        known, this is a lower bound if the phase keeps them, and a ValueError if it leaves them out."""
         sizes, fewest, most = self._sizes, self._fewest, self._most
         if not self._per_corpus:  # the share is of all blocks together
             sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
@@ -66,7 +66,7 @@ class Coverage:
         self._most[corpus] = size if quota >= size else min(size, self._most[corpus] + quota)
 
     def _covers_all(self, phase: Phase, samples: int) -> bool:
-        """Whether a Focus trains on every unseen block, as it does in a complete pass over what it keeps."""
+        """Whether a Focus trains on every unseen block, as in a complete pass over the blocks that it keeps."""
         if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
             return False
         dropped = 0
@@ -76,7 +76,7 @@ class Coverage:
 
 
 def dropped_count(drop: float, n_scored: int) -> int:
-    """How many of `n_scored` blocks a drop share leaves out. The slack, csrc's too, undoes the rounding of decimal
-    shares: 0.7 of 10 is 7, not 6.999..."""
+    """Return how many of `n_scored` blocks a drop share leaves out. The slack, which csrc has too, undoes the rounding
+    of decimal shares: 0.7 of 10 is 7, not 6.999..."""
     product = drop * n_scored
     return math.floor(product + max(1e-9, product * 2.0**-51))

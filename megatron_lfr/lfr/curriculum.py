@@ -1,4 +1,4 @@
-"""The curriculum: hands out the block ids of each step, takes back their losses, makes each phase's order."""
+"""The curriculum hands out the block ids of each step, takes back their losses, and makes each phase's order."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
 class Curriculum(BaseCurriculum):
-    """Drives a run of `plan`, step by step.
+    """Leads a run through `plan`, step by step.
 
-    A loop asks for the ids of each step and records their losses, in order; a phase can be entered only when every
-    step before it has been recorded, since its order is made from those losses.
+    A training loop asks for the ids of each step and records their losses, in order. A phase can be entered only when
+    every step before it has been recorded, since its order is made from those losses.
 
         for step, block_ids in curriculum.steps():            # -1: a padded row of a phase's last step
             curriculum.record(step, nll_sum, token_count)
 
-    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one of
-    each machine, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
+    rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
+    each node, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
     that the corpora get; by default every block counts the same.
     """
 
@@ -46,7 +46,7 @@ class Curriculum(BaseCurriculum):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.blend = blend or Blend([0, plan.n_blocks])
         if self.blend.starts[-1] != plan.n_blocks:
-            raise ValueError(f"a blend of {self.blend.starts[-1]} blocks for a plan of {plan.n_blocks}")
+            raise ValueError(f"the blend has {self.blend.starts[-1]} blocks, but the plan has {plan.n_blocks}")
         self.journal = journal
         self.seed = seed
         self._rescore = rescore
@@ -56,7 +56,7 @@ class Curriculum(BaseCurriculum):
         self.ledger = Ledger(plan.n_blocks, plan.total_steps, self.blend)
 
     def enter_phase(self) -> PhaseStart:
-        """The phase of the next step; at a boundary this makes its order."""
+        """Return the phase of the next step; at a boundary, make its order first."""
         if self._fresh:
             self.journal.rewind(-1, 0)
             self.journal.drop_scores(0)
@@ -72,19 +72,20 @@ class Curriculum(BaseCurriculum):
         return self.current
 
     def record(self, step: int, nll_sum: npt.NDArray[np.floating], token_count: npt.NDArray[np.floating]) -> None:
-        """Enter the losses of a step: per row the summed NLL (nats) and the number of tokens that it covers.
+        """Enter the losses of a step: for each row the summed NLL (nats) and the number of tokens that it covers.
 
-        Both [global_batch_size], in the order of `block_ids(step)`, or without the rows of padding, which are ignored.
-        A row without tokens, or whose loss is not finite, is journaled as UNRECORDED and leaves the block's score as
-        it was; a step that left the weights alone goes to `skip`. ValueError for another step than the next, and for
-        arrays of another shape.
+        Both are [global_batch_size], in the order of `block_ids(step)`, or leave out the rows of padding, which are
+        ignored. A row without tokens, or whose loss is not finite, is journaled as UNRECORDED, and its block keeps the
+        score that it had; for a step that did not change the weights, call `skip` instead. ValueError for any step but
+        the next, and for arrays of another shape.
         """
         self._check_recorded_step(step)
         ids = self.block_ids(step)
         real = int((ids >= 0).sum())
         for name, rows in (("nll_sum", nll_sum), ("token_count", token_count)):
             if np.shape(rows) not in ((real,), ids.shape):
-                raise ValueError(f"record: {name} has shape {list(np.shape(rows))}, step {step} has {real} blocks")
+                shape = list(np.shape(rows))
+                raise ValueError(f"record: {name} has shape {shape}, but step {step} has {real} blocks")
         with np.errstate(divide="ignore", invalid="ignore"):
             nll = (np.asarray(nll_sum[:real]) / np.asarray(token_count[:real])).astype(np.float32)
         nll = np.where(np.isfinite(nll) & (nll >= 0), nll, UNRECORDED)
@@ -94,7 +95,7 @@ class Curriculum(BaseCurriculum):
         self._next_step = step + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able place in the run. Everything that it refers to is on disk when this returns."""
+        """Return the position in the run, as JSON-able values. All that it refers to is on disk when this returns."""
         self.journal.sync()
         return {
             "step": self._next_step,
@@ -105,8 +106,8 @@ class Curriculum(BaseCurriculum):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Return to a place that `state_dict` gave: replays the journal into the ledger and cuts it back to that place.
-        ValueError where the journal does not lead there; then it is as it was."""
+        """Return to a position that `state_dict` gave: replay the journal into the ledger and cut it back to there.
+        ValueError where the journal does not lead to that position; the journal is then left as it was."""
         phase, entries, step = int(state["phase"]), int(state["entries"]), int(state["step"])
         self.ledger = Ledger(self.plan.n_blocks, self.plan.total_steps, self.blend)
         self.current, self._next_step, self._fresh, self._checksum = None, 0, False, 0
@@ -115,19 +116,20 @@ class Curriculum(BaseCurriculum):
         for planned in self.plan.phases[: phase + 1]:
             self._replay(planned, entries if planned.index == phase else planned.samples)
         if self._next_step != step:
-            raise ValueError(f"{self.journal.folder}: replays to step {self._next_step}, the checkpoint is at {step}")
+            reached = self._next_step
+            raise ValueError(f"{self.journal.folder}: replays to step {reached}, but the checkpoint is at {step}")
         if self.current is not None and f"{self.current.order_hash:016x}" != state["order_hash"]:
-            raise ValueError(f"{self.journal.folder}: phase {phase} replays to another order than was trained on")
+            raise ValueError(f"{self.journal.folder}: phase {phase} replays to an order other than the one trained on")
         if self._checksum != state["checksum"]:
-            raise ValueError(f"{self.journal.folder}: its losses are not those that the checkpoint was written after")
+            raise ValueError(f"{self.journal.folder}: its losses are not those that led to the checkpoint")
         self.journal.rewind(phase, entries)
         if phase < 0 or entries < self.plan.phases[phase].samples:
-            self.journal.drop_scores(phase + 1)  # made by weights that this run has yet to reach
+            self.journal.drop_scores(phase + 1)  # they come from weights that this run has yet to reach
         if phase >= 0:
             self._share_order()
 
     def _replay(self, planned: PlannedPhase, count: int) -> None:
-        """Enter the first `count` entries of a phase."""
+        """Replay the first `count` entries of a phase."""
         self._begin(planned)
         self.journal.check_holds(planned.index, count)
         entries = self.journal.reader().read(planned.index)
@@ -138,7 +140,7 @@ class Curriculum(BaseCurriculum):
         self._next_step = planned.first_step + -(-count // size)
 
     def _begin(self, planned: PlannedPhase) -> None:
-        """Make the order of a phase from the scores as they stand."""
+        """Make the order of a phase from the present scores."""
         scores = start_phase(planned, self.ledger, self.seed, self.journal)
         order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
         self._order = order
@@ -156,8 +158,8 @@ class Curriculum(BaseCurriculum):
 
 
 def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
-    """Begin a phase in `ledger`, which holds everything before it; the scores of all blocks that its order is made
-    from."""
+    """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
+    its order is made."""
     phase, rescored = planned.phase, None
     match phase.score if phase.kind == "focus" else "recorded":
         case "detrended":

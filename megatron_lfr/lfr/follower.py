@@ -1,4 +1,4 @@
-"""The curriculum of a process that is given its orders by a leader."""
+"""The curriculum of a process that is given its orders by its node's leader."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 
 
 class CurriculumFollower(BaseCurriculum):
-    """The course of a process whose machine has another one that keeps the curriculum: it is given each order, and
-    keeps neither losses nor a journal."""
+    """The curriculum of a process that is not its node's leader: it is given each order, and keeps neither losses nor
+    a journal."""
 
     def __init__(self, plan: Plan, sharing: Sharing, rescore: Rescore | None = None) -> None:
         super().__init__(plan)
@@ -37,7 +37,7 @@ class CurriculumFollower(BaseCurriculum):
         self._next_step = step + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the state is the curriculum's."""
+        """Return nothing: the leader has the state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
-"""What a journal's losses mean: the facts in its meta.json from which plan, seed and blend are made again.
+"""What the losses of a journal mean: the facts in its meta.json, from which plan, seed and blend are restored.
 
     {"format": 2, "seed": 1, "seq_length": 128, "corpus": [a digest for each prefix], ..., "segments": [{
         "blocks": 1457, "global_batch_size": 16, "schedule": [a phase each], "samples": [of each phase],
         "blend": {"starts": [0, 1457], "weights": null, "focus_scope": "global"}}]}
 
-A segment is a stretch of training with blocks, phases and a batch size of its own; runs have one. Loops of one's own
-may store other facts beside these, or none of them: then the journal cannot be replayed by its folder alone.
+A segment is a stretch of training with one set of blocks, phases and batch size; runs have one. A training loop that
+is not this package's may store other facts beside these, or none of these: then its journal cannot be replayed from
+the folder alone.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.schedule import Plan, Schedule, lay_out
 
 FORMAT = 2
-"""Version of these facts. 1 had no segments."""
+"""Version of these facts. Version 1 had no segments."""
 
 
 def describe_segment(plan: Plan, blend: Blend | None = None) -> dict[str, Any]:
-    """The facts of a segment that is trained as `plan` says, by default without shares of the corpora."""
+    """Return the facts of a segment that is trained by `plan`; without a blend, every block counts the same."""
     return {
         "blocks": plan.n_blocks,
         "global_batch_size": plan.global_batch_size,
@@ -33,19 +34,19 @@ def describe_segment(plan: Plan, blend: Blend | None = None) -> dict[str, Any]:
 
 
 def check_format(identity: Mapping[str, Any]) -> None:
-    """ValueError for the facts of another version."""
-    found = identity.get("format", 1)
-    if found != FORMAT:
-        raise ValueError(f"format {found!r}: this version of megatron_lfr reads format {FORMAT}")
+    """Raise a ValueError for facts of another version."""
+    version = identity.get("format", 1)
+    if version != FORMAT:
+        raise ValueError(f"format {version!r}: this version of megatron_lfr reads format {FORMAT}")
 
 
 def read_plan(identity: Mapping[str, Any]) -> tuple[Plan, int, Blend]:
-    """(plan, seed, blend) that the facts stand for; ValueError names what is missing or wrong."""
+    """Restore (plan, seed, blend) from the facts. ValueError names what is missing or wrong."""
     check_format(identity)
     try:
         segments = identity["segments"]
         if not isinstance(segments, list) or len(segments) != 1:
-            raise ValueError("segments: this version of megatron_lfr reads runs of one")
+            raise ValueError("segments: this version of megatron_lfr reads runs of one segment")
         segment = segments[0]
         phases = Schedule.from_dicts(segment["schedule"]).phases
         samples = [int(count) for count in segment["samples"]]
@@ -61,7 +62,7 @@ def read_plan(identity: Mapping[str, Any]) -> tuple[Plan, int, Blend]:
             raise ValueError(f"blend: expected {plan.n_blocks} blocks, not {blend.starts[-1]}")
         return plan, int(identity["seed"]), blend
     except KeyError as error:
-        raise ValueError(f"{error} is missing; was it written by another loop?") from None
+        raise ValueError(f"{error} is missing; was it written by another training loop?") from None
     except TypeError as error:
         raise ValueError(str(error)) from None
 

@@ -1,8 +1,8 @@
-"""The journal: the loss of every block at every visit, on disk, in the order of training.
+"""The journal keeps the loss of every sample on disk, in the order of training.
 
-    journal/meta.json          what the journal belongs to: corpus fingerprint, schedule, seed, ...
-    journal/phase_000.npy      fp32 [samples so far], mean NLL of each sample of the phase; UNRECORDED (-1) where a
-                               skipped step left none. Which block a sample was follows from the phase's order.
+    journal/meta.json          facts of the run: corpus fingerprint, schedule, seed, ...
+    journal/phase_000.npy      fp32 [samples so far], mean NLL of each sample of the phase; UNRECORDED (-1) for the
+                               samples of a skipped step. The phase's order says which block a sample was.
     journal/phase_003.scores.npy   fp32 [n_blocks], only where the phase's scores came from a rescoring pass.
 
 Phase files are append-only: a checkpoint stores their length, and resuming cuts them back to it.
@@ -24,15 +24,15 @@ import numpy.typing as npt
 from megatron_lfr.fileio import fsync_directory, write_atomic
 
 UNRECORDED = np.float32(-1.0)
-"""Journal entry of a sample whose loss does not count: its step was skipped, or every token of it was masked. A real
-negative log-likelihood is never negative."""
+"""Journal entry of a sample whose loss does not count, since its step was skipped or all of its tokens were masked. A
+real negative log-likelihood is never negative."""
 
 _HEADER_BYTES = 128
 _MAGIC_BYTES = len("\x93NUMPY....{'descr': '<f4',")
 
 
 class JournalFiles:
-    """Where a journal in `folder` keeps what."""
+    """The paths of a journal's files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,39 +47,39 @@ class JournalFiles:
         return self.folder / f"phase_{phase:03d}.scores.partial"
 
     def phase_files(self) -> dict[Path, int]:
-        """The files of all phases, with each one's phase."""
-        found = ((path, re.match(r"phase_(\d{3,})\.", path.name)) for path in self.folder.glob("phase_*"))
-        return {path: int(match[1]) for path, match in found if match}
+        """Return the files of all phases, each with its phase."""
+        matches = ((path, re.match(r"phase_(\d{3,})\.", path.name)) for path in self.folder.glob("phase_*"))
+        return {path: int(match[1]) for path, match in matches if match}
 
     def count_entries(self, phase: int | None = None) -> int:
-        """How many entries of a phase, or of all, are on the disk."""
+        """Return how many entries of a phase, or of all phases, are on disk."""
         paths = self.phase_files() if phase is None else [self.path(phase)]
         sizes = [path.stat().st_size for path in paths if path.suffixes == [".npy"] and path.exists()]
         return sum(max(0, size - _HEADER_BYTES) // 4 for size in sizes)
 
     def check_holds(self, phase: int, count: int) -> None:
-        """ValueError where the journal ends before entry `count` of `phase` (-1: before its beginning)."""
-        have = self.count_entries(phase) if phase >= 0 else 0
-        if have < count:
-            raise ValueError(f"{self.path(phase)}: holds {have} entries, the checkpoint needs {count}")
+        """Raise a ValueError where the journal ends before entry `count` of `phase`; phase -1 is before the first."""
+        available = self.count_entries(phase) if phase >= 0 else 0
+        if available < count:
+            raise ValueError(f"{self.path(phase)}: holds {available} entries, but the checkpoint needs {count}")
 
     def clear(self) -> None:
-        """Remove the journal."""
+        """Delete the journal."""
         for path in (*self.phase_files(), self.folder / "meta.json"):
             path.unlink(missing_ok=True)
 
 
 class JournalReader(JournalFiles):
-    """A journal that is only looked at: that of a run which has ended, was killed, or is still writing to it."""
+    """Reads a journal, whether its run has ended, was killed, or is still writing to it."""
 
     def read_identity(self) -> dict[str, Any]:
-        """The facts that the journal's meaning depends on. ValueError where there is no journal, or a damaged one."""
+        """Return the facts in meta.json. ValueError where there is no journal, or meta.json is damaged."""
         return _read_identity(self.folder / "meta.json")
 
     def read(self, phase: int) -> npt.NDArray[np.float32] | None:
-        """The whole entries of a phase so far, fp32; None where the phase has not begun.
+        """Return the complete entries of a phase so far, fp32 [entries]; None where the phase has not begun.
 
-        The file's length says how many there are: its header is behind while a run writes, and after a kill.
+        Their number follows from the file's length: its header lags behind while a run writes, and after a kill.
         """
         path = self.path(phase)
         try:
@@ -94,15 +94,15 @@ class JournalReader(JournalFiles):
         if not header.startswith(_header(0)[:_MAGIC_BYTES]):
             raise ValueError(f"{path}: not a phase of a journal")
         if not (np.isfinite(entries) & ((entries >= 0) | (entries == UNRECORDED))).all():
-            raise ValueError(f"{path}: holds what is no loss; the file is damaged")
+            raise ValueError(f"{path}: holds a value that is not a loss; the file is damaged")
         return entries
 
 
 class Journal(JournalFiles):
-    """Append-only record of a run in `folder`, which is created.
+    """Append-only record of a run's losses in `folder`, which it creates.
 
-    identity: JSON-able facts that the journal's meaning depends on. A folder that holds a journal with other facts is
-    refused with a ValueError that names the first difference.
+    identity: JSON-able facts on which the meaning of the losses depends. A folder that holds a journal with other facts
+    is refused with a ValueError that names the first difference.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -120,16 +120,16 @@ class Journal(JournalFiles):
 
     @property
     def phase(self) -> int:
-        """Index of the phase that is written to; -1 before the first."""
+        """Index of the phase that is being written; -1 before the first."""
         return self._phase
 
     @property
     def count(self) -> int:
-        """Entries of the current phase."""
+        """Number of entries of the current phase."""
         return self._count
 
     def begin_phase(self, phase: int) -> None:
-        """Open the next phase's file, empty."""
+        """Create the file of the next phase."""
         if phase != self._phase + 1:
             raise ValueError(f"journal: phase {phase} cannot follow phase {self._phase}")
         self.sync()
@@ -137,14 +137,14 @@ class Journal(JournalFiles):
         fsync_directory(self.folder)
 
     def append(self, nll: npt.NDArray[np.float32]) -> None:
-        """Add fp32 losses [n], in the order of training. A kill of the process leaves them, a power cut may not."""
+        """Append fp32 losses [n], in the order of training. They survive a kill of the process, but not a power cut."""
         assert self._file is not None
         self._file.write(np.ascontiguousarray(nll, np.float32).tobytes())
         self._file.flush()
         self._count += len(nll)
 
     def sync(self) -> None:
-        """Bring everything appended so far to the disk, and the header up to date."""
+        """Bring everything appended so far to the disk, and the header up to date (fsync)."""
         if self._file is None:
             return
         self._file.flush()
@@ -152,21 +152,21 @@ class Journal(JournalFiles):
         os.fsync(self._file.fileno())
 
     def reader(self) -> JournalReader:
-        """The same journal, as it is on the disk."""
+        """Return a reader of the same files."""
         return JournalReader(self.folder)
 
     def read(self, phase: int) -> npt.NDArray[np.float32]:
-        """The entries of a phase so far, fp32."""
+        """Return the entries of a phase so far, fp32 [entries]."""
         if phase == self._phase:
             self.sync()
         entries: npt.NDArray[np.float32] = np.load(self.path(phase), allow_pickle=False)
         return entries
 
     def rewind(self, phase: int, count: int) -> None:
-        """Cut the journal back to the first `count` entries of `phase` (-1: to nothing); later phases go.
+        """Cut the journal back to the first `count` entries of `phase` (-1: to nothing) and delete later phases.
 
-        Rescored scores of the phase that follows stay only where `phase` may be complete: the caller deletes them
-        with `drop_scores` when it is not.
+        The rescored scores of the next phase are kept, since `phase` may be complete; where it is not, the caller
+        deletes them with `drop_scores`.
         """
         self.close()
         self.check_holds(phase, count)
@@ -184,7 +184,7 @@ class Journal(JournalFiles):
         fsync_directory(self.folder)
 
     def drop_scores(self, phase: int) -> None:
-        """Forget the rescoring of a phase, finished or not."""
+        """Delete the scores of a phase's rescoring, complete or not."""
         self.scores_path(phase).unlink(missing_ok=True)
         self.partial_scores_path(phase).unlink(missing_ok=True)
 
@@ -206,7 +206,7 @@ class Journal(JournalFiles):
 
 
 def _header(count: int) -> bytes:
-    """A .npy header of fixed length for fp32 [count], so that it can be rewritten in place."""
+    """Return a .npy header of fixed length for fp32 [count], so that it can be rewritten in place."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
     header = buffer.getvalue()

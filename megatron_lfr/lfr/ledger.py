@@ -1,4 +1,4 @@
-"""What the model knows of every block now: a view derived from the journal."""
+"""The ledger: the last loss of every block, derived from the journal."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _CHUNK = 1 << 16
 
 
 class Ledger:
-    """Last loss, the step it was recorded at, and the number of visits of each block: 10 bytes a block, and 2 more
-    in a Focus.
+    """Keeps the last loss of each block, the step at which it was recorded, and the number of visits: 10 bytes a block,
+    and 2 more in a Focus.
 
     Attributes:
         nll: fp32 [n_blocks], mean negative log-likelihood a token (nats) when the block was last trained on; NaN
-            where it never was.
+            if it never was.
         step: int32 [n_blocks], optimizer step of that record; -1 where there is none.
-        visits: uint16 [n_blocks], times trained on, saturating.
+        visits: uint16 [n_blocks], how often the block was trained on, saturating.
         reference: what the losses of each step are measured against.
 
-    blend: the curriculum's; what Learn and Review draw from, where corpora have weights.
+    blend: the curriculum's blend, which says how Learn and Review sample from corpora with weights.
     """
 
     def __init__(self, n_blocks: int, total_steps: int, blend: Blend | None = None) -> None:
@@ -39,11 +39,11 @@ class Ledger:
         self._priors: npt.NDArray[np.float16] | None = None
 
     def begin_phase(self, first_step: int, focus: bool, rescored: npt.NDArray[np.float32] | None = None) -> None:
-        """A phase begins with `first_step`; all steps before are recorded. Without a call, all steps are one phase
-        that draws at random.
+        """Begin a phase at `first_step`, when all steps before it are recorded. Without a call, all steps count as one
+        phase that samples at random.
 
-        focus: it draws blocks for their difficulty, as the records or, if given, the `rescored` losses fp32 [n_blocks]
-        tell it: losses in it are those of hard blocks, and are measured accordingly.
+        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by the
+        `rescored` losses fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
         """
         self._priors = None
         if focus:
@@ -52,7 +52,7 @@ class Ledger:
 
     def record(self, step: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]) -> None:
         """Enter one optimizer step: fp32 `nll` [n] of `block_ids` [n]. Entries equal to UNRECORDED leave a block as
-        it was. Where a block occurs twice, the later entry stands."""
+        it was. Where a block occurs twice, the later entry counts."""
         known = nll != UNRECORDED
         ids = block_ids[known]
         self.nll[ids] = nll[known]
@@ -64,8 +64,8 @@ class Ledger:
     def record_phase(
         self, first_step: int, batch_size: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]
     ) -> None:
-        """Enter many steps of a phase at once, `batch_size` samples each from `first_step` on (the last may be short):
-        as `record` does step by step, to the last bit."""
+        """Enter many steps of a phase at once, `batch_size` samples each from `first_step` on (the last may be short).
+        The result is the same as that of `record` for each step, to the last bit."""
         known = nll != UNRECORDED
         ids = block_ids[known]
         self.nll[ids] = nll[known]
@@ -87,16 +87,16 @@ class Ledger:
         self.reference.add(first_step, batch_size, nll, known, priors)
 
     def recorded_scores(self) -> npt.NDArray[np.float32]:
-        """The loss of each block when it was last trained on, fp32 [n_blocks]: the paper's score."""
+        """Return the loss of each block when it was last trained on, fp32 [n_blocks]: the paper's score."""
         return self.nll.copy()
 
     def detrended_scores(self) -> npt.NDArray[np.float32]:
-        """What the recorded loss of each block amounts to now (nats), fp32 [n_blocks], NaN where there is none (ours).
+        """Return what the recorded loss of each block amounts to now (nats), fp32 [n_blocks], NaN without one (ours).
 
-        It lies as many spreads above the mean of all blocks' losses now as the recorded loss lay above theirs at its
-        step: the model has changed since, and raw losses confound how hard a block is with when it was seen.
-        `reference` says how mean and spread are found. The luck of a record is not taken out: early records hold more
-        of it, and would be dropped more or less often than others.
+        The score lies as many spreads above the mean of all blocks' present losses as the recorded loss lay above their
+        mean at its step: the model has changed since, and raw losses confound how hard a block is with when it was
+        seen. The module `reference` says how mean and spread are estimated. The noise of a record is not taken out:
+        early records have more of it, and would be dropped more or less often than others.
         """
         curves = self.reference.curves()
         location, spread = curves.level
@@ -106,18 +106,18 @@ class Ledger:
         return scores
 
     def shuffled_scores(self, seed: int) -> npt.NDArray[np.float32]:
-        """The detrended scores, dealt at random to the blocks that have one: a control without difficulty (ours)."""
+        """Return the detrended scores, shuffled among the blocks that have one: a control without difficulty (ours)."""
         scores = self.detrended_scores()
         seen = np.flatnonzero(~np.isnan(scores))
         scores[seen] = scores[seen][_C.permutation(len(seen), seed)]
         return scores
 
     def _standings(self, curves: Curves) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
-        """Chunk by chunk of the blocks, how many spreads their records lie above the mean of their steps; NaN where
-        there is no record."""
+        """Yield, for one chunk of blocks after another, how many spreads their records lie above the mean of their
+        steps; NaN without a record."""
         for first in range(0, len(self.nll) if len(curves.spread) else 0, _CHUNK):
             part = slice(first, first + _CHUNK)
-            step = self.step[part]  # -1 reads the last step's: the loss is NaN then
+            step = self.step[part]  # -1 reads the last step, but the loss is NaN then
             standing = (self.nll[part].astype(np.float64) - curves.location[step]) / curves.spread[step]
             yield part, np.clip(standing, -LARGEST, LARGEST)
 
@@ -128,13 +128,13 @@ class Ledger:
         return standings
 
     def _standardised(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-        """Scores [n_blocks] as spreads above their mean."""
-        whole = self._population(scores)
-        spread = math.sqrt(whole.variance) or 1.0
+        """Express scores [n_blocks] as spreads above their mean."""
+        population = self._population(scores)
+        spread = math.sqrt(population.variance) or 1.0
         standings = np.empty(len(scores), np.float16)
         for first in range(0, len(scores), _CHUNK):
             part = slice(first, first + _CHUNK)
-            standings[part] = np.clip((scores[part].astype(np.float64) - whole.mean) / spread, -LARGEST, LARGEST)
+            standings[part] = np.clip((scores[part].astype(np.float64) - population.mean) / spread, -LARGEST, LARGEST)
         return standings
 
     def _population(self, values: npt.NDArray[np.floating]) -> Population:

@@ -1,4 +1,4 @@
-"""Named schedules. What is the paper's and what is ours is said for each."""
+"""Named schedules. The description of each says what is the paper's and what is ours."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
 
 
 def preset(name: str) -> Schedule:
-    """The schedule of a preset; ValueError with the legal names otherwise."""
+    """Return the schedule of a preset; ValueError with the legal names for an unknown one."""
     if name not in PRESETS:
         raise ValueError(f"unknown LFR preset {name!r}: choose from {', '.join(PRESETS)}")
     return PRESETS[name][1]

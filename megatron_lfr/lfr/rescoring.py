@@ -12,17 +12,17 @@ from megatron_lfr.lfr.journal import Journal, JournalFiles
 from megatron_lfr.lfr.selection import Scores
 
 Rescore = Callable[[npt.NDArray[np.int64]], Iterable[Scores]]
-"""Given block ids [n], the mean NLL of each under the present weights, without training: fp32 arrays, together [n] and
-in the order of the ids. What has been taken is kept, wherever the pass is interrupted."""
+"""Takes block ids [n] and yields the mean NLL of each under the present weights, without training: fp32 arrays that
+together are [n], in the order of the ids. The losses yielded so far are kept if the pass is interrupted."""
 
 
 def rescore_blocks(
     journal: Journal | None, phase: int, n_blocks: int, rescore: Rescore, broadcast: Callable[[int], int]
 ) -> None:
-    """Run the pass, if `journal` does not have its scores yet; one that was interrupted goes on where it stopped.
+    """Rescore all blocks before `phase`, unless `journal` has the scores already; continue a pass that was interrupted.
 
-    `broadcast` returns the first process' value on all of them: they must agree, as `rescore` may need all of them. A
-    process without a journal only takes part. ValueError where a loss is not finite, or losses are missing.
+    `broadcast` returns the first process' value on all processes, so that all of them score the same blocks. A process
+    without a journal takes part, but keeps nothing. ValueError where a loss is not finite, or losses are missing.
     """
     if not broadcast(journal is None or not journal.scores_path(phase).exists()):
         return
@@ -36,7 +36,7 @@ def rescore_blocks(
             scores[part] = losses
         done = part.stop
     if done != n_blocks:
-        raise ValueError(f"rescoring: the callback gave the losses of {done} blocks, there are {n_blocks}")
+        raise ValueError(f"rescoring: the callback gave the losses of {done} blocks, but there are {n_blocks}")
     if journal is not None and scores is not None:
         scores.flush()
         journal.partial_scores_path(phase).replace(journal.scores_path(phase))
@@ -44,7 +44,7 @@ def rescore_blocks(
 
 
 def read_scores(journal: JournalFiles, phase: int, n_blocks: int) -> Scores:
-    """What the pass before `phase` found: fp32 [n_blocks]."""
+    """Read the scores of the pass before `phase`: fp32 [n_blocks]."""
     path = journal.scores_path(phase)
     scores: Scores = np.load(path, allow_pickle=False)
     if scores.shape != (n_blocks,) or scores.dtype != np.float32:
@@ -53,18 +53,18 @@ def read_scores(journal: JournalFiles, phase: int, n_blocks: int) -> Scores:
 
 
 def _count_scored(scores: Scores) -> int:
-    """How many blocks have a score; the first that has none ends them."""
+    """Count the blocks before the first one that has no score."""
     missing = np.isnan(scores)
     return int(missing.argmax()) if missing.any() else len(scores)
 
 
 def _open_partial(journal: Journal, phase: int, n_blocks: int) -> np.memmap[tuple[int], np.dtype[np.float32]]:
-    """The scores so far, NaN where there are none, on disk."""
+    """Map the file of the scores so far, NaN where there are none yet; create it where it is missing."""
     path = journal.partial_scores_path(phase)
     if not path.exists() or path.stat().st_size != 128 + 4 * n_blocks:
-        aside = path.with_suffix(".new")
-        fresh = np.lib.format.open_memmap(aside, "w+", np.float32, (n_blocks,))
+        new = path.with_suffix(".new")
+        fresh = np.lib.format.open_memmap(new, "w+", np.float32, (n_blocks,))
         fresh[:] = np.nan
         fresh.flush()
-        aside.replace(path)
+        new.replace(path)
     return np.lib.format.open_memmap(path, "r+")

@@ -22,9 +22,9 @@ ScoreMode = Literal["recorded", "detrended", "rescored", "shuffled"]
 Unseen = Literal["auto", "keep", "exclude"]
 
 CLUSTERS = (2, 63)
-"""Fewest and most clusters of a k-means; csrc takes no more."""
+"""Fewest and most clusters of a k-means; csrc accepts no more."""
 MOST_SAMPLES = 2**40 - 1
-"""Most blocks that a phase trains on; csrc draws no more."""
+"""Most samples of a phase; csrc makes no longer orders."""
 MOST_STEPS = 2**31 - 1
 """Most steps of a run: the ledger counts them in 32 bits."""
 
@@ -40,7 +40,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of Learn-Focus-Review. Learn and Review train on every block, in a new random order.
+    """A phase of Learn-Focus-Review. Learn and Review train on every block, in a new random order.
 
     The fields after `unit` shape a Focus and are ignored by the other kinds.
     """
@@ -71,7 +71,7 @@ class Phase:
 
     @property
     def is_rescored(self) -> bool:
-        """Whether every block is scored anew before it."""
+        """Whether every block is rescored before the phase."""
         return self.kind == "focus" and self.score == "rescored"
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class Phase:
         if not 0.0 <= self.drop < 1.0:
             raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
         if self.kind != "focus" and self.drop:
-            raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, this one is {self.kind}")
+            raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, but this one is {self.kind}")
         if not CLUSTERS[0] <= self.clusters <= CLUSTERS[1]:
             raise ValueError(f"phase clusters {self.clusters}: must lie between {CLUSTERS[0]} and {CLUSTERS[1]}")
 
@@ -98,9 +98,9 @@ class Phase:
         return self.unseen == "keep" or (self.unseen == "auto" and self.selection == "threshold")
 
     def samples(self, n_blocks: int, seq_length: int, global_batch_size: int, kept: int) -> int:
-        """Blocks that the phase trains on, repeats counted. kept: those that a drop of exactly `drop` leaves, which a
-        pass is over; what the selection then keeps may differ a little, the number of samples does not. ValueError for
-        more than MOST_SAMPLES."""
+        """Return the number of samples of the phase. kept: how many blocks a drop of exactly `drop` leaves; a pass
+        visits each of them once. The selection may keep a few more or fewer, but the number of samples stays.
+        ValueError for more than MOST_SAMPLES."""
         match self.unit:
             case "epochs":
                 exact = self.duration * n_blocks
@@ -111,7 +111,7 @@ class Phase:
             case "tokens":
                 exact = math.ceil(self.duration / seq_length)
             case "share":
-                raise ValueError("a phase given as a share has no length of its own")
+                raise ValueError("a phase given as a share has no absolute length")
         if exact > MOST_SAMPLES:
             raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_SAMPLES}")
         return max(1, round(exact))
@@ -119,7 +119,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase with its place in the run: `samples` blocks in `steps` optimizer steps from `first_step` on."""
+    """A phase laid out in its run: `samples` samples in `steps` optimizer steps from `first_step` on."""
 
     index: int
     phase: Phase
@@ -134,7 +134,7 @@ class PlannedPhase:
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule laid out for one corpus: every phase's length is known before the run starts."""
+    """A schedule laid out for one corpus and batch size, so that the length of every phase is known at start."""
 
     phases: tuple[PlannedPhase, ...]
     n_blocks: int
@@ -150,7 +150,7 @@ class Plan:
         return sum(planned.samples for planned in self.phases)
 
     def at_step(self, step: int) -> PlannedPhase:
-        """The phase that optimizer step `step` (from 0) belongs to."""
+        """Return the phase that optimizer step `step` (from 0) belongs to."""
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step {step} is outside the plan's {self.total_steps} steps")
         return self.phases[bisect.bisect_right([p.first_step for p in self.phases], step) - 1]
@@ -216,9 +216,9 @@ class Schedule:
     ) -> Plan:
         """Lay the schedule out over a corpus of `n_blocks` blocks.
 
-        At most one budget may be given. It is required where the phases are shares, and must agree with the sum
-        of the phases (`train_iters`, `train_samples`) where they are not. blend: the curriculum's; needed where its
-        corpora have weights and a phase is given in passes. ValueError, with the phase, for one that could not be made.
+        At most one budget may be given. It is required where durations are shares; otherwise `train_iters` or
+        `train_samples` must agree with the sum of the phases. blend: the curriculum's blend, needed where its corpora
+        have weights and a duration is given in passes. ValueError names a phase whose order could not be made.
         """
         if n_blocks < 1:
             raise ValueError("the corpus has no block to train on")
@@ -240,9 +240,8 @@ class Schedule:
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
         if max(samples) > MOST_SAMPLES:
-            raise ValueError(
-                f"phase {samples.index(max(samples))}: trains on {max(samples)} blocks, more than {MOST_SAMPLES}"
-            )
+            most = max(samples)
+            raise ValueError(f"phase {samples.index(most)}: trains on {most} blocks, more than {MOST_SAMPLES}")
         if plan.total_steps > MOST_STEPS:
             raise ValueError(f"a run of {plan.total_steps} steps: at most {MOST_STEPS}")
         return plan
@@ -269,7 +268,7 @@ class Schedule:
         train_samples: int | None,
         train_epochs: float | None,
     ) -> list[int]:
-        if train_iters is not None:  # whole steps, so that the total is exactly what was asked for
+        if train_iters is not None:  # full steps, so that the total is exactly what was asked for
             flag, total, unit = f"--train-iters {train_iters}", train_iters, global_batch_size
         elif train_samples is not None:
             flag, total, unit = f"--train-samples {train_samples}", train_samples, 1
@@ -288,7 +287,7 @@ class Schedule:
 def lay_out(
     phases: Sequence[Phase], samples: Sequence[int], n_blocks: int, seq_length: int, global_batch_size: int
 ) -> Plan:
-    """The plan of phases that train on `samples` blocks each."""
+    """Lay out phases one after another, given the samples of each."""
     planned, first_step = [], 0
     for index, (phase, count) in enumerate(zip(phases, samples, strict=True)):
         steps = -(-count // global_batch_size)
@@ -299,20 +298,20 @@ def lay_out(
 
 def _check_budget(plan: Plan, train_iters: int | None, train_samples: int | None, train_epochs: float | None) -> None:
     if train_epochs is not None:
-        raise ValueError("--train-epochs scales a schedule given in shares; this one has lengths of its own")
+        raise ValueError("--train-epochs scales a schedule given in shares; this one gives absolute lengths")
     if train_iters is not None and train_iters != plan.total_steps:
-        raise ValueError(f"--train-iters {train_iters} against the schedule's total of {plan.total_steps} steps")
+        raise ValueError(f"--train-iters {train_iters}: differs from the schedule's total of {plan.total_steps} steps")
     if train_samples is not None and train_samples != plan.total_samples:
-        raise ValueError(f"--train-samples {train_samples} against the schedule's total of {plan.total_samples}")
+        raise ValueError(f"--train-samples {train_samples}: differs from the schedule's total of {plan.total_samples}")
 
 
 def largest_remainder(shares: Sequence[float], total: int, at_least: int = 0) -> list[int]:
-    """Whole parts of `total` in proportion to `shares`, which add up to 1. `total` is at least what the parts are."""
+    """Divide `total` into integers of `at_least` each, in proportion to `shares`, which sum to 1."""
     exact = [share * total for share in shares]
     parts = [max(at_least, math.floor(value)) for value in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
     for i in range(total - sum(parts)):
         parts[by_remainder[i % len(parts)]] += 1
-    while sum(parts) > total:  # only when `at_least` lifted a tiny part
+    while sum(parts) > total:  # only where `at_least` has raised a small part
         parts[parts.index(max(parts))] -= 1
     return parts

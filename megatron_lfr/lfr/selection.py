@@ -1,4 +1,4 @@
-"""From the scores at a phase's start to the order of its blocks."""
+"""Makes the order of a phase from the scores of the blocks at its start."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _NO_SCORE = "focus: no block has a score yet"
 
 @dataclass(frozen=True)
 class Selection:
-    """What a Focus left out: scored blocks below `cut`, and unscored ones where `excludes_unseen`.
+    """What a Focus left out: the scored blocks below `cut`, and the unscored ones if `excludes_unseen`.
 
-    `tie_quota` blocks that equal `cut`, lowest ids first, are dropped too, so that a threshold drops an exact share.
+    The first `tie_quota` blocks, by id, whose score equals `cut` are dropped too, so that a threshold drops an exact
+    share.
     """
 
     cut: float
@@ -37,11 +38,11 @@ class Selection:
 
     @property
     def dropped_share(self) -> float:
-        """Share of the scored blocks that was dropped."""
+        """Share of the scored blocks that were dropped."""
         return self.dropped / max(1, self.n_blocks - self.unseen)
 
     def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
-        """Mask of the blocks that the phase cannot serve, given the scores it was made from."""
+        """Return a mask of the blocks that the phase leaves out, given the scores that it was made from."""
         mask: npt.NDArray[np.bool_] = scores < self.cut
         mask[np.flatnonzero(scores == np.float32(self.cut))[: self.tie_quota]] = True
         if self.excludes_unseen:
@@ -50,13 +51,13 @@ class Selection:
 
 
 def has_score(scores: Scores) -> bool:
-    """Whether any block has a score; looks no further than the first that has one, or little more."""
-    piece = 1 << 20
-    return not all(np.isnan(scores[first : first + piece]).all() for first in range(0, len(scores), piece))
+    """Whether any block has a score. Stops looking soon after the first that has one."""
+    chunk = 1 << 20
+    return not all(np.isnan(scores[first : first + chunk]).all() for first in range(0, len(scores), chunk))
 
 
 def phase_seed(seed: int, phase_index: int) -> int:
-    """64-bit seed of a phase, from the run's seed."""
+    """Derive the 64-bit seed of a phase from the run's seed."""
     digest = hashlib.blake2b(f"megatron_lfr order {seed} {phase_index}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
@@ -64,10 +65,10 @@ def phase_seed(seed: int, phase_index: int) -> int:
 def make_order(
     phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
 ) -> tuple[Order, Selection | None]:
-    """The ids of the `samples` blocks of a phase, in the order in which they are trained on.
+    """Return the block ids [samples] of a phase, in the order in which they are trained on, and what a Focus left out.
 
-    scores: fp32 [n_blocks], higher is harder, NaN where a block was never scored. A function of the arguments alone:
-    the same on every machine, for any number of threads. Selection is None for learn and review.
+    scores: fp32 [n_blocks], higher is harder, NaN where a block was never scored. The result depends on the arguments
+    alone: it is the same on every machine, for any number of threads. The selection of Learn and Review is None.
     """
     seed = phase_seed(seed, phase_index)
     if phase.kind != "focus":
@@ -86,16 +87,16 @@ def make_order(
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:
-    """The seeds of as many passes over `size` blocks as so many samples take, the last one cut short."""
+    """Return a seed for each of the passes over `size` blocks that `samples` samples take, a partial one included."""
     return [phase_seed(seed, number) for number in range(-(-samples // size))]
 
 
 def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, Doubles, float]:
-    """What to drop, and the masses of the intervals of score that remain, for weighted sampling.
+    """Decide what to drop, and give the clusters that remain their masses, for weighted sampling.
 
     Returns (selection, weights of k clusters, mass [k], mass of the unseen). The mass of a cluster is its share of the
-    samples, size x mean perplexity (clipped, as weights are); kept unseen blocks count as blocks of mean perplexity
-    (both ours).
+    samples: its size x its mean perplexity (clipped, as weights are). Unseen blocks that are kept count as blocks of
+    mean perplexity (both ours).
     """
     cap = _C.percentile(scores, CLIP_QUANTILE)
     if phase.selection == "threshold":
@@ -121,16 +122,16 @@ def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, D
 
 
 def _threshold(phase: Phase, scores: Scores) -> Selection:
-    """What a drop by threshold leaves out."""
+    """Decide what a drop by threshold leaves out."""
     cut, tie_quota, dropped, seen = _C.threshold(scores, phase.drop)
     if seen == 0:
         raise ValueError(_NO_SCORE)
-    if phase.sampling != "passes":  # intervals of score cannot split a tie: equal blocks all stay
+    if phase.sampling != "passes":  # clusters cannot split a tie: blocks with equal scores all stay
         dropped, tie_quota = dropped - tie_quota, 0
     return Selection(float(cut), tie_quota, not phase.keeps_unseen, dropped, len(scores) - seen, len(scores))
 
 
 def _easy_clusters(counts: npt.NDArray[np.int64], drop: float) -> int:
-    """How many of the easiest clusters go: as many as keep the dropped share at or below `drop`, never all."""
+    """Return how many of the easiest clusters to drop: as many as make up at most `drop` of the blocks, never all."""
     share = np.cumsum(counts) / counts.sum()
     return min(int((share <= drop + 1e-9).sum()), len(counts) - 1)

@@ -1,1 +1,1 @@
-"""`megatron-lfr report`: a run, or several, as one HTML page."""
+"""`megatron-lfr report` shows one or several runs on one HTML page."""

@@ -1,4 +1,4 @@
-"""Stacked horizontal bars, and distributions one below the other."""
+"""Draws stacked horizontal bars, bars to both sides of zero, and distributions one below the other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bar:
 def stacked_bars(
     bars: Sequence[Bar], parts: Sequence[tuple[str, str]], description: str, width: float = SIZE[0]
 ) -> Html:
-    """Each bar's parts as shares of the whole. parts: (class, name) of each."""
+    """Draw each bar's parts as shares of their sum. parts: (class, name) of each part."""
     left = LETTER * min(_NAME_LETTERS, max((len(bar.name) for bar in bars), default=0)) + 16
     frame = Frame(width, _ROW * len(bars) + 40, left=left, top=4, bottom=36)
     x = Scale(0.0, 100.0, *frame.x_range)
@@ -58,15 +58,15 @@ def ridges(
     x_title: str,
     width: float = 800,
 ) -> Html:
-    """One distribution below the other, over one x axis, each of equal area.
+    """Draw distributions one below the other, over one x axis, all of equal area.
 
-    rows: (name, counts [bins] of each part, which are stacked). edges [bins + 1]. kinds: the parts' classes. marks: for
-    each row, (place, tip) of ticks on its base line.
+    rows: (name, counts [bins] of each part) of each distribution; parts are stacked. edges [bins + 1]: bounds of the
+    bins. kinds: the parts' classes. marks: for each row, (value, tip) of ticks on its base line.
     """
     left = LETTER * max((len(name) for name, _ in rows), default=0) + 16
     frame = Frame(width, _RIDGE_STEP * (len(rows) - 1) + _RIDGE + 60, left=left, top=8)
     x = Scale(float(edges[0]), float(edges[-1]), *frame.x_range)
-    places = np.repeat(x.array(edges), 2)[1:-1]
+    steps = np.repeat(x.array(edges), 2)[1:-1]
     shares = [np.stack(parts) / max(1.0, float(np.sum(parts))) for _, parts in rows]
     highest = max((float(share.sum(axis=0).max()) for share in shares), default=0.0) or 1.0
     drawn: list[Content] = [line(x(tick), frame.top, x(tick), frame.y_range[0], "grid") for tick in x.ticks(8)]
@@ -74,24 +74,24 @@ def ridges(
         base = frame.top + _RIDGE + row * _RIDGE_STEP
         heights = np.concatenate((np.zeros((1, share.shape[1])), np.cumsum(share, axis=0))) / highest * (_RIDGE - 8)
         for kind, low, high in zip(kinds, heights, heights[1:], strict=False):
-            drawn.append(_step_area(places, base - np.repeat(low, 2), base - np.repeat(high, 2), f"part {kind}"))
+            drawn.append(_step_area(steps, base - np.repeat(low, 2), base - np.repeat(high, 2), f"part {kind}"))
         drawn.append(line(frame.left, base, frame.x_range[1], base, "base"))
         drawn.append(label(left - 8, base - 3, name, "tick", "end"))
-        for place, tip in ticks:
-            drawn.append(rectangle(x(place) - 1, base - 5, 2, 10, "quantile", tip))
+        for value, tip in ticks:
+            drawn.append(rectangle(x(value) - 1, base - 5, 2, 10, "quantile", tip))
     return svg(frame, description, x_axis(frame, x, x_title, 8), *drawn, class_="plot")
 
 
 def _step_area(xs: Doubles, low: Doubles, high: Doubles, kind: str) -> Html:
-    there = [f"{a:.1f},{b:.1f}" for a, b in zip(xs.tolist(), high.tolist(), strict=True)]
-    back = [f"{a:.1f},{b:.1f}" for a, b in zip(xs[::-1].tolist(), low[::-1].tolist(), strict=True)]
-    return element("polygon", points=" ".join([*there, *back]), class_=kind)
+    upper = [f"{a:.1f},{b:.1f}" for a, b in zip(xs.tolist(), high.tolist(), strict=True)]
+    lower = [f"{a:.1f},{b:.1f}" for a, b in zip(xs[::-1].tolist(), low[::-1].tolist(), strict=True)]
+    return element("polygon", points=" ".join([*upper, *lower]), class_=kind)
 
 
 def signed_bars(
     rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], description: str, x_title: str, width: float = SIZE[0]
 ) -> Html:
-    """Bars to both sides of zero. rows: (name, (class, value) of each bar); a NaN has no bar."""
+    """Draw bars to both sides of zero. rows: (name, (class, value) of each bar); a NaN has no bar."""
     left = LETTER * min(_NAME_LETTERS, max((len(name) for name, _ in rows), default=0)) + 16
     thick = 16.0
     heights = [max(1, len(bars)) * thick + 10 for _, bars in rows]

@@ -1,4 +1,4 @@
-"""Section with single blocks: hardest, easiest, most forgotten, their text and how their loss went."""
+"""Section on single blocks: the hardest, easiest and most forgotten, with their text and how their loss went."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LETTERS, _MORE_LETTERS = 320, 3000
 
 
 def blocks_section(view: RunView) -> Html:
-    """The hardest, easiest and most forgotten blocks with their text."""
+    """Show the hardest, easiest and most forgotten blocks with their text."""
     if not view.visits.any():
         return element("p", "Nothing has been trained on yet.", class_="note")
     reason = view.corpus.no_text
@@ -32,19 +32,19 @@ def blocks_section(view: RunView) -> Html:
 
 
 def _kinds(view: RunView) -> list[tuple[str, str, list[Block]]]:
-    """(name, how they were chosen, blocks) of each kind."""
+    """Return (name, how they were chosen, blocks) of each kind."""
     picks = view.picks
     if any(block.forgotten for block in picks.most_forgotten):
         name = "Most forgotten"
-        how = "By how often the loss rose after a fall; among equals, by how far it ever was above its lowest."
+        how = "By how often the loss rose after a fall; among equals, by the most that it has been above its lowest."
     else:
         name = "Closest to forgotten"
         how = f"No loss rose by more than {view.margin:g} nats after a fall. These rose the most above their lowest."
     return [
         (
             "Hardest",
-            "By what the last loss amounts to now (in brackets), from how it stood among all losses then: a block last "
-            "seen early met a worse model.",
+            "By what the last loss amounts to now (in brackets), given how it compared with all losses at that time: a "
+            "block that was last seen early met a worse model.",
             picks.hardest,
         ),
         ("Easiest", "Measured in the same way.", picks.easiest),
@@ -71,16 +71,16 @@ def _text(view: RunView, block: int) -> Html | None:
     try:
         text = view.corpus.text(block)
     except (ValueError, OSError) as error:
-        return element("p", f"not readable: {error}", class_="note")
+        return element("p", f"cannot be read: {error}", class_="note")
     if len(text) <= _LETTERS:
         return element("pre", text)
     cut = "" if len(text) <= _MORE_LETTERS else f"… ({len(text) - _MORE_LETTERS:,} more characters)"
-    whole = element("details", element("summary", "all of it"), element("pre", text[:_MORE_LETTERS], cut))
-    return join([element("pre", text[:_LETTERS], "…"), whole])
+    rest = element("details", element("summary", "all of it"), element("pre", text[:_MORE_LETTERS], cut))
+    return join([element("pre", text[:_LETTERS], "…"), rest])
 
 
 def _losses(view: RunView, block: Block) -> Html:
-    """The loss at each visit, small, over the tokens of the run."""
+    """Plot the loss at each visit, in a small plot, over the tokens of the run."""
     frame = Frame(360, 72, left=38, right=8, top=8, bottom=10)
     xs = np.array([view.tokens_at(int(step) - 1) for step in block.steps], np.float64)
     ys = block.nll.astype(np.float64)

@@ -1,4 +1,4 @@
-"""`megatron-lfr report`: from run folders to one HTML page."""
+"""`megatron-lfr report` makes one HTML page of run folders."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ class ReportConfig:
     """Show one or several runs on one HTML page that needs no network. The runs may still be training."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders (--save of megatron-lfr train). If there are several, they are compared with the first one at equal
-    tokens."""
+    """Run folders (what --save of megatron-lfr train names). If there are several, the others are compared with the
+    first one at equal tokens."""
     output: Path | None = None
-    """File for the page; by default report.html in the first run's folder."""
+    """Write the page to this file. By default, it is report.html in the first run's folder."""
     margin: float = MARGIN
-    """Nats per token by which a block's loss must change to count as learned or forgotten."""
+    """A block's loss must change by more than this many nats per token to count as learned or forgotten."""
 
     def validate(self) -> None:
+        """Check the settings. ValueError names the flag or folder and what is wrong."""
         if not self.runs:
             raise ValueError("give at least one run folder")
         if not 0 <= self.margin < float("inf"):
@@ -55,17 +56,17 @@ def write_report(config: ReportConfig) -> Path:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """A short name for each folder: its last two parts, or as many as tell them apart."""
-    whole = [folder.resolve() for folder in folders]
-    for depth in range(2, 1 + max(len(path.parts) for path in whole)):
-        names = ["/".join(path.parts[-depth:]) for path in whole]
+    """Return a short name for each folder: the last two parts of its path, or as many as tell the folders apart."""
+    paths = [folder.resolve() for folder in folders]
+    for depth in range(2, 1 + max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             break
     return names
 
 
 def _with_schedules(views: list[RunView]) -> list[RunView]:
-    """Where the runs' schedules differ, they become part of the names."""
+    """Add the schedules to the runs' names where they differ; returns the same views."""
     schedules = [schedule_name(view) for view in views]
     if len(set(schedules)) > 1:
         for view, schedule in zip(views, schedules, strict=True):

@@ -1,4 +1,4 @@
-"""Section on several runs against each other: validation loss at equal tokens, overall and by domain."""
+"""Section that compares several runs: validation loss at equal tokens, overall and by domain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTINGS_LEFT_OUT = ("save", "load", "tensorboard_dir", "wandb_exp_name", "lfr_
 
 
 def comparison_section(views: Sequence[RunView]) -> Html:
-    """The runs at equal tokens. The first one is what the others are compared with."""
+    """Compare the runs with the first one at equal tokens."""
     evaluated = [evaluations(view) for view in views]
     domains = list(dict.fromkeys(name for rows in evaluated for name in domain_names(rows)))
     curves = {
@@ -65,45 +65,46 @@ def _one_corpus(views: Sequence[RunView]) -> bool:
 
 
 def _warnings(views: Sequence[RunView], evaluated: Sequence[list[dict[str, Any]]]) -> list[str]:
-    found = []
+    warnings = []
     if not _one_corpus(views):
-        found.append(
-            "These runs were trained on different corpora: no difference is taken between losses of other texts."
+        warnings.append(
+            "These runs were trained on different corpora: differences between losses on different texts are not shown."
         )
-    silent = [view.name for view, rows in zip(views, evaluated, strict=True) if not rows]
-    if silent:
-        found.append(f"No validation loss to compare in {', '.join(silent)}.")
-    return found
+    without = [view.name for view, rows in zip(views, evaluated, strict=True) if not rows]
+    if without:
+        warnings.append(f"No validation loss to compare in {', '.join(without)}.")
+    return warnings
 
 
 def _at_equal_tokens(views: Sequence[RunView], curves: dict[str | None, list[Series]]) -> Html:
-    """A table and bars of all losses at the number of tokens that every run has reached."""
+    """Show all losses, as a table and as bars, at the number of tokens that every run has reached."""
     tokens = min(float(one.xs[-1]) for one in curves[None])
     losses = {domain: [loss_at(one, tokens) for one in series] for domain, series in curves.items()}
     differences = ["difference"] if len(views) == 2 else [f"difference, {view.name}" for view in views[1:]]
     head: list[Content] = ["", *(view.name for view in views), *differences]
     rows: list[list[Content]] = []
-    for domain, found in losses.items():
-        shown = [number(value, missing=NONE) + ("" if exact or np.isnan(value) else " ≈") for value, exact in found]
-        rows.append([domain or "all", *shown, *(_signed(value - found[0][0]) for value, _ in found[1:])])
+    for domain, by_run in losses.items():
+        shown = [number(value, missing=NONE) + ("" if exact or np.isnan(value) else " ≈") for value, exact in by_run]
+        rows.append([domain or "all", *shown, *(_signed(value - by_run[0][0]) for value, _ in by_run[1:])])
     bars = [
-        (domain or "all", [(colour(i), value - found[0][0]) for i, (value, _) in enumerate(found) if i])
-        for domain, found in losses.items()
+        (domain or "all", [(colour(i), value - by_run[0][0]) for i, (value, _) in enumerate(by_run) if i])
+        for domain, by_run in losses.items()
     ]
     plot = signed_bars(
         bars, f"Difference in validation loss from {views[0].name}", f"loss − loss of {views[0].name} (nats a token)"
     )
     note = (
-        f"At {tokens:,.0f} tokens, which every run has reached. Differences are from {views[0].name}, which is better "
-        "where they are above zero."
+        f"At {tokens:,.0f} tokens, which every run has reached. Differences are from {views[0].name}, whose loss is "
+        "lower where they are above zero."
     )
-    if any(not exact for found in losses.values() for _, exact in found):
-        note += " ≈: between two evaluations, on the straight line."
+    if any(not exact for by_run in losses.values() for _, exact in by_run):
+        note += " ≈: interpolated on the straight line between two evaluations."
     return figure("At equal tokens", join([table(head, rows), plot]), note)
 
 
 def loss_at(one: Series, tokens: float) -> tuple[float, bool]:
-    """(loss at a number of tokens, whether it was evaluated there and not between two evaluations); NaN outside."""
+    """Return the loss at a number of tokens, and whether it was evaluated there. Between two evaluations, it is
+    interpolated; outside of them, it is NaN."""
     if not len(one.xs) or not one.xs[0] <= tokens <= one.xs[-1]:
         return float("nan"), False
     return float(np.interp(tokens, one.xs, one.ys)), bool((one.xs == tokens).any())

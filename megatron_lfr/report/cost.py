@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain, repeat
 
-from megatron_lfr.analysis.metrics import own_seconds, seconds_spent
+from megatron_lfr.analysis.metrics import lfr_seconds, seconds_spent
 from megatron_lfr.analysis.overview import RunView
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
@@ -16,7 +16,7 @@ _KINDS = ("s5", "s0", "s4", "s1", "s3", "s2", "s6", "s7", "other")
 
 
 def cost_section(view: RunView) -> Html:
-    """Where the time went, and the bytes on disk."""
+    """Show where the time went, and how many bytes the journal takes."""
     spent = seconds_spent(view)
     if not any(spent.values()):
         return element("p", "metrics.jsonl holds no times yet.", class_="note")
@@ -30,9 +30,9 @@ def cost_section(view: RunView) -> Html:
     )
     rows = [[name, f"{seconds:,.2f} s", percent(seconds / total, 2)] for name, seconds in spent.items()]
     numbers = table(["what", "time", "share"], rows)
-    own = own_seconds(spent)
+    lfr = lfr_seconds(spent)
     note = (
-        f"Learn-Focus-Review itself took {own:,.2f} s, {percent(own / total, 2)} of {total:,.1f} s (of the process "
+        f"Learn-Focus-Review itself took {lfr:,.2f} s, {percent(lfr / total, 2)} of {total:,.1f} s (of the process "
         "that logs, from the start of training to its last entry in metrics.jsonl)."
     )
     return join(
@@ -47,8 +47,8 @@ def _storage(view: RunView) -> Html:
     samples = int(view.visits.sum())
     rescored = sum(phase.planned.phase.is_rescored for phase in view.phases)
     scores = 10 * view.run.plan.n_blocks
-    words = f"Journal: {si(4 * samples)}B on disk, four bytes a visit. Scores in memory: {si(scores)}B."
+    words = f"Journal: {si(4 * samples)}B on disk, four bytes for each visit. Scores in memory: {si(scores)}B."
     if rescored:
         tokens = rescored * view.run.plan.n_blocks * view.seq_length
-        words += f" Rescoring read {si(tokens)} tokens forward-only, which the token counts of this page leave out."
+        words += f" Rescoring read {si(tokens)} tokens forward-only; the token counts of this page do not include them."
     return element("p", words, class_="note")

@@ -17,14 +17,14 @@ from megatron_lfr.report.tables import NONE, table
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DRAWN_BINS = 150
-"""At most; fewer for few blocks, so that what is seen is not noise."""
+"""Largest number of bins that are drawn; fewer for few blocks, so that no noise is shown."""
 _MOST_ROWS = 24
 _TAIL = 0.0005
-"""Share of the blocks that may lie beyond each end of the x axis."""
+"""Share of the blocks that may be beyond each end of the x axis."""
 
 
 def distribution_section(view: RunView) -> Html:
-    """The distribution of block NLL at the end of each phase, stacked by domain."""
+    """Show the distribution of the blocks' losses at the end of each phase, stacked by domain."""
     ended = [(phase, phase.losses) for phase in view.phases if phase.losses is not None and phase.losses.any()]
     if not ended:
         return element("p", "No phase has ended yet.", class_="note")
@@ -64,7 +64,7 @@ def _marks(counts: Counts) -> list[tuple[float, str]]:
 
 
 def _window(histograms: list[Counts]) -> tuple[int, int, int]:
-    """(first bin, bins joined to one, joined bins) that hold nearly all blocks of all histograms."""
+    """Return (first bin, bins to join into one, number of joined bins), which hold nearly all blocks of all rows."""
     first = min(int(np.searchsorted(np.cumsum(one), _TAIL * one.sum())) for one in histograms)
     last = max(int(np.searchsorted(np.cumsum(one), (1 - _TAIL) * one.sum())) for one in histograms)
     drawn = max(20, min(_DRAWN_BINS, round(1.5 * math.sqrt(histograms[-1].sum()))))

@@ -1,4 +1,4 @@
-"""Which domains share a colour in plots."""
+"""Says which domains share a colour in plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lfr.run_folder import Corpus
 
 @dataclass(frozen=True)
 class Group:
-    """Domains (their numbers) that are drawn as one, with its class."""
+    """Domains that are drawn as one: their indices in the corpus, with the name and the class of what is drawn."""
 
     members: list[int]
     name: str
@@ -18,9 +18,9 @@ class Group:
 
 
 def groups(corpus: Corpus) -> list[Group]:
-    """The first domains each alone; where there are more than colours, the rest together in grey."""
+    """Group the domains: the first ones are alone; if there are more than colours, the rest are together in grey."""
     names = corpus.domains
     alone = len(names) if len(names) <= COLOURS else COLOURS - 1
-    found = [Group([i], names[i], colour(i)) for i in range(alone)]
+    groups = [Group([i], names[i], colour(i)) for i in range(alone)]
     rest = list(range(alone, len(names)))
-    return [*found, Group(rest, f"{len(rest)} more domains", colour(None))] if rest else found
+    return [*groups, Group(rest, f"{len(rest)} more domains", colour(None))] if rest else groups

@@ -1,4 +1,4 @@
-"""Sections on what each Focus left out, and how alike the dropped sets are."""
+"""Sections on what each Focus left out, and on how alike the dropped sets are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTS = (
 
 
 def focus_section(view: RunView) -> Html:
-    """What each Focus dropped and kept by domain, with the unseen share."""
+    """Show what each Focus dropped and kept by domain, with the unseen share."""
     focused = [(phase, phase.focus) for phase in view.phases if phase.focus is not None]
     if not focused:
         return element("p", "No Focus has begun in this run: nothing was left out.", class_="note")
@@ -36,7 +36,7 @@ def focus_section(view: RunView) -> Html:
 
 
 def _has(kind: str, focus: FocusView) -> bool:
-    """Whether a Focus has unseen blocks that are drawn as `kind`."""
+    """Return whether a Focus has unseen blocks that are drawn as `kind`."""
     excluded = focus.excluded_by_domain
     return bool((excluded if kind == "excluded" else focus.unseen_by_domain - excluded).any())
 
@@ -51,9 +51,9 @@ def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
         bars.insert(0, Bar("all", counts.sum(axis=0).tolist()))
     planned = phase.planned.phase
     scored = int(sizes.sum() - unseen.sum())
-    how = {"threshold": "a threshold", "clusters": f"whole clusters of {planned.clusters}"}[planned.selection]
+    how = {"threshold": "a threshold", "clusters": f"complete clusters, of {planned.clusters}"}[planned.selection]
     note = (
-        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of what was scored, by {how} on the "
+        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks, by {how} on the "
         f"{planned.score} loss; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of all blocks."
     )
     plot = stacked_bars(bars, _PARTS, f"What phase {phase.name} kept and dropped, by domain")
@@ -87,7 +87,7 @@ class _Named:
 
 
 def similarity_section(views: Sequence[RunView]) -> Html:
-    """Overlap and cosine similarity of the dropped sets, between phases and between runs."""
+    """Show overlap and cosine similarity of the dropped sets, between phases and between runs."""
     sets = [
         _Named(
             phase.name if len(views) == 1 else f"{view.name}: {phase.name}",
@@ -106,16 +106,16 @@ def similarity_section(views: Sequence[RunView]) -> Html:
     names = [one.name for one in sets]
 
     def tip(i: int, j: int) -> str:
-        found = likeness[i, j]
-        if found is None:
+        alike = likeness[i, j]
+        if alike is None:
             return "different corpora: their blocks cannot be compared"
         return (
-            f"{names[i]} and {names[j]}: overlap {found.overlap:.3f}, cosine {found.cosine:.3f}, "
-            f"{found.by_chance:.3f} by chance"
+            f"{names[i]} and {names[j]}: overlap {alike.overlap:.3f}, cosine {alike.cosine:.3f}, "
+            f"{alike.by_chance:.3f} by chance"
         )
 
     def heat(measure: str) -> Html:
-        values = {pair: float("nan") if found is None else getattr(found, measure) for pair, found in likeness.items()}
+        values = {pair: float("nan") if alike is None else getattr(alike, measure) for pair, alike in likeness.items()}
         return heat_table(
             names, lambda i, j: values[i, j], lambda i, j: f"{values[i, j]:.2f}" if values[i, j] >= 0 else NONE, tip
         )
@@ -123,7 +123,7 @@ def similarity_section(views: Sequence[RunView]) -> Html:
     cosine = figure("Cosine similarity", heat("cosine"), "|A∩B| / √(|A||B|), the paper's measure; 1 is the same set.")
     overlap = figure("Overlap", heat("overlap"), "|A∩B| / |A∪B| (Jaccard).")
     chance = figure(
-        "By chance", heat("by_chance"), "The cosine to expect of random sets of these sizes among the scored blocks."
+        "By chance", heat("by_chance"), "The expected cosine of random sets of these sizes among the scored blocks."
     )
     return element("div", cosine, overlap, chance, class_="pair")
 

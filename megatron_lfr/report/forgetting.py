@@ -1,4 +1,4 @@
-"""Section on blocks learned, unlearned, forgotten and relearned."""
+"""Section on how many blocks were learned, unlearned, forgotten and relearned."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _EVENT_KINDS = ("unseen", "steady", "learned", "relearned", "forgotten", "unlear
 
 
 def forgetting_section(view: RunView) -> Html:
-    """How many blocks were learned and forgotten, by domain, by phase, and by the margin."""
+    """Show how many blocks were learned and forgotten, by domain, by phase, and by margin."""
     if not view.visits.any():
         return element("p", "Nothing has been trained on yet.", class_="note")
     return join(
         [
             element("p", *_in_words(view), class_="note"),
             element("div", _by_domain(view), _by_phase(view), class_="pair"),
-            element("details", element("summary", "How these words are meant"), _definitions(view.margin)),
-            element("details", element("summary", "How much the margin decides"), _sensitivity(view)),
+            element("details", element("summary", "What these words mean"), _definitions(view.margin)),
+            element("details", element("summary", "How much depends on the margin"), _sensitivity(view)),
         ]
     )
 
@@ -39,7 +39,7 @@ def _in_words(view: RunView) -> list[Content]:
         f"learned without a setback, {percent(counts[5:].sum() / max(1, twice), 1)} were forgotten at least once, and "
         f"{percent(again / max(1, twice), 1)} forgotten and relearned{several}. ",
         "The paper reports that 25 to 78 % were forgotten and relearned at least once, 82 % of those several times. ",
-        f"To be relearned takes a block four visits; here it had {per_block:.1f} on average.",
+        f"A block can be relearned at its fourth visit at the earliest; here, blocks had {per_block:.1f} on average.",
     ]
 
 
@@ -81,7 +81,7 @@ def _key(parts: list[tuple[str, str]]) -> Html:
 def _definitions(margin: float) -> Html:
     rows: list[list[Content]] = [
         [
-            "turn",
+            "fall, rise",
             f"the loss falls when it is more than {margin:g} nats below its last peak, and rises when it is more than "
             "that above its last trough",
         ],
@@ -89,15 +89,15 @@ def _definitions(margin: float) -> Html:
         ["unlearned", "rose, and never fell (the paper: a loss that rises)"],
         ["forgotten", "rose after a fall (the paper: falls, then rises, possibly repeatedly)"],
         ["relearned", "fell again after it was forgotten"],
-        ["no turn", "the loss went on in its direction, or moved by less than the margin"],
-        ["steady", "no turn in the whole run (ours)"],
-        ["rose, then learned", "rose at first, then fell to stay (ours)"],
+        ["no change", "the loss went on in its direction, or changed by less than the margin"],
+        ["steady", "neither fell nor rose in the entire run (ours)"],
+        ["rose, then learned", "rose at first, then fell for good (ours)"],
     ]
-    said = (
+    source = (
         "The paper takes the recorded loss as it is. Losses are noisy, and without a margin almost any block has "
-        "been forgotten once: the margin is ours (--margin)."
+        "been forgotten at least once: the margin is ours (--margin)."
     )
-    return join([element("p", said), table(["word", "meaning"], rows, "prose")])
+    return join([element("p", source), table(["word", "meaning"], rows, "prose")])
 
 
 def _sensitivity(view: RunView) -> Html:

@@ -1,4 +1,4 @@
-"""The frame of a plot: axes, grid, shaded phases, and the figure that it stands in."""
+"""Draws what surrounds a plot: axes, grid, shaded phases, legend, and the figure around it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.scale import Scale, si_ticks, tick_labels
 
 COLOURS = 8
-"""How many colours there are for series: classes s0 to s7 of report.css; what goes beyond is grey (`other`)."""
+"""Number of colours for series: classes s0 to s7 of report.css. Further series are grey (`other`)."""
 
 SIZE = (540.0, 300.0)
-"""Width and height of a plot, of which two stand side by side."""
+"""Width and height of a plot, pixels; two of them fit side by side."""
 
 LETTER = 6.6
-"""Width of a letter of a label, pixels; labels are 12 pixels high."""
+"""Width of a letter in a label, pixels; labels are 12 pixels high."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the axes of a plot lie, in pixels."""
+    """Size and margins of a plot, in pixels."""
 
     width: float
     height: float
@@ -41,42 +41,43 @@ class Frame:
 
     @property
     def x_range(self) -> tuple[float, float]:
+        """Where the x axis begins and ends."""
         return self.left, self.width - self.right
 
     @property
     def y_range(self) -> tuple[float, float]:
-        """Bottom first: values grow upwards."""
+        """Where the y axis begins and ends: the bottom comes first, as values grow upwards."""
         return self.height - self.bottom, self.top
 
 
 def colour(index: int | None) -> str:
-    """The class of a series' colour."""
+    """Return the class of a series' colour."""
     return f"s{index}" if index is not None and index < COLOURS else "other"
 
 
 def shorten(text: str, letters: int) -> str:
-    """The text, or its beginning where it is longer."""
+    """Return the text, or its beginning if it has more letters."""
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def label(x: float, y: float, text: str, kind: str = "label", anchor: str = "start") -> Html:
-    """Text in a plot."""
+    """Draw text in a plot."""
     return element("text", text, x=round(x, 1), y=round(y, 1), class_=kind, text_anchor=anchor)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
-    """A straight line."""
+    """Draw a straight line."""
     return element("line", x1=round(x1, 1), y1=round(y1, 1), x2=round(x2, 1), y2=round(y2, 1), class_=kind)
 
 
 def rectangle(x: float, y: float, width: float, height: float, kind: str, tip: str | None = None) -> Html:
-    """A filled rectangle; `tip` shows while the pointer is on it."""
+    """Draw a filled rectangle; `tip` is shown while the pointer is on it."""
     sizes = {"x": round(x, 2), "y": round(y, 2), "width": round(max(width, 0.0), 2), "height": round(height, 2)}
     return element("rect", class_=kind, data_tip=tip, **sizes)
 
 
 def y_axis(frame: Frame, scale: Scale, title: str, ticks: int = 5) -> Html:
-    """Grid lines, numerals and title on the left."""
+    """Draw the grid lines, with numerals and the title on the left."""
     values = scale.ticks(ticks)
     parts: list[Content] = []
     for value, text in zip(values, tick_labels(values), strict=True):
@@ -86,7 +87,8 @@ def y_axis(frame: Frame, scale: Scale, title: str, ticks: int = 5) -> Html:
 
 
 def x_axis(frame: Frame, scale: Scale, title: str, ticks: int = 6) -> Html:
-    """The base line, numerals and title below. Large numbers are counted in thousands, millions, ... of the title."""
+    """Draw the base line, with numerals and the title below. If numbers are large, the title says that they count
+    thousands, millions, ..."""
     values = scale.ticks(ticks)
     texts, prefix = si_ticks(values)
     base = frame.y_range[0]
@@ -101,7 +103,7 @@ def x_axis(frame: Frame, scale: Scale, title: str, ticks: int = 6) -> Html:
 
 
 def bands(frame: Frame, scale: Scale, phases: Sequence[Band]) -> Html:
-    """Phases as shaded stretches, named where there is room."""
+    """Draw phases as shaded stretches, named where there is room."""
     parts = []
     for band in phases:
         first, last = max(scale(band.start), frame.left), min(scale(band.end), frame.x_range[1])
@@ -114,7 +116,7 @@ def bands(frame: Frame, scale: Scale, phases: Sequence[Band]) -> Html:
 
 
 def svg(frame: Frame, description: str, *children: Content, **attributes: Content) -> Html:
-    """A plot of `frame`'s size, which screen readers name by `description`."""
+    """Make a plot of `frame`'s size; screen readers read out `description`."""
     return element(
         "svg",
         *children,
@@ -128,7 +130,7 @@ def svg(frame: Frame, description: str, *children: Content, **attributes: Conten
 
 
 def figure(title: str, plot: Html, note: Content = None, table: Html | None = None, kind: str = "") -> Html:
-    """A plot with its title, what to know when reading it, and its numbers as a table that folds out."""
+    """Make a figure: a plot with its title, a note on how to read it, and its numbers in a table that folds out."""
     return element(
         "figure",
         element("figcaption", element("strong", title), element("span", note) if note is not None else None),
@@ -139,6 +141,6 @@ def figure(title: str, plot: Html, note: Content = None, table: Html | None = No
 
 
 def legend(entries: Sequence[tuple[str, str]], of_lines: bool = False) -> Html:
-    """(class, name) of each colour. of_lines: the page's script makes each name turn its lines on and off."""
+    """Make a legend. entries: (class, name) of each colour. of_lines: a click on a name turns its lines on and off."""
     items = [element("li", element("i", class_=f"swatch {kind}"), name) for kind, name in entries]
     return element("ul", *items, class_="legend of-lines" if of_lines else "legend")

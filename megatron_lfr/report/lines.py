@@ -1,4 +1,4 @@
-"""Line plots."""
+"""Draws line plots."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from megatron_lfr.report.scale import Doubles, Scale, decimate, si_unit, spannin
 _NAME_LETTERS = 20
 _LABEL_HEIGHT = 14
 _PHASE_NAMES = 14
-"""Pixels above the lines for the names of the phases."""
+"""Height of the names of the phases above the lines, pixels."""
 _KEPT_POINTS = 2000
-"""Points of a line that the page holds, more than it shows before one zooms in."""
+"""Number of points of a line that the page holds; it shows them all only when one zooms in."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: values `ys` over `xs`, ascending. `colour` is its place in the palette, None for grey."""
+    """One line: values `ys` over ascending `xs`. `colour` is an index into the palette, or None for grey."""
 
     name: str
     xs: Doubles
@@ -55,10 +55,11 @@ def line_plot(
     named: bool = True,
     last_x: float = 0.0,
 ) -> Html:
-    """Lines over one x axis. More points than pixels are averaged, with their range shaded behind.
+    """Draw lines over one x axis. Where there are more points than pixels, they are averaged, with their range shaded.
 
-    y_scale: given the pixels of the bottom and the top; by default spans all values. named: names at the lines' ends.
-    last_x: where the x axis ends at the earliest. The script of the page zooms in, down to _KEPT_POINTS of each line.
+    y_scale: makes the y axis from the pixels of its bottom and top; by default, it spans all values. named: draw the
+    names at the lines' ends. last_x: the smallest value at which the x axis may end. The script of the page zooms in,
+    until it shows each of the _KEPT_POINTS of a line.
     """
     width, height = size
     room = LETTER * min(_NAME_LETTERS, max((len(one.name) for one in series), default=0)) + 14 if named else 16
@@ -66,8 +67,13 @@ def line_plot(
     drawn = [(one, *decimate(one.xs, one.ys, int(frame.x_range[1] - frame.x_range[0]) // 2)) for one in series]
     bottom, top = frame.y_range
     top += _PHASE_NAMES if phases else 0
-    y = y_scale(bottom, top) if y_scale else _spanning_all([mean for _, _, mean, _, _ in drawn], bottom, top)
-    x = _x_scale([last_x, *(band.end for band in phases), *(float(xs[-1]) for _, xs, *_ in drawn if len(xs))], frame)
+    y = (
+        y_scale(bottom, top)
+        if y_scale
+        else spanning(np.concatenate([[], *(mean for _, _, mean, _, _ in drawn)]), bottom, top)
+    )
+    ends = [last_x, *(band.end for band in phases), *(float(xs[-1]) for _, xs, *_ in drawn if len(xs))]
+    x = Scale(0.0, max(ends) or 1.0, *frame.x_range)
     ticks = 5 if height > 250 else 4
     parts: list[Content] = [bands(frame, x, phases), y_axis(frame, y, y_title, ticks), x_axis(frame, x, x_title, 6)]
     names = _names(frame, y, [(one, mean) for one, _, mean, _, _ in drawn if len(mean)]) if named else {}
@@ -91,24 +97,16 @@ def line_plot(
     )
 
 
-def _spanning_all(arrays: Sequence[Doubles], start: float, end: float) -> Scale:
-    return spanning(np.concatenate(arrays) if arrays else np.empty(0), start, end)
-
-
-def _x_scale(ends: Sequence[float], frame: Frame) -> Scale:
-    return Scale(0.0, max(ends) or 1.0, *frame.x_range)
-
-
 def _points(x: Scale, y: Scale, xs: Doubles, ys: Doubles) -> str:
     low, high = sorted((y.start, y.end))
-    places = np.clip(y.array(ys), low, high)
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.array(xs).tolist(), places.tolist(), strict=True))
+    heights = np.clip(y.array(ys), low, high)
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.array(xs).tolist(), heights.tolist(), strict=True))
 
 
 def _range(x: Scale, y: Scale, xs: Doubles, low: Doubles, high: Doubles) -> Html:
-    there = _points(x, y, xs, low)
-    back = _points(x, y, xs[::-1], high[::-1])
-    return element("polygon", points=f"{there} {back}", class_="range")
+    lower = _points(x, y, xs, low)
+    upper = _points(x, y, xs[::-1], high[::-1])
+    return element("polygon", points=f"{lower} {upper}", class_="range")
 
 
 def _line(x: Scale, y: Scale, xs: Doubles, ys: Doubles, one: Series) -> Html:
@@ -123,7 +121,7 @@ def _line(x: Scale, y: Scale, xs: Doubles, ys: Doubles, one: Series) -> Html:
 
 
 def _group(one: Series, parts: Sequence[Html | None]) -> Html:
-    """What belongs to a line, with the numbers that the script shows and zooms into."""
+    """Group the parts of a line, with the numbers that the script shows and zooms into."""
     xs, mean, low, high = decimate(one.xs, one.ys, _KEPT_POINTS)
     numbers = {"data_xs": _numerals(xs, 7), "data_ys": _numerals(mean, 5)}
     if mean is not low:
@@ -136,17 +134,17 @@ def _numerals(values: Doubles, digits: int) -> str:
 
 
 def _names(frame: Frame, y: Scale, ends: Sequence[tuple[Series, Doubles]]) -> dict[int, Html]:
-    """The names at the lines' right ends, by the series' `id`; pushed apart where they would overlap."""
+    """Draw the names at the lines' right ends, pushed apart where they would overlap; by the `id` of their series."""
     by_height = sorted(ends, key=lambda end: y(float(end[1][-1])))
-    places: list[float] = []
+    heights: list[float] = []
     for _, values in by_height:
-        wanted = y(float(values[-1])) + 4
-        places.append(max(wanted, places[-1] + _LABEL_HEIGHT) if places else wanted)
-    beyond = max(0.0, places[-1] - frame.y_range[0]) if places else 0.0
-    for i in range(len(places) - 1, -1, -1):  # push back up what the last labels would put below the axis
-        limit = places[i + 1] - _LABEL_HEIGHT if i + 1 < len(places) else frame.y_range[0]
-        places[i] = min(places[i], limit) if beyond else places[i]
+        beside_line = y(float(values[-1])) + 4
+        heights.append(max(beside_line, heights[-1] + _LABEL_HEIGHT) if heights else beside_line)
+    beyond = max(0.0, heights[-1] - frame.y_range[0]) if heights else 0.0
+    for i in range(len(heights) - 1, -1, -1):  # push back up the labels that would be below the axis
+        limit = heights[i + 1] - _LABEL_HEIGHT if i + 1 < len(heights) else frame.y_range[0]
+        heights[i] = min(heights[i], limit) if beyond else heights[i]
     return {
-        id(one): label(frame.x_range[1] + 6, place, shorten(one.name, _NAME_LETTERS), "end")
-        for place, (one, _) in zip(places, by_height, strict=True)
+        id(one): label(frame.x_range[1] + 6, height, shorten(one.name, _NAME_LETTERS), "end")
+        for height, (one, _) in zip(heights, by_height, strict=True)
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from megatron_lfr.report.domains import groups
 from megatron_lfr.report.frame import SIZE, Band, colour, figure, legend
 from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
-from megatron_lfr.report.scale import Doubles, Scale, si, spanning
+from megatron_lfr.report.scale import Doubles, si, spanning
 from megatron_lfr.report.tables import NONE, table
 
 TOKENS, LOSS = "tokens trained on", "loss (nats a token)"
@@ -23,7 +22,7 @@ _TABLE_ROWS = 40
 
 
 def losses_section(view: RunView) -> Html:
-    """Training loss, validation loss overall and by domain, and what each phase trained on."""
+    """Show training loss, validation loss overall and by domain, and what each phase trained on."""
     if not view.visits.any():
         return element("p", "Nothing has been trained on yet.", class_="note")
     return element("div", _training(view), *_validation(view), _trained_on(view), class_="pair")
@@ -41,9 +40,15 @@ def _training(view: RunView) -> Html:
         series.append(Series("mean between log lines", middles, np.array([row["loss"] for row in rows], np.float64), 0))
     high = _high_after_start(xs, ys)
     plot = line_plot(
-        series, "Training loss over tokens", TOKENS, LOSS, phase_bands(view), named=False, y_scale=_up_to(high, ys)
+        series,
+        "Training loss over tokens",
+        TOKENS,
+        LOSS,
+        phase_bands(view),
+        named=False,
+        y_scale=lambda start, end: spanning(np.minimum(ys, high), start, end),
     )
-    note = "A Focus trains on hard blocks, so its training loss is higher: compare the validation loss."
+    note = "A Focus trains on hard blocks, so its training loss is higher; compare phases by the validation loss."
     if high < float("inf"):
         note += " The axis leaves out the peak of the first steps."
     key = legend([(colour(one.colour), one.name) for one in series], of_lines=True) if rows else None
@@ -51,7 +56,7 @@ def _training(view: RunView) -> Html:
 
 
 def phase_bands(view: RunView) -> list[Band]:
-    """The phases that have begun over tokens, for shading."""
+    """Return the phases that have begun, as stretches of tokens to shade."""
     starts = [view.tokens_at(phase.planned.first_step) for phase in view.phases]
     return [
         Band(start, start + phase.samples_so_far * view.seq_length, phase.planned.phase.kind, phase.name)
@@ -60,7 +65,7 @@ def phase_bands(view: RunView) -> list[Band]:
 
 
 def _middles_of_steps(view: RunView, phase: PhaseView) -> Doubles:
-    """Tokens trained on in the middle of each step of a phase."""
+    """Return how many tokens had been trained on in the middle of each step of a phase."""
     size = view.run.plan.global_batch_size
     ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.samples_so_far)
     middles = (ends + np.arange(len(ends)) * size) / 2
@@ -106,7 +111,7 @@ def _validation_table(view: RunView, rows: list[dict[str, Any]], names: list[str
 
 
 def _trained_on(view: RunView) -> Html | None:
-    """The domains' shares of each phase's visits."""
+    """Show the domains' shares of each phase's visits; None where there is only one domain."""
     if len(view.corpus.domains) < 2:
         return None
     grouped = groups(view.corpus)
@@ -129,7 +134,7 @@ def _trained_on(view: RunView) -> Html | None:
 def curve(
     view: RunView, rows: list[dict[str, Any]], domain: str | None, colour: int, name: str | None = None
 ) -> Series:
-    """Validation loss over tokens, overall or of a domain."""
+    """Return the validation loss over tokens, overall or of a domain."""
     values = [row["loss"] if domain is None else domain_losses(row).get(domain) for row in rows]
     known = [(view.tokens_at(row["step"]), value) for row, value in zip(rows, values, strict=True) if is_number(value)]
     xs, ys = (np.array([pair[i] for pair in known], np.float64) for i in (0, 1))
@@ -137,14 +142,10 @@ def curve(
 
 
 def _high_after_start(xs: Doubles, ys: Doubles) -> float:
-    """Where the axis may end: at the largest loss behind the first 4 % of the tokens, if the steep fall before that
-    would take much of the plot; infinity otherwise."""
+    """Return where the axis may end: at the largest loss after the first 4 % of the tokens, if the steep fall before
+    that would take much of the plot; infinity otherwise."""
     known = ys[np.isfinite(ys)]
     later = ys[(xs >= 0.04 * xs[-1]) & np.isfinite(ys)]
     if not len(later) or known.max() - later.max() < 0.2 * (later.max() - known.min()):
         return float("inf")
     return float(later.max())
-
-
-def _up_to(high: float, ys: Doubles) -> Callable[[float, float], Scale]:
-    return lambda start, end: spanning(np.minimum(ys, high), start, end)

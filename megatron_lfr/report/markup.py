@@ -1,7 +1,7 @@
-"""HTML and SVG as text that is escaped unless it is markup already.
+"""Makes HTML and SVG: text is escaped unless it is markup already.
 
-Whatever comes from a corpus or a path is an ordinary string, and `element` escapes ordinary strings: nothing has to be
-remembered where text is shown.
+Whatever comes from a corpus or a path is an ordinary string, and `element` escapes ordinary strings, so that those who
+show text need not think of it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from megatron_lfr.output import visible
 
 
 class Html(str):
-    """Text that is markup: it goes into the page as it stands."""
+    """Text that is markup: it goes into the page as it is."""
 
     __slots__ = ()
 
 
 Content = str | int | float | None
-"""What `element` takes as a child: markup, text to be escaped, a number, or None for nothing."""
+"""What an element may contain: markup, text to be escaped, a number, or None for nothing."""
 
 
 def escape(text: str) -> Html:
-    """Text as markup that shows it, in an element or in a quoted attribute."""
+    """Return markup that shows the text, in an element or in a quoted attribute."""
     return text if isinstance(text, Html) else Html(html.escape(visible(text, keep="\n\t"), quote=True))
 
 
 def join(parts: Iterable[Content], between: str = "") -> Html:
-    """Markup of all parts, one after another."""
+    """Join the markup of all parts."""
     return Html(
         escape(between).join(
             part if isinstance(part, Html) else escape(str(part)) for part in parts if part is not None
@@ -37,8 +37,8 @@ def join(parts: Iterable[Content], between: str = "") -> Html:
 
 
 def element(tag: str, *children: Content, **attributes: Content) -> Html:
-    """`<tag attributes>children</tag>`. In attribute names, `_` stands for `-`, and a last one is dropped (`class_`);
-    an attribute that is None is left out."""
+    """Make `<tag attributes>children</tag>`. In names of attributes, `_` means `-`, and one at the end is dropped
+    (`class_`); attributes that are None are left out."""
     words = [tag]
     for name, value in attributes.items():
         if value is not None:

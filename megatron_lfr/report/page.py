@@ -1,4 +1,4 @@
-"""The page: sections in their order, the style, the script, and a policy that forbids everything else."""
+"""Makes the page: the sections in their order, the style, the script, and a policy that forbids everything else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SECTIONS = (
 
 
 def make_page(views: Sequence[RunView]) -> str:
-    """The report on one or several runs as one HTML file that needs nothing else."""
+    """Return the report on one or several runs, as one HTML file that needs no other."""
     title = " and ".join(view.name for view in views)
     links: list[tuple[str, str]] = []
     parts: list[Content] = []
@@ -68,10 +68,10 @@ def _section(links: list[tuple[str, str]], key: str, name: str, content: Html) -
 
 
 def _run(view: RunView, prefix: str, links: list[tuple[str, str]], several: bool) -> Html:
-    """All sections on one run; among several, they stand one level lower and fold."""
-    corpus = view.corpus.missing
-    lost = None if corpus is None else element("p", "Nothing is shown by domain: ", corpus, class_="note warn")
-    start = join([lineage(view), tiles(view), lost, phase_table(view)])
+    """Make all sections on one run; where there are several runs, they are one level lower."""
+    missing = view.corpus.missing
+    warning = None if missing is None else element("p", "Nothing is shown by domain: ", missing, class_="note warn")
+    start = join([lineage(view), tiles(view), warning, phase_table(view)])
     if not several:
         parts = [_section(links, key, name, section(view)) for key, name, section in _SECTIONS]
         return join([element("section", start, id="phases"), *parts])

@@ -1,4 +1,4 @@
-"""From numbers to places on a plot: linear scales, round ticks, short numerals."""
+"""Maps numbers to pixels of a plot: linear scales, round ticks, short numerals."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def array(self, values: Doubles) -> Doubles:
+        """Map an array of values."""
         return self.start + (values - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, count: int) -> list[float]:
-        """About `count` round values inside the scale."""
+        """Return about `count` round values inside the scale."""
         step = nice_step((self.high - self.low) / max(1, count))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
@@ -39,13 +40,13 @@ class Scale:
 
 
 def nice_step(rough: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below `rough`."""
+    """Return the smallest number at or above `rough` that is 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9))
 
 
 def spanning(values: Sequence[float] | Doubles, start: float, end: float, from_zero: bool = False) -> Scale:
-    """A scale over all finite values, with a little room; 0 to 1 where there is none."""
+    """Return a scale over all finite values, with a little room at both ends; over 0 to 1 where there are none."""
     array = np.asarray(values, np.float64)
     array = array[np.isfinite(array)]
     low, high = (float(array.min()), float(array.max())) if len(array) else (0.0, 1.0)
@@ -56,7 +57,7 @@ def spanning(values: Sequence[float] | Doubles, start: float, end: float, from_z
 
 
 def si(value: float) -> str:
-    """A count with at most three digits and a prefix: 932480 is 932 k."""
+    """Write a count with at most three digits and a prefix: 932480 is 932 k."""
     for size, prefix in _PREFIXES:
         if abs(value) >= size * 0.9995:
             return f"{value / size:.3g} {prefix}"
@@ -64,7 +65,7 @@ def si(value: float) -> str:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Numerals of ticks that share one precision."""
+    """Write the numerals of ticks, with one precision for all."""
     if not ticks:
         return []
     step = min((b - a for a, b in itertools.pairwise(ticks)), default=abs(ticks[0]) or 1.0)
@@ -73,24 +74,25 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def si_ticks(ticks: Sequence[float]) -> tuple[list[str], str]:
-    """Numerals of large ticks over one unit, and its prefix ("", "k", "M", ...)."""
+    """Write the numerals of large ticks in one unit; returns them with its prefix ("", "k", "M", ...)."""
     size, prefix = si_unit(ticks)
     return tick_labels([tick / size for tick in ticks]), prefix
 
 
 def si_unit(ticks: Sequence[float]) -> tuple[float, str]:
-    """The unit that large ticks are counted in, and its prefix ("", "k", "M", ...)."""
+    """Return the unit that large ticks are counted in, and its prefix ("", "k", "M", ...)."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     return next(((size, prefix) for size, prefix in _PREFIXES if largest >= size), (1.0, ""))
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """0.513 is 51 %; what is not a number is a dash."""
+    """Write a share as a percentage: 0.513 is 51 %; NaN and infinities are a dash."""
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"
 
 
 def decimate(xs: Doubles, ys: Doubles, buckets: int) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-    """(x, mean, min, max) of runs of neighbouring points, at most `buckets` of them; as they stand where they are few.
+    """Join neighbouring points until at most `buckets` are left; returns (x, mean, min, max) of each. Where there are
+    not more points than that, they stay as they are.
 
     Points whose y is not finite are left out.
     """

@@ -1,4 +1,4 @@
-"""The head of the page: what was run, in numbers, and its phases."""
+"""Makes the head of the page: the run in numbers, and its phases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_lfr.analysis.metrics import evaluations, own_seconds, seconds_spent
+from megatron_lfr.analysis.metrics import evaluations, lfr_seconds, seconds_spent
 from megatron_lfr.analysis.overview import PhaseView, RunView
 from megatron_lfr.output import number
 from megatron_lfr.report.markup import Content, Html, element, join
@@ -15,13 +15,12 @@ from megatron_lfr.report.tables import NONE, table
 
 
 def tiles(view: RunView) -> Html:
-    """The few numbers that one looks for first."""
+    """Show the few numbers that one looks for first."""
     rows = evaluations(view)
     plan = view.run.plan
     samples = sum(phase.samples_so_far for phase in view.phases)
     spent = seconds_spent(view)
     total = sum(spent.values())
-    own = own_seconds(spent)
     seen = 1 - view.unseen / plan.n_blocks
     facts = [
         (
@@ -36,7 +35,11 @@ def tiles(view: RunView) -> Html:
         ),
         ("blocks", si(plan.n_blocks), f"of {view.seq_length:,} tokens; {percent(seen)} seen"),
         ("schedule", schedule_name(view), f"{len(view.phases)} of {len(plan.phases)} phases begun"),
-        ("LFR's own time", percent(own / total, 2) if total else NONE, "recording losses, making orders"),
+        (
+            "LFR's own time",
+            percent(lfr_seconds(spent) / total, 2) if total else NONE,
+            "recording losses, making orders",
+        ),
     ]
     items = [
         element("li", element("span", name), element("b", value), element("small", note)) for name, value, note in facts
@@ -53,14 +56,14 @@ def lineage(view: RunView) -> Html | None:
 
 
 def schedule_name(view: RunView) -> str:
-    """The preset or file that the run's schedule came from."""
+    """Return the preset or file that the run's schedule came from, or "custom"."""
     given = view.run.config.get("lfr_schedule")
     short = isinstance(given, str) and len(given) <= 40 and not given.lstrip().startswith("[")
-    return str(given) if short else "its own"
+    return str(given) if short else "custom"
 
 
 def phase_table(view: RunView) -> Html:
-    """The phases that have begun."""
+    """Show the phases that have begun."""
     if not view.phases:
         return element("p", "No phase has begun yet.", class_="note")
     after = {row.get("phase"): row["loss"] for row in evaluations(view)}
@@ -84,7 +87,7 @@ def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Con
 
 
 def run_table(views: Sequence[RunView]) -> Html:
-    """Several runs, one a row."""
+    """Show several runs, one in each row."""
     rows: list[list[Content]] = []
     for i, view in enumerate(views):
         evaluated = evaluations(view)

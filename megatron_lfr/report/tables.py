@@ -1,4 +1,4 @@
-"""HTML tables."""
+"""Makes HTML tables."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from megatron_lfr.report.markup import Content, Html, element
 
 NONE = "–"
-"""What stands for a number that there is not."""
+"""What is shown in place of a missing number."""
 
 
 def table(head: Sequence[Content], rows: Sequence[Sequence[Content]], kind: str = "") -> Html:
-    """A table whose first column names the rows."""
+    """Make a table whose first column names the rows."""
     columns = element("tr", *(element("th", name, scope="col") for name in head))
     body = [
         element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
     ]
-    whole = element("table", element("thead", columns), element("tbody", *body), class_=kind or None)
-    return element("div", whole, class_="scroll")
+    content = element("table", element("thead", columns), element("tbody", *body), class_=kind or None)
+    return element("div", content, class_="scroll")
 
 
 def heat_table(
@@ -27,7 +27,7 @@ def heat_table(
     text: Callable[[int, int], str],
     tip: Callable[[int, int], str],
 ) -> Html:
-    """A square table, each cell shaded by its value from 0 to 1."""
+    """Make a square table in which each cell is shaded by its value, from 0 to 1."""
     head = element("tr", element("td", ""), *(element("th", name, scope="col") for name in names))
     rows = []
     for i, name in enumerate(names):
@@ -37,5 +37,5 @@ def heat_table(
             kind = f"heat h{round(10 * min(1.0, max(0.0, shade)))}" if math.isfinite(shade) else "heat"
             cells.append(element("td", text(i, j), class_=kind, data_tip=tip(i, j)))
         rows.append(element("tr", element("th", name, scope="row"), *cells))
-    whole = element("table", element("thead", head), element("tbody", *rows), class_="heat-table")
-    return element("div", whole, class_="scroll")
+    content = element("table", element("thead", head), element("tbody", *rows), class_="heat-table")
+    return element("div", content, class_="scroll")

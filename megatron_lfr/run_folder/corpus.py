@@ -1,4 +1,4 @@
-"""The corpus of a run: the domains of its blocks, the documents and the text in them."""
+"""The corpus of a run: the domains of its blocks, and the documents and text in them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from megatron_lfr.run_folder.folder import RunFolder
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is known of a run's training blocks.
+    """What is known about a run's training blocks.
 
-    domains, starts [len(domains) + 1]: as in BlockSource; one domain, "all blocks", where the corpus is not at hand.
-    missing: why it is not, else None. no_text: why its blocks cannot be decoded, else None.
+    domains, starts [len(domains) + 1]: as in BlockSource; there is one domain, "all blocks", where the corpus is not
+    available. missing: why it is not, else None. no_text: why its blocks cannot be decoded, else None.
     """
 
     domains: list[str]
@@ -32,40 +32,42 @@ class Corpus:
     no_text: str | None = None
 
     def domain(self, block: int) -> str:
-        """The domain that a block belongs to."""
+        """Return the domain of a block."""
         return self.domains[int(np.searchsorted(self.starts, block, side="right")) - 1]
 
     def documents(self, block: int) -> tuple[int, int]:
-        """(first, last) of the documents in a block, as numbered within its domain's prefix."""
+        """Return (first, last) of the documents in a block, as numbered within its prefix."""
         assert self.source is not None
         documents = self.source.documents_of(block)
         return documents[0], documents[-1]
 
     def tokens(self, block: int) -> list[int]:
-        """The ids of a block and of the label of its last one [seq_length + 1]; OSError where they cannot be read."""
+        """Read the tokens of a block and the label of its last one [seq_length + 1]; OSError where they cannot be
+        read."""
         assert self.source is not None
         tokens: list[int] = self.source.read([block])[0].tolist()
         return tokens
 
     def text(self, block: int) -> str:
-        """The text of a block's tokens, as it was written by others."""
+        """Decode a block's tokens. The text is not made safe for printing (see `output.visible`)."""
         assert self.tokenizer is not None
         return self.tokenizer.decode(self.tokens(block))
 
 
 def open_corpus(folder: RunFolder, data_path: Sequence[str] = (), tokenizer_model: str | None = None) -> Corpus:
-    """The corpus of a run and its tokenizer, from where the settings lead, or from where they lie now: `data_path` in
-    the run's order, `tokenizer_model`. `no_text` only where the run has no tokenizer.
+    """Open the corpus and the tokenizer of a run from the paths in its settings, or where they were moved, from
+    `data_path` (in the run's order) and `tokenizer_model`. `no_text` is set only where the run has no tokenizer.
 
-    ValueError where the corpus is not the one that the run was trained on, or was made with another tokenizer; OSError
-    where either is not there.
+    Raises ValueError where the corpus is not the one that the run was trained on, or was made with another tokenizer,
+    and OSError where either is missing.
     """
     dataset = _open_dataset(folder, data_path)
     return _corpus(dataset.train, _open_tokenizer(folder, dataset, tokenizer_model))
 
 
 def find_corpus(folder: RunFolder) -> Corpus:
-    """The same as far as it is still there, with the reasons for what is not. ValueError where there is no run."""
+    """Open as much of a run's corpus and tokenizer as still exists, with the reasons for what is missing. Raises
+    ValueError where there is no run."""
     try:
         dataset = _open_dataset(folder)
     except (ValueError, OSError) as error:

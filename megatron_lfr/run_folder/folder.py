@@ -1,11 +1,11 @@
-"""The folder of a run, for whoever writes it and whoever reads it.
+"""The folder of a run, for writers and readers.
 
 run.json               the format of the folder, and a branch's parent (lineage.py); older runs have none
 config.yaml            the settings in force, as --config reads them
 config_history.yaml    where the run was started, what it was started with, and what changed later, with the step
 metrics.jsonl          losses, evaluations and phases, one JSON object a line (training/metrics.py)
 journal/               the loss of every block at every visit, and what the run is (lfr/journal.py)
-checkpoints/           weights, optimizer and the place in the curriculum (checkpoint/store.py)
+checkpoints/           weights, optimizer and the position in the curriculum (checkpoint/store.py)
 tensorboard/           scalars
 lock                   held by the process that trains
 """
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from megatron_lfr.checkpoint import Checkpoint
 
 FORMAT = 1
-"""Version of the folder, in run.json. Runs from before it was recorded are of this one."""
+"""Version of the folder, in run.json. Runs from before it was recorded have this version."""
 
 
 class RunFolder:
     """One run on disk. Only `hold` and what begins with `write` change anything in it.
 
-    flag: what named the folder on the command line, for messages. The configuration and its history are read when they
-    are first asked for, and kept; metrics and journal, which grow while a run trains, are read each time.
+    flag: the flag that named the folder on the command line, for messages. The configuration and its history are read
+    at their first use and kept; metrics and journal, which grow while a run trains, are read each time.
     """
 
     def __init__(self, path: str | Path, flag: str | None = None) -> None:
@@ -76,12 +76,12 @@ class RunFolder:
     # Reading
 
     def check_format(self) -> None:
-        """ValueError where a later version of megatron_lfr has made the folder. All reading begins with this."""
+        """Raise ValueError where a later version of megatron_lfr has made the folder. All reading begins with this."""
         self._read_description()
 
     @property
     def parent(self) -> Parent | None:
-        """The run that this one is a branch of, else None. ValueError where its description is damaged."""
+        """Return the run that this one is a branch of, else None. ValueError where its description is damaged."""
         description = self._read_description()
         try:
             return parse_parent(description)
@@ -90,8 +90,8 @@ class RunFolder:
 
     @cached_property
     def recorded_settings(self) -> dict[str, Any]:
-        """The settings in force as they were given, by the flags' names. ValueError where the folder holds no run, or
-        the file is damaged."""
+        """Settings in force, as they were given, by the names of their flags. Raises ValueError where the folder holds
+        no run, or the file is damaged."""
         if not self.config_file.is_file():
             raise ValueError(f"{self._named}: not a run folder, it has no config.yaml")
         self.check_format()
@@ -102,37 +102,38 @@ class RunFolder:
 
     @cached_property
     def history(self) -> History:
-        """What the run was made with, from its start. ValueError where the file is damaged."""
+        """Settings of the run from its start. Raises ValueError where the file is damaged."""
         self.check_format()
         return History.read(self._history_file)
 
     def settings(self) -> dict[str, Any]:
-        """The settings in force, with the paths of the corpus, the tokenizer and the schedule as they lead to files now
-        (see `located`). ValueError as from the two above; OSError where --data-args-path is gone."""
+        """Return the settings in force, with the paths of the corpus, the tokenizer and the schedule resolved (see
+        `located`). Raises ValueError as `recorded_settings` and `history` do, and OSError where --data-args-path is
+        gone."""
         start = self.history.started_in
         return self.recorded_settings if start is None else located(self.recorded_settings, start)
 
     def settings_at(self, step: int) -> dict[str, Any]:
-        """The settings with which the step after `step` was first trained; those in force where no history says."""
+        """Return the settings with which the step after `step` was first trained; without a history, those in force."""
         return self.history.at(step) or self.recorded_settings
 
     def changes(self, settings: Settings, step: int, defaults: Settings) -> Changes:
-        """The settings ([before, after]) that differ from those of the run at `step`. defaults: what settings are taken
-        to have been that the version before did not have."""
+        """Return the settings ([before, after]) that differ from those of the run at `step`. defaults: values of the
+        settings that an earlier version, which trained that step, did not have."""
         return differences({**defaults, **self.settings_at(step)}, settings)
 
     @property
     def journal(self) -> JournalReader:
-        """The losses of every visit so far."""
+        """Reader of the losses of all samples so far."""
         return JournalReader(self.path / "journal")
 
     def identity(self) -> dict[str, Any]:
-        """The facts that the journal remembers of the run. ValueError where there is no journal, or a damaged one."""
+        """Read the run's facts from its journal. Raises ValueError where there is no journal, or a damaged one."""
         self.check_format()
         return self.journal.read_identity()
 
     def plan(self) -> tuple[Plan, int, Blend]:
-        """(plan, seed, blend) that the run's orders are made from; errors as for `identity`."""
+        """Return (plan, seed, blend), from which the run's orders are made; errors as for `identity`."""
         identity = self.identity()
         try:
             return read_plan(identity)
@@ -140,9 +141,10 @@ class RunFolder:
             raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
 
     def events(self, length: int | None = None) -> list[dict[str, Any]]:
-        """The complete lines of metrics.jsonl, or of its first `length` bytes; none where there is no such file.
+        """Read the complete lines of metrics.jsonl, or of its first `length` bytes; none where there is no such file.
 
-        ValueError names a line that is no event, and a file whose `length` bytes are not complete lines.
+        Raises ValueError that names a line that is not an event, or a file whose first `length` bytes are not complete
+        lines.
         """
         path = self.metrics_file
         text = path.read_bytes() if path.exists() else b""
@@ -152,25 +154,25 @@ class RunFolder:
         events = [_parse_event(path, number, line) for number, line in enumerate(lines[:-1], 1)]
         if length is not None and lines[-1]:
             raise ValueError(f"{path}: no line ends after {length} bytes, where the checkpoint was written")
-        return events  # what follows the last newline is half a line, which is being written
+        return events  # after the last newline there may be a part of a line, which is being written
 
     def find_checkpoint(self, group: ProcessGroup | None = None) -> Checkpoint | None:
-        """The newest complete checkpoint; None where there is none at all. Collective over `group`; errors as from
-        `CheckpointStore.newest_complete`."""
-        from megatron_lfr.checkpoint import CheckpointStore  # and PyTorch, without which the rest is read
+        """Open the newest complete checkpoint; None where there is no checkpoint at all. Collective over `group`;
+        errors as from `CheckpointStore.newest_complete`."""
+        from megatron_lfr.checkpoint import CheckpointStore  # it imports PyTorch, which other readers do not need
 
         return CheckpointStore(self.checkpoint_folder, keep=None, group=group).newest_complete()
 
     def checkpoint(self, iteration: int | None = None, group: ProcessGroup | None = None) -> Checkpoint:
-        """The checkpoint of an iteration, by default the newest complete one. Collective over `group`. ValueError where
-        it is missing or damaged."""
+        """Open the checkpoint of an iteration, by default the newest complete one. Collective over `group`. Raises
+        ValueError where it is missing or damaged."""
         from megatron_lfr.checkpoint import CheckpointStore
 
         if iteration is not None:
             return CheckpointStore(self.checkpoint_folder, keep=None, group=group).checkpoint(iteration)
         newest = self.find_checkpoint(group)
         if newest is None:
-            raise ValueError(f"{self._named}: no checkpoint stands there")
+            raise ValueError(f"{self._named}: holds no checkpoint")
         return newest
 
     def _read_description(self) -> dict[str, Any]:
@@ -178,12 +180,12 @@ class RunFolder:
             return {"format": FORMAT}
         try:
             description = json.loads(self._description_file.read_bytes())
-            found = description["format"]
+            version = description["format"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{self._description_file}: not the description of a run ({error!r})") from None
-        if found != FORMAT:
+        if version != FORMAT:
             raise ValueError(
-                f"{self._description_file}: format {found!r}: this version of megatron_lfr reads format {FORMAT}"
+                f"{self._description_file}: format {version!r}: this version of megatron_lfr reads format {FORMAT}"
             )
         return dict(description)
 
@@ -197,15 +199,15 @@ class RunFolder:
         self.write_config(settings)
 
     def write_config(self, settings: Settings) -> None:
-        """Make `settings` those in force, and the folder a run's."""
+        """Write `settings` as those in force; the folder is a run's from then on."""
         if not self._description_file.exists():
             write_atomic(self._description_file, json.dumps({"format": FORMAT}) + "\n")
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
     def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:
-        """Put `settings` in force from `step` on, and on record. Entries of later steps, which are trained anew, go.
-        defaults: as for `changes`."""
+        """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
+        again, are dropped from the history. defaults: as for `changes`."""
         history = self.history.continued(settings, step, Path.cwd(), defaults)
         self._write_history(history)
         self.write_config(settings)
@@ -214,7 +216,7 @@ class RunFolder:
         write_atomic(self._history_file, dump_yaml(history.entries))
         self.history = history
 
-    def check_places(self, tensorboard: Path) -> None:
+    def check_writable(self, tensorboard: Path) -> None:
         """Check that a run can write here, and into `tensorboard`; ValueError or OSError names what is in the way."""
         files = (self._description_file, self.config_file, self._history_file, self.metrics_file)
         folders = (self.checkpoint_folder, self.journal.folder, tensorboard)
@@ -225,7 +227,8 @@ class RunFolder:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     def check_is_free(self) -> None:
-        """Check that a new run replaces no files but those of one that trained nothing; ValueError names another."""
+        """Check that a new run would replace no files, except those of a run that trained no step; ValueError names the
+        file."""
         if self._history_file.exists():
             return
         for path in (self.config_file, self.metrics_file):
@@ -234,23 +237,23 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other processes out of the folder, which is made if it is missing. Where an error comes before anything
-        new was put into it, it is afterwards as it was before.
+        """Keep other processes out of the folder, which is made if it is missing. If an error comes before anything new
+        was written, the folder is left as it was before.
 
-        ValueError where another process is training in it, or it is no folder.
+        Raises ValueError where another process is training in it, or it is not a folder.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):  # a file, or a link to nothing
-            raise ValueError(f"{self._named}: something else than a folder stands there") from None
-        lock, there = self.path / "lock", set(self.path.iterdir())
+            raise ValueError(f"{self._named}: not a folder") from None
+        lock, before = self.path / "lock", set(self.path.iterdir())
         with lock_file(lock, f"{self._named}: another process is training in this folder"):
             try:
                 self.check_format()
                 yield
             except BaseException:
-                if set(self.path.iterdir()) - there == {lock}:
+                if set(self.path.iterdir()) - before == {lock}:
                     lock.unlink()
                     for folder in made:
                         folder.rmdir()

@@ -41,5 +41,5 @@ def read_position(checkpoint: Checkpoint) -> Position:
         raise ValueError(f"{path}: not the state of a run, as this version of megatron_lfr writes it")
     position = Position(*numbers)
     if position.step != checkpoint.iteration:
-        raise ValueError(f"{path}: is of step {position.step}; the folder's name says {checkpoint.iteration}")
+        raise ValueError(f"{path}: belongs to step {position.step}, but its folder's name to {checkpoint.iteration}")
     return position

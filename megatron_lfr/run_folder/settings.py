@@ -1,4 +1,4 @@
-"""The settings of a run: as YAML, where their paths lead, and what became of them from start to end."""
+"""The settings of a run: as YAML, with paths resolved, and with their changes from start to end."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import yaml
 from megatron_lfr.data.config import DataConfig, parse_blend
 
 _OF_THE_COMMAND = ("save", "load", "print_config")
-"""Settings that do not shape a run."""
+"""Settings that concern a command only, not the run."""
 
 Settings = Mapping[str, Any]
-"""Values by the flags' names."""
+"""Values of settings, by the names of their flags."""
 Changes = dict[str, list[Any]]
-"""[before, after] by the flags' names."""
+"""[value before, value after] of settings, by the names of their flags."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run was made with, the oldest first: the first entry holds all `settings` from step 0 on, each later one
-    the `changed` ones ([before, after]) from its `step` on; `folder` is where the command was given."""
+    """The settings that a run was trained with, oldest entry first. The first entry holds all `settings` from step 0
+    on, each later one those `changed` ([before, after]) from its `step` on; `folder` is where the command was
+    started."""
 
     entries: list[dict[str, Any]]
 
     @staticmethod
     def read(path: Path) -> History:
-        """The history in a file; an empty one where there is none. ValueError for a file that is no history."""
+        """Read the history in a file; it is empty where there is no file. ValueError for a file that is not a
+        history."""
         entries = read_yaml(path) if path.exists() else []
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             raise ValueError(f"{path}: expected a list of entries with step, folder, settings or changed")
@@ -37,11 +39,11 @@ class History:
 
     @property
     def started_in(self) -> Path | None:
-        """The folder that the run was last started in; None where that is not recorded."""
+        """Folder that the run was last started in; None where it is not recorded."""
         return Path(self.entries[-1]["folder"]) if self.entries else None
 
     def at(self, step: int) -> dict[str, Any]:
-        """The settings with which the step after `step` was first trained; none where the history is empty."""
+        """Return the settings with which the step after `step` was first trained; none where the history is empty."""
         settings: dict[str, Any] = {}
         for entry in self.entries:
             if entry["step"] <= step:
@@ -50,8 +52,9 @@ class History:
         return settings
 
     def continued(self, settings: Settings, step: int, folder: Path, defaults: Settings) -> History:
-        """This history with `settings` in force from `step` on, given in `folder`. Entries of later steps, which are
-        trained anew, go. defaults: of settings that the version before did not have."""
+        """Return this history with `settings` in force from `step` on, where `folder` is the present one. Entries of
+        later steps, which will be trained again, are dropped. defaults: values of the settings that an earlier version
+        did not have."""
         kept = [entry for entry in self.entries if entry["step"] <= step] if step else []
         if not kept:
             return History([{"step": step, "folder": str(folder), "settings": dict(settings)}])
@@ -62,7 +65,7 @@ class History:
 
 
 def differences(before: Settings, after: Settings) -> Changes:
-    """The settings of a run that differ, those of the command aside."""
+    """Return the settings of a run that differ, without those that concern a command only."""
     return {
         name: [before.get(name), value]
         for name, value in after.items()
@@ -71,8 +74,8 @@ def differences(before: Settings, after: Settings) -> Changes:
 
 
 def located(settings: Settings, start: Path) -> dict[str, Any]:
-    """Settings whose relative paths were given from the folder `start`: they are looked for from there, then from the
-    present one, and those that are there become absolute. OSError where --data-args-path is gone."""
+    """Resolve the paths in settings that were given in the folder `start`. Relative ones are looked for from there,
+    then from the present folder; those of files that exist become absolute. OSError where --data-args-path is gone."""
     settings = dict(settings)
     for name in ("data_args_path", "tokenizer_model", "lfr_schedule"):
         if isinstance(settings.get(name), str) and settings[name] != "bytes":
@@ -92,7 +95,7 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: bytes | str) -> Any:
-    """What YAML in UTF-8 holds, of plain values alone; ValueError says what is wrong with it."""
+    """Parse YAML in UTF-8 that holds only plain values; ValueError says what is wrong with it."""
     try:
         return yaml.safe_load(text if isinstance(text, str) else text.decode())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -100,7 +103,7 @@ def parse_yaml(text: bytes | str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds; ValueError names the file."""
+    """Read a YAML file; ValueError names the file."""
     try:
         return parse_yaml(path.read_bytes())
     except ValueError as error:
@@ -108,7 +111,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML."""
+    """Return plain values as YAML."""
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text
 
@@ -123,8 +126,8 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _locate(name: str, start: Path, suffixes: tuple[str, ...], keep: bool = False) -> str:
-    """`name` where it lies: from `start`, or from the present folder. Where it is in neither: from `start`, or as it is
-    (`keep`)."""
+    """Look for `name` from `start`, then from the present folder. If it is in neither, return the path from `start`, or
+    with `keep`, the name unchanged."""
     for folder in (start, Path.cwd()):
         if any(Path(f"{folder / name}{suffix}").exists() for suffix in suffixes):
             return str(folder / name)

@@ -1,1 +1,1 @@
-"""The training loop and what hangs on it."""
+"""The training loop and its parts."""

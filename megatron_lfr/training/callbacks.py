@@ -1,8 +1,9 @@
-"""What plugs into rank 0's loop. A callback hears of the events of a run, and keeps its state across a resume."""
+"""Callbacks plug into the loop on rank 0: events of a run call them, and they keep their state across a resume."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from megatron_lfr.training.times import Stopwatch
 
 
 class Training(Protocol):
-    """What a callback may look at: the trainer."""
+    """What a callback may read from the trainer."""
 
     @property
     def engine(self) -> Engine: ...
@@ -32,12 +33,12 @@ class Training(Protocol):
 
     @property
     def consumed_samples(self) -> int:
-        """Blocks of all recorded steps."""
+        """Number of samples of all recorded steps."""
         ...
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that left the weights alone because they were not finite."""
+        """Number of steps that changed no weights because their loss or gradient was not finite."""
         ...
 
     @property
@@ -47,47 +48,48 @@ class Training(Protocol):
 
 
 class Callback:
-    """Base of all callbacks: every event does nothing."""
+    """Base class of all callbacks. Its methods do nothing."""
 
     def on_train_start(self, trainer: Training) -> None:
-        """The process is about to train, or has nothing left to do; states are loaded."""
+        """Called when the process is about to train, or has nothing left to do; states are loaded."""
 
     def on_train_end(self, trainer: Training) -> None:
-        """Training has ended in order, and its last checkpoint is on the disk. It was stopped by a signal or a limit
-        where it is not complete."""
+        """Called when training has ended without an error, and its last checkpoint is on disk. If training is not
+        complete, a signal or a limit stopped it."""
 
     def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
-        """A boundary was crossed and the phase's order made. Not called again when a run resumes inside a phase."""
+        """Called when a phase has begun and its order is made, but not again when a run resumes inside a phase."""
 
     def on_phase_end(self, trainer: Training, start: PhaseStart) -> None:
-        """The phase's last step is recorded and the model evaluated; no checkpoint holds it yet."""
+        """Called when a phase's last step is recorded and the model evaluated. Where a stop has cut that evaluation
+        short, the process that makes up for it calls this, and a checkpoint holds the step already."""
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
-        """The step's losses are recorded. The next step may be under way."""
+        """Called when a step's losses are recorded. The next step may already be under way."""
 
     def on_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """The model was evaluated on the validation split."""
+        """Called when the model has been evaluated on the validation split."""
 
     def before_save(self, trainer: Training) -> None:
-        """A checkpoint is about to be written: bring to the disk what it refers to."""
+        """Called when a checkpoint is about to be written: make sure that what it refers to is on disk."""
 
     def on_error(self, trainer: Training, error: BaseException) -> None:
-        """An error is about to end the process. What is raised here is not told."""
+        """Called when an error is about to end the process. Errors that are raised here are dropped."""
 
     def close(self) -> None:
-        """The process is about to leave the loop, whatever the reason."""
+        """Called when the process is about to leave the loop, for whatever reason."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state for the checkpoint."""
+        """Return the state that a checkpoint keeps, which JSON can hold."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave; {} where the run starts at step 0, or had no such callback."""
+        """Continue from what `state_dict` returned; {} where the run starts at step 0, or had no such callback."""
 
 
 def state_keys(callbacks: Sequence[Callback]) -> list[str]:
-    """The names of the callbacks' states in a checkpoint: their classes' names, those of further callbacks of one name
-    with a number."""
+    """Return the names of the callbacks' states in a checkpoint: the names of their classes; further callbacks of the
+    same name get a number."""
     seen: Counter[str] = Counter()
     keys = []
     for callback in callbacks:
@@ -98,16 +100,23 @@ def state_keys(callbacks: Sequence[Callback]) -> list[str]:
 
 
 def callback_class(name: str) -> type[Callback]:
-    """The class that --callback names as `package.module:Name`. ValueError says what is wrong with the name."""
+    """Import the class that --callback names as `package.module:Name`, which must be constructible without arguments.
+    ValueError says what is wrong with the name."""
     module, _, attribute = name.partition(":")
-    if not module or not attribute:
+    if not module or not attribute or module.startswith("."):
         raise ValueError(f"--callback {name}: expected package.module:Name")
     try:
         chosen = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ValueError(f"--callback {name}: {error}; is its folder in PYTHONPATH?") from error
+    except SyntaxError as error:
+        raise ValueError(f"--callback {name}: {error}") from error
     except AttributeError:
         raise ValueError(f"--callback {name}: {module} has no {attribute}") from None
     if not (isinstance(chosen, type) and issubclass(chosen, Callback)):
         raise ValueError(f"--callback {name}: must be a class derived from megatron_lfr.training.callbacks.Callback")
+    try:
+        inspect.signature(chosen).bind()
+    except TypeError as error:
+        raise ValueError(f"--callback {name}: is made without arguments, but {error}") from None
     return chosen

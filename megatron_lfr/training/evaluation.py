@@ -1,4 +1,4 @@
-"""Losses of blocks, and the mean loss, overall and by domain."""
+"""Computes the losses of blocks, and their mean, overall and by domain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Between = Callable[[], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean validation loss a token (nats), over everything and by domain."""
+    """Mean validation loss per token (nats), overall and by domain."""
 
     step: int
     phase: int
@@ -39,9 +39,9 @@ class Evaluation:
 def block_losses(
     engine: Evaluator, loader: Loader, ids: npt.NDArray[np.int64], between: Between = lambda: None
 ) -> Iterator[tuple[slice, BlockLosses]]:
-    """The losses of blocks `ids` [n] under the present weights, batch by batch: (which of `ids`, their losses).
-    Collective. The losses of a batch are read while the next one computes. `between` is called before each batch, and
-    may raise on all ranks."""
+    """Compute the losses of blocks `ids` [n] with the present weights; yields (which of `ids`, their losses) batch by
+    batch. Collective. The losses of a batch are read while the next one computes. `between` is called before each
+    batch, and may raise on all ranks."""
     rows = engine.eval_rows
     computing: tuple[slice, PendingLosses] | None = None
     for batch in loader.iterate(_batches(ids, rows)):
@@ -57,7 +57,7 @@ def block_losses(
 
 
 def make_rescore(engine: Evaluator, loader: Loader, stopping: Stopping, times: Stopwatch) -> Rescore:
-    """The forward-only pass behind score: rescored. It raises StoppedError where the run is to stop."""
+    """Make the forward-only pass of phases with score: rescored. It raises StoppedError where the run is to stop."""
 
     def rescore(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         for (_, losses), _ in times.each("rescoring", block_losses(engine, loader, block_ids, stopping.look)):
@@ -67,7 +67,7 @@ def make_rescore(engine: Evaluator, loader: Loader, stopping: Stopping, times: S
 
 
 def _batches(ids: npt.NDArray[np.int64], rows: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """(number, ids [rows]) of each batch; the last one is padded."""
+    """Yield (number, ids [rows]) of each batch; the last one is padded."""
     for number, first in enumerate(range(0, len(ids), rows)):
         part = ids[first : first + rows]
         yield number, np.pad(part, (0, rows - len(part)), constant_values=PADDING)
@@ -87,10 +87,10 @@ def evaluate(
     keep: Keep | None = None,
     between: Between = lambda: None,
 ) -> Evaluation:
-    """Mean loss a token over `max_blocks` blocks of `source` (all of them by default). Collective.
+    """Compute the mean loss per token over `max_blocks` blocks of `source` (None: all of them). Collective.
 
-    A limited evaluation takes evenly spaced blocks, so that every domain has its share. keep: is given the losses of
-    each batch of blocks, in the order of their ids. between: as in `block_losses`.
+    A limited evaluation takes evenly spaced blocks, so that every domain has its share. keep: is called with the losses
+    of each batch of blocks, in the order of their ids. between: as in `block_losses`.
     """
     started = time.perf_counter()
     count = source.num_blocks if max_blocks is None else min(max_blocks, source.num_blocks)
@@ -111,7 +111,7 @@ def evaluate(
 
 
 class Validation:
-    """Evaluations of a run on its validation split: at every phase's end, and after each --eval-interval steps."""
+    """Evaluates a run on its validation split: at every phase's end, and every --eval-interval steps."""
 
     def __init__(
         self,
@@ -124,16 +124,16 @@ class Validation:
         times: Stopwatch,
     ) -> None:
         self.is_owed = False
-        """Whether a stop has cut the last one short: it is made up for when the run goes on."""
+        """Whether a stop has cut the last evaluation short; it is made up for when the run continues."""
         self._engine, self._loader, self._source = engine, loader, source
         self._plan, self._interval = plan, config.eval_interval
         self._stopping, self._times = stopping, times
         blocks, batches = source.num_blocks, config.eval_iters
         self.blocks = blocks if batches is None else min(blocks, batches * plan.global_batch_size)
-        """Blocks of the validation split that an evaluation takes."""
+        """Number of blocks of the validation split that an evaluation uses."""
 
     def is_due(self, done: int) -> bool:
-        """Whether --eval-interval asks for one after step `done`."""
+        """Return whether --eval-interval asks for an evaluation after step `done`."""
         return self._interval is not None and done % self._interval == 0
 
     def run(self, done: int) -> Evaluation | None:

@@ -1,6 +1,6 @@
-"""Several ranks on this machine: what `megatron-lfr train --nproc-per-node N` starts, with PyTorch's elastic launcher.
+"""Starts several ranks on this machine for `megatron-lfr train --nproc-per-node N`, with PyTorch's elastic launcher.
 
-Runs over several machines, and restarts, are torchrun's: `torchrun ... -m megatron_lfr train ...`.
+For runs over several nodes, and for restarts, use torchrun: `torchrun ... -m megatron_lfr train ...`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from megatron_lfr.interrupt import OUTCOME
 STOPPED = 75
 """Exit code of a run that a signal or an exit limit stopped: EX_TEMPFAIL, "try again"."""
 _PATIENCE = 600
-"""Seconds that ranks have to save and leave before they are killed; PyTorch gives them 30, and 2.11 always does."""
+"""Seconds that ranks have to save and leave before they are killed. PyTorch's default is 30; 2.11 accepts no other."""
 
 
 def take_nproc_per_node(argv: Sequence[str]) -> tuple[int | None, list[str]]:
-    """(ranks to start here, None without the flag; the command line without it)."""
+    """Take --nproc-per-node from the command line. Returns (ranks to start here, None without the flag; the rest)."""
     value, rest = take_option(argv, "--nproc-per-node")
     if value is None:
         return None, rest
     if not value.isdecimal() or int(value) < 1:
         raise ValueError(f"--nproc-per-node {value}: must be a number of at least 1")
     if "WORLD_SIZE" in os.environ:
-        raise ValueError(f"--nproc-per-node {value}: ranks were started already (WORLD_SIZE), by torchrun perhaps")
+        raise ValueError(f"--nproc-per-node {value}: ranks have been started already (WORLD_SIZE), perhaps by torchrun")
     return int(value), rest
 
 
 def exit_code(finished: bool) -> int:
-    """The exit code of a rank whose run has ended, or was stopped in order.
+    """Return the exit code of a rank whose run has ended, or was stopped without an error.
 
     An elastic launcher takes any code but 0 for a failure: it would kill the other ranks and, with --max-restarts,
-    start the run again that was to stop. So ranks under one leave with 0, and `launch` is told by a file.
+    restart the run that was to stop. So the launcher's ranks leave with 0, and a file gives `launch` the code.
     """
     code = 0 if finished else STOPPED
     if OUTCOME in os.environ and os.environ["RANK"] == "0":
@@ -48,29 +48,29 @@ def exit_code(finished: bool) -> int:
 
 
 def launch(ranks: int, command: Sequence[str]) -> int:
-    """Run `python *command` as `ranks` ranks of this machine. Returns their exit code, and 1 where one of them failed;
-    the others are stopped then, and the launcher has said which one it was. KeyboardInterrupt where Ctrl-C ended them
-    before they could save."""
+    """Run `python *command` as `ranks` ranks of this machine. Returns their exit code; 1 where one of them failed, in
+    which case the others are stopped and the launcher has printed which one it was. KeyboardInterrupt where Ctrl-C
+    ended them before they could save."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
     for chatty in ("agent.server.api", "multiprocessing.api"):  # they comment on every signal
         logging.getLogger(f"torch.distributed.elastic.{chatty}").setLevel(logging.ERROR)
-    # Without it, each rank would take all cores for its matrices, and torchrun would say so.
+    # Without it, each rank would use all cores for its matrices, and torchrun would print a warning.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_PATIENCE))
-    # Ranks save when they are asked to stop; the launcher hands on what asks them to. They have sessions of their own,
-    # so Ctrl-C comes to it alone.
+    # Ranks save when a signal asks them to stop, which the launcher forwards. They have sessions of their own, so that
+    # Ctrl-C reaches only the launcher.
     signals = "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT,SIGUSR1"
     arguments = get_args_parser().parse_args(["--standalone", f"--nproc-per-node={ranks}", signals, *command])
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, _leave_at_once)
         raise SignalException("Ctrl-C", sigval=signal.SIGINT)
 
     if not interrupt.is_ignored():
-        signal.signal(signal.SIGINT, hand_on)
+        signal.signal(signal.SIGINT, forward)
     with tempfile.TemporaryDirectory() as folder:
         outcome = Path(folder, "exit code")
         os.environ[OUTCOME] = str(outcome)
@@ -90,7 +90,7 @@ def launch(ranks: int, command: Sequence[str]) -> int:
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    """The second Ctrl-C: nobody waits for the ranks any more."""
+    """Kill the ranks at the second Ctrl-C, without waiting for them."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
     for child in map(int, children):
         if os.getpgid(child) == child:  # a rank, which leads a session of its own

@@ -1,4 +1,4 @@
-"""What listens to every run on rank 0: its record, its console, its dashboards, its summary."""
+"""Makes the callbacks of every run: metrics.jsonl, the console, dashboards, the summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lfr.training.summary import Summary
 def make_callbacks(
     config: RunConfig, folder: RunFolder, journal: Journal, others: Sequence[Callback]
 ) -> list[Callback]:
-    """The callbacks of a run in `folder`, in the order in which they are told; `others` come last."""
+    """Make the callbacks of a run in `folder`, in the order in which they are called; `others` come last."""
     logging = config.logging
     callbacks: list[Callback] = [
         MetricsFile(folder.metrics_file, logging.log_interval),

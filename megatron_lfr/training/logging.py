@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a progress bar or Megatron's console line, TensorBoard, Weights & Biases."""
+"""Shows a run while it trains: a progress bar or Megatron's console line, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from megatron_lfr.training.recording import StepReport
 
 
 def phase_title(start: PhaseStart) -> str:
-    """One line on a phase that begins."""
+    """Describe a phase that begins in one line."""
     planned, selection = start.planned, start.selection
     title = f"phase {planned.index} {planned.phase.kind}: {planned.samples} blocks in {planned.steps} steps"
     if selection is not None:
-        title += f", without the easiest {100 * selection.dropped_share:.1f} % of what was scored"
+        title += f", without the easiest {100 * selection.dropped_share:.1f} % of the scored blocks"
         if selection.unseen:
             title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
     return title
 
 
 def evaluation_title(evaluation: Evaluation) -> str:
-    """One line on an evaluation."""
+    """Describe an evaluation in one line."""
     domains = "".join(f" | {name}: {loss:.4f}" for name, loss in evaluation.domains.items())
     return f"validation at step {evaluation.step} | loss: {evaluation.loss:.4f}{domains}"
 
 
 class MegatronLines(Callback):
-    """Megatron's console line every `log_interval` steps, for terminals that are none and for tools that parse it."""
+    """Prints Megatron's console line every `log_interval` steps, if the output is no terminal; tools can parse it."""
 
     def __init__(self, log_interval: int) -> None:
         self.log_interval = log_interval
@@ -72,11 +72,11 @@ class MegatronLines(Callback):
 
 
 _WIDE = 80
-"""Columns that a terminal needs for a bar, the speed and the times."""
+"""Number of columns that a terminal needs to show the bar, the speed and the times."""
 
 
 class ProgressBar(Callback):
-    """A live bar with the phase, the loss and the speed, for a terminal."""
+    """Shows a live bar with the phase, the loss and the speed, on a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False)
@@ -126,7 +126,7 @@ class ProgressBar(Callback):
 
 
 class TensorBoard(Callback):
-    """Scalars for TensorBoard; on a resume, later points of the interrupted run are purged."""
+    """Writes scalars for TensorBoard; on a resume, points after the checkpoint are purged."""
 
     def __init__(self, folder: Path, log_interval: int) -> None:
         self.folder = folder
@@ -156,7 +156,7 @@ class TensorBoard(Callback):
             self._writer.close()
 
     def _write(self, scalars: dict[str, float], step: int) -> None:
-        if self._writer is None:  # a run that has nothing to tell leaves no file
+        if self._writer is None:  # a run that writes no scalar leaves no file
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self.folder, purge_step=self._purge_step)
@@ -165,7 +165,7 @@ class TensorBoard(Callback):
 
 
 class WeightsAndBiases(Callback):
-    """The same scalars for Weights & Biases; a run that resumes goes on with its run there."""
+    """Sends the same scalars to Weights & Biases; a run that resumes continues its run there."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any], log_interval: int) -> None:
         self.log_interval = log_interval
@@ -194,7 +194,7 @@ class WeightsAndBiases(Callback):
 
 
 def step_scalars(trainer: Training, report: StepReport) -> dict[str, float]:
-    """Scalars of one step by their dashboard names."""
+    """Return the scalars of one step by their dashboard names."""
     return {
         "train/loss": report.loss,
         "train/grad_norm": report.grad_norm,
@@ -207,11 +207,11 @@ def step_scalars(trainer: Training, report: StepReport) -> dict[str, float]:
 
 
 def evaluation_scalars(evaluation: Evaluation) -> dict[str, float]:
-    """Scalars of an evaluation by their dashboard names."""
+    """Return the scalars of an evaluation by their dashboard names."""
     by_domain = {f"validation/{name}": loss for name, loss in evaluation.domains.items()}
     return {"validation/loss": evaluation.loss, **by_domain}
 
 
 def console(log_interval: int) -> Callback:
-    """The bar on a terminal, Megatron's lines otherwise."""
+    """Make the progress bar if the output is a terminal, or Megatron's lines otherwise."""
     return ProgressBar() if sys.stdout.isatty() else MegatronLines(log_interval)

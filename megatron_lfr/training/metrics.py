@@ -1,6 +1,6 @@
-"""metrics.jsonl: one JSON object for each logged step, evaluation and phase start; floats in full.
+"""Writes metrics.jsonl: one JSON object for each logged step, evaluation and phase start; floats in full precision.
 
-Everything that depends on the clock is under the key "time": two runs of the same command agree in all the rest.
+Everything that depends on the clock is under the key "time": two runs of the same command agree in everything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megatron_lfr.training.recording import StepReport
 
 
 class MetricsFile(Callback):
-    """Writes metrics.jsonl. Append-only: a checkpoint stores its length, and resuming cuts it back to that."""
+    """Appends to metrics.jsonl. A checkpoint stores the file's length, and a resume cuts it back to that."""
 
     def __init__(self, path: Path, log_interval: int) -> None:
         self.path = path
@@ -97,14 +97,14 @@ class MetricsFile(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         length = int(state.get("bytes", 0))
-        assert self._file.tell() >= length  # what find_start has looked at
+        assert self._file.tell() >= length  # find_start has checked it
         self._file.truncate(length)
         self._file.seek(length)
         if "window" in state:
             self._window = Window(**state["window"])
 
     def _write(self, row: dict[str, Any], trainer: Training, times: dict[str, float]) -> None:
-        """parts: the seconds of this process until now; they add up to its wall time since training began."""
+        """Write a line. Its `parts` are the seconds of this process until now: its wall time since training began."""
         process = {"started": trainer.times.started, "parts": trainer.times.totals()}
         line = json.dumps({**row, "time": {**times, **process}}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
@@ -134,11 +134,11 @@ class Window:
 
     @property
     def mean_loss(self) -> float | None:
-        """Mean negative log-likelihood a token over the window; None where every step was skipped."""
+        """Mean negative log-likelihood per token over the window; None where every step was skipped."""
         return self.nll / self.tokens if self.tokens else None
 
     def times(self, trainer: Training) -> dict[str, float]:
-        """Milliseconds of a step: the whole, and of it the wait for data and the recording of losses."""
+        """Return the mean milliseconds of a step, those of waiting for data and of recording losses, and the speed."""
         scale = 1000.0 / max(1, self.steps)
         per_step = self.seconds / max(1, self.steps)
         return {
@@ -153,19 +153,19 @@ class Window:
 
 
 def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """The share of each domain's blocks that `mask` [num_blocks] marks."""
+    """Return the share of each domain's blocks that `mask` [num_blocks] marks."""
     bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
     return {name: float(mask[first:last].mean()) for name, first, last in bounds}
 
 
 def _samples_by_domain(source: BlockSource, order: Order) -> dict[str, int]:
-    """How many of a phase's samples go to each domain."""
+    """Count the samples of a phase's order in each domain."""
     counts = _C.count_parts(order, np.diff(source.domain_starts).tolist())
     return dict(zip(source.domains, counts.tolist(), strict=True))
 
 
 def _distinct(curriculum: BaseCurriculum) -> int:
-    """How many different blocks the current phase serves."""
+    """Count the different blocks in the order of the current phase."""
     served = np.zeros(curriculum.plan.n_blocks, np.bool_)
     served[curriculum.order] = True
     return int(served.sum())

@@ -1,4 +1,4 @@
-"""What a run says before its first step, and the settings that it puts in force."""
+"""What a run prints before its first step, and the settings that it puts in force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lfr.training.trainer import Trainer
 def announce(
     config: RunConfig, folder: RunFolder, model: ModelConfig, parallel: ParallelState, start: Start, trainer: Trainer
 ) -> None:
-    """Put the settings of a run that is about to go on in force, and say what is to be known of it."""
+    """Put the settings of a run that is about to train in force, and print what a user should know about it."""
     put_in_force(config, folder, start, trainer.plan.total_steps)
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
@@ -26,27 +26,27 @@ def announce(
     blocks = trainer.valid_source.num_blocks
     if trainer.validation.blocks < blocks:
         print(
-            f"evaluations take {trainer.validation.blocks:,} of the {blocks:,} validation blocks "
-            f"(--eval-iters {config.training.eval_iters}; None takes all)",
+            f"evaluations use {trainer.validation.blocks:,} of the {blocks:,} validation blocks "
+            f"(--eval-iters {config.training.eval_iters}; None uses all)",
             flush=True,
         )
 
 
 def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps: int) -> None:
-    """Write the settings into the run folder, and say what changes for a run that was there before. One that is
-    finished stays as it is."""
+    """Write the settings into the run folder, and print what changes for a run that was in it. A finished run stays as
+    it is."""
     settings, defaults = config.to_flat(), RunConfig().to_flat()
     changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
     if start.step == total_steps:
-        note = f"; nothing is left that could change by {changed}" if changed else ""
+        note = f"; these settings have no effect any more: {changed}" if changed else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
         return
     if start.checkpoint:
-        origin = f" (--load {config.checkpoint.load} was for its start)" if config.checkpoint.finetune else ""
+        origin = f" (--load {config.checkpoint.load} was only used at its start)" if config.checkpoint.finetune else ""
         print(f"continuing {folder.path} at step {start.step} of {total_steps}{origin}", flush=True)
     if start.discarded:
         print(
-            f"{folder.path}: the run there was stopped before its first checkpoint and starts anew; the "
+            f"{folder.path}: its run was stopped before its first checkpoint and starts anew; the "
             f"{start.discarded} losses in its journal, and its metrics.jsonl, are discarded",
             flush=True,
         )
@@ -56,7 +56,7 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
-    """One line on the attention of a run."""
+    """Describe the attention of a run in one line."""
     return describe(
         config.attention_backend(parallel.device.type == "cuda"),
         rows=config.training.micro_batch_size,

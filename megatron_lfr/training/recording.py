@@ -1,4 +1,4 @@
-"""The losses of each step, entered into the curriculum one step late: while the next one computes."""
+"""Records the losses of each step in the curriculum one step late: while the next one computes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class StepReport:
 
     step: int
     loss: float
-    """Mean loss a valid token of the global batch (nats)."""
+    """Mean loss per valid token of the global batch (nats)."""
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
     skipped: bool
-    """Whether the weights were left alone because the loss or the gradient was not finite."""
+    """Whether the weights stayed as they were because the loss or the gradient was not finite."""
     blocks: BlockLosses
-    """Of the global batch, row by row."""
+    """The losses of the blocks of the global batch, row by row."""
     lr: float
     seconds: float
-    """The step's own wall time: waiting for its data, computing, recording its losses. Not what comes between steps."""
+    """The step's wall time: waiting for its data, computing, recording its losses; without what comes between steps."""
     wait_seconds: float
-    """The part of it spent waiting for the loader."""
+    """The part of `seconds` that was spent waiting for the loader."""
     record_seconds: float
-    """The part of it spent recording losses."""
+    """The part of `seconds` that was spent recording losses."""
 
 
 class Recorder:
     """Waits for the losses of a step once the next one is launched, or when asked, and then records and reports them.
 
-    report: is told of each recorded step. max_skipped_steps: FloatingPointError after so many consecutive steps that
-    were skipped.
+    report: is called with each recorded step. max_skipped_steps: raises FloatingPointError when this many consecutive
+    steps were skipped.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Recorder:
         self._times = times
         self._report = report
         self._skipped_blocks: list[npt.NDArray[np.int64]] = []
-        self._late: Callable[[], None] | None = None
+        self._pending: Callable[[], None] | None = None
 
     def add(self, batch: Batch, losses: StepLosses, lr: float, seconds: float, wait_seconds: float) -> None:
-        """Take the losses of a step that has been launched, and record those of the one before."""
+        """Record the losses of the step before, and keep those of a step that has been launched."""
         self.finish()
-        self._late = functools.partial(self._record, batch, losses, lr, seconds, wait_seconds)
+        self._pending = functools.partial(self._record, batch, losses, lr, seconds, wait_seconds)
 
     def finish(self) -> None:
-        """Record and report the last step, if that is still to be done."""
-        late, self._late = self._late, None
-        if late is not None:
-            late()
+        """Record and report the last step, if it has not been yet."""
+        record, self._pending = self._pending, None
+        if record is not None:
+            record()
 
     def _record(self, batch: Batch, losses: StepLosses, lr: float, seconds: float, wait_seconds: float) -> None:
         with self._times.part("training steps") as arriving:

@@ -1,4 +1,4 @@
-"""`megatron-lfr train`: the story of a run, from its configuration to its last step."""
+"""`megatron-lfr train` trains a run, from its configuration to its last step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from megatron_lfr.training.trainer import Trainer
 
 def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr train`. Returns the exit code, which tells a run that ended from one that was stopped."""
-    ranks_here, argv = take_nproc_per_node(argv)
+    local_ranks, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
@@ -52,28 +52,28 @@ def main(argv: Sequence[str]) -> int:
     if config.logging.print_config:
         print(config.to_yaml(), end="")
         return 0
-    if ranks_here is not None:
-        config.validate(ranks_here)
-        return launch(ranks_here, ["-m", "megatron_lfr", "train", *argv])
+    if local_ranks is not None:
+        config.validate(local_ranks)
+        return launch(local_ranks, ["-m", "megatron_lfr", "train", *argv])
     return exit_code(train(config))
 
 
 def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
-    """Train a configuration to its end, or continue it. False when a signal or an exit limit stopped it first.
+    """Train a configuration to its end, or continue its run. Returns False when a signal or an exit limit stopped it.
 
-    callbacks: listen on rank 0, beside those of --callback, which are made there.
-    Everything that can be wrong with the configuration, the corpus or the run folder raises ValueError or OSError
-    before the first step.
+    callbacks: are called on rank 0, after those of every run and before those of --callback.
+    Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
+    step.
     """
     config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
-    asked = [callback_class(name) for name in config.logging.callback]
+    callback_classes = [callback_class(name) for name in config.logging.callback]
     tokenizer = make_tokenizer(config.data)
     model = make_model_config(config, tokenizer)
     corpus = make_corpus(config.data)
     assert model.vocab_size is not None
     data = settle_documents(config.data, tokenizer, model.vocab_size, corpus.datasets)
     if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
-        print("the corpus' documents start with the tokenizer's start-of-document token: --bos is in force", flush=True)
+        print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)
     plan = make_plan(config, corpus.train.num_blocks, blend=blend)
@@ -88,13 +88,15 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(watching(timeout.total_seconds() / 2))  # before collectives give up without naming anyone
         stack.enter_context(deterministic(config.training.deterministic))
         nodes = find_nodes(parallel)
+        with ranks.failing_together():  # what users wrote may fail: before anything is written
+            listeners = [*callbacks, *(make() for make in callback_classes)] if ranks.rank() == 0 else []
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, facts, plan, model, parallel.control_group)
         engine = make_engine(config, model, plan, parallel, initialize_weights=start.draws_weights)
         start.load_into(engine)
 
-        # Whatever can be refused has been looked at; from here on, the folder is written to.
+        # Everything that can be refused has been checked; from here on, the folder is written to.
         scratch = config.lfr.scratch(folder.path, nodes.index)
         journal = open_journal(folder, nodes, facts, start, scratch)
         loaders = [make_loader(config, source, tokenizer, parallel) for source in (corpus.train, corpus.valid)]
@@ -119,7 +121,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             config=config.training,
             checkpoint=config.checkpoint,
             identity=facts,
-            callbacks=make_callbacks(config, folder, journal, [*callbacks, *(make() for make in asked)])
+            callbacks=make_callbacks(config, folder, journal, listeners)
             if journal is not None and ranks.rank() == 0
             else [],
             stopping=stopping,

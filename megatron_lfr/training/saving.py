@@ -1,4 +1,4 @@
-"""When a run writes a checkpoint, and writing it."""
+"""Decides when a run writes a checkpoint, and writes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lfr.training.times import Stopwatch
 
 
 class Saving:
-    """Checkpoints by the step and by the clock."""
+    """Saves checkpoints by the step and by the clock."""
 
     def __init__(self, store: CheckpointStore, config: CheckpointConfig, patience: Patience, times: Stopwatch) -> None:
         self._store = store
@@ -30,12 +30,12 @@ class Saving:
         self._saved_at = time.perf_counter()
 
     def is_due(self, done: int) -> bool:
-        """Whether --save-interval asks for a checkpoint after step `done`, or it is one that is retained."""
+        """Return whether --save-interval asks for a checkpoint after step `done`, or it is one that is retained."""
         interval = self._config.save_interval
         return self._config.retains(done) or (interval is not None and done % interval == 0)
 
     def is_time(self) -> bool:
-        """Whether --save-interval-mins asks for one by rank 0's clock, which counts for all."""
+        """Return, on rank 0, whether --save-interval-mins asks for a checkpoint; False on other ranks."""
         minutes = self._config.save_interval_mins or math.inf
         return ranks.rank() == 0 and time.perf_counter() - self._saved_at > 60 * minutes
 

@@ -1,6 +1,6 @@
-"""Where a run begins: at its newest whole checkpoint, at another run's weights, or at step 0.
+"""Finds where a run begins: at its newest complete checkpoint, at another run's weights, or at step 0.
 
-Everything that can be refused is looked at here, and nothing is written.
+Everything that can be refused is checked here, before anything is written.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ class Start:
     """Where a run begins."""
 
     checkpoint: Checkpoint | None
-    """What it goes on from; None at step 0."""
+    """The checkpoint that it continues from; None at step 0."""
     weights: Checkpoint | None
-    """What its first weights come from instead of being drawn; None without --finetune."""
+    """The checkpoint that holds its first weights, which are random without --finetune (None)."""
     discarded: int
-    """Losses in the journal of a run that was stopped before its first checkpoint, and starts anew."""
+    """Number of losses in the journal of a run that was stopped before its first checkpoint, and starts anew."""
 
     @property
     def step(self) -> int:
+        """The number of steps taken so far."""
         return self.checkpoint.iteration if self.checkpoint else 0
 
     @property
     def draws_weights(self) -> bool:
-        """Whether its first weights are drawn."""
+        """Whether its first weights are random."""
         return self.checkpoint is None and self.weights is None
 
     @property
@@ -54,7 +55,7 @@ class Start:
         return self.checkpoint.state if self.checkpoint else {}
 
     def load_into(self, engine: Engine) -> None:
-        """Give the engine what the run begins with. Collective; errors as from `Checkpoint.load_into`."""
+        """Load what the run begins with into the engine. Collective; errors as from `Checkpoint.load_into`."""
         if self.checkpoint:
             self.checkpoint.load_into(engine.tensors())
         elif self.weights:
@@ -65,7 +66,7 @@ class Start:
 def find_start(
     config: RunConfig, folder: RunFolder, facts: Mapping[str, Any], plan: Plan, model: ModelConfig, group: ProcessGroup
 ) -> Start:
-    """Where the run of `config`, whose identity is `facts`, begins. Collective.
+    """Find where the run of `config`, whose identity is `facts`, begins. Collective.
 
     ValueError or OSError where the folder holds another run, damaged files, or no room.
     """
@@ -73,7 +74,7 @@ def find_start(
     discarded = 0
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
-            folder.check_places(config.logging.tensorboard(folder.tensorboard_folder))
+            folder.check_writable(config.logging.tensorboard(folder.tensorboard_folder))
             discarded = 0 if checkpoint else folder.journal.count_entries()
             if checkpoint or discarded:
                 _check_run(folder, checkpoint, facts, config.to_flat())
@@ -89,7 +90,7 @@ def _check_run(
 ) -> None:
     if checkpoint and "curriculum" not in checkpoint.state:
         raise ValueError(
-            f"--save {folder.path}: holds weights alone, no run. Start one from them with --load {folder.path} "
+            f"--save {folder.path}: holds only weights, no run. Start a run from them with --load {folder.path} "
             "--finetune and another folder for --save"
         )
     journal = folder.journal
@@ -107,56 +108,56 @@ def _check_run(
 
 
 def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
-    """The newest checkpoint of --load, whose weights mean the same here."""
+    """Return the newest checkpoint of --load. ValueError where its weights would compute something else here."""
     assert config.checkpoint.load is not None
     folder = RunFolder(config.checkpoint.load, "--load")
-    found = folder.checkpoint(group=group)
+    checkpoint = folder.checkpoint(group=group)
     legal, may_differ = comparable_settings(facts), config.checkpoint.finetune_change
     if unknown := [name for name in may_differ if name not in legal]:
         raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
-            was = folder.settings_at(found.iteration)
-            what = f"--load {folder.path} (settings that are meant to differ are named with --finetune-change)"
-            check_same_model(what, found, facts, was, config.to_flat(), may_differ)
-    return found
+            was = folder.settings_at(checkpoint.iteration)
+            what = f"--load {folder.path} (name settings that are meant to differ with --finetune-change)"
+            check_same_model(what, checkpoint, facts, was, config.to_flat(), may_differ)
+    return checkpoint
 
 
 def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunConfig) -> None:
-    """Refuse to start where the checkpoints and the journal will not fit."""
+    """OSError where the checkpoints and the journal will not fit on the disk."""
     checkpoint = checkpoint_bytes(model)
-    have = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
+    stored = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
     retained = sum(map(config.checkpoint.retains, range(1, plan.total_steps + 1)))
-    wanted = (config.checkpoint.keep_last or 1) + 1 + retained  # one while the newest is written beside the old ones
-    needed = checkpoint * max(1, wanted - have) + 4 * (plan.total_samples + plan.n_blocks)
-    kept = f"{wanted} checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}"
+    at_once = (config.checkpoint.keep_last or 1) + 1 + retained  # one while the newest is written beside the old ones
+    needed = checkpoint * max(1, at_once - stored) + 4 * (plan.total_samples + plan.n_blocks)
+    kept = f"{at_once} checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}"
     kept += " and those that are retained" if retained else ""
     check_space("--save", folder.path, needed, f"{kept}) and the journal")
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
-    """The size of a checkpoint's tensors: weights and two moments in fp32."""
+    """Return the bytes of a checkpoint's tensors: weights and two moments in fp32."""
     return 3 * 4 * model.num_parameters()
 
 
 def open_journal(
     folder: RunFolder, nodes: Nodes, facts: Mapping[str, Any], start: Start, scratch: Path
 ) -> Journal | None:
-    """The journal that this rank keeps: the run's on rank 0, a copy in `scratch` on the leaders of other machines, none
-    on the other ranks. Collective."""
+    """Open the journal that this rank keeps: the run's on rank 0, a copy in `scratch` on the leaders of other nodes,
+    and None on the other ranks. Collective."""
     with ranks.failing_together():
         if not nodes.is_leader:
             return None
         is_copy = nodes.index > 0
         path = scratch / "journal" if is_copy else folder.journal.folder
-        if is_copy or start.checkpoint is None:  # a copy is sent anew; of a run that starts anew, nothing holds
+        if is_copy or start.checkpoint is None:  # a copy is sent again; a run that starts anew discards its losses
             JournalFiles(path).clear()
         return Journal(path, facts)
 
 
 @contextmanager
 def held(folder: RunFolder) -> Iterator[None]:
-    """The run folder, on rank 0 held against other processes; the lock goes with the process, however it ends."""
+    """Lock the run folder on rank 0 against other processes. The lock ends with the process, however that ends."""
     with ExitStack() as stack:
         with ranks.failing_together():
             if ranks.rank() == 0:

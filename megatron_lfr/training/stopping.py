@@ -1,4 +1,4 @@
-"""When a run stops before its end: a signal or a limit on any rank, on which all ranks agree."""
+"""Stops a run before its end, at a signal or limit on any rank, when all ranks have agreed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from megatron_lfr.parallel import ranks
 
 
 class StoppedError(Exception):
-    """All ranks leave what they were doing together."""
+    """Raised on all ranks together when they leave what they were doing."""
 
 
 class Stopping:
-    """Why this rank is to stop, and whether the run does. group: all ranks, over a backend of the host."""
+    """Knows why this rank should stop, and whether the run does. group: all ranks, over a backend for the host."""
 
     def __init__(self, config: TrainingConfig, group: ProcessGroup | None = None) -> None:
         self._config = config
@@ -32,17 +32,17 @@ class Stopping:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Take note of signals in the block, and count its minutes."""
+        """Note signals while the block runs, and count its minutes."""
         self._started = time.perf_counter()
         watched = [signal.SIGTERM, signal.SIGUSR1, *([] if interrupt.is_ignored() else [signal.SIGINT])]
         before = {number: signal.signal(number, self._note) for number in watched}
         yield
-        # Not after an error: where a rank is gone, its launcher stops the others, which have yet to say why they end.
+        # Not after an error: if a rank is gone, the launcher stops the others, which have yet to print why they end.
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def wish(self, done: int | None = None) -> str | None:
-        """Why this rank wants to stop, after step `done` where one has just been taken."""
+    def local_reason(self, done: int | None = None) -> str | None:
+        """Return why this rank wants to stop, if it does. done: the step that has just been taken, if one has."""
         config = self._config
         if self._signal is not None:
             return self._signal
@@ -54,29 +54,30 @@ class Stopping:
         return None
 
     def ask(self, done: int, save: bool) -> Callable[[], bool]:
-        """Begin to agree with all ranks on what follows step `done`, which has yet to be taken: to stop, and to write a
-        checkpoint because this one wants it (`save`). The function that is returned waits for the other hosts, but for
-        no GPU; it says whether any rank wants a checkpoint, and sets `reason` where one wants to stop. Collective."""
-        wish = self.wish(done)
-        agreed = ranks.start_any([wish is not None, save], self._group)
+        """Begin to agree with all ranks on what follows step `done`, which has yet to be taken: whether to stop, and
+        whether to write a checkpoint (`save`: this rank wants one). Returns a function that waits for the other hosts,
+        but for no GPU. It returns whether any rank wants a checkpoint, and sets `reason` where one wants to stop.
+        Collective."""
+        reason = self.local_reason(done)
+        agreed = ranks.start_any([reason is not None, save], self._group)
 
         def wait() -> bool:
             stops, saves = agreed()
             if stops:
-                self._agree(wish)
+                self._agree(reason)
             return saves
 
         return wait
 
     def look(self) -> None:
-        """Between two batches without training: raise StoppedError on all ranks where one wants to stop. Collective."""
-        wish = self.wish()
-        if ranks.any_rank(wish is not None, self._group):
-            self._agree(wish)
+        """Raise StoppedError on all ranks if one wants to stop. For use between batches of evaluations. Collective."""
+        reason = self.local_reason()
+        if ranks.any_rank(reason is not None, self._group):
+            self._agree(reason)
             raise StoppedError(self.reason)
 
-    def _agree(self, wish: str | None) -> None:
-        self.reason = wish or "another rank was asked to stop"
+    def _agree(self, local_reason: str | None) -> None:
+        self.reason = local_reason or "another rank was asked to stop"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""The short tables at the end of a run, read back from what the run wrote."""
+"""Prints short tables at the end of a run, from what the run wrote."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Summary(Callback):
         spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if seconds >= 0.005)
         print(f"{sum(parts.values()):.2f} s since training began in this process: {spent}.")
         print(f"Where to look next, in {self.folder.path}:")
-        for name, what in _PLACES.items():
+        for name, what in _CONTENTS.items():
             print(f"  {name:21s} {what}")
 
 
-_PLACES = {
+_CONTENTS = {
     "metrics.jsonl": "losses, gradient norms, times: one JSON object a line",
     "journal/phase_*.npy": "the loss of every block at every visit, in the order of training (numpy.load)",
     "checkpoints/": "weights and optimizer; the same command continues or repeats the run from here",
@@ -62,21 +62,23 @@ def _print_phases(trainer: Training, journal: Journal, events: list[dict[str, An
 
 
 def _print_domains(trainer: Training, events: list[dict[str, Any]]) -> None:
-    """What Focus left out of each domain, and the domain's loss on held-out documents after each phase."""
+    """Print what Focus left out of each domain, and the domain's loss on held-out documents after each phase."""
     starts = [event for event in events if event["event"] == "phase"]
     focus = [start for start in starts if "left_out_by_domain" in start]
     if focus:
         shares = [[start["left_out_by_domain"].get(name) for start in focus] for name in trainer.train_source.domains]
         rows = [
-            [name, *("-" if share is None else f"{100 * share:.0f} %" for share in own)]
-            for name, own in zip(trainer.train_source.domains, shares, strict=True)
+            [name, *("-" if share is None else f"{100 * share:.0f} %" for share in by_phase)]
+            for name, by_phase in zip(trainer.train_source.domains, shares, strict=True)
         ]
         print_table(["domain", *map(_phase, focus)], rows, "Left out by Focus")
-    evaluated = [(start, found) for start in starts if (found := last_evaluation(events, start["phase"])) is not None]
+    evaluated = [
+        (start, evaluation) for start in starts if (evaluation := last_evaluation(events, start["phase"])) is not None
+    ]
     if evaluated:
-        names = list(dict.fromkeys(name for _, found in evaluated for name in found["domains"]))
-        rows = [["all", *(number(found["loss"]) for _, found in evaluated)]]
-        rows += [[name, *(number(found["domains"].get(name)) for _, found in evaluated)] for name in names]
+        names = list(dict.fromkeys(name for _, evaluation in evaluated for name in evaluation["domains"]))
+        rows = [["all", *(number(evaluation["loss"]) for _, evaluation in evaluated)]]
+        rows += [[name, *(number(evaluation["domains"].get(name)) for _, evaluation in evaluated)] for name in names]
         head = ["domain", *(f"after {_phase(start)}" for start, _ in evaluated)]
         print_table(head, rows, "Validation loss on held-out documents")
 
@@ -86,5 +88,5 @@ def _phase(start: dict[str, Any]) -> str:
 
 
 def last_evaluation(events: list[dict[str, Any]], phase: int) -> dict[str, Any] | None:
-    """The evaluation at a phase's end; None where the corpus has no validation blocks."""
+    """Return the evaluation at a phase's end; None where the corpus has no validation blocks."""
     return next((e for e in reversed(events) if e["event"] == "evaluation" and e["phase"] == phase), None)

@@ -1,4 +1,4 @@
-"""Where a run's time goes: parts that exclude each other and add up to the wall time."""
+"""Measures where a run's time goes, in parts that exclude each other and add up to the wall time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PARTS = (
     "logging",
     "rest",
 )
-"""By their names in metrics.jsonl, the report and the summary."""
+"""The parts, with their names in metrics.jsonl, the report and the summary."""
 
 
 @dataclass
 class Span:
-    """How long a part took this time, once it is over."""
+    """How long a part took this time; known once it is over."""
 
     seconds: float = 0.0
 
@@ -34,7 +34,7 @@ class Span:
 class Stopwatch:
     """Attributes every moment to one part: the innermost that is under way, or the rest.
 
-    clock: gives seconds.
+    clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -42,7 +42,7 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin anew."""
+        """Reset all parts to zero."""
         self.started = time.time()
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._current = "rest"
@@ -59,7 +59,7 @@ class Stopwatch:
             span.seconds = self._seconds[name] - before
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[tuple[T, float]]:
-        """The items, each with the seconds that it took to get it, which count to a part."""
+        """Yield the items, each with the seconds that it took to get it, which count towards a part."""
         iterator = iter(items)
         while True:
             with self.part(name) as span:
@@ -70,13 +70,13 @@ class Stopwatch:
             yield item, span.seconds
 
     def totals(self) -> dict[str, float]:
-        """Seconds of each part until now; their sum is the time since the start."""
+        """Return the seconds of each part until now; their sum is the time since the start."""
         self._switch(self._current)
         return dict(self._seconds)
 
     def _switch(self, name: str) -> float:
-        """Go over to a part; returns its seconds so far."""
-        now = self._clock()
-        self._seconds[self._current] += now - self._since
-        self._current, self._since = name, now
+        """Switch to a part; returns its seconds so far."""
+        time_now = self._clock()
+        self._seconds[self._current] += time_now - self._since
+        self._current, self._since = name, time_now
         return self._seconds[name]

@@ -1,9 +1,9 @@
-"""The loop: steps inside phases, and what happens between steps."""
+"""The training loop: steps inside phases, and what happens between steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from megatron_lfr.checkpoint import CheckpointStore
@@ -24,11 +24,11 @@ from megatron_lfr.training.times import Stopwatch
 
 
 class Trainer:
-    """Runs a curriculum to its end, or to a signal, through one engine. Every rank runs one; callbacks, and what is
-    printed, are rank 0's.
+    """Trains one engine by a curriculum, to its end or to a signal. Every rank runs a trainer; only rank 0 has
+    callbacks and prints.
 
-    Events of a step come in this order, so that a checkpoint holds everything that belongs to it: record, log,
-    evaluate, save. What only one feature needs is a callback.
+    A step's events come in this order, so that a checkpoint holds everything that belongs to it: record, log, evaluate,
+    save. What only one feature needs is a callback.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Trainer:
 
     @property
     def consumed_samples(self) -> int:
-        """Blocks of all recorded steps."""
+        """Number of samples of all recorded steps."""
         return self.recorder.consumed_samples
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that left the weights alone because they were not finite."""
+        """Number of steps that changed no weights because their loss or gradient was not finite."""
         return self.recorder.skipped_steps
 
     @property
@@ -81,7 +81,7 @@ class Trainer:
         return self.curriculum.finished and not self.validation.is_owed
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint's JSON state, whose tensors the engine has already; {} at step 0."""
+        """Continue from a checkpoint's JSON state, whose tensors the engine has already loaded; {} at step 0."""
         if state:
             self.curriculum.load_state_dict(state["curriculum"])
             self.recorder.consumed_samples = int(state["consumed_samples"])
@@ -92,35 +92,40 @@ class Trainer:
             callback.load_state_dict(states.get(key, {}))
 
     def run(self) -> bool:
-        """Train to the end of the schedule. False when a signal or an exit limit stopped it first."""
+        """Train to the end of the schedule. Returns False when a signal or an exit limit stopped it first."""
         self.times.start()
         self.saving.start()
         with self.stopping.watching():
             try:
                 self._tell(lambda callback: callback.on_train_start(self))
                 self._train()
-                self.saving.wait()  # the run has ended, or may be left, once its last checkpoint is complete
+                self.saving.wait()  # the run has ended, or the process may leave, once its last checkpoint is complete
                 self._tell(lambda callback: callback.on_train_end(self))
             except BaseException as error:
-                first = error
-                with suppress(Exception):  # the first error is the one to tell
-                    self._tell(lambda callback: callback.on_error(self, first))
-                with suppress(Exception):
-                    self.saving.wait()  # no one else may write there before this has ended
-                raise
-            finally:
                 for callback in self.callbacks:
-                    callback.close()
+                    with suppress(Exception):  # the first error is the one to raise
+                        callback.on_error(self, error)
+                with suppress(Exception):
+                    self.saving.wait()  # nothing else may write there before this has ended
+                for callback in self.callbacks:
+                    with suppress(Exception):
+                        callback.close()
+                raise
+            with ExitStack() as closing:  # all of them, whichever fails
+                for callback in reversed(self.callbacks):
+                    closing.callback(callback.close)
         return self.is_complete
 
     def _train(self) -> None:
-        if self.validation.is_owed:  # by the process before, which was stopped
+        if self.validation.is_owed:  # the process before was stopped
             self._evaluate(self.curriculum.next_step)
+            if self.curriculum.at_boundary:
+                self._end_phase()
             self._save(self.curriculum.next_step, is_due=False)
         try:
             while not self.curriculum.finished and self.stopping.reason is None:
                 self._train_phase()
-        except StoppedError as stop:  # while blocks were scored; the checkpoint before that stays
+        except StoppedError as stop:  # while blocks were scored; the checkpoint before that remains
             _say(f"{stop}: leaving before step {self.curriculum.next_step + 1}; the same command continues")
 
     def _train_phase(self) -> None:
@@ -152,7 +157,7 @@ class Trainer:
             if evaluates:
                 self._evaluate(done)
             if phase_ends:
-                self._tell(lambda callback: callback.on_phase_end(self, phase))
+                self._end_phase()
             self._save(done, is_due=saves)
             if self.stopping.reason is not None:
                 return
@@ -162,8 +167,15 @@ class Trainer:
         if evaluation is not None:
             self._tell(lambda callback: callback.on_evaluation(self, evaluation))
 
+    def _end_phase(self) -> None:
+        """Tell of the end of the current phase, unless a stop has cut its evaluation short: then the process that makes
+        up for that tells."""
+        phase = self.curriculum.current
+        if phase is not None and not self.validation.is_owed:
+            self._tell(lambda callback: callback.on_phase_end(self, phase))
+
     def _save(self, done: int, is_due: bool) -> None:
-        """Save after step `done`, if that is due, or anything else makes it so."""
+        """Save after step `done`, if that is due, the run stops or ends, or a rescoring follows."""
         stops = self.stopping.reason is not None and not self.is_complete
         if stops:
             _say(f"{self.stopping.reason}: saving at step {done} and leaving; the same command continues")
@@ -175,7 +187,7 @@ class Trainer:
         return curriculum.at_boundary and self.plan.at_step(curriculum.next_step).phase.is_rescored
 
     def _state_dict(self) -> dict[str, Any]:
-        """Everything beside the tensors that the run continues from."""
+        """Return everything that the run continues from, besides the tensors."""
         for callback in self.callbacks:
             callback.before_save(self)
         keys = state_keys(self.callbacks)

@@ -1,4 +1,4 @@
-"""Learned, forgotten, relearned: against a search through each block's whole history."""
+"""Learned, forgotten, relearned: against a search through each block's entire history."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from megatron_lfr.analysis.forgetting import CLASSES, EVENTS, Trajectories
 from megatron_lfr.lfr import UNRECORDED
 
 
-def turns(losses: list[float], margin: float) -> dict[int, str]:
-    """Where a history turns: the first visit that is more than `margin` below some visit since the last turn (a fall,
-    unless the last turn was one) or above some (a rise)."""
-    found: dict[int, str] = {}
+def changes_of(losses: list[float], margin: float) -> dict[int, str]:
+    """Where a history falls or rises: the first visit that is more than `margin` below some visit since the last change
+    (a fall, unless the last change was one), or above some (a rise)."""
+    changes: dict[int, str] = {}
     since, last = 0, ""
     for j in range(len(losses)):
         before = losses[since : j + 1]
         if last != "fall" and any(loss - losses[j] > margin for loss in before):
-            found[j], since, last = "fall", j, "fall"
+            changes[j], since, last = "fall", j, "fall"
         elif last != "rise" and any(losses[j] - loss > margin for loss in before):
-            found[j], since, last = "rise", j, "rise"
-    return found
+            changes[j], since, last = "rise", j, "rise"
+    return changes
 
 
 def class_of(losses: list[float], margin: float) -> str:
-    """The words of the documentation, applied to the list of turns."""
-    kinds = "".join(kind[0] for kind in turns(losses, margin).values())
+    """Return the class of a history by the words of the documentation, applied to its falls and rises."""
+    kinds = "".join(kind[0] for kind in changes_of(losses, margin).values())
     if len(losses) < 2:
         return "seen less than twice"
     after_fall = kinds[kinds.find("f") :] if "f" in kinds else ""
@@ -47,22 +47,22 @@ def class_of(losses: list[float], margin: float) -> str:
 
 
 def events_of(losses: list[float], margin: float) -> Counter[str]:
-    found = Counter({"first visit": 1} if losses else {})
+    events = Counter({"first visit": 1} if losses else {})
     fallen = False
-    at = turns(losses, margin)
+    at = changes_of(losses, margin)
     for j in range(1, len(losses)):
         kind = at.get(j)
         name = {"fall": "relearned" if fallen else "learned", "rise": "forgotten" if fallen else "rose"}.get(str(kind))
-        found[name or "no turn"] += 1
+        events[name or "no change"] += 1
         fallen = fallen or kind == "fall"
-    return found
+    return events
 
 
 VISITS = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 12)), max_size=60)
 
 
 @given(visits=VISITS, margin=st.sampled_from([0.0, 0.25, 1.0]), calls=st.integers(1, 4))
-def test_against_the_whole_histories(visits: list[tuple[int, int]], margin: float, calls: int) -> None:
+def test_against_entire_histories(visits: list[tuple[int, int]], margin: float, calls: int) -> None:
     n_blocks = 6  # the last one is never visited
     ids = np.array([block for block, _ in visits], np.uint32)
     nll = np.array([UNRECORDED if level < 0 else level / 4 for _, level in visits], np.float32)
@@ -72,7 +72,7 @@ def test_against_the_whole_histories(visits: list[tuple[int, int]], margin: floa
         counts += trajectories.record(ids[part], nll[part])
     histories = [[level / 4 for block, level in visits if block == i and level >= 0] for i in range(n_blocks)]
     assert [CLASSES[c] for c in trajectories.classes()] == [class_of(one, margin) for one in histories]
-    kinds = ["".join(kind[0] for kind in turns(one, margin).values()) for one in histories]
+    kinds = ["".join(kind[0] for kind in changes_of(one, margin).values()) for one in histories]
     assert trajectories.forgotten().tolist() == [one.count("fr") for one in kinds]
     assert trajectories.relearned().tolist() == [one.lstrip("r").count("rf") for one in kinds]
     expected = sum((events_of(one, margin) for one in histories), Counter())

@@ -1,4 +1,4 @@
-"""Looking back needs no PyTorch, and the curriculum does not know that it is looked back at."""
+"""The analysis of runs needs no PyTorch, and the curriculum does not import it."""
 
 from __future__ import annotations
 

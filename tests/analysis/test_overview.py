@@ -1,4 +1,4 @@
-"""What the page says of a run, against counting one visit after another."""
+"""The numbers that the page shows, against counting one visit after another."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_visits_and_losses_of_each_phase(view: RunView, histories: list[PhaseHis
         assert phase.distinct == len(set(ids))
         assert phase.mean_loss == pytest.approx(float(history.nll.mean(dtype=np.float64)))
         by_step = defaultdict(list)
-        for place, loss in enumerate(history.nll.tolist()):
-            by_step[place // 128].append(loss)
+        for number, loss in enumerate(history.nll.tolist()):
+            by_step[number // 128].append(loss)
         assert phase.step_losses == pytest.approx([np.mean(losses) for _, losses in sorted(by_step.items())])
         last.update(zip(ids, history.nll.tolist(), strict=True))
         assert phase.losses is not None
@@ -142,15 +142,15 @@ def test_unseen_blocks_are_not_dropped_ones(hurried_runs: list[Path]) -> None:
         view = view_run(run, "hurried", margin=0.1)
         learn, focus = list(open_run(run).phases())[:2]
         seen = set(learn.block_ids.tolist())
-        found = view.phases[1].focus
-        assert found is not None
+        focused = view.phases[1].focus
+        assert focused is not None
         unseen = [block for block in range(view.run.plan.n_blocks) if block not in seen]
         counts = Counter(domain_index(view, block) for block in unseen)
-        assert found.unseen_by_domain.tolist() == [counts[i] for i in range(4)]
-        assert found.excluded_by_domain.tolist() == [counts[i] if excludes else 0 for i in range(4)]
-        dropped = set(np.flatnonzero(np.unpackbits(found.dropped.bits)).tolist())
+        assert focused.unseen_by_domain.tolist() == [counts[i] for i in range(4)]
+        assert focused.excluded_by_domain.tolist() == [counts[i] if excludes else 0 for i in range(4)]
+        dropped = set(np.flatnonzero(np.unpackbits(focused.dropped.bits)).tolist())
         assert dropped < seen
-        assert len(dropped) == found.dropped.size == int(0.4 * len(seen))
+        assert len(dropped) == focused.dropped.size == int(0.4 * len(seen))
         assert bool(set(focus.block_ids.tolist()) & set(unseen)) != excludes
         assert view.unseen == view.run.plan.n_blocks - len(
             {b for h in open_run(run).phases() for b in h.block_ids.tolist()}
@@ -166,5 +166,5 @@ def test_the_sample_is_of_evenly_spaced_blocks(made_run: Path, monkeypatch: pyte
     for history in view.run.phases():
         trajectories.record(history.block_ids, history.nll)
     counts = np.bincount(trajectories.classes()[::stride], minlength=len(CLASSES))
-    found = {margin: shares for margin, *shares in view.sensitivity}[0.2]
-    assert found == pytest.approx([counts[5:].sum() / counts[1:].sum(), counts[6:].sum() / counts[1:].sum()])
+    shares_forgotten = {margin: shares for margin, *shares in view.sensitivity}[0.2]
+    assert shares_forgotten == pytest.approx([counts[5:].sum() / counts[1:].sum(), counts[6:].sum() / counts[1:].sum()])

@@ -44,13 +44,13 @@ def train(folder: Path, schedule: Schedule, stop: int | None = None) -> tuple[Pl
 
 
 def replayed(run: Run) -> list[Visit]:
-    found: list[Visit] = []
+    visits: list[Visit] = []
     for history in run.phases():
         losses = np.where(history.recorded, history.nll, np.nan).tolist()
         phase = history.planned.index
         rows = zip(history.block_ids.tolist(), (history.steps + 1).tolist(), losses, strict=True)
-        found += [(block, step, phase, loss) for block, step, loss in rows]
-    return found
+        visits += [(block, step, phase, loss) for block, step, loss in rows]
+    return visits
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -77,15 +77,15 @@ def assert_same(one: Ledger, other: Ledger) -> None:
 def test_a_run_that_was_killed_is_read_as_far_as_it_came(tmp_path: Path, stop: int) -> None:
     plan, curriculum, visits = train(tmp_path, SCHEDULES["lfr"], stop)
     path = curriculum.journal.path(curriculum.journal.phase)
-    lost = 0
+    n_lost = 0
     if len(visits) > plan.phases[0].samples:  # the last writes: a torn entry, and a header that is behind
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 2)
         np.testing.assert_raises(ValueError, np.load, path)
-        lost = 1
+        n_lost = 1
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
     run = open_run(tmp_path)
-    np.testing.assert_array_equal(np.array(replayed(run)), np.array(visits[: len(visits) - lost]))
+    np.testing.assert_array_equal(np.array(replayed(run)), np.array(visits[: len(visits) - n_lost]))
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
@@ -109,8 +109,8 @@ def test_visits_of_blocks_and_steps_are_those_recorded(finished: tuple[Run, list
             run.visits_at(step)
 
 
-def assert_visits(found: np.ndarray, expected: list[Visit]) -> None:
-    np.testing.assert_array_equal(np.array(found.tolist()), np.array(expected))
+def assert_visits(visits: np.ndarray, expected: list[Visit]) -> None:
+    np.testing.assert_array_equal(np.array(visits.tolist()), np.array(expected))
 
 
 def test_the_loss_before_a_step(finished: tuple[Run, list[Visit]]) -> None:
@@ -127,9 +127,9 @@ def test_the_loss_before_a_step(finished: tuple[Run, list[Visit]]) -> None:
 def test_means_of_steps_and_ranges(finished: tuple[Run, list[Visit]]) -> None:
     run, visits = finished
     for row in run.steps():
-        own = [v[3] for v in visits if v[1] == row["step"] and not np.isnan(v[3])]
-        assert row["blocks"] == len(own)
-        assert row["nll"] == pytest.approx(np.mean(own), abs=1e-6)
+        losses = [v[3] for v in visits if v[1] == row["step"] and not np.isnan(v[3])]
+        assert row["blocks"] == len(losses)
+        assert row["nll"] == pytest.approx(np.mean(losses), abs=1e-6)
     assert [row["step"] for row in run.steps()] == sorted({v[1] for v in visits})
     for row in run.phase_means(10, 30):
         inside = [v for v in visits if v[2] == row["phase"] and 10 <= v[0] < 30 and not np.isnan(v[3])]
@@ -184,7 +184,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
     meta.write_text(json.dumps(good))
     path = tmp_path / "journal/phase_000.npy"
     content = path.read_bytes()
-    for bad, reason in ((content[:-4] + b"\0\0\xc0\x7f", "no loss"), (b"x" + content[1:], "not a phase of a journal")):
+    for bad, reason in (
+        (content[:-4] + b"\0\0\xc0\x7f", "not a loss"),
+        (b"x" + content[1:], "not a phase of a journal"),
+    ):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match=reason):
             open_run(tmp_path).ledger()

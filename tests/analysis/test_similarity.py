@@ -20,14 +20,14 @@ def mask_of(members: set[int], n_blocks: int) -> np.ndarray:
 def test_against_sets(n_blocks: int, data: st.DataObject) -> None:
     a, b = (data.draw(st.sets(st.integers(0, n_blocks - 1))) for _ in range(2))
     masks = mask_of(a, n_blocks), mask_of(b, n_blocks)
-    found = compare(*(BlockSet.of(mask, np.ones(n_blocks, np.bool_)) for mask in masks))
+    likeness = compare(*(BlockSet.of(mask, np.ones(n_blocks, np.bool_)) for mask in masks))
     if not a or not b:
-        assert math.isnan(found.overlap)
-        assert math.isnan(found.cosine)
+        assert math.isnan(likeness.overlap)
+        assert math.isnan(likeness.cosine)
         return
-    assert found.overlap == pytest.approx(len(a & b) / len(a | b))
+    assert likeness.overlap == pytest.approx(len(a & b) / len(a | b))
     u, v = (mask.astype(float) for mask in masks)
-    assert found.cosine == pytest.approx(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
+    assert likeness.cosine == pytest.approx(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_against_sets(n_blocks: int, data: st.DataObject) -> None:
 def test_chance_is_what_random_sets_have(
     scored: tuple[int, int], sizes: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    """Sets of so many thousand blocks, drawn at random from those that have a score; of those, 20 thousand in all."""
+    """Sets of this many thousand blocks are chosen at random from 20 thousand blocks that have a score."""
     n_blocks = 20_000
     candidates = [rng.permutation(n_blocks) < 1000 * thousands for thousands in scored]
     candidates[1] |= candidates[0] & (rng.random(n_blocks) < 0.5)  # scored sets have much in common
@@ -45,8 +45,8 @@ def test_chance_is_what_random_sets_have(
         mask = np.zeros(n_blocks, np.bool_)
         mask[rng.permutation(np.flatnonzero(among))[: 1000 * thousands]] = True
         sets.append(BlockSet.of(mask, among))
-    found = compare(*sets)
-    assert found.cosine == pytest.approx(found.by_chance, abs=0.015)
+    likeness = compare(*sets)
+    assert likeness.cosine == pytest.approx(likeness.by_chance, abs=0.015)
 
 
 def test_chance_of_sets_that_were_chosen_in_each_corpus(rng: np.random.Generator) -> None:
@@ -63,9 +63,9 @@ def test_chance_of_sets_that_were_chosen_in_each_corpus(rng: np.random.Generator
                 inside = first + np.flatnonzero(among[first:last])
                 mask[rng.permutation(inside)[: int(share * len(inside))]] = True
             sets.append(BlockSet.of(mask, among, starts))
-        found = compare(*sets)
-        cosines.append(found.cosine)
-        expected = found.by_chance
+        likeness = compare(*sets)
+        cosines.append(likeness.cosine)
+        expected = likeness.by_chance
     assert np.mean(cosines) == pytest.approx(expected, abs=0.005)
 
 

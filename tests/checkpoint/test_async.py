@@ -148,7 +148,7 @@ def test_two_ranks_write_the_bytes_of_a_synchronous_save(folder: Path) -> None:
     assert_same_tensors(root / "synchronous/iter_0000003", root / "asynchronous/iter_0000003")
 
 
-def test_where_one_rank_cannot_write_both_are_told_and_the_old_checkpoint_stays(folder: Path) -> None:
+def test_where_one_rank_cannot_write_both_raise_and_the_old_checkpoint_stays(folder: Path) -> None:
     for found in found_in(folder, "one_rank_fails"):
         assert found["wait"].startswith("OSError")
         assert "checkpoint of iteration 2 could not be written" in found["wait"]

@@ -1,4 +1,4 @@
-"""Arguments that no function may take: a ValueError that names them."""
+"""Illegal arguments raise a ValueError that names them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class TestRefusals:
 
 
 def test_scores_that_change_under_their_weights() -> None:
-    """The sums are those of other scores: no order is better than a wrong one."""
+    """The sums belong to other scores, so an error is better than a wrong order."""
     scores = np.linspace(0, 5, 1000, dtype=np.float32)
     weights = _C.BlockWeights(scores, [1.0, 3.0], 5.0)
     scores[17] = 2.0

@@ -18,7 +18,7 @@ BINS = 4096
 
 
 def check_clusters(scores: npt.NDArray[np.float32], k: int, cap: float = 700.0) -> float:
-    """Compares everything but the choice of cuts with NumPy; returns the mean squared distance to clusters' means."""
+    """Compare all but the choice of cuts with NumPy; return the mean squared distance to the means of clusters."""
     cuts = _C.cluster(scores, k, BINS)
     weights = _C.BlockWeights(scores, cuts, cap)
     counts, perplexity = weights.counts, weights.mean_perplexity()
@@ -38,14 +38,14 @@ def check_clusters(scores: npt.NDArray[np.float32], k: int, cap: float = 700.0) 
 
 
 def mean_squared_distance(scores: npt.NDArray[np.float32], cuts: npt.NDArray[np.float64]) -> float:
-    """Of scores to the means of their clusters."""
+    """Return the mean squared distance of scores to the means of their clusters."""
     clusters = clusters_of(scores, cuts.tolist())
     parts = [scores[clusters == c].astype(np.float64) for c in range(len(cuts) + 1)]
     return sum(float(((part - part.mean()) ** 2).sum()) for part in parts) / len(scores)
 
 
 def assert_near_optimum(mse: float, best: float, scores: npt.NDArray[np.float32]) -> None:
-    """Binning moves no score by more than a bin, so the root mean square by no more than twice that."""
+    """Binning moves no score by more than a bin, so it changes the root mean square by no more than twice that."""
     width = float(np.nanmax(scores) - np.nanmin(scores)) / BINS
     assert math.sqrt(best) - 1e-6 <= math.sqrt(mse) <= math.sqrt(best) + 2 * width + 1e-6
 
@@ -72,7 +72,7 @@ def test_clusters_are_the_best_of_many_scores(k: int) -> None:
 
 @pytest.mark.parametrize("k", [2, 8, 16])
 def test_bins_cost_less_than_a_thousandth(k: int) -> None:
-    """Bins a sixteenth as wide are no better by more than that: the optimum of a million blocks is out of reach."""
+    """Bins a sixteenth as wide do not improve it by more: the exact optimum of a million blocks is out of reach."""
     scores = np.random.default_rng(k).gamma(9, 0.35, 1_000_000).astype(np.float32)
     assert mean_squared_distance(scores, _C.cluster(scores, k)) <= 1.001 * mean_squared_distance(
         scores, _C.cluster(scores, k, 65_536)

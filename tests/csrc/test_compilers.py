@@ -71,7 +71,7 @@ def test_compilers_change_no_order(tmp_path: Path) -> None:
 
 
 def results(library: ctypes.CDLL, scores: npt.NDArray[np.float32]) -> bytes:
-    """Bytes of all orders and of the clusters."""
+    """Return all orders and the clusters, as bytes."""
     pointer = ctypes.c_void_p(scores.ctypes.data)
     everything = []
     for name in ("order_threshold", "order_visits", "order_choice", "interleave"):

@@ -1,4 +1,4 @@
-"""The core's own exponentials and logarithms: close to the true values, with the same bits however compiled."""
+"""The core's exponentials and logarithms are close to the true values, with the same bits however compiled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXPORT(exponential_of_word, uint64_t)
 
 
 def compiled(folder: Path, compiler: str, optimisation: str) -> dict[str, Function]:
-    """The functions on arrays of doubles."""
+    """Compile the functions, for arrays of doubles."""
     source, library = folder / "detmath_on_arrays.cpp", folder / f"{compiler}{optimisation}.so"
     source.write_text(SOURCE)
     flags = ["-std=c++17", "-ffp-contract=off", "-fno-trapping-math", "-shared", "-fPIC", optimisation, f"-I{CSRC}"]
@@ -56,7 +56,7 @@ def compiled(folder: Path, compiler: str, optimisation: str) -> dict[str, Functi
 
 @pytest.fixture(scope="module")
 def points() -> dict[str, Doubles]:
-    """Arguments of each function: all its range, the values that matter most, and where its pieces meet."""
+    """Return arguments for each function: all of its range, the most important values, and where its parts meet."""
     rng = np.random.default_rng(0)
     words = rng.integers(0, 2**64, 100_000, np.uint64) >> rng.integers(0, 52, 100_000, np.uint64)
     return {

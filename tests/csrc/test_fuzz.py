@@ -1,4 +1,4 @@
-"""The core under sanitizers: short runs of the fuzz targets and of the threads, which tools/fuzz.py makes long."""
+"""The core under sanitizers: short runs of the fuzz targets and of the threads; tools/fuzz.py runs them for longer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUICKLY_COMPILED = [*tool.MEMORY, "-O0"]
 
 
 def skip_without(flags: list[str], folder: Path) -> None:
-    """Skip where the compiler is missing, or its sanitizer makes no program that runs."""
+    """Skip if the compiler is missing, or programs with its sanitizer do not run."""
     if not shutil.which(COMPILER):
         pytest.skip(f"no {COMPILER}")
     source, program = folder / "nothing.cpp", folder / "nothing"
@@ -47,7 +47,7 @@ def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
 
 
 def run_kept_inputs(program: Path, target: str) -> None:
-    """Inputs that failed once, in earlier runs."""
+    """Run the inputs that failed in earlier runs."""
     for path in INPUTS.glob(f"{target}-*"):
         done = run(program, path)
         assert done.returncode == 0, f"{path.name}: {done.stderr}"
@@ -55,7 +55,7 @@ def run_kept_inputs(program: Path, target: str) -> None:
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The dataset's target, compiled: object files by name."""
+    """Compile the target of the dataset; return its object files by name."""
     folder = tmp_path_factory.mktemp("dataset")
     skip_without(FAST, folder)
     made = tool.compile_all(COMPILER, FAST, [*tool.sources("dataset"), tool.FUZZ / "driver.cpp"], folder)
@@ -81,7 +81,11 @@ MUTANTS = {
         "positions[i]) < tokens_",
         "takes what the other reader takes",
     ),
-    "a write beyond a buffer": ("std::min(kPiece, entries_)", "std::min(kPiece, entries_ - 1)", "heap-buffer-overflow"),
+    "a write beyond a buffer": (
+        "std::min(kEntriesAtATime, entries_)",
+        "std::min(kEntriesAtATime, entries_ - 1)",
+        "heap-buffer-overflow",
+    ),
     "an allocation without bounds": (
         "lengths(last - first)",
         "lengths((last - first) << 32)",

@@ -1,4 +1,4 @@
-"""Reading .idx files, whole and hostile, against a reader in NumPy."""
+"""Reading valid and hostile .idx files, against a reader in NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAGIC = b"MMIDIDX\0\0"
 
 @dataclass
 class Index:
-    """The fields of an .idx file; `data` puts them down whatever they are."""
+    """The fields of an .idx file; `data` writes them, valid or not."""
 
     lengths: list[int]
     documents: list[int]
@@ -47,7 +47,7 @@ class Index:
 
 
 def read_index(data: bytes) -> tuple[int, list[int], list[int]] | None:
-    """(type code, lengths, token offset of every document and the end), or None for what must be refused."""
+    """Return (type code, lengths, token offset of every document and the end), or None if it must be refused."""
     if len(data) < 34 or data[:9] != MAGIC:
         return None
     version, code, sequences, entries = struct.unpack("<QBQQ", data[9:34])
@@ -160,7 +160,7 @@ def test_any_changed_bytes(path: Path, changes: list[tuple[int, int]]) -> None:
 
 
 def test_thousands_of_flipped_bits(path: Path) -> None:
-    """Whatever is wrong with a file, it is a ValueError that names it, or it is read as the bytes say."""
+    """A file is either refused by a ValueError that names it, or read as its bytes say."""
     rng = np.random.default_rng(7)
     whole = Index([3, 0, 5, 1, 7, 0, 0, 2], [0, 1, 1, 4, 8], 4).data()
     for _ in range(2000):

@@ -105,14 +105,14 @@ def test_ids_and_places_are_independent_across_buckets(n: int, cells: int, round
 
 
 def test_neighbours_are_independent() -> None:
-    """How often id i + 1 follows id i directly is about Poisson with mean 1; summed over seeds, mean 50."""
+    """The number of times that id i + 1 directly follows id i is about Poisson, with mean 1; over all seeds, 50."""
     follows = sum(int((np.diff(_C.permutation(100_000, seed).astype(np.int64)) == 1).sum()) for seed in range(50))
     assert 50 - 5 * 7.1 < follows < 50 + 5 * 7.1
 
 
 @pytest.mark.parametrize("n", [SEVERAL_BUCKETS, NESTED_BUCKETS])
 def test_no_distance_between_places_shows_in_the_ids(n: int) -> None:
-    """Autocorrelation at every distance: buckets that were shuffled alike would show at the size of a bucket."""
+    """Tests the autocorrelation at every distance: buckets shuffled alike would show at the size of a bucket."""
     ids = _C.permutation(n, 6).astype(np.float64)
     ids = (ids - ids.mean()) / ids.std()
     correlation = np.fft.irfft(np.abs(np.fft.rfft(ids)) ** 2, n)[1:] / n
@@ -120,7 +120,7 @@ def test_no_distance_between_places_shows_in_the_ids(n: int) -> None:
 
 
 def test_seeds_give_unrelated_orders() -> None:
-    """Where a block is in one order says nothing of where it is in another."""
+    """The position of a block in one order says nothing about its position in another."""
     cells = 20
     places = [np.argsort(_C.permutation(SEVERAL_BUCKETS, seed)) * cells // SEVERAL_BUCKETS for seed in (0, 1, 2**63)]
     for first, second in itertools.combinations(places, 2):
@@ -137,7 +137,7 @@ def test_visits_are_kept(visits: list[int], seed: int) -> None:
 
 
 def test_places_of_a_block_are_uniform_across_buckets() -> None:
-    """Blocks of many visits, from either end: visits of one are spread over the whole order."""
+    """The visits of a block, of many at either end, are spread over the complete order."""
     counts = np.ones(SEVERAL_BUCKETS, np.uint32)
     heavy, cells = [0, 150_000, SEVERAL_BUCKETS - 1], 50
     counts[heavy] = 100_000
@@ -167,7 +167,7 @@ def test_threshold_describes_what_is_kept(values: list[float], drop: float) -> N
 
 
 def _misleading(n: int) -> npt.NDArray[np.float32]:
-    """Every 64th group of 64 blocks is unlike the others."""
+    """Return scores of which every 64th group of 64 blocks is unlike the others."""
     return np.where(np.arange(n) // 64 % 64 == 0, 5.0, np.linspace(0, 1, n)).astype(np.float32)
 
 
@@ -185,7 +185,7 @@ def _misleading(n: int) -> npt.NDArray[np.float32]:
 )
 @pytest.mark.parametrize("share", [0.0, 0.00001, 0.3, 0.5, 0.9993, 1 - 2**-30])
 def test_ranks_of_many_blocks(scores: npt.NDArray[np.float32], share: float) -> None:
-    """Whether a sample leads near the rank or not."""
+    """The rank is exact, whether or not a sample of the scores leads near it."""
     ordered = np.sort(scores[~np.isnan(scores)])
     cut, tie_quota, dropped, seen = _C.threshold(scores, share)
     assert seen == len(ordered)
@@ -279,7 +279,7 @@ def test_all_interleavings_are_equally_likely() -> None:
 
 
 def test_interleaving_mixes_places_evenly() -> None:
-    """Over several buckets and chunks, a sequence has its share in every part of the order."""
+    """A sequence has its share in every part of the order, over several buckets and chunks."""
     ids = np.zeros(SEVERAL_BUCKETS, np.uint32)
     ids[: SEVERAL_BUCKETS // 4] = 1
     merged = _C.interleave(ids, [SEVERAL_BUCKETS // 4, SEVERAL_BUCKETS - SEVERAL_BUCKETS // 4], 9)

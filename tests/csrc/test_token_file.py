@@ -1,4 +1,4 @@
-"""Reading .bin files: every type, every row outside, and files that are not what they should be."""
+"""Reading .bin files: every type, rows outside of the file, and files that are not as they should be."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_reading_handles_no_signal(path: Path) -> None:
 
 @pytest.fixture
 def hostile_pread(tmp_path: Path) -> Path:
-    """A library whose pread is interrupted or reads less than it is asked for, and waits while $BLOCK exists."""
+    """Build a library whose pread is interrupted, or reads less than was asked for, and waits while $BLOCK exists."""
     if not shutil.which("g++"):
         pytest.skip("no g++")
     source, library = tmp_path / "pread.cpp", tmp_path / "pread.so"
@@ -210,7 +210,7 @@ def test_reads_that_are_interrupted_or_short(path: Path, hostile_pread: Path) ->
 
 
 def test_reads_hold_no_lock_of_the_interpreter(tmp_path: Path, hostile_pread: Path) -> None:
-    """While one thread waits for the disk, another goes on: here, it is the one that ends the wait."""
+    """While one thread waits for the disk, another continues: here, it is the one that ends the wait."""
     with IndexedDatasetWriter(tmp_path / "c", np.uint16) as writer:
         writer.add_document(np.arange(100))
     run_python(
@@ -246,7 +246,7 @@ def test_a_file_that_is_replaced_while_open_stays_the_one_that_was_opened(path: 
 
 
 def test_more_files_than_descriptors(tmp_path: Path) -> None:
-    """Some files are kept open, the others opened for each read; none stays open behind its object."""
+    """Some files are kept open, others are opened for each read; none stays open longer than its object."""
     for number in range(100):
         (tmp_path / f"{number}.bin").write_bytes(np.arange(number, number + 5000, dtype="<u4").tobytes())
     run_python(
@@ -269,7 +269,7 @@ def test_more_files_than_descriptors(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_kept_open_is_replaced(path: Path) -> None:
-    """What was opened is gone: an error, never another file's tokens."""
+    """The file that was opened is gone: reads fail, and never return the tokens of another file."""
     write_tokens(path, 100)
     run_python(
         "import os, resource, sys, numpy as np; from megatron_lfr._C import TokenFile\n"

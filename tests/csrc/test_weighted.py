@@ -72,7 +72,7 @@ def check_visits(
     expected: npt.NDArray[np.float64],
     samples: int,
 ) -> None:
-    """Blocks and clusters are visited floor or ceil of what is expected; a unit of the fixed point is allowed for."""
+    """Check that blocks and clusters are visited floor or ceil of the expected times, up to a fixed-point unit."""
     slack = 1e-6
     assert len(order) == samples
     visits = np.bincount(order, minlength=len(scores))
@@ -137,7 +137,7 @@ def test_choice_includes_blocks_as_successive_sampling_would(values: list[float]
     "seed", [0xDA633FC8AD6DCFDC, 0xACAE99EC7306F6E6]
 )  # whose offsets are the least and the greatest
 def test_rounded_shares_lose_no_sample(seed: int) -> None:
-    """In doubles, six sixths are less than 1: what is missing must not go to a removed cluster, nor be lost."""
+    """In doubles, six sixths are less than 1: the difference must neither go to a removed cluster nor be lost."""
     scores = np.array([0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, np.nan], np.float32)
     assert sum([1 / 6] * 6) < 1
     order = draw_visits(scores, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 6 + [0.0], 0.0, 9.0, 2**20, seed)
@@ -156,7 +156,7 @@ def test_arrangements_are_equally_likely(draw: Callable[..., Order]) -> None:
 
 
 def test_choice_beyond_a_pass_ends_with_a_weighted_one() -> None:
-    """Of two blocks of weights 3 : 1, the third draw is the first with probability 3/4."""
+    """With two blocks of weights 3 : 1, the third sample is the first block with probability 3/4."""
     scores = np.array([5.0, 0.0, -1.0], np.float32)
     rounds, heavy, orders = 4000, 0, set()
     for seed in range(rounds):
@@ -197,7 +197,7 @@ def test_choice_of_many_blocks_favours_heavy_ones_by_their_weight() -> None:
 
 
 def test_a_larger_choice_holds_the_smaller_one() -> None:
-    """A block's key does not depend on the samples, and how few or many are found in another way does not show."""
+    """The key of a block does not depend on `samples`, and the ways to choose few or many agree."""
     scores = np.random.default_rng(4).normal(3, 1, 1_000_000).astype(np.float32)
     scores[::50] = np.nan
     chosen: set[int] = set()
@@ -210,7 +210,7 @@ def test_a_larger_choice_holds_the_smaller_one() -> None:
 
 @pytest.mark.parametrize("sampled_are", ["hard", "easy"])
 def test_a_choice_that_samples_mislead(sampled_are: str) -> None:
-    """Every 64th batch of blocks is unlike the others: what is chosen is right all the same."""
+    """Every 64th batch of blocks is unlike the others, but the choice is right all the same."""
     batch, every = 2048, 64 * 2048
     hard = np.zeros(1_200_000, np.bool_)
     for first in range(0, len(hard), every):

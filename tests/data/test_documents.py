@@ -68,7 +68,7 @@ def test_documents_start_as_the_corpus_says(
             r"--eod-token </s> \(id 1\): the documents of the corpus end with b \(id 3\); give --eod-token 'b'",
         ),
         ({}, {"eod_token": "b"}, r"--eod-token b \(id 3\): .* end with </s> \(id 1\); give --eod-token '</s>'"),
-        ({"bos": 3}, {}, "starts documents with id 2, those of the corpus start with id 3"),
+        ({"bos": 3}, {}, "starts documents with id 2, but those of the corpus start with id 3"),
         ({"documents": 2}, {}, r"c\.meta: is of another corpus"),
     ],
 )

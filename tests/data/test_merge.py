@@ -97,7 +97,7 @@ def test_bad_inputs_are_named_and_nothing_is_left(tmp_path: Path, write_corpus: 
         ([good, tmp_path / "none"], output, FileNotFoundError, r"none\.idx: no such file"),
         ([good, wide], output, ValueError, r"wide: holds int32, but .*good holds uint16; only datasets of one"),
         ([good, short], output, ValueError, r"short\.bin: holds 2 bytes"),
-        ([good], short, ValueError, "--output-prefix .*short: is there already.*--overwrite"),
+        ([good], short, ValueError, "--output-prefix .*short: already exists.*--overwrite"),
         ([good], tmp_path / "no" / "m", ValueError, "--output-prefix .*a folder that exists"),
         ([good, short.with_name("good")], good, ValueError, "--output-prefix .*good: is also an --input"),
     ]
@@ -172,7 +172,7 @@ def test_damaged_sidecars_are_named(tmp_path: Path, write_corpus: WriteCorpus, c
         merge(MergeConfig([prefix], tmp_path / "out"))
     prefix.with_suffix(".meta").unlink()
     os.mkfifo(prefix.with_suffix(".meta"))  # nobody writes into it: reading would wait for ever
-    with pytest.raises(ValueError, match=r"a\.meta: is no regular file"):
+    with pytest.raises(ValueError, match=r"a\.meta: is not a regular file"):
         merge(MergeConfig([prefix], tmp_path / "out"))
 
 

@@ -151,7 +151,7 @@ def test_blank_lines_bom_and_line_ends(tmp_path: Path, out: Path) -> None:
         (b"[" * 100_000, "not JSON"),
         (b'{"text": "\xff"}', "not UTF-8: byte 11"),
         (b'{"text": "\\ud800"}', "not Unicode"),
-        (b'{"title": "a"}', "no key 'text'; there is 'title'"),
+        (b'{"title": "a"}', "no key 'text'; its keys are 'title'"),
         (b'{"text": 1}', "'text' is not a string but int"),
         (b'["text"]', "not a JSON object but list"),
     ],
@@ -284,20 +284,20 @@ def test_a_finished_corpus_is_replaced_when_asked_alone(
     run(PreprocessConfig([old], out / "c_longer", "bytes", progress=False))  # looks like a domain of c, and is none
     late = write_jsonl("late.jsonl", [{"text": "a", "d": "longer"}])
     for options in ({}, {"overwrite": True}):  # --overwrite is for this prefix' own
-        with pytest.raises(ValueError, match=r"late\.jsonl:1: .*c_longer_text_document is there already, of"):
+        with pytest.raises(ValueError, match=r"late\.jsonl:1: .*c_longer_text_document already exists, of"):
             preprocess_quietly([late], out, "bytes", domain_key="d", restart=True, **options)
     preprocess_quietly([old], out, "bytes", domain_key="d")
     before = {path: path.read_bytes() for path in out.iterdir()}
     for options in ({}, {"restart": True}):
-        with pytest.raises(ValueError, match=r"--output-prefix .*c_x_text_document and 1 more is there already"):
+        with pytest.raises(ValueError, match=r"--output-prefix .*c_x_text_document \(and 1 more\) already exists"):
             preprocess_quietly([new], out, "bytes", domain_key="d", **options)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert capsys.readouterr().err == ""
     preprocess_quietly([new], out, "bytes", domain_key="d", overwrite=True)
-    assert capsys.readouterr().err == "preprocess: not of this input, and left as they were: c_x_text_document\n"
+    assert capsys.readouterr().err == "preprocess: not made from this input, and left as they are: c_x_text_document\n"
     assert [documents(out / f"c_{d}_text_document") for d in "xy"] == [[[*b"old", 256]], [[*b"new", 256]]]
     (out / "c_y_text_document.meta").unlink()  # as other programs write them
-    with pytest.raises(ValueError, match=r"c_x_text_document and 1 more is there already"):
+    with pytest.raises(ValueError, match=r"c_x_text_document \(and 1 more\) already exists"):
         preprocess_quietly([new], out, "bytes", domain_key="d")
 
 

@@ -21,7 +21,7 @@ from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.data.preprocess import inputs
 from megatron_lfr.data.preprocess.command import PreprocessConfig, Summary, run
 from megatron_lfr.data.preprocess.encoding import Encoder
-from megatron_lfr.data.preprocess.inputs import Place, chunks, open_inputs
+from megatron_lfr.data.preprocess.inputs import Position, chunks, open_inputs
 from megatron_lfr.data.preprocess.readers import Columns
 from support.peers import peer
 
@@ -127,13 +127,13 @@ def test_reading_goes_on_from_every_place(
     paths = [tmp_path / name, tmp_path / "t.txt", tmp_path / "z.jsonl"]
     encoder = Encoder(load_tokenizer("bytes"), "text", None, None, np.dtype(np.uint16), False)
 
-    def encoded(start: Place) -> list[tuple[list[int], Place, int]]:
+    def encoded(start: Position) -> list[tuple[list[int], Position, int]]:
         pieces = chunks(open_inputs(paths, Columns("text", None)), start)
         return [
             ([t for g in encoder.encode(c.parts).groups for t in g.tokens.tolist()], c.end, c.stored) for c in pieces
         ]
 
-    whole = encoded(Place())
+    whole = encoded(Position())
     assert bytes(t for ids, _, _ in whole for t in ids).decode() == "".join(
         [*(row["text"] for row in ROWS), "a text", *["last"] * 9]
     )
@@ -163,10 +163,10 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
     (line,) = capsys.readouterr().err.splitlines()
     found, reasons = line.split("; left out: ")
     assert found == "inputs: 4"
-    expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 no regular file"]
+    expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 not a regular file"]
     unknown = ["1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
     assert sorted(reasons.split(", ")) == sorted([*expected, *unknown])
-    with pytest.raises(ValueError, match=r"pipe\.txt: is no regular file"):
+    with pytest.raises(ValueError, match=r"pipe\.txt: is not a regular file"):
         prepare([folder / "pipe.txt"], out)
 
 
@@ -195,7 +195,7 @@ def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for i in range(300):
         (tmp_path / f"{i:03}.jsonl").write_text(json.dumps({"text": str(i)}) + "\n")
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 1000)
-    pieces = list(chunks(open_inputs([tmp_path], Columns("text", None)), Place()))
+    pieces = list(chunks(open_inputs([tmp_path], Columns("text", None)), Position()))
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert len(pieces) <= size / 1000 + 1
     assert sum(len(piece.parts) for piece in pieces) == 300
@@ -221,7 +221,11 @@ def test_damaged_parquet_files_and_missing_columns_are_named(tmp_path: Path, out
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-5])
     cases = [
         ("b.parquet", {}, r"b\.parquet: not a Parquet file"),
-        ("a.parquet", {"json_key": "body"}, r"a\.parquet: no column 'body'; there is 'unused', 'domain', 'text'"),
+        (
+            "a.parquet",
+            {"json_key": "body"},
+            r"a\.parquet: no column 'body'; its columns are 'unused', 'domain', 'text'",
+        ),
         ("a.parquet", {"domain_key": "source"}, "no column 'source'"),
         ("a.parquet", {"json_key": "unused"}, r"a\.parquet:1: key 'unused' is not a string but int"),
     ]
@@ -337,7 +341,7 @@ def test_datasets_of_the_hub(
     assert hub == [call]
     assert texts(out / "c_b_text_document") == [row["text"] for row in ROWS if row["domain"] == "b"]
     (reader,) = open_inputs([Path(name)], Columns("text", None))
-    pieces = list(chunks([reader], Place()))
+    pieces = list(chunks([reader], Position()))
     rest = list(chunks([reader], pieces[2].end))
     assert [piece.parts for piece in rest] == [piece.parts for piece in pieces[3:]]
 
@@ -347,5 +351,5 @@ def test_bad_names_and_columns_of_the_hub(out: Path) -> None:
     for name in ("hf:", "hf:a::b", "hf:a:b:c:d"):
         with pytest.raises(ValueError, match="must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"):
             prepare([Path(name)], out)
-    with pytest.raises(ValueError, match="--input hf:a: no column 'body'; there is 'text', 'domain'"):
+    with pytest.raises(ValueError, match="--input hf:a: no column 'body'; its columns are 'text', 'domain'"):
         prepare([Path("hf:a")], out, json_key="body")

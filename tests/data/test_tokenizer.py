@@ -106,7 +106,7 @@ DISAGREE = r'tokenizer_config\.json names "<halt>" \(id 3\); generation_config\.
             {"tokenizer_config.json": {"eos_token": "<gone>"}, "config.json": {"eos_token_id": 2}},
             r'disagree: tokenizer_config\.json names "<gone>" .which the vocabulary lacks.; config.json names 2',
         ),
-        ({"config.json": {"eos_token_id": 1}}, "config.json names 1 .which is 'b', no special token.*--eod-token"),
+        ({"config.json": {"eos_token_id": 1}}, "config.json names 1 .which is 'b', not a special token.*--eod-token"),
         ({"tokenizer_config.json": {"eos_token": "<gone>"}}, 'names "<gone>" .which the vocabulary lacks.; name it'),
         ({"config.json": {"eos_token_id": 9}}, r"names 9 \(which the vocabulary lacks\); name it with --eod-token"),
         ({"tokenizer_config.json": [], "generation_config.json": {"eos_token_id": True}}, 4),

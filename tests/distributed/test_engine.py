@@ -1,4 +1,4 @@
-"""The engine in each layout against plain autograd over whole batches."""
+"""The engine in each layout against plain autograd over complete batches."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ import torch.multiprocessing as mp
 
 from support import engine_cases as cases
 
-Found = list[dict[str, cases.Found]]
+Errors = dict[str, cases.Errors]
+"""The errors of a rank, by case and quantity."""
 
 
-def run(ranks: int, names: list[str], folder: Path, start_method: str = "forkserver") -> Found:
-    """Errors by rank, case and quantity."""
+def run(ranks: int, names: list[str], folder: Path, start_method: str = "forkserver") -> list[Errors]:
+    """Run cases on ranks; returns the errors by rank."""
     mp.start_processes(cases.main, (ranks, str(folder), names), nprocs=ranks, start_method=start_method)
     return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def assert_small(found: Found, name: str) -> None:
-    for rank, errors in enumerate(found):
+def assert_small(by_rank: list[Errors], name: str) -> None:
+    for rank, errors in enumerate(by_rank):
         assert errors[name]
         for quantity, error in errors[name].items():
             assert error <= cases.BOUNDS.get(quantity, 0.0), (rank, quantity, error)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
-    """What all cases of a number of ranks found, which are started once for it."""
+def errors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Errors]]:
+    """The errors of all cases of a number of ranks, by rank; the ranks are started once."""
 
     @functools.cache
-    def of(ranks: int) -> Found:
+    def of(ranks: int) -> list[Errors]:
         names = [name for name, (needed, _) in cases.CASES.items() if needed == ranks]
         return run(ranks, names, tmp_path_factory.mktemp(f"ranks{ranks}"))
 
@@ -42,8 +43,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_equals_the_oracle(name: str, found: Callable[[int], Found]) -> None:
-    assert_small(found(cases.CASES[name][0]), name)
+def test_equals_the_oracle(name: str, errors: Callable[[int], list[Errors]]) -> None:
+    assert_small(errors(cases.CASES[name][0]), name)
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def test_every_machine_has_the_journal_and_loses_a_rank(
 
 
 def test_a_rank_that_fails_tells_the_others(prefixes: list[str], tmp_path: Path) -> None:
-    """A folder in the place of the scratch folder's order: only leaders write there."""
+    """A folder is in the place of the order in the scratch folder, where only leaders write."""
     folder = tmp_path / "run"
     (folder / "scratch/node_0/order_000.tmp").mkdir(parents=True)
     code, out = finish(torchrun(flags(prefixes, folder)))

@@ -1,4 +1,4 @@
-"""Whole runs in many layouts equal the run of one process: a part of tools/parity_matrix.py, with variants in turn."""
+"""Runs in many layouts equal the run of one process: a part of tools/parity_matrix.py, with variants in turn."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(run: Path, reference: Path) -> None:
-    found = matrix.compare(matrix.read_run(run), matrix.read_run(reference))
-    assert found["loss"] <= 1e-5
-    assert found["blocks"] <= 1e-5
-    assert found["weights"] <= 1e-4
-    assert found["grad_norm"] <= 1e-4
-    assert found["same_orders"]
+    differences = matrix.compare(matrix.read_run(run), matrix.read_run(reference))
+    assert differences["loss"] <= 1e-5
+    assert differences["blocks"] <= 1e-5
+    assert differences["weights"] <= 1e-4
+    assert differences["grad_norm"] <= 1e-4
+    assert differences["same_orders"]
 
 
 def test_losses_are_far_apart_at_every_threshold(runs: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_layout_equals_one_process(name: str, runs: Path) -> None:
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(name: str, runs: Path) -> None:
-    """Saved by TP2 PP2 DP2 in the middle of a Focus."""
+    """TP2 PP2 DP2 saves the checkpoint in the middle of a Focus."""
     saved = matrix.read_steps(runs / "saved")
     assert len(saved) == 10
     assert_same(runs / f"resumed in {name}", runs / "tied")

@@ -1,4 +1,4 @@
-"""--deterministic: what is in force in its block, and what is refused."""
+"""--deterministic: which settings hold inside its block, and what is refused."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_values_that_add_in_order_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_operation_without_a_deterministic_form_is_one_clear_error() -> None:
     before = in_force()
-    x, places = torch.ones(1, 1, 2), torch.tensor([[[0, 2]]])
+    x, indices = torch.ones(1, 1, 2), torch.tensor([[[0, 2]]])
     with (
         pytest.raises(ValueError, match=r"--deterministic: .* does not have a deterministic implementation"),
         deterministic(enabled=True),
     ):
-        F.max_unpool1d(x, places, 2)
+        F.max_unpool1d(x, indices, 2)
     assert in_force() == before
 
 

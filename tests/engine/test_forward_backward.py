@@ -1,4 +1,4 @@
-"""The loop over micro-batches, of a plain model and any strategy to synchronise it."""
+"""The loop over micro-batches, with a plain model and any strategy to synchronise it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROWS, LENGTH = 6, 8
 
 
 class Noted:
-    """A strategy that notes what it is told."""
+    """A strategy that records its calls."""
 
     def __init__(self) -> None:
         self.is_last: list[bool] = []

@@ -51,8 +51,8 @@ def test_a_corpus_is_opened_or_given_in_tokens(tmp_path: Path, capsys: pytest.Ca
             writer.add_document(np.zeros(1500, np.uint16))
     opened, _ = estimate(capsys, "--data-path", str(prefix), "--split", "90,10,0")
     assert opened["blocks"] == (90 * 1500 - 1) // 1024
-    told, _ = estimate(capsys, "--corpus-tokens", "150000", "--split", "90,10,0")
-    assert told == opened
+    printed, _ = estimate(capsys, "--corpus-tokens", "150000", "--split", "90,10,0")
+    assert printed == opened
 
 
 def test_layouts_share_the_memory(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,10 +81,10 @@ def test_it_warns_where_memory_is_short(capsys: pytest.CaptureFixture[str]) -> N
     found, _ = estimate(capsys, "--blocks", "100")
     peak = found["memory"][0]["peak"] / 1e9
     assert estimate(capsys, "--blocks", "100", "--gpu-memory", f"{peak + 0.01:.3f}")[1] == ""
-    _, told = estimate(capsys, "--blocks", "100", "--gpu-memory", f"{peak - 0.01:.3f}")
-    assert f"a rank needs {peak:.1f} GB, more than --gpu-memory" in told
-    _, told = estimate(capsys, "--blocks", "100", "--layer-kernels", "liger")
-    assert "--layer-kernels liger is estimated as torch" in told
+    _, printed = estimate(capsys, "--blocks", "100", "--gpu-memory", f"{peak - 0.01:.3f}")
+    assert f"a rank needs {peak:.1f} GB, more than --gpu-memory" in printed
+    _, printed = estimate(capsys, "--blocks", "100", "--layer-kernels", "liger")
+    assert "--layer-kernels liger is estimated as torch" in printed
 
 
 def test_it_says_that_rescoring_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_generation_is_greedy_and_stops(
             model.generate_until([SimpleNamespace(args=("x", options))])
 
 
-def test_contexts_that_are_cut_are_told(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_contexts_that_are_cut_are_reported(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     long, short = "wind " * SEQ, "wind"
     model.loglikelihood([SimpleNamespace(args=(text, " falls")) for text in (long, short)])
     model.generate_until([SimpleNamespace(args=(text, {"max_gen_toks": 1})) for text in (short, long, long)])

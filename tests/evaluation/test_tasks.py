@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from megatron_lfr.build import make_tokenizer
 from megatron_lfr.cli import main
 from megatron_lfr.evaluation.continuations import Continuation, Continuations, Score, encode_pairs
 from megatron_lfr.evaluation.tasks import read_task, score_task
@@ -108,7 +109,8 @@ def test_contexts_start_as_documents_do(trained: TrainedModel, tmp_path: Path) -
     vocabulary.save(str(tmp_path / "t.json"))
     for bos, expected in ((True, 2), (False, None)):
         data = replace(trained.config.data, tokenizer_model=str(tmp_path / "t.json"), bos=bos)
-        assert replace(trained, config=replace(trained.config, data=data)).bos == expected
+        with_tokens = replace(trained, config=replace(trained.config, data=data), tokenizer=make_tokenizer(data))
+        assert with_tokens.bos == expected
 
 
 def write(path: Path, rows: list[Any]) -> Path:

@@ -59,13 +59,13 @@ def test_accuracy(mode: str, scale: float) -> None:
     _, stats = block_cross_entropy(hidden, weight, labels, token_weight, **options)
     assert float(((stats.nll_sum / stats.count).double() / nll.mean(1) - 1).abs().max()) <= 2e-6
     loss.backward()
-    found = relative(hidden.grad, d_hidden), relative(weight.grad, d_weight)
+    errors = relative(hidden.grad, d_hidden), relative(weight.grad, d_weight)
     hidden.grad = weight.grad = None
     logits = F.linear(hidden, weight).float().flatten(0, 1)
     (F.cross_entropy(logits, labels.flatten(), reduction="sum") * NORMALISER).backward()
     eager = relative(hidden.grad, d_hidden), relative(weight.grad, d_weight)
-    assert max(found) <= 3.2e-3
-    assert all(ours <= 1.05 * theirs for ours, theirs in zip(found, eager, strict=True))
+    assert max(errors) <= 3.2e-3
+    assert all(ours <= 1.05 * theirs for ours, theirs in zip(errors, eager, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -47,6 +47,6 @@ def test_equals_the_plain_layers(package: KernelPackage, dtype: torch.dtype) -> 
         ("swiglu", (gate, up), ()),
         ("split_and_rotate", (qkv, *tables), (2,)),
     ):
-        expected, found = (gradients(getattr(kernels, name), inputs, options) for kernels in (plain, fused))
-        for a, b in zip(found, expected, strict=True):
+        expected, actual = (gradients(getattr(kernels, name), inputs, options) for kernels in (plain, fused))
+        for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b)

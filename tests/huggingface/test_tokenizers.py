@@ -71,7 +71,7 @@ def test_transformers_cuts_texts_as_the_run_did(
     assert written.get("chat_template") == (beside or {}).get("chat_template")
 
 
-def test_a_class_that_cuts_texts_in_another_way_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_that_cuts_texts_in_another_way_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hf = tmp_path / "hf"
     make_run(tmp_path / "run", replace(BASE, vocab_size=400))
     assert main(["convert", "to-hf", "--run", str(tmp_path / "run"), "--output", str(hf)]) == 0

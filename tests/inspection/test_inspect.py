@@ -71,8 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def served(folder: Path) -> list[list[int]]:
-    found: list[list[int]] = json.loads((folder / "served.json").read_text())
-    return found
+    blocks: list[list[int]] = json.loads((folder / "served.json").read_text())
+    return blocks
 
 
 def ask(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -171,11 +171,11 @@ def test_hardest_easiest_and_domains(folder: Path, capsys: pytest.CaptureFixture
     ranked = sorted(set(np.flatnonzero(~np.isnan(scores)).tolist()), key=lambda i: (scores[i], i))
     easiest = re.findall(r"block (\d+)", ask(folder, capsys, "--easiest", "5", "--chars", "0"))
     assert list(map(int, easiest)) == ranked[:5]
-    found = re.findall(
+    shown = re.findall(
         r"block (\d+) .*loss ([\d.]+) at step (\d+) \(amounts to ([\d.]+) now\)", ask(folder, capsys, "--hardest", "3")
     )
     last = {i: (loss_of(i, s + 1), s + 1) for s, ids in enumerate(served(folder)) for i in ids}
-    for (block, loss, step, score), expected in zip(found, reversed(ranked[-3:]), strict=True):
+    for (block, loss, step, score), expected in zip(shown, reversed(ranked[-3:]), strict=True):
         assert scores[int(block)] == scores[expected]
         assert (float(loss), int(step)) == (pytest.approx(last[int(block)][0], abs=1e-4), last[int(block)][1])
         assert float(score) == pytest.approx(scores[expected], abs=1e-4)
@@ -183,21 +183,21 @@ def test_hardest_easiest_and_domains(folder: Path, capsys: pytest.CaptureFixture
     plan = open_run(folder).plan
     for phase, visits, blocks, mean in rows:
         planned = plan.phases[int(phase)]
-        own = [
+        members = [
             (i, loss_of(i, s + 1))
             for s in range(planned.first_step, planned.end_step)
             for i in served(folder)[s]
             if i >= 77
         ]
-        assert (int(visits), int(blocks)) == (len(own), len({i for i, _ in own}))
-        assert float(mean) == pytest.approx(np.mean([x for _, x in own]), abs=1e-4)
+        assert (int(visits), int(blocks)) == (len(members), len({i for i, _ in members}))
+        assert float(mean) == pytest.approx(np.mean([x for _, x in members]), abs=1e-4)
     assert len(rows) == 5
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "ask for one of --step, --spikes"),
+        ([], "give one of --step, --spikes"),
         (["--step", "3", "--spikes"], "not --step and --spikes"),
         (["--step", "0"], "--step 0: must be at least 1"),
         (["--step", "5000"], "step 5000: .*recorded steps: 1 to 9"),

@@ -1,4 +1,4 @@
-"""Corpora with weights: their quotas, complete passes inside them, and a Focus over all or over each."""
+"""Corpora with weights: quotas, complete passes within each corpus, and a Focus over all of them or over each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scores_of(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
 
 
 def by_corpus(order: npt.NDArray[np.unsignedinteger], starts: list[int] = STARTS) -> list[npt.NDArray[np.int64]]:
-    """Each corpus' samples, in order, as ids counted from its first block."""
+    """Split an order into those of the corpora, with ids counted from the first block of each."""
     ids = order.astype(np.int64)
     return [ids[(ids >= a) & (ids < b)] - a for a, b in itertools.pairwise(starts)]
 

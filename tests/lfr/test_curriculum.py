@@ -1,4 +1,4 @@
-"""The curriculum as a loop sees it: what was served is recounted here, not asked of the curriculum."""
+"""The curriculum as a training loop sees it. What it served is counted here, not taken from the curriculum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hardness(n: int) -> np.ndarray:
 
 
 def loss_of(ids: np.ndarray, step: int, hard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A model that gets better with time: (nll_sum, token_count) of each row; garbage on padded rows."""
+    """Return (nll_sum, token_count) of each row for a model that improves with time; padded rows are garbage."""
     count = np.where(ids >= 0, SEQ, 0).astype(np.float32)
     nll = (hard[ids] * (1 + 1 / (1 + step))).astype(np.float32)
     return np.where(ids >= 0, nll * count, 123).astype(np.float32), count
@@ -60,7 +60,7 @@ def test_lfr_v1_visits_what_the_paper_says(tmp_path: Path) -> None:
 
 
 def recorded_order(tmp_path: Path, plan: Plan, phase: int) -> list[tuple[int, int]]:
-    """(step, block) of a learn or review phase, from a second curriculum: one serves what the other recorded."""
+    """Return (step, block) for a learn or review phase, as served by a second curriculum."""
     other = make(tmp_path / "twin", plan)
     served = drive(other, hardness(plan.n_blocks))
     planned = plan.phases[phase]
@@ -158,7 +158,7 @@ def test_losses_that_are_not_finite_leave_scores_alone(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_skipped_step_counts(tmp_path: Path) -> None:
-    """As if its blocks had not been there: ledger and journal, live and replayed."""
+    """Ledger and journal, live and replayed, are as if its blocks had not been in the run."""
     plan = Schedule((Phase("learn", 2),)).plan(12, SEQ, 8)
     curriculum = make(tmp_path, plan)
     hard = hardness(12)
@@ -207,14 +207,14 @@ def test_a_loop_that_forgets_to_record_is_told(tmp_path: Path) -> None:
 def test_losses_of_another_shape_are_refused(
     nll_sum: tuple[int, ...], token_count: tuple[int, ...], legal: bool, tmp_path: Path
 ) -> None:
-    """Three blocks in a step of eight rows."""
+    """The step has three blocks in eight rows."""
     curriculum = make(tmp_path, Schedule((Phase("learn", 1),)).plan(3, SEQ, 8))
     curriculum.enter_phase()
     if legal:
         curriculum.record(0, np.full(nll_sum, 6.0), np.full(token_count, 2.0))
         assert curriculum.ledger.nll.tolist() == [3.0, 3.0, 3.0]
     else:
-        with pytest.raises(ValueError, match=r"record: (nll_sum|token_count) has shape .*, step 0 has 3 blocks"):
+        with pytest.raises(ValueError, match=r"record: (nll_sum|token_count) has shape .*, but step 0 has 3 blocks"):
             curriculum.record(0, np.ones(nll_sum), np.ones(token_count))
         assert curriculum.next_step == 0
 
@@ -281,7 +281,7 @@ def drive_to_boundary(curriculum: Curriculum, hard: np.ndarray, boundary: int) -
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (np.ones(39, np.float32), "the callback gave the losses of 39 blocks, there are 40"),
+        (np.ones(39, np.float32), "the callback gave the losses of 39 blocks, but there are 40"),
         (np.append(np.ones(39), np.nan), r"blocks 0\.\.39 have a loss that is not finite"),
     ],
 )
@@ -307,7 +307,7 @@ def test_an_edited_journal_that_leads_elsewhere_is_noticed(tmp_path: Path) -> No
     path = tmp_path / "journal/phase_000.npy"
     entries = np.load(path)
     np.save(path, entries[::-1].copy())
-    with pytest.raises(ValueError, match="replays to another order"):
+    with pytest.raises(ValueError, match="replays to an order other than"):
         make(tmp_path, plan).load_state_dict(state)
 
 
@@ -332,5 +332,5 @@ def test_a_blend_is_drawn_and_replayed(tmp_path: Path, scope: str) -> None:
 
 
 def test_a_blend_of_another_corpus(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a blend of 99 blocks for a plan of 100"):
+    with pytest.raises(ValueError, match="the blend has 99 blocks, but the plan has 100"):
         make(tmp_path, preset("lfr-v1").plan(100, SEQ, 8), blend=Blend([0, 99]))

@@ -56,7 +56,7 @@ def test_rewind_past_the_end_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
     journal.begin_phase(0)
     journal.append(np.zeros(5, np.float32))
-    with pytest.raises(ValueError, match=r"phase_000\.npy: holds 5 entries, the checkpoint needs 6"):
+    with pytest.raises(ValueError, match=r"phase_000\.npy: holds 5 entries, but the checkpoint needs 6"):
         journal.rewind(0, 6)
 
 

@@ -1,4 +1,4 @@
-"""The ledger against dictionaries; what it makes of the losses is in tests/method."""
+"""The ledger against dictionaries; tests/method tests the scores that it derives from losses."""
 
 from __future__ import annotations
 

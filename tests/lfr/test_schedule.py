@@ -93,9 +93,9 @@ def test_a_schedule_in_shares_needs_one_budget(budget: dict[str, float], message
 def test_a_budget_must_agree_with_absolute_lengths() -> None:
     schedule = preset("lfr-v1")
     assert schedule.plan(1000, 8, 10, train_iters=400).total_steps == 400
-    with pytest.raises(ValueError, match="--train-iters 399 against the schedule's total of 400 steps"):
+    with pytest.raises(ValueError, match="--train-iters 399: differs from the schedule's total of 400 steps"):
         schedule.plan(1000, 8, 10, train_iters=399)
-    with pytest.raises(ValueError, match="--train-samples 1 against the schedule's total of 4000"):
+    with pytest.raises(ValueError, match="--train-samples 1: differs from the schedule's total of 4000"):
         schedule.plan(1000, 8, 10, train_samples=1)
     with pytest.raises(ValueError, match="--train-epochs scales a schedule given in shares"):
         schedule.plan(1000, 8, 10, train_epochs=4.0)
@@ -169,7 +169,7 @@ CONTROLS: dict[str, tuple[str, tuple[Phase, ...]]] = {
         tuple(replace(LFR[k - 1], duration=p.duration) if p.kind == "review" else p for k, p in enumerate(LFR)),
     ),
 }
-"""The one field in which each control differs from `lfr`, and what that makes of its phases."""
+"""The one field in which each control differs from `lfr`, and the phases that result."""
 
 
 @pytest.mark.parametrize("name", CONTROLS)

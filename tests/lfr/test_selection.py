@@ -20,7 +20,7 @@ def skewed_scores(n: int, unseen: int = 0, seed: int = 0) -> np.ndarray:
 
 
 def hardest(scores: np.ndarray, drop: float) -> set[int]:
-    """Ids that stay when the floor(drop * scored) easiest scored blocks go; ties by id."""
+    """Return the ids that are kept when the floor(drop * scored) easiest scored blocks are dropped, ties by id."""
     scored = [int(i) for i in np.flatnonzero(~np.isnan(scores))]
     ranked = sorted(scored, key=lambda i: (scores[i], i))
     return set(ranked[int(drop * len(scored) + 1e-9) :])

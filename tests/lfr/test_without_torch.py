@@ -1,4 +1,4 @@
-"""megatron_lfr.lfr is a library of its own: it imports where PyTorch does not."""
+"""megatron_lfr.lfr can be used by itself: it can be imported without PyTorch."""
 
 from __future__ import annotations
 

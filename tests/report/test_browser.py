@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, it shows values, it asks the network for nothing."""
+"""The page in a real browser draws, shows values, and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def page(made_run: Path, uniform_run: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_nothing_is_loaded_and_nothing_goes_wrong(page: Page) -> None:
     reported = {event["method"] for event in page.events}
-    asked = [
+    requested = [
         event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"
     ]
-    assert len(asked) == 1  # the page itself
-    assert asked[0].startswith("file:")
+    assert len(requested) == 1  # the page itself
+    assert requested[0].startswith("file:")
     assert not reported & {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"}
 
 
@@ -52,7 +52,7 @@ def test_the_policy_forbids_the_network(page: Page) -> None:
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_every_plot_has_marks_that_can_be_seen(page: Page, width: int, dark: bool) -> None:
     page.resize(width, 900, dark)
-    found = page.evaluate("""
+    plots = page.evaluate("""
         [...document.querySelectorAll("svg.plot")].map((plot) => {
             const ground = getComputedStyle(plot.closest("section")).backgroundColor;
             const marks = [...plot.querySelectorAll(".line, .mark, .part")].filter((mark) => {
@@ -64,8 +64,8 @@ def test_every_plot_has_marks_that_can_be_seen(page: Page, width: int, dark: boo
             return [plot.getAttribute("aria-label"), marks.length, plot.getBoundingClientRect().width];
         })
     """)
-    assert len(found) > 30
-    assert all(marks > 0 and wide > 250 for _, marks, wide in found), found
+    assert len(plots) > 30
+    assert all(marks > 0 and wide > 250 for _, marks, wide in plots), plots
     # the page itself never scrolls sideways: what is too wide scrolls in its own box
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
@@ -116,18 +116,18 @@ def plot(page: Page) -> Iterator[Page]:
 
 def marks(plot: str) -> list[tuple[float, float]]:
     """Where the visible points of all lines are."""
-    found = (node.attrib for node in ET.fromstring(plot).iter() if node.attrib.get("class") == "mark")
-    return [(round(float(node["cx"]), 1), round(float(node["cy"]), 1)) for node in found]
+    nodes = (node.attrib for node in ET.fromstring(plot).iter() if node.attrib.get("class") == "mark")
+    return [(round(float(node["cx"]), 1), round(float(node["cy"]), 1)) for node in nodes]
 
 
 def texts(plot: str) -> list[tuple[str, float, float]]:
-    """All text with its place."""
-    found = (node for node in ET.fromstring(plot).iter() if node.tag.endswith("text"))
-    return [(node.text or "", round(float(node.attrib["x"]), 1), round(float(node.attrib["y"]), 1)) for node in found]
+    """All text with its position."""
+    nodes = (node for node in ET.fromstring(plot).iter() if node.tag.endswith("text"))
+    return [(node.text or "", round(float(node.attrib["x"]), 1), round(float(node.attrib["y"]), 1)) for node in nodes]
 
 
 def read_points(page: Page) -> dict[str, list[tuple[float, float]]]:
-    """(tokens, loss) of every visible mark by its line's name, as a reader would tell them from the numerals."""
+    """(tokens, loss) of every visible mark by its line's name, as a reader would read them from the axes."""
     state: dict[str, Any] = page.evaluate(f"""(() => {{
         const numerals = (kind, place) => [...{BY_DOMAIN}.querySelectorAll(`.${{kind}} text`)]
             .map((node) => [Number(node.getAttribute(place)), Number(node.textContent)]);
@@ -267,7 +267,7 @@ def test_a_plot_is_saved_as_it_is_seen(plot: Page, tmp_path: Path) -> None:
     press(plot, "Escape")
 
 
-def test_without_the_script_the_plots_are_whole(made_run: Path, tmp_path: Path) -> None:
+def test_without_the_script_the_plots_are_complete(made_run: Path, tmp_path: Path) -> None:
     path = write_report(ReportConfig((made_run,), output=tmp_path / "page.html"))
     text = path.read_text()
     path.write_text(text[: text.index("<script>")] + text[text.index("</script>") :])

@@ -1,4 +1,4 @@
-"""Ticks, numerals, decimation."""
+"""Large runs: ticks, numerals, and the decimation of points."""
 
 from __future__ import annotations
 

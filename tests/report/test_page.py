@@ -1,4 +1,4 @@
-"""Pages on runs of every state, as the HTML that they are."""
+"""The HTML of pages on runs in every state."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.counts[tag] = self.counts.get(tag, 0) + 1
-        found = dict(attrs)
-        assert not any(name.startswith("on") or name == "style" for name in found)
-        self.references += [str(found[name]) for name in ("href", "src", "action", "data", "srcset") if name in found]
-        if found.get("id"):
-            assert found["id"] not in self.ids
-            self.ids.add(str(found["id"]))
+        given = dict(attrs)
+        assert not any(name.startswith("on") or name == "style" for name in given)
+        self.references += [str(given[name]) for name in ("href", "src", "action", "data", "srcset") if name in given]
+        if given.get("id"):
+            assert given["id"] not in self.ids
+            self.ids.add(str(given["id"]))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -183,20 +183,20 @@ def test_a_run_without_validation(run_folder: Path, uniform_run: Path) -> None:
     assert "No validation loss to compare in" in page.text
 
 
-@pytest.mark.parametrize("gone", ["corpus", "tokenizer", "config", "other corpus"])
-def test_what_is_gone_is_said(run_folder: Path, gone: str) -> None:
+@pytest.mark.parametrize("missing", ["corpus", "tokenizer", "config", "other corpus"])
+def test_what_is_missing_is_named(run_folder: Path, missing: str) -> None:
     config = run_folder / "config.yaml"
-    if gone == "corpus":
+    if missing == "corpus":
         config.write_text(config.read_text().replace("/data/", "/nowhere/"))
-    elif gone == "tokenizer":
+    elif missing == "tokenizer":
         config.write_text(config.read_text().replace("tokenizer_model: bytes", "tokenizer_model: /nowhere.json"))
-    elif gone == "config":
+    elif missing == "config":
         config.unlink()
     else:
         edit_json(run_folder / "journal" / "meta.json", corpus="0" * 64)
     _, page = make(run_folder)
     assert "text cannot be shown" in page.text
-    assert ("Nothing is shown by domain" in page.text) == (gone != "tokenizer")
+    assert ("Nothing is shown by domain" in page.text) == (missing != "tokenizer")
     assert "pre" not in page.counts
 
 

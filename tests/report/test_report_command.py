@@ -13,7 +13,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.report.command import run_names
 
 
-def test_the_page_goes_into_the_run_or_where_it_is_told(
+def test_the_page_goes_into_the_run_or_into_the_given_file(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}

@@ -29,7 +29,7 @@ Samples:
     hf_runs: run folders and Hugging Face folders of small models.
     megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.
 
-Cases, which run in processes that a test starts, and tell it what they found:
+Cases, which run in processes that a test starts, and return their results to it:
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
     order_file_cases, skipped_step_cases: two ranks that share orders, and that skip a step.
     rank_cases, async_cases: two ranks on one store, and on asynchronous ones.

@@ -43,11 +43,11 @@ def training_goes_on(root: Path, mesh: DeviceMesh) -> dict[str, object]:
         before = store.iterations()
         go_on.set()
         store.wait()
-    found = store.newest_complete()
-    assert found is not None
+    newest = store.newest_complete()
+    assert newest is not None
     target = zeros(mesh)
-    found.load_into(target)
-    return {"talk": talk, "before": before, "state": found.state, "equal": equal_to_full(target)}
+    newest.load_into(target)
+    return {"talk": talk, "before": before, "state": newest.state, "equal": equal_to_full(target)}
 
 
 def one_rank_fails(root: Path, mesh: DeviceMesh) -> dict[str, object]:
@@ -58,18 +58,18 @@ def one_rank_fails(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     big = {f"big.{rank}": torch.zeros(50_000)}
     with no_file_above(100_000) if rank == 1 else nullcontext():
         store.save(2, big, {})
-        found: dict[str, object] = {"wait": error_of(store.wait)}
+        results: dict[str, object] = {"wait": error_of(store.wait)}
         store.save(3, big, {})
-        found["next save"] = error_of(lambda: store.save(4, big, {}))
-    found["left"] = store.iterations()
+        results["next save"] = error_of(lambda: store.save(4, big, {}))
+    results["left"] = store.iterations()
     newest = store.newest_complete()
     assert newest is not None
-    found["newest"] = newest.iteration
+    results["newest"] = newest.iteration
     dist.barrier()  # rank 1 has looked before rank 0 saves
     store.save(5, big, {})
     store.wait()
-    found["then"] = store.iterations()
-    return found
+    results["then"] = store.iterations()
+    return results
 
 
 def no_object_over_the_default_group(root: Path, mesh: DeviceMesh) -> dict[str, object]:
@@ -79,7 +79,7 @@ def no_object_over_the_default_group(root: Path, mesh: DeviceMesh) -> dict[str, 
     files = dist.FileStore(f"{root}-rendezvous", RANKS)
     dist.init_process_group("fake", store=files, rank=rank, world_size=RANKS)
     group = dist.new_group(backend="gloo")
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
     for asynchronous in (False, True):
         name = "asynchronous" if asynchronous else "synchronous"
         store = CheckpointStore(root / name, 1, group, asynchronous)
@@ -89,8 +89,8 @@ def no_object_over_the_default_group(root: Path, mesh: DeviceMesh) -> dict[str, 
         assert newest is not None
         stage = torch.zeros(3)
         newest.load_into({f"stage.{rank}": stage})  # the other one is known only to the other rank
-        found[name] = stage.tolist()
-    return found
+        results[name] = stage.tolist()
+    return results
 
 
 CASES: dict[str, Case] = {

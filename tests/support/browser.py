@@ -94,8 +94,8 @@ class Page:
             assert part, "the browser has gone"
             self._rest += part
         message, _, self._rest = self._rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(message)
-        return found
+        reply: dict[str, Any] = json.loads(message)
+        return reply
 
 
 @contextmanager

@@ -40,14 +40,14 @@ def store_with(root: Path, *iterations: int, keep: int | None = None) -> Checkpo
 
 def newest(root: Path) -> tuple[int, int] | None:
     """The iteration and the fill of the newest complete checkpoint, of which every part has been looked at."""
-    found = CheckpointStore(root, None).newest_complete()
-    if found is None:
+    checkpoint = CheckpointStore(root, None).newest_complete()
+    if checkpoint is None:
         return None
     tensors = some_tensors(0.0)
-    found.load_into(tensors)
+    checkpoint.load_into(tensors)
     values = {float(value) for tensor in tensors.values() for value in tensor.flatten()}
-    assert values == {float(found.state["fill"])}
-    return found.iteration, found.state["fill"]
+    assert values == {float(checkpoint.state["fill"])}
+    return checkpoint.iteration, checkpoint.state["fill"]
 
 
 @contextmanager

@@ -37,28 +37,28 @@ Variant = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
 
 def variants(architecture: int) -> dict[str, Variant]:
     """By name. fp16 compiles as bf16 does."""
-    found: dict[str, Variant] = {}
+    by_name: dict[str, Variant] = {}
     row_options = {"num_warps": ROW.num_warps, "num_stages": 1}
     flags = list(itertools.product((False, True), repeat=2)) if architecture == 90 else [(False, False), (True, True)]
     for capped, smoothed in flags:
         constants = {"CAPPED": capped, "SMOOTHED": smoothed, **ROW.constants()}
         suffix = (", capped" if capped else "") + (", smoothed" if smoothed else "")
-        found[f"row_statistics{suffix}"] = (kernels.row_statistics, {"out": "*fp32"}, constants, row_options)
+        by_name[f"row_statistics{suffix}"] = (kernels.row_statistics, {"out": "*fp32"}, constants, row_options)
         for dtype in ("bf16", "fp32"):
-            found[f"row_gradient, {dtype}{suffix}"] = (
+            by_name[f"row_gradient, {dtype}{suffix}"] = (
                 kernels.row_gradient, {"out": f"*{dtype}"}, constants, row_options
             )  # fmt: skip
             config = SCORE_FLOAT if dtype == "fp32" else SCORE_HOPPER if architecture == 90 else SCORE_HALF
-            found[f"score_slices, {dtype}{suffix}"] = (
+            by_name[f"score_slices, {dtype}{suffix}"] = (
                 kernels.score_slices,
                 {"hidden": f"*{dtype}", "weight": f"*{dtype}", "out": "*fp32"},
                 {"CAPPED": capped, "SMOOTHED": smoothed, "FP32_DOT": dtype == "fp32", **config.constants()},
                 {"num_warps": config.num_warps, "num_stages": config.num_stages},
             )
-    found["scale_in_place, bf16"] = (
+    by_name["scale_in_place, bf16"] = (
         kernels.scale_in_place, {"values": "*bf16"}, SCALE.constants(), {"num_warps": SCALE.num_warps}
     )  # fmt: skip
-    return found
+    return by_name
 
 
 def compile_one(architecture: int, variant: Variant) -> dict[str, int]:
@@ -68,15 +68,15 @@ def compile_one(architecture: int, variant: Variant) -> dict[str, int]:
     # As at a launch with sizes that are multiples of 16.
     aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] in "*i" and name != "first_column"]
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    (registers,) = re.findall(r"Used (\d+) registers", said.getvalue())
-    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said.getvalue()))
+    (registers,) = re.findall(r"Used (\d+) registers", printed.getvalue())
+    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", printed.getvalue()))
     return {"registers": int(registers), "spills": spills, "shared": compiled.metadata.shared}
 
 
 def main() -> None:
-    found = {
+    compiled = {
         f"sm_{architecture} {name}": compile_one(architecture, variant)
         for architecture in ARCHITECTURES
         for name, variant in variants(architecture).items()
@@ -84,9 +84,9 @@ def main() -> None:
     if "--record" in sys.argv:
         path = Path(__file__).parents[1] / "kernels" / "triton_record.json"
         records = json.loads(path.read_text()) if path.exists() else {}
-        records[triton.__version__] = {name: numbers["registers"] for name, numbers in found.items()}
+        records[triton.__version__] = {name: numbers["registers"] for name, numbers in compiled.items()}
         path.write_text(json.dumps(records, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    print(json.dumps(compiled, indent=1))
 
 
 if __name__ == "__main__":

@@ -146,8 +146,8 @@ def errors(case: Case, result: Result, expected: Result) -> list[float]:
         (result.d_hidden[..., case.channels], expected.d_hidden[..., case.channels]),
         (result.d_weight, expected.d_weight),
     ]
-    found = [((a.double() - b).norm() / (b.norm() + 1e-12)).item() for a, b in pairs]
-    return [*found, float(not torch.equal(result.count.double(), expected.count))]
+    errors = [((a.double() - b).norm() / (b.norm() + 1e-12)).item() for a, b in pairs]
+    return [*errors, float(not torch.equal(result.count.double(), expected.count))]
 
 
 def score_errors(case: Case, expected: Result, function: Any = block_cross_entropy, **more: Any) -> list[float]:

@@ -34,7 +34,7 @@ from support.engine_oracle import GlobalBatch, Oracle, Step
 from support.flex_on_cpu import flex_on_cpu
 from support.waiting import LIMIT
 
-Found = dict[str, float]
+Errors = dict[str, float]
 ROWS, LENGTH, SEED = 8, 16, 3
 RATES = (1e-2, 5e-3, 1e-2)
 TOY = ModelConfig(
@@ -99,7 +99,7 @@ LAYOUTS = {
 def make_batches(documents: bool = False) -> list[GlobalBatch]:
     """Three steps: rows of padding here and there; the second half of the rows masked; the first half masked."""
     generator = torch.Generator().manual_seed(4)
-    found = []
+    batches = []
     for number, masked in enumerate(([2, 7], [4, 5, 6, 7], [0, 1, 2, 3])):
         tokens = torch.randint(0, 50, (ROWS, LENGTH + 1), generator=generator)
         mask = (torch.rand(ROWS, LENGTH, generator=generator) < torch.linspace(0.3, 1.0, ROWS)[:, None]).float()
@@ -111,8 +111,8 @@ def make_batches(documents: bool = False) -> list[GlobalBatch]:
         if documents:
             cuts = [torch.randint(1, LENGTH, (3,), generator=generator).unique().tolist() for _ in range(ROWS)]
             lengths = [[b - a for a, b in zip([0, *c], [*c, LENGTH], strict=True)] for c in cuts]
-        found.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths))
-    return found
+        batches.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths))
+    return batches
 
 
 def share_of(batch: GlobalBatch, parallel: ParallelState, length: int | None = None) -> Batch:
@@ -160,7 +160,7 @@ def block_error(blocks: BlockLosses, nll_sum: Tensor, count: Tensor) -> tuple[fl
     return float(errors.nan_to_num(nan=math.inf).max()), float((counts - count).abs().max())
 
 
-def step_errors(output: StepLosses, expected: Step) -> Found:
+def step_errors(output: StepLosses, expected: Step) -> Errors:
     nll, count = block_error(output.wait(), expected.nll_sum, expected.count)
     return {
         "loss": abs(output.loss - expected.loss),
@@ -181,13 +181,13 @@ def weight_error(engine: NativeEngine, oracle: Oracle) -> float:
     return max(errors)
 
 
-def merge(found: Found, errors: Found) -> None:
+def merge(errors: Errors, more: Errors) -> None:
     """Keep the larger of each error; one that is no number counts as infinite."""
-    for name, value in errors.items():
-        found[name] = max(found.get(name, 0.0), math.inf if math.isnan(value) else value)
+    for name, value in more.items():
+        errors[name] = max(errors.get(name, 0.0), math.inf if math.isnan(value) else value)
 
 
-def eval_error(engine: NativeEngine, oracle: Oracle, batch: GlobalBatch) -> Found:
+def eval_error(engine: NativeEngine, oracle: Oracle, batch: GlobalBatch) -> Errors:
     nll_sum, count = oracle.evaluate(batch)
     rows = engine.eval_rows
     nll, counts = block_error(
@@ -209,59 +209,59 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
 
 def follow(
     layout: Layout, documents: bool = False, adamw: OptimizerConfig = ADAMW, steps: int = 3, **options: Any
-) -> Found:
+) -> Errors:
     """Train, and compare each step and the weights after it."""
     engine = make_engine(layout, adamw, **options)
     oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
-    found: Found = {}
+    errors: Errors = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
         output = engine.train_step(share_of(batch, engine.parallel), lr)
-        merge(found, step_errors(output, oracle.step(batch, lr)))
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+        merge(errors, step_errors(output, oracle.step(batch, lr)))
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def evaluate(layout: Layout) -> Found:
+def evaluate(layout: Layout) -> Errors:
     """Steps with evaluations between them: both right, and the same bits as without evaluations."""
     batches = make_batches()
     plain, engine, oracle = make_engine(layout), make_engine(layout), Oracle(TOY, SEED, ADAMW)
-    found: Found = {}
+    errors: Errors = {}
     for number, (batch, lr) in enumerate(zip(batches, RATES, strict=True)):
         before = snapshot(engine)
-        merge(found, eval_error(engine, oracle, batches[number - 1]))
-        merge(found, {"changed by an evaluation": changed(before, snapshot(engine))})
+        merge(errors, eval_error(engine, oracle, batches[number - 1]))
+        merge(errors, {"changed by an evaluation": changed(before, snapshot(engine))})
         outputs = [e.train_step(share_of(batch, e.parallel), lr) for e in (plain, engine)]
-        merge(found, step_errors(outputs[0], oracle.step(batch, lr)))
-        merge(found, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
-    merge(found, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
-    merge(found, {"weights": weight_error(plain, oracle)})
-    return found
+        merge(errors, step_errors(outputs[0], oracle.step(batch, lr)))
+        merge(errors, {"other loss after an evaluation": float(outputs[0].loss != outputs[1].loss)})
+    merge(errors, {"other weights after evaluations": changed(snapshot(plain), snapshot(engine))})
+    merge(errors, {"weights": weight_error(plain, oracle)})
+    return errors
 
 
-def minimised(layout: Layout) -> Found:
+def minimised(layout: Layout) -> Errors:
     """Steps on capped logits with all that the loss can have, which no recorded and no evaluated loss has."""
     batch, other = make_batches()[:2]
     plain, engine = make_engine(layout, config=CAPPED), make_engine(layout, config=CAPPED, loss=LOSS)
     oracle = Oracle(CAPPED, SEED, ADAMW, LOSS)
-    found = eval_error(engine, oracle, other)
+    errors = eval_error(engine, oracle, other)
     outputs = [e.train_step(share_of(batch, e.parallel), RATES[0]) for e in (plain, engine)]
     losses = [output.wait() for output in outputs]
-    found["other block losses"] = float((losses[0][0] != losses[1][0]).any())
-    found["the same loss"] = float(abs(outputs[0].loss - outputs[1].loss) < 0.1)
-    merge(found, step_errors(outputs[1], oracle.step(batch, RATES[0])))
-    merge(found, eval_error(engine, oracle, other))
+    errors["other block losses"] = float((losses[0][0] != losses[1][0]).any())
+    errors["the same loss"] = float(abs(outputs[0].loss - outputs[1].loss) < 0.1)
+    merge(errors, step_errors(outputs[1], oracle.step(batch, RATES[0])))
+    merge(errors, eval_error(engine, oracle, other))
     merge(
-        found, step_errors(engine.train_step(share_of(other, engine.parallel), RATES[1]), oracle.step(other, RATES[1]))
+        errors, step_errors(engine.train_step(share_of(other, engine.parallel), RATES[1]), oracle.step(other, RATES[1]))
     )
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def load(layout: Layout) -> Found:
+def load(layout: Layout) -> Errors:
     """Write another engine's state into an engine's tensors, once before it has computed anything and once after."""
     batches = make_batches()
     engine, donor, oracle = make_engine(layout), make_engine(layout, seed=9), Oracle(TOY, 9, ADAMW)
-    found: Found = {}
+    errors: Errors = {}
     for number in range(2):
         donor.train_step(share_of(batches[number], donor.parallel), RATES[number])
         oracle.step(batches[number], RATES[number])
@@ -273,19 +273,19 @@ def load(layout: Layout) -> Found:
                 tensor.to_local().copy_(source.to_local())
             else:
                 tensor.copy_(source)
-        merge(found, eval_error(engine, oracle, batches[1 - number]))
+        merge(errors, eval_error(engine, oracle, batches[1 - number]))
     expected = oracle.step(batches[2], RATES[2])
-    merge(found, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]), expected))
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+    merge(errors, step_errors(engine.train_step(share_of(batches[2], engine.parallel), RATES[2]), expected))
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def not_finite(layout: Layout, rank: int, what: str) -> Found:
+def not_finite(layout: Layout, rank: int, what: str) -> Errors:
     """A value on one rank that is not finite: the step is left out on all of them, and the next one is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout), Oracle(TOY, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])
-    found = step_errors(output, oracle.step(first, RATES[0]))
+    errors = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
     parameter = next(p for p in engine.parameters if p.name.endswith("qkv.weight"))
     weight = parameter.local()
@@ -306,7 +306,7 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
     before = snapshot(engine)
     output = engine.train_step(batch, RATES[1])
     output.wait()
-    found |= {
+    errors |= {
         "not skipped": float(not output.skipped),
         "loss hides it": float(math.isnan(output.loss) == (what == "gradient")),
         "norm hides it": float(math.isfinite(output.grad_norm)),
@@ -316,12 +316,12 @@ def not_finite(layout: Layout, rank: int, what: str) -> Found:
         weight[0, 0] = kept
     engine.gradients.finish = finish  # type: ignore[method-assign]
     expected = oracle.step(second, RATES[1])
-    merge(found, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]), expected))
-    merge(found, {"weights": weight_error(engine, oracle)})
-    return found
+    merge(errors, step_errors(engine.train_step(share_of(second, engine.parallel), RATES[1]), expected))
+    merge(errors, {"weights": weight_error(engine, oracle)})
+    return errors
 
 
-def stop(layout: Layout) -> Found:
+def stop(layout: Layout) -> Errors:
     """Each rank in turn asks to stop, then for a checkpoint, while a step computes; then none does."""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
@@ -334,30 +334,30 @@ def stop(layout: Layout) -> Found:
         saves = wait()
         return stopping.reason, saves
 
-    found = {}
+    errors = {}
     for asking in range(layout.ranks):
         mine = dist.get_rank() == asking
         reason = "--exit-interval 7" if mine else "another rank was asked to stop"
-        found[f"rank {asking} not heard"] = float(agreed(0 if mine else None) != (reason, False))
-        found[f"rank {asking} not saved for"] = float(agreed(1 if mine else None) != (None, True))
-    found["stopped unasked"] = float(agreed() != (None, False))
-    return found
+        errors[f"rank {asking} not heard"] = float(agreed(0 if mine else None) != (reason, False))
+        errors[f"rank {asking} not saved for"] = float(agreed(1 if mine else None) != (None, True))
+    errors["stopped unasked"] = float(agreed() != (None, False))
+    return errors
 
 
-def clipping(layout: Layout, limit: float) -> Found:
+def clipping(layout: Layout, limit: float) -> Errors:
     """Clipped at `limit`, 0 for not at all; Adam must not hide a wrong scale."""
     adamw, other = (dataclasses.replace(ADAMW, clip_grad=value) for value in (limit, 0.0 if limit else 0.05))
-    found = follow(layout, adamw=adamw)
+    errors = follow(layout, adamw=adamw)
     right, wrong = Oracle(TOY, SEED, adamw), Oracle(TOY, SEED, other)
     for batch, lr in zip(make_batches(), RATES, strict=True):
         norms = right.step(batch, lr).grad_norm, wrong.step(batch, lr).grad_norm
-        merge(found, {"nothing to clip": float(min(norms) < 0.1)})
+        merge(errors, {"nothing to clip": float(min(norms) < 0.1)})
     distances = [float((w - wrong.weights[n]).norm() / w.norm()) for n, w in right.weights.items()]
-    found["clipping does not show"] = float(max(distances) < 100 * BOUNDS["weights"])
-    return found
+    errors["clipping does not show"] = float(max(distances) < 100 * BOUNDS["weights"])
+    return errors
 
 
-def bf16(layout: Layout) -> Found:
+def bf16(layout: Layout) -> Errors:
     """Layers compute in bf16, weights and the optimizer's state stay fp32."""
     engine = make_engine(layout, compute_dtype=torch.bfloat16)
     oracle = Oracle(TOY, SEED, ADAMW)
@@ -376,12 +376,12 @@ def bf16(layout: Layout) -> Found:
     }
 
 
-def memory(layout: Layout, share: float) -> Found:
+def memory(layout: Layout, share: float) -> Errors:
     """What a rank keeps of each weight and of its optimizer state, `share` of the whole, give or take a row."""
     engine = make_engine(layout)
     batch = share_of(make_batches()[0], engine.parallel)
     engine.train_step(batch, 1e-3)
-    found: Found = {}
+    errors: Errors = {}
     for parameter, part in zip(engine.parameters, engine._parts, strict=True):
         rows = math.ceil(parameter.full_shape[0] * share)
         full = parameter.full_shape.numel()
@@ -389,15 +389,15 @@ def memory(layout: Layout, share: float) -> Found:
         state = engine.optimizer.state[part]
         kept = {"weights": parameter.local(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
         for name, tensor in kept.items():
-            merge(found, {f"{name}: rows": float(not rows - 1 <= tensor.numel() / row <= rows)})
+            merge(errors, {f"{name}: rows": float(not rows - 1 <= tensor.numel() / row <= rows)})
             # FSDP2 pads its storage up to one row.
-            merge(found, {f"{name}: storage": float(tensor.untyped_storage().nbytes() > 4 * row * rows)})
+            merge(errors, {f"{name}: storage": float(tensor.untyped_storage().nbytes() > 4 * row * rows)})
     engine.eval_step(share_of(make_batches()[0], engine.parallel, engine.eval_rows)).wait()
     layers = [p for model in engine.stages for p in model.layers.parameters()]
     gathered = any(not isinstance(p, DTensor) for p in layers)
     if layout.config.sharding == "optim_grads_params":
-        found["layers left gathered"] = float(gathered)
-    return found
+        errors["layers left gathered"] = float(gathered)
+    return errors
 
 
 class _Dispatched(TorchDispatchMode):
@@ -425,7 +425,7 @@ class _Called(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def host_waits(layout: Layout) -> Found:
+def host_waits(layout: Layout) -> Errors:
     """Around forward and backward, nothing in a step lets the host wait for a GPU. (Kernels look at their inputs on a
     CPU alone; tests/kernels has theirs.)"""
     engine = make_engine(layout)
@@ -456,34 +456,34 @@ def host_waits(layout: Layout) -> Found:
     return {"waits in a step": step, "waits that are not counted": unseen, "nothing is read": float(reading == 0)}
 
 
-def compiled(layout: Layout) -> Found:
+def compiled(layout: Layout) -> Errors:
     """Compiled layers, two for speed; a layer is one graph."""
     torch._inductor.config.compile_threads = 1
     torch._dynamo.reset()
     config = dataclasses.replace(CAPPED, num_layers=2)
-    found = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True)
+    errors = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True)
     counters = torch._dynamo.utils.counters
-    found["graph breaks"] = float(sum(counters["graph_break"].values()))
-    found["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
-    return found
+    errors["graph breaks"] = float(sum(counters["graph_break"].values()))
+    errors["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
+    return errors
 
 
-def flex(layout: Layout, documents: bool = True, **options: Any) -> Found:
+def flex(layout: Layout, documents: bool = True, **options: Any) -> Errors:
     """Attention by flex_attention's block masks."""
     with flex_on_cpu():
         return follow(layout, documents=documents, steps=2, attention_backend="flex", **options)
 
 
-Case = tuple[int, Callable[[], Found]]
+Case = tuple[int, Callable[[], Errors]]
 
 
 def _cases() -> dict[str, Case]:
     """Name → (ranks, case)."""
-    found: dict[str, Case] = {}
+    cases: dict[str, Case] = {}
 
-    def add(kind: str, name: str, case: Callable[..., Found], *more: Any, **options: Any) -> None:
+    def add(kind: str, name: str, case: Callable[..., Errors], *more: Any, **options: Any) -> None:
         layout = LAYOUTS[name]
-        found[f"{kind}: {name}"] = layout.ranks, lambda: case(layout, *more, **options)
+        cases[f"{kind}: {name}"] = layout.ranks, lambda: case(layout, *more, **options)
 
     untied = dataclasses.replace(TOY, untie_embeddings_and_output_weights=True)
     for name in LAYOUTS:
@@ -518,7 +518,7 @@ def _cases() -> dict[str, Case]:
         add("waits of the host", name, host_waits)
     for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
         add("memory", name, memory, share)
-    return found
+    return cases
 
 
 CASES = _cases()
@@ -526,11 +526,11 @@ COMPILED: dict[str, Case] = {"compiled: TP2 SP": (2, lambda: compiled(LAYOUTS["T
 
 
 def main(rank: int, ranks: int, folder: str, names: list[str]) -> None:
-    """Run cases and write what they found into `folder`/rank.json."""
+    """Run cases and write their errors into `folder`/rank.json."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
     cases = CASES | COMPILED
-    found = {name: cases[name][1]() for name in names}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    errors = {name: cases[name][1]() for name in names}
+    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
     dist.destroy_process_group()

@@ -23,38 +23,38 @@ def read(path: Path) -> dict[str, Any]:
     return stored
 
 
-def changes(before: Any, after: Any, place: str) -> list[str]:
+def changes(before: Any, after: Any, name: str) -> list[str]:
     """A line for each difference of two nestings of mappings, lists, texts and numbers. Of lists of numbers, one line
     for all."""
     if before == after:
         return []
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
-        return [line for key in keys for line in changes(before.get(key), after.get(key), f"{place}: {key}")]
+        return [line for key in keys for line in changes(before.get(key), after.get(key), f"{name}: {key}")]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         if isinstance(after[0], float):
             largest, at = max(
                 (abs(b - a) / abs(b or 1), at) for at, (b, a) in enumerate(zip(before, after, strict=True))
             )
-            return [f"{place}: by up to {largest:.1e} of the value, at [{at}]: {before[at]} -> {after[at]}"]
+            return [f"{name}: by up to {largest:.1e} of the value, at [{at}]: {before[at]} -> {after[at]}"]
         rows = enumerate(zip(before, after, strict=True))
-        return [line for at, (old, new) in rows for line in changes(old, new, f"{place}[{at}]")]
-    return [f"{place}: {before} -> {after}"]
+        return [line for at, (old, new) in rows for line in changes(old, new, f"{name}[{at}]")]
+    return [f"{name}: {before} -> {after}"]
 
 
 def update(new_run: bool) -> None:
     """Store what the present code does, and print what changed."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {ORDERS: all_orders(), LOSSES: golden_run(Path(folder))}
-    said = []
-    for path, now in found.items():
-        said += changes(read(path), now, path.stem)
+        computed = {ORDERS: all_orders(), LOSSES: golden_run(Path(folder))}
+    lines = []
+    for path, now in computed.items():
+        lines += changes(read(path), now, path.stem)
         path.write_text(json.dumps(now, indent=1) + "\n")
     if new_run:
         with tempfile.TemporaryDirectory() as folder:
             store_run(STORED_RUN, Path(folder))
-        said.append(f"{STORED_RUN.name}: made anew")
-    print("\n".join(said) or "nothing has changed")
+        lines.append(f"{STORED_RUN.name}: made anew")
+    print("\n".join(lines) or "nothing has changed")
 
 
 if __name__ == "__main__":

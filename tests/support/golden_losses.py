@@ -74,18 +74,18 @@ def write_corpus(folder: Path) -> list[str]:
         prefix = folder / f"{name}_text_document"
         with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
             for document in range(40):
-                places = np.arange(25 + 7 * document % 36)
-                hashed = (places * 40 + document) * 2654435761 % 2**32 >> 16
-                tokens = (document + places) % 60 if name == "easy" else hashed % 60
+                positions = np.arange(25 + 7 * document % 36)
+                hashed = (positions * 40 + document) * 2654435761 % 2**32 >> 16
+                tokens = (document + positions) % 60 if name == "easy" else hashed % 60
                 writer.add_document(np.append(tokens, VOCAB - 1).astype(np.uint16))
         prefixes.append(str(prefix))
     return prefixes
 
 
 def _train(folder: Path, flags: list[str], code: int) -> None:
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         ended = main(["train", *golden_flags(write_corpus(folder)), "--save", str(folder / "run"), *flags])
-    assert ended == code, said.getvalue()
+    assert ended == code, printed.getvalue()
 
 
 def _rounded(values: Iterable[float]) -> list[float]:

@@ -77,10 +77,10 @@ def make_tokenizer(path: Path, size: int, start: int | None = None) -> Path:
 
 def stored_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor in a folder's safetensors files, read by the library."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
+        weights |= load_file(path)
+    return weights
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -57,10 +57,10 @@ def sample(batch: MicroBatch, micro_batches: int) -> Batch:
 def saved_bytes(engine: NativeEngine, inputs: Batch) -> int:
     """Memory that autograd keeps after a forward pass: each storage once, weights left out."""
     model = engine.stages[0]
-    found: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
     def pack(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -72,7 +72,7 @@ def saved_bytes(engine: NativeEngine, inputs: Batch) -> int:
             document_ids=inputs.document_ids,
         )
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    total = sum(storage.nbytes() for address, storage in found.items() if address not in weights)
+    total = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
     loss.backward()
     return total
 

@@ -17,7 +17,7 @@ ORDER = np.array([5, 3, 1, 4, 2, 0, 6], np.uint32)
 
 
 def slow_leader(rank: int, folder: Path) -> list[int]:
-    """One machine, whose leader takes its time, and whose folder holds the order of a run before."""
+    """One node, whose leader takes its time, and whose folder holds the order of a run before."""
     (folder / "scratch").mkdir(exist_ok=True)
     if rank == 0:
         np.save(folder / "scratch/order_000.npy", STALE)
@@ -31,14 +31,14 @@ def slow_leader(rank: int, folder: Path) -> list[int]:
     np.save = slowly
     try:
         files = OrderFiles(Nodes(0, rank == 0, dist.group.WORLD, [0], None), folder / "scratch")  # type: ignore[arg-type]
-        found: list[int] = files.share_order(0, ORDER if rank == 0 else None).tolist()
+        shared: list[int] = files.share_order(0, ORDER if rank == 0 else None).tolist()
     finally:
         np.save = save
-    return found
+    return shared
 
 
-def two_machines(rank: int, folder: Path) -> dict[str, Any]:
-    """Two machines, whose disks have nothing in common; then they differ."""
+def two_nodes(rank: int, folder: Path) -> dict[str, Any]:
+    """Two nodes, whose disks have nothing in common; then they differ."""
     mine = folder / f"disk_{rank}"
     files = OrderFiles(Nodes(rank, True, dist.group.WORLD, [0, 1], dist.group.WORLD), mine)  # type: ignore[arg-type]
     same = files.share_order(0, ORDER).tolist()
@@ -51,6 +51,6 @@ def two_machines(rank: int, folder: Path) -> dict[str, Any]:
 
 def main(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = {"slow leader": slow_leader(rank, Path(folder)), "two machines": two_machines(rank, Path(folder))}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    results = {"slow leader": slow_leader(rank, Path(folder)), "two nodes": two_nodes(rank, Path(folder))}
+    Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()

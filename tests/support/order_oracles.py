@@ -1,4 +1,4 @@
-"""What the C++ orders must produce, from the definitions and without regard to speed."""
+"""What the C++ orders must produce, computed from the definitions, without regard to speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 def kept_by_threshold(scores: npt.NDArray[np.float32], drop: float, keep_unseen: bool) -> list[int]:
-    """Ids, ascending, that stay when the floor(drop * scored) lowest scores go; equal scores go by id."""
+    """Return the ascending ids that are kept when the floor(drop * scored) lowest scores are dropped, ties by id."""
     scored = [i for i in range(len(scores)) if not math.isnan(scores[i])]
     ranked = sorted(scored, key=lambda i: (scores[i], i))
     kept = ranked[math.floor(Fraction(str(drop)) * len(scored)) :]
@@ -23,7 +23,7 @@ def kept_by_threshold(scores: npt.NDArray[np.float32], drop: float, keep_unseen:
 
 
 def clusters_of(scores: npt.NDArray[np.float32], cuts: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Number of cuts <= score; len(cuts) + 1 for NaN."""
+    """Return the number of cuts <= score; len(cuts) + 1 for NaN."""
     clusters = np.searchsorted(np.asarray(cuts, np.float64), scores.astype(np.float64), side="right")
     return np.where(np.isnan(scores), len(cuts) + 1, clusters)
 
@@ -35,7 +35,7 @@ def probabilities(
     unseen_mass: float,
     cap: float,
 ) -> Doubles:
-    """Probability of each block in one weighted draw."""
+    """Return the probability of each block in one weighted draw."""
     clusters = clusters_of(scores, cuts)
     weights = np.exp(np.minimum(np.where(np.isnan(scores), 0.0, scores.astype(np.float64)), cap))
     weights[np.isnan(scores)] = 1.0
@@ -50,7 +50,7 @@ def probabilities(
 
 
 def inclusion_probabilities(probability: Sequence[float], samples: int) -> Doubles:
-    """P(block is among `samples` successive draws without replacement), by enumeration of all sequences."""
+    """Return P(block is among `samples` successive draws without replacement), by enumeration of all sequences."""
     result = np.zeros(len(probability))
     for sequence in itertools.permutations(range(len(probability)), samples):
         left, chance = 1.0, 1.0

@@ -56,5 +56,27 @@ class Events(Callback):
         self.steps = state.get("steps", 0)
 
 
+class NeedsArgument(Callback):
+    """Cannot be made by name alone."""
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+
+class FailsWhenMade(Callback):
+    """Finds something missing when it is made."""
+
+    def __init__(self) -> None:
+        raise OSError("no dashboard listens")
+
+
+class FailsToClose(Events):
+    """Hears of the end, and fails then."""
+
+    def close(self) -> None:
+        super().close()
+        raise RuntimeError("cannot close")
+
+
 class NoCallback:
     """Not what --callback takes."""

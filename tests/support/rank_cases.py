@@ -84,18 +84,18 @@ def error_of(work: Callable[[], object]) -> str:
 def save_and_load(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     store = CheckpointStore(root, keep=None)
     store.save(3, on_this_rank(full_tensors(), mesh), {"by": dist.get_rank()})
-    found = store.newest_complete()
-    assert found is not None
+    newest = store.newest_complete()
+    assert newest is not None
     target = zeros(mesh)
-    found.load_into(target)
-    return {"iteration": found.iteration, "state": found.state, "equal": equal_to_full(target)}
+    newest.load_into(target)
+    return {"iteration": newest.iteration, "state": newest.state, "equal": equal_to_full(target)}
 
 
 def load_what_one_rank_saved(root: Path, mesh: DeviceMesh) -> dict[str, object]:
-    found = CheckpointStore(root, keep=None).newest_complete()
-    assert found is not None
+    newest = CheckpointStore(root, keep=None).newest_complete()
+    assert newest is not None
     target = zeros(mesh)
-    found.load_into(target)
+    newest.load_into(target)
     return {"equal": equal_to_full(target)}
 
 
@@ -105,18 +105,18 @@ def errors_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     rank = dist.get_rank()
     tensors = on_this_rank(full_tensors(), mesh)
     store.save(1, tensors, {})
-    found: dict[str, object] = {
+    results: dict[str, object] = {
         "state": error_of(lambda: store.save(2, tensors, {"x": float("nan")} if rank == 0 else {})),
         "tensor": error_of(lambda: store.save(2, tensors | ({"x": 3} if rank == 1 else {}), {})),  # type: ignore[arg-type]
     }
     with no_file_above(100_000) if rank == 1 else nullcontext():
-        found["disk"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(50_000)}, {}))
+        results["disk"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(50_000)}, {}))
     newest = store.newest_complete()
     assert newest is not None
-    found["newest"] = newest.iteration
+    results["newest"] = newest.iteration
     other = zeros(mesh) | ({"replicated": torch.zeros(2)} if rank == 1 else {})
-    found["shape"] = error_of(lambda: newest.load_into(other))
-    return found
+    results["shape"] = error_of(lambda: newest.load_into(other))
+    return results
 
 
 def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
@@ -130,9 +130,9 @@ def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
             content[-1] ^= 1
             path.write_bytes(content)
     dist.barrier()
-    found = store.newest_complete()
-    assert found is not None
-    return {"iteration": found.iteration}
+    newest = store.newest_complete()
+    assert newest is not None
+    return {"iteration": newest.iteration}
 
 
 def stop_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
@@ -160,6 +160,6 @@ def main(rank: int, folder: str, cases: Mapping[str, Case] = CASES) -> None:
         "gloo", init_method=rendezvous, rank=rank, world_size=RANKS, timeout=timedelta(seconds=LIMIT)
     )
     mesh = init_device_mesh("cpu", (RANKS,))
-    found = {name: case(Path(folder, name), mesh) for name, case in cases.items()}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    results = {name: case(Path(folder, name), mesh) for name, case in cases.items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()

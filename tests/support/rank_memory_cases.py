@@ -41,8 +41,8 @@ class Case:
             return stage_bytes(self.batch, make_stage(MODEL.num_layers)) + logits_kept(self.batch)
         is_pipeline = self.layout.pipeline_model_parallel_size > 1
         ranks = 1 if is_pipeline or self.batch.tensor_ranks > 1 else 2
-        found = rank_memory(self.batch, self.layout, self.micro_batches, ranks, rank if is_pipeline else 0)
-        return found.peak - found.weights - found.optimizer
+        memory = rank_memory(self.batch, self.layout, self.micro_batches, ranks, rank if is_pipeline else 0)
+        return memory.peak - memory.weights - memory.optimizer
 
 
 def _batch(itemsize: int = 4, **settings: int) -> MicroBatch:
@@ -72,7 +72,7 @@ def measure(rank: int, folder: str, port: int) -> None:
     """Called by both ranks; writes <rank>.json."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    found = {}
+    measured = {}
     for name, case in CASES.items():
         engine = make_engine(case.batch, case.layout, case.micro_batches)
         rows = sample(case.batch, case.micro_batches * engine.parallel.data_parallel_size)
@@ -91,7 +91,7 @@ def measure(rank: int, folder: str, port: int) -> None:
                 None,
                 part["labels"].numel(),
             )
-            found[name] = step_peak(engine, own)
+            measured[name] = step_peak(engine, own)
         else:
-            found[name] = saved_bytes(engine, rows)
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+            measured[name] = saved_bytes(engine, rows)
+    Path(folder, f"{rank}.json").write_text(json.dumps(measured))

@@ -39,9 +39,9 @@ class Run:
         os.kill(self.pid, number)
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end: (exit code, what was said)."""
+        """Wait for the end: (exit code, what was printed)."""
         self._process.join(LIMIT)
         assert self._process.exitcode is not None, f"still there after {LIMIT:.0f} s"
-        said = Path(self._output).read_text()
+        printed = Path(self._output).read_text()
         Path(self._output).unlink()
-        return self._process.exitcode, said
+        return self._process.exitcode, printed

@@ -16,8 +16,8 @@ LAYOUT = ParallelConfig(tensor_model_parallel_size=2, distributed_backend="gloo"
 
 
 def main(rank: int, port: int) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
     timeout = timedelta(seconds=LIMIT)
     for number in range(2):
         with session():

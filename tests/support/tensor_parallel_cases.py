@@ -1,4 +1,4 @@
-"""What tensor-parallel ranks run: each case compares with one rank, and returns the errors it found by name."""
+"""What tensor-parallel ranks run: each case compares with one rank, and returns the errors by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def error(a: Tensor, b: Tensor) -> float:
 def cross_entropy(
     dtype: torch.dtype = torch.float32, shift: float = 0.0, sequence_parallel: bool = False, **options: Any
 ) -> dict[str, float]:
-    """A vocabulary of 20 rows split over the ranks, against the whole."""
+    """A vocabulary of 20 rows split over the ranks, against the full."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(4, 9, 16, generator=generator).mul(8).round().div(8)
     weight = torch.randn(20, 16, generator=generator).mul(8).round().div(8)
@@ -81,7 +81,7 @@ def cross_entropy(
         mine, weight[rows], tp_group=dist.group.WORLD, sequence_parallel=sequence_parallel
     )
     one_loss, one_nll_sum, one_count, *one_gradients = run(hidden, weight)
-    found = {
+    errors = {
         "loss": error(loss, one_loss),
         "nll_sum": error(nll_sum, one_nll_sum),
         "count": error(count, one_count),
@@ -90,10 +90,10 @@ def cross_entropy(
     if gradients:
         d_hidden = one_gradients[0].flatten(0, 1)[tokens] if sequence_parallel else one_gradients[0]
         unshifted = slice(0, -1 if shift else None)
-        found["d_hidden"] = error(gradients[0][..., unshifted], d_hidden[..., unshifted])
-        found["d_weight"] = error(gradients[1], one_gradients[1][rows])
-        found["ranks"] += 0.0 if sequence_parallel else differs_by_rank(gradients[0])
-    return found
+        errors["d_hidden"] = error(gradients[0][..., unshifted], d_hidden[..., unshifted])
+        errors["d_weight"] = error(gradients[1], one_gradients[1][rows])
+        errors["ranks"] += 0.0 if sequence_parallel else differs_by_rank(gradients[0])
+    return errors
 
 
 def shard_of(full: Tensor, local: Tensor, dim: int | None) -> Tensor:
@@ -123,43 +123,43 @@ def llama(
     tokens = torch.randint(0, 50, (3, 21), generator=torch.Generator().manual_seed(2))
     inputs = (tokens[:, :-1], tokens[:, 1:], torch.full((3, 20), 1 / 60))
     documents = torch.arange(20).div(7, rounding_mode="floor").expand(3, -1)
-    found = {"weights": 0.0, "gradients": 0.0, "ranks": 0.0}
+    errors = {"weights": 0.0, "gradients": 0.0, "ranks": 0.0}
     losses = []
     for model in (both, one):
         loss, *stats = model(*inputs, document_ids=documents)
         loss.backward()
         losses.append((loss.detach(), *stats))
-    found["loss"] = max(error(a, b) for a, b in zip(*losses, strict=True))
-    found["ranks"] += differs_by_rank(*losses[0])
-    whole = dict(one.named_parameters())
+    errors["loss"] = max(error(a, b) for a, b in zip(*losses, strict=True))
+    errors["ranks"] += differs_by_rank(*losses[0])
+    full = dict(one.named_parameters())
     for name, parameter in both.named_parameters():
         dim = dims.get(name)
         assert parameter.grad is not None
-        assert whole[name].grad is not None
+        assert full[name].grad is not None
         if dim is None and sequence:  # each rank has seen its own tokens
             dist.all_reduce(parameter.grad)
-        found["weights"] = max(found["weights"], error(parameter, shard_of(whole[name], parameter, dim)))
-        slice_of_one = shard_of(whole[name].grad, parameter, dim)
-        found["gradients"] = max(found["gradients"], error(parameter.grad, slice_of_one))
+        errors["weights"] = max(errors["weights"], error(parameter, shard_of(full[name], parameter, dim)))
+        slice_of_one = shard_of(full[name].grad, parameter, dim)
+        errors["gradients"] = max(errors["gradients"], error(parameter.grad, slice_of_one))
         if dim is None:
-            found["ranks"] += differs_by_rank(parameter.grad)
+            errors["ranks"] += differs_by_rank(parameter.grad)
         else:
-            found["weights"] += float(parameter.numel() >= whole[name].numel())
-    return found
+            errors["weights"] += float(parameter.numel() >= full[name].numel())
+    return errors
 
 
 def mesh() -> dict[str, float]:
     """Groups of two data-parallel and of two tensor-parallel ranks, which wait as long as is asked for."""
-    found, timeout = {}, timedelta(minutes=7)
+    errors, timeout = {}, timedelta(minutes=7)
     for size in (1, 2):
         state = initialize(ParallelConfig(tensor_model_parallel_size=size), timeout)
         meshed = [state.mesh.get_group(name) for name in state.mesh.mesh_dim_names or ()]
         made = [state.control_group, state.losses_group, *(g for g in meshed if g is not dist.group.WORLD)]
         waits = {group._get_backend(torch.device("cpu")).options._timeout for group in made}
-        found[f"timeouts {size}"] = float(waits != {timeout} or len(made) != 5)
+        errors[f"timeouts {size}"] = float(waits != {timeout} or len(made) != 5)
         sizes = (state.data_parallel_size, dist.get_world_size(state.tensor_group), state.data_rank)
-        found[f"sizes {size}"] = float(sizes != (2 // size, size, dist.get_rank() if size == 1 else 0))
-    return found
+        errors[f"sizes {size}"] = float(sizes != (2 // size, size, dist.get_rank() if size == 1 else 0))
+    return errors
 
 
 ALL = {"z_loss": 0.1, "label_smoothing": 0.1, "logit_softcap": 3.0}
@@ -210,12 +210,12 @@ def cases(ranks: int) -> dict[str, Callable[[], dict[str, float]]]:
 
 
 def main(rank: int, ranks: int, folder: str) -> None:
-    """Run all cases and write what they found into `folder`/rank.json."""
+    """Run all cases and write their errors into `folder`/rank.json."""
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     timeout = timedelta(seconds=LIMIT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
-    found = {name: case() for name, case in cases(ranks).items()}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    errors = {name: case() for name, case in cases(ranks).items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
     dist.destroy_process_group()

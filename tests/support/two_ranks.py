@@ -31,8 +31,14 @@ def train_two_ranks(arguments: list[str], output: Path, machines: int = 1, prepa
 def _train(rank: int, port: int, machines: int, output: str, prepare: Prepare | None, arguments: list[str]) -> None:
     torch.set_num_threads(1)
     machine = rank % machines
-    place = {"RANK": rank, "GROUP_RANK": machine, "LOCAL_RANK": rank - machine, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}})
+    environment = {
+        "RANK": rank,
+        "GROUP_RANK": machine,
+        "LOCAL_RANK": rank - machine,
+        "WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+    }
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in environment.items()}})
     if rank == 0:
         sys.stdout = Path(output).open("w")  # noqa: SIM115
     if prepare is not None:

@@ -1,8 +1,10 @@
-"""Callbacks of a user: what they hear of and in which order, what they keep, and how they are named."""
+"""Callbacks of a user: which events call them and in which order, what they keep, and how they are named."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.engine import NativeEngine
 from megatron_lfr.training.run import train
-from support.own_callbacks import Events
+from support.own_callbacks import Events, FailsToClose
 from support.tiny_run import STOPPED
 
 SCHEDULE = "[{kind: learn, duration: 3, unit: steps}, {kind: review, duration: 3, unit: steps}]"
@@ -51,7 +53,7 @@ def test_every_event_in_order_and_states_that_survive_a_stop(args: list[str], tm
     assert "MetricsFile" in states
 
 
-def test_an_error_is_told_before_the_run_is_left(
+def test_callbacks_get_an_error_before_the_run_is_left(
     args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = NativeEngine.train_step
@@ -62,10 +64,35 @@ def test_an_error_is_told_before_the_run_is_left(
         return original(engine, batch, lr)
 
     monkeypatch.setattr(NativeEngine, "train_step", failing)
-    callback = Events()
+    callbacks = Events(), FailsToClose(), Events()  # each of which fails in on_error
     with pytest.raises(RuntimeError, match="the step failed"):
-        train(parsed(args), callbacks=[callback])
-    assert callback.events == [("train start", 0), ("phase start", 0), 1, ("error", "the step failed"), "close"]
+        train(parsed(args), callbacks=callbacks)
+    for callback in callbacks:
+        assert callback.events == [("train start", 0), ("phase start", 0), 1, ("error", "the step failed"), "close"]
+
+
+def test_all_are_closed_and_an_error_in_it_is_told(args: list[str]) -> None:
+    callbacks = Events(), FailsToClose(), Events()
+    with pytest.raises(RuntimeError, match="cannot close"):
+        train(parsed([*args, "--exit-interval", "1"]), callbacks=callbacks)
+    assert [callback.events[-2:] for callback in callbacks] == [[("train end", False), "close"]] * 3
+
+
+def test_a_phase_whose_evaluation_was_cut_short_ends_in_the_process_that_makes_up_for_it(
+    args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, resumed, original = Events(), Events(), NativeEngine.eval_step
+
+    def stopping(engine: NativeEngine, batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(engine, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NativeEngine, "eval_step", stopping)
+        assert not train(parsed(args), callbacks=[stopped])
+    assert stopped.events == [*FIRST_PHASE[:5], ("save", 3), ("train end", False), "close"]
+    assert train(parsed(args), callbacks=[resumed])
+    assert resumed.events == [("train start", 3), *FIRST_PHASE[5:], 4, *LAST_STEPS]
 
 
 def test_by_flag(args: list[str], tmp_path: Path) -> None:
@@ -86,6 +113,9 @@ def test_by_flag(args: list[str], tmp_path: Path) -> None:
             "support.own_callbacks:NoCallback",
             "NoCallback: must be a class derived from megatron_lfr.training.callbacks",
         ),
+        (".own_callbacks:Events", "--callback .own_callbacks:Events: expected package.module:Name"),
+        ("support.own_callbacks:NeedsArgument", "NeedsArgument: is made without arguments, but missing a required arg"),
+        ("support.own_callbacks:FailsWhenMade", "no dashboard listens"),
     ],
 )
 def test_names_that_are_refused_before_anything_is_written(

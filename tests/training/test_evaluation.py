@@ -47,12 +47,12 @@ def source(corpus: list[str]) -> BlockSource:
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 50])
 def test_every_block_once_and_the_last_batch_alone_is_padded(count: int, source: BlockSource) -> None:
     engine, ids = Engine(8), np.arange(100, 100 + count)
-    found = list(block_losses(engine, Loader(source), ids))
+    batches = list(block_losses(engine, Loader(source), ids))
     assert [len(row) for row in engine.ids] == [8] * -(-count // 8)
     assert np.concatenate(engine.ids).tolist() == [*ids.tolist(), *[-1] * (-count % 8)]
-    assert np.concatenate([np.arange(count)[part] for part, _ in found]).tolist() == list(range(count))
-    assert np.concatenate([losses[0] for _, losses in found]).tolist() == ids.tolist()
-    assert all((losses[1] == 16).all() for _, losses in found)
+    assert np.concatenate([np.arange(count)[part] for part, _ in batches]).tolist() == list(range(count))
+    assert np.concatenate([losses[0] for _, losses in batches]).tolist() == ids.tolist()
+    assert all((losses[1] == 16).all() for _, losses in batches)
 
 
 def test_a_batch_computes_while_the_one_before_it_is_read(source: BlockSource) -> None:

@@ -1,4 +1,4 @@
-"""What a run is: a command that says otherwise is refused, and changes no byte of any folder."""
+"""What a run is: a command that contradicts it is refused, and changes no byte of any folder."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_another_run_is_refused_by_its_flags(
 ) -> None:
     args, folder = trained
     before = content(folder)
-    found = refusal([*args, *flags.split()], capsys)
-    assert message in found
-    assert found.count(", the run has") == 1  # what follows from it is not told
+    printed = refusal([*args, *flags.split()], capsys)
+    assert message in printed
+    assert printed.count(", the run has") == 1  # what follows from it is not listed
     assert content(folder) == before
 
 
@@ -154,12 +154,12 @@ def test_no_refusal_changes_a_byte(
     assert content(folder) == before
     for name, keep in (("journal/phase_000.npy", 140), ("metrics.jsonl", 10), ("journal/meta.json", 5)):
         path = folder / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:keep])
+        content_before = path.read_bytes()
+        path.write_bytes(content_before[:keep])
         before = content(folder)
         assert name in refusal(args, capsys)
         assert content(folder) == before, name
-        path.write_bytes(whole)
+        path.write_bytes(content_before)
     meta = json.loads((folder / "journal/meta.json").read_text())
     (folder / "journal/meta.json").write_text(json.dumps(meta | {"format": 99}))
     before = content(folder)
@@ -195,26 +195,26 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(("name", "found", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize(("name", "replacement", "message"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_what_is_no_runs_is_refused_before_anything_is_written(
     name: str,
-    found: bytes | None,
+    replacement: bytes | None,
     message: str,
     trained: tuple[list[str], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """found: what stands there instead, None for a folder."""
+    """replacement: what is in its place, None for a folder."""
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
     shutil.copytree(trained[1], folder)
     if (folder / name).is_dir():
         shutil.rmtree(folder / name)
     else:
         (folder / name).unlink()
-    if found is None:
+    if replacement is None:
         (folder / name).mkdir()
     else:
-        (folder / name).write_bytes(found)
+        (folder / name).write_bytes(replacement)
     before = content(folder)
     assert message in refusal(args, capsys)
     assert content(folder) == before
@@ -230,7 +230,7 @@ def test_a_checkpoint_knows_the_losses_that_led_to_it(
     entries[3] += 0.25
     path.write_bytes(path.read_bytes()[:128] + entries.tobytes())
     before = content(folder)
-    assert "its losses are not those that the checkpoint was written after" in refusal(args, capsys)
+    assert "its losses are not those that led to the checkpoint" in refusal(args, capsys)
     assert content(folder) == before
 
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_under_another_number_is_refused(
     args, folder = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
     shutil.copytree(trained[1], folder)
     shutil.copytree(folder / "checkpoints/iter_0000008", folder / "checkpoints/iter_0000012")
-    assert "state.json: is of step 8; the folder's name says 12" in refusal(args, capsys)
+    assert "state.json: belongs to step 8, but its folder's name to 12" in refusal(args, capsys)
 
 
 def test_files_that_are_no_runs_are_not_replaced(
@@ -253,13 +253,11 @@ def test_files_that_are_no_runs_are_not_replaced(
         assert content(tmp_path / "run") == {name: b"mine"}
         (tmp_path / "run" / name).unlink()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert "something else than a folder stands there" in refusal(
-        [*tiny_args, "--save", str(tmp_path / "link")], capsys
-    )
+    assert "not a folder" in refusal([*tiny_args, "--save", str(tmp_path / "link")], capsys)
 
 
 def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) -> None:
-    """Replaying comes before cutting back."""
+    """The journal is replayed before it is cut back."""
     from megatron_lfr.lfr import Curriculum, preset
 
     plan = preset("lfr-v1").plan(40, 4, 8)
@@ -275,9 +273,9 @@ def test_a_journal_that_leads_to_another_order_stays_as_it_is(tmp_path: Path) ->
             state = first.state_dict()
     first.state_dict()
     before = content(tmp_path)
-    with pytest.raises(ValueError, match="replays to another order"):
+    with pytest.raises(ValueError, match="replays to an order other than"):
         curriculum().load_state_dict(state | {"order_hash": "0" * 16})
-    with pytest.raises(ValueError, match="replays to step 7, the checkpoint is at 3"):
+    with pytest.raises(ValueError, match="replays to step 7, but the checkpoint is at 3"):
         curriculum().load_state_dict(state | {"step": 3})
     assert content(tmp_path) == before
 
@@ -296,7 +294,7 @@ def test_a_refused_new_run_leaves_nothing(
     assert content(tmp_path / "a") == before
 
 
-def test_a_setting_that_changes_is_told_and_recorded(
+def test_a_setting_that_changes_is_printed_and_recorded(
     trained: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args, path = [*trained[0], "--save", str(tmp_path / "run")], tmp_path / "run"
@@ -344,7 +342,7 @@ def test_the_loss_may_change_and_the_cap_of_the_logits_may_not(
     assert main(["train", *tune, "--finetune-change", "final_logit_softcapping"]) == 75
     capsys.readouterr()
     assert main(["train", *args, "--exit-interval", "9", "--z-loss-coeff", "0.01", "--label-smoothing", "0.1"]) == 75
-    assert "--z-loss-coeff none -> 0.01, --label-smoothing none -> 0.1" in capsys.readouterr().out
+    assert "--z-loss-coeff 0.0 -> 0.01, --label-smoothing 0.0 -> 0.1" in capsys.readouterr().out
     after = RunFolder(folder.path)
     assert (after.settings_at(7).get("z_loss_coeff"), after.settings_at(8)["z_loss_coeff"]) == (None, 0.01)
 
@@ -370,7 +368,7 @@ def test_a_finished_run_stays_as_it_is(
     before = content(tmp_path / "run")
     assert main(["train", *args, "--lr", "0.5"]) == 0
     out = capsys.readouterr().out
-    assert "nothing is left that could change by --lr 0.01 -> 0.5" in out
+    assert "these settings have no effect any more: --lr 0.01 -> 0.5" in out
     assert content(tmp_path / "run") == before
 
 
@@ -413,7 +411,7 @@ def test_weights_are_used_as_they_were_trained(
     capsys.readouterr()
     flags += ["--rotary-base", "7"]
     assert main(["train", *flags, "--exit-interval", "2"]) == 75
-    assert f"at step 1 of 13 (--load {folder} was for its start)" in (out := capsys.readouterr().out)
+    assert f"at step 1 of 13 (--load {folder} was only used at its start)" in (out := capsys.readouterr().out)
     assert "--finetune-change rotary_base -> none" in out
     edited = tmp_path / "edited"
     shutil.copytree(folder, edited)
@@ -466,7 +464,7 @@ def test_a_checkpoint_without_a_curriculum_is_no_run(
 
     CheckpointStore(folder / "checkpoints", keep=None).save(0, {}, {"source": "convert from-hf"})
     before = content(folder)
-    assert "holds weights alone, no run. Start one from them with --load" in refusal(args, capsys)
+    assert "holds only weights, no run. Start a run from them with --load" in refusal(args, capsys)
     assert content(folder) == before
 
 

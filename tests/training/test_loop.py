@@ -1,4 +1,4 @@
-"""What happens between steps: stops in evaluation and rescoring, checkpoints by the clock, and whose time is whose."""
+"""What happens between steps: stops in evaluation and rescoring, checkpoints by the clock, the parts of the time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from megatron_lfr.analysis.metrics import own_seconds, seconds_spent
+from megatron_lfr.analysis.metrics import lfr_seconds, seconds_spent
 from megatron_lfr.analysis.overview import view_run
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
@@ -40,7 +40,7 @@ def args(tiny_args: list[str]) -> list[str]:
 
 
 class Clock:
-    """A time that passes when it is told to."""
+    """A clock that only moves when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 5.0
@@ -49,7 +49,7 @@ class Clock:
         return self.now
 
     def charge(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, seconds: float) -> None:
-        """Let every call of a method take so long."""
+        """Let every call of a method take `seconds`."""
         original = getattr(owner, name)
 
         def charged(*arguments: Any, **more: Any) -> Any:
@@ -95,10 +95,10 @@ class FakeWandb(types.ModuleType):
         assert resume == "allow"
         assert allow_val_change
         assert isinstance(config, dict)
-        found = id or f"run{len(self.runs)}"
-        logged = self.runs.setdefault(found, [])
+        run = id or f"run{len(self.runs)}"
+        logged = self.runs.setdefault(run, [])
         return types.SimpleNamespace(
-            id=found, log=lambda scalars, step: logged.append((step, scalars)), finish=lambda: None
+            id=run, log=lambda scalars, step: logged.append((step, scalars)), finish=lambda: None
         )
 
 
@@ -120,8 +120,8 @@ def test_a_steps_time_is_its_own_and_the_parts_make_the_wall(
     flags = [*args, "--wandb-project", "p", "--eval-iters", "1", "--save-interval", "2"]
     assert main(["train", *flags, "--exit-interval", "5"]) == STOPPED
     out = capsys.readouterr().out
-    assert "evaluations take 8 of the" in out
-    assert "(--eval-iters 1; None takes all)" in out
+    assert "evaluations use 8 of the" in out
+    assert "(--eval-iters 1; None uses all)" in out
     assert main(["train", *flags]) == 0
     out = capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -147,12 +147,12 @@ def test_a_steps_time_is_its_own_and_the_parts_make_the_wall(
     first = [row["time"]["parts"] for row in rows if row["time"]["started"] != rows[-1]["time"]["started"]][-1]
     assert spent == {name: first[name] + last[name] for name in PARTS}
     assert spent["training steps"] == 7.0  # that of step 5 was told of after the stop; it is in no row
-    assert own_seconds(spent) == 2e6
-    whole = sum(expected.values()) + 1e8 + 1e4
-    assert f"{whole:.2f} s since training began in this process: training steps 3.00, making orders 1000000.00" in out
+    assert lfr_seconds(spent) == 2e6
+    total = sum(expected.values()) + 1e8 + 1e4
+    assert f"{total:.2f} s since training began in this process: training steps 3.00, making orders 1000000.00" in out
     assert list(wandb.runs) == ["run0"]
     assert [step for step, _ in wandb.runs["run0"]] == [2, 4, 6, 6, 8, 8]
-    assert {own["time/step_ms"] for _, own in wandb.runs["run0"] if "time/step_ms" in own} == {1000.0}
+    assert {scalars["time/step_ms"] for _, scalars in wandb.runs["run0"] if "time/step_ms" in scalars} == {1000.0}
 
 
 def test_a_stop_inside_an_evaluation_or_a_rescoring_loses_nothing(
@@ -179,16 +179,16 @@ def test_a_stop_inside_an_evaluation_or_a_rescoring_loses_nothing(
         return original(engine, batch)
 
     monkeypatch.setattr(NativeEngine, "eval_step", counted)
-    for chosen, place, said in (
+    for chosen, call, message in (
         (signal.SIGTERM, 2, "SIGTERM: saving at step 6 and leaving"),
         (signal.SIGINT, evaluated + 3, "SIGINT: leaving before step 7"),
         (signal.SIGUSR1, rescored + 2, "SIGUSR1: saving at step 8 and leaving"),
     ):
-        calls, at, number = 0, place, chosen
+        calls, at, number = 0, call, chosen
         capsys.readouterr()
         assert main(["train", *args, "--save", str(stopped)]) == STOPPED
         assert calls == at
-        assert f"{said}; the same command continues" in capsys.readouterr().out
+        assert f"{message}; the same command continues" in capsys.readouterr().out
     at = 0
     assert main(["train", *args, "--save", str(stopped)]) == 0
     assert "Phases" in capsys.readouterr().out

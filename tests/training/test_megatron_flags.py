@@ -31,7 +31,7 @@ def test_the_page_in_the_documentation_is_made_from_the_table() -> None:
 
 
 def test_no_setting_is_in_a_table() -> None:
-    """It would never arrive."""
+    """A flag in a table would never reach its setting."""
     settings = {f"--{name.replace('_', '-')}" for name in RunConfig().to_flat()}
     assert "--sequence-parallel" in settings
     assert not settings & (ACCEPTED.keys() | REFUSED.keys())

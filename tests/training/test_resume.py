@@ -17,8 +17,8 @@ from support.waiting import wait_until
 
 
 def finish(args: list[str], code: int = 0) -> str:
-    found, out = Run(args).end()
-    assert found == code, out
+    exit_code, out = Run(args).end()
+    assert exit_code == code, out
     return out
 
 
@@ -57,7 +57,7 @@ def wait_stopped(condition: Callable[[], bool], process: Run) -> bool:
 
 
 def state(pid: int) -> str:
-    """As /proc has it: T is stopped, Z dead."""
+    """Return the state of the process as in /proc: T is stopped, Z dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def newest(folder: Path) -> int:
 
 
 def inside_a_save(folder: Path) -> Callable[[], bool]:
-    """True while a checkpoint stands half-written beside the whole ones."""
+    """True while there is a half-written checkpoint beside the complete ones."""
     return lambda: any((folder / "checkpoints").glob(".tmp-*"))
 
 

@@ -1,4 +1,4 @@
-"""What an engine is given at the start of a run, and that it is told."""
+"""What an engine loads at the start of a run, and that it learns of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lfr.training.start import Start
 
 
 class Given:
-    """A checkpoint and an engine in one, that note the calls."""
+    """A checkpoint and an engine in one, which records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -29,7 +29,7 @@ class Given:
 
 
 @pytest.mark.parametrize(("kind", "call"), [("checkpoint", ("tensors", False)), ("weights", ("weights", True))])
-def test_an_engine_is_told_when_it_is_loaded(kind: str, call: tuple[str, bool]) -> None:
+def test_an_engine_learns_when_it_is_loaded(kind: str, call: tuple[str, bool]) -> None:
     given: Any = Given()
     Start(**{"checkpoint": None, "weights": None, kind: given}, discarded=0).load_into(given)
     assert given.calls == [call, "loaded"]

@@ -1,4 +1,4 @@
-"""Whole runs through the command line, judged by the files they leave."""
+"""Complete runs through the command line, judged by the files that they write."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_start_says_once_what_computes_the_layers(
+def test_the_start_prints_once_what_computes_the_layers(
     tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*tiny_args, "--train-epochs", "1", "--lfr-schedule", "uniform"]
@@ -149,10 +149,10 @@ def test_a_corpus_of_another_tokenizer_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
+def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_complete(
     tiny_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It becomes whole once the run waits for it, and not before."""
+    """The checkpoint becomes complete when the run waits for it, and not before."""
     write_manifest, wait = store_module.write_manifest, CheckpointStore.wait
     is_awaited = threading.Event()
 
@@ -174,7 +174,7 @@ def test_a_run_ends_when_its_last_asynchronous_checkpoint_is_whole(
         is_awaited.set()
 
 
-def test_a_full_disk_is_told_once(
+def test_a_full_disk_is_reported_once(
     tiny_args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*arguments: Any) -> None:
@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_once(
 
 
 class Spy:
-    """Stands between the loop and the loader, and keeps the ids of what was really read."""
+    """Wraps the loader of the loop, and keeps the ids of what was really read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.served: list[tuple[int, list[int]]] = []
@@ -268,7 +268,7 @@ def test_weights_of_corpora(
 
 
 def harder(spy: Spy, tmp_path: Path, bounds: list[int], phase: int, drop: float) -> list[int]:
-    """Ids of the blocks left after the easiest go, by the journal of a phase that served every block."""
+    """Return the ids of the blocks that remain without the easiest, by the journal of a phase over all blocks."""
     served = [i for step, ids in spy.served if bounds[phase] <= step < bounds[phase + 1] for i in ids]
     losses = dict(zip(served, np.load(tmp_path / f"run/journal/phase_{phase:03d}.npy").tolist(), strict=True))
     return sorted(losses, key=lambda i: losses[i])[math.floor(drop * len(losses) + 1e-9) :]

@@ -1,1 +1,1 @@
-"""What reads a corpus: indexed datasets, numbered blocks, batches, and the tokenizer that its ids belong to."""
+"""Reads a corpus: indexed datasets, numbered blocks, batches, and the tokenizer that its ids belong to."""

@@ -1,8 +1,8 @@
-"""Blocks: the samples of a run, numbered across the prefixes of a corpus.
+"""Blocks: what a run trains on, numbered across the prefixes of a corpus.
 
 Within a prefix, tokens lie contiguously in document order, so block i of a range that starts at token t is simply
-the tokens [t + i·S, t + (i+1)·S], both ends included: S inputs and their S next tokens. Nothing is looked up, and
-nothing of the size of the number of blocks or documents is kept in memory.
+the tokens [t + i·S, t + (i+1)·S], both ends included: S inputs and their S next tokens. No index is needed, and the
+memory does not grow with the number of blocks or documents.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Range:
     dataset: IndexedDataset
     first_document: int
     last_document: int
-    """One behind the last."""
+    """The number after that of the last document."""
 
     @property
     def first_token(self) -> int:
@@ -49,8 +49,8 @@ class _Range:
 class BlockSource:
     """One split of a corpus as numbered blocks of `seq_length` + 1 tokens.
 
-    num_blocks: blocks in all. domains: the prefixes' names. domain_starts [len(domains) + 1]: prefix d holds the blocks
-    from `domain_starts[d]` to before `domain_starts[d + 1]`.
+    num_blocks: total number of blocks. domains: the names of the prefixes. domain_starts [len(domains) + 1]: prefix d
+    holds the blocks from `domain_starts[d]` to before `domain_starts[d + 1]`.
     """
 
     def __init__(self, ranges: Sequence[_Range], domains: Sequence[str], seq_length: int) -> None:
@@ -63,11 +63,11 @@ class BlockSource:
         self.num_blocks = int(self.domain_starts[-1])
 
     def domain_of(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The index in `domains` of each block."""
+        """Return the index in `domains` of each block."""
         return self._domain_of(self._checked(ids, smallest=0))
 
     def read(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The tokens of blocks `ids` [n], int64 [n, seq_length + 1]. Id -1 gives a row of zeros.
+        """Read the tokens of blocks `ids` [n], int64 [n, seq_length + 1]. Id -1 gives a row of zeros.
 
         Errors: ValueError for an id that does not exist, and for a negative token; OSError when a file has become
         shorter since it was opened.
@@ -90,18 +90,18 @@ class BlockSource:
         return rows
 
     def documents_of(self, block_id: int) -> list[int]:
-        """The documents (numbered within the block's prefix) that a token of the block belongs to."""
+        """Return the documents to which tokens of the block belong, by their numbers within its prefix."""
         domain = int(self.domain_of([block_id])[0])
         part = self._ranges[domain]
         first = int(self._first_token[domain] + (block_id - self.domain_starts[domain]) * self.seq_length)
         offset = part.dataset.document_offset
         document = _last_at_or_before(part, first)
-        found = []
+        documents = []
         while document < part.last_document and offset(document) <= first + self.seq_length:
             if offset(document) < offset(document + 1):
-                found.append(document)
+                documents.append(document)
             document += 1
-        return found
+        return documents
 
     def _domain_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (np.searchsorted(self.domain_starts, ids, side="right") - 1).astype(np.int64)
@@ -119,8 +119,8 @@ class BlockSource:
 class BlockDataset:
     """A corpus: prefixes, cut into training, validation and test documents, and these into blocks.
 
-    Each prefix's documents are shared out in their order, as Megatron's --split says: first those for training, then
-    those for validation, then those for testing. A block never crosses a prefix or a split.
+    The documents of each prefix are divided in their order, as by Megatron's --split: first those for training, then
+    those for validation, then those for testing. A block never crosses the end of a prefix or of a split.
 
     Errors: ValueError for a bad split, a sequence length below 1, prefixes given twice, a damaged file, and a prefix
     whose training documents do not fill a block; FileNotFoundError for a missing file.
@@ -152,16 +152,16 @@ class BlockDataset:
         self.datasets = datasets
 
     def digests(self) -> list[str]:
-        """SHA-256 (hex) of each prefix: of what its block ids mean, given its place among the others.
+        """Return a SHA-256 (hex) for each prefix, over all that gives its block ids their meaning.
 
-        Sequence length, split, the prefix's type, counts and content enter. Of each file, the size and up to 64 evenly
-        spaced pages of 4 KiB are read, the first and the last among them: an edit between them that keeps the size goes
-        unnoticed. Where the files lie does not matter.
+        It covers the sequence length, the split, and the type, counts and content of the prefix. From each file, the
+        size and up to 64 evenly spaced pages of 4 KiB are read, the first and the last included: an edit between them
+        that keeps the size goes unnoticed. The paths of the files do not matter.
         """
         return [self._digest(dataset) for dataset in self.datasets]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what block ids mean: of the prefixes' digests, in their order."""
+        """Return the SHA-256 (hex) of the digests of all prefixes, in order."""
         return hashlib.sha256("\n".join(self.digests()).encode()).hexdigest()
 
     def _digest(self, dataset: IndexedDataset) -> str:
@@ -183,7 +183,7 @@ def _open(prefix: Path) -> IndexedDataset:
 
 
 def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:
-    """The shares of training, validation and test that Megatron's --split names, adding up to one."""
+    """Return the shares of training, validation and test that Megatron's --split names; they sum to 1."""
     words = split.replace(",", " ").split()
     try:
         weights = [Fraction(word) for word in words]
@@ -199,37 +199,37 @@ def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:
 
 
 def split_documents(num_documents: int, shares: Sequence[Fraction]) -> list[int]:
-    """Where each split's documents begin, and the end of the last: Megatron's rounding of the summed shares."""
+    """Return the first document of each split, and the end of the last, rounding summed shares as Megatron does."""
     return [round(sum(shares[:i], Fraction(0)) * num_documents) for i in range(len(shares) + 1)]
 
 
 def domain_names(prefixes: Sequence[Path]) -> list[str]:
-    """A name for each prefix: its last part without `_text_document`, without what all names begin with.
+    """Return a name for each prefix: the last part of its path, without `_text_document` and the common beginning.
 
-    Where last parts agree, the folders above them are added. ValueError when a prefix is given twice.
+    Where last parts are equal, the folders above them are added. ValueError when a prefix is given twice.
     """
-    whole = [prefix.resolve() for prefix in prefixes]
+    resolved = [prefix.resolve() for prefix in prefixes]
     seen: set[Path] = set()
-    for prefix, path in zip(prefixes, whole, strict=True):
+    for prefix, path in zip(prefixes, resolved, strict=True):
         if path in seen:
             raise ValueError(f"--data-path {prefix}: given twice")
         seen.add(path)
-    for depth in range(1, 1 + max(len(path.parts) for path in whole)):
-        names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in whole]
+    for depth in range(1, 1 + max(len(path.parts) for path in resolved)):
+        names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in resolved]
         if len(set(names)) == len(names):
             break
     else:
         raise ValueError(f"--data-path: these prefixes cannot be told apart: {', '.join(map(str, prefixes))}")
     if len(names) == 1:
         return names
-    first, last = min(names), max(names)  # what these two begin with, all do
+    first, last = min(names), max(names)  # a common beginning of these two is one of all names
     shared = next((i for i, letter in enumerate(first) if letter != last[i]), len(first))
     cut = 1 + max(first.rfind(separator, 0, shared) for separator in _SEPARATORS)
     return [name[cut:] for name in names] if all(len(name) > cut for name in names) else names
 
 
 def _last_at_or_before(part: _Range, token: int) -> int:
-    """The last document of the range that starts at or before `token`."""
+    """Return the last document of the range that starts at or before `token`."""
     low, high = part.first_document, part.last_document
     while high - low > 1:
         middle = (low + high) // 2

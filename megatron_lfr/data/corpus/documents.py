@@ -1,4 +1,4 @@
-"""Does a corpus fit what a run makes of it: its tokenizer, and the tokens that end and start its documents?"""
+"""Checks that a corpus fits the tokenizer of a run, and the tokens that end and start documents."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import Sidecar, common_sidecar, tokenizer_name
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 
-_LOOKED_AT = 16
-"""Documents of each prefix, evenly spread."""
+_EXAMINED = 16
+"""How many documents of each prefix are examined, evenly spread."""
 
 
 def settle_documents(
     data: DataConfig, tokenizer: Tokenizer | None, vocab_size: int, datasets: Sequence[IndexedDataset]
 ) -> DataConfig:
-    """The configuration with what the corpus says about the start of its documents. tokenizer: of --tokenizer-model.
+    """Return the configuration with `bos` as the corpus has it. tokenizer: that of --tokenizer-model.
 
-    ValueError names the flag where the sidecars (or, of --eod-mask-loss and the resets, the documents themselves) show
-    another tokenizer, vocabulary, end or start than the configuration. A corpus without sidecars is taken at its word:
-    only its documents are looked at.
+    ValueError names the flag where the sidecars show another tokenizer, vocabulary, end or start of documents than the
+    configuration, or where, for --eod-mask-loss and the resets, the documents themselves do. For a corpus without
+    sidecars, only its documents are examined.
     """
     sidecar, _ = common_sidecar(datasets, "--data-path")
     if tokenizer is None:
@@ -49,7 +49,7 @@ def settle_documents(
 
 
 def check_tokenizer(tokenizer: Tokenizer | None, datasets: Sequence[IndexedDataset]) -> None:
-    """ValueError where a corpus says that another tokenizer than this one made it."""
+    """Raise a ValueError where a sidecar says that the corpus was made with another tokenizer."""
     sidecar, _ = common_sidecar(datasets, "--data-path")
     if tokenizer is not None and sidecar is not None:
         _check_tokenizer(tokenizer, sidecar)
@@ -64,7 +64,7 @@ def _check_tokenizer(tokenizer: Tokenizer, sidecar: Sidecar) -> None:
 
 
 def _check_marks(tokenizer: Tokenizer, sidecar: Sidecar) -> None:
-    """ValueError where the corpus' documents end or start with other tokens than the tokenizer's."""
+    """Raise a ValueError where the documents of the corpus end or start with other tokens than the tokenizer's."""
     if sidecar.eod is not None and sidecar.eod != tokenizer.eod:
         made, ours = tokenizer.token(sidecar.eod), tokenizer.token(tokenizer.eod)
         raise ValueError(
@@ -73,17 +73,17 @@ def _check_marks(tokenizer: Tokenizer, sidecar: Sidecar) -> None:
         )
     if sidecar.bos is not None and sidecar.bos != tokenizer.bos(True):
         raise ValueError(
-            f"--tokenizer-model {tokenizer.name}: starts documents with id {tokenizer.bos(True)}, those of the corpus "
-            f"start with id {sidecar.bos}"
+            f"--tokenizer-model {tokenizer.name}: starts documents with id {tokenizer.bos(True)}, but those of the "
+            f"corpus start with id {sidecar.bos}"
         )
 
 
 def _check_documents_end(datasets: Sequence[IndexedDataset], tokenizer: Tokenizer, flag: str) -> None:
-    """ValueError names a prefix none of whose documents that are looked at ends with the end-of-document token."""
+    """Raise a ValueError for a prefix if no examined document of it ends with the end-of-document token."""
     for dataset in datasets:
-        found = _tokens_of(dataset, lambda first, last: last - 1)
-        if found and tokenizer.eod not in found:
-            ids = ", ".join(str(number) for number in sorted(set(found))[:4])
+        ends = _tokens_of(dataset, lambda first, last: last - 1)
+        if ends and tokenizer.eod not in ends:
+            ids = ", ".join(str(number) for number in sorted(set(ends))[:4])
             raise ValueError(
                 f"{flag}: would do nothing: the documents of {dataset.prefix} do not end with {tokenizer.eod} "
                 f"({tokenizer.token(tokenizer.eod)}); the last ids of some are {ids}. Preprocess with --append-eod, or "
@@ -92,20 +92,21 @@ def _check_documents_end(datasets: Sequence[IndexedDataset], tokenizer: Tokenize
 
 
 def _starts(tokenizer: Tokenizer, datasets: Sequence[IndexedDataset]) -> bool:
-    """Whether all documents that are looked at start with the token that --bos would put there."""
+    """Whether all examined documents start with the token that --bos would put there."""
     try:
         bos = tokenizer.bos(True)
     except ValueError:
         return False
-    found = [token for dataset in datasets for token in _tokens_of(dataset, lambda first, last: first)]
-    return bool(found) and set(found) == {bos}
+    starts = [token for dataset in datasets for token in _tokens_of(dataset, lambda first, last: first)]
+    return bool(starts) and set(starts) == {bos}
 
 
 def _tokens_of(dataset: IndexedDataset, where: Callable[[int, int], int]) -> list[int]:
-    """One token of each of some documents that have any: at `where(its first token's place, that behind its last)`."""
+    """Return a token of each examined document that has any: the one at position `where(first, last)` of its tokens
+    [first, last)."""
     count = dataset.num_documents
-    numbers = sorted({i * (count - 1) // (_LOOKED_AT - 1) for i in range(_LOOKED_AT)}) if count else []
+    numbers = sorted({i * (count - 1) // (_EXAMINED - 1) for i in range(_EXAMINED)}) if count else []
     bounds = [(dataset.document_offset(number), dataset.document_offset(number + 1)) for number in numbers]
-    places = np.array([where(first, last) for first, last in bounds if first < last], np.int64)
-    tokens: list[int] = dataset.read(places, 1)[:, 0].tolist()
+    positions = np.array([where(first, last) for first, last in bounds if first < last], np.int64)
+    tokens: list[int] = dataset.read(positions, 1)[:, 0].tolist()
     return tokens

@@ -22,18 +22,18 @@ DTYPES: dict[int, np.dtype[Any]] = {
     7: np.dtype(np.float32),
     8: np.dtype(np.uint16),
 }
-"""Element types by the code that stands in the `.idx` (Megatron's numbering)."""
+"""Element types by their code in the `.idx` (Megatron's numbering)."""
 
 META = ".meta"
-"""Ends the name of what stands beside a pair and says what made it (sidecar.py)."""
+"""Suffix of the file beside a pair that says what made it (sidecar.py)."""
 
 
 _HEADER_BYTES = 34
-"""Of an `.idx`: magic, version, type code and two counts."""
+"""Size of the header of an `.idx`: magic, version, type code and two counts."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The type that Megatron's preprocessing stores ids below `vocab_size` in."""
+    """Return the type in which Megatron's preprocessing stores ids below `vocab_size`."""
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
 
 
@@ -58,13 +58,13 @@ class IndexedDataset:
         self._tokens = TokenFile(str(with_suffix(self.prefix, ".bin")), self.index.item_size, self.num_tokens)
 
     def document_offset(self, document: int) -> int:
-        """The position of a document's first token; of `num_documents`: the number of tokens."""
+        """Return the position of a document's first token; for `num_documents`, the number of tokens."""
         return int(self.index.token_offset(document))
 
     def sequences_of_documents(self, documents: int) -> Iterator[npt.NDArray[np.int64]]:
-        """How many sequences each document has, so many documents at a time."""
+        """Yield how many sequences each document has, for `documents` documents at a time."""
         path = with_suffix(self.prefix, ".idx")
-        entries_at = _HEADER_BYTES + 12 * self.index.num_sequences  # behind all lengths and pointers
+        entries_at = _HEADER_BYTES + 12 * self.index.num_sequences  # after all lengths and pointers
         for first in range(0, self.num_documents, documents):
             entries = min(documents, self.num_documents - first) + 1
             bounds = np.fromfile(path, "<i8", entries, offset=entries_at + 8 * first)
@@ -73,7 +73,7 @@ class IndexedDataset:
             yield np.diff(bounds)
 
     def document(self, document: int) -> npt.NDArray[Any]:
-        """The token ids of a document [its length], in the type that they are stored in."""
+        """Return the token ids of a document [length], in the type in which they are stored."""
         first, last = self.document_offset(document), self.document_offset(document + 1)
         if last < first:
             raise ValueError(f"{with_suffix(self.prefix, '.idx')}: changed while it was in use")
@@ -81,12 +81,12 @@ class IndexedDataset:
         return tokens
 
     def read(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
-        """Rows [n, length] of tokens, in the type that they are stored in: row r from position `starts[r]` on."""
+        """Return rows of tokens [n, length], in the type in which they are stored: row r from `starts[r]` on."""
         rows = np.empty((len(starts), length), self.dtype)
         self._tokens.read(starts, rows)
         return rows
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:
-    """`<prefix><suffix>`, for prefixes that may hold dots."""
+    """Return `<prefix><suffix>`, for prefixes that may contain dots."""
     return prefix.with_name(prefix.name + suffix)

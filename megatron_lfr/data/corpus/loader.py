@@ -23,24 +23,24 @@ class Batch:
 
     step: int
     block_ids: BlockIds
-    """Of the whole step, over all ranks; -1 marks a padded row."""
+    """int64 [global batch]: those of the step, over all ranks; -1 marks a padded row."""
     rows: slice
-    """Which of them are this rank's."""
+    """This rank's part of `block_ids`."""
     tokens: torch.Tensor
     """int64 [B, S]."""
     labels: torch.Tensor
-    """int64 [B, S]: the token after each."""
+    """int64 [B, S]: the next token of each."""
     loss_mask: torch.Tensor
     """float32 [B, S]: 1 where the loss counts, 0 on padded rows (and on end-of-document tokens if asked for)."""
     position_ids: torch.Tensor | None
     """int64 [B, S], counted anew after each end-of-document token; None when positions are 0..S-1."""
     document_ids: torch.Tensor | None
-    """int64 [B, S]: a token may attend to earlier tokens with the same id only; None when it may to all of them."""
+    """int64 [B, S]: a token attends only to earlier tokens with the same id; None when it attends to all of them."""
     valid_tokens: int
-    """Tokens of this rank's rows whose loss counts."""
+    """Number of tokens of this rank's rows whose loss counts."""
 
     def pinned(self) -> Batch:
-        """The same in page-locked memory, from which a GPU copies without its host waiting."""
+        """Return a copy in page-locked memory, which is transferred to a GPU while the host goes on."""
         return replace(
             self,
             tokens=self.tokens.pin_memory(),
@@ -54,9 +54,9 @@ class Batch:
 class Loader:
     """Turns lists of block ids into batches, in the order given, up to `prefetch` steps ahead.
 
-    Of each step, data-parallel rank `rank` of `ranks` reads its contiguous share. `eod` is the end-of-document token,
-    needed by the three options about documents. `pin_memory`: batches are for a GPU, and copied to page-locked memory
-    where they are read ahead. `wait_seconds` adds up the time that the consumer waited for a batch.
+    Data-parallel rank `rank` of `ranks` reads its contiguous share of each step. eod: the end-of-document token, which
+    the three options about documents need. pin_memory: whether the thread that reads ahead copies batches to
+    page-locked memory, for a GPU. wait_seconds: the total time that the consumer has waited for batches.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Loader:
         self._reset_attention_mask = reset_attention_mask
 
     def iterate(self, steps: Iterable[tuple[int, npt.ArrayLike]]) -> Generator[Batch, None, None]:
-        """The batches of `steps`, each (step, block ids [B]).
+        """Yield the batches of `steps`, given as (step, block ids [global batch]).
 
         An error while reading is raised here, after the batches before it. Closing the generator stops the thread.
-        `steps` is drawn from in that thread, at most `prefetch` steps before they are asked for.
+        That thread iterates over `steps`, at most `prefetch` steps ahead of the consumer.
         """
         reader = _ReadAhead(self, steps)
         try:
@@ -112,11 +112,11 @@ class Loader:
         if len(block_ids) % self._ranks:
             raise ValueError(f"{len(block_ids)} blocks of a step do not divide over {self._ranks} data-parallel ranks")
         share = len(block_ids) // self._ranks
-        mine = slice(self._rank * share, (self._rank + 1) * share)
-        rows = self.source.read(block_ids[mine])
+        local = slice(self._rank * share, (self._rank + 1) * share)
+        rows = self.source.read(block_ids[local])
         tokens = rows[:, :-1]
         loss_mask = np.ones(tokens.shape, np.float32)
-        loss_mask[block_ids[mine] == PADDING] = 0
+        loss_mask[block_ids[local] == PADDING] = 0
         position_ids = document_ids = None
         if self._eod is not None:
             is_eod = tokens == self._eod
@@ -129,7 +129,7 @@ class Loader:
         batch = Batch(
             step=step,
             block_ids=block_ids,
-            rows=mine,
+            rows=local,
             tokens=torch.from_numpy(np.ascontiguousarray(tokens)),
             labels=torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
             loss_mask=torch.from_numpy(loss_mask),
@@ -141,7 +141,7 @@ class Loader:
 
 
 def check_vocabulary(batch: Batch, vocab_size: int) -> None:
-    """ValueError names the first block with a token that the model does not know."""
+    """Raise a ValueError for the first block with a token outside the model's vocabulary."""
     if int(batch.tokens.max()) >= vocab_size or int(batch.labels.max()) >= vocab_size:
         bad = batch.block_ids[batch.rows][((batch.tokens >= vocab_size) | (batch.labels >= vocab_size)).any(1).numpy()]
         raise ValueError(
@@ -151,12 +151,12 @@ def check_vocabulary(batch: Batch, vocab_size: int) -> None:
 
 
 def documents_in_row(is_eod: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """How many documents ended before each token of a row [B, S]. The token that ends a document belongs to it."""
+    """Return how many documents of the row end before each token [B, S]. An end token belongs to its document."""
     return np.cumsum(is_eod, axis=1, dtype=np.int64) - is_eod
 
 
 def positions_in_documents(is_eod: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Each token's distance from its document's first token in the row [B, S]."""
+    """Return the distance of each token from its document's first token in the row [B, S]."""
     position = np.arange(is_eod.shape[1], dtype=np.int64)
     starts = np.zeros(is_eod.shape, np.int64)
     starts[:, 1:] = np.where(is_eod[:, :-1], position[1:], 0)
@@ -165,7 +165,7 @@ def positions_in_documents(is_eod: npt.NDArray[np.bool_]) -> npt.NDArray[np.int6
 
 
 class _ReadAhead:
-    """A thread that loads batches into a queue, never more than `prefetch` ahead of the consumer."""
+    """Loads batches into a queue in a thread, never more than `prefetch` ahead of the consumer."""
 
     def __init__(self, loader: Loader, steps: Iterable[tuple[int, npt.ArrayLike]]) -> None:
         self._loader = loader
@@ -177,7 +177,7 @@ class _ReadAhead:
         self._thread.start()
 
     def next(self) -> Batch | None:
-        """The next batch, None after the last."""
+        """Return the next batch, None after the last."""
         item = self._done.get()
         self._slots.release()
         if isinstance(item, BaseException):

@@ -1,4 +1,4 @@
-"""What made a prefix's token ids: the file `<prefix>.meta` beside its .bin and .idx."""
+"""The sidecar of a prefix, `<prefix>.meta` beside its .bin and .idx: it says how the token ids were made."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LARGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything that a corpus' reader cannot see in its ids. JSON; corpora that others made have none."""
+    """What cannot be seen in the ids of a corpus. A JSON file; corpora made by other programs have none."""
 
     tokenizer: str
-    """What --tokenizer was."""
+    """The value of --tokenizer."""
     fingerprint: str
     """`Tokenizer.fingerprint`."""
     vocab_size: int
@@ -31,44 +31,44 @@ class Sidecar:
     bos: int | None
     """The id that starts every document; None where none does."""
     output_prefix: str
-    """The name that --output-prefix ended in: domains of one corpus share it."""
+    """The last part of --output-prefix, which the domains of a corpus share."""
     documents: int
     tokens: int
 
     @property
     def made_by(self) -> str:
-        """The tokenizer, for messages: its name, and the beginning of its fingerprint."""
+        """Name the tokenizer in messages: by its name, and the beginning of its fingerprint."""
         return tokenizer_name(self.tokenizer, self.fingerprint)
 
     def to_json(self) -> str:
-        """What stands in the file."""
+        """Return the content of the file."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
 
 def tokenizer_name(name: str, fingerprint: str) -> str:
-    """A tokenizer for messages: its name, and the beginning of its fingerprint."""
+    """Name a tokenizer in messages: by its name, and the beginning of its fingerprint."""
     return visible(name if name == fingerprint else f"{name} ({fingerprint[:15]})")
 
 
 def read_sidecar(dataset: IndexedDataset) -> Sidecar | None:
-    """The sidecar of an indexed dataset; None where it has none.
+    """Read the sidecar of an indexed dataset; None where it has none.
 
     ValueError for a file that is damaged, of a newer version, or of another dataset than the one beside it.
     """
     path = with_suffix(dataset.prefix, META)
     if not os.path.lexists(path):
         return None
-    found = _parse(path)
-    if (found.documents, found.tokens) != (dataset.num_documents, dataset.num_tokens):
+    sidecar = _parse(path)
+    if (sidecar.documents, sidecar.tokens) != (dataset.num_documents, dataset.num_tokens):
         raise ValueError(
-            f"{path}: is of another corpus: it counts {found.documents} documents and {found.tokens} tokens, the .idx "
-            f"{dataset.num_documents} and {dataset.num_tokens}; remove it where the .idx is right"
+            f"{path}: is of another corpus: it counts {sidecar.documents} documents and {sidecar.tokens} tokens, the "
+            f".idx {dataset.num_documents} and {dataset.num_tokens}; remove it where the .idx is right"
         )
-    return found
+    return sidecar
 
 
 def common_sidecar(datasets: Iterable[IndexedDataset], flag: str) -> tuple[Sidecar | None, bool]:
-    """(what the sidecars of several datasets agree on: the first, whether each has one).
+    """Return (the first sidecar of several datasets, whether all of them have one), having checked that they agree.
 
     ValueError names two that were made by different tokenizers, or end or start their documents with different ids.
     """
@@ -80,18 +80,19 @@ def common_sidecar(datasets: Iterable[IndexedDataset], flag: str) -> tuple[Sidec
             everywhere = False
             continue
         first = first or (dataset.prefix, sidecar)
-        there, found = first
-        if sidecar.fingerprint != found.fingerprint:
+        first_prefix, expected = first
+        if sidecar.fingerprint != expected.fingerprint:
             raise ValueError(
-                f"{flag} {dataset.prefix}: was made with the tokenizer {sidecar.made_by}, {there} with "
-                f"{found.made_by}; their ids mean different tokens"
+                f"{flag} {dataset.prefix}: was made with the tokenizer {sidecar.made_by}, {first_prefix} "
+                f"with {expected.made_by}; their ids mean different tokens"
             )
-        for what in ("eod", "bos"):
-            here, other = getattr(sidecar, what), getattr(found, what)
-            if here != other:
-                verb = "end" if what == "eod" else "start"
-                ours, theirs = f"{verb} with {_id(here)}", f"{verb} with {_id(other)}"
-                raise ValueError(f"{flag} {dataset.prefix}: its documents {ours}, those of {there} {theirs}")
+        for field, verb in (("eod", "end"), ("bos", "start")):
+            number, other = getattr(sidecar, field), getattr(expected, field)
+            if number != other:
+                raise ValueError(
+                    f"{flag} {dataset.prefix}: its documents {verb} with {_id(number)}, those of {first_prefix} "
+                    f"{verb} with {_id(other)}"
+                )
     return (first and first[1]), everywhere
 
 
@@ -100,7 +101,7 @@ def _id(number: int | None) -> str:
 
 
 def output_prefix_of(prefix: Path) -> str | None:
-    """The --output-prefix that a prefix was made under; None where no sidecar says so."""
+    """Return the last part of the --output-prefix under which a prefix was made; None where no sidecar says so."""
     try:
         return _parse(with_suffix(prefix, META)).output_prefix
     except (OSError, ValueError):
@@ -109,7 +110,7 @@ def output_prefix_of(prefix: Path) -> str | None:
 
 def _parse(path: Path) -> Sidecar:
     if not path.is_file():
-        raise ValueError(f"{path}: is no regular file")
+        raise ValueError(f"{path}: is not a regular file")
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path}: damaged: too large")
     try:
@@ -126,8 +127,8 @@ def _parse(path: Path) -> Sidecar:
     for key, types in legal.items():
         if key not in content or type(content[key]) not in types:
             raise ValueError(f"{path}: damaged: {key} is {content.get(key)!r:.40}")
-    found = Sidecar(**{key: content[key] for key in legal})
-    for number in (found.eod, found.bos):
-        if number is not None and not 0 <= number < found.vocab_size:
-            raise ValueError(f"{path}: damaged: a vocabulary of {found.vocab_size} tokens has no id {number}")
-    return found
+    sidecar = Sidecar(**{key: content[key] for key in legal})
+    for number in (sidecar.eod, sidecar.bos):
+        if number is not None and not 0 <= number < sidecar.vocab_size:
+            raise ValueError(f"{path}: damaged: a vocabulary of {sidecar.vocab_size} tokens has no id {number}")
+    return sidecar

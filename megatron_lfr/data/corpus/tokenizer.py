@@ -29,11 +29,11 @@ _IN_FOLDERS = "tokenizer.json"
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Nothing is added to a text: no start token, no end-of-document token."""
+    """Turns text into token ids and back. Adds nothing to a text: no start token, no end-of-document token."""
 
     @property
     def name(self) -> str:
-        """What --tokenizer was."""
+        """The value of --tokenizer."""
 
     @property
     def vocab_size(self) -> int:
@@ -44,33 +44,34 @@ class Tokenizer(Protocol):
         """The id that ends a document. ValueError when the tokenizer has none."""
 
     def bos(self, asked: bool | None) -> int | None:
-        """The id that starts a document, or None.
+        """Return the id that starts a document, or None.
 
-        asked: --bos (ValueError when the tokenizer has none), --no-bos or, None, as the tokenizer itself starts a text.
+        asked: True for --bos (ValueError when the tokenizer has none), False for --no-bos; None for what the tokenizer
+        itself puts before a text.
         """
 
     def token(self, number: int) -> str:
-        """What stands for an id in the vocabulary, for messages."""
+        """Return the token of an id, for messages."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells this tokenizer from others."""
+        """A string that differs between tokenizers that give different ids."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """Return the ids of each text."""
 
     def encode_arrays(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
-        """The same ids, those of all texts in one array [n] of the type, and the length of each text [texts]."""
+        """Return the ids of all texts in one array [n] of type `dtype`, and the length of each text [texts]."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that ids stand for; undecodable bytes become U+FFFD."""
+        """Return the text of ids; undecodable bytes become U+FFFD."""
 
 
 def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
-    """The tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
+    """Load the tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
 
-    `eod_token` names the end-of-document token. Without it, the files beside a tokenizer.json are asked for theirs,
-    then its special tokens of a usual name (special_tokens.py). ValueError for a file that is missing or is not a
+    `eod_token` names the end-of-document token. Without it, the files beside a tokenizer.json say which it is, or
+    else the usual names of special tokens (special_tokens.py). ValueError for a file that is missing or is not a
     tokenizer, and for an `eod_token` that it lacks.
     """
     if spec == "bytes":
@@ -86,19 +87,19 @@ def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
 
 
 def end_of_document(tokenizer: Tokenizer | None) -> int | None:
-    """The id that ends documents; None without a tokenizer. ValueError where the tokenizer has none."""
+    """Return the id that ends documents; None without a tokenizer. ValueError where the tokenizer has none."""
     return None if tokenizer is None else tokenizer.eod
 
 
 def recorded_tokenizer(config: Mapping[str, Any], moved_to: str | None = None) -> Tokenizer | None:
-    """The tokenizer that a run's config.yaml names, from where it lies now; None where none is named. Errors as
+    """Load the tokenizer that a run's config.yaml names, from `moved_to` if given; None where it names none. Errors as
     `load_tokenizer`."""
     spec, eod = moved_to or config.get("tokenizer_model"), config.get("eod_token")
     return None if spec is None else load_tokenizer(str(spec), None if eod is None else str(eod))
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in batches of some 64 thousand characters: the library's encodings are a hundred times their ids."""
+    """Yield the texts in batches of about 64 thousand characters: encodings take a hundred times the memory of ids."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -142,8 +143,8 @@ class FileTokenizer:
     """A tokenizer of the `tokenizers` library.
 
     A file's own truncation and padding are switched off, as they would cut documents. No text becomes the token that
-    ends or starts a document, or another special token (but the unknown one): text that spells it is encoded as the
-    text it is, so that no document can end itself.
+    ends or starts a document, or another special token (except the unknown one): text that spells it is encoded as
+    ordinary text, so that no document can end itself.
     """
 
     def __init__(self, path: Path, eod_token: str | None = None) -> None:
@@ -187,14 +188,14 @@ class FileTokenizer:
         if asked is None and len(self._starts) > 1:
             starts = ", ".join(map(self.token, self._starts))
             raise ValueError(f"tokenizer {self.name}: starts a text with several tokens ({starts}); give --no-bos")
-        found = self._start
-        if found != self._or_none(lambda: self.eod):
-            return found
+        start = self._start
+        if start != self._or_none(lambda: self.eod):
+            return start
         if asked:
             raise ValueError(
-                f"--bos: {self.token(found)} ends documents, and cannot start them in tokenizer {self.name}"
+                f"--bos: {self.token(start)} ends documents, and cannot start them in tokenizer {self.name}"
             )
-        return None  # what ends a document stands before the next one anyway
+        return None  # the end of a document comes before the next one anyway
 
     def token(self, number: int) -> str:
         return str(self._tokenizer.id_to_token(number))
@@ -223,7 +224,7 @@ class FileTokenizer:
         for i in np.unique(np.repeat(np.arange(len(texts)), lengths)[spelled]):
             (encodings[i],) = self._encodings(self._without_reserved, [texts[i]])
         tokens, lengths = _as_arrays(encodings, dtype)
-        if self._reserved[tokens].any():  # the unknown token, where it ends documents too
+        if self._reserved[tokens].any():  # the unknown token, where it is also the end-of-document token
             token = self.token(int(tokens[self._reserved[tokens]][0]))
             raise ValueError(f"tokenizer {self.name}: text becomes {token}; name another token with --eod-token")
         return tokens, lengths
@@ -231,12 +232,12 @@ class FileTokenizer:
     def _encodings(self, tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[tokenizers.Encoding]:
         try:
             return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # plain again: a model that lacks its unknown token, say
+        except Exception as error:  # plain again, for example where a model lacks its unknown token
             raise ValueError(f"tokenizer {self.name}: {error}") from None
 
     @cached_property
     def _start(self) -> int:
-        """What --bos adds."""
+        """The id that --bos adds."""
         if len(self._starts) == 1:
             return self._starts[0]
         return self._named("bos", "start-of-document token", "go without --bos")
@@ -244,52 +245,52 @@ class FileTokenizer:
     @cached_property
     def _without_reserved(self) -> tokenizers.Tokenizer:
         reserved = set(np.flatnonzero(self._reserved).tolist()) - {self._unknown}
-        found = without_tokens(self._tokenizer, set(map(self.token, reserved)))
+        tokenizer = without_tokens(self._tokenizer, set(map(self.token, reserved)))
         for number in reserved.difference(self._special.values()):
             text = self.decode([number])
-            if text and not found.encode(text, add_special_tokens=False).ids:  # a letter of a byte-level alphabet
+            if text and not tokenizer.encode(text, add_special_tokens=False).ids:  # a letter of a byte-level alphabet
                 token = self.token(number)
                 raise ValueError(
                     f"tokenizer {self.name}: text with {token} could not be written without it; name another "
                     "token with --eod-token"
                 )
-        return found
+        return tokenizer
 
     def _find_unknown(self, model: Mapping[str, Any]) -> int | None:
-        """The id for text that the model (as its file describes it) does not know; Unigram names the id itself."""
+        """Return the id for text that the model (as its file describes it) does not know; Unigram gives the id."""
         return self.vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
 
     def _find_bytes(self, model: Mapping[str, Any]) -> list[int]:
-        """The ids that spell characters which the model lacks, byte by byte."""
+        """Return the ids of the bytes with which the model spells characters that it lacks."""
         names = (f"<0x{byte:02X}>" for byte in range(256)) if model.get("byte_fallback") else ()
         return [self.vocabulary[name] for name in names if name in self.vocabulary]
 
     def _find_reserved(self) -> npt.NDArray[np.bool_]:
-        """[vocab_size]: True for ids that no text may become."""
+        """Return a mask [vocab_size] of the ids that no text may become."""
         reserved = np.zeros(self.vocab_size, np.bool_)
         reserved[[*self._special.values(), *self._starts]] = True
-        reserved[self._bytes] = False  # special in some files, and what text becomes all the same
+        reserved[self._bytes] = False  # text becomes these, even where a file marks them as special
         if self._unknown is not None:
             reserved[self._unknown] = False  # any text may become this one
-        for found in (self._or_none(lambda: self._start), self._or_none(lambda: self.eod)):
-            if found is not None:
-                reserved[found] = True
+        for number in (self._or_none(lambda: self._start), self._or_none(lambda: self.eod)):
+            if number is not None:
+                reserved[number] = True
         return reserved
 
     def _named(self, role: Role, what: str, hint: str) -> int:
-        """The id of a role, from the folder or from the special tokens. ValueError with `hint` where it is unclear."""
+        """Return the id of a role, from the folder or the special tokens. ValueError with `hint` if it is unclear."""
         try:
-            found = None
+            number = None
             if self._folder is not None:
-                found = named_by_folder(self._folder, role, self.vocabulary, self._special)
-            if found is None:
-                found = named_as_usual(role, self._special)
+                number = named_by_folder(self._folder, role, self.vocabulary, self._special)
+            if number is None:
+                number = named_as_usual(role, self._special)
         except ValueError as error:
             raise ValueError(f"tokenizer {self.name}: which is its {what}? {error}; {hint}") from None
-        if found is None:
+        if number is None:
             names = ", ".join(USUAL_NAMES[role])
             raise ValueError(f"tokenizer {self.name}: no {what}: none of its special tokens is {names}; {hint}")
-        return found
+        return number
 
     @staticmethod
     def _or_none(find: Callable[[], int]) -> int | None:

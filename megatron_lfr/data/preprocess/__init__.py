@@ -1,1 +1,1 @@
-"""What writes a corpus: `megatron-lfr preprocess` (command.py) and `megatron-lfr merge` (merge.py)."""
+"""Writes a corpus: `megatron-lfr preprocess` (command.py) and `megatron-lfr merge` (merge.py)."""

@@ -27,7 +27,7 @@ from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.data.preprocess import inputs
 from megatron_lfr.data.preprocess.encoding import Encoder
-from megatron_lfr.data.preprocess.inputs import Place, open_inputs
+from megatron_lfr.data.preprocess.inputs import Position, open_inputs
 from megatron_lfr.data.preprocess.output import (
     Output,
     PrefixSummary,
@@ -42,11 +42,11 @@ from megatron_lfr.data.preprocess.readers import Columns, Reader
 from megatron_lfr.data.preprocess.workspace import Workspace, damaged
 
 _SECONDS_BETWEEN_NOTES = 10.0
-"""At least so long between two durable points."""
+"""Least time between two durable points."""
 _PAUSE = 50.0
-"""And at least so many times what the last one took: a slow disk costs no more than two per cent."""
+"""Least multiple of the time that the last durable point took: a slow disk costs no more than two per cent."""
 _NAMED = 10
-"""Broken documents that are named on stderr."""
+"""How many broken documents are named on stderr."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,18 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run has made."""
+    """The result of a preprocessing run."""
 
     prefixes: list[PrefixSummary]
-    """In the order in which the input first names their domains."""
+    """Prefixes in the order in which the input first names their domains."""
     broken: dict[str, int]
-    """Documents left out by --skip-broken, by reason."""
+    """Number of documents left out by --skip-broken, by reason."""
     stale: list[Path]
     """Corpora of earlier runs under the same output prefix, which this one has not written."""
 
 
 def run(config: PreprocessConfig) -> Summary:
-    """Preprocess a corpus, or go on with a run of the same configuration that was cut short.
+    """Preprocess a corpus, or continue a run of the same configuration that was interrupted.
 
     Blank lines are passed over, and documents without a token are left out and counted. Nothing is written under its
     final name before everything has been read. Errors: ValueError for bad flags, a bad tokenizer, a line that is no
@@ -153,23 +153,24 @@ def run(config: PreprocessConfig) -> Summary:
     summary = Summary(state.sealed, state.broken, stale_corpora(config.output_prefix, state.sealed))
     if summary.stale:
         names = ", ".join(path.name for path in summary.stale)
-        print(f"preprocess: not of this input, and left as they were: {names}", file=sys.stderr)
+        print(f"preprocess: not made from this input, and left as they are: {names}", file=sys.stderr)
     _print_summary(summary, config.progress)
     return summary
 
 
 @dataclass
 class _State:
-    """How far a run is."""
+    """How far a run is, as it is saved in progress.state."""
 
-    place: Place = field(default_factory=Place)
+    place: Position = field(default_factory=Position)
+    """Where reading continues. The name is a key of progress.state, and stays."""
     stored: int = 0
-    """Bytes of all files up to there."""
+    """Bytes of all input files up to `place`."""
     broken: dict[str, int] = field(default_factory=dict)
     domains: list[dict[str, Any]] = field(default_factory=list)
-    """What `Output` goes on from."""
+    """The state from which `Output` continues."""
     sealed: list[PrefixSummary] | None = None
-    """Set when all is encoded: only the names of the files are missing."""
+    """Set when all is encoded and the files only need their final names."""
 
 
 def _loaded_state(config: PreprocessConfig, workspace: Workspace, n_inputs: int) -> _State:
@@ -183,10 +184,10 @@ def _loaded_state(config: PreprocessConfig, workspace: Workspace, n_inputs: int)
                 PrefixSummary(**entry, prefix=domain_prefix(config.output_prefix, entry["domain"]))
                 for entry in saved["sealed"]
             ]
-        place = Place(**saved["place"])
-        if not (0 <= place.input < n_inputs and place.offset >= 0 and place.lines >= 0):
-            raise ValueError(f"no such place: {place}")
-        state = _State(place, int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
+        position = Position(**saved["place"])
+        if not (0 <= position.input < n_inputs and position.offset >= 0 and position.lines >= 0):
+            raise ValueError(f"no such position: {position}")
+        state = _State(position, int(saved["stored"]), dict(saved["broken"]), saved["domains"], sealed)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(workspace.path, error) from None
     if state.broken and not config.skip_broken:
@@ -200,16 +201,16 @@ def _loaded_state(config: PreprocessConfig, workspace: Workspace, n_inputs: int)
 def _encode(
     config: PreprocessConfig, readers: Sequence[Reader], encoder: Encoder, workspace: Workspace, state: _State
 ) -> _State:
-    """Encode what is left of the input; the state with everything sealed."""
+    """Encode the rest of the input; return the state with all files sealed."""
     stored = [reader.stored_bytes for reader in readers]
     total = None if None in stored else sum(size or 0 for size in stored)
     workers = config.workers if total is None else min(config.workers, -(-total // inputs.CHUNK_BYTES))
     output = Output(config.output_prefix, encoder.dtype, workspace.path, state.domains, config.overwrite)
-    pieces = inputs.chunks(readers, state.place)
+    chunks = inputs.chunks(readers, state.place)
     notes = _Notes(workspace, output)
     try:
         with Progress(total, state.stored, config.progress) as progress:
-            for chunk, encoded in encode_all(pieces, encoder, config.tokenizer, config.eod_token, workers):
+            for chunk, encoded in encode_all(chunks, encoder, config.tokenizer, config.eod_token, workers):
                 output.add(encoded)
                 _print_broken(encoded.named, sum(state.broken.values()))
                 state.broken = dict(encoded.broken + Counter(state.broken))
@@ -224,7 +225,7 @@ def _encode(
 
 
 class _Notes:
-    """The run's durable points: what is added is brought to the disk, then the state that refers to it."""
+    """Makes durable points: brings what was added to the disk, and then the state that refers to it."""
 
     def __init__(self, workspace: Workspace, output: Output) -> None:
         self._workspace, self._output = workspace, output
@@ -241,12 +242,12 @@ class _Notes:
     def take(self, state: _State) -> None:
         saved = asdict(state)
         for entry in saved["sealed"] or []:
-            del entry["prefix"]  # it follows from the domain: a file should not say where to write
+            del entry["prefix"]  # it follows from the domain, and a file should not decide where to write
         self._workspace.save(saved)
 
 
 def _settings(config: PreprocessConfig, encoder: Encoder) -> dict[str, Any]:
-    """What the output depends on beside the input."""
+    """Return what the output depends on, apart from the input."""
     return {
         "--tokenizer": encoder.tokenizer.fingerprint,
         "version of tokenizers": tokenizers.__version__,
@@ -272,7 +273,7 @@ def _sidecar(config: PreprocessConfig, encoder: Encoder, documents: int, tokens:
 
 
 def _identities(readers: Sequence[Reader]) -> list[list[Any]]:
-    """Name, size and time of change of every input."""
+    """Return name, size and modification time of every input."""
     return [
         [reader.name, None, None]
         if reader.stored_bytes is None
@@ -300,7 +301,7 @@ def _print_broken(named: list[str], before: int) -> None:
 
 
 def _print_summary(summary: Summary, everything: bool) -> None:
-    """What was made, and what was left out; the latter alone without `everything`."""
+    """Print what was made and what was left out, or only the latter without `everything`."""
     for prefix in summary.prefixes:
         skipped = f", {prefix.skipped_documents} without a token left out" if prefix.skipped_documents else ""
         if everything or skipped:

@@ -1,4 +1,4 @@
-"""One chunk of input to token ids: what a preprocessing worker does."""
+"""Turns a chunk of input into token ids: the work of a preprocessing worker."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy.typing as npt
 from megatron_lfr.data.corpus.tokenizer import Encoded, Tokenizer
 
 _BOM = b"\xef\xbb\xbf"
-_parse_json = json.JSONDecoder().decode  # json.loads without its look at options: a quarter of its time
+_parse_json = json.JSONDecoder().decode  # json.loads also checks its options, which takes a quarter of its time
 _NAMED = 10
-"""Broken documents that a chunk names; the others are only counted."""
+"""How many broken documents of a chunk are named; the others are only counted."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Whole lines of a JSONL file, the first of which is its line number `first`."""
+    """Complete lines of a JSONL file, the first of which is its line number `first`."""
 
     name: str
     first: int
@@ -35,7 +35,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class TextFile:
-    """The whole content of a text file, which is one document."""
+    """The content of a text file, which is one document."""
 
     name: str
     data: bytes
@@ -49,8 +49,8 @@ class TextFile:
 class Rows:
     """Rows of a table, the first of which is its row number `first`.
 
-    Domains only count where they are asked for. Bytes are UTF-8 that nobody has checked yet; anything else but strings
-    is the input's fault.
+    Domains are used only if the encoder has a `domain_key`. Texts are strings, or bytes of UTF-8 that has not been
+    checked; anything else is an error of the input.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Rows:
     texts: list[Any]
     domains: list[Any]
     size: int
-    """Bytes of the texts, roughly."""
+    """Approximate size of the texts, in bytes."""
 
 
 Part = Lines | TextFile | Rows
 
 
 class BrokenDocument(ValueError):  # noqa: N818  (what it is, as users read it)
-    """A line, row or file that is no document: `kind` without particulars, for counting."""
+    """A line, row or file that is not a document. `kind` gives the reason without details, for counting."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(kind + detail)
@@ -78,22 +78,22 @@ class Group:
 
     domain: str | None
     first_seen: str
-    """Where the chunk names the domain first, as "file:line"."""
+    """Where the chunk first names the domain, as "file:line"."""
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int32]
     skipped: int
-    """Documents without a token."""
+    """Number of documents without a token, which are left out."""
 
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """What a chunk became; domains in the order in which the chunk first names them."""
+    """The token ids of a chunk; domains are in the order in which the chunk first names them."""
 
     groups: list[Group]
     broken: Counter[str]
-    """Documents left out because they are broken, by kind."""
+    """Number of broken documents that were left out, by kind."""
     named: list[str]
-    """The first of them, as "file:line: reason"."""
+    """The first of these, as "file:line: reason"."""
 
     @property
     def documents(self) -> int:
@@ -118,15 +118,15 @@ class Encoder:
     json_key: str
     domain_key: str | None
     eod: int | None
-    """The id to end each document with."""
+    """The id that ends each document."""
     dtype: np.dtype[Any]
     skip_broken: bool
     """Count broken documents instead of stopping at the first."""
     bos: int | None = None
-    """The id to begin each document with."""
+    """The id that starts each document."""
 
     def without_tokenizer(self) -> Callable[..., Encoder]:
-        """This encoder but for its tokenizer, which workers load for themselves."""
+        """Return this encoder without its tokenizer, which workers load for themselves."""
         return functools.partial(
             Encoder,
             json_key=self.json_key,
@@ -138,7 +138,7 @@ class Encoder:
         )
 
     def encode(self, chunk: Sequence[Part]) -> EncodedChunk:
-        """Token ids of a chunk's documents. ValueError "file:line: reason" at the first that is broken."""
+        """Tokenize the documents of a chunk. ValueError "file:line: reason" for the first broken one."""
         by_domain: dict[str | None, _Documents] = {}
         broken: Counter[str] = Counter()
         named: list[str] = []
@@ -173,12 +173,12 @@ class Encoder:
 def parse_document(
     raw: bytes | tuple[Any, Any] | TextFile, json_key: str, domain_key: str | None
 ) -> tuple[str, str | None]:
-    """The text and the domain of a document as `raw_documents` gives it. BrokenDocument where it is none."""
+    """Return the text and the domain of a document that `raw_documents` yields. BrokenDocument if it is not one."""
     if isinstance(raw, bytes):
         record = _json_object(raw)
         domain = None if domain_key is None else _string(record, domain_key)
         text = _string(record, json_key)
-        escaped = b"\\u" in raw  # only an escape can smuggle half a surrogate pair into a string
+        escaped = b"\\u" in raw  # only an escape can put half a surrogate pair into a string
     elif isinstance(raw, TextFile):
         text, domain, escaped = _decode(raw.data.removeprefix(_BOM)), None, False
     else:
@@ -192,7 +192,7 @@ def parse_document(
 
 
 def raw_documents(part: Part) -> Iterator[tuple[int, bytes | tuple[Any, Any] | TextFile]]:
-    """Gives the documents of a part unparsed, with the number of their line or row."""
+    """Yield the unparsed documents of a part, each with the number of its line or row."""
     if isinstance(part, TextFile):
         yield 0, part
     elif isinstance(part, Rows):
@@ -205,12 +205,12 @@ def raw_documents(part: Part) -> Iterator[tuple[int, bytes | tuple[Any, Any] | T
 
 
 def where(part: Part, number: int) -> str:
-    """Names a document in messages: "file:line", or the file where it is one document."""
+    """Name a document in messages: "file:line", or the file where that is one document."""
     return part.name if isinstance(part, TextFile) else f"{part.name}:{number}"
 
 
 def _framed(tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32], mark: int, at_start: bool) -> Encoded:
-    """The same documents, each with `mark` before or behind it."""
+    """Return the same documents, each with `mark` before or after it."""
     longer = lengths + np.int32(1)
     out = np.full(len(tokens) + len(lengths), mark, tokens.dtype)
     is_text = np.ones(len(out), np.bool_)
@@ -242,7 +242,7 @@ def _decode(data: bytes) -> str:
 def _string(record: dict[str, Any], key: str) -> str:
     if key not in record:
         keys = ", ".join(repr(name) for name in list(record)[:8])
-        raise BrokenDocument(f"no key {key!r}", f"; there is {keys or 'none'}")
+        raise BrokenDocument(f"no key {key!r}", f"; its keys are {keys or 'none'}")
     value = record[key]
     if not isinstance(value, str):
         raise BrokenDocument(f"key {key!r} is not a string", f" but {type(value).__name__}")

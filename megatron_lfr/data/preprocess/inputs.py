@@ -1,4 +1,4 @@
-"""What `--input` names: files by their suffixes, folders of them, datasets of the hub; and their chunks, in order."""
+"""Opens what `--input` names (files by their suffixes, folders, datasets of the hub) and cuts it into chunks."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ TABLE_SUFFIXES = (".parquet",)
 HUB = "hf:"
 
 CHUNK_BYTES = 1 << 19
-"""How much text a worker gets at a time."""
+"""How much text a worker gets at a time, in bytes."""
 _REASONS = 8
-"""Reasons to leave files out that are told apart."""
+"""How many reasons for leaving files out are listed."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where reading goes on."""
+class Position:
+    """Where reading continues."""
 
     input: int = 0
-    """Number of the input."""
+    """Index of the input."""
     offset: int = 0
-    """What was read of it: bytes of its text, or rows."""
+    """How much of it has been read: bytes of its text, or rows."""
     lines: int = 0
-    """What was read of it in lines."""
+    """How many of its lines have been read."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Work for a worker: pieces of one or more inputs."""
+    """Work for a worker: parts of one or more inputs."""
 
     parts: list[Part]
-    end: Place
-    """Where the input goes on behind it."""
+    end: Position
+    """Where the input continues after the chunk."""
     stored: int
-    """Bytes of all files up to there."""
+    """Bytes of all files up to `end`."""
 
 
 def open_inputs(paths: Sequence[Path], columns: Columns) -> list[Reader]:
-    """A reader for each input; a folder stands for all known files in it, at any depth, sorted by name.
+    """Return a reader for each input; a folder gives all files of a known kind in it, at any depth, sorted by name.
 
-    Links are followed, and a file that is reached twice, in folders or by its name, is read once. What is left out is
-    counted on stderr. ValueError names the input that is missing, of no known kind, without keys when `columns` asks
-    for a domain, or in need of a package that is not installed.
+    Links are followed, and a file that is reached twice, in folders or by its name, is read once. Files that are left
+    out are counted on stderr. ValueError names an input that is missing, is of an unknown kind, has no keys although
+    `columns` has a domain, or needs a package that is not installed.
     """
     readers: list[Reader] = []
     seen: set[str] = set()
@@ -67,11 +67,11 @@ def open_inputs(paths: Sequence[Path], columns: Columns) -> list[Reader]:
         if not files:
             raise ValueError(f"--input {path}: no file of a known kind in this folder; known are {_LEGAL}")
         for file in files:
-            place = os.path.realpath(file)
-            if place in seen:
+            target = os.path.realpath(file)
+            if target in seen:
                 left_out["reached twice"] += 1
                 continue
-            seen.add(place)
+            seen.add(target)
             readers.append(_file(file, columns))
     if left_out:
         reasons = [f"{count} {reason}" for reason, count in left_out.most_common(_REASONS)]
@@ -81,8 +81,8 @@ def open_inputs(paths: Sequence[Path], columns: Columns) -> list[Reader]:
     return readers
 
 
-def chunks(readers: Sequence[Reader], start: Place) -> Iterator[Chunk]:
-    """The inputs from a place on, in chunks of about `CHUNK_BYTES`: small files share one."""
+def chunks(readers: Sequence[Reader], start: Position) -> Iterator[Chunk]:
+    """Cut the inputs, from a position on, into chunks of about `CHUNK_BYTES`; small files share a chunk."""
     parts: list[Part] = []
     size = 0
     before = sum(reader.stored_bytes or 0 for reader in readers[: start.input])
@@ -91,7 +91,7 @@ def chunks(readers: Sequence[Reader], start: Place) -> Iterator[Chunk]:
         for progressed in reader.parts(offset, lines, CHUNK_BYTES):
             parts.append(progressed.part)
             size += progressed.part.size
-            end = Place(number, progressed.offset, progressed.lines)
+            end = Position(number, progressed.offset, progressed.lines)
             stored = before + progressed.stored
             if size >= CHUNK_BYTES:
                 yield Chunk(parts, end, stored)
@@ -108,17 +108,17 @@ _LEGAL = (
 
 
 def _files_in(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """The files of a known kind in a folder, behind links too; each folder is entered once, so that no loop is endless.
-    The others are counted by the reason why they are left out. OSError for a folder that cannot be read."""
+    """Yield the files of a known kind in a folder, and behind its links; enter each folder once, so that loops end.
+    Other files are counted by the reason why they are left out. OSError for a folder that cannot be read."""
 
     def fail(error: OSError) -> None:
         raise error
 
     entered = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         entering = []
         for name in sorted(folders):
-            real = os.path.realpath(Path(place, name))
+            real = os.path.realpath(Path(parent, name))
             if name.startswith("."):
                 left_out["hidden folders"] += 1
             elif real in entered:
@@ -127,7 +127,7 @@ def _files_in(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
                 entered.add(real)
                 entering.append(name)
         folders[:] = entering
-        for path in (Path(place, name) for name in names):
+        for path in (Path(parent, name) for name in names):
             reason = _why_not(path)
             if reason is None:
                 yield path
@@ -136,25 +136,25 @@ def _files_in(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file of a folder is left out; None where it is not."""
+    """Return why a file of a folder is left out; None if it is not."""
     if path.name.startswith("."):
         return "hidden"
     if not path.exists():
         return "links that lead nowhere"
     if _kind(path) not in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) and path.suffix.lower() not in TABLE_SUFFIXES:
         return f"of unknown kind ({visible(path.suffix) or 'no ending'})"
-    return None if path.is_file() else "no regular file"
+    return None if path.is_file() else "not a regular file"
 
 
 def _kind(path: Path) -> str:
-    """A file's ending without its compression, in small letters."""
+    """Return a file's suffix without that of its compression, in lower case."""
     return Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name).suffix.lower()
 
 
 def _file(path: Path, columns: Columns) -> Reader:
     if not path.is_file():
-        is_there = "is no regular file, and could not be read again after a kill"
-        raise ValueError(f"--input {path}: {is_there if path.exists() else 'no such file'}")
+        reason = "is not a regular file, and could not be read again after a kill" if path.exists() else "no such file"
+        raise ValueError(f"--input {path}: {reason}")
     kind, size = _kind(path), path.stat().st_size
     if path.suffix.lower() == ".zst":
         _require("zstandard", str(path))

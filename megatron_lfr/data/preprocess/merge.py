@@ -1,4 +1,4 @@
-"""`megatron-lfr merge`: several indexed datasets one after the other as one, in flat memory."""
+"""`megatron-lfr merge` joins indexed datasets into one; its memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import common_sidecar
-from megatron_lfr.data.preprocess.output import stands
+from megatron_lfr.data.preprocess.output import exists
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 
 
@@ -38,12 +38,12 @@ class MergeSummary:
 
 
 def merge(config: MergeConfig) -> MergeSummary:
-    """Write the joined dataset, byte for byte what Megatron's `IndexedDatasetBuilder.add_index` makes.
+    """Write the joined dataset, byte for byte as Megatron's `IndexedDatasetBuilder.add_index` does.
 
-    Every input is checked whole before anything is written, and the output takes its name when it is complete.
-    Its sidecar says what those of all inputs say. Errors: ValueError for damaged inputs, inputs of different types or
-    tokenizers, an output that is an input or (without --overwrite) stands already; OSError for files that are missing
-    or cannot be written.
+    Every input is checked completely before anything is written, and the output gets its name when it is complete.
+    It has a sidecar if all inputs have one. Errors: ValueError for damaged inputs, inputs of different types or
+    tokenizers, and an output that is an input or (without --overwrite) already exists; OSError for files that are
+    missing or cannot be written.
     """
     if not config.input:
         raise ValueError("--input: give at least one prefix")
@@ -52,21 +52,21 @@ def merge(config: MergeConfig) -> MergeSummary:
         raise ValueError(f"--output-prefix {output}: must name a file in a folder that exists")
     dtype = IndexedDataset(config.input[0]).dtype
     sidecar, everywhere = common_sidecar(_checked(config, dtype), "--input")
-    if stands(output) and not config.overwrite:
-        raise ValueError(f"--output-prefix {output}: is there already; give another name, or --overwrite to replace it")
+    if exists(output) and not config.overwrite:
+        raise ValueError(f"--output-prefix {output}: already exists; give another name, or --overwrite to replace it")
     with IndexedDatasetWriter(output, dtype) as writer:
         for prefix in config.input:
             writer.add_dataset(IndexedDataset(prefix))
         if sidecar is not None and everywhere:
-            whole = dataclasses.replace(
+            merged = dataclasses.replace(
                 sidecar, output_prefix=output.name, documents=writer.num_documents, tokens=writer.num_tokens
             )
-            writer.meta = whole.to_json()
+            writer.meta = merged.to_json()
     return MergeSummary(output, writer.num_documents, writer.num_tokens, writer.meta is not None)
 
 
 def _checked(config: MergeConfig, dtype: np.dtype[Any]) -> Iterator[IndexedDataset]:
-    """Open every input, one at a time: thousands would be more files than a process may hold open."""
+    """Open every input, but one at a time: thousands would be more files than a process may hold open."""
     for prefix in config.input:
         dataset = IndexedDataset(prefix)
         if prefix.resolve() == config.output_prefix.resolve():

@@ -1,4 +1,4 @@
-"""What preprocessing writes: one indexed dataset for each domain, which grow together in the run's folder."""
+"""Writes the output of preprocessing: an indexed dataset for each domain. They grow together in the run's folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_lfr.data.preprocess.writer import Extent, IndexedDatasetWriter, pu
 
 @dataclass(frozen=True)
 class PrefixSummary:
-    """What one prefix of the corpus holds."""
+    """The content of one prefix of the corpus."""
 
     prefix: Path
     domain: str | None
@@ -28,15 +28,15 @@ class PrefixSummary:
     documents: int
     tokens: int
     skipped_documents: int
-    """Documents without a token, which are left out."""
+    """Number of documents without a token, which are left out."""
 
 
 class Output:
-    """The writers of all domains, by the name that the input gives them.
+    """The writers of all domains, by the domain's name in the input.
 
-    `state` is what `durable` returned in a run that was killed; the writers go on from there.
-    Errors: ValueError for domains that would share a file name, a corpus in the way without `overwrite`, a `state` that
-    the folder does not bear out, an input without a token; OSError.
+    state: what `durable` returned in a run that was killed; the writers continue from there.
+    Errors: ValueError for domains that would share a file name, a corpus that already exists without `overwrite`, a
+    `state` that does not fit the folder, an input without a token; OSError.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Output:
             self._skipped[group.domain] += group.skipped
 
     def durable(self) -> list[dict[str, Any]]:
-        """Bring everything to the disk; what a run after a kill needs to go on from here."""
+        """Bring everything to the disk, and return the state from which a run can continue here after a kill."""
         return [
             {"domain": domain, "extent": asdict(writer.durable()), "skipped": self._skipped[domain]}
             for domain, writer in self._writers.items()
         ]
 
     def seal(self, meta: Callable[[int, int], str]) -> list[PrefixSummary]:
-        """Finish all files in the folder; meta(documents, tokens) says what stands beside each pair. Domains without a
-        token are left out."""
+        """Finish all files in the folder; meta(documents, tokens) gives the content of each sidecar. Domains without
+        a token are left out."""
         if not any(writer.num_tokens for writer in self._writers.values()):
             raise ValueError("--input: no document with a token in it")
         for name in [name for name, writer in self._writers.items() if not writer.num_tokens]:
@@ -87,18 +87,18 @@ class Output:
         ]
 
     def close(self) -> None:
-        """Close all files, which stay."""
+        """Close all files, and leave them in the folder."""
         for writer in self._writers.values():
             writer.close()
 
     def _open(self, domain: str | None, first_seen: str, extent: Extent | None) -> None:
         path = self._path(domain, first_seen)
-        if extent is None and stands(path):
+        if extent is None and exists(path):
             owner = output_prefix_of(path)
             if domain is not None and owner not in (None, self._prefix.name):
-                raise ValueError(f"{first_seen}: the corpus {path} is there already, of --output-prefix {owner!r}")
+                raise ValueError(f"{first_seen}: the corpus {path} already exists, of --output-prefix {owner!r}")
             if not self._overwrite:
-                raise ValueError(f"{first_seen}: the corpus {path} is there already; --overwrite replaces it")
+                raise ValueError(f"{first_seen}: the corpus {path} already exists; --overwrite replaces it")
         self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent)
         self._skipped[domain] = 0
 
@@ -111,49 +111,49 @@ class Output:
 
 
 def domain_prefix(prefix: Path, domain: str | None) -> Path:
-    """Where a domain's corpus goes."""
+    """Return the prefix of a domain's corpus."""
     safe = "" if domain is None else "_" + re.sub(r"[^A-Za-z0-9._-]", "_", domain)
     return prefix.with_name(f"{prefix.name}{safe}_text_document")
 
 
 def corpora_of(prefix: Path, by_domain: bool) -> list[Path]:
-    """The corpora that stand under the names of an --output-prefix: the one of a run without domains, or all domains'.
+    """Return the corpora that exist under an --output-prefix: that of a run without domains, or those of all domains.
 
-    A longer --output-prefix may give names that look like a domain's of this one: where the sidecar says so, it is not
-    among them.
+    Another --output-prefix that begins with this one may give names that look like domains of this one; they are left
+    out if their sidecars say so.
     """
     if not by_domain:
         path = domain_prefix(prefix, None)
-        return [path] if stands(path) else []
-    found = prefix.parent.glob(f"{escape(prefix.name)}_*_text_document.*")
-    paths = sorted({path.with_suffix("") for path in found if path.suffix in (".bin", ".idx")})
+        return [path] if exists(path) else []
+    files = prefix.parent.glob(f"{escape(prefix.name)}_*_text_document.*")
+    paths = sorted({path.with_suffix("") for path in files if path.suffix in (".bin", ".idx")})
     return [path for path in paths if output_prefix_of(path) in (None, prefix.name)]
 
 
 def refuse_replacing(prefix: Path, by_domain: bool) -> None:
-    """ValueError names a finished corpus that a run under this --output-prefix would replace."""
-    found = corpora_of(prefix, by_domain)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    """Raise a ValueError for a finished corpus that a run under this --output-prefix would replace."""
+    finished = corpora_of(prefix, by_domain)
+    if finished:
+        more = f" (and {len(finished) - 1} more)" if len(finished) > 1 else ""
         raise ValueError(
-            f"--output-prefix {prefix}: the corpus {found[0]}{more} is there already; give another name, or "
+            f"--output-prefix {prefix}: the corpus {finished[0]}{more} already exists; give another name, or "
             "--overwrite to replace it"
         )
 
 
 def stale_corpora(prefix: Path, written: list[PrefixSummary]) -> list[Path]:
-    """The corpora under an --output-prefix that a run has not written."""
-    found = [path for by_domain in (False, True) for path in corpora_of(prefix, by_domain)]
-    return [path for path in found if path not in [summary.prefix for summary in written]]
+    """Return the corpora under an --output-prefix that a run has not written."""
+    finished = [path for by_domain in (False, True) for path in corpora_of(prefix, by_domain)]
+    return [path for path in finished if path not in [summary.prefix for summary in written]]
 
 
-def stands(path: Path) -> bool:
-    """Whether there is a corpus, or half of one, under a prefix."""
+def exists(path: Path) -> bool:
+    """Whether a prefix has a .bin or an .idx file."""
     return any(with_suffix(path, suffix).exists() for suffix in (".bin", ".idx"))
 
 
 def publish(summaries: list[PrefixSummary], work: Path) -> None:
-    """Give sealed files their names. After a kill, the same call does what was left to do."""
+    """Give sealed files their final names. After a kill, the same call does the rest."""
     for summary in summaries:
         name = work / summary.prefix.name
         publish_pair(summary.prefix, *(with_suffix(name, suffix) for suffix in (".bin", ".idx", META)))

@@ -1,4 +1,4 @@
-"""Chunks to token ids by several workers, in the order of the input."""
+"""Turns chunks into token ids by several workers, in the order of the input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from megatron_lfr.data.preprocess.encoding import EncodedChunk, Encoder, Part
 from megatron_lfr.data.preprocess.inputs import Chunk
 
 _MOST_THREADS = 4
-"""Up to here workers are threads: they start at once and share the tokenizer's cache of words. The library lets go of
-the interpreter's lock while it tokenizes, but about a twentieth of the work holds it: more workers are processes."""
+"""Up to this number, workers are threads: they start at once and share the tokenizer's cache of words. The library
+releases the GIL while it tokenizes, but about a twentieth of the work holds it; so more workers are processes."""
 
 Encode = Callable[[list[Part]], EncodedChunk]
 
@@ -24,7 +24,7 @@ Encode = Callable[[list[Part]], EncodedChunk]
 def encode_all(
     chunks: Iterator[Chunk], encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
-    """Every chunk with what it became. One worker is this thread. ChildProcessError when a worker process dies."""
+    """Yield every chunk with its token ids. One worker is this thread. ChildProcessError if a worker process dies."""
     with _tokenizers_parallelism_off():
         if workers <= 1:
             for chunk in chunks:
@@ -44,11 +44,11 @@ def encode_all(
 def _pool(encoder: Encoder, tokenizer: str, eod_token: str | None, workers: int) -> tuple[Executor, Encode]:
     if workers <= _MOST_THREADS:
         return ThreadPoolExecutor(workers), encoder.encode
-    import multiprocessing  # not for threads: it takes a while
+    import multiprocessing  # not at the top, for threads do not need it and it takes a while
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # now: as it starts, it lets this process be interrupted again
+    resource_tracker.ensure_running()  # now, since its start lets this process be interrupted again
 
     pool = ProcessPoolExecutor(
         workers,
@@ -64,7 +64,7 @@ def _in_order(
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
     pending: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
     for chunk in chunks:
-        with interrupt.not_inherited():  # workers start when there is work for them
+        with interrupt.not_inherited():  # workers start when they get work
             pending.append((chunk, pool.submit(encode, chunk.parts)))
         if len(pending) >= in_flight:
             done, future = pending.popleft()
@@ -88,7 +88,7 @@ def _encode_in_worker(parts: list[Part]) -> EncodedChunk:
 
 
 def _die_with_parent() -> None:
-    """A worker would wait for work for ever once its parent was killed."""
+    """Let this worker die with its parent: it would wait for work for ever."""
     from multiprocessing import parent_process
 
     parent = parent_process()
@@ -99,7 +99,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _tokenizers_parallelism_off() -> Iterator[None]:
-    """Each worker tokenizes in one thread: `workers` is the number of cores in use. Inherited by processes."""
+    """Let each worker tokenize in one thread, so that `workers` cores are in use. Processes inherit the setting."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

@@ -1,4 +1,4 @@
-"""How far preprocessing is: a bar on a terminal, otherwise a line every few seconds. Both go to stderr."""
+"""Shows how far preprocessing is: a bar on a terminal, otherwise a line every few seconds. Both go to stderr."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WIDE = 100
-"""Columns that the bar needs for all it shows."""
+"""Least width of a terminal, in columns, for all parts of the bar."""
 
 
 class Progress:
-    """Counts documents and tokens of this run, and bytes against those of the whole input (None: nobody knows).
+    """Counts the documents and tokens of this run, and the bytes done, out of `total_bytes` (None: not known).
 
-    `before` are the bytes that an earlier run has done.
+    before: the bytes that an earlier run has done.
     """
 
     def __init__(self, total_bytes: int | None, before: int = 0, enabled: bool = True) -> None:
@@ -34,7 +34,7 @@ class Progress:
             self._bar, self._task = _bar(total_bytes)
 
     def advance(self, bytes_done: int, documents: int, tokens: int) -> None:
-        """Note that the input is done up to there, with so many more documents and tokens."""
+        """Set the bytes done so far, and add to the documents and tokens."""
         self._bytes = bytes_done
         self._documents += documents
         self._tokens += tokens
@@ -67,7 +67,7 @@ class Progress:
 
 
 def _bar(total_bytes: int | None) -> tuple[RichProgress, TaskID]:
-    from rich.console import Console  # a terminal's bar only: logs need none of it
+    from rich.console import Console  # only a terminal's bar needs it, logs do not
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 

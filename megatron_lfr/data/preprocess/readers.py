@@ -1,6 +1,6 @@
-"""Inputs of preprocessing: files of lines, text files, tables. Each is read in parts, from where any part ended.
+"""Inputs of preprocessing: files of lines, text files, tables. Each is read in parts, from the end of any part on.
 
-A reader keeps no more than a part in memory (a Parquet reader: what pyarrow needs for a row group's columns).
+A reader keeps no more than a part in memory (for Parquet, what pyarrow needs for the columns of a row group).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from megatron_lfr.data.preprocess.encoding import Lines, Part, Rows, TextFile
 
 _SKIP_BYTES = 1 << 20
 _PARQUET_ROWS = 1024
-"""Rows that pyarrow hands over at a time."""
+"""How many rows pyarrow reads at a time."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of a table."""
+    """The columns of a table that are read."""
 
     text: str
     domain: str | None
@@ -31,15 +31,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Progressed:
-    """A part, and where its input goes on behind it."""
+    """A part, and where its input continues after it."""
 
     part: Part
     offset: int
-    """Bytes of the (uncompressed) text, or rows, up to here."""
+    """Bytes of the (uncompressed) text, or rows, up to the end of the part."""
     lines: int
-    """Lines up to here."""
+    """Lines up to the end of the part."""
     stored: int
-    """Bytes of the file up to here, roughly where it is compressed or a table."""
+    """Bytes of the file up to the end of the part; an estimate for compressed files and tables."""
 
 
 class Reader(Protocol):
@@ -50,15 +50,15 @@ class Reader(Protocol):
 
     @property
     def stored_bytes(self) -> int | None:
-        """Size of the file; None when there is none."""
+        """Size of the file; None if the input is not a file."""
 
     def parts(self, offset: int, lines: int, part_bytes: int) -> Iterator[Progressed]:
-        """The input from `offset`, which stands behind `lines` lines, in parts of about so many bytes."""
+        """Read the input from `offset` on, which comes after `lines` lines, in parts of about `part_bytes` bytes."""
 
 
 @dataclass(frozen=True)
 class LineReader:
-    """A JSONL file, compressed or not."""
+    """Reads a JSONL file, compressed or not."""
 
     path: Path
     stored_bytes: int
@@ -80,7 +80,7 @@ class LineReader:
 
 @dataclass(frozen=True)
 class TextReader:
-    """A text file, compressed or not: one document."""
+    """Reads a text file, compressed or not, as one document."""
 
     path: Path
     stored_bytes: int
@@ -99,7 +99,7 @@ class TextReader:
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """A Parquet file, of which only the columns that are needed are read."""
+    """Reads a Parquet file, but only the columns that are needed."""
 
     path: Path
     stored_bytes: int
@@ -110,12 +110,12 @@ class ParquetReader:
         return str(self.path)
 
     def check(self) -> None:
-        """ValueError when the file is no Parquet file or lacks a column."""
+        """Raise a ValueError if the file is not a Parquet file or lacks a column."""
         with self._open() as file:
             for column in (self.columns.text, self.columns.domain):
                 if column is not None and column not in file.schema_arrow.names:
                     names = ", ".join(map(repr, file.schema_arrow.names[:8]))
-                    raise ValueError(f"--input {self.path}: no column {column!r}; there is {names}")
+                    raise ValueError(f"--input {self.path}: no column {column!r}; its columns are {names}")
 
     def parts(self, offset: int, lines: int, part_bytes: int) -> Iterator[Progressed]:
         with self._open() as file, _damage_named(self.path):
@@ -129,8 +129,8 @@ class ParquetReader:
         while groups and skip >= file.metadata.row_group(groups[0]).num_rows:
             skip -= file.metadata.row_group(groups.pop(0)).num_rows
         text, domain = self.columns.text, self.columns.domain
-        wanted = list(dict.fromkeys(column for column in (text, domain) if column is not None))
-        for batch in file.iter_batches(_PARQUET_ROWS, groups, wanted):
+        columns = list(dict.fromkeys(column for column in (text, domain) if column is not None))
+        for batch in file.iter_batches(_PARQUET_ROWS, groups, columns):
             kept = batch.slice(skip)
             skip = max(0, skip - len(batch))
             texts = _cells(kept.column(text))
@@ -151,7 +151,7 @@ class ParquetReader:
 
 @dataclass(frozen=True)
 class HubReader:
-    """A dataset of the Hugging Face hub, or a folder of one, streamed by the `datasets` package."""
+    """Streams a dataset of the Hugging Face hub, or a folder of one, by the `datasets` package."""
 
     name: str
     dataset: str
@@ -171,12 +171,12 @@ class HubReader:
 
     def _cell(self, row: dict[str, Any], column: str) -> Any:
         if column not in row:
-            raise ValueError(f"--input {self.name}: no column {column!r}; there is {', '.join(map(repr, row))}")
+            raise ValueError(f"--input {self.name}: no column {column!r}; its columns are {', '.join(map(repr, row))}")
         return row[column]
 
 
 def cut_rows(name: str, rows: Iterable[tuple[Any, Any]], before: int, part_bytes: int) -> Iterator[Rows]:
-    """Rows of (text, domain) in parts of about so many bytes; `before` rows stand before the first."""
+    """Cut rows of (text, domain) into parts of about `part_bytes` bytes; `before` rows come before the first."""
     texts: list[Any] = []
     domains: list[Any] = []
     size = 0
@@ -192,7 +192,7 @@ def cut_rows(name: str, rows: Iterable[tuple[Any, Any]], before: int, part_bytes
 
 
 def _cells(column: Any) -> list[Any]:
-    """A column as Python values; text as bytes, for a document that is not UTF-8 is the worker's to report."""
+    """Return a column as Python values; text as bytes, since workers report documents that are not UTF-8."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
@@ -232,14 +232,14 @@ def _zstandard() -> Callable[[], Any]:
 
 
 _DECOMPRESSORS = {".bz2": _bzip2, ".xz": _xz, ".zst": _zstandard}
-"""Imported when they are asked for: not every Python, and not every machine, has all of them."""
+"""Their modules are imported only when needed: not every Python installation has all of them."""
 
 
 class _FramedFile(io.RawIOBase):
-    """The text of a file of compressed frames one after the other; `new` makes what decompresses one.
+    """Reads the text of a file of successive compressed frames; `new` makes a decompressor for one of them.
 
-    The packages' own readers take a file cut short for a whole one (zstandard), or stop without a word before a frame
-    whose beginning is damaged (bz2).
+    The readers of the packages accept a truncated file as complete (zstandard), or stop silently before a frame whose
+    beginning is damaged (bz2).
     """
 
     def __init__(self, stored: BinaryIO, new: Callable[[], Any]) -> None:
@@ -281,7 +281,7 @@ def _skip(file: BinaryIO, offset: int, path: Path) -> None:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever a decompressor or pyarrow says of a damaged file, as a ValueError that names it."""
+    """Turn the errors of decompressors and pyarrow about a damaged file into a ValueError that names the file."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -1,4 +1,4 @@
-"""A growing list of 32-bit integers that lives in a file, so that memory does not grow with it."""
+"""A growing list of 32-bit integers in a file, so that memory does not grow with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 _IN_MEMORY = 1 << 16
-"""Entries that wait for the file."""
+"""How many entries are buffered before they are written."""
 
 
 class Spool:
-    """Integers appended to `path`; opened only while something is written, so that many spools need no open files.
+    """Appends integers to `path`, which is open only while it is written, so that many spools need no open files.
 
-    `keep` is the number of entries that an earlier spool left in the file and that count; what follows them is cut off.
+    keep: how many entries that an earlier spool has left in the file are kept; what follows them is cut off.
     Errors: ValueError when the file holds fewer than `keep`; OSError when it cannot be written.
     """
 
@@ -45,7 +45,7 @@ class Spool:
             self.flush()
 
     def flush(self, durable: bool = False) -> None:
-        """Write what waits; `durable` brings all of the file to the disk."""
+        """Write the buffered entries; `durable` also brings the file to the disk (fsync)."""
         if not self._waiting and not durable:
             return
         with self._path.open("ab") as file:
@@ -57,14 +57,14 @@ class Spool:
         self._waiting = array("i")
 
     def chunks(self, entries: int) -> Iterator[npt.NDArray[np.intc]]:
-        """All entries in their order, as many at a time."""
+        """Yield all entries in order, `entries` at a time."""
         self.flush()
         with self._path.open("rb") as file:
             while data := file.read(4 * entries):
                 yield np.frombuffer(data, np.intc)
 
     def running_sums(self, entries: int) -> Iterator[npt.NDArray[np.int64]]:
-        """For every entry the sum of those before it, as many at a time."""
+        """Yield for every entry the sum of those before it, `entries` at a time."""
         total = 0
         for chunk in self.chunks(entries):
             ends = np.cumsum(chunk, dtype=np.int64) + total

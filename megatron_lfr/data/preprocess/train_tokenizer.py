@@ -1,4 +1,4 @@
-"""`megatron-lfr tokenizer`: a byte-level BPE, trained on what `megatron-lfr preprocess` reads."""
+"""`megatron-lfr tokenizer` trains a byte-level BPE on text that `megatron-lfr preprocess` reads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megatron_lfr.data.preprocess.encoding import BrokenDocument, parse_document, raw_documents, where
-from megatron_lfr.data.preprocess.inputs import Place, chunks, open_inputs
+from megatron_lfr.data.preprocess.inputs import Position, chunks, open_inputs
 from megatron_lfr.data.preprocess.readers import Columns, Reader
 from megatron_lfr.fileio import check_replaces, write_atomic
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _SMALLEST = 257
-"""The 256 bytes and the end-of-document token."""
+"""Size of the smallest vocabulary: the 256 bytes and the end-of-document token."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class TokenizerConfig:
 
 
 def train_tokenizer(config: TokenizerConfig) -> int:
-    """Write the tokenizer; returns the size of its vocabulary.
+    """Train and write the tokenizer; return the size of its vocabulary.
 
-    Errors: ValueError for bad flags, a line that is no document ("file:line: reason"), an output that is no tokenizer;
-    OSError for files that cannot be read or written.
+    Errors: ValueError for bad flags, a line that is not a document ("file:line: reason"), an output that is not a
+    tokenizer; OSError for files that cannot be read or written.
     """
     config.validate()
     readers = open_inputs(config.input, Columns(config.json_key, None))
@@ -73,7 +73,7 @@ def train_tokenizer(config: TokenizerConfig) -> int:
 
 
 def _texts(readers: Sequence[Reader], json_key: str) -> Iterator[str]:
-    for chunk in chunks(readers, Place()):
+    for chunk in chunks(readers, Position()):
         for part in chunk.parts:
             for number, raw in raw_documents(part):
                 try:

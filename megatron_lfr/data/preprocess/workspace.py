@@ -1,6 +1,6 @@
-"""The folder `<output-prefix>.partial` of a preprocessing run under way: from it, a run that was killed goes on.
+"""The folder `<output-prefix>.partial` of an unfinished preprocessing run, from which a killed run continues.
 
-It holds the growing files, `run.state` (what is made of what) and `progress.state` (how far it is for good).
+It holds the growing files, `run.state` (the settings and inputs) and `progress.state` (how much is done durably).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _RUN, _PROGRESS, _LOCK = "run.state", "progress.state", "lock"
 
 
 class Workspace:
-    """The folder, held by this process alone.
+    """The folder, locked by this process.
 
-    `settings` and `inputs` say what the output depends on; a folder left by a run of others is refused. `progress` is
-    what `save` was given last before the kill, or None for a run that starts, with `begin`.
+    settings, inputs: what the output depends on; a folder left by a run with others is refused. progress: what `save`
+    was last given before a kill, or None for a run that has yet to start, by `begin`.
 
-    Errors: ValueError when the folder is damaged, not ours, of another run or held by another process, naming the way
-    out; OSError.
+    Errors: ValueError, which says what to do, when the folder is damaged, was not made by preprocess, is of another
+    run, or is locked by another process; OSError.
     """
 
     def __init__(self, prefix: Path, settings: dict[str, Any], inputs: list[Any], restart: bool) -> None:
@@ -33,7 +33,7 @@ class Workspace:
         self.progress = None if restart else self._load_progress(settings, inputs)
 
     def begin(self) -> None:
-        """Discard what an earlier run has left, and note what this one is made of."""
+        """Discard what an earlier run has left, and write down the settings and inputs of this one."""
         (self.path / _PROGRESS).unlink(missing_ok=True)
         self._clear(keep=(_LOCK,))
         write_atomic(self.path / _RUN, json.dumps(self._run))
@@ -43,12 +43,12 @@ class Workspace:
         return (self.path / _PROGRESS).exists()
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Note how far the run is, as one step. What it refers to must be on the disk."""
+        """Save how far the run is, atomically. What `progress` refers to must be on the disk."""
         write_atomic(self.path / _PROGRESS, json.dumps(progress))
 
     def remove(self) -> None:
-        """Remove the folder: what tells of a run that is all but finished behind its files, what tells that the folder
-        is ours last."""
+        """Remove the folder: first its files, then what says that a run is nearly finished, and last what says that the
+        folder was made by preprocess."""
         self._clear(keep=(_PROGRESS, _RUN, _LOCK))
         (self.path / _PROGRESS).unlink(missing_ok=True)
         (self.path / _RUN).unlink(missing_ok=True)
@@ -57,7 +57,7 @@ class Workspace:
         self._release()
 
     def leave(self, error: BaseException) -> None:
-        """Stop before the end, because of `error`: what is noted stays for the next run; without a note, nothing."""
+        """Stop because of `error`: keep what is saved for the next run; where nothing is saved, remove the folder."""
         if self.has_progress:
             self._release()
             error.add_note(f"what is done so far is kept in {self.path}")
@@ -110,9 +110,11 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first setting that differs; one that an older version did not note was None."""
-    found = (f"{key}: {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value)
-    return next(found, "")
+    """Return the first setting that differs; one that an older version did not save was None."""
+    differences = (
+        f"{key}: {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value
+    )
+    return next(differences, "")
 
 
 def _input_difference(before: list[Any], now: list[Any]) -> str:

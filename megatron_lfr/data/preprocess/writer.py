@@ -1,4 +1,4 @@
-"""Writes Megatron's indexed dataset: the `.bin` and `.idx` that corpus/indexed.py reads, in flat memory."""
+"""Writes Megatron's indexed dataset: the `.bin` and `.idx` that corpus/indexed.py reads, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from megatron_lfr.fileio import append_file, fsync_directory
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CHUNK = 1 << 20
-"""Sequences whose pointers are computed at a time."""
+"""How many sequences' pointers are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of a writer's files is on the disk for good: another writer can go on from there."""
+    """How much of a writer's files is durably on disk, from where another writer can continue."""
 
     tokens: int
     sequences: int
@@ -34,13 +34,13 @@ class Extent:
 
 
 class IndexedDatasetWriter:
-    """Writes `<prefix>.bin` and `<prefix>.idx`, as Megatron does byte for byte, in flat memory.
+    """Writes `<prefix>.bin` and `<prefix>.idx`, byte for byte as Megatron does, in bounded memory.
 
-    A context manager: both files grow aside and take their names when the block ends; an error leaves nothing.
-    To publish several prefixes together, call `seal` on all of them, then `publish`, instead of leaving the block (and
-    `discard` after an error). With a folder `work`, on the prefix's file system, the files grow there under names that
-    stay the same: after a kill, a writer with the same folder and `start` goes on from what `durable` returned last.
-    `meta` is what goes into `<prefix>.meta`; None: no such file.
+    It is a context manager: both files grow under temporary names and get their final ones when the block ends; after
+    an error nothing is left. To publish several prefixes together, do not leave the block, but call `seal` on all of
+    them, then `publish` (and `discard` after an error). With a folder `work` on the prefix's file system, the files
+    grow there under fixed names: after a kill, a writer with the same folder continues from `start`, which is what
+    `durable` last returned. meta: the content of `<prefix>.meta`; None for no such file.
 
     Errors: ValueError for a type that cannot hold token ids, ids that do not fit into it, a sequence of 2³¹ tokens or
     more, and a `work` that holds less than `start`; OSError naming the file when it cannot be written.
@@ -74,7 +74,7 @@ class IndexedDatasetWriter:
         return len(self._sequences_of_document)
 
     def add_document(self, tokens: npt.ArrayLike | Sequence[npt.NDArray[Any]]) -> None:
-        """Append one document: its token ids [n], or a list of arrays, one for each of its sequences."""
+        """Append a document: its token ids [n], or a list of arrays, one for each of its sequences."""
         several = isinstance(tokens, (list, tuple)) and bool(tokens) and np.ndim(tokens[0]) == 1
         sequences: Sequence[Any] = tokens if several else [tokens]  # type: ignore[assignment]
         arrays = [self._checked(np.asarray(sequence)) for sequence in sequences]
@@ -86,7 +86,7 @@ class IndexedDatasetWriter:
             self._sequences_of_document.append(len(arrays))
 
     def add_documents(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
-        """Append many documents of one sequence each: all their ids in one array, and each one's length."""
+        """Append many documents of one sequence each: all their ids in one array, and the length of each."""
         if lengths.size and lengths.min() < 0:
             raise ValueError(f"{self.prefix}: a document's length is negative")
         if int(lengths.sum(dtype=np.int64)) != len(tokens):
@@ -97,7 +97,7 @@ class IndexedDatasetWriter:
             self._sequences_of_document.extend(np.ones(len(lengths), np.intc))
 
     def add_dataset(self, dataset: IndexedDataset) -> None:
-        """Append all documents of a dataset of the same type: its `.bin` as it is, by the kernel."""
+        """Append all documents of a dataset of the same type; the kernel copies its `.bin`."""
         if dataset.dtype != self.dtype:
             raise ValueError(f"{dataset.prefix}: holds {dataset.dtype.name}, but {self.prefix} {self.dtype.name}")
         with self._naming_errors():
@@ -110,7 +110,7 @@ class IndexedDatasetWriter:
         self.num_tokens += dataset.num_tokens
 
     def durable(self) -> Extent:
-        """Bring what was added to the disk, where it outlives a kill and a power cut; how much that is."""
+        """Bring what was added to the disk, so that it survives a kill and a power cut; return how much that is."""
         extent = Extent(self.num_tokens, len(self._lengths), self.num_documents)
         if extent != self._durable:
             with self._naming_errors():
@@ -122,7 +122,7 @@ class IndexedDatasetWriter:
         return extent
 
     def seal(self) -> None:
-        """Write the `.idx` aside and bring both files to the disk. Nothing can be added afterwards."""
+        """Write the `.idx` under a temporary name and bring both files to the disk. Nothing can be added afterwards."""
         with self._naming_errors():
             _finish(self._bin)
             with self._idx_aside.open("wb", buffering=1 << 20) as file:
@@ -135,18 +135,18 @@ class IndexedDatasetWriter:
         self._sealed = True
 
     def publish(self) -> None:
-        """Give both files their names. Between the renames no `.idx` exists: no reader meets a mixed pair."""
+        """Give both files their final names. Between the renames there is no `.idx`, so no reader sees a mixed pair."""
         if not self._sealed:
             raise RuntimeError("publish() before seal()")
         publish_pair(self.prefix, self._bin_aside, self._idx_aside, self._meta_aside)
 
     def close(self) -> None:
-        """Leave what was written aside as it is. Harmless after `seal`."""
+        """Close the temporary files and leave them as they are. Harmless after `seal`."""
         with contextlib.suppress(OSError):  # the last buffer may not fit onto the disk either
             self._bin.close()
 
     def discard(self) -> None:
-        """Remove what was written aside. Harmless when there is nothing."""
+        """Delete the temporary files, if there are any."""
         self.close()
         self._bin_aside.unlink(missing_ok=True)
         self._idx_aside.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ class IndexedDatasetWriter:
                     f"({limits.min}..{limits.max})"
                 )
         if tokens.size > np.iinfo(np.intc).max:
-            raise ValueError(f"{self.prefix}: {tokens.size} tokens in one piece; the format's limit is 2147483647")
+            raise ValueError(f"{self.prefix}: {tokens.size} tokens in one sequence; the format's limit is 2147483647")
         return np.ascontiguousarray(tokens, self.dtype.newbyteorder("<"))
 
     def _append(self, tokens: npt.NDArray[Any]) -> None:
@@ -203,7 +203,7 @@ class IndexedDatasetWriter:
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
-        """The same errors with the file's name, which write() does not know."""
+        """Add the name of the file, which write() does not know, to errors."""
         try:
             yield
         except OSError as error:
@@ -218,9 +218,9 @@ def _token_type(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
 
 
 def publish_pair(prefix: Path, bin_aside: Path, idx_aside: Path, meta_aside: Path) -> None:
-    """Give both files, and what stands beside them if anything does, their names; what has its name already is left.
-    Between the renames no `.idx` exists: no reader meets a mixed pair, and a publication that was cut short is finished
-    by the same call."""
+    """Give both files, and their sidecar if there is one, their final names; skip those that already have them.
+    Between the renames there is no `.idx`, so no reader sees a mixed pair. The same call finishes a publication that
+    was interrupted."""
     index = with_suffix(prefix, ".idx")
     if bin_aside.exists():
         index.unlink(missing_ok=True)
