@@ -119,7 +119,7 @@ def _new_state(
 ) -> dict[str, Any]:
     """The state of the parent's checkpoint as the branch goes on from it. current: the phase under another plan."""
     state = {**checkpoint.state, "identity": dict(identity)}
-    state["callbacks"] = {name: own for name, own in state["callbacks"].items() if name not in _OF_THE_PARENT}
+    state["callbacks"] = {name: kept for name, kept in state["callbacks"].items() if name not in _OF_THE_PARENT}
     if "MetricsFile" in state["callbacks"]:
         state["callbacks"]["MetricsFile"] = {**state["callbacks"]["MetricsFile"], "bytes": metrics_bytes}
     if current is not None:

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,9 @@ def test_a_branch_goes_on_in_another_layout(corpus: list[str], parent: Path, tmp
     assert branch(parent, save) == 0
     layout = ["--tensor-model-parallel-size", "2"]
     train_two_ranks([*lfr_flags(corpus), *layout, "--save", str(save)], tmp_path / "said")
-    one, two = metrics_without_time(parent), metrics_without_time(save)
-    assert [row.get("order_hash") for row in two[:12]] == [row.get("order_hash") for row in one[:12]]
+    # Until the next Focus, whose order hangs on the last digits of the losses.
+    one, two = ([row for row in metrics_without_time(run) if row["step"] < 15] for run in (parent, save))
+    assert [row.get("order_hash") for row in two] == [row.get("order_hash") for row in one]
     np.testing.assert_allclose(*([row["loss"] for row in rows if "loss" in row] for rows in (one, two)), rtol=1e-4)
 
 
@@ -123,7 +124,7 @@ def test_a_decay_has_the_bits_of_one_run_with_it(corpus: list[str], trunk: Path,
 
 
 @pytest.mark.parametrize("style", ["cosine", "linear", "minus_sqrt"])
-def test_every_decay_is_complete(style: Any, trunk: Path, tmp_path: Path) -> None:
+def test_every_decay_is_complete(style: str, trunk: Path, tmp_path: Path) -> None:
     assert branch(trunk, tmp_path / "v1", "--lr-decay-style", style) == 0
     settings = RunFolder(tmp_path / "v1").recorded_settings
     names = OptimizerConfig.__dataclass_fields__
@@ -150,7 +151,8 @@ def test_what_cannot_be_is_refused(
     assert "there are: 10, 20" in said
     assert "lies in the parent's folder" in refused(capsys, parent, parent / "v1")
     assert "exists already" in refused(capsys, parent, trunk)
-    assert "not a run folder" in refused(capsys, tmp_path, tmp_path / "a" / "v1")
+    (tmp_path / "empty").mkdir()
+    assert "not a run folder" in refused(capsys, tmp_path / "empty", save)
     assert "decays already at step 10" in refused(capsys, parent, save, *DECAY)
     assert "either --lr-schedule inherit or" in refused(capsys, parent, save, "--lr-schedule", "inherit", *DECAY[:2])
     assert "would have had other blocks" in _shortened(capsys, parent, save)
@@ -191,7 +193,7 @@ def test_without_links_tensors_are_copied_if_there_is_room(
 
     monkeypatch.setattr(Path, "hardlink_to", fails)
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100_000))  # type: ignore[attr-defined]
+        full.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
         assert "GB needed" in refused(capsys, parent, tmp_path / "v1")
     assert branch(parent, tmp_path / "v1") == 0
     copied = CheckpointStore(tmp_path / "v1" / "checkpoints", keep=None).checkpoint(CUT)
@@ -200,24 +202,16 @@ def test_without_links_tensors_are_copied_if_there_is_room(
         assert path.read_bytes() == (parent / "checkpoints" / copied.folder.name / path.name).read_bytes()
 
 
-def _at_the_journal() -> None:
-    Journal.append = die  # type: ignore[method-assign]
-
-
-def _at_the_checkpoint() -> None:
-    CheckpointStore._write_files = die  # type: ignore[method-assign,assignment]
-
-
-def _before_the_name() -> None:
-    fileio.fsync_file = die  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize("moment", [_at_the_journal, _at_the_checkpoint, _before_the_name])
-def test_a_kill_leaves_no_branch(moment: Callable[[], None], parent: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Journal, "append"), (CheckpointStore, "_write_files"), (fileio, "fsync_file")]
+)
+def test_a_kill_leaves_no_branch(
+    owner: Any, name: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, save = folder_bytes(parent), tmp_path / "v1"
     pid = os.fork()
     if pid == 0:
-        moment()
+        monkeypatch.setattr(owner, name, die)
         os._exit(branch(parent, save))
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     assert not save.exists()
