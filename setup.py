@@ -103,6 +103,7 @@ setup(
         "lm-eval": ["lm-eval>=0.4.9"],
         "liger": ["liger-kernel>=0.5.10"],
         "hf": ["transformers>=4.57"],
+        "deepspeed": ["deepspeed==0.19.8"],  # exactly: engine/deepspeed_partitions.py reads what is private there
         "corpora": ["zstandard>=0.22", "pyarrow>=15", "datasets>=3.0"],
         "test": [
             "pytest>=8",
@@ -113,6 +114,7 @@ setup(
             "zstandard>=0.22",
             "pyarrow>=15",
             "lm-eval>=0.4.9",
+            "deepspeed==0.19.8",
         ],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],
     },

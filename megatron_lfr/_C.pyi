@@ -153,3 +153,87 @@ def count_parts(ids: Ids, sizes: Sequence[int], num_threads: int = 0) -> npt.NDA
 
 def order_hash(ids: Ids, num_threads: int = 0) -> int:
     """Return a 64-bit hash of a sequence of ids, which depends on their order, but not on their type."""
+
+SIGNATURE_BINS: int
+"""Bins of a min-hash signature."""
+NEAR_COPY_BYTES: int
+"""Bytes of memory an item that `near_copies` takes."""
+
+def largest_token(
+    file: TokenFile,
+    dtype_code: int,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    num_threads: int = 0,
+) -> int:
+    """The largest token of the spans [starts[i], starts[i] + lengths[i]) of a file; 0 where they hold none.
+
+    dtype_code: the file's, as in `IndexFile`. ValueError for a negative token, or one beyond 2^32 - 1.
+    """
+
+def sketch_spans(
+    file: TokenFile,
+    dtype_code: int,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    shingle: int,
+    hashes: npt.NDArray[np.uint64],
+    signatures: npt.NDArray[np.uint16],
+    num_threads: int = 0,
+) -> None:
+    """Writes a hash of the tokens of each span into `hashes` [n], and its signature into `signatures` [n, bins].
+
+    The share of bins in which two signatures agree estimates the Jaccard similarity of the sets of runs of `shingle`
+    tokens (a shorter span has one of all its tokens): fast similarity sketching (Dahlgaard, Knudsen & Thorup 2017).
+    """
+
+def exact_copies(
+    hashes: npt.NDArray[np.uint64], num_threads: int = 0
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """(the lowest id with the same hash, how many have it) of each item [n]."""
+
+def near_copies(
+    signatures: str, representative: npt.NDArray[np.uint32], threshold: float, num_threads: int = 0
+) -> npt.NDArray[np.uint32]:
+    """The lowest id of each item's cluster of near copies [n].
+
+    signatures: a file of them, u16 [n, bins]. representative: of `exact_copies`. A cluster is a connected component of
+    pairs that agree in all 4 bins of one of 32 bands and in `threshold` (0 to 1] of all bins. Of a band's bucket, each
+    item is compared with at most 32 that do not resemble each other.
+    """
+
+class NgramModel:
+    """A hashed 4-gram model with 2^log2_slots (at most 2^31) counters of 4 bytes, and one for each unigram.
+
+    With h the last n - 1 tokens and h' the last n - 2, P_n(w | h) = (c(h w) + a_n P_{n-1}(w | h')) / (c(h) + a_n),
+    where a count of h w is taken as no more than that of h, P_0 = 1 / vocab_size, a_1 = vocab_size / 10, and a_2, a_3,
+    a_4 = 100, 20, 10 (MacKay & Peto 1995). No n-gram crosses the beginning of a span. Spans: as in `largest_token`,
+    of 2^18 tokens at most.
+    """
+
+    def __init__(self, log2_slots: int, vocab_size: int) -> None: ...
+    @property
+    def tokens(self) -> int:
+        """How many were counted."""
+    def count(
+        self,
+        file: TokenFile,
+        dtype_code: int,
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        num_threads: int = 0,
+    ) -> None:
+        """Counts the n-grams of the spans. ValueError for a token outside of the vocabulary."""
+    def score(
+        self,
+        file: TokenFile,
+        dtype_code: int,
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        leave_out: bool,
+        num_threads: int = 0,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(ln P_4, ln P_1) of every token of the spans, one span after another.
+
+        leave_out: by the counts of all other spans; each must have been counted as it is given here.
+        """

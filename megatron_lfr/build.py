@@ -9,8 +9,9 @@ import dataclasses
 import os
 
 import torch
+import torch.distributed as dist
 
-from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config import RunConfig, deepspeed_settings, resolve_schedule
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
@@ -90,8 +91,13 @@ def make_stages(
 ) -> list[Llama]:
     """Build this rank's part of the model, with its initial weights, or with undefined ones for a checkpoint to
     replace."""
+    stages = _build_stages(config, model, parallel)
+    return shard_stages(stages, parallel, config.training.seed if initialize_weights else None)
+
+
+def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState) -> list[Llama]:
     training = config.training
-    stages = build_stages(
+    return build_stages(
         model,
         parallel,
         compute_dtype=torch.bfloat16 if training.bf16 else torch.float32,
@@ -101,13 +107,14 @@ def make_stages(
         loss=config.loss,
         attention_backend=config.attention_backend(parallel.device.type == "cuda"),
     )
-    return shard_stages(stages, parallel, training.seed if initialize_weights else None)
 
 
 def make_engine(
     config: RunConfig, model: ModelConfig, plan: Plan, parallel: ParallelState, initialize_weights: bool
 ) -> Engine:
-    """Build the native engine, which trains this rank's part of the model (that of `make_stages`)."""
+    """Build what trains the model: the native engine, with this rank's part as from `make_stages`, or DeepSpeed's."""
+    if config.deepspeed.deepspeed:
+        return _make_deepspeed_engine(config, model, parallel, initialize_weights)
     return NativeEngine(
         make_stages(config, model, parallel, initialize_weights),
         config.optimizer,
@@ -115,6 +122,24 @@ def make_engine(
         seq_length=plan.seq_length,
         micro_batch_size=config.training.micro_batch_size,
         global_batch_size=plan.global_batch_size,
+    )
+
+
+def _make_deepspeed_engine(
+    config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
+) -> Engine:
+    from megatron_lfr.engine.deepspeed import DeepSpeedEngine
+
+    (stage,) = _build_stages(config, model, parallel)
+    stage.empty_on(parallel.device)
+    if initialize_weights:
+        stage.init_weights(config.training.seed)
+    return DeepSpeedEngine(
+        stage,
+        config.optimizer,
+        parallel,
+        deepspeed_settings(config, dist.get_world_size()),
+        micro_batch_size=config.training.micro_batch_size,
     )
 
 

@@ -14,6 +14,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   tokenizer    train a byte-level BPE tokenizer on text
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
   merge        join indexed corpora into one
+  commonness   find exact and near copies in a corpus, and what in it is unlike text
   train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
   branch       begin a run that goes on from a saved step of another one
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks
@@ -56,6 +57,12 @@ def _merge(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _commonness(argv: Sequence[str]) -> int:
+    from megatron_lfr.commonness.command import main as commonness
+
+    return commonness(argv)
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -108,6 +115,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tokenizer": _tokenizer,
     "preprocess": _preprocess,
     "merge": _merge,
+    "commonness": _commonness,
     "train": _train,
     "branch": _branch,
     "evaluate": _evaluate,

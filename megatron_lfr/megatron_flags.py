@@ -71,8 +71,14 @@ REFUSED: dict[str, RefusedFlag] = {
 }
 """Flags that end the program, with the reason and what to give instead."""
 
-TRANSLATED: dict[str, dict[str, str]] = {"--attention-backend": {"flash": "auto", "fused": "auto"}}
-"""Our settings that have other values in Megatron, with our value for each of those."""
+TRANSLATED: dict[str, dict[str, str]] = {
+    "--attention-backend": {"flash": "auto", "fused": "auto"},
+    "--zero-stage": {"0": "no_shard", "1": "optim", "2": "optim_grads", "3": "optim_grads_params"},
+}
+"""Flags with Megatron's values, and those of ours that they amount to."""
+
+RENAMED = {"--zero-stage": "--data-parallel-sharding-strategy"}
+"""Those of TRANSLATED whose setting has another name."""
 
 
 def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -113,8 +119,12 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _translate(flag: str, values: list[str]) -> tuple[list[str], list[str]]:
     """Return (words of our setting, a note if the value was Megatron's)."""
     ours = [TRANSLATED[flag].get(value, value) for value in values]
-    notes = [f"{flag} {value}: accepted as {our}" for value, our in zip(values, ours, strict=True) if value != our]
-    return [flag, *ours], notes
+    setting = RENAMED.get(flag, flag)
+    shown = "" if setting == flag else f"{setting} "
+    notes = [
+        f"{flag} {value}: accepted as {shown}{our}" for value, our in zip(values, ours, strict=True) if value != our
+    ]
+    return [setting, *ours], notes
 
 
 def _take_values(words: deque[str], arity: Arity) -> list[str]:

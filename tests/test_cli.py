@@ -33,7 +33,7 @@ def test_usage(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) 
     assert "preprocess" in captured.out + captured.err
 
 
-@pytest.mark.parametrize("command", ["tokenizer", "preprocess", "train", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["tokenizer", "preprocess", "train", "evaluate", "inspect", "commonness"])
 def test_help_lists_the_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -45,6 +45,7 @@ def test_help_lists_the_flags(command: str, capsys: pytest.CaptureFixture[str]) 
         "train": ["--data-path", "--lfr-schedule", "--config"],
         "evaluate": ["--run", "--per-block", "--tasks"],
         "inspect": ["--step", "--spikes", "--hardest"],
+        "commonness": ["--reference-data-path", "--memory-gb", "--near-threshold"],
     }
     for flag in flags[command]:
         assert flag in out

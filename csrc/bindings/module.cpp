@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "bindings/arguments.h"
+#include "bindings/commonness.h"
 #include "io/dataset.h"
 #include "orders/cluster.h"
 #include "orders/order.h"
@@ -295,8 +296,9 @@ void bind_orders(py::module_& module) {
 }  // namespace mlfr
 
 PYBIND11_MODULE(_C, module) {
-    module.doc() = "Indexed datasets, phase orders and clustering; see _C.pyi.";
+    module.doc() = "Indexed datasets, phase orders, clustering and commonness; see _C.pyi.";
     mlfr::py::register_local_exception_translator(mlfr::translate);
     mlfr::bind_files(module);
     mlfr::bind_orders(module);
+    mlfr::bind_commonness(module);
 }

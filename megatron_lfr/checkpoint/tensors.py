@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
@@ -27,6 +28,7 @@ from torch.futures import Future
 
 from megatron_lfr.fileio import describe
 from megatron_lfr.parallel import ranks
+from megatron_lfr.parallel.flat_shard import FlatShard
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -36,6 +38,17 @@ class _Writer(HuggingFaceStorageWriter):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), save_distributed=True)
         self.file_names: set[str] = set()
+
+    def _split_by_storage_plan(
+        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
+    ) -> dict[int, list[WriteItem]]:
+        """A file holds a name once: further pieces of a tensor on this rank go into further files."""
+        files: dict[int, list[WriteItem]] = {1: []}
+        seen: Counter[str] = Counter()
+        for item in items:
+            seen[item.index.fqn] += 1
+            files.setdefault(seen[item.index.fqn], []).append(item)
+        return files
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         written = super().write_data(plan, planner)
@@ -61,8 +74,11 @@ def prepare_tensors(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str,
     `copied`: copy all of them into new host memory. DTensors stay DTensors.
     """
     seen: set[int] = set()
-    prepared = {}
+    prepared: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, FlatShard):  # the writer copies its pieces one by one
+            prepared[name] = tensor.copied() if copied else tensor
+            continue
         ready = _at_least_1d(tensor)
         if copied:
             ready = ready.to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -18,7 +18,8 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
+from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, ignored_keys, read_deepspeed
+from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.lfr import PRESETS, Schedule, preset
@@ -47,6 +48,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -64,6 +66,9 @@ class RunConfig:
         self.optimizer.validate()
         self.parallel.validate(world_size)
         self.model.validate(self.parallel.tensor_model_parallel_size)
+        self.deepspeed.validate()
+        if self.deepspeed.deepspeed:
+            deepspeed_settings(self, world_size)
         data_parallel_size = self.parallel.data_parallel_size(world_size)
         self.training.validate(data_parallel_size)
         rows = self.training.blocks_per_step(data_parallel_size) // data_parallel_size
@@ -136,10 +141,19 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     if config_file is not None:
         file_preset, from_file = _yaml_to_argv(Path(config_file))
         model_preset = model_preset or file_preset
-    config = _preset_config(model_preset)
-    if from_file:
-        config = _parse(from_file, config, prog=f"{config_file}")
-    return _parse(rest, config, prog="megatron-lfr train"), notes
+
+    def parse(config: RunConfig) -> RunConfig:
+        if from_file:
+            config = _parse(from_file, config, prog=f"{config_file}")
+        return _parse(rest, config, prog="megatron-lfr train")
+
+    default = _preset_config(model_preset)
+    config = parse(default)
+    if config.deepspeed.deepspeed and config.deepspeed.deepspeed_config:
+        values = read_deepspeed(config.deepspeed.deepspeed_config)
+        config = parse(apply_deepspeed(default, values))
+        notes += [f"--deepspeed-config: {note}" for note in ignored_keys(values)]
+    return config, notes
 
 
 def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> RunConfig:

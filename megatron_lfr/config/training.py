@@ -138,6 +138,28 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class DeepSpeedConfig:
+    """DeepSpeed instead of the native engine."""
+
+    deepspeed: bool = False
+    """Train with DeepSpeed's ZeRO, stages 0 to 3, as --deepspeed-config says; needs the deepspeed extra."""
+    deepspeed_config: str | None = None
+    """With --deepspeed: DeepSpeed's configuration, a JSON file. What it says of the run's settings counts like
+    --config; a flag that says something else is an error, and so is a key that is unknown or asks for what is not done
+    here."""
+
+    def validate(self) -> None:
+        if not self.deepspeed:
+            if self.deepspeed_config is not None:
+                raise ValueError(f"--deepspeed-config {self.deepspeed_config}: goes with --deepspeed")
+            return
+        if self.deepspeed_config is None:
+            raise ValueError("--deepspeed: give DeepSpeed's configuration with --deepspeed-config FILE")
+        if find_spec("deepspeed") is None:
+            raise ValueError("--deepspeed: needs the deepspeed package (pip install 'megatron-lfr[deepspeed]')")
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """The run folder."""
 

@@ -29,7 +29,7 @@ class ForwardBackward(Protocol):
         ...
 
 
-def model_inputs(batch: Batch, device: torch.device, scale: float) -> Inputs:
+def model_inputs(batch: Batch, device: torch.device, scale: float | Tensor) -> Inputs:
     """Return the arguments of a model's forward; `token_weight` is the loss mask times `scale`."""
     inputs = {"x": batch.tokens, "labels": batch.labels, "token_weight": batch.loss_mask}
     if batch.position_ids is not None:
@@ -48,12 +48,17 @@ class Synchronization(Protocol):
         """Called before the forward of each micro-batch; `is_last`: it is the last of its step."""
         ...
 
+    def backward(self, loss: Tensor) -> None:
+        """Backward of a micro-batch's loss, a scalar: gradients are added to the weights'."""
+        ...
+
 
 @dataclass
 class MicroBatchLoop:
     """Runs a single stage: forward and backward of one micro-batch after the other."""
 
-    model: Llama
+    model: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """A Llama, or what calls it."""
     micro_batch_size: int
     synchronization: Synchronization
 
@@ -63,7 +68,7 @@ class MicroBatchLoop:
         for number, part in enumerate(parts, 1):
             self.synchronization.before_micro_batch(is_last=number == len(parts))
             loss = Loss(*self.model(**part))
-            loss.loss.backward()  # type: ignore[no-untyped-call]
+            self.synchronization.backward(loss.loss)
             losses.append(loss)
         return losses
 

@@ -63,6 +63,9 @@ class ShardedSynchronization:
         self.model.set_requires_gradient_sync(is_last or self.sharding in ("optim_grads", "optim_grads_params"))
         self.model.set_reshard_after_backward(is_last or self.sharding == "optim_grads_params")
 
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
 
 @dataclass(frozen=True)
 class ShardedParameter:

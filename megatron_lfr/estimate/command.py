@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lfr.build import make_blend, make_corpus, make_model_config, make_plan, make_tokenizer
-from megatron_lfr.config import RunConfig, parse_run_config, take_option
+from megatron_lfr.config import RunConfig, fill_batch, parse_run_config, take_option
 from megatron_lfr.data.corpus.blocks import parse_split
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.lfr import Blend, Plan
@@ -66,7 +66,10 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     Raises ValueError for whatever `train` would refuse, except where an estimate does not need it.
     """
     world_size = options.world_size or config.parallel.model_parallel_size
+    config = fill_batch(config, world_size)
     warnings = []
+    if config.deepspeed.deepspeed:
+        warnings.append("--deepspeed is estimated as the native engine with the same sharding")
     if config.training.layer_kernels != "torch":
         warnings.append(f"--layer-kernels {config.training.layer_kernels} is estimated as torch")
     if config.training.compile:

@@ -12,7 +12,8 @@ import tyro
 from megatron_lfr.analysis.forgetting import MARGIN
 from megatron_lfr.analysis.overview import RunView, view_run
 from megatron_lfr.fileio import check_replaces, write_atomic
-from megatron_lfr.report.page import BEGINS, make_page
+from megatron_lfr.report.document import BEGINS
+from megatron_lfr.report.page import make_page
 from megatron_lfr.report.summary import schedule_name
 
 

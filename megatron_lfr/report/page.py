@@ -1,28 +1,20 @@
-"""Makes the page: the sections in their order, the style, the script, and a policy that forbids everything else."""
+"""Makes the page: its sections in their order."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 
 from megatron_lfr.analysis.overview import RunView
 from megatron_lfr.report.blocks import blocks_section
 from megatron_lfr.report.comparison import comparison_section
 from megatron_lfr.report.cost import cost_section
 from megatron_lfr.report.distribution import distribution_section
+from megatron_lfr.report.document import document
 from megatron_lfr.report.focus import focus_section, similarity_section
 from megatron_lfr.report.forgetting import forgetting_section
 from megatron_lfr.report.losses import losses_section
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.summary import lineage, phase_table, run_table, tiles
-
-BEGINS = (
-    b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
-    b"content=\"default-src 'none'; style-src 'sha256-"
-)
-"""How every page begins."""
 
 _SECTIONS = (
     ("losses", "Losses", losses_section),
@@ -55,7 +47,7 @@ def make_page(views: Sequence[RunView]) -> str:
     head = element("header", element("p", "Learn-Focus-Review"), element("h1", title), class_="top")
     tip = element("div", id="tip", role="status", hidden="")
     body = join([head, navigation, element("main", *parts), tip])
-    return _document(f"{title}: Learn-Focus-Review report", body)
+    return document(f"{title}: Learn-Focus-Review report", body)
 
 
 def _similarity(views: Sequence[RunView], links: list[tuple[str, str]]) -> Html:
@@ -78,29 +70,3 @@ def _run(view: RunView, prefix: str, links: list[tuple[str, str]], several: bool
     links.append((prefix + "run", view.name))
     inner = [element("div", element("h3", name), section(view), id=prefix + key) for key, name, section in _SECTIONS]
     return element("section", element("h2", view.name), start, *inner, id=prefix + "run")
-
-
-def _document(title: str, body: Html) -> str:
-    assets = files("megatron_lfr.report") / "assets"
-    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
-    head = join(
-        [
-            Html('<meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<meta name="color-scheme" content="light dark">'),
-            element("title", title),
-            Html(f"<style>{style}</style>"),
-        ]
-    )
-    code = Html(f"<script>{script}</script>")
-    page = element("html", element("head", head), element("body", body, code), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"

@@ -205,6 +205,10 @@ class RunFolder:
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
+    def write_deepspeed(self, settings: Settings) -> None:
+        """Note what DeepSpeed is given."""
+        write_atomic(self.path / "deepspeed.json", json.dumps(settings, indent=1) + "\n")
+
     def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:
         """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
         again, are dropped from the history. defaults: as for `changes`."""

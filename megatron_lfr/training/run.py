@@ -21,7 +21,7 @@ from megatron_lfr.build import (
     make_tokenizer,
 )
 from megatron_lfr.checkpoint import CheckpointStore
-from megatron_lfr.config import RunConfig, parse_run_config
+from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.engine.optimizer import LearningRate
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         print(config.to_yaml(), end="")
         return 0
     if local_ranks is not None:
-        config.validate(local_ranks)
+        fill_batch(config, local_ranks).validate(local_ranks)
         return launch(local_ranks, ["-m", "megatron_lfr", "train", *argv])
     return exit_code(train(config))
 
@@ -65,7 +65,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
     step.
     """
-    config.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = fill_batch(config, world_size)
+    config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
     tokenizer = make_tokenizer(config.data)
     model = make_model_config(config, tokenizer)
@@ -98,6 +100,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
 
         # Everything that can be refused has been checked; from here on, the folder is written to.
         scratch = config.lfr.scratch(folder.path, nodes.index)
+        if config.deepspeed.deepspeed and ranks.rank() == 0:
+            folder.write_deepspeed(deepspeed_settings(config, world_size))
         journal = open_journal(folder, nodes, facts, start, scratch)
         loaders = [make_loader(config, source, tokenizer, parallel) for source in (corpus.train, corpus.valid)]
         stopping, times = Stopping(config.training, parallel.control_group), Stopwatch()

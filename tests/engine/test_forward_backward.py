@@ -20,6 +20,9 @@ class Noted:
     def before_micro_batch(self, is_last: bool) -> None:
         self.is_last.append(is_last)
 
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_a_plain_model_in_micro_batches_has_the_gradients_of_the_batch(size: int) -> None:

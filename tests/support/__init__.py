@@ -24,6 +24,7 @@ Samples:
     checkpoint_samples: checkpoints of one number each.
     order_samples: every kind of order that the C++ core makes, of scores that are the same everywhere.
     indexed_samples: indexed datasets written by hand.
+    commonness_samples: real text as tokens, copies of it with edits, and junk.
     own_callbacks: callbacks as a user writes them.
     continuation_samples: contexts and continuations whose border is no border of tokens.
     hf_runs: run folders and Hugging Face folders of small models.

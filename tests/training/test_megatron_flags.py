@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, TRANSLATED, strip_megatron_flags
+from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, RENAMED, TRANSLATED, strip_megatron_flags
 from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 VALUE = "7"
@@ -82,7 +82,9 @@ def test_megatrons_attention_backends_are_auto() -> None:
     for own in ("auto", "sdpa", "flex", "unfused"):  # the last is for the parser to refuse, with the legal values
         assert strip_megatron_flags(["--attention-backend", own]) == (["--attention-backend", own], [])
     assert strip_megatron_flags(["--attention-backend", "--bf16"])[0] == ["--attention-backend", "--bf16"]
-    assert TRANSLATED.keys() <= {f"--{name.replace('_', '-')}" for name in RunConfig().to_flat()}
+    assert {RENAMED.get(flag, flag) for flag in TRANSLATED} <= {
+        f"--{name.replace('_', '-')}" for name in RunConfig().to_flat()
+    }
 
 
 def test_a_value_for_a_flag_that_takes_none_is_an_error() -> None:

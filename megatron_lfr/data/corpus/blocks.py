@@ -122,20 +122,24 @@ class BlockDataset:
     The documents of each prefix are divided in their order, as by Megatron's --split: first those for training, then
     those for validation, then those for testing. A block never crosses the end of a prefix or of a split.
 
+    flag: what the prefixes were given as, for messages.
+
     Errors: ValueError for a bad split, a sequence length below 1, prefixes given twice, a damaged file, and a prefix
     whose training documents do not fill a block; FileNotFoundError for a missing file.
     """
 
-    def __init__(self, prefixes: Sequence[str | Path], seq_length: int, split: str = "99,1,0") -> None:
+    def __init__(
+        self, prefixes: Sequence[str | Path], seq_length: int, split: str = "99,1,0", flag: str = "--data-path"
+    ) -> None:
         if not prefixes:
-            raise ValueError("--data-path: give at least one prefix of a preprocessed corpus")
+            raise ValueError(f"{flag}: give at least one prefix of a preprocessed corpus")
         if seq_length < 1:
             raise ValueError(f"--seq-length {seq_length}: must be at least 1")
         self.seq_length = seq_length
         self.split = parse_split(split)
         paths = [Path(prefix) for prefix in prefixes]
-        domains = domain_names(paths)
-        datasets = [_open(path) for path in paths]
+        domains = domain_names(paths, flag)
+        datasets = [_open(path, flag) for path in paths]
         parts: list[list[_Range]] = [[], [], []]
         for dataset in datasets:
             bounds = split_documents(dataset.num_documents, self.split)
@@ -144,7 +148,7 @@ class BlockDataset:
         for train in parts[0]:
             if train.num_tokens < seq_length + 1:
                 raise ValueError(
-                    f"--data-path {train.dataset.prefix}: its {train.last_document} training documents (--split "
+                    f"{flag} {train.dataset.prefix}: its {train.last_document} training documents (--split "
                     f"{split}) hold {train.num_tokens} tokens, fewer than the {seq_length + 1} that a block of "
                     f"--seq-length {seq_length} needs"
                 )
@@ -174,12 +178,12 @@ class BlockDataset:
         return digest.hexdigest()
 
 
-def _open(prefix: Path) -> IndexedDataset:
+def _open(prefix: Path, flag: str) -> IndexedDataset:
     try:
         return IndexedDataset(prefix)
     except FileNotFoundError as error:
         where = "" if prefix.is_absolute() else f", looked for from {Path.cwd()}"
-        raise FileNotFoundError(f"--data-path {prefix}: {error}{where}") from None
+        raise FileNotFoundError(f"{flag} {prefix}: {error}{where}") from None
 
 
 def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:
@@ -203,7 +207,7 @@ def split_documents(num_documents: int, shares: Sequence[Fraction]) -> list[int]
     return [round(sum(shares[:i], Fraction(0)) * num_documents) for i in range(len(shares) + 1)]
 
 
-def domain_names(prefixes: Sequence[Path]) -> list[str]:
+def domain_names(prefixes: Sequence[Path], flag: str = "--data-path") -> list[str]:
     """Return a name for each prefix: the last part of its path, without `_text_document` and the common beginning.
 
     Where last parts are equal, the folders above them are added. ValueError when a prefix is given twice.
@@ -212,14 +216,14 @@ def domain_names(prefixes: Sequence[Path]) -> list[str]:
     seen: set[Path] = set()
     for prefix, path in zip(prefixes, resolved, strict=True):
         if path in seen:
-            raise ValueError(f"--data-path {prefix}: given twice")
+            raise ValueError(f"{flag} {prefix}: given twice")
         seen.add(path)
     for depth in range(1, 1 + max(len(path.parts) for path in resolved)):
         names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in resolved]
         if len(set(names)) == len(names):
             break
     else:
-        raise ValueError(f"--data-path: these prefixes cannot be told apart: {', '.join(map(str, prefixes))}")
+        raise ValueError(f"{flag}: these prefixes cannot be told apart: {', '.join(map(str, prefixes))}")
     if len(names) == 1:
         return names
     first, last = min(names), max(names)  # a common beginning of these two is one of all names

@@ -55,7 +55,7 @@ class IndexedDataset:
         self.dtype = DTYPES[self.index.dtype_code]
         self.num_documents: int = self.index.num_documents
         self.num_tokens: int = self.index.num_tokens
-        self._tokens = TokenFile(str(with_suffix(self.prefix, ".bin")), self.index.item_size, self.num_tokens)
+        self.token_file = TokenFile(str(with_suffix(self.prefix, ".bin")), self.index.item_size, self.num_tokens)
 
     def document_offset(self, document: int) -> int:
         """Return the position of a document's first token; for `num_documents`, the number of tokens."""
@@ -83,7 +83,7 @@ class IndexedDataset:
     def read(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
         """Return rows of tokens [n, length], in the type in which they are stored: row r from `starts[r]` on."""
         rows = np.empty((len(starts), length), self.dtype)
-        self._tokens.read(starts, rows)
+        self.token_file.read(starts, rows)
         return rows
 
 

@@ -1,0 +1,240 @@
+"""`megatron-lfr commonness`: exact and near copies, and likelihoods, of a corpus' documents and blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from megatron_lfr import _C
+from megatron_lfr.commonness.copies import Copies, find_copies
+from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_folder, results_folder
+from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, training_prefixes
+from megatron_lfr.commonness.likelihood import Floats, Likelihoods, count_ngrams, score, vocabulary_of
+from megatron_lfr.commonness.page import make_page
+from megatron_lfr.commonness.results import Items, summarize, unique_shares
+from megatron_lfr.data.config import parse_blend
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.documents import check_tokenizer
+from megatron_lfr.data.corpus.sidecar import common_sidecar
+from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
+from megatron_lfr.fileio import check_space, json_value, same_path
+
+_FIXED_BYTES = 320 << 20
+"""Python, NumPy, and what is read at a time."""
+_THREAD_BYTES = 16 << 20
+_ITEM_BYTES = 64
+"""Of each document and each block: where it begins, and what is known of it in the end."""
+_DISK_BYTES = 2 * _C.SIGNATURE_BINS + 32
+"""Of each document or block: its signature, and what is known of it in the end."""
+_SMALLEST_TABLE, _LARGEST_TABLE = 20, 31
+
+
+@dataclass(frozen=True)
+class CommonnessConfig:
+    """Find what a corpus holds more than once, and what in it is unlike text, before training.
+
+    Looks at the training documents and blocks that `megatron-lfr train` would have with the same --data-path, --split
+    and --seq-length, and writes, for each document and each block, how many exact copies and near copies it has, the
+    representative of its near copies, and its mean log-likelihood under a 4-gram model of all other documents.
+    """
+
+    data_path: list[str]
+    """Prefixes of the preprocessed corpus, in the order of the run; weights before them are ignored."""
+    output: Path
+    """Folder for the results. One that holds results of this command is replaced, any other is refused."""
+    reference_data_path: list[str] = field(default_factory=list)
+    """Prefixes of text that is trusted, made with the same tokenizer and disjoint from the corpus. With it, a ratio
+    says how unlike trusted text a document or block is: low is junk."""
+    seq_length: int = 2048
+    """Tokens in a block."""
+    split: str = "99,1,0"
+    """Shares of each prefix's documents for training, validation and test; only those for training are looked at."""
+    tokenizer_model: str | None = None
+    """The tokenizer of the corpus, to show text on the page; without it, token ids are shown."""
+    shingle_tokens: int = 4
+    """Near copies are those that share runs of so many consecutive tokens."""
+    near_threshold: float = 0.5
+    """The share of these runs, of all that either has (the Jaccard similarity), from which on two are near copies."""
+    memory_gb: float = 4.0
+    """Memory that may be used, in GB (10^9 bytes). What copies do not need goes to the 4-gram model's table."""
+    threads: int = 0
+    """Number of threads, 0: one for each core. The results do not depend on it."""
+
+    def validate(self) -> None:
+        """Check what can be checked before anything is read; errors name the flag and the legal values."""
+        if not 1 <= self.shingle_tokens <= 1024:
+            raise ValueError(f"--shingle-tokens {self.shingle_tokens}: must be from 1 to 1024")
+        if not 0.4 <= self.near_threshold <= 1:
+            raise ValueError(
+                f"--near-threshold {self.near_threshold}: must be from 0.4, below which most pairs are missed, to 1"
+            )
+        if not 0 < self.memory_gb < math.inf:
+            raise ValueError(f"--memory-gb {self.memory_gb}: must be positive and finite")
+        if not 0 <= self.threads <= 4096:
+            raise ValueError(f"--threads {self.threads}: must be from 0 to 4096")
+        check_folder(self.output)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a command reads, opened and checked."""
+
+    corpus: BlockDataset
+    prefixes: list[Prefix]
+    reference: BlockDataset | None
+    reference_prefixes: list[Prefix]
+    tokenizer: Tokenizer | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `megatron-lfr commonness`."""
+    config = tyro.cli(CommonnessConfig, args=list(argv), prog="megatron-lfr commonness")
+    summary = run(config)
+    for kind in ("documents", "blocks"):
+        found = summary[kind]
+        print(
+            f"{found['items']} {kind}, {found['tokens']} tokens: {100 * (found['share_unique'] or 0):.1f} % unique, "
+            f"{100 * (found['share_exact_copies'] or 0):.1f} % exact and "
+            f"{100 * (found['share_near_copies'] or 0):.1f} % near copies"
+        )
+    print(f"commonness: {config.output / PAGE}")
+    return 0
+
+
+def run(config: CommonnessConfig) -> dict[str, Any]:
+    """Write the folder, and return the summary that stands in its JSON.
+
+    Errors: ValueError for bad flags, a damaged corpus, corpora of different tokenizers, a folder in use and too little
+    memory; OSError for files that cannot be read or written.
+    """
+    config.validate()
+    inputs = _open(config)
+    log2_slots = _log2_slots(config, inputs)
+    documents, blocks = _counts(inputs)
+    check_space("--output", config.output, _DISK_BYTES * (documents + blocks), "signatures and results")
+    with results_folder(config.output) as folder:
+        began = time.perf_counter()
+        copied = [
+            find_copies(spans, config.shingle_tokens, config.near_threshold, config.threads, folder / "signatures")
+            for spans in (
+                [prefix.documents() for prefix in inputs.prefixes],
+                [prefix.training_blocks() for prefix in inputs.prefixes],
+            )
+        ]
+        between = time.perf_counter()
+        of_documents, of_blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
+        seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
+        of_documents.save(folder, "document")
+        of_blocks.save(folder, "block")
+        summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
+        (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
+        page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    return summary
+
+
+def _open(config: CommonnessConfig) -> _Inputs:
+    prefixes, _ = parse_blend(config.data_path, "--data-path")
+    corpus = BlockDataset(prefixes, config.seq_length, config.split)
+    reference = None
+    if config.reference_data_path:
+        trusted, _ = parse_blend(config.reference_data_path, "--reference-data-path")
+        reference = BlockDataset(trusted, 1, "1", "--reference-data-path")
+        for prefix in trusted:
+            if any(same_path(prefix, other) for other in prefixes):
+                raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
+    common_sidecar(corpus.datasets, "--data-path")
+    every = [*corpus.datasets, *(reference.datasets if reference else [])]
+    common_sidecar(every, "--reference-data-path")
+    tokenizer = None if config.tokenizer_model is None else load_tokenizer(config.tokenizer_model)
+    check_tokenizer(tokenizer, corpus.datasets)
+    trusted_prefixes = reference_prefixes(reference.datasets) if reference else []
+    return _Inputs(corpus, training_prefixes(corpus), reference, trusted_prefixes, tokenizer)
+
+
+def _counts(inputs: _Inputs) -> tuple[int, int]:
+    """(documents, blocks) that are looked at."""
+    return sum(len(prefix.offsets) - 1 for prefix in inputs.prefixes), inputs.corpus.train.num_blocks
+
+
+def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
+    """The size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
+
+    ValueError where the memory does not suffice.
+    """
+    sizes = _counts(inputs)
+    references = sum(len(prefix.offsets) for prefix in inputs.reference_prefixes)
+    threads = config.threads or os.cpu_count() or 1
+    held = _FIXED_BYTES + threads * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)
+    copies = _C.NEAR_COPY_BYTES * max(sizes)
+    left = int(config.memory_gb * 1e9) - held
+    if left < max(copies, 4 << _SMALLEST_TABLE):
+        needed = (held + max(copies, 4 << _SMALLEST_TABLE)) / 1e9
+        raise ValueError(f"--memory-gb {config.memory_gb}: this corpus needs at least {needed + 0.005:.2f}")
+    tokens = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
+    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * tokens))))
+    return min(useful, int(math.log2(left // 4)), _LARGEST_TABLE)
+
+
+def _items(
+    config: CommonnessConfig, inputs: _Inputs, log2_slots: int, documents: Copies, blocks: Copies
+) -> tuple[Items, Items]:
+    """Add likelihoods to what was copied."""
+    prefixes, threads = inputs.prefixes, config.threads
+    vocab_size = vocabulary_of([*prefixes, *inputs.reference_prefixes], threads)
+    likely = score(count_ngrams(prefixes, log2_slots, vocab_size, threads), prefixes, True, threads)
+    trusted: Likelihoods | None = None
+    if inputs.reference_prefixes:
+        model = count_ngrams(inputs.reference_prefixes, log2_slots, vocab_size, threads)
+        trusted = score(model, prefixes, False, threads)
+    starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
+    lengths = np.concatenate([np.diff(prefix.offsets) for prefix in prefixes])
+    of_blocks = np.full(inputs.corpus.train.num_blocks, config.seq_length, np.int64)
+    shares = unique_shares(prefixes, documents.near_copies, starts)
+
+    def ratio(of_trusted: Floats | None, unigram: Floats) -> Floats | None:
+        return None if of_trusted is None else of_trusted - unigram
+
+    by_trust = (None, None) if trusted is None else (trusted.documents, trusted.blocks)
+    document_ratio, block_ratio = (
+        ratio(by_trust[0], likely.documents_unigram),
+        ratio(by_trust[1], likely.blocks_unigram),
+    )
+    return (
+        Items(starts, lengths, documents, likely.documents, by_trust[0], document_ratio),
+        Items(inputs.corpus.train.domain_starts, of_blocks, blocks, likely.blocks, by_trust[1], block_ratio, shares),
+    )
+
+
+def _summary(
+    config: CommonnessConfig,
+    inputs: _Inputs,
+    log2_slots: int,
+    documents: Items,
+    blocks: Items,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    domains = inputs.corpus.train.domains
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "settings": dataclasses.asdict(config) | {"output": str(config.output), "table_slots": 1 << log2_slots},
+        "corpus": inputs.corpus.digests(),
+        "reference": inputs.reference.digests() if inputs.reference else None,
+        "domains": domains,
+        "document_starts": documents.starts.tolist(),
+        "block_starts": blocks.starts.tolist(),
+        "seconds": seconds,
+        "documents": summarize(documents, domains),
+        "blocks": summarize(blocks, domains),
+    }

@@ -1,0 +1,67 @@
+"""The folder of results: nothing is there, or all of it; one that is there is replaced if it holds nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.fileio import fsync_directory, lock_file, new_folder
+
+SUMMARY, PAGE = "commonness.json", "commonness.html"
+KIND = "megatron-lfr commonness"
+FORMAT = 1
+
+
+def check_folder(path: Path) -> None:
+    """ValueError where `--output` cannot be made, or is there and holds anything but earlier results."""
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--output {path}: the folder {path.absolute().parent} does not exist")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"--output {path}: is no folder")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    names = [entry.name for entry in path.iterdir()]
+    foreign = [name for name in names if name not in (SUMMARY, PAGE) and not _is_array(name)]
+    if foreign or not _is_summary(path / SUMMARY):
+        what = foreign[0] if foreign else f"no {SUMMARY} of this command"
+        raise ValueError(f"--output {path}: is in use: holds {what}; give the name of a new folder")
+
+
+@contextmanager
+def results_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` once the block has ended without an error.
+
+    ValueError where another process makes the same folder, and as `check_folder`.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with lock_file(lock, f"--output {path}: is in use: another process is making it"):
+        try:
+            check_folder(path)
+            made, replaced = path.with_name(f".{path.name}.made"), path.with_name(f".{path.name}.replaced")
+            for left in (made, replaced):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with new_folder(made) as folder:
+                yield folder
+            if path.exists():
+                path.rename(replaced)
+            made.rename(path)
+            fsync_directory(path.absolute().parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            lock.unlink()
+
+
+def _is_array(name: str) -> bool:
+    return name.endswith(".npy") and name.startswith(("document_", "block_"))
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == KIND

@@ -1,0 +1,117 @@
+"""What is known of a corpus' documents and blocks: arrays, and their summary by domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.commonness.copies import Copies
+from megatron_lfr.commonness.items import Int64s, Prefix
+from megatron_lfr.commonness.likelihood import Doubles, Floats
+
+_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Documents or blocks [n], numbered over all prefixes.
+
+    starts [domains + 1]: prefix d has the items from starts[d] to before starts[d + 1]. lengths: tokens of each.
+    log_likelihood: nats a token under the corpus' own model. reference_log_likelihood and ratio: None without a
+    reference. unique_share, of blocks: the mean over their labels of one over the near copies of the label's document.
+    """
+
+    starts: Int64s
+    lengths: Int64s
+    copies: Copies
+    log_likelihood: Floats
+    reference_log_likelihood: Floats | None
+    ratio: Floats | None
+    unique_share: Floats | None = None
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Every array that is stored, under its name."""
+        stored = {
+            "copies": self.copies.copies,
+            "near_copies": self.copies.near_copies,
+            "representative": self.copies.representative,
+            "log_likelihood": self.log_likelihood,
+            "reference_log_likelihood": self.reference_log_likelihood,
+            "ratio": self.ratio,
+            "unique_share": self.unique_share,
+        }
+        return {name: array for name, array in stored.items() if array is not None}
+
+    def save(self, folder: Path, kind: str) -> None:
+        """Store the arrays as `<kind>_<name>.npy`."""
+        for name, array in self.arrays().items():
+            np.save(folder / f"{kind}_{name}.npy", array, allow_pickle=False)
+
+    def token_shares(self, members: slice) -> tuple[float, float, float]:
+        """(tokens as they would be without copies, near copies, exact copies) of some items.
+
+        Of n copies, each counts as 1/n unique and the rest as a copy: no one of them is the original.
+        """
+        lengths = self.lengths[members].astype(np.float64)
+        unique = float((lengths / self.copies.near_copies[members]).sum())
+        without_exact = float((lengths / self.copies.copies[members]).sum())
+        total = float(lengths.sum())
+        return unique, without_exact - unique, total - without_exact
+
+    def summary(self, members: slice) -> dict[str, Any]:
+        """Counts, shares of tokens, and quantiles of some items, for JSON."""
+        unique, near, exact = self.token_shares(members)
+        total = unique + near + exact
+        parts = self.copies.copies[members], self.copies.near_copies[members]
+        found: dict[str, Any] = {
+            "items": len(parts[0]),
+            "tokens": int(total),
+            "with_exact_copies": int((parts[0] > 1).sum()),
+            "with_near_copies": int((parts[1] > 1).sum()),
+            "share_unique": unique / total if total else None,
+            "share_near_copies": near / total if total else None,
+            "share_exact_copies": exact / total if total else None,
+        }
+        for name in ("log_likelihood", "reference_log_likelihood", "ratio", "unique_share"):
+            values = getattr(self, name)
+            if values is not None:
+                found[name] = quantiles(values[members])
+        return found
+
+
+def quantiles(values: Floats) -> dict[str, float] | None:
+    """The mean and some quantiles of what is a number; None where nothing is."""
+    numbers = values[np.isfinite(values)].astype(np.float64)
+    if not len(numbers):
+        return None
+    at = np.quantile(numbers, _QUANTILES)
+    return {
+        "mean": float(numbers.mean()),
+        **{f"q{100 * q:02.0f}": float(v) for q, v in zip(_QUANTILES, at, strict=True)},
+    }
+
+
+def summarize(items: Items, domains: list[str]) -> dict[str, Any]:
+    """The summary of all items and of each domain's."""
+    starts = items.starts.tolist()
+    by_domain = {
+        name: items.summary(slice(first, last)) for name, first, last in zip(domains, starts, starts[1:], strict=False)
+    }
+    return {**items.summary(slice(0, starts[-1])), "domains": by_domain}
+
+
+def unique_shares(prefixes: list[Prefix], near_copies: npt.NDArray[np.uint32], starts: Int64s) -> Floats:
+    """For each block the mean over its labels of 1 / near copies of the label's document: 1 where nothing is copied.
+
+    Blocks begin anywhere in a document, so that copies of documents lie in blocks that are no copies of each other.
+    """
+    shares: list[Doubles] = []
+    for prefix, first, last in zip(prefixes, starts, starts[1:], strict=False):
+        unique = np.diff(prefix.offsets) / near_copies[first:last]
+        running = np.concatenate(([0.0], np.cumsum(unique)))
+        shares.append(np.diff(np.interp(prefix.block_edges, prefix.offsets, running)) / prefix.seq_length)
+    return np.concatenate(shares).astype(np.float32)

@@ -1,0 +1,195 @@
+"""`megatron-lfr commonness` as a shell sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_lfr.cli import main
+from megatron_lfr.commonness import results
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.fileio import lock_file
+from support.commonness_samples import documents, junk, tokenizer, write
+from support.waiting import LIMIT
+
+ARRAYS = {"copies": "<u4", "near_copies": "<u4", "representative": "<u4", "log_likelihood": "<f4"}
+WITH_REFERENCE = {"reference_log_likelihood": "<f4", "ratio": "<f4"}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> list[str]:
+    """Two prefixes: the second holds copies of the first, and junk."""
+    texts = documents()
+    first = write(tmp_path / "corpus_web", texts[:60])
+    return [first, write(tmp_path / "corpus_code", [*texts[40:100], *[junk("hex", i) for i in range(10)]])]
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> str:
+    return write(tmp_path / "trusted", documents()[100:160])
+
+
+def flags(tmp_path: Path, corpus: list[str]) -> list[str]:
+    return ["commonness", "--data-path", *corpus, "--output", str(tmp_path / "out"), "--seq-length", "128"]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_arrays_json_and_page(
+    tmp_path: Path, corpus: list[str], trusted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    extra = ["--reference-data-path", trusted, "--tokenizer-model", str(tmp_path / "tokenizer.json"), "--split", "9,1"]
+    assert main([*flags(tmp_path, corpus), *extra]) == 0
+    assert "exact" in capsys.readouterr().out
+    folder, dataset = tmp_path / "out", BlockDataset(corpus, 128, "9,1")
+    summary = json.loads((folder / "commonness.json").read_text())
+    assert summary["corpus"] == dataset.digests()
+    assert summary["block_starts"] == dataset.train.domain_starts.tolist()
+    assert summary["document_starts"] == [0, 54, 54 + 63]
+    assert summary["domains"] == ["web", "code"]
+    sizes = {"document": 117, "block": dataset.train.num_blocks}
+    stored = {
+        (kind, name): np.load(folder / f"{kind}_{name}.npy", allow_pickle=False)
+        for kind in sizes
+        for name in (*ARRAYS, *WITH_REFERENCE)
+    }
+    for (kind, name), array in stored.items():
+        assert array.dtype == (ARRAYS | WITH_REFERENCE)[name]
+        assert array.shape == (sizes[kind],)
+    copied = list(range(40, 54))
+    assert (stored["document", "copies"][copied] == 2).all()
+    assert stored["document", "representative"][54 : 54 + 14].tolist() == copied
+    likely = stored["document", "log_likelihood"]
+    assert np.median(likely[copied]) > np.median(likely[:40]) + 2, "one is likely by its copy, not by itself"
+    lowest = np.argsort(stored["document", "ratio"])[:3]
+    assert (lowest >= 54 + 60).all(), "the junk, of which the split keeps three"
+    assert summary["documents"]["share_exact_copies"] == pytest.approx(14 * 300 / (117 * 300))
+    assert summary["documents"]["domains"]["web"]["with_exact_copies"] == 14
+    shares = np.load(folder / "block_unique_share.npy")
+    weights = np.repeat(1 / stored["document", "near_copies"][:54].astype(float), 300)
+    first = summary["block_starts"][1]
+    expected = [weights[1 + 128 * i : 129 + 128 * i].mean() for i in range(first)]
+    np.testing.assert_allclose(shares[:first], expected, rtol=1e-6)
+    page = (folder / "commonness.html").read_text("utf-8")
+    assert "Most unlike trusted text" in page
+    assert not any(path.name.startswith(".out") for path in tmp_path.iterdir())
+
+
+def test_text_is_escaped(tmp_path: Path) -> None:
+    evil = [*b"<script>alert(1)</script>&\x1b[31m"] * 9
+    prefix = write(tmp_path / "bytes", [evil, evil, [*b"plain text, of which there is little"] * 4])
+    assert main([*flags(tmp_path, [prefix]), "--tokenizer-model", "bytes", "--split", "1"]) == 0
+    page = (tmp_path / "out" / "commonness.html").read_text("utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;\\x1b[31m" in page
+    assert "<script>alert" not in page
+
+
+def test_results_are_the_same_again_with_any_number_of_threads(tmp_path: Path, corpus: list[str]) -> None:
+    found = []
+    for threads in ("1", "3"):  # the second replaces the first
+        assert main([*flags(tmp_path, corpus), "--threads", threads]) == 0
+        found.append(files(tmp_path / "out"))
+        found[-1].pop("commonness.json")
+    assert len(found[0]) == 10
+    assert found[0] == found[1]
+
+
+def test_weights_of_prefixes_are_ignored(tmp_path: Path, corpus: list[str]) -> None:
+    assert main(flags(tmp_path, ["0.3", corpus[0], "0.7", corpus[1]])) == 0
+    assert json.loads((tmp_path / "out" / "commonness.json").read_text())["domains"] == ["web", "code"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--data-path", "nowhere"], "--data-path nowhere: nowhere.idx: no such file"),
+        (["--reference-data-path", "nowhere"], "--reference-data-path nowhere: nowhere.idx: no such file"),
+        (["--memory-gb", "0.1"], "--memory-gb 0.1: this corpus needs at least 0."),
+        (["--memory-gb", "nan"], "--memory-gb nan: must be positive"),
+        (["--shingle-tokens", "0"], "--shingle-tokens 0: must be from 1 to 1024"),
+        (["--near-threshold", "0.1"], "--near-threshold 0.1: must be from 0.4"),
+        (["--threads", "-1"], "--threads -1: must be from 0 to 4096"),
+        (["--seq-length", "1000000"], "fewer than the 1000001"),
+        (["--output", "no/where"], "no/where: the folder"),
+    ],
+)
+def test_bad_input_is_refused(
+    tmp_path: Path, corpus: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags(tmp_path, corpus), *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+def test_corpora_of_different_tokenizers_are_refused(
+    tmp_path: Path, corpus: list[str], trusted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {"tokenizer": "t.json", "vocab_size": 1024, "eod": None, "bos": None, "format": 1, "output_prefix": "c"}
+    for prefix, count, print_ in ((corpus[0], 60, "one"), (trusted, 60, "two")):
+        content = made | {"fingerprint": f"sha256 {print_}", "documents": count, "tokens": count * 300}
+        Path(f"{prefix}.meta").write_text(json.dumps(content))
+    assert main([*flags(tmp_path, corpus), "--reference-data-path", trusted]) == 2
+    assert "their ids mean different tokens" in capsys.readouterr().err
+    assert main([*flags(tmp_path, corpus), "--reference-data-path", corpus[0]]) == 2
+    assert "is in --data-path" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert main(flags(tmp_path, corpus)) == 2
+    assert "is in use: holds notes.txt" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").rename(out / "block_copies.npy")
+    assert main(flags(tmp_path, corpus)) == 2
+    assert "holds no commonness.json of this command" in capsys.readouterr().err
+    (out / "block_copies.npy").unlink()
+    with lock_file(tmp_path / ".out.lock", ""):
+        assert main(flags(tmp_path, corpus)) == 2
+    assert "another process is making it" in capsys.readouterr().err
+    assert main(flags(tmp_path, corpus)) == 0
+
+
+def test_a_failure_leaves_the_earlier_results(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(tmp_path, corpus)) == 0
+    before = files(tmp_path / "out")
+
+    def fails(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(results.Items, "save", fails)
+    assert main(flags(tmp_path, corpus)) == 2
+    assert "disk full" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+def test_memory_stays_within_the_flag(tmp_path: Path) -> None:
+    """Of a process of its own: the most it had, with a table that the flag makes small."""
+    rng = np.random.default_rng(3)
+    prefix = write(tmp_path / "large", rng.integers(0, 60_000, (8000, 250)).tolist())
+    code = (
+        "import resource, sys; from megatron_lfr.cli import main; code = main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    words = [*flags(tmp_path, [prefix]), "--memory-gb", "0.42", "--threads", "2"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) * 1024 < 0.42e9
+    settings = json.loads((tmp_path / "out" / "commonness.json").read_text())["settings"]
+    assert settings["table_slots"] == 2**23, "half of what the tokens would have been given"
