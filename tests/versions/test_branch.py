@@ -99,7 +99,7 @@ def test_a_branch_goes_on_with_the_parents_bits(corpus: list[str], parent: Path,
 def test_a_branch_goes_on_in_another_layout(corpus: list[str], parent: Path, tmp_path: Path) -> None:
     save = tmp_path / "v1"
     assert branch(parent, save) == 0
-    layout = ["--tensor-model-parallel-size", "2"]
+    layout = ["--pipeline-model-parallel-size", "2"]
     train_two_ranks([*lfr_flags(corpus), *layout, "--save", str(save)], tmp_path / "said")
     # Until the next Focus, whose order hangs on the last digits of the losses.
     one, two = ([row for row in metrics_without_time(run) if row["step"] < 15] for run in (parent, save))
