@@ -16,6 +16,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   merge        join indexed corpora into one
   commonness   find exact and near copies in a corpus, and what in it is unlike text
   train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
+  branch       begin a run that goes on from a saved step of another one
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks
   inspect      show the blocks, documents and text behind a step, or the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
@@ -70,6 +71,12 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
+def _branch(argv: Sequence[str]) -> int:
+    from megatron_lfr.versions.command import main as branch
+
+    return branch(argv)
+
+
 def _evaluate(argv: Sequence[str]) -> int:
     from megatron_lfr.evaluation.command import main as evaluate
 
@@ -110,6 +117,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "merge": _merge,
     "commonness": _commonness,
     "train": _train,
+    "branch": _branch,
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,

@@ -47,7 +47,7 @@ def find_damage(folder: Path, required: str, group: ProcessGroup | None) -> str 
     Collective over `group`: each rank hashes its share of the files, and all get the same answer.
     """
     rank = ranks.rank(group)
-    records, damage = ranks.from_first_rank(_read_manifest(folder, required) if rank == 0 else ({}, None), group)
+    records, damage = ranks.from_first_rank(read_manifest(folder, required) if rank == 0 else ({}, None), group)
     if damage is not None:
         return damage
     share = list(records.items())[rank :: ranks.world_size(group)]
@@ -55,7 +55,7 @@ def find_damage(folder: Path, required: str, group: ProcessGroup | None) -> str 
     return next((reason for reason in ranks.gather(next(damages, None), group) if reason is not None), None)
 
 
-def _read_manifest(folder: Path, required: str) -> tuple[dict[str, FileRecord], str | None]:
+def read_manifest(folder: Path, required: str) -> tuple[dict[str, FileRecord], str | None]:
     """Return the records of the files, and what is wrong with the manifest or with the names in the folder."""
     path = folder / NAME
     try:

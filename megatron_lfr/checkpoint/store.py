@@ -64,7 +64,8 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints in `root`, of which the newest `keep` are kept (None: all).
+    """The checkpoints in `root`, of which the newest `keep` are kept (None: all), and those of iterations that
+    `retains` is true for.
 
     Every rank makes the same calls; `root` is on a file system that all of them see. Only one run may write there at a
     time. `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save`
@@ -79,11 +80,13 @@ class CheckpointStore:
         group: ProcessGroup | None = None,
         asynchronous: bool = False,
         timeout: timedelta | None = None,
+        retains: Callable[[int], bool] = lambda iteration: False,
     ) -> None:
         if keep is not None and keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint is kept, or None for all")
         self.root = root
         self.keep = keep
+        self.retains = retains
         self.group = group
         self.asynchronous = asynchronous
         # The thread's collectives must not meet those that training runs on `group` in the meantime.
@@ -247,6 +250,8 @@ class CheckpointStore:
             return
         older = [iteration for iteration in self.iterations() if iteration < newest]
         for iteration in older[: max(0, len(older) + 1 - self.keep)]:
+            if self.retains(iteration):
+                continue
             folder = self.root / _folder_name(iteration)
             hidden = self.root / (_ASIDE + "pruned-" + folder.name)
             folder.rename(hidden)  # so that a kill leaves nothing half-deleted that looks like a checkpoint

@@ -181,6 +181,22 @@ class CheckpointConfig:
     """Write checkpoints from a copy in host memory while training continues."""
     keep_last: int | None = 3
     """Number of newest checkpoints to keep; None keeps all."""
+    save_retain_interval: int | None = None
+    """Write a checkpoint at every multiple of this number of steps, and keep it whatever --keep-last says."""
+    save_retain_steps: list[int] = field(default_factory=list)
+    """Write a checkpoint at each of these steps, and keep it whatever --keep-last says."""
+
+    def retains(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is kept for good."""
+        interval = self.save_retain_interval
+        return step in self.save_retain_steps or (interval is not None and step % interval == 0)
+
+    def check_retained(self, total_steps: int) -> None:
+        """ValueError names a step to retain that a run of `total_steps` does not come to."""
+        if beyond := [step for step in self.save_retain_steps if step > total_steps]:
+            raise ValueError(
+                f"--save-retain-steps {beyond[0]}: must lie between 1 and {total_steps}, the run's last step"
+            )
 
     def validate(self) -> None:
         if not self.save:
@@ -197,7 +213,12 @@ class CheckpointConfig:
             raise ValueError(f"--finetune: --save {self.save} must be another folder than --load")
         if self.finetune_change and not self.finetune:
             raise ValueError("--finetune-change: goes with --finetune")
-        for flag, value in (("--save-interval", self.save_interval), ("--keep-last", self.keep_last)):
+        for flag, value in (
+            ("--save-interval", self.save_interval),
+            ("--keep-last", self.keep_last),
+            ("--save-retain-interval", self.save_retain_interval),
+            *(("--save-retain-steps", step) for step in self.save_retain_steps),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{flag} {value}: must be at least 1")
         if self.save_interval_mins is not None and self.save_interval_mins < 0:

@@ -14,7 +14,7 @@ from megatron_lfr.report.focus import focus_section, similarity_section
 from megatron_lfr.report.forgetting import forgetting_section
 from megatron_lfr.report.losses import losses_section
 from megatron_lfr.report.markup import Content, Html, element, join
-from megatron_lfr.report.summary import phase_table, run_table, tiles
+from megatron_lfr.report.summary import lineage, phase_table, run_table, tiles
 
 _SECTIONS = (
     ("losses", "Losses", losses_section),
@@ -63,7 +63,7 @@ def _run(view: RunView, prefix: str, links: list[tuple[str, str]], several: bool
     """Make all sections on one run; where there are several runs, they are one level lower."""
     missing = view.corpus.missing
     warning = None if missing is None else element("p", "Nothing is shown by domain: ", missing, class_="note warn")
-    start = join([tiles(view), warning, phase_table(view)])
+    start = join([lineage(view), tiles(view), warning, phase_table(view)])
     if not several:
         parts = [_section(links, key, name, section(view)) for key, name, section in _SECTIONS]
         return join([element("section", start, id="phases"), *parts])

@@ -47,6 +47,14 @@ def tiles(view: RunView) -> Html:
     return element("ul", *items, class_="tiles")
 
 
+def lineage(view: RunView) -> Html | None:
+    """The run that this one is a branch of; None where it is none."""
+    parent = view.run.folder.parent
+    if parent is None:
+        return None
+    return element("p", f"A branch of {parent.folder} from step {parent.step:,} on.", class_="note")
+
+
 def schedule_name(view: RunView) -> str:
     """Return the preset or file that the run's schedule came from, or "custom"."""
     given = view.run.config.get("lfr_schedule")

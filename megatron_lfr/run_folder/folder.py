@@ -1,6 +1,6 @@
 """The folder of a run, for writers and readers.
 
-run.json               the format of the folder; a run of an earlier version has none
+run.json               the format of the folder, and a branch's parent (lineage.py); older runs have none
 config.yaml            the settings in force, as --config reads them
 config_history.yaml    where the run was started, what it was started with, and what changed later, with the step
 metrics.jsonl          losses, evaluations and phases, one JSON object a line (training/metrics.py)
@@ -12,6 +12,7 @@ lock                   held by the process that trains
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -25,6 +26,7 @@ from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.lfr.identity import read_plan
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.run_folder.lineage import Parent, parse_parent
 from megatron_lfr.run_folder.settings import Changes, History, Settings, differences, dump_yaml, located, read_yaml
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ FORMAT = 1
 
 
 class RunFolder:
-    """One run on disk. Only `hold`, `write_config` and `write_settings` change anything in it.
+    """One run on disk. Only `hold` and what begins with `write` change anything in it.
 
     flag: the flag that named the folder on the command line, for messages. The configuration and its history are read
     at their first use and kept; metrics and journal, which grow while a run trains, are read each time.
@@ -75,17 +77,16 @@ class RunFolder:
 
     def check_format(self) -> None:
         """Raise ValueError where a later version of megatron_lfr has made the folder. All reading begins with this."""
-        if not self._description_file.exists():
-            return
+        self._read_description()
+
+    @property
+    def parent(self) -> Parent | None:
+        """Return the run that this one is a branch of, else None. ValueError where its description is damaged."""
+        description = self._read_description()
         try:
-            description = json.loads(self._description_file.read_bytes())
-            version = description["format"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{self._description_file}: not the description of a run ({error!r})") from None
-        if version != FORMAT:
-            raise ValueError(
-                f"{self._description_file}: format {version!r}: this version of megatron_lfr reads format {FORMAT}"
-            )
+            return parse_parent(description)
+        except ValueError as error:
+            raise ValueError(f"{self._description_file}: {error}") from None
 
     @cached_property
     def recorded_settings(self) -> dict[str, Any]:
@@ -174,7 +175,28 @@ class RunFolder:
             raise ValueError(f"{self._named}: holds no checkpoint")
         return newest
 
+    def _read_description(self) -> dict[str, Any]:
+        if not self._description_file.exists():
+            return {"format": FORMAT}
+        try:
+            description = json.loads(self._description_file.read_bytes())
+            version = description["format"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{self._description_file}: not the description of a run ({error!r})") from None
+        if version != FORMAT:
+            raise ValueError(
+                f"{self._description_file}: format {version!r}: this version of megatron_lfr reads format {FORMAT}"
+            )
+        return dict(description)
+
     # Writing
+
+    def write_branch(self, parent: Parent, settings: Settings, history: History) -> None:
+        """Make the folder that of a branch: its parent, the `settings` in force, and what they were before."""
+        description = {"format": FORMAT, "parent": dataclasses.asdict(parent)}
+        write_atomic(self._description_file, json.dumps(description, indent=1) + "\n")
+        self._write_history(history)
+        self.write_config(settings)
 
     def write_config(self, settings: Settings) -> None:
         """Write `settings` as those in force; the folder is a run's from then on."""
@@ -191,9 +213,12 @@ class RunFolder:
         """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
         again, are dropped from the history. defaults: as for `changes`."""
         history = self.history.continued(settings, step, Path.cwd(), defaults)
+        self._write_history(history)
+        self.write_config(settings)
+
+    def _write_history(self, history: History) -> None:
         write_atomic(self._history_file, dump_yaml(history.entries))
         self.history = history
-        self.write_config(settings)
 
     def check_writable(self, tensorboard: Path) -> None:
         """Check that a run can write here, and into `tensorboard`; ValueError or OSError names what is in the way."""

@@ -79,6 +79,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)
     plan = make_plan(config, corpus.train.num_blocks, blend=blend)
+    config.checkpoint.check_retained(plan.total_steps)
     facts = run_identity(config, model, tokenizer, corpus, plan, blend)
     assert config.checkpoint.save is not None
     folder = RunFolder(config.checkpoint.save, "--save")
@@ -119,6 +120,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
                 group=parallel.control_group,
                 asynchronous=config.checkpoint.async_save,
                 timeout=parallel.timeout,
+                retains=config.checkpoint.retains,
             ),
             config=config.training,
             checkpoint=config.checkpoint,

@@ -30,8 +30,9 @@ class Saving:
         self._saved_at = time.perf_counter()
 
     def is_due(self, done: int) -> bool:
-        """Return whether --save-interval asks for a checkpoint after step `done`."""
-        return self._config.save_interval is not None and done % self._config.save_interval == 0
+        """Return whether --save-interval asks for a checkpoint after step `done`, or it is one that is retained."""
+        interval = self._config.save_interval
+        return self._config.retains(done) or (interval is not None and done % interval == 0)
 
     def is_time(self) -> bool:
         """Return, on rank 0, whether --save-interval-mins asks for a checkpoint; False on other ranks."""

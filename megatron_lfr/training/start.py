@@ -24,6 +24,7 @@ from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.position import read_position
 from megatron_lfr.training.nodes import Nodes
 
 
@@ -94,35 +95,16 @@ def _check_run(
         )
     journal = folder.journal
     remembered = {journal.folder / "meta.json": folder.identity()}
+    position = read_position(checkpoint) if checkpoint else None
     if checkpoint:
-        _check_state(checkpoint)
         remembered[checkpoint.folder / STATE_FILE] = checkpoint.state["identity"]
     was = folder.settings_at(checkpoint.iteration if checkpoint else 0)
     for source, stored in remembered.items():
         check_facts(source, stored)
         check_same_run(folder.path, stored, facts, was, settings)
-    if checkpoint:
-        curriculum, metrics = checkpoint.state["curriculum"], checkpoint.state["callbacks"].get("MetricsFile", {})
-        journal.check_holds(curriculum["phase"], curriculum["entries"])
-        folder.events(metrics.get("bytes", 0))
-
-
-def _check_state(checkpoint: Checkpoint) -> None:
-    """Check the state of a run. ValueError where it is not as this version writes it."""
-    state, path = checkpoint.state, checkpoint.folder / STATE_FILE
-    try:
-        curriculum, callbacks = state["curriculum"], state["callbacks"]
-        numbers = [curriculum["phase"], curriculum["entries"], curriculum["step"], curriculum["checksum"]]
-        numbers += [state["consumed_samples"], state["skipped_steps"], callbacks.get("MetricsFile", {}).get("bytes", 0)]
-        is_valid = all(isinstance(number, int) for number in numbers) and "identity" in state
-    except (KeyError, TypeError, AttributeError):
-        is_valid = False
-    if not is_valid:
-        raise ValueError(f"{path}: not the state of a run, as this version of megatron_lfr writes it")
-    if curriculum["step"] != checkpoint.iteration:
-        raise ValueError(
-            f"{path}: belongs to step {curriculum['step']}, but its folder's name to {checkpoint.iteration}"
-        )
+    if position:
+        journal.check_holds(position.phase, position.entries)
+        folder.events(position.metrics_bytes)
 
 
 def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
@@ -145,10 +127,12 @@ def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunCo
     """OSError where the checkpoints and the journal will not fit on the disk."""
     checkpoint = checkpoint_bytes(model)
     stored = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
-    at_once = (config.checkpoint.keep_last or 1) + 1  # one more while the newest is written beside the old ones
+    retained = sum(map(config.checkpoint.retains, range(1, plan.total_steps + 1)))
+    at_once = (config.checkpoint.keep_last or 1) + 1 + retained  # one while the newest is written beside the old ones
     needed = checkpoint * max(1, at_once - stored) + 4 * (plan.total_samples + plan.n_blocks)
-    kept = f"checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}) and the journal"
-    check_space("--save", folder.path, needed, kept)
+    kept = f"{at_once} checkpoints of {checkpoint / 1e9:.2f} GB (--keep-last {config.checkpoint.keep_last}"
+    kept += " and those that are retained" if retained else ""
+    check_space("--save", folder.path, needed, f"{kept}) and the journal")
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:

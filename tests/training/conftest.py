@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from support.tiny_corpus import corpus
 from support.tiny_run import tiny_flags
 
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Prefixes of two domains: counting up (easy) and noise (hard), EOD = 63."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(11)
-    prefixes = []
-    for domain in ("easy", "hard"):
-        prefix = folder / f"toy_{domain}_text_document"
-        with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
-            for _ in range(40):
-                length = int(rng.integers(20, 60))
-                start = rng.integers(0, 60)
-                tokens = (start + np.arange(length)) % 60 if domain == "easy" else rng.integers(0, 60, length)
-                writer.add_document(np.append(tokens, 63).astype(np.uint16))
-        prefixes.append(str(prefix))
-    return prefixes
+__all__ = ["corpus", "tiny_args"]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Versions of a model: runs that branch off from another one."""

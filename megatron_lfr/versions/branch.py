@@ -1,0 +1,127 @@
+"""Making a branch: a run folder that goes on from a step of its parent, which is only read.
+
+Everything is put together in a folder beside the branch's, brought to the disk, and renamed: a kill leaves no branch,
+and the same command makes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr import _C
+from megatron_lfr.analysis.replay import PhaseHistory, Run
+from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
+from megatron_lfr.checkpoint.manifest import NAME, record_file
+from megatron_lfr.fileio import check_space, new_folder
+from megatron_lfr.lfr.identity import describe_segment
+from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.lineage import Parent
+from megatron_lfr.run_folder.position import read_position
+from megatron_lfr.run_folder.settings import History
+from megatron_lfr.versions.changes import Changed, change_plan, change_settings
+from megatron_lfr.versions.records import copy_journal, copy_metrics, replay_under
+from megatron_lfr.versions.tensors import Tensors
+
+_OF_THE_PARENT = ("WeightsAndBiases",)
+"""Callbacks whose state names a record elsewhere that is the parent's: the branch begins one of its own."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What was made. started_in: the folder that the settings' relative paths lead from; None where not recorded."""
+
+    total_steps: int
+    tensor_bytes: int
+    is_linked: bool
+    started_in: Path | None
+
+
+def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Branch:
+    """Make `save` a run that goes on from step `step` of the run in `parent`.
+
+    ValueError or OSError where the parent has no complete checkpoint of that step, the journal is not the one that led
+    to it, `save` exists or lies in the parent, the changes would change the past, or the disk is full; then nothing is
+    left of `save`.
+    """
+    folder = RunFolder(parent, "--from")
+    _check_target(folder, save)
+    checkpoint = _find_checkpoint(folder, step)
+    position = read_position(checkpoint)
+    plan, seed, blend = folder.plan()
+    new_plan = change_plan(changed, plan, blend)
+    settings = change_settings(changed, folder.settings_at(step), step, plan, new_plan)
+    settings |= _of_its_own(settings, save)
+    history = _history(folder, settings, step)
+    identity = folder.identity()
+    if changed.train_iters is not None:
+        identity["segments"] = [describe_segment(new_plan, blend)]
+
+    with new_folder(save) as aside:
+        new, tensors = RunFolder(aside), Tensors.of(checkpoint, aside)
+        losses = 4 * (plan.global_batch_size * step + plan.n_blocks)
+        check_space("--save", save, losses + position.metrics_bytes + (0 if tensors.are_linked else tensors.bytes))
+        digest = copy_journal(folder.journal, new.journal.folder, identity, plan, position)
+        run = Run(new, plan, seed, blend)
+        current = None if changed.train_iters is None else replay_under(new_plan, run, position)
+        metrics_bytes = copy_metrics(folder, new, position, current, run)
+        state = _new_state(checkpoint, identity, metrics_bytes, current)
+        tensors.save(CheckpointStore(new.checkpoint_folder, keep=None), step, state)
+        manifest = record_file(checkpoint.folder / NAME).sha256
+        new.write_branch(Parent(str(parent.resolve()), step, manifest, digest), settings, history)
+    return Branch(new_plan.total_steps, tensors.bytes, tensors.are_linked, history.started_in)
+
+
+def _check_target(parent: RunFolder, save: Path) -> None:
+    if parent.path.resolve() in save.resolve().parents:
+        raise ValueError(f"--save {save}: lies in the parent's folder, which stays as it is; name another")
+    if save.exists() or save.is_symlink():
+        raise ValueError(f"--save {save}: exists already; a branch begins in a new folder")
+
+
+def _find_checkpoint(parent: RunFolder, step: int) -> Checkpoint:
+    """The parent's checkpoint of `step`. ValueError where there is none, or one of weights alone."""
+    assert parent.recorded_settings is not None  # ValueError where there is no run
+    store = CheckpointStore(parent.checkpoint_folder, keep=None)
+    if step not in (saved := store.iterations()):
+        legal = ", ".join(map(str, saved)) or "none"
+        raise ValueError(
+            f"--at-step {step}: {parent.path} has no checkpoint of that step; there are: {legal} (--save-retain-steps "
+            "and --save-retain-interval keep those that a branch will need)"
+        )
+    checkpoint = store.checkpoint(step)
+    if "curriculum" not in checkpoint.state:
+        raise ValueError(
+            f"--from {parent.path}: holds weights alone, no run. Start one from them with --load {parent.path} "
+            "--finetune"
+        )
+    return checkpoint
+
+
+def _of_its_own(settings: Mapping[str, Any], save: Path) -> dict[str, Any]:
+    """Settings that would lead the branch into its parent's folders."""
+    load = settings.get("load") if settings.get("finetune") else None
+    return {"save": str(save), "load": load, "tensorboard_dir": None}
+
+
+def _history(parent: RunFolder, settings: Mapping[str, Any], step: int) -> History:
+    """The parent's history up to `step`, and what the branch changes there."""
+    history = History([entry for entry in parent.history.entries if entry["step"] <= step])
+    if history.started_in is None:  # a run from before histories were kept
+        return history
+    return history.continued(settings, step, history.started_in, defaults={})
+
+
+def _new_state(
+    checkpoint: Checkpoint, identity: Mapping[str, Any], metrics_bytes: int, current: PhaseHistory | None
+) -> dict[str, Any]:
+    """The state of the parent's checkpoint as the branch goes on from it. current: the phase under another plan."""
+    state = {**checkpoint.state, "identity": dict(identity)}
+    state["callbacks"] = {name: kept for name, kept in state["callbacks"].items() if name not in _OF_THE_PARENT}
+    if "MetricsFile" in state["callbacks"]:
+        state["callbacks"]["MetricsFile"] = {**state["callbacks"]["MetricsFile"], "bytes": metrics_bytes}
+    if current is not None:
+        state["curriculum"] = {**state["curriculum"], "order_hash": f"{_C.order_hash(current.order):016x}"}
+    return state

@@ -1,0 +1,64 @@
+"""`megatron-lfr branch`: its flags, and what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from megatron_lfr.versions.branch import create_branch
+from megatron_lfr.versions.changes import Changed, DecayStyle
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """Begin a run that goes on from a saved step of another one, with its weights, optimizer, curriculum and journal.
+
+    The parent is only read. The branch is an ordinary run folder, which `megatron-lfr train --save` continues.
+    """
+
+    parent: Annotated[Path, tyro.conf.arg(name="from")]
+    """The parent's run folder (what --save was)."""
+    at_step: int
+    """The step that the branch goes on from; the parent must have a checkpoint of it."""
+    save: Path
+    """The branch's run folder, a new one."""
+    lr_schedule: Literal["inherit"] | None = None
+    """inherit: go on with the parent's learning rate."""
+    lr_decay_style: DecayStyle | None = None
+    """Instead of --lr-schedule inherit: decay the learning rate from the parent's at the step to --min-lr at the
+    branch's end. The parent must not be decaying already."""
+    min_lr: float | None = None
+    """With --lr-decay-style: the learning rate of the last step; by default the parent's --min-lr."""
+    train_iters: int | None = None
+    """Steps from the parent's beginning to the branch's end; by default as many as the parent's. Only where the orders
+    of the steps before are the same, as with --lr-schedule uniform."""
+
+    def validate(self) -> None:
+        """ValueError names the flag and the legal values."""
+        if (self.lr_schedule is None) == (self.lr_decay_style is None):
+            raise ValueError("say how the learning rate goes on: either --lr-schedule inherit or --lr-decay-style")
+        if self.min_lr is not None and self.lr_decay_style is None:
+            raise ValueError("--min-lr: goes with --lr-decay-style")
+        if self.min_lr is not None and not math.isfinite(self.min_lr):
+            raise ValueError(f"--min-lr {self.min_lr}: must be a finite number")
+        if self.train_iters is not None and self.train_iters <= self.at_step:
+            raise ValueError(f"--train-iters {self.train_iters}: must be more than --at-step {self.at_step}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `megatron-lfr branch`; returns the exit code."""
+    config = tyro.cli(BranchConfig, args=list(argv), prog="megatron-lfr branch")
+    config.validate()
+    changed = Changed(config.lr_decay_style, config.min_lr, config.train_iters)
+    branch = create_branch(config.parent, config.at_step, config.save, changed)
+    tensors = "linked, not copied" if branch.is_linked else "copied"
+    print(f"{config.save}: a branch of {config.parent} from step {config.at_step} of {branch.total_steps} on")
+    print(f"  weights and optimizer: {branch.tensor_bytes / 1e9:.2f} GB, {tensors}")
+    started_in = f" (given in {branch.started_in})" if branch.started_in not in (None, Path.cwd()) else ""
+    print(f"  to go on: megatron-lfr train --config {config.save}/config.yaml --save {config.save}{started_in}")
+    return 0
