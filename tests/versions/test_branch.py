@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_lfr import fileio
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.engine.optimizer import LearningRate, OptimizerConfig
-from megatron_lfr.lfr import Journal
 from megatron_lfr.run_folder import RunFolder
 from support.folder_bytes import folder_bytes
-from support.kill_cases import die
 from support.same_run import assert_same_run, metrics_without_time
 from support.tiny_run import tiny_flags
 from support.two_ranks import train_two_ranks
@@ -200,21 +196,3 @@ def test_without_links_tensors_are_copied_if_there_is_room(
     for path in copied.folder.glob("*.safetensors"):
         assert path.stat().st_nlink == 1
         assert path.read_bytes() == (parent / "checkpoints" / copied.folder.name / path.name).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"), [(Journal, "append"), (CheckpointStore, "_write_files"), (fileio, "fsync_file")]
-)
-def test_a_kill_leaves_no_branch(
-    owner: Any, name: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, save = folder_bytes(parent), tmp_path / "v1"
-    pid = os.fork()
-    if pid == 0:
-        monkeypatch.setattr(owner, name, die)
-        os._exit(branch(parent, save))
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    assert not save.exists()
-    assert folder_bytes(parent) == before
-    assert branch(parent, save) == 0
-    assert RunFolder(save).checkpoint().iteration == CUT
