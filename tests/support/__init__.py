@@ -34,7 +34,7 @@ Cases, which run in processes that a test starts, and return their results to it
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
     order_file_cases, skipped_step_cases: two ranks that share orders, and that skip a step.
     rank_cases, async_cases: two ranks on one store, and on asynchronous ones.
-    crash_cases, kill_cases: saves and conversions that are killed.
+    crash_cases, kill_cases: saves, conversions and branches that are killed.
     rank_memory_cases, two_rank_checkpoints: two ranks that measure a layout, and that write shards.
     compile_kernels: Triton's kernels compiled for GPUs that need not be there.
     browser: a page in a headless Chromium.

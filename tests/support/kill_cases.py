@@ -1,17 +1,22 @@
-"""Conversions that are killed: `kill_all` forks one for each of the moments."""
+"""Commands that are killed. `kill_all` and `kill_branches` fork one for each of the moments; they run in a process of
+their own, since a fork of one that has threads may never end."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_lfr import fileio
-from megatron_lfr.huggingface.convert import main
+from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.cli import main
 from megatron_lfr.huggingface.stream import SafetensorsStream
+from megatron_lfr.lfr import Journal
 
 MOMENTS = ("at the first weight", "at a later weight", "before the folder has its name")
 
@@ -37,15 +42,37 @@ def die_at(moment: str) -> None:
     SafetensorsStream.write = counted  # type: ignore[method-assign]
 
 
+def assert_killed(arm: Callable[[], None], words: list[str]) -> None:
+    """Run a command in a fork that `arm` has prepared; AssertionError where it ends in another way than by SIGKILL."""
+    pid = os.fork()
+    if pid == 0:
+        arm()
+        os._exit(main(words))
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status), words
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
 def kill_all(_: int, run: str, hf: str, output: str) -> None:
-    """Convert into `output`, each time to be killed; AssertionError where a conversion ends in another way."""
+    """Convert into `output`, each time to be killed."""
     torch.set_num_threads(1)
     for number, moment in enumerate(MOMENTS):
         for command, source in (("to-hf", ["--run", run]), ("from-hf", ["--input", hf])):
-            pid = os.fork()
-            if pid == 0:
-                die_at(moment)
-                os._exit(main([command, *source, "--output", str(Path(output, f"{command}-{number}"))]))
-            _, status = os.waitpid(pid, 0)
-            assert os.WIFSIGNALED(status), (moment, command)
-            assert os.WTERMSIG(status) == signal.SIGKILL
+            words = ["convert", command, *source, "--output", str(Path(output, f"{command}-{number}"))]
+            assert_killed(functools.partial(die_at, moment), words)
+
+
+BRANCH_MOMENTS: tuple[tuple[Any, str], ...] = (
+    (Journal, "append"),
+    (CheckpointStore, "_write_files"),
+    (fileio, "fsync_file"),
+)
+"""What a branch's creation calls when it is killed."""
+
+
+def kill_branches(_: int, parent: str, step: int, output: str) -> None:
+    """Branch off `parent` into `output`/0, 1, ..., each time to be killed."""
+    torch.set_num_threads(1)
+    for number, (owner, name) in enumerate(BRANCH_MOMENTS):
+        words = ["branch", "--from", parent, "--at-step", str(step), "--save", str(Path(output, str(number)))]
+        assert_killed(functools.partial(setattr, owner, name, die), [*words, "--lr-schedule", "inherit"])

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.multiprocessing as mp
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from megatron_lfr.engine.optimizer import LearningRate, OptimizerConfig
 from megatron_lfr.run_folder import RunFolder
+from support import kill_cases
 from support.folder_bytes import folder_bytes
 from support.same_run import assert_same_run, metrics_without_time
 from support.tiny_run import tiny_flags
@@ -196,3 +198,15 @@ def test_without_links_tensors_are_copied_if_there_is_room(
     for path in copied.folder.glob("*.safetensors"):
         assert path.stat().st_nlink == 1
         assert path.read_bytes() == (parent / "checkpoints" / copied.folder.name / path.name).read_bytes()
+
+
+def test_a_kill_leaves_no_branch(parent: Path, tmp_path: Path) -> None:
+    before = folder_bytes(parent)
+    mp.start_processes(kill_cases.kill_branches, (str(parent), CUT, str(tmp_path)), nprocs=1, start_method="forkserver")
+    assert folder_bytes(parent) == before
+    for number in range(len(kill_cases.BRANCH_MOMENTS)):
+        save = tmp_path / str(number)
+        assert not save.exists()
+        assert branch(parent, save) == 0
+        assert RunFolder(save).checkpoint().iteration == CUT
+    assert folder_bytes(parent) == before
