@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from megatron_lfr.config import RunConfig, deepspeed_settings, resolve_schedule
+from megatron_lfr.config import RunConfig, resolve_schedule
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
@@ -110,11 +111,19 @@ def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState
 
 
 def make_engine(
-    config: RunConfig, model: ModelConfig, plan: Plan, parallel: ParallelState, initialize_weights: bool
+    config: RunConfig,
+    model: ModelConfig,
+    plan: Plan,
+    parallel: ParallelState,
+    initialize_weights: bool,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """Build what trains the model: the native engine, with this rank's part as from `make_stages`, or DeepSpeed's."""
-    if config.deepspeed.deepspeed:
-        return _make_deepspeed_engine(config, model, parallel, initialize_weights)
+    """Build what trains the model: the native engine, with this rank's part as from `make_stages`, or DeepSpeed's.
+
+    deepspeed: what DeepSpeed is given, from `deepspeed_settings`; None for the native engine.
+    """
+    if deepspeed is not None:
+        return _make_deepspeed_engine(config, model, parallel, initialize_weights, deepspeed)
     return NativeEngine(
         make_stages(config, model, parallel, initialize_weights),
         config.optimizer,
@@ -126,7 +135,11 @@ def make_engine(
 
 
 def _make_deepspeed_engine(
-    config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
+    config: RunConfig,
+    model: ModelConfig,
+    parallel: ParallelState,
+    initialize_weights: bool,
+    settings: Mapping[str, Any],
 ) -> Engine:
     from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 
@@ -138,7 +151,7 @@ def _make_deepspeed_engine(
         stage,
         config.optimizer,
         parallel,
-        deepspeed_settings(config, dist.get_world_size()),
+        settings,
         micro_batch_size=config.training.micro_batch_size,
     )
 

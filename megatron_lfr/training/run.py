@@ -95,13 +95,14 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, facts, plan, model, parallel.control_group)
-        engine = make_engine(config, model, plan, parallel, initialize_weights=start.draws_weights)
+        deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
+        engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)
         start.load_into(engine)
 
         # Everything that can be refused has been checked; from here on, the folder is written to.
         scratch = config.lfr.scratch(folder.path, nodes.index)
-        if config.deepspeed.deepspeed and ranks.rank() == 0:
-            folder.write_deepspeed(deepspeed_settings(config, world_size))
+        if deepspeed is not None and ranks.rank() == 0:
+            folder.write_deepspeed(deepspeed)
         journal = open_journal(folder, nodes, facts, start, scratch)
         loaders = [make_loader(config, source, tokenizer, parallel) for source in (corpus.train, corpus.valid)]
         stopping, times = Stopping(config.training, parallel.control_group), Stopwatch()
