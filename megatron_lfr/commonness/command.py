@@ -19,7 +19,7 @@ from megatron_lfr import _C
 from megatron_lfr.commonness.copies import Copies, find_copies
 from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_folder, results_folder
 from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, training_prefixes
-from megatron_lfr.commonness.likelihood import Floats, Likelihoods, count_ngrams, score, vocabulary_of
+from megatron_lfr.commonness.likelihood import Floats, count_ngrams, score, vocabulary_of
 from megatron_lfr.commonness.page import make_page
 from megatron_lfr.commonness.results import Items, summarize, unique_shares
 from megatron_lfr.data.config import parse_blend
@@ -193,26 +193,20 @@ def _items(
     prefixes, threads = inputs.prefixes, config.threads
     vocab_size = vocabulary_of([*prefixes, *inputs.reference_prefixes], threads)
     likely = score(count_ngrams(prefixes, log2_slots, vocab_size, threads), prefixes, True, threads)
-    trusted: Likelihoods | None = None
+    by_trust: tuple[Floats | None, Floats | None] = (None, None)
+    ratios: tuple[Floats | None, Floats | None] = (None, None)
     if inputs.reference_prefixes:
         model = count_ngrams(inputs.reference_prefixes, log2_slots, vocab_size, threads)
         trusted = score(model, prefixes, False, threads)
+        by_trust = trusted.documents, trusted.blocks
+        ratios = trusted.documents - likely.documents_unigram, trusted.blocks - likely.blocks_unigram
     starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
     lengths = np.concatenate([np.diff(prefix.offsets) for prefix in prefixes])
     of_blocks = np.full(inputs.corpus.train.num_blocks, config.seq_length, np.int64)
     shares = unique_shares(prefixes, documents.near_copies, starts)
-
-    def ratio(of_trusted: Floats | None, unigram: Floats) -> Floats | None:
-        return None if of_trusted is None else of_trusted - unigram
-
-    by_trust = (None, None) if trusted is None else (trusted.documents, trusted.blocks)
-    document_ratio, block_ratio = (
-        ratio(by_trust[0], likely.documents_unigram),
-        ratio(by_trust[1], likely.blocks_unigram),
-    )
     return (
-        Items(starts, lengths, documents, likely.documents, by_trust[0], document_ratio),
-        Items(inputs.corpus.train.domain_starts, of_blocks, blocks, likely.blocks, by_trust[1], block_ratio, shares),
+        Items(starts, lengths, documents, likely.documents, by_trust[0], ratios[0]),
+        Items(inputs.corpus.train.domain_starts, of_blocks, blocks, likely.blocks, by_trust[1], ratios[1], shares),
     )
 
 
