@@ -79,8 +79,8 @@ def test_megatrons_attention_backends_are_auto() -> None:
         assert rest == ["--attention-backend", "auto", "--bf16"]
         assert len(notes) == 1
         assert notes[0].endswith(": accepted as auto")
-    for own in ("auto", "sdpa", "flex", "unfused"):  # the last is for the parser to refuse, with the legal values
-        assert strip_megatron_flags(["--attention-backend", own]) == (["--attention-backend", own], [])
+    for backend in ("auto", "sdpa", "flex", "unfused"):  # the last is for the parser to refuse, with the legal values
+        assert strip_megatron_flags(["--attention-backend", backend]) == (["--attention-backend", backend], [])
     assert strip_megatron_flags(["--attention-backend", "--bf16"])[0] == ["--attention-backend", "--bf16"]
     assert {RENAMED.get(flag, flag) for flag in TRANSLATED} <= {
         f"--{name.replace('_', '-')}" for name in RunConfig().to_flat()

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
 def listed(heading: str) -> list[tuple[str, str]]:
-    """The (file, function) of each line of a section's list."""
+    """Return the (file, function) of each line of a section's list."""
     section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     functions = re.findall(r"^\d+\. `([\w/]+\.py)::([\w.]+)`", section, re.MULTILINE)
     assert len(functions) > 5
