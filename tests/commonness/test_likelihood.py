@@ -98,11 +98,11 @@ def test_long_documents_are_cut_and_blocks_add_up(tmp_path: Path, monkeypatch: p
     assert np.array_equal(np.concatenate(([0], np.cumsum(spans.lengths)))[:-1], spans.starts)
     model = count_ngrams([one], 24, VOCAB_SIZE, 1)
     full, unigram = model.score(*spans.arguments(), True)
-    full = score(model, [one], True, 2)
+    result = score(model, [one], True, 2)
     monkeypatch.setattr(items, "_BATCH_SPANS", 3)  # blocks across batches
     parts = score(model, [one], True, 1)
     expected = [full[1 + 64 * i : 65 + 64 * i].astype(np.float64).mean() for i in range(dataset.train.num_blocks)]
-    np.testing.assert_allclose(full.blocks, expected, rtol=1e-6)
+    np.testing.assert_allclose(result.blocks, expected, rtol=1e-6)
     np.testing.assert_allclose(parts.blocks, expected, rtol=1e-6)
     bounds = one.offsets.tolist()
     for document, (first, last) in enumerate(itertools.pairwise(bounds)):

@@ -142,7 +142,7 @@ TWO = processors.TemplateProcessing(single="<s> </s> $A", special_tokens=[("<s>"
 
 
 @pytest.mark.parametrize(
-    ("processor", "own"),
+    ("processor", "expected"),
     [
         (None, None),
         (processors.ByteLevel(), None),

@@ -1,7 +1,7 @@
 """Check what is asked of a GPU, on tensors without numbers that say that they are on one.
 
 Shapes and dtypes of every call are right, and nothing is read back. The Triton kernels are not run; their arguments are
-checked. (Where PyTorch was built without CUDA, its own fake tensors on "cuda" can be neither indexed nor differentiated.)
+checked. (Where PyTorch was built without CUDA, its fake tensors on "cuda" can be neither indexed nor differentiated.)
 """
 
 from __future__ import annotations
