@@ -159,17 +159,6 @@ def test_any_changed_bytes(path: Path, changes: list[tuple[int, int]]) -> None:
     assert_read_like_oracle(path, bytes(data))
 
 
-def test_thousands_of_flipped_bits(path: Path) -> None:
-    """A file is either refused by a ValueError that names it, or read as its bytes say."""
-    rng = np.random.default_rng(7)
-    valid = Index([3, 0, 5, 1, 7, 0, 0, 2], [0, 1, 1, 4, 8], 4).data()
-    for _ in range(2000):
-        data = np.frombuffer(valid, np.uint8).copy()
-        places = rng.integers(0, len(data), rng.integers(1, 4))
-        data[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
-        assert_read_like_oracle(path, data.tobytes())
-
-
 def test_documents_and_sequences_outside(path: Path) -> None:
     path.write_bytes(LEGAL.data())
     index = IndexFile(str(path))
