@@ -33,7 +33,7 @@ def check_folder(path: Path) -> None:
 
 @contextmanager
 def results_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` once the block has ended without an error.
+    """Yield a folder to fill, which replaces `path` once the block has ended without an error.
 
     ValueError where another process makes the same folder, and as `check_folder`.
     """

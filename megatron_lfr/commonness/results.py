@@ -63,11 +63,11 @@ class Items:
         return unique, without_exact - unique, total - without_exact
 
     def summary(self, members: slice) -> dict[str, Any]:
-        """Counts, shares of tokens, and quantiles of some items, for JSON."""
+        """Return counts, shares of tokens, and quantiles of some items, for JSON."""
         unique, near, exact = self.token_shares(members)
         total = unique + near + exact
         parts = self.copies.copies[members], self.copies.near_copies[members]
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "items": len(parts[0]),
             "tokens": int(total),
             "with_exact_copies": int((parts[0] > 1).sum()),
@@ -79,12 +79,12 @@ class Items:
         for name in ("log_likelihood", "reference_log_likelihood", "ratio", "unique_share"):
             values = getattr(self, name)
             if values is not None:
-                found[name] = quantiles(values[members])
-        return found
+                figures[name] = quantiles(values[members])
+        return figures
 
 
 def quantiles(values: Floats) -> dict[str, float] | None:
-    """The mean and some quantiles of what is a number; None where nothing is."""
+    """Return the mean and some quantiles of what is a number; None where nothing is."""
     numbers = values[np.isfinite(values)].astype(np.float64)
     if not len(numbers):
         return None
@@ -96,7 +96,7 @@ def quantiles(values: Floats) -> dict[str, float] | None:
 
 
 def summarize(items: Items, domains: list[str]) -> dict[str, Any]:
-    """The summary of all items and of each domain's."""
+    """Return the summary of all items and of each domain's."""
     starts = items.starts.tolist()
     by_domain = {
         name: items.summary(slice(first, last)) for name, first, last in zip(domains, starts, starts[1:], strict=False)

@@ -167,7 +167,7 @@ def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: Bloc
                 with np.errstate(invalid="ignore"):
                     file.append(losses[0] / losses[1])
 
-        means = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
+        means = evaluate(trained.engine, loader, None, trained.iteration, -1, keep)
     return {
         "split": config.split_in_force,
         "blocks": source.num_blocks,

@@ -1,0 +1,53 @@
+"""Opens what a run reads before its ranks meet: tokenizer and corpus, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_lfr.build import make_blend, make_corpus, make_model_config, make_plan, make_tokenizer
+from megatron_lfr.config import RunConfig
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.documents import settle_documents
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
+from megatron_lfr.identity import run_identity
+from megatron_lfr.lfr import Blend, Plan
+from megatron_lfr.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, opened and checked, and what it is by that."""
+
+    config: RunConfig
+    """The configuration, with `bos` as the corpus has it."""
+    tokenizer: Tokenizer | None
+    model: ModelConfig
+    corpus: BlockDataset
+    blend: Blend
+    plan: Plan
+    facts: dict[str, Any]
+    """The identity of the run, as from `run_identity`."""
+
+
+def open_inputs(config: RunConfig) -> Inputs:
+    """Open the tokenizer and the corpus of a valid configuration, and lay out its schedule.
+
+    ValueError or OSError where they cannot be read, or do not fit each other or the configuration.
+    """
+    tokenizer = make_tokenizer(config.data)
+    model = make_model_config(config, tokenizer)
+    corpus = make_corpus(config.data)
+    assert model.vocab_size is not None
+    data = settle_documents(config.data, tokenizer, model.vocab_size, corpus.datasets)
+    if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
+        print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
+    config = dataclasses.replace(config, data=data)
+    blend = make_blend(config, corpus)
+    plan = make_plan(config, corpus.train.num_blocks, blend=blend)
+    config.checkpoint.check_retained(plan.total_steps)
+    return Inputs(
+        config, tokenizer, model, corpus, blend, plan, run_identity(config, model, tokenizer, corpus, plan, blend)
+    )
