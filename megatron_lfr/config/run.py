@@ -54,7 +54,12 @@ class RunConfig:
 
     def validate(self, world_size: int) -> None:
         """Check every rule that needs no file of the corpus; ValueError names the flag and the legal values."""
-        for name, value in self.to_flat().items():
+        values = [
+            (name, one)
+            for name, value in self.to_flat().items()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        for name, value in values:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be a finite number")
             if isinstance(value, int) and abs(value) >= 2**63:

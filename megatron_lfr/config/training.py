@@ -173,6 +173,14 @@ class CheckpointConfig:
     finetune_change: list[str] = field(default_factory=list)
     """With --finetune: names of the settings of the model, the tokenizer or the documents that may differ from those
     the weights were trained with (for example rotary_base reset_attention_mask); all others must agree."""
+    ckpt_step: int | None = None
+    """With --finetune: the step of --load whose weights the run starts from; by default the newest. Without
+    --finetune, only the newest step of the run is allowed: it is `megatron-lfr branch` that goes on from an earlier
+    one."""
+    no_load_optim: bool = False
+    """Leave the optimizer's state of --load behind, as --finetune, which must be given, always does."""
+    no_load_rng: bool = False
+    """Leave the states of random generators of --load behind, as --finetune, which must be given, always does."""
     save_interval: int | None = None
     """Steps between checkpoints; a checkpoint is written at the end of the run anyway."""
     save_interval_mins: float | None = 15.0
@@ -213,7 +221,14 @@ class CheckpointConfig:
             raise ValueError(f"--finetune: --save {self.save} must be another folder than --load")
         if self.finetune_change and not self.finetune:
             raise ValueError("--finetune-change: goes with --finetune")
+        for flag, given in (("--no-load-optim", self.no_load_optim), ("--no-load-rng", self.no_load_rng)):
+            if given and not self.finetune:
+                raise ValueError(
+                    f"{flag}: a run that goes on keeps its complete state, or its losses would not belong to its "
+                    "weights; give --finetune too, to start a new run from the weights of --load alone"
+                )
         for flag, value in (
+            ("--ckpt-step", self.ckpt_step),
             ("--save-interval", self.save_interval),
             ("--keep-last", self.keep_last),
             ("--save-retain-interval", self.save_retain_interval),

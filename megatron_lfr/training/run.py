@@ -14,6 +14,7 @@ from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.engine.optimizer import LearningRate
+from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.parallel import initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder

@@ -10,7 +10,7 @@ from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config.training import CheckpointConfig, TrainingConfig
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import Engine
-from megatron_lfr.engine.optimizer import LearningRate
+from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, state_keys
