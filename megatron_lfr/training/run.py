@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -27,11 +26,12 @@ from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.identity import run_identity
 from megatron_lfr.parallel import initialize, ranks, session
+from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
-from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
+from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_node
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
 from megatron_lfr.training.opening import announce
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr train`. Returns the exit code, which tells a run that ended from one that was stopped."""
     local_ranks, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
-    if os.environ.get("RANK", "0") == "0":
+    if adopt_launcher().rank == 0:
         for note in notes:
             print(note)
     if config.logging.print_config:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if local_ranks is not None:
         fill_batch(config, local_ranks).validate(local_ranks)
-        return launch(local_ranks, ["-m", "megatron_lfr", "train", *argv])
+        return start_ranks(local_ranks, ["-m", "megatron_lfr", "train", *argv])
     return exit_code(train(config))
 
 
@@ -65,7 +65,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
     step.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    launch = adopt_launcher()
+    world_size = launch.world_size
     config = fill_batch(config, world_size)
     config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
@@ -74,7 +75,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     corpus = make_corpus(config.data)
     assert model.vocab_size is not None
     data = settle_documents(config.data, tokenizer, model.vocab_size, corpus.datasets)
-    if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
+    if data.bos and not config.data.bos and launch.rank == 0:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)
