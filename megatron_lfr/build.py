@@ -6,7 +6,6 @@ tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, lo
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollow
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 
 def make_tokenizer(data: DataConfig) -> Tokenizer | None:
@@ -70,7 +70,7 @@ def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
 def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
     """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started)."""
     lfr = config.lfr
-    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    data_parallel_size = config.parallel.data_parallel_size(world_size or adopt_launcher().world_size)
     try:
         return resolve_schedule(lfr.lfr_schedule).plan(
             n_blocks,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
 from megatron_lfr.lfr import Blend, Plan
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def open_inputs(config: RunConfig) -> Inputs:
     corpus = make_corpus(config.data)
     assert model.vocab_size is not None
     data = settle_documents(config.data, tokenizer, model.vocab_size, corpus.datasets)
-    if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
+    if data.bos and not config.data.bos and adopt_launcher().rank == 0:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)

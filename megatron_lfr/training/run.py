@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -13,15 +12,15 @@ from megatron_lfr.build import make_curriculum, make_engine, make_loader
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.engine.determinism import deterministic
-from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.parallel import initialize, ranks, session
+from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.inputs import open_inputs
-from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
+from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_node
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
 from megatron_lfr.training.opening import announce
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr train`. Returns the exit code, which tells a run that ended from one that was stopped."""
     local_ranks, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
-    if os.environ.get("RANK", "0") == "0":
+    if adopt_launcher().rank == 0:
         for note in notes:
             print(note)
     if config.logging.print_config:
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if local_ranks is not None:
         fill_batch(config, local_ranks).validate(local_ranks)
-        return launch(local_ranks, ["-m", "megatron_lfr", "train", *argv])
+        return start_ranks(local_ranks, ["-m", "megatron_lfr", "train", *argv])
     return exit_code(train(config))
 
 
@@ -55,7 +54,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
     step.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    launch = adopt_launcher()
+    world_size = launch.world_size
     config = fill_batch(config, world_size)
     config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
