@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_lfr.build import (
+    make_arrays,
     make_blend,
     make_corpus,
     make_curriculum,
@@ -80,7 +81,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     blend = make_blend(config, corpus)
     plan = make_plan(config, corpus.train.num_blocks, blend=blend)
     config.checkpoint.check_retained(plan.total_steps)
-    facts = run_identity(config, model, tokenizer, corpus, plan, blend)
+    arrays = make_arrays(config, corpus, plan)
+    facts = run_identity(config, model, tokenizer, corpus, plan, blend, arrays)
     assert config.checkpoint.save is not None
     folder = RunFolder(config.checkpoint.save, "--save")
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
@@ -109,7 +111,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         rescore = make_rescore(engine, make_loader(config, corpus.train, tokenizer, parallel), stopping, times)
         trainer = Trainer(
             engine=engine,
-            curriculum=make_curriculum(config, plan, blend, journal, share_orders(nodes, scratch), rescore),
+            curriculum=make_curriculum(config, plan, blend, journal, share_orders(nodes, scratch), rescore, arrays),
             train_source=corpus.train,
             train_loader=loaders[0],
             valid_source=corpus.valid,
@@ -136,7 +138,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         broadcast_journal(journal, nodes)
         trainer.resume(start.state)
         if ranks.rank() == 0:
-            announce(config, folder, model, parallel, start, trainer)
+            announce(config, folder, model, parallel, start, trainer, arrays)
         finished = trainer.run()
         dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished
