@@ -135,7 +135,7 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
         of_documents, of_blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
         of_documents.save(folder, "document")
-        of_blocks.save(folder, "block")
+        of_blocks.save(folder, "block", inputs.corpus.digests())
         summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
         page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)

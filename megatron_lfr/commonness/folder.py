@@ -56,7 +56,7 @@ def results_folder(path: Path) -> Iterator[Path]:
 
 
 def _is_array(name: str) -> bool:
-    return name.endswith(".npy") and name.startswith(("document_", "block_"))
+    return name.endswith((".npy", ".npy.json")) and name.startswith(("document_", "block_"))
 
 
 def _is_summary(path: Path) -> bool:

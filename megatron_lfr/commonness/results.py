@@ -12,6 +12,7 @@ import numpy.typing as npt
 from megatron_lfr.commonness.copies import Copies
 from megatron_lfr.commonness.items import Int64s, Prefix
 from megatron_lfr.commonness.likelihood import Doubles, Floats
+from megatron_lfr.data.corpus.block_values import describing, description_of
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -46,10 +47,14 @@ class Items:
         }
         return {name: array for name, array in stored.items() if array is not None}
 
-    def save(self, folder: Path, kind: str) -> None:
-        """Store the arrays as `<kind>_<name>.npy`."""
+    def save(self, folder: Path, kind: str, corpus: list[str] | None = None) -> None:
+        """Store the arrays as `<kind>_<name>.npy`, and with the digests of the corpus, whose blocks they are then of, a
+        description beside each."""
         for name, array in self.arrays().items():
-            np.save(folder / f"{kind}_{name}.npy", array, allow_pickle=False)
+            path = folder / f"{kind}_{name}.npy"
+            np.save(path, array, allow_pickle=False)
+            if corpus is not None:
+                describing(path).write_text(description_of(array, corpus, f"commonness: {name}"), encoding="utf-8")
 
     def token_shares(self, members: slice) -> tuple[float, float, float]:
         """(tokens as they would be without copies, near copies, exact copies) of some items.

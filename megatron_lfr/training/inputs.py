@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.build import make_blend, make_corpus, make_model_config, make_plan, make_tokenizer
+from megatron_lfr.build import make_arrays, make_blend, make_corpus, make_model_config, make_plan, make_tokenizer
 from megatron_lfr.config import RunConfig
+from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
@@ -28,6 +29,8 @@ class Inputs:
     corpus: BlockDataset
     blend: Blend
     plan: Plan
+    arrays: dict[str, BlockValues]
+    """The files of --lfr-scores that phases use, by name."""
     facts: dict[str, Any]
     """The identity of the run, as from `run_identity`."""
 
@@ -48,6 +51,6 @@ def open_inputs(config: RunConfig) -> Inputs:
     blend = make_blend(config, corpus)
     plan = make_plan(config, corpus.train.num_blocks, blend=blend)
     config.checkpoint.check_retained(plan.total_steps)
-    return Inputs(
-        config, tokenizer, model, corpus, blend, plan, run_identity(config, model, tokenizer, corpus, plan, blend)
-    )
+    arrays = make_arrays(config, corpus, plan)
+    facts = run_identity(config, model, tokenizer, corpus, plan, blend, arrays)
+    return Inputs(config, tokenizer, model, corpus, blend, plan, arrays, facts)

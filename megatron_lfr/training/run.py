@@ -54,8 +54,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
     step.
     """
-    launch = adopt_launcher()
-    world_size = launch.world_size
+    world_size = adopt_launcher().world_size
     config = fill_batch(config, world_size)
     config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
@@ -92,7 +91,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         rescore = make_rescore(engine, rescoring_loader, stopping, times)
         trainer = Trainer(
             engine=engine,
-            curriculum=make_curriculum(config, plan, inputs.blend, journal, share_orders(nodes, scratch), rescore),
+            curriculum=make_curriculum(
+                config, plan, inputs.blend, journal, share_orders(nodes, scratch), rescore, inputs.arrays
+            ),
             train_loader=train_loader,
             valid_loader=valid_loader,
             learning_rate=LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size),
@@ -115,7 +116,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         broadcast_journal(journal, nodes)
         trainer.resume(start.state)
         if ranks.rank() == 0:
-            announce(config, folder, model, parallel, start, trainer)
+            announce(config, folder, model, parallel, start, trainer, inputs.arrays)
         finished = trainer.run()
         dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished
