@@ -1,4 +1,4 @@
-"""The same run in every parallel layout: how far losses, gradients, weights, journal and orders are from one process.
+"""Trains one run in every parallel layout, and says how far its losses, weights and orders are from one process.
 
     python tools/parity_matrix.py [--json OUT.json] [--only TP2,PP2] [--variants all]
 
@@ -109,7 +109,7 @@ class Case:
 
 
 def write_corpus(folder: Path) -> list[str]:
-    """Prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
+    """Write prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
     rng = np.random.default_rng(5)
     prefixes = []
     for domain in ("easy", "hard"):
@@ -204,7 +204,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def compare(run: Run, reference: Run) -> dict[str, Any]:
-    """Largest differences: absolute for losses, relative for gradient norms, relative L2 of the worst weight."""
+    """Return the largest differences: absolute of losses, relative of gradient norms, L2 of the worst weight."""
     losses = np.abs(run.steps[:, 0] - reference.steps[:, 0])
     norms = np.abs(run.steps[:, 1] / reference.steps[:, 1] - 1)
     assert run.weights.keys() == reference.weights.keys()
@@ -222,7 +222,7 @@ def compare(run: Run, reference: Run) -> dict[str, Any]:
 
 
 def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[float]:
-    """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
+    """Return, for each Focus of a run, how far the hardest block that it dropped is from the easiest that it kept."""
     config, _ = parse_run_config([*run_flags(prefixes, folder), *flags])
     dataset = make_corpus(config.data)
     plan = make_plan(config, dataset.train.num_blocks)
@@ -263,7 +263,7 @@ def _print_row(name: str, row: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="names of layouts, separated by commas")
+    parser.add_argument("--only", help="names of the layouts to train, separated by commas (default: all)")
     parser.add_argument("--variants", choices=["all", "tied"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
