@@ -22,10 +22,13 @@ from megatron_lfr.build import (
 )
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
+from megatron_lfr.config.main_path import check_main_path
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.identity import run_identity
 from megatron_lfr.learning_rate import LearningRate
+from megatron_lfr.lfr import Blend, Plan
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.parallel import initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
@@ -34,7 +37,7 @@ from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
-from megatron_lfr.training.opening import announce
+from megatron_lfr.training.opening import announce, describe_branches
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.start import find_start, held, open_journal
 from megatron_lfr.training.stopping import Stopping
@@ -79,6 +82,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)
     plan = make_plan(config, corpus.train.num_blocks, blend=blend)
+    learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
+    config, path = _lay_out_main_path(config, plan, blend, learning_rate)
     config.checkpoint.check_retained(plan.total_steps)
     facts = run_identity(config, model, tokenizer, corpus, plan, blend)
     assert config.checkpoint.save is not None
@@ -114,7 +119,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             train_loader=loaders[0],
             valid_source=corpus.valid,
             valid_loader=loaders[1],
-            learning_rate=LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size),
+            learning_rate=learning_rate,
+            end_step=plan.total_steps if path is None else path.end,
             store=CheckpointStore(
                 folder.checkpoint_folder,
                 keep=config.checkpoint.keep_last,
@@ -138,5 +144,21 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         if ranks.rank() == 0:
             announce(config, folder, model, parallel, start, trainer)
         finished = trainer.run()
+        if finished and path is not None and ranks.rank() == 0:
+            print(describe_branches(path, folder.path), flush=True)
         dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished
+
+
+def _lay_out_main_path(
+    config: RunConfig, plan: Plan, blend: Blend, rate: LearningRate
+) -> tuple[RunConfig, MainPath | None]:
+    """Return the configuration with the branch points among the steps to retain, and the main path; None for a run that
+    is none."""
+    path = config.main_path.lay_out(plan.total_steps)
+    if path is None:
+        return config, None
+    check_main_path(path, plan, blend, rate)
+    retained = sorted({*config.checkpoint.save_retain_steps, *path.branch_points})
+    checkpoint = dataclasses.replace(config.checkpoint, save_retain_steps=retained)
+    return dataclasses.replace(config, checkpoint=checkpoint), path
