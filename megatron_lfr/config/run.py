@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, ignored_keys, read_deepspeed
+from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
@@ -44,6 +45,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
+    main_path: MainPathConfig = field(default_factory=MainPathConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -67,6 +69,7 @@ class RunConfig:
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
+        self.main_path.validate()
         self.loss.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)

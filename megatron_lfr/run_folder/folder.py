@@ -216,7 +216,8 @@ class RunFolder:
 
     def write_branch(self, parent: Parent, settings: Settings, history: History) -> None:
         """Make the folder that of a branch: its parent, the `settings` in force, and what they were before."""
-        description = {"format": FORMAT, "parent": dataclasses.asdict(parent)}
+        facts = {name: value for name, value in dataclasses.asdict(parent).items() if value is not None}
+        description = {"format": FORMAT, "parent": facts}
         write_atomic(self._description_file, json.dumps(description, indent=1) + "\n")
         self._write_history(history)
         self.write_config(settings)
