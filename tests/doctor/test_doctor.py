@@ -77,7 +77,7 @@ def test_a_planted_fault_is_the_verdict(name: str, printed: list[dict[str, Any]]
 
 @given(st.integers(2, 9), st.sets(st.integers(0, 8)), st.data())
 def test_slow_nodes_and_paths(count: int, slow: set[int], data: st.DataObject) -> None:
-    """Nodes that are slow, and paths between two others that are: all of the first are printed while two neighbours are
+    """Nodes that are slow, and paths between two others that are: all of the first are found while two neighbours are
     not slow, and all of the second that the ring goes over."""
     slow &= set(range(count))
     ring = {(min(a, b), max(a, b)) for a, b in ((n, (n + 1) % count) for n in range(count))}

@@ -112,7 +112,7 @@ def no_mmap(rank: int, patch: Patch) -> None:
 
 
 def nothing(rank: int, patch: Patch) -> None:
-    """A healthy allocation."""
+    """Leave an allocation healthy."""
 
 
 def folders_of_their_own(rank: int, patch: Patch) -> None:
