@@ -6,7 +6,6 @@ tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, lo
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +13,17 @@ import torch
 
 from megatron_lfr.config import RunConfig, resolve_schedule
 from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Sharing
 from megatron_lfr.lfr.rescoring import Rescore
+from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 
 def make_tokenizer(data: DataConfig) -> Tokenizer | None:
@@ -67,10 +69,26 @@ def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
     return Blend(corpus.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
 
 
+def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str, BlockValues]:
+    """Map the files of --lfr-scores that phases use. ValueError names the flag for a file of another corpus, and for
+    numbers that a phase cannot use."""
+    flag = "--lfr-scores"
+    files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
+    arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
+    digests = corpus.digests() if arrays else []
+    for values in arrays.values():
+        values.check_corpus(digests, flag)
+    try:
+        check_arrays(phases, {name: values.values for name, values in arrays.items()}, plan.n_blocks)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+    return arrays
+
+
 def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
     """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started)."""
     lfr = config.lfr
-    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    data_parallel_size = config.parallel.data_parallel_size(world_size or adopt_launcher().world_size)
     try:
         return resolve_schedule(lfr.lfr_schedule).plan(
             n_blocks,
@@ -173,13 +191,20 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
 
 
 def make_curriculum(
-    config: RunConfig, plan: Plan, blend: Blend, journal: Journal | None, sharing: Sharing | None, rescore: Rescore
+    config: RunConfig,
+    plan: Plan,
+    blend: Blend,
+    journal: Journal | None,
+    sharing: Sharing | None,
+    rescore: Rescore,
+    arrays: Mapping[str, BlockValues],
 ) -> BaseCurriculum:
     """Make the curriculum of a rank that keeps a journal, or a follower for the other ranks.
 
     sharing: how the ranks agree on one order; None where there is only one rank.
     """
     if journal is not None:
-        return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend)
+        values = {name: named.values for name, named in arrays.items()}
+        return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend, values)
     assert sharing is not None
     return CurriculumFollower(plan, sharing, rescore)

@@ -94,11 +94,7 @@ class RunView:
 
     def tokens_at(self, step: int) -> int:
         """Return how many tokens the first `step` optimizer steps train on."""
-        plan = self.run.plan
-        blocks = sum(
-            min(planned.samples, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
-        )
-        return blocks * plan.seq_length
+        return self.run.plan.samples_before(step) * self.run.plan.seq_length
 
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of one kind in metrics.jsonl. ValueError where one has no valid step."""

@@ -246,6 +246,8 @@ def _as_flag(name: str, value: Any) -> list[str]:
         return [flag if value else "--no-" + flag[2:]]
     if name == "lfr_schedule" and isinstance(value, list):
         return [flag, yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()]
+    if name == "lfr_scores" and isinstance(value, list):  # repeated, one value each
+        return [word for one in value for word in (flag, str(one))]
     if isinstance(value, list):
         return [flag, *map(str, value)]
     return [flag, str(value)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.engine.determinism import check_environment
 from megatron_lfr.fileio import same_path
 from megatron_lfr.lfr import PRESETS, FocusScope
@@ -35,6 +39,10 @@ class LFRConfig:
     """Where a Focus phase looks for the hard blocks. global: among all blocks; weights in --data-path then count in
     Learn and Review only. per-corpus: in each prefix separately; a prefix gets its weight's share of the samples, or
     without weights its share of the blocks."""
+    lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
+    """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
+    schedule uses them by name (score: file:NAME or excess:NAME). FILE.npy holds float32, one number for each training
+    block, as commonness and evaluate --split train --per-block write it; it is read where it is."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""
@@ -57,6 +65,7 @@ class LFRConfig:
                 raise ValueError(f"{flag} {value}: must be positive")
         if not self.lfr_schedule:
             raise ValueError(f"--lfr-schedule: give a preset ({', '.join(PRESETS)}) or a YAML file")
+        parse_names(self.lfr_scores, "--lfr-scores")
 
 
 @dataclass(frozen=True)
@@ -198,6 +207,10 @@ class CheckpointConfig:
         """Return whether the checkpoint of a step is kept for good."""
         interval = self.save_retain_interval
         return step in self.save_retain_steps or (interval is not None and step % interval == 0)
+
+    def retaining(self, steps: Iterable[int]) -> CheckpointConfig:
+        """Return these settings with further steps to retain."""
+        return replace(self, save_retain_steps=sorted({*self.save_retain_steps, *steps}))
 
     def check_retained(self, total_steps: int) -> None:
         """ValueError names a step to retain that a run of `total_steps` does not come to."""

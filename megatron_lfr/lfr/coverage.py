@@ -33,7 +33,7 @@ class Coverage:
                 self._draw_uniformly(corpus, quota)
         elif self._covers_all(phase, samples):
             self._fewest, self._most = list(self._sizes), list(self._sizes)
-        elif phase.keeps_unseen or phase.is_rescored:
+        elif phase.keeps_unseen or phase.scores_all:
             self._most = [min(size, most + samples) for size, most in zip(self._sizes, self._most, strict=True)]
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
             for corpus, quota in enumerate(quotas):
@@ -48,7 +48,7 @@ class Coverage:
         sizes, fewest, most = self._sizes, self._fewest, self._most
         if not self._per_corpus:  # the share is of all blocks together
             sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
-        if phase.is_rescored:
+        if phase.scores_all:
             fewest = most = sizes
         if phase.keeps_unseen:
             return max(1, sum(sizes) - sum(dropped_count(phase.drop, scored) for scored in most))
@@ -70,7 +70,7 @@ class Coverage:
         if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
             return False
         dropped = 0
-        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.is_rescored:
+        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.scores_all:
             dropped = dropped_count(phase.drop, sum(self._fewest))
         return samples >= sum(self._sizes) - dropped
 

@@ -12,9 +12,10 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
-from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, check_arrays
 from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
@@ -29,7 +30,8 @@ class Curriculum(BaseCurriculum):
 
     rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
     each node, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
-    that the corpora get; by default every block counts the same.
+    that the corpora get; by default every block counts the same. arrays: those that phases name, with a number for
+    each block; they are not copied.
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class Curriculum(BaseCurriculum):
         rescore: Rescore | None = None,
         sharing: Sharing | None = None,
         blend: Blend | None = None,
+        arrays: Arrays = NO_ARRAYS,
     ) -> None:
         super().__init__(plan)
+        check_arrays([planned.phase for planned in plan.phases], arrays, plan.n_blocks)
+        self.arrays = arrays
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.blend = blend or Blend([0, plan.n_blocks])
@@ -141,7 +146,7 @@ class Curriculum(BaseCurriculum):
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
-        scores = start_phase(planned, self.ledger, self.seed, self.journal)
+        scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
         order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
@@ -157,18 +162,25 @@ class Curriculum(BaseCurriculum):
         rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, broadcast)
 
 
-def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
+def start_phase(
+    planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
+) -> Scores:
     """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
     its order is made."""
-    phase, rescored = planned.phase, None
-    match phase.score if phase.kind == "focus" else "recorded":
+    phase, prior = planned.phase, None
+    match phase.score_mode if phase.kind == "focus" else "recorded":
         case "detrended":
             scores = ledger.detrended_scores()
         case "shuffled":
             scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
         case "rescored":
-            scores = rescored = read_scores(journal, planned.index, len(ledger.nll))
+            scores = prior = read_scores(journal, planned.index, len(ledger.nll))
+        case "file" | "excess" as mode:
+            assert phase.scored_by is not None
+            array = arrays[phase.scored_by].view(np.float32)
+            scores = array if mode == "file" else ledger.detrended_scores() - array
+            prior = of_unit_spread(scores)
         case _:
             scores = ledger.recorded_scores()
-    ledger.begin_phase(planned.first_step, phase.kind == "focus", rescored)
+    ledger.begin_phase(planned.first_step, phase.kind == "focus", prior)
     return scores

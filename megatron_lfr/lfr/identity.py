@@ -2,11 +2,12 @@
 
     {"format": 2, "seed": 1, "seq_length": 128, "corpus": [a digest for each prefix], ..., "segments": [{
         "blocks": 1457, "global_batch_size": 16, "schedule": [a phase each], "samples": [of each phase],
-        "blend": {"starts": [0, 1457], "weights": null, "focus_scope": "global"}}]}
+        "blend": {"starts": [0, 1457], "weights": null, "focus_scope": "global"},
+        "arrays": {the name of an array that phases use: its SHA-256}}]}
 
-A segment is a stretch of training with one set of blocks, phases and batch size; runs have one. A training loop that
-is not this package's may store other facts beside these, or none of these: then its journal cannot be replayed from
-the folder alone.
+A segment is a stretch of training with one set of blocks, phases and batch size; runs have one. Without such arrays it
+has no "arrays". A training loop that is not this package's may store other facts beside these, or none of these: then
+its journal cannot be replayed from the folder alone.
 """
 
 from __future__ import annotations
@@ -17,20 +18,33 @@ from typing import Any
 
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.schedule import Plan, Schedule, lay_out
+from megatron_lfr.lfr.scores import used_arrays
 
 FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
+_NONE: Mapping[str, str] = {}
 
 
-def describe_segment(plan: Plan, blend: Blend | None = None) -> dict[str, Any]:
-    """Return the facts of a segment that is trained by `plan`; without a blend, every block counts the same."""
-    return {
+def describe_segment(plan: Plan, blend: Blend | None = None, arrays: Mapping[str, str] = _NONE) -> dict[str, Any]:
+    """Return the facts of a segment that is trained by `plan`; without a blend, every block counts the same. arrays:
+    the digest of each array that there is, of which those count that phases use."""
+    used = used_arrays(planned.phase for planned in plan.phases)
+    facts = {
         "blocks": plan.n_blocks,
         "global_batch_size": plan.global_batch_size,
         "schedule": [dataclasses.asdict(planned.phase) for planned in plan.phases],
         "samples": [planned.samples for planned in plan.phases],
         "blend": dataclasses.asdict(blend or Blend([0, plan.n_blocks])),
     }
+    return facts | ({"arrays": {name: arrays[name] for name in used}} if used else {})
+
+
+def read_arrays(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each array that the run's phases use, by name; ValueError for facts of none."""
+    stored = identity["segments"][0].get("arrays", {})
+    if not isinstance(stored, dict) or not all(isinstance(digest, str) for digest in stored.values()):
+        raise ValueError("arrays: expected a digest by each name")
+    return dict(stored)
 
 
 def check_format(identity: Mapping[str, Any]) -> None:

@@ -12,8 +12,11 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.journal import UNRECORDED
 from megatron_lfr.lfr.reference import LARGEST, Curves, Population, Reference
+from megatron_lfr.lfr.selection import has_score
 
 _CHUNK = 1 << 16
+_SPREADS = 3.29
+"""Standard deviations between the 5 % and the 95 % quantile of a normal distribution."""
 
 
 class Ledger:
@@ -38,16 +41,16 @@ class Ledger:
         self.reference = Reference(total_steps)
         self._priors: npt.NDArray[np.float16] | None = None
 
-    def begin_phase(self, first_step: int, focus: bool, rescored: npt.NDArray[np.float32] | None = None) -> None:
+    def begin_phase(self, first_step: int, focus: bool, scores: npt.NDArray[np.float32] | None = None) -> None:
         """Begin a phase at `first_step`, when all steps before it are recorded. Without a call, all steps count as one
         phase that samples at random.
 
-        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by the
-        `rescored` losses fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
+        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by other
+        `scores` fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
         """
         self._priors = None
         if focus:
-            self._priors = self._present_standings() if rescored is None else self._standardised(rescored)
+            self._priors = self._present_standings() if scores is None else self._standardised(scores)
         self.reference.begin_phase(first_step, None if self._priors is None else self._population(self._priors))
 
     def record(self, step: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]) -> None:
@@ -139,3 +142,18 @@ class Ledger:
 
     def _population(self, values: npt.NDArray[np.floating]) -> Population:
         return Population.of_corpora(values, self._blend.starts, self._blend.weights or [1.0])
+
+
+def of_unit_spread(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Shift and scale scores of any unit, NaN where there is none, so that a spread of the middle ones is 1.
+
+    Losses have a spread near 1 and need none of it; a `Population` is for numbers of that size. All from exact order
+    statistics and single IEEE operations.
+    """
+    low, middle, high = (_C.percentile(scores, q) for q in (0.05, 0.5, 0.95)) if has_score(scores) else (0.0,) * 3
+    spread = (float(high) - float(low)) / _SPREADS or 1.0
+    scaled = np.empty(len(scores), np.float32)
+    for first in range(0, len(scores), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        scaled[part] = np.clip((scores[part].astype(np.float64) - middle) / spread, -LARGEST, LARGEST)
+    return scaled

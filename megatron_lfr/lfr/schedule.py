@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from megatron_lfr.lfr.coverage import Coverage
+from megatron_lfr.lfr.scores import check_score, split_score
 
 if TYPE_CHECKING:
     from megatron_lfr.lfr.blend import Blend
@@ -18,7 +19,6 @@ Kind = Literal["learn", "focus", "review"]
 Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
 SelectionMode = Literal["threshold", "clusters"]
 Sampling = Literal["passes", "visits", "choice"]
-ScoreMode = Literal["recorded", "detrended", "rescored", "shuffled"]
 Unseen = Literal["auto", "keep", "exclude"]
 
 CLUSTERS = (2, 63)
@@ -33,7 +33,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "unit": get_args(Unit),
     "selection": get_args(SelectionMode),
     "sampling": get_args(Sampling),
-    "score": get_args(ScoreMode),
     "unseen": get_args(Unseen),
 }
 
@@ -59,25 +58,42 @@ class Phase:
     sampling: Sampling = "passes"
     """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
     its perplexity. choice: weighted without replacement, by perplexity."""
-    score: ScoreMode = "recorded"
+    score: str = "recorded"
     """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
     changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
     the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
-    repeats as often, but not by difficulty."""
+    repeats as often, but not by difficulty. file:NAME: the numbers of an array from outside of the run, higher is
+    harder. excess:NAME: the detrended score less that number, where the array holds a reference model's losses."""
     unseen: Unseen = "auto"
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8
     """Number of clusters of the k-means."""
 
     @property
+    def score_mode(self) -> str:
+        """What the score is made of, without the name of an array."""
+        return split_score(self.score)[0]
+
+    @property
+    def scored_by(self) -> str | None:
+        """The name of the array that the score needs; None without one."""
+        return split_score(self.score)[1] if self.kind == "focus" else None
+
+    @property
     def is_rescored(self) -> bool:
         """Whether every block is rescored before the phase."""
         return self.kind == "focus" and self.score == "rescored"
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether every block has a score, whether it has been trained on or not."""
+        return self.is_rescored or (self.kind == "focus" and self.score_mode == "file")
 
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
+        check_score(self.score)
         for name in ("duration", "drop", "clusters"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
@@ -149,6 +165,11 @@ class Plan:
     def total_samples(self) -> int:
         return sum(planned.samples for planned in self.phases)
 
+    def samples_before(self, step: int) -> int:
+        """Return how many samples the first `step` optimizer steps train on."""
+        size = self.global_batch_size
+        return sum(min(phase.samples, max(0, step - phase.first_step) * size) for phase in self.phases)
+
     def at_step(self, step: int) -> PlannedPhase:
         """Return the phase that optimizer step `step` (from 0) belongs to."""
         if not 0 <= step < self.total_steps:
@@ -171,9 +192,10 @@ class Schedule:
         if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
             raise ValueError(f"the shares of the phases must sum to 1, not {sum(shares):g}")
         first = self.phases[0]
-        if first.kind == "focus" and first.score != "rescored":
+        if first.kind == "focus" and not first.scores_all:
             raise ValueError(
-                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored)"
+                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored or "
+                "file:NAME)"
             )
 
     @property

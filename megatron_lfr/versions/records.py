@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -62,7 +63,7 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
     before = lengths[: position.phase]
     if any(old != new for old, new in before) or lengths[position.phase][1] < position.entries:
         raise error
-    histories = zip(run.phases(), Run(run.folder, plan, run.seed, run.blend).phases(), strict=True)
+    histories = zip(run.phases(), dataclasses.replace(run, plan=plan).phases(), strict=True)
     for old, new in histories:
         if not np.array_equal(_served(old, position.step), _served(new, position.step)):
             raise error

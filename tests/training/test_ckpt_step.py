@@ -17,7 +17,7 @@ from support.tiny_run import STOPPED, tiny_flags
 
 @pytest.fixture(scope="module")
 def saved(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """The flags of a finished run that kept steps 4 and 8, and its folder. Changed by no test."""
+    """Return the flags of a finished run that kept steps 4 and 8, and its folder. Changed by no test."""
     flags, folder = [*tiny_flags(corpus), "--save-interval-mins", "None"], tmp_path_factory.mktemp("saved") / "run"
     assert main(["train", *flags, "--save-retain-steps", "4", "8", "--save", str(folder)]) == 0
     return flags, folder
