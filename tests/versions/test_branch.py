@@ -29,7 +29,7 @@ DECAY = ["--lr-decay-style", "linear", "--min-lr", "1e-4"]
 
 
 def flags(corpus: list[str], *more: str) -> list[str]:
-    """A run of 20 steps, logged at each."""
+    """Return the flags of a run, logged at each."""
     length = tiny_flags(corpus)
     at = length.index("--train-epochs")
     return [*length[:at], *length[at + 2 :], "--log-interval", "1", "--save-interval-mins", "None", *more]
@@ -37,7 +37,7 @@ def flags(corpus: list[str], *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def parent(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of all phases, which keeps its step 10, in a Focus. Not to be written to."""
+    """Train a run of all phases, which keeps its step 10, in a Focus. Not to be written to."""
     folder = tmp_path_factory.mktemp("parent") / "main"
     assert main(["train", *lfr_flags(corpus), "--save", str(folder)]) == 0
     return folder
@@ -45,7 +45,7 @@ def parent(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trunk(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one phase at one rate. Not to be written to."""
+    """Train a run of one phase at one rate. Not to be written to."""
     folder = tmp_path_factory.mktemp("trunk") / "main"
     retained = ["--save-retain-steps", str(CUT), "20"]
     assert (
@@ -144,7 +144,7 @@ def test_a_knee_and_steps_have_settings_of_their_own(trunk: Path, tmp_path: Path
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, save: Path, *how: str, step: int = CUT) -> str:
-    """What a command says that is refused, and leaves nothing behind."""
+    """Return what a command says that is refused, and leaves nothing behind."""
     before = folder_bytes(source)
     capsys.readouterr()
     assert branch(source, save, *how, step=step) == 2
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused(
 
 
 def _shortened(capsys: pytest.CaptureFixture[str], parent: Path, save: Path) -> str:
-    """A run whose phases are shares, at a rate that does not follow the length."""
+    """Shorten a run whose phases are shares, at a rate that does not follow the length."""
     constant = shutil.copytree(parent, save.with_name("constant"))
     for name in ("config.yaml", "config_history.yaml"):
         text = (constant / name).read_text()
