@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from megatron_lfr.analysis.rates import rates
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from support.folder_bytes import folder_bytes
+from support.run_process import Run
 from support.same_run import assert_same_last_checkpoint, assert_same_run, metrics_without_time
 from support.tiny_run import tiny_flags
 
@@ -108,6 +111,25 @@ def assert_shows_versions(page: str, path: Path, branches: Path) -> None:
         last = [row for row in metrics_without_time(branches / f"v{version}") if row["event"] == "evaluation"][-1]
         assert all(f"{loss:.4f}" in section for loss in (last["loss"], *last["domains"].values()))
     assert f"Version 3, a branch of {path} from step 24 on." in page
+
+
+def test_a_branch_that_is_killed_goes_on(path: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a branch, after its first checkpoint of its own: the main path stays as it is."""
+    before = folder_bytes(path)
+    killed, alone = tmp_path / "killed", tmp_path / "alone"
+    for save in (killed, alone):
+        how = ["--version", "2", "--lr-decay-style", "linear"]
+        assert main(["branch", "--from", str(path), *how, "--save", str(save)]) == 0
+    given = shutil.copy(killed / "config.yaml", tmp_path / "given.yaml")
+    train = ["--config", str(given), "--save-interval", "2"]
+    code, said = Run([*train, "--callback", "support.own_callbacks:KilledAfterStep17"]).end()
+    assert code == -signal.SIGKILL, said
+    assert CheckpointStore(killed / "checkpoints", keep=None).iterations() == [14, 16]
+    assert folder_bytes(path) == before
+    assert main(["train", *train]) == 0
+    assert main(["train", "--config", str(alone / "config.yaml")]) == 0
+    assert_same_run(alone, killed)
+    assert folder_bytes(path) == before
 
 
 def test_the_order_of_every_focus_is_that_of_one_run(corpus: list[str], tmp_path: Path) -> None:
