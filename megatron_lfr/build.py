@@ -162,15 +162,13 @@ def _make_deepspeed_engine(
     from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 
     (stage,) = _build_stages(config, model, parallel)
-    stage.empty_on(parallel.device)
-    if initialize_weights:
-        stage.init_weights(config.training.seed)
     return DeepSpeedEngine(
         stage,
         config.optimizer,
         parallel,
         settings,
         micro_batch_size=config.training.micro_batch_size,
+        seed=config.training.seed if initialize_weights else None,
     )
 
 

@@ -18,7 +18,12 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, ignored_keys, read_deepspeed
+from megatron_lfr.config.deepspeed import (
+    apply_deepspeed,
+    deepspeed_settings,
+    effect_notes,
+    read_deepspeed,
+)
 from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
@@ -160,7 +165,10 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     if config.deepspeed.deepspeed and config.deepspeed.deepspeed_config:
         values = read_deepspeed(config.deepspeed.deepspeed_config)
         config = parse(apply_deepspeed(default, values))
-        notes += [f"--deepspeed-config: {note}" for note in ignored_keys(values)]
+        # The run may be continued from another folder, with the config.yaml that this goes into.
+        path = str(Path(config.deepspeed.deepspeed_config or "").absolute())
+        config = dataclasses.replace(config, deepspeed=dataclasses.replace(config.deepspeed, deepspeed_config=path))
+        notes += [f"--deepspeed-config: {note}" for note in effect_notes(values)]
     return config, notes
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -156,11 +155,16 @@ class DeepSpeedConfig:
     """With --deepspeed: DeepSpeed's configuration, a JSON file. What it says of the run's settings counts like
     --config; a flag that says something else is an error, and so is a key that is unknown or asks for what is not done
     here."""
+    cpu_optimizer: bool = False
+    """With --deepspeed: keep the fp32 weights and AdamW's state in the host's memory, and update them there, as
+    offload_optimizer does in DeepSpeed's configuration."""
 
     def validate(self) -> None:
         if not self.deepspeed:
             if self.deepspeed_config is not None:
                 raise ValueError(f"--deepspeed-config {self.deepspeed_config}: goes with --deepspeed")
+            if self.cpu_optimizer:
+                raise ValueError("--cpu-optimizer: goes with --deepspeed")
             return
         if self.deepspeed_config is None:
             raise ValueError("--deepspeed: give DeepSpeed's configuration with --deepspeed-config FILE")
@@ -207,10 +211,6 @@ class CheckpointConfig:
         """Return whether the checkpoint of a step is kept for good."""
         interval = self.save_retain_interval
         return step in self.save_retain_steps or (interval is not None and step % interval == 0)
-
-    def retaining(self, steps: Iterable[int]) -> CheckpointConfig:
-        """Return these settings with further steps to retain."""
-        return replace(self, save_retain_steps=sorted({*self.save_retain_steps, *steps}))
 
     def check_retained(self, total_steps: int) -> None:
         """ValueError names a step to retain that a run of `total_steps` does not come to."""

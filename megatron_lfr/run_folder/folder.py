@@ -7,6 +7,8 @@ metrics.jsonl          losses, evaluations and phases, one JSON object a line (t
 journal/               the loss of every block at every visit, and what the run is (lfr/journal.py)
 checkpoints/           weights, optimizer and the position in the curriculum (checkpoint/store.py)
 tensorboard/           scalars
+deepspeed_config.json  with --deepspeed: a copy of the file of --deepspeed-config
+deepspeed.json         with --deepspeed: what DeepSpeed was given, of that file and of the settings
 lock                   held by the process that trains
 """
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the folder, in run.json. Runs from before it was recorded have this version."""
+DEEPSPEED_COPY = "deepspeed_config.json"
 
 
 class RunFolder:
@@ -229,8 +232,9 @@ class RunFolder:
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
-    def write_deepspeed(self, settings: Settings) -> None:
-        """Note what DeepSpeed is given."""
+    def write_deepspeed(self, settings: Settings, source: Path) -> None:
+        """Note what DeepSpeed is given, and keep a copy of the file that says so."""
+        write_atomic(self.path / DEEPSPEED_COPY, source.read_text("utf-8"))
         write_atomic(self.path / "deepspeed.json", json.dumps(settings, indent=1) + "\n")
 
     def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:

@@ -26,8 +26,7 @@ class Inputs:
     """What a run reads, opened and checked, and what it is by that."""
 
     config: RunConfig
-    """The configuration, with `bos` as the corpus has it, and the branch points of a main path among the steps to
-    retain."""
+    """The configuration, with `bos` as the corpus has it."""
     tokenizer: Tokenizer | None
     model: ModelConfig
     corpus: BlockDataset
@@ -35,7 +34,7 @@ class Inputs:
     plan: Plan
     learning_rate: LearningRate
     main_path: MainPath | None
-    """Where versions leave the run and end; None for a run that is no main path."""
+    """Where versions branch off, for a run of --versions."""
     arrays: dict[str, BlockValues]
     """The files of --lfr-scores that phases use, by name."""
     facts: dict[str, Any]
@@ -43,7 +42,7 @@ class Inputs:
 
     @property
     def end_step(self) -> int:
-        """The run's last step: where the last version leaves a main path, else the plan's end."""
+        """Number of steps after which the run ends: a main path ends before its plan does."""
         return self.plan.total_steps if self.main_path is None else self.main_path.end
 
 
@@ -62,13 +61,23 @@ def open_inputs(config: RunConfig) -> Inputs:
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)
     plan = make_plan(config, corpus.train.num_blocks, blend=blend)
-    rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
-    main_path = config.main_path.lay_out(plan.total_steps)
-    if main_path is not None:
-        check_main_path(main_path, plan, blend, rate)
-        retained = config.checkpoint.retaining(main_path.branch_points)
-        config = dataclasses.replace(config, checkpoint=retained)
+    learning_rate = LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size)
+    config, main_path = _lay_out_main_path(config, plan, blend, learning_rate)
     config.checkpoint.check_retained(plan.total_steps)
     arrays = make_arrays(config, corpus, plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, blend, arrays)
-    return Inputs(config, tokenizer, model, corpus, blend, plan, rate, main_path, arrays, facts)
+    return Inputs(config, tokenizer, model, corpus, blend, plan, learning_rate, main_path, arrays, facts)
+
+
+def _lay_out_main_path(
+    config: RunConfig, plan: Plan, blend: Blend, rate: LearningRate
+) -> tuple[RunConfig, MainPath | None]:
+    """Return the configuration with the branch points among the steps to retain, and the main path; None for a run that
+    is none."""
+    path = config.main_path.lay_out(plan.total_steps)
+    if path is None:
+        return config, None
+    check_main_path(path, plan, blend, rate)
+    retained = sorted({*config.checkpoint.save_retain_steps, *path.branch_points})
+    checkpoint = dataclasses.replace(config.checkpoint, save_retain_steps=retained)
+    return dataclasses.replace(config, checkpoint=checkpoint), path

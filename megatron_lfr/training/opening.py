@@ -68,15 +68,6 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: i
     folder.write_settings(settings, start.step, defaults)
 
 
-def describe_branches(path: MainPath, folder: Path) -> str:
-    """Describe in one line where the versions of a finished main path leave it."""
-    points = ", ".join(map(str, path.branch_points))
-    return (
-        f"{folder}: versions 1 to {path.versions} leave after steps {points} and end every {path.steps}: "
-        f"megatron-lfr branch --from {folder} --version I --lr-decay-style STYLE --save NEW"
-    )
-
-
 def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:
     """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those in use."""
     unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - arrays.keys()
@@ -88,6 +79,15 @@ def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> lis
                 "numbers are of these blocks, in this order, is taken on trust"
             )
     return notes
+
+
+def describe_branches(path: MainPath, folder: Path) -> str:
+    """Describe in one line where the versions of a finished main path leave it."""
+    points = ", ".join(map(str, path.branch_points))
+    return (
+        f"{folder}: versions 1 to {path.versions} leave after steps {points} and end every {path.steps}: "
+        f"megatron-lfr branch --from {folder} --version I --lr-decay-style STYLE --save NEW"
+    )
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:

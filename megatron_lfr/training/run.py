@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -80,7 +81,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         # Everything that can be refused has been checked; from here on, the folder is written to.
         scratch = config.lfr.scratch(folder.path, nodes.index)
         if deepspeed is not None and ranks.rank() == 0:
-            folder.write_deepspeed(deepspeed)
+            assert config.deepspeed.deepspeed_config is not None
+            folder.write_deepspeed(deepspeed, Path(config.deepspeed.deepspeed_config))
         journal = open_journal(folder, nodes, inputs.facts, start, scratch)
         train_loader, valid_loader, rescoring_loader = (
             make_loader(config, source, inputs.tokenizer, parallel)
