@@ -3,8 +3,9 @@
     python tools/benchmark_deepspeed.py [--steps 30] [--only "ZeRO-1;ZeRO-3"] [--json OUT.json]
 
 One thread a process, gloo. Both engines take a step on the same batch, in turn first; the ratio of each pair is taken,
-and the median ratio with a 95 % bootstrap interval printed. Buckets are as large as the model, and at stage 3 everything
-is sharded, in both engines. The last rows are of bf16, and of offloading, which on a CPU copies from the host to itself.
+and the median ratio with a 95 % bootstrap interval printed. Buckets are as large as the model, and at stage 3
+everything is sharded, in both engines. The last rows are of bf16, and of offloading, which on a CPU copies from the
+host to itself.
 """
 
 from __future__ import annotations
