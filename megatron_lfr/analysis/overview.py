@@ -95,10 +95,7 @@ class RunView:
     def tokens_at(self, step: int) -> int:
         """Return how many tokens the first `step` optimizer steps train on."""
         plan = self.run.plan
-        blocks = sum(
-            min(planned.samples, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
-        )
-        return blocks * plan.seq_length
+        return plan.samples_before(step) * plan.seq_length
 
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of one kind in metrics.jsonl. ValueError where one has no valid step."""
@@ -162,7 +159,7 @@ def _view_phase(history: PhaseHistory, trajectories: Trajectories, corpus: Corpu
 
 
 def _step_losses(history: PhaseHistory) -> Doubles:
-    starts = np.arange(0, len(history.nll), history.global_batch_size)
+    starts = np.arange(0, len(history.nll), history.planned.global_batch_size)
     if not len(starts):
         return np.empty(0)
     sums = np.add.reduceat(np.where(history.recorded, history.nll, 0).astype(np.float64), starts)

@@ -29,6 +29,7 @@ from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.replacing import current_bytes
 from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 
 
@@ -205,7 +206,7 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
     """Turn a configuration file into (model preset, flags)."""
     try:
-        settings = parse_yaml(path.read_bytes())
+        settings = parse_yaml(current_bytes(path.parent, path.name))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:

@@ -31,6 +31,9 @@ class LFRConfig:
     train_epochs: float | None = None
     """Length of the run in epochs of the corpus, instead of --train-iters; only for a schedule whose phases are
     shares."""
+    replay: float = 0.0
+    """Share of the samples of the first phase of a segment with new blocks (see `megatron-lfr extend`) that come from
+    the other, older blocks, at random."""
     lfr_focus_scope: FocusScope = "global"
     """Where a Focus phase looks for the hard blocks. global: among all blocks; weights in --data-path then count in
     Learn and Review only. per-corpus: in each prefix separately; a prefix gets its weight's share of the samples, or
@@ -55,6 +58,8 @@ class LFRConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"--replay {self.replay}: must be at least 0 and below 1")
         if not self.lfr_schedule:
             raise ValueError(f"--lfr-schedule: give a preset ({', '.join(PRESETS)}) or a YAML file")
 
@@ -173,6 +178,9 @@ class CheckpointConfig:
     finetune_change: list[str] = field(default_factory=list)
     """With --finetune: names of the settings of the model, the tokenizer or the documents that may differ from those
     the weights were trained with (for example rotary_base reset_attention_mask); all others must agree."""
+    override_opt_param_scheduler: bool = False
+    """Where a run gets longer and its learning rate follows its length: take the rate of the new length from here on,
+    though the steps before were trained with that of the old one."""
     save_interval: int | None = None
     """Steps between checkpoints; a checkpoint is written at the end of the run anyway."""
     save_interval_mins: float | None = 15.0

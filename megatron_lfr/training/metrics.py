@@ -118,12 +118,14 @@ class Window:
         self.nll = nll
         self.tokens = tokens
         self.steps = 0
+        self.rows = 0
         self.seconds = 0.0
         self.wait = 0.0
         self.record = 0.0
 
     def add(self, report: StepReport) -> None:
         self.steps += 1
+        self.rows += report.blocks.shape[1]
         self.seconds += report.seconds
         self.wait += report.wait_seconds
         self.record += report.record_seconds
@@ -140,12 +142,11 @@ class Window:
     def times(self, trainer: Training) -> dict[str, float]:
         """Return the mean milliseconds of a step, those of waiting for data and of recording losses, and the speed."""
         scale = 1000.0 / max(1, self.steps)
-        per_step = self.seconds / max(1, self.steps)
         return {
             "step_ms": self.seconds * scale,
             "loader_wait_ms": self.wait * scale,
             "lfr_record_ms": self.record * scale,
-            "tokens_per_second": trainer.plan.global_batch_size * trainer.plan.seq_length / max(per_step, 1e-9),
+            "tokens_per_second": self.rows * trainer.plan.seq_length / max(self.seconds, 1e-9),
         }
 
     def state(self) -> dict[str, float]:

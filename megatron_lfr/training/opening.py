@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.identity import describe_changes
+from megatron_lfr.identity import describe_changes, recorded_settings
+from megatron_lfr.lfr import Plan
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.attention import describe
 from megatron_lfr.model.fused import describe_layers
@@ -17,7 +18,7 @@ def announce(
     config: RunConfig, folder: RunFolder, model: ModelConfig, parallel: ParallelState, start: Start, trainer: Trainer
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
-    put_in_force(config, folder, start, trainer.plan.total_steps)
+    put_in_force(config, folder, start, trainer.plan)
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
@@ -32,18 +33,18 @@ def announce(
         )
 
 
-def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps: int) -> None:
+def put_in_force(config: RunConfig, folder: RunFolder, start: Start, plan: Plan) -> None:
     """Write the settings into the run folder, and print what changes for a run that was in it. A finished run stays as
     it is."""
-    settings, defaults = config.to_flat(), RunConfig().to_flat()
+    settings, defaults = recorded_settings(config), RunConfig().to_flat()
     changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
-    if start.step == total_steps:
+    if start.step == plan.total_steps:
         note = f"; these settings have no effect any more: {changed}" if changed else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
         return
     if start.checkpoint:
         origin = f" (--load {config.checkpoint.load} was only used at its start)" if config.checkpoint.finetune else ""
-        print(f"continuing {folder.path} at step {start.step} of {total_steps}{origin}", flush=True)
+        print(f"continuing {folder.path} at step {start.step} of {plan.total_steps}{origin}", flush=True)
     if start.discarded:
         print(
             f"{folder.path}: its run was stopped before its first checkpoint and starts anew; the "
@@ -52,7 +53,7 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps
         )
     if changed:
         print(f"settings that change from step {start.step} on: {changed}", flush=True)
-    folder.write_settings(settings, start.step, defaults)
+    folder.write_settings(settings, start.step, defaults, len(plan.segments))
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:

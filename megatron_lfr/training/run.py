@@ -11,20 +11,19 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_lfr.build import (
-    make_blend,
     make_corpus,
     make_curriculum,
     make_engine,
+    make_learning_rate,
     make_loader,
     make_model_config,
-    make_plan,
+    make_run_plan,
     make_tokenizer,
 )
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine.determinism import deterministic
-from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.identity import run_identity
 from megatron_lfr.parallel import initialize, ranks, session
 from megatron_lfr.parallel.watch import watching
@@ -32,6 +31,7 @@ from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
+from megatron_lfr.training.lengthening import check_frozen, describe_lengthening, stored_plan, write_lengthening
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
 from megatron_lfr.training.opening import announce
@@ -71,18 +71,20 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     callback_classes = [callback_class(name) for name in config.logging.callback]
     tokenizer = make_tokenizer(config.data)
     model = make_model_config(config, tokenizer)
-    corpus = make_corpus(config.data)
+    assert config.checkpoint.save is not None
+    folder = RunFolder(config.checkpoint.save, "--save")
+    stored = stored_plan(folder)
+    corpus = make_corpus(config.data, stored)
     assert model.vocab_size is not None
     data = settle_documents(config.data, tokenizer, model.vocab_size, corpus.datasets)
     if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
-    blend = make_blend(config, corpus)
-    plan = make_plan(config, corpus.train.num_blocks, blend=blend)
+    check_frozen(folder, stored, corpus)
+    plan = make_run_plan(config, corpus, stored)
+    learning_rate = make_learning_rate(config.optimizer, plan)
     config.checkpoint.check_retained(plan.total_steps)
-    facts = run_identity(config, model, tokenizer, corpus, plan, blend)
-    assert config.checkpoint.save is not None
-    folder = RunFolder(config.checkpoint.save, "--save")
+    facts = run_identity(config, model, tokenizer, corpus, plan)
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
@@ -95,6 +97,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, facts, plan, model, parallel.control_group)
+        lengthening = describe_lengthening(config, stored, plan, start.step)
         deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
         engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)
         start.load_into(engine)
@@ -103,18 +106,20 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         scratch = config.lfr.scratch(folder.path, nodes.index)
         if deepspeed is not None and ranks.rank() == 0:
             folder.write_deepspeed(deepspeed)
+        if lengthening is not None and ranks.rank() == 0:
+            write_lengthening(config, folder, facts, start, lengthening)
         journal = open_journal(folder, nodes, facts, start, scratch)
         loaders = [make_loader(config, source, tokenizer, parallel) for source in (corpus.train, corpus.valid)]
         stopping, times = Stopping(config.training, parallel.control_group), Stopwatch()
         rescore = make_rescore(engine, make_loader(config, corpus.train, tokenizer, parallel), stopping, times)
         trainer = Trainer(
             engine=engine,
-            curriculum=make_curriculum(config, plan, blend, journal, share_orders(nodes, scratch), rescore),
+            curriculum=make_curriculum(config, plan, journal, share_orders(nodes, scratch), rescore),
             train_source=corpus.train,
             train_loader=loaders[0],
             valid_source=corpus.valid,
             valid_loader=loaders[1],
-            learning_rate=LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size),
+            learning_rate=learning_rate,
             store=CheckpointStore(
                 folder.checkpoint_folder,
                 keep=config.checkpoint.keep_last,

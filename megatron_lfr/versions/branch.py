@@ -16,7 +16,7 @@ from megatron_lfr.analysis.replay import PhaseHistory, Run
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.manifest import NAME, record_file
 from megatron_lfr.fileio import check_space, new_folder
-from megatron_lfr.lfr.identity import describe_segment
+from megatron_lfr.lfr.identity import describe_segments
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.lineage import Parent
 from megatron_lfr.run_folder.position import read_position
@@ -50,21 +50,21 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Bran
     _check_target(folder, save)
     checkpoint = _find_checkpoint(folder, step)
     position = read_position(checkpoint)
-    plan, seed, blend = folder.plan()
-    new_plan = change_plan(changed, plan, blend)
+    plan, seed = folder.plan()
+    new_plan = change_plan(changed, plan)
     settings = change_settings(changed, folder.settings_at(step), step, plan, new_plan)
     settings |= _of_its_own(settings, save)
     history = _history(folder, settings, step)
     identity = folder.identity()
     if changed.train_iters is not None:
-        identity["segments"] = [describe_segment(new_plan, blend)]
+        identity["segments"] = describe_segments(new_plan)
 
     with new_folder(save) as aside:
         new, tensors = RunFolder(aside), Tensors.of(checkpoint, aside)
         losses = 4 * (plan.global_batch_size * step + plan.n_blocks)
         check_space("--save", save, losses + position.metrics_bytes + (0 if tensors.are_linked else tensors.bytes))
         digest = copy_journal(folder.journal, new.journal.folder, identity, plan, position)
-        run = Run(new, plan, seed, blend)
+        run = Run(new, plan, seed)
         current = None if changed.train_iters is None else replay_under(new_plan, run, position)
         metrics_bytes = copy_metrics(folder, new, position, current, run)
         state = _new_state(checkpoint, identity, metrics_bytes, current)

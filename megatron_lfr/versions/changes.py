@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_lfr.engine.optimizer import LearningRate, OptimizerConfig
-from megatron_lfr.lfr import Blend, Plan, Schedule
+from megatron_lfr.engine.rates import describe_other_past
+from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.schedule import with_length
 
 DecayStyle = Literal["cosine", "linear", "minus_sqrt"]
-_CLOSE = 1e-9
-"""Relative difference of two rates that are the same, but for the rounding of a warm-up's length."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class Changed:
     train_iters: int | None = None
 
 
-def change_plan(changed: Changed, plan: Plan, blend: Blend) -> Plan:
-    """The branch's plan: the parent's, or its schedule over --train-iters. ValueError names the flag where the schedule
+def change_plan(changed: Changed, plan: Plan) -> Plan:
+    """The branch's plan: the parent's, or one that ends at --train-iters. ValueError names the flag where the schedule
     has another length."""
     if changed.train_iters is None:
         return plan
-    schedule = Schedule(tuple(planned.phase for planned in plan.phases))
-    sizes = (plan.n_blocks, plan.seq_length, plan.global_batch_size)
-    return schedule.plan(*sizes, train_iters=changed.train_iters, blend=blend)
+    return with_length(plan, changed.train_iters)
 
 
 def change_settings(
@@ -88,9 +86,5 @@ def _decaying(parent: OptimizerConfig, rate: LearningRate, changed: Changed, ste
 
 def _check_past(before: LearningRate, after: LearningRate, step: int, plan: Plan) -> None:
     """ValueError where a step before the cut would have had another rate."""
-    for past in range(step):
-        if abs(before(past) - after(past)) > _CLOSE * before(past):
-            raise ValueError(
-                f"--train-iters {plan.total_steps}: the learning rate follows the run's length: step {past + 1}, which "
-                f"is trained, would have had {after(past):g} instead of {before(past):g}. Leave the length as it is"
-            )
+    if problem := describe_other_past(before, after, step):
+        raise ValueError(f"--train-iters {plan.total_steps}: {problem}. Leave the length as it is")

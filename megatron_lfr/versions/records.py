@@ -58,11 +58,15 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
         f"--train-iters {plan.total_steps}: the {position.step} steps before would have had other blocks, as phases "
         "and their orders follow the length; it can differ where one Learn without weights is all, as with uniform"
     )
-    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=True)]
+    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=False)]
     before = lengths[: position.phase]
-    if any(old != new for old, new in before) or lengths[position.phase][1] < position.entries:
+    if (
+        len(lengths) <= position.phase
+        or any(old != new for old, new in before)
+        or lengths[position.phase][1] < position.entries
+    ):
         raise error
-    histories = zip(run.phases(), Run(run.folder, plan, run.seed, run.blend).phases(), strict=True)
+    histories = zip(run.phases(), Run(run.folder, plan, run.seed).phases(), strict=True)
     for old, new in histories:
         if not np.array_equal(_served(old, position.step), _served(new, position.step)):
             raise error
@@ -71,7 +75,7 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
 
 def _served(history: PhaseHistory, step: int) -> Order:
     """What a phase serves before `step`."""
-    return history.order[: max(0, step - history.planned.first_step) * history.global_batch_size]
+    return history.order[: max(0, step - history.planned.first_step) * history.planned.global_batch_size]
 
 
 def copy_metrics(
@@ -92,7 +96,7 @@ def _as_planned(line: bytes, current: PhaseHistory, run: Run) -> bytes:
     row = json.loads(line)
     if row.get("event") != "phase" or row.get("phase") != current.planned.index:
         return line
-    counts = _C.count_parts(current.order, run.blend.sizes).tolist()
+    counts = _C.count_parts(current.order, run.plan.segments[-1].blend.sizes).tolist()
     row |= {
         "draws": current.planned.samples,
         "steps": current.planned.steps,
