@@ -162,10 +162,15 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 
     tokenizer_model: where the run's tokenizer is now, if it was moved. Raises ValueError where the folder holds no run.
     """
-    preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
-    config = _parse(argv, _preset_config(preset_name), prog=f"{folder.config_file}")
+    config = parse_settings(folder.settings(), str(folder.config_file))
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
+
+
+def parse_settings(settings: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the configuration that settings give, by the names of their flags. A ValueError begins with `source`."""
+    preset_name, argv = _settings_to_argv(settings, source)
+    return _parse(argv, _preset_config(preset_name), prog=source)
 
 
 def _preset_config(name: str | None) -> RunConfig:
