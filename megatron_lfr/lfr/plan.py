@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scope import Scope, ScopedSelection, make_scoped_order, outside
@@ -79,10 +82,10 @@ class Segment:
             return self.blend.make_order(phase, scores, samples, seed, planned.index)
         if planned.corpora is None:
             order, selection = self.blend.make_order(phase, known, samples, seed, planned.index)
-            return order, None if selection is None else ScopedSelection(selection, self.scope(planned))
+            return order, None if selection is None else ScopedSelection(selection, self.scope(planned), len(scores))
         others = outside(planned.corpora, self.blend)
         rest = Scope(self.blend, others) if others else None
-        return make_scoped_order(self.scope(planned), rest, phase, known, samples, seed, planned.index)
+        return make_scoped_order(self.scope(planned), rest, phase, scores, samples, seed, planned.index)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ class Plan:
     def first(self, segments: int) -> Plan:
         """Return the plan of the first `segments` segments."""
         return Plan(self.segments[:segments], self.seq_length)
+
+    def in_scope(self, planned: PlannedPhase) -> npt.NDArray[np.bool_]:
+        """Return a mask [n_blocks] of the blocks that a phase is about."""
+        return self.segments[planned.segment].scope(planned).contains(self.n_blocks)
 
     def make_order(self, planned: PlannedPhase, scores: Scores, seed: int) -> tuple[Order, AnySelection | None]:
         """Make the order of a phase; see `Segment.make_order`."""

@@ -61,6 +61,15 @@ class ScopedSelection:
 
     selection: Selection | BlendSelection
     scope: Scope
+    of_blocks: int
+
+    @property
+    def starts(self) -> tuple[int, ...] | None:
+        """The stretches of the run's `of_blocks` blocks that were each chosen from by themselves, as their first blocks
+        and the end; None where there was one."""
+        if not isinstance(self.selection, BlendSelection):
+            return None
+        return tuple(sorted({0, self.of_blocks, *(edge for one in self.scope.ranges for edge in one)}))
 
     @property
     def n_blocks(self) -> int:
@@ -109,7 +118,7 @@ def make_scoped_order(
         quotas = [len(order), others]
         order = np.concatenate((order, rest.ids(old, len(scores))))
         order = _C.interleave(order, quotas, _replay_seed(phase_seed(seed, phase_index)))
-    return order, None if selection is None else ScopedSelection(selection, scope)
+    return order, None if selection is None else ScopedSelection(selection, scope, len(scores))
 
 
 def replayed(phase: Phase, samples: int) -> int:

@@ -14,6 +14,12 @@ from megatron_lfr.data.config import DataConfig, parse_blend
 _OF_THE_COMMAND = ("save", "load", "print_config", "override_opt_param_scheduler")
 """Settings that concern a command only, not the run."""
 
+OF_SEGMENT = (
+    *("data_path", "data_args_path", "lfr_schedule", "lfr_focus_scope", "replay", "global_batch_size"),
+    *("train_iters", "train_samples", "train_epochs"),
+)
+"""Settings that describe the last segment of a run's plan."""
+
 Settings = Mapping[str, Any]
 """Values of settings, by the names of their flags."""
 Changes = dict[str, list[Any]]
@@ -53,7 +59,8 @@ class History:
 
     def segments_at(self, step: int) -> int:
         """Return how many segments the run's plan had when the step after `step` was first trained."""
-        return max((entry.get("segments", 1) for entry in self.entries if entry["step"] <= step), default=1)
+        known = [entry.get("segments", 1) for entry in self.entries if entry["step"] <= step]
+        return int(known[-1]) if known else 1
 
     def of_segments(self, segments: int) -> History:
         """Return the entries from before the run's plan had more than `segments` segments."""

@@ -49,10 +49,11 @@ class MetricsFile(Callback):
         }
         if selection is not None:
             left_out = selection.left_out(start.scores)
+            in_scope = trainer.plan.in_scope(planned)
             row["dropped"] = selection.dropped
             row["dropped_share"] = selection.dropped_share
             row["unseen"] = selection.unseen
-            row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out)
+            row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out, in_scope)
         self._write(row, trainer, {})
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
@@ -153,10 +154,14 @@ class Window:
         return {"nll": self.nll, "tokens": self.tokens}
 
 
-def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Return the share of each domain's blocks that `mask` [num_blocks] marks."""
+def share_by_domain(
+    source: BlockSource, mask: npt.NDArray[np.bool_], in_scope: npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return the share of the blocks `in_scope` [num_blocks] that `mask` [num_blocks] marks, for each domain that has
+    some."""
     bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
-    return {name: float(mask[first:last].mean()) for name, first, last in bounds}
+    parts = {name: mask[first:last][in_scope[first:last]] for name, first, last in bounds}
+    return {name: float(part.mean()) for name, part in parts.items() if len(part)}
 
 
 def _samples_by_domain(source: BlockSource, order: Order) -> dict[str, int]:

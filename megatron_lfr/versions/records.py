@@ -97,11 +97,12 @@ def _as_planned(line: bytes, current: PhaseHistory, run: Run) -> bytes:
     if row.get("event") != "phase" or row.get("phase") != current.planned.index:
         return line
     counts = _C.count_parts(current.order, run.plan.segments[-1].blend.sizes).tolist()
+    counts += [0] * (len(row["draws_by_domain"]) - len(counts))  # domains that later segments brought
     row |= {
         "draws": current.planned.samples,
         "steps": current.planned.steps,
         "distinct": len(np.unique(current.order)),
-        "draws_by_domain": dict(zip(row["draws_by_domain"], counts, strict=True)),
+        "draws_by_domain": dict(zip(row["draws_by_domain"], counts, strict=False)),
         "order_hash": f"{_C.order_hash(current.order):016x}",
     }
     return json.dumps(row).encode() + b"\n"
