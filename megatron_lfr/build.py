@@ -6,7 +6,6 @@ tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, lo
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +13,18 @@ import torch
 
 from megatron_lfr.config import RunConfig, resolve_schedule
 from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
-from megatron_lfr.engine.optimizer import LearningRate, OptimizerConfig
-from megatron_lfr.engine.rates import describe_other_past
+from megatron_lfr.learning_rate import LearningRate, LearningRateConfig, first_difference
 from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Schedule, Sharing
 from megatron_lfr.lfr.rescoring import Rescore
+from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 
 def make_tokenizer(data: DataConfig) -> Tokenizer | None:
@@ -71,6 +72,24 @@ def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
     return Blend(corpus.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
 
 
+def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str, BlockValues]:
+    """Map the files of --lfr-scores that phases use. ValueError names the flag for a file of another corpus, and for
+    numbers that a phase cannot use."""
+    flag = "--lfr-scores"
+    files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
+    arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
+    digests = corpus.digests() if arrays else []
+    for segment in plan.segments:
+        for name in used_arrays(planned.phase for planned in segment.phases):
+            if name in arrays:
+                arrays[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
+    try:
+        check_arrays(plan, {name: values.values for name, values in arrays.items()})
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+    return arrays
+
+
 def make_plan(
     config: RunConfig,
     n_blocks: int,
@@ -86,7 +105,7 @@ def make_plan(
     """
     lfr = config.lfr
     budgets = _budgets(config, past)
-    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    data_parallel_size = config.parallel.data_parallel_size(world_size or adopt_launcher().world_size)
     try:
         return with_replay(resolve_schedule(lfr.lfr_schedule), lfr.replay).plan(
             n_blocks,
@@ -131,7 +150,7 @@ def _just_goes_on(config: RunConfig, blend: Blend, stored: Plan) -> bool:
     )
 
 
-def make_learning_rate(config: OptimizerConfig, plan: Plan) -> LearningRate:
+def make_learning_rate(config: LearningRateConfig, plan: Plan) -> LearningRate:
     """Return the learning rate of each step. ValueError where a length in samples goes with several batch sizes."""
     sizes = {segment.global_batch_size for segment in plan.segments}
     lengths = {
@@ -146,14 +165,17 @@ def make_learning_rate(config: OptimizerConfig, plan: Plan) -> LearningRate:
     return LearningRate(config, plan.total_steps, plan.global_batch_size)
 
 
-def describe_rate_change(config: OptimizerConfig, before: Plan, after: Plan, step: int) -> str | None:
+def describe_rate_change(config: LearningRateConfig, before: Plan, after: Plan, step: int) -> str | None:
     """Say how the learning rate goes on at `step` where the plan `after` gives the steps before another one than the
     plan `before`; None where it does not."""
-    rates = make_learning_rate(config, before), make_learning_rate(config, after)
-    problem = describe_other_past(*rates, step)
-    if problem is None:
+    old, new = make_learning_rate(config, before), make_learning_rate(config, after)
+    past = first_difference(old, new, step)
+    if past is None:
         return None
-    return f"{problem}; it would go on at {rates[1](step):g} after {rates[0](step - 1):g}"
+    return (
+        f"the learning rate follows the run's length: step {past + 1}, which is trained, would have had {new(past):g} "
+        f"instead of {old(past):g}; it would go on at {new(step):g} after {old(step - 1):g}"
+    )
 
 
 def with_replay(schedule: Schedule, replay: float) -> Schedule:
@@ -270,13 +292,19 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
 
 
 def make_curriculum(
-    config: RunConfig, plan: Plan, journal: Journal | None, sharing: Sharing | None, rescore: Rescore
+    config: RunConfig,
+    plan: Plan,
+    journal: Journal | None,
+    sharing: Sharing | None,
+    rescore: Rescore,
+    arrays: Mapping[str, BlockValues],
 ) -> BaseCurriculum:
     """Make the curriculum of a rank that keeps a journal, or a follower for the other ranks.
 
     sharing: how the ranks agree on one order; None where there is only one rank.
     """
     if journal is not None:
-        return Curriculum(plan, journal, config.training.seed, rescore, sharing)
+        values = {name: named.values for name, named in arrays.items()}
+        return Curriculum(plan, journal, config.training.seed, rescore, sharing, values)
     assert sharing is not None
     return CurriculumFollower(plan, sharing, rescore)

@@ -86,8 +86,9 @@ def _extend(argv: Sequence[str]) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from megatron_lfr.evaluation.command import main as evaluate
+    from megatron_lfr.parallel.launchers import adopt_launcher
 
-    return evaluate(argv, int(os.environ.get("WORLD_SIZE", "1")))
+    return evaluate(argv, adopt_launcher().world_size)
 
 
 def _inspect(argv: Sequence[str]) -> int:
@@ -149,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    words = _without_local_rank(words)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -158,15 +160,32 @@ def _run(words: list[str]) -> int:
     try:
         return COMMANDS[words[0]](words[1:])
     except BaseException as error:
-        ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+        is_one_of_many, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")
         if interrupt.happened() or isinstance(error, KeyboardInterrupt):
             if rank == "0" and interrupt.OUTCOME not in os.environ:  # one line for all ranks
                 _print_end(words[0], "interrupted", error)
             return interrupt.EXIT_CODE
         if not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        _print_end(words[0], f"error: {f'[rank {rank}] ' if ranks > 1 else ''}{describe(error)}", error)
+        _print_end(words[0], f"error: {f'[rank {rank}] ' if is_one_of_many else ''}{describe(error)}", error)
         return 2
+
+
+def _without_local_rank(words: list[str]) -> list[str]:
+    """Return the command line without the `--local_rank=N` that DeepSpeed and older launchers add, in front of the
+    command or behind it: the environment says the same."""
+    rest: list[str] = []
+    is_value = False
+    for word in words:
+        if is_value and word.removeprefix("-").isdecimal():
+            is_value = False
+            continue
+        flag, equals, _ = word.replace("_", "-").partition("=")
+        is_flag = flag == "--local-rank"
+        is_value = is_flag and not equals
+        if not is_flag:
+            rest.append(word)
+    return rest
 
 
 def _print_end(command: str, text: str, error: BaseException) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document
 from megatron_lfr.lfr import Plan
@@ -48,6 +49,7 @@ _FLAGS = {
     "weights": "data_path",
     "focus_scope": "lfr_focus_scope",
     "scopes": "lfr_schedule",
+    "arrays": "lfr_scores",
 }
 """The names of settings whose facts have another name, by the name of the fact."""
 
@@ -55,9 +57,15 @@ _LENGTHS = ("train_iters", "train_samples", "train_epochs")
 
 
 def run_identity(
-    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, corpus: BlockDataset, plan: Plan
+    config: RunConfig,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+    corpus: BlockDataset,
+    plan: Plan,
+    arrays: Mapping[str, BlockValues],
 ) -> dict[str, Any]:
     """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it."""
+    digests = {name: values.sha256 for name, values in arrays.items()}
     facts = {
         "format": FORMAT,
         "seed": config.training.seed,
@@ -66,7 +74,7 @@ def run_identity(
         "split": [str(share) for share in parse_split(config.data.split)],
         **model_identity(config, model, tokenizer),
         "corpus": corpus.digests(),
-        "segments": describe_segments(plan),
+        "segments": describe_segments(plan, digests),
     }
     as_stored: dict[str, Any] = json.loads(json.dumps(facts))
     return as_stored
@@ -236,6 +244,7 @@ _FOLLOWS = {
     "segment.replay": ("segment.schedule",),
     "segment.blocks": ("seq_length", "split", "corpus"),
     "segment.starts": ("seq_length", "split", "corpus"),
+    "segment.arrays": ("seq_length", "split", "corpus", "segment.schedule"),
     "segment.samples": ("seq_length", "split", "corpus", "segment.global_batch_size", "segment.schedule"),
 }
 """Facts that follow from others, by the facts they follow from: where those differ, these are not reported."""
@@ -256,6 +265,9 @@ def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> s
         return "its earlier segments differ"
     if name == "segment.samples":
         return _length_difference(old, new, was, settings)
+    if name == "segment.arrays":
+        wrong = next(key for key in {**new, **old} if old.get(key) != new.get(key))
+        return f"{_flag(_setting(name))} {wrong}: is not the run's file, or has changed since the run began"
     setting = _setting(name)
     flag, before, now = _flag(setting), was.get(setting), settings.get(setting)
     if isinstance(old, int) and isinstance(new, int) and name != "tokenizer.eod":  # facts hold what a default became

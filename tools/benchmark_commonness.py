@@ -143,24 +143,24 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     find = peer(few, first)
     if find is not None:
         tasks["datasketch, the same documents"] = (lambda: kept.update(peer=find()), few.num_tokens)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
     for _ in range(args.repeats):
         for name, (call, size) in tasks.items():
-            found[name].append(rates(call, size))
+            measured[name].append(rates(call, size))
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, load {load:.1f}, {date.today()}")
     print(f"{tokens:,} tokens, {documents:,} documents, {prefix.blocks:,} blocks; few: {few.num_tokens:,}, {first:,}")
     print("\nmillion tokens a second | by the clock | by processor time")
-    for name, pairs in found.items():
+    for name, pairs in measured.items():
         print(f"{name} | {spread([p[0] / 1e6 for p in pairs])} | {spread([p[1] / 1e6 for p in pairs])}")
     if find is not None:
-        ours, theirs = found["documents' copies, the first"], found["datasketch, the same documents"]
+        ours, theirs = measured["documents' copies, the first"], measured["datasketch, the same documents"]
         ratios = [[a[i] / b[i] for a, b in zip(ours, theirs, strict=True)] for i in (0, 1)]
         print(f"ours / datasketch, pairs | {spread(ratios[0])} | {spread(ratios[1])}")
         near = int((kept["few"].near_copies > 1).sum())
         print(f"documents with near copies: {near} by ours, {kept['peer']} by datasketch")
     if args.json is not None:
-        args.json.write_text(json.dumps({"tokens": tokens, "load": load, "rates": found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"tokens": tokens, "load": load, "rates": measured}, indent=1) + "\n")
 
 
 def spread(values: list[float]) -> str:

@@ -112,7 +112,7 @@ def ours(mode: Any, **options: Any) -> Callable[[Inputs], Tensor]:
 
 
 def without_statistics(x: Inputs) -> Tensor:
-    """What ours, save does but for the sums over blocks."""
+    """Compute what `ours, save` does, without the sums over blocks."""
     vocab = len(x.weight)
     problem = Problem(vocab, 0, vocab, None, False, z_loss=0.0, smoothing=0.0, softcap=0.0)
     call = Call(problem, choose_backend(x.hidden, "auto"), x.labels.numel(), keeps_logits=True)
@@ -179,7 +179,7 @@ def cut_loss(x: Inputs) -> Tensor:
 
 
 def floor(x: Inputs, backward: bool) -> None:
-    """The matrix products alone, on operands of the inputs' dtype."""
+    """Compute the matrix products alone, on operands of the inputs' dtype."""
     with torch.no_grad():
         hidden = x.hidden.flatten(0, 1)
         logits = hidden @ x.weight.t()
@@ -203,9 +203,9 @@ def implementations(x: Inputs, device: str, backward: bool) -> dict[str, Run]:
             with torch.no_grad():
                 loss(x)
 
-    own: dict[str, Run] = {name: lambda f=f: run(f) for name, f in names.items()}  # type: ignore[misc]
+    runs: dict[str, Run] = {name: lambda f=f: run(f) for name, f in names.items()}  # type: ignore[misc]
     others: dict[str, Run] = {name: lambda f=f: run(f) for name, f in peers(device).items()}  # type: ignore[misc]
-    return own | {"floor": lambda: floor(x, backward)} | others
+    return runs | {"floor": lambda: floor(x, backward)} | others
 
 
 def timed(run: Run, device: str) -> float:
@@ -304,13 +304,13 @@ def accuracy(shape: tuple[int, int, int], device: str, dtypes: list[torch.dtype]
                 ((blocks.nll_sum / blocks.count).double() / nll.mean(1) - 1).abs().max(),
             ]
             if mode != "score":
-                found = torch.autograd.grad(loss, (x.hidden, x.weight))
-                errors += [(a.double() - b).norm() / b.norm() for a, b in zip(found, gradients, strict=True)]
+                computed = torch.autograd.grad(loss, (x.hidden, x.weight))
+                errors += [(a.double() - b).norm() / b.norm() for a, b in zip(computed, gradients, strict=True)]
             results[f"ours, {mode}, {dtype}"] = [float(error) for error in errors]
             print(f"{f'ours, {mode}, {dtype}':28s}" + "".join(f" {float(error):10.1e}" for error in errors))
         eager = eager_loss(x, torch.float32) * (0.97 * x.labels.numel() / shape[0])
-        found = torch.autograd.grad(eager, (x.hidden, x.weight))
-        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(found, gradients, strict=True)]
+        computed = torch.autograd.grad(eager, (x.hidden, x.weight))
+        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(computed, gradients, strict=True)]
         results[f"eager, {dtype}"] = [float(error) for error in errors]
         print(f"{f'eager, {dtype}':50s}" + "".join(f" {float(error):10.1e}" for error in errors))
     return results
@@ -353,17 +353,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device == "cuda" else "float32"))
-    found: dict[str, Any] = {"environment": environment(device), "results": {}}
-    print(found["environment"])
+    record: dict[str, Any] = {"environment": environment(device), "results": {}}
+    print(record["environment"])
 
     def write() -> None:
         if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
 
     if args.accuracy:
         dtypes = [torch.bfloat16, torch.float16, torch.float32] if device == "cuda" else [torch.bfloat16, torch.float32]
         shape = (2048, 1024, 16000) if device == "cuda" else (1024, 256, 8192)
-        found["accuracy"] = accuracy(shape, device, dtypes)
+        record["accuracy"] = accuracy(shape, device, dtypes)
         write()
         return
     for shape in args.shapes.split(","):
@@ -374,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
                 title = f"{shape} / {ranks}, {dtype}, forward" + (" + backward" if backward else "")
 
                 def flush(results: Results, title: str = title) -> None:
-                    found["results"][title] = results
+                    record["results"][title] = results
                     write()
 
                 def kept_bytes(name: str, x: Inputs = x, backward: bool = backward) -> int:

@@ -107,7 +107,7 @@ def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> N
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    """A rank's share of a global batch."""
+    """Return a rank's share of a global batch."""
     tokens, labels, mask = batch.tokens[rows], batch.labels[rows], batch.loss_mask[rows]
     return dataclasses.replace(
         batch, rows=rows, tokens=tokens, labels=labels, loss_mask=mask, valid_tokens=tokens.numel()

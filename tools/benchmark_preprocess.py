@@ -141,20 +141,20 @@ def main() -> None:
         inputs = prepare(args.corpus, Path(folder), int(args.megabytes * 1e6))
         one, n_bytes = inputs.one, inputs.n_bytes
         print(f"{n_bytes / 1e6:.1f} MB of text, {args.cores} cores, {args.repeats} repeats")
-        whole: list[Cost] = []
+        single: list[Cost] = []
         in_many: list[Cost] = []
         of_peers: dict[tuple[str, int], list[Cost]] = {name: [] for name in PEERS}
         for _ in range(args.repeats):
-            whole.append(ours(one, args.tokenizer, args.cores))
+            single.append(ours(one, args.tokenizer, args.cores))
             for name in of_peers:
                 of_peers[name].append(peer(one, args.tokenizer, args.cores, *name))
             in_many.append(ours(inputs.many, args.tokenizer, args.cores))
-        print(f"ours: {rate(n_bytes, whole):.2f} MB/s")
+        print(f"ours: {rate(n_bytes, single):.2f} MB/s")
         for (method, batch), costs in of_peers.items():
-            print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
+            print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, single)}")
         best = min(PEERS, key=lambda name: statistics.median(cost.seconds for cost in of_peers[name]))
-        print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], whole)}")
-        print(f"time, a thousand files / one file: {ratios(in_many, whole)}")
+        print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], single)}")
+        print(f"time, a thousand files / one file: {ratios(in_many, single)}")
         peaks = [ours(path, args.tokenizer, args.cores).peaks for path in (one, inputs.short, inputs.four_short)]
         for who, at_all, at_one, at_four in zip(("main process", "largest worker"), *peaks, strict=True):
             print(

@@ -72,7 +72,7 @@ def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace)
 
 
 def profile_step(engine: NativeEngine, args: argparse.Namespace) -> str:
-    """The profiler's table of a step: what took longest on the GPU, or on the CPU without one."""
+    """Return the profiler's table of a step: what took longest on the GPU, or on the CPU without one."""
     batch = random_batch(args.global_batch_size, args.seq_length, args.vocab_size, 0)
     with torch.profiler.profile() as profile:  # of all devices that are there
         engine.train_step(batch, 1e-4).wait()

@@ -188,7 +188,7 @@ def last_line(text: str) -> str:
 
 
 def find_card() -> str:
-    """The GPU's name; empty without one."""
+    """Return the GPU's name; empty without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

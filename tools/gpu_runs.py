@@ -61,7 +61,7 @@ class Lab:
     on_gpu: bool
 
     def flags(self, steps: int) -> list[str]:
-        """Flags that all runs share."""
+        """Return the flags that all runs share."""
         prefixes = [str(prefix) for prefix in make_corpus(self.folder, 4096 * (16 if self.on_gpu else 1))]
         schedule = f"[{{kind: learn, duration: {steps}, unit: steps}}]"
         return [
@@ -73,7 +73,7 @@ class Lab:
         ]
 
     def start(self, name: str, flags: list[str], device: str = "", launcher: tuple[str, ...] = ()) -> Any:
-        """A run into the folder `name`; `device` "cpu" hides the GPU from it."""
+        """Start a run into the folder `name`; `device` "cpu" hides the GPU from it."""
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         command = [sys.executable, *(launcher or ()), "-m", "megatron_lfr", "train", *flags]
         with (self.folder / f"{name}.log").open("a") as log:
@@ -82,15 +82,15 @@ class Lab:
             )
 
     def finish(self, name: str, process: Any, code: int = 0) -> None:
-        if (found := process.wait()) != code:
+        if (actual := process.wait()) != code:
             tail = (self.folder / f"{name}.log").read_text().splitlines()[-12:]
-            raise CheckError("\n".join([f"run {name!r}: exit code {found}, expected {code}", *tail]))
+            raise CheckError("\n".join([f"run {name!r}: exit code {actual}, expected {code}", *tail]))
 
     def run(self, name: str, flags: list[str], device: str = "", launcher: tuple[str, ...] = ()) -> None:
         self.finish(name, self.start(name, flags, device, launcher))
 
     def steps(self, name: str) -> list[dict[str, Any]]:
-        """What was logged of each step so far; of a step that was taken twice, the last."""
+        """Return what was logged of each step so far; of a step that was taken twice, the last."""
         path = self.folder / name / "metrics.jsonl"
         events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return list({event["step"]: event for event in events if event["event"] == "train"}.values())
@@ -115,7 +115,7 @@ def make_corpus(folder: Path, tokens: int) -> list[Path]:
 
 
 def differ(lab: Lab, one: str, other: str, bar: float) -> Figures:
-    """The largest difference of two runs' losses; CheckError beyond `bar`."""
+    """Return the largest difference of two runs' losses; CheckError beyond `bar`."""
     a, b = ([step["last_loss"] for step in lab.steps(name)] for name in (one, other))
     if len(a) != len(b) or not a:
         raise CheckError(f"{one!r} logged {len(a)} steps, {other!r} {len(b)}")
@@ -135,7 +135,7 @@ def losses(lab: Lab) -> Figures:
 
 
 def resume(lab: Lab) -> Figures:
-    """A run that SIGTERM stops, and its rest, against one that nothing stops."""
+    """Compare a run that SIGTERM stops, and its rest, with one that nothing stops."""
     flags = lab.flags(400 if lab.on_gpu else 60)
     lab.run("whole", flags)
     process = lab.start("stopped", flags)
@@ -179,7 +179,7 @@ def documents(lab: Lab) -> Figures:
 
 
 def attention_line(lab: Lab, name: str, kernel: str) -> str:
-    """What a run says of its attention at its start; CheckError where that is not `kernel`."""
+    """Return what a run prints of its attention at its start; CheckError where that is not `kernel`."""
     said = [line for line in lab.log(name).splitlines() if line.startswith("attention: ")]
     if len(said) != 1 or kernel not in said[0]:
         raise CheckError(f"run {name!r}: expected one line on attention by {kernel}, got {said}")
@@ -187,7 +187,7 @@ def attention_line(lab: Lab, name: str, kernel: str) -> str:
 
 
 def rescoring(lab: Lab) -> Figures:
-    """A Focus on rescored losses, on the GPU and the CPU."""
+    """Compare a Focus on rescored losses on the GPU and the CPU."""
     flags = [*lab.flags(16), "--lfr-schedule", RESCORED]
     lab.run("cpu", flags, "cpu")
     lab.run("gpu", flags)
@@ -204,7 +204,7 @@ def torchrun(lab: Lab) -> Figures:
 
 
 def async_save(lab: Lab) -> Figures:
-    """Saves while training goes on, and a resume from one, against a run that saves once, at its end."""
+    """Compare saves while training goes on, and a resume from one, with a run that saves once, at its end."""
     flags = lab.flags(40 if lab.on_gpu else 12)
     lab.run("whole", flags)
     saving = [*flags, "--async-save", "--save-interval", "5"]
@@ -232,11 +232,11 @@ def syncs(lab: Lab) -> Figures:
             engine.train_step(batch, 1e-4).wait()
         torch.cuda.set_sync_debug_mode("default")
     waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    return {"waits in two steps": len(waits), "places": {place: waits.count(place) for place in sorted(set(waits))}}
+    return {"waits in two steps": len(waits), "places": {line: waits.count(line) for line in sorted(set(waits))}}
 
 
 def memory(lab: Lab) -> Figures:
-    """What two steps take at most, against `megatron-lfr estimate`."""
+    """Compare the most memory that two steps take with `megatron-lfr estimate`."""
     sizes = ["--model-preset", "300M", "--vocab-size", "32000", "--seq-length", "2048", "--micro-batch-size", "4"]
     sizes += ["--global-batch-size", "8", "--bf16"]
     command = [

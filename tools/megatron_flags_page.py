@@ -20,7 +20,7 @@ refused with what to give instead. Made by `tools/megatron_flags_page.py` from `
 
 
 def render() -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     parts = [HEAD]
     for (verdict, part), rows in groupby(read_table(), lambda row: (row["verdict"], row["part"])):
         last = "legal values" if verdict == "accepted" else "instead"

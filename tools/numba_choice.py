@@ -59,10 +59,10 @@ def _count_low(bits, high, counts):
 def _count_below(bits, cut, counts):
     for part in nb.prange(_PARTS):
         first, last = _bounds(part, len(bits))
-        found = 0
+        count = 0
         for i in range(first, last):
-            found += bits[i] < cut
-        counts[part] = found
+            count += bits[i] < cut
+        counts[part] = count
 
 
 @nb.njit(parallel=True)

@@ -125,7 +125,7 @@ def write_corpus(folder: Path) -> list[str]:
 
 
 def run_flags(prefixes: list[str], folder: Path) -> list[str]:
-    """Flags that all runs share."""
+    """Return the flags that all runs share."""
     schedule = yaml.safe_dump(SCHEDULE, default_flow_style=True, width=10**6).strip()
     return [
         *("--data-path", *prefixes, "--split", "100,0,0", "--seq-length", str(SEQ_LENGTH)),
@@ -183,7 +183,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_steps(folder: Path) -> npt.NDArray[np.float64]:
-    """[steps, 2]: loss and gradient norm of each step so far."""
+    """Return the loss and gradient norm of each step so far, [steps, 2]."""
     return np.array([(e["last_loss"], e["grad_norm"]) for e in _events(folder) if e["event"] == "train"])
 
 
@@ -192,7 +192,7 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of a checkpoint, put together from the shards of all ranks."""
+    """Return the weights of a checkpoint, put together from the shards of all ranks."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -252,11 +252,11 @@ def resume_elsewhere(folder: Path, prefixes: list[str], layouts: dict[str, tuple
     run_cases(cases, folder, prefixes)
 
 
-def _print_row(name: str, found: dict[str, Any]) -> None:
-    growth = " ".join(f"{value:.0e}" for value in found["growth"])
+def _print_row(name: str, row: dict[str, Any]) -> None:
+    growth = " ".join(f"{value:.0e}" for value in row["growth"])
     print(
-        f"{name:56s} {found['loss']:.1e} ({growth})  {found['blocks']:.1e}  {found['grad_norm']:.1e}  "
-        f"{found['weights']:.1e}  {'same' if found['same_orders'] else 'OTHER'}",
+        f"{name:56s} {row['loss']:.1e} ({growth})  {row['blocks']:.1e}  {row['grad_norm']:.1e}  "
+        f"{row['weights']:.1e}  {'same' if row['same_orders'] else 'OTHER'}",
         flush=True,
     )
 
@@ -297,8 +297,8 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps({"gaps": gaps, "layouts": results}, indent=1) + "\n")
     held = all(
-        found["loss"] <= 1e-5 and found["blocks"] <= 1e-5 and found["weights"] <= 1e-4 and found["same_orders"]
-        for found in results.values()
+        row["loss"] <= 1e-5 and row["blocks"] <= 1e-5 and row["weights"] <= 1e-4 and row["same_orders"]
+        for row in results.values()
     )
     print(
         "all within the bars: losses and blocks 1e-5, weights 1e-4, orders the same" if held else "NOT within the bars"

@@ -29,7 +29,7 @@ from megatron_lfr.kernels.softmax import Problem, describe_tokens, differentiate
 
 
 def kernel_calls(x: Inputs) -> dict[str, tuple[Callable[[], Any], int]]:
-    """{name: (call, bytes)}"""
+    """Return {name: (call, bytes)}."""
     labels, vocab = x.labels.flatten(), len(x.weight)
     problem = Problem(vocab, 0, vocab, None, False, z_loss=0.0, smoothing=0.0, softcap=0.0)
     logits = torch.randn(len(labels), vocab, device=labels.device)
@@ -53,7 +53,7 @@ def measure(call: Callable[[], Any], device: str, rounds: int) -> float:
 
 
 def table_of(call: Callable[[], Tensor], device: str) -> str:
-    """The profiler's, of one call with its backward."""
+    """Return the profiler's table of one call with its backward."""
     call().backward()  # type: ignore[no-untyped-call]
     with torch.profiler.profile() as profile:  # of all devices that are there
         call().backward()  # type: ignore[no-untyped-call]
@@ -72,13 +72,13 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens, width, vocab = (int(number) for number in args.shape.split("x"))
     x = make_inputs(tokens, width, vocab, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    found = {}
+    results = {}
     for name, (call, moved) in kernel_calls(x).items():
         ms = measure(call, device, rounds=10 if device == "cuda" else 1)
-        found[name] = {"ms": ms, "bytes": moved, "GB/s": moved / ms / 1e6}
+        results[name] = {"ms": ms, "bytes": moved, "GB/s": moved / ms / 1e6}
         print(f"{name:24s} {ms:9.3f} ms {moved / ms / 1e6:8.0f} GB/s")
         if args.json:
-            args.json.write_text(json.dumps(found) + "\n")
+            args.json.write_text(json.dumps(results) + "\n")
     for mode in ("save", "chunk"):
         print(f"\nours, {mode}\n{table_of(lambda mode=mode: ours(mode, backend='triton')(x), device)}")  # type: ignore[misc]
 

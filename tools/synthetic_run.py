@@ -127,7 +127,7 @@ def _phase_event(start: PhaseStart) -> dict[str, object]:
 
 
 def _parts(steps: int, phase: int) -> dict[str, object]:
-    """The seconds of a process that has taken so many steps."""
+    """Return the seconds of a process that has taken so many steps."""
     parts = {"training steps": 0.2482, "waiting for data": 0.001, "recording losses": 0.0008}
     return {"started": 0.0, "parts": {n: s * steps for n, s in parts.items()} | {"making orders": 0.5 * (1 + phase)}}
 

@@ -97,8 +97,7 @@ class RunView:
 
     def tokens_at(self, step: int) -> int:
         """Return how many tokens the first `step` optimizer steps train on."""
-        plan = self.run.plan
-        return plan.samples_before(step) * plan.seq_length
+        return self.run.plan.samples_before(step) * self.run.plan.seq_length
 
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of one kind in metrics.jsonl. ValueError where one has no valid step."""

@@ -8,7 +8,7 @@ each of its samples or for each block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
+from megatron_lfr.lfr.scores import Arrays
 from megatron_lfr.lfr.selection import Order, Scores
 from megatron_lfr.run_folder import RunFolder
 
@@ -83,6 +84,8 @@ class Run:
     folder: RunFolder
     plan: Plan
     seed: int
+    arrays: Arrays = field(default_factory=dict)
+    """Those that the phases name, fp32 or uint32 [blocks of the segment] each."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -114,7 +117,7 @@ class Run:
                 return
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
-            scores = start_phase(planned, ledger, self.seed, self.journal)
+            scores = start_phase(planned, ledger, self.seed, self.journal, self.arrays)
             order, selection = self.plan.make_order(planned, scores, self.seed)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
@@ -213,4 +216,4 @@ def _joined(parts: list[npt.NDArray[np.void]], kind: np.dtype[np.void]) -> npt.N
 def open_run(folder: str | Path) -> Run:
     """Open the run in `folder`. ValueError where there is none, or where its journal or config.yaml cannot be read."""
     run = RunFolder(folder)
-    return Run(run, *run.plan())
+    return Run(run, *run.plan(), run.arrays())

@@ -101,11 +101,11 @@ def main(argv: Sequence[str]) -> int:
     config = tyro.cli(CommonnessConfig, args=list(argv), prog="megatron-lfr commonness")
     summary = run(config)
     for kind in ("documents", "blocks"):
-        found = summary[kind]
+        row = summary[kind]
         print(
-            f"{found['items']} {kind}, {found['tokens']} tokens: {100 * (found['share_unique'] or 0):.1f} % unique, "
-            f"{100 * (found['share_exact_copies'] or 0):.1f} % exact and "
-            f"{100 * (found['share_near_copies'] or 0):.1f} % near copies"
+            f"{row['items']} {kind}, {row['tokens']} tokens: {100 * (row['share_unique'] or 0):.1f} % unique, "
+            f"{100 * (row['share_exact_copies'] or 0):.1f} % exact and "
+            f"{100 * (row['share_near_copies'] or 0):.1f} % near copies"
         )
     print(f"commonness: {config.output / PAGE}")
     return 0
@@ -135,7 +135,7 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
         of_documents, of_blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
         of_documents.save(folder, "document")
-        of_blocks.save(folder, "block")
+        of_blocks.save(folder, "block", inputs.corpus.digests())
         summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
         page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
@@ -168,7 +168,7 @@ def _counts(inputs: _Inputs) -> tuple[int, int]:
 
 
 def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
-    """The size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
+    """Return the size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
 
     ValueError where the memory does not suffice.
     """

@@ -33,7 +33,7 @@ def check_folder(path: Path) -> None:
 
 @contextmanager
 def results_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` once the block has ended without an error.
+    """Yield a folder to fill, which replaces `path` once the block has ended without an error.
 
     ValueError where another process makes the same folder, and as `check_folder`.
     """
@@ -56,7 +56,7 @@ def results_folder(path: Path) -> Iterator[Path]:
 
 
 def _is_array(name: str) -> bool:
-    return name.endswith(".npy") and name.startswith(("document_", "block_"))
+    return name.endswith((".npy", ".npy.json")) and name.startswith(("document_", "block_"))
 
 
 def _is_summary(path: Path) -> bool:

@@ -32,7 +32,7 @@ class Spans:
     lengths: Int64s
 
     def batches(self) -> Iterator[Spans]:
-        """The same spans in parts of some tokens, which depend on nothing else."""
+        """Yield the same spans in parts of some tokens, which depend on nothing else."""
         bounds = np.concatenate(([0], np.cumsum(self.lengths)))
         first = 0
         while first < len(self.starts):
@@ -42,7 +42,7 @@ class Spans:
             first = last
 
     def arguments(self) -> tuple[_C.TokenFile, int, Int64s, Int64s]:
-        """What the C++ core takes."""
+        """Return the spans as the C++ core takes them: file, its dtype, starts and lengths."""
         return self.dataset.token_file, self.dataset.index.dtype_code, self.starts, self.lengths
 
 
@@ -76,7 +76,7 @@ class Prefix:
         return Spans(self.dataset, self.block_edges[:-1] - 1, np.full(self.blocks, self.seq_length + 1, np.int64))
 
     def sections(self) -> Spans:
-        """The documents, those beyond SECTION tokens cut; together they are all tokens, in their order."""
+        """Return the documents, those beyond SECTION tokens cut; together they are all tokens, in their order."""
         lengths = np.diff(self.offsets)
         counts = -(-lengths // SECTION)
         number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -86,7 +86,7 @@ class Prefix:
 
 
 def training_prefixes(corpus: BlockDataset) -> list[Prefix]:
-    """The training documents of each prefix of a corpus, and their blocks."""
+    """Return the training documents of each prefix of a corpus, and their blocks."""
     counts = np.diff(corpus.train.domain_starts)
     documents = [split_documents(dataset.num_documents, corpus.split)[1] for dataset in corpus.datasets]
     return [

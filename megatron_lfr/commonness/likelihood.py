@@ -33,7 +33,7 @@ def vocabulary_of(prefixes: Sequence[Prefix], threads: int) -> int:
 
 
 def count_ngrams(prefixes: Sequence[Prefix], log2_slots: int, vocab_size: int, threads: int) -> _C.NgramModel:
-    """The model of all documents of the prefixes."""
+    """Return the 4-gram model of all documents of the prefixes."""
     model = _C.NgramModel(log2_slots, vocab_size)
     for prefix in prefixes:
         for batch in prefix.sections().batches():

@@ -33,7 +33,7 @@ _PARTS = ((colour(0), "unique"), (colour(1), "near copies"), (colour(3), "exact 
 def make_page(
     domains: Sequence[str], prefixes: Sequence[Prefix], documents: Items, blocks: Items, tokenizer: Tokenizer | None
 ) -> str:
-    """The results as one HTML file that needs nothing else. tokenizer: None shows token ids in place of text."""
+    """Return the results as one HTML file that needs nothing else. tokenizer: None shows token ids in place of text."""
     sections = [
         (
             "shares",

@@ -55,7 +55,12 @@ class RunConfig:
 
     def validate(self, world_size: int) -> None:
         """Check every rule that needs no file of the corpus; ValueError names the flag and the legal values."""
-        for name, value in self.to_flat().items():
+        values = [
+            (name, one)
+            for name, value in self.to_flat().items()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        for name, value in values:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be a finite number")
             if isinstance(value, int) and abs(value) >= 2**63:
@@ -244,6 +249,8 @@ def _as_flag(name: str, value: Any) -> list[str]:
         return [flag if value else "--no-" + flag[2:]]
     if name == "lfr_schedule" and isinstance(value, list):
         return [flag, yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()]
+    if name == "lfr_scores" and isinstance(value, list):  # repeated, one value each
+        return [word for one in value for word in (flag, str(one))]
     if isinstance(value, list):
         return [flag, *map(str, value)]
     return [flag, str(value)]

@@ -45,7 +45,7 @@ class Synchronization(Protocol):
     """Decides when data-parallel ranks exchange gradients and weights in a step of several micro-batches."""
 
     def before_micro_batch(self, is_last: bool) -> None:
-        """Called before the forward of each micro-batch; `is_last`: it is the last of its step."""
+        """Prepare for the forward of a micro-batch; `is_last`: it is the last of its step."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -123,7 +123,7 @@ class Pipeline:
         return losses
 
     def _collect(self, output: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
-        """Called by the last stage for each micro-batch, in order."""
+        """Keep the losses of a micro-batch; the last stage calls this for each, in order."""
         self._losses.append(Loss(*output))
         return output[0]
 

@@ -53,7 +53,7 @@ class Coverage:
         elif self._covers_all(phase, samples, parts):
             for part in parts:
                 self._fewest[part] = self._most[part] = self._size(part)
-        elif phase.keeps_unseen or phase.is_rescored:
+        elif phase.keeps_unseen or phase.scores_all:
             for part in parts:
                 self._most[part] = min(self._size(part), self._most[part] + samples)
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
@@ -66,7 +66,7 @@ class Coverage:
         sizes, fewest, most = ([values[part] for part in parts] for values in (self._sizes(), self._fewest, self._most))
         if not self._per_corpus:  # the share is of all blocks together
             sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
-        if phase.is_rescored:
+        if phase.scores_all:
             fewest = most = sizes
         if phase.keeps_unseen:
             return max(1, sum(sizes) - sum(dropped_count(phase.drop, scored) for scored in most))
@@ -142,7 +142,7 @@ class Coverage:
         if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
             return False
         dropped = 0
-        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.is_rescored:
+        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.scores_all:
             dropped = dropped_count(phase.drop, sum(self._fewest[part] for part in parts))
         return samples >= sum(map(self._size, parts)) - dropped
 

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
 from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
-from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, check_arrays
 from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
@@ -27,7 +28,8 @@ class Curriculum(BaseCurriculum):
             curriculum.record(step, nll_sum, token_count)
 
     rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
-    each node, its leader, has a Curriculum, the others have a CurriculumFollower.
+    each node, its leader, has a Curriculum, the others have a CurriculumFollower. arrays: those that phases name, with
+    a number for each block of their segment; they are not copied.
     """
 
     def __init__(
@@ -37,8 +39,11 @@ class Curriculum(BaseCurriculum):
         seed: int,
         rescore: Rescore | None = None,
         sharing: Sharing | None = None,
+        arrays: Arrays = NO_ARRAYS,
     ) -> None:
         super().__init__(plan)
+        check_arrays(plan, arrays)
+        self.arrays = arrays
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.journal = journal
@@ -135,7 +140,7 @@ class Curriculum(BaseCurriculum):
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
-        scores = start_phase(planned, self.ledger, self.seed, self.journal)
+        scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
         order, selection = self.plan.make_order(planned, scores, self.seed)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
@@ -152,20 +157,25 @@ class Curriculum(BaseCurriculum):
         rescore_blocks(self.journal, planned.index, n_blocks, self._rescore, broadcast)
 
 
-def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
+def start_phase(
+    planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
+) -> Scores:
     """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
     its order is made."""
-    phase, rescored = planned.phase, None
-    match phase.score if phase.kind == "focus" else "recorded":
+    phase, prior = planned.phase, None
+    match phase.score_mode if phase.kind == "focus" else "recorded":
         case "detrended":
             scores = ledger.detrended_scores()
         case "shuffled":
             scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
         case "rescored":
-            n_blocks = ledger.n_blocks(planned.segment)
-            known = read_scores(journal, planned.index, n_blocks)
-            scores = rescored = np.pad(known, (0, len(ledger.nll) - n_blocks), constant_values=np.nan)
+            scores = prior = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
+        case "file" | "excess" as mode:
+            assert phase.scored_by is not None
+            array = ledger.of_all(arrays[phase.scored_by].view(np.float32))
+            scores = array if mode == "file" else ledger.detrended_scores() - array
+            prior = of_unit_spread(scores)
         case _:
             scores = ledger.recorded_scores()
-    ledger.begin_phase(planned.first_step, phase.kind == "focus", rescored, planned.segment)
+    ledger.begin_phase(planned.first_step, phase.kind == "focus", prior, planned.segment)
     return scores

@@ -2,12 +2,13 @@
 
     {"format": 2, "seed": 1, "seq_length": 128, "corpus": [a digest for each prefix], ..., "segments": [{
         "blocks": 1457, "global_batch_size": 16, "schedule": [a phase each], "samples": [of each phase],
-        "blend": {"starts": [0, 1457], "weights": null, "focus_scope": "global"}}]}
+        "blend": {"starts": [0, 1457], "weights": null, "focus_scope": "global"},
+        "arrays": {the name of an array that phases use: its SHA-256}}]}
 
 Segments follow one another; the first blocks of each are those of the one before. A segment with phases that are about
-some of its corpora alone has "scopes": for each phase, their numbers, or null. A training loop that is not this
-package's may store other facts beside these, or none of these: then its journal cannot be replayed from the folder
-alone.
+some of its corpora alone has "scopes": for each phase, their numbers, or null. Without such arrays it has no "arrays".
+A training loop that is not this package's may store other facts beside these, or none of these: then its journal cannot
+be replayed from the folder alone.
 """
 
 from __future__ import annotations
@@ -20,23 +21,27 @@ from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.plan import Plan, Segment, append_segment
 from megatron_lfr.lfr.schedule import Schedule
+from megatron_lfr.lfr.scores import used_arrays
 
 FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
+_NONE: Mapping[str, str] = {}
 
 _ADDED = {"scope": Phase.scope, "replay": Phase.replay}
 """Fields of phases that the first runs did not have, with the values that mean what those did: they are stored only
 where they have another value, so that the facts of a run that does not use them stay the same."""
 
 
-def describe_segments(plan: Plan) -> list[dict[str, Any]]:
-    """Return the facts of each segment of a plan."""
-    return [_describe_segment(segment) for segment in plan.segments]
+def describe_segments(plan: Plan, arrays: Mapping[str, str] = _NONE) -> list[dict[str, Any]]:
+    """Return the facts of each segment of a plan. arrays: the digest of each array that there is, of which those count
+    that phases use."""
+    return [_describe_segment(segment, arrays) for segment in plan.segments]
 
 
-def _describe_segment(segment: Segment) -> dict[str, Any]:
+def _describe_segment(segment: Segment, arrays: Mapping[str, str]) -> dict[str, Any]:
     scopes = [None if planned.corpora is None else list(planned.corpora) for planned in segment.phases]
-    return {
+    used = used_arrays(planned.phase for planned in segment.phases)
+    facts = {
         "blocks": segment.n_blocks,
         "global_batch_size": segment.global_batch_size,
         "schedule": [_describe_phase(planned.phase) for planned in segment.phases],
@@ -44,6 +49,18 @@ def _describe_segment(segment: Segment) -> dict[str, Any]:
         "blend": dataclasses.asdict(segment.blend),
         **({"scopes": scopes} if any(scopes) else {}),
     }
+    return facts | ({"arrays": {name: arrays[name] for name in used}} if used else {})
+
+
+def read_arrays(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each array that the run's phases use, by name; ValueError for facts of none."""
+    arrays: dict[str, str] = {}
+    for segment in identity["segments"]:
+        stored = segment.get("arrays", {})
+        if not isinstance(stored, dict) or not all(isinstance(digest, str) for digest in stored.values()):
+            raise ValueError("arrays: expected a digest by each name")
+        arrays |= stored
+    return arrays
 
 
 def _describe_phase(phase: Phase) -> dict[str, Any]:

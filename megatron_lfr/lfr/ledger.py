@@ -14,8 +14,11 @@ from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.journal import UNRECORDED
 from megatron_lfr.lfr.plan import Plan
 from megatron_lfr.lfr.reference import LARGEST, Curves, Population, Reference
+from megatron_lfr.lfr.selection import has_score
 
 _CHUNK = 1 << 16
+_SPREADS = 3.29
+"""Standard deviations between the 5 % and the 95 % quantile of a normal distribution."""
 
 
 class Ledger:
@@ -52,19 +55,24 @@ class Ledger:
         """Return the number of blocks of a segment; those of later ones come after them."""
         return self._blends[segment].starts[-1]
 
+    def of_all(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return values of a segment's blocks as values of all blocks: NaN for those of later segments."""
+        missing = len(self.nll) - len(values)
+        return np.pad(values, (0, missing), constant_values=np.nan) if missing else values
+
     def begin_phase(
-        self, first_step: int, focus: bool, rescored: npt.NDArray[np.float32] | None = None, segment: int = 0
+        self, first_step: int, focus: bool, scores: npt.NDArray[np.float32] | None = None, segment: int = 0
     ) -> None:
         """Begin a phase of a segment at `first_step`, when all steps before it are recorded. Without a call, all steps
         count as one phase that samples at random.
 
-        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by the
-        `rescored` losses fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
+        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by other
+        `scores` fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
         """
         self._priors = None
         blend = self._blends[segment]
         if focus:
-            self._priors = self._present_standings() if rescored is None else self._standardised(rescored, blend)
+            self._priors = self._present_standings() if scores is None else self._standardised(scores, blend)
         for part, reference in self._parts():
             prior = None if self._priors is None else self._population(self._priors, part, blend)
             reference.begin_phase(first_step, prior)
@@ -170,16 +178,29 @@ class Ledger:
 
     def _population(self, values: npt.NDArray[np.floating], blocks: slice, blend: Blend) -> Population:
         """Summarize the values of some blocks as Learn and Review sample them."""
-        inside = [(first, last) for first, last in pairwise(blend.starts) if blocks.start <= first < blocks.stop]
+        inside = [corpus for corpus, first in enumerate(blend.starts[:-1]) if blocks.start <= first < blocks.stop]
         if blend.weights is None or not inside:
             return Population.of_corpora(values, [blocks.start, blocks.stop], [1.0])
-        weights = [
-            w for first, w in zip(blend.starts, blend.weights, strict=False) if blocks.start <= first < blocks.stop
-        ]
-        return Population.of_corpora(values, [first for first, _ in inside] + [inside[-1][1]], weights)
+        first, last = inside[0], inside[-1] + 1
+        return Population.of_corpora(values, blend.starts[first : last + 1], blend.weights[first:last])
 
 
 def _chunks(blocks: slice) -> Iterator[slice]:
     """Yield slices of at most _CHUNK blocks."""
     for first in range(blocks.start, blocks.stop, _CHUNK):
         yield slice(first, min(first + _CHUNK, blocks.stop))
+
+
+def of_unit_spread(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Shift and scale scores of any unit, NaN where there is none, so that a spread of the middle ones is 1.
+
+    Losses have a spread near 1 and need none of it; a `Population` is for numbers of that size. All from exact order
+    statistics and single IEEE operations.
+    """
+    low, middle, high = (_C.percentile(scores, q) for q in (0.05, 0.5, 0.95)) if has_score(scores) else (0.0,) * 3
+    spread = (float(high) - float(low)) / _SPREADS or 1.0
+    scaled = np.empty(len(scores), np.float32)
+    for first in range(0, len(scores), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        scaled[part] = np.clip((scores[part].astype(np.float64) - middle) / spread, -LARGEST, LARGEST)
+    return scaled

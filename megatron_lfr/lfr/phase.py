@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from megatron_lfr.lfr.scores import check_score, split_score
+
 Kind = Literal["learn", "focus", "review"]
 Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
 SelectionMode = Literal["threshold", "clusters"]
 Sampling = Literal["passes", "visits", "choice"]
-ScoreMode = Literal["recorded", "detrended", "rescored", "shuffled"]
 Unseen = Literal["auto", "keep", "exclude"]
 
 SCOPES = ("auto", "all", "new")
@@ -28,7 +29,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "unit": get_args(Unit),
     "selection": get_args(SelectionMode),
     "sampling": get_args(Sampling),
-    "score": get_args(ScoreMode),
     "unseen": get_args(Unseen),
 }
 
@@ -54,11 +54,12 @@ class Phase:
     sampling: Sampling = "passes"
     """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
     its perplexity. choice: weighted without replacement, by perplexity."""
-    score: ScoreMode = "recorded"
+    score: str = "recorded"
     """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
     changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
     the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
-    repeats as often, but not by difficulty."""
+    repeats as often, but not by difficulty. file:NAME: the numbers of an array from outside of the run, higher is
+    harder. excess:NAME: the detrended score less that number, where the array holds a reference model's losses."""
     unseen: Unseen = "auto"
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8
@@ -70,14 +71,30 @@ class Phase:
     """Share of the samples of Learn or Review that come from the segment's other blocks, uniformly; in [0, 1)."""
 
     @property
+    def score_mode(self) -> str:
+        """What the score is made of, without the name of an array."""
+        return split_score(self.score)[0]
+
+    @property
+    def scored_by(self) -> str | None:
+        """The name of the array that the score needs; None without one."""
+        return split_score(self.score)[1] if self.kind == "focus" else None
+
+    @property
     def is_rescored(self) -> bool:
         """Whether every block is rescored before the phase."""
         return self.kind == "focus" and self.score == "rescored"
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether every block has a score, whether it has been trained on or not."""
+        return self.is_rescored or (self.kind == "focus" and self.score_mode == "file")
 
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
+        check_score(self.score)
         for name in ("duration", "drop", "clusters", "replay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):

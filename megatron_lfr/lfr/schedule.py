@@ -32,9 +32,10 @@ class Schedule:
         if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
             raise ValueError(f"the shares of the phases must sum to 1, not {sum(shares):g}")
         first = self.phases[0]
-        if first.kind == "focus" and first.score != "rescored":
+        if first.kind == "focus" and not first.scores_all:
             raise ValueError(
-                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored)"
+                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored or "
+                "file:NAME)"
             )
 
     @property

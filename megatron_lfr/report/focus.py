@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lfr.analysis.overview import FocusView, PhaseView, RunView
-from megatron_lfr.analysis.similarity import BlockSet, Likeness, compare
+from megatron_lfr.analysis.similarity import BlockSet, compare
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Content, Html, element, join
@@ -104,7 +104,11 @@ def similarity_section(views: Sequence[RunView]) -> Html:
         return element(
             "p", "Fewer than two Focus phases have begun: there are no dropped sets to compare.", class_="note"
         )
-    likeness = {(i, j): _likeness(a, b) for i, a in enumerate(sets) for j, b in enumerate(sets)}
+    likeness = {
+        (i, j): compare(a.blocks, b.blocks) if (a.corpus, a.blocks.n_blocks) == (b.corpus, b.blocks.n_blocks) else None
+        for i, a in enumerate(sets)
+        for j, b in enumerate(sets)
+    }
     names = [one.name for one in sets]
 
     def tip(i: int, j: int) -> str:
@@ -128,7 +132,3 @@ def similarity_section(views: Sequence[RunView]) -> Html:
         "By chance", heat("by_chance"), "The expected cosine of random sets of these sizes among the scored blocks."
     )
     return element("div", cosine, overlap, chance, class_="pair")
-
-
-def _likeness(a: _Named, b: _Named) -> Likeness | None:
-    return compare(a.blocks, b.blocks) if a.corpus == b.corpus and a.blocks.n_blocks == b.blocks.n_blocks else None

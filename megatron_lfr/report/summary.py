@@ -48,7 +48,7 @@ def tiles(view: RunView) -> Html:
 
 
 def lineage(view: RunView) -> Html | None:
-    """The run that this one is a branch of; None where it is none."""
+    """Return the run that this one is a branch of; None where it is none."""
     parent = view.run.folder.parent
     if parent is None:
         return None

@@ -23,9 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.data.corpus.block_values import open_values, parse_names
 from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.identity import read_plan
+from megatron_lfr.lfr.identity import read_arrays, read_plan
 from megatron_lfr.lfr.journal import JournalReader, dump_identity, parse_identity
 from megatron_lfr.run_folder.lineage import Parent, parse_parent
 from megatron_lfr.run_folder.replacing import current_bytes, finish_replacing, replace_together
@@ -154,6 +158,25 @@ class RunFolder:
             return read_plan(identity)
         except ValueError as error:
             raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
+
+    def arrays(self) -> dict[str, npt.NDArray[np.number]]:
+        """Map the arrays of --lfr-scores that the run's phases use. ValueError or OSError where a file is missing, or
+        is not the one that the run was begun with."""
+        identity = self.identity()
+        try:
+            digests = read_arrays(identity)
+        except ValueError as error:
+            raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
+        files = parse_names(self.settings().get("lfr_scores") or [], "--lfr-scores") if digests else {}
+        arrays = {}
+        for name, digest in digests.items():
+            if name not in files:
+                raise ValueError(f"{self.config_file}: lfr_scores: names no file for {name}, which the run uses")
+            values = open_values(name, files[name], f"{self.path}: --lfr-scores")
+            if values.sha256 != digest:
+                raise ValueError(f"{self.path}: --lfr-scores {name}={files[name]}: has changed since the run began")
+            arrays[name] = values.values
+        return arrays
 
     def events(self, length: int | None = None) -> list[dict[str, Any]]:
         """Read the complete lines of metrics.jsonl, or of its first `length` bytes; none where there is no such file.

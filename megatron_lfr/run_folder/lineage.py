@@ -29,7 +29,7 @@ class Parent:
 
 
 def parse_parent(description: Mapping[str, Any]) -> Parent | None:
-    """The parent that a run's description names; None for a run that is no branch. ValueError says what is wrong."""
+    """Return the parent that a run's description names; None where it is no branch. ValueError says what is wrong."""
     facts = description.get("parent")
     if facts is None:
         return None

@@ -96,6 +96,9 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
     for name in ("data_args_path", "tokenizer_model", "lfr_schedule"):
         if isinstance(settings.get(name), str) and settings[name] != "bytes":
             settings[name] = _locate(settings[name], start, ("",), keep=name == "lfr_schedule")
+    if isinstance(scores := settings.get("lfr_scores"), list):
+        named = (str(word).partition("=") for word in scores)
+        settings["lfr_scores"] = [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
     words = settings.get("data_path") or []
     if settings.get("data_args_path"):
         prefixes, weights = DataConfig(data_args_path=settings.pop("data_args_path")).corpora()

@@ -42,7 +42,7 @@ def describe_lengthening(config: RunConfig, stored: Plan | None, plan: Plan, ste
     problem = describe_rate_change(config.optimizer, stored, plan, step)
     if problem is None:
         return f"{text}; the learning rate of the steps before is the same"
-    if not config.checkpoint.override_opt_param_scheduler:
+    if not config.optimizer.override_opt_param_scheduler:
         raise ValueError(
             f"{text}, but {problem}. What is trained cannot be trained otherwise: leave the length as it is, or take "
             "the new rate from here on with --override-opt_param-scheduler"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from megatron_lfr.config import RunConfig
+from megatron_lfr.data.corpus.block_values import BlockValues, describing, parse_names
 from megatron_lfr.identity import describe_changes, recorded_settings
 from megatron_lfr.lfr import Plan
 from megatron_lfr.model import ModelConfig
@@ -15,13 +18,21 @@ from megatron_lfr.training.trainer import Trainer
 
 
 def announce(
-    config: RunConfig, folder: RunFolder, model: ModelConfig, parallel: ParallelState, start: Start, trainer: Trainer
+    config: RunConfig,
+    folder: RunFolder,
+    model: ModelConfig,
+    parallel: ParallelState,
+    start: Start,
+    trainer: Trainer,
+    arrays: Mapping[str, BlockValues],
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
     put_in_force(config, folder, start, trainer.plan)
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
+    for line in notes_on_scores(config, arrays):
+        print(line, flush=True)
     if note := trainer.patience.expect(checkpoint_bytes(model), ranks.world_size()):
         print(note, flush=True)
     blocks = trainer.valid_source.num_blocks
@@ -54,6 +65,19 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, plan: Plan)
     if changed:
         print(f"settings that change from step {start.step} on: {changed}", flush=True)
     folder.write_settings(settings, start.step, defaults, len(plan.segments))
+
+
+def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:
+    """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those in use."""
+    unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - arrays.keys()
+    notes = [f"--lfr-scores {name}: no phase of the schedule uses it" for name in sorted(unused)]
+    for name, values in arrays.items():
+        if values.description is None:
+            notes.append(
+                f"--lfr-scores {name}={values.path}: no {describing(values.path).name} says of which corpus; that its "
+                "numbers are of these blocks, in this order, is taken on trust"
+            )
+    return notes
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:

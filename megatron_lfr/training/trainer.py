@@ -8,10 +8,9 @@ from typing import Any
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config.training import CheckpointConfig, TrainingConfig
-from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import Engine
-from megatron_lfr.engine.optimizer import LearningRate
+from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, state_keys
@@ -35,9 +34,7 @@ class Trainer:
         self,
         engine: Engine,
         curriculum: BaseCurriculum,
-        train_source: BlockSource,
         train_loader: Loader,
-        valid_source: BlockSource,
         valid_loader: Loader,
         learning_rate: LearningRate,
         store: CheckpointStore,
@@ -52,9 +49,9 @@ class Trainer:
         self.engine = engine
         self.curriculum = curriculum
         self.plan = curriculum.plan
-        self.train_source = train_source
+        self.train_source = train_loader.source
         self.train_loader = train_loader
-        self.valid_source = valid_source
+        self.valid_source = valid_loader.source
         self.learning_rate = learning_rate
         self.identity = dict(identity)
         self.callbacks = list(callbacks)
@@ -62,7 +59,7 @@ class Trainer:
         self.times = times
         self.patience = patience
         self.recorder = Recorder(curriculum, config.max_skipped_steps, times, self._report)
-        self.validation = Validation(engine, valid_loader, valid_source, self.plan, config, stopping, times)
+        self.validation = Validation(engine, valid_loader, self.plan, config, stopping, times)
         self.saving = Saving(store, checkpoint, patience, times)
 
     @property

@@ -17,7 +17,7 @@ from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.manifest import NAME, record_file
 from megatron_lfr.fileio import check_space, new_folder
 from megatron_lfr.identity import facts_before
-from megatron_lfr.lfr.identity import describe_segments
+from megatron_lfr.lfr.identity import describe_segments, read_arrays
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.lineage import Parent
 from megatron_lfr.run_folder.position import read_position
@@ -60,14 +60,14 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Bran
     history = _history(folder, settings, step, segments)
     identity = facts_before(folder.identity(), segments)
     if changed.train_iters is not None:
-        identity["segments"] = describe_segments(new_plan)
+        identity["segments"] = describe_segments(new_plan, read_arrays(identity))
 
     with new_folder(save) as aside:
         new, tensors = RunFolder(aside), Tensors.of(checkpoint, aside)
         losses = 4 * (plan.samples_before(step) + plan.n_blocks)
         check_space("--save", save, losses + position.metrics_bytes + (0 if tensors.are_linked else tensors.bytes))
         digest = copy_journal(folder.journal, new.journal.folder, identity, plan, position)
-        run = Run(new, plan, seed)
+        run = Run(new, plan, seed, folder.arrays())
         current = None if changed.train_iters is None else replay_under(new_plan, run, position)
         metrics_bytes = copy_metrics(folder, new, position, current, run)
         state = _new_state(checkpoint, identity, metrics_bytes, current)

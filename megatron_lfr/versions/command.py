@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from megatron_lfr.learning_rate import Decay
 from megatron_lfr.versions.branch import create_branch
-from megatron_lfr.versions.changes import Changed, DecayStyle
+from megatron_lfr.versions.changes import Changed
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,21 @@ class BranchConfig:
     """The branch's run folder, a new one."""
     lr_schedule: Literal["inherit"] | None = None
     """inherit: go on with the parent's learning rate."""
-    lr_decay_style: DecayStyle | None = None
+    lr_decay_style: Decay | None = None
     """Instead of --lr-schedule inherit: decay the learning rate from the parent's at the step to --min-lr at the
     branch's end. The parent must not be decaying already."""
     min_lr: float | None = None
-    """With --lr-decay-style: the learning rate of the last step; by default the parent's --min-lr."""
+    """With --lr-decay-style: the learning rate of the last step (for multi-step, the lowest); by default the parent's
+    --min-lr."""
+    lr_knee_explore: float | None = None
+    """With --lr-decay-style knee: the share of the branch that holds the parent's rate before it falls on a straight
+    line; by default the parent's --lr-knee-explore."""
+    lr_step_shares: list[float] | None = None
+    """With --lr-decay-style multi-step: the shares of the branch after which the rate falls to the next of
+    --lr-step-factors; by default the parent's --lr-step-shares."""
+    lr_step_factors: list[float] | None = None
+    """With --lr-decay-style multi-step: what the parent's rate is multiplied with after each of --lr-step-shares; by
+    default the parent's --lr-step-factors. A last factor of 0 ends at --min-lr."""
     train_iters: int | None = None
     """Steps from the parent's beginning to the branch's end; by default as many as the parent's. Only where the orders
     of the steps before are the same, as with --lr-schedule uniform."""
@@ -42,8 +53,15 @@ class BranchConfig:
         """ValueError names the flag and the legal values."""
         if (self.lr_schedule is None) == (self.lr_decay_style is None):
             raise ValueError("say how the learning rate goes on: either --lr-schedule inherit or --lr-decay-style")
-        if self.min_lr is not None and self.lr_decay_style is None:
-            raise ValueError("--min-lr: goes with --lr-decay-style")
+        style = self.lr_decay_style
+        for flag, value, fits, needed in (
+            ("--min-lr", self.min_lr, style is not None, ""),
+            ("--lr-knee-explore", self.lr_knee_explore, style == "knee", " knee"),
+            ("--lr-step-shares", self.lr_step_shares, style == "multi-step", " multi-step"),
+            ("--lr-step-factors", self.lr_step_factors, style == "multi-step", " multi-step"),
+        ):
+            if value is not None and not fits:
+                raise ValueError(f"{flag}: goes with --lr-decay-style{needed}")
         if self.min_lr is not None and not math.isfinite(self.min_lr):
             raise ValueError(f"--min-lr {self.min_lr}: must be a finite number")
         if self.train_iters is not None and self.train_iters <= self.at_step:
@@ -54,7 +72,14 @@ def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr branch`; returns the exit code."""
     config = tyro.cli(BranchConfig, args=list(argv), prog="megatron-lfr branch")
     config.validate()
-    changed = Changed(config.lr_decay_style, config.min_lr, config.train_iters)
+    changed = Changed(
+        config.lr_decay_style,
+        config.min_lr,
+        config.lr_knee_explore,
+        config.lr_step_shares,
+        config.lr_step_factors,
+        config.train_iters,
+    )
     branch = create_branch(config.parent, config.at_step, config.save, changed)
     tensors = "linked, not copied" if branch.is_linked else "copied"
     print(f"{config.save}: a branch of {config.parent} from step {config.at_step} of {branch.total_steps} on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -66,7 +67,7 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
         or lengths[position.phase][1] < position.entries
     ):
         raise error
-    histories = zip(run.phases(), Run(run.folder, plan, run.seed).phases(), strict=True)
+    histories = zip(run.phases(), dataclasses.replace(run, plan=plan).phases(), strict=True)
     for old, new in histories:
         if not np.array_equal(_served(old, position.step), _served(new, position.step)):
             raise error

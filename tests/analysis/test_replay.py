@@ -21,7 +21,7 @@ Visit = tuple[int, int, int, float]
 
 
 def train(folder: Path, schedule: Schedule, stop: int | None = None) -> tuple[Plan, Curriculum, list[Visit]]:
-    """A run with random losses, some of them not finite, and every visit in the order of training."""
+    """Return a run with random losses, some of them not finite, and every visit in the order of training."""
     epochs = 3.0 if schedule.in_shares else None
     plan = schedule.plan(N, SEQ, BATCH, train_epochs=epochs)
     identity = {"format": FORMAT, "seed": SEED, "seq_length": SEQ, "segments": describe_segments(plan)}

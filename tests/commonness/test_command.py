@@ -95,13 +95,13 @@ def test_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_results_are_the_same_again_with_any_number_of_threads(tmp_path: Path, corpus: list[str]) -> None:
-    found = []
+    written = []
     for threads in ("1", "3"):  # the second replaces the first
         assert main([*flags(tmp_path, corpus), "--threads", threads]) == 0
-        found.append(files(tmp_path / "out"))
-        found[-1].pop("commonness.json")
-    assert len(found[0]) == 10
-    assert found[0] == found[1]
+        written.append(files(tmp_path / "out"))
+        written[-1].pop("commonness.json")
+    assert len(written[0]) == 10
+    assert written[0] == written[1]
 
 
 def test_weights_of_prefixes_are_ignored(tmp_path: Path, corpus: list[str]) -> None:

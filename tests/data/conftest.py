@@ -56,7 +56,7 @@ def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[object]], Path]:
 
 @pytest.fixture(scope="session")
 def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small byte-level BPE with <|endoftext|> as id 0."""
+    """Return a small byte-level BPE with <|endoftext|> as id 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -19,7 +19,7 @@ WriteCorpus = Callable[..., Path]
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """a: 0, </s>: 1, <s>: 2, b: 3; the two in the middle are special."""
+    """Write a tokenizer of a: 0, </s>: 1, <s>: 2, b: 3; the two in the middle are special."""
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "<s>": 2, "b": 3}, unk_token="a"))
     tokenizer.add_special_tokens(["</s>", "<s>"])
     tokenizer.save(str(tmp_path / "t.json"))
@@ -92,9 +92,9 @@ def test_prefixes_of_two_tokenizers_are_refused_with_and_without_one(
 ) -> None:
     a = with_sidecar(write_corpus("a", [[0, 1]]), **made_by(tokenizer))
     b = with_sidecar(write_corpus("b", [[0, 1]]), tokenizer="bytes", fingerprint="bytes", eod=1)
-    for own in (tokenizer, None):
+    for known in (tokenizer, None):
         with pytest.raises(ValueError, match=r"--data-path .*b: was made with the tokenizer bytes, .*a with x\.json"):
-            settle(own, a, b)
+            settle(known, a, b)
     with pytest.raises(ValueError, match=r"--vocab-size 3: the corpus was made with x\.json .*, of 4 tokens"):
         settle(None, a, vocab_size=3)
 

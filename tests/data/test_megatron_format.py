@@ -22,7 +22,7 @@ TYPES = ["uint8", "int8", "int16", "uint16", "int32", "int64"]
 
 
 def documents(name: str) -> list[list[npt.NDArray[Any]]]:
-    """A corpus with empty sequences and documents of several: for each document, its sequences."""
+    """Return a corpus with empty sequences and documents of several: for each document, its sequences."""
     rng = np.random.default_rng(7)
     limits = np.iinfo(np.dtype(name))
     shape = [[5], [1, 0, 3], [0], [2, 2], [7]]

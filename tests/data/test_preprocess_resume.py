@@ -134,13 +134,13 @@ def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: 
     summary = run(replace(config, overwrite=not is_noted))
     assert [(p.domain, p.documents, p.tokens) for p in summary.prefixes] == [("x", 1, 2), ("y", 1, 3)]
     assert [p.prefix for p in summary.prefixes] == [out / "c_x_text_document", out / "c_y_text_document"]
-    found = contents(out)
-    assert sorted(found) == [
+    files = contents(out)
+    assert sorted(files) == [
         f"c_{domain}_text_document{suffix}" for domain in "xy" for suffix in (".bin", ".idx", ".meta")
     ]
     (tmp_path / "whole").mkdir()
     run(replace(config, output_prefix=tmp_path / "whole" / "c"))
-    assert found == contents(tmp_path / "whole")
+    assert files == contents(tmp_path / "whole")
 
 
 def test_killed_with_workers_which_go_too(tmp_path: Path, out: Path, rng: np.random.Generator) -> None:
@@ -203,7 +203,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture
 def unfinished(tmp_path: Path, out: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files of a run that was killed after some chunks."""
+    """Return the files of a run that was killed after some chunks."""
     eager(monkeypatch)
     files = corpus(tmp_path, rng)
     assert die_at(60, PreprocessConfig(files, out / "c", "bytes", **OPTIONS)) == -signal.SIGKILL

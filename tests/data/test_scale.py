@@ -63,7 +63,7 @@ def test_ten_trillion_tokens(tmp_path: Path) -> None:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """The process may open only some files more than it has open."""
+    """Let the process open only some files more than it has open."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = 256
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))

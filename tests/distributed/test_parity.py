@@ -33,7 +33,7 @@ RESUMED = ("1", "PP2 interleaved", "DP4 optim_grads_params")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders of all runs, by name; of the references by variant."""
+    """Return the folders of all runs, by name; of the references by variant."""
     folder = tmp_path_factory.mktemp("parity")
     prefixes = matrix.write_corpus(folder)
     references = [matrix.Case(v, 1, flags) for v, flags in matrix.VARIANTS.items()]

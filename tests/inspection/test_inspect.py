@@ -30,7 +30,7 @@ def loss_of(block: int, step: int) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder over two domains of text in bytes; documents hold 23 tokens, the last one ends it."""
+    """Return a run folder over two domains of text in bytes; documents hold 23 tokens, the last one ends it."""
     folder = tmp_path_factory.mktemp("run")
     prefixes = []
     for domain in ("alpha", "beta"):
@@ -81,7 +81,7 @@ def ask(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def expected_text(folder: Path, block: int) -> str:
-    """A block's bytes, read from the file by hand: documents of 23 tokens, blocks of 16."""
+    """Return a block's bytes, read from the file by hand: documents of 23 tokens, blocks of 16."""
     per_domain = (54 * 23 - 1) // SEQ
     domain, number = divmod(block, per_domain)
     prefix = folder / f"toy_{('alpha', 'beta')[domain]}_text_document.bin"

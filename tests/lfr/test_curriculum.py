@@ -97,9 +97,9 @@ def test_resuming_anywhere_serves_and_journals_the_same(tmp_path: Path, name: st
     n, hard = 60, hardness(60)
     schedule = preset(name)
     plan = schedule.plan(n, SEQ, 8, train_epochs=3.0) if schedule.in_shares else schedule.plan(n, SEQ, 8)
-    whole = make(tmp_path / "whole", plan)
-    expected = drive(whole, hard)
-    whole.state_dict()
+    unbroken = make(tmp_path / "whole", plan)
+    expected = drive(unbroken, hard)
+    unbroken.state_dict()
     journal = sorted((tmp_path / "whole/journal").iterdir())
     boundaries = [p.end_step for p in plan.phases[:-1]]
     for stop in sorted({0, 1, 5, *boundaries, *(b + 1 for b in boundaries), plan.total_steps}):
@@ -279,15 +279,15 @@ def drive_to_boundary(curriculum: Curriculum, hard: np.ndarray, boundary: int) -
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("losses", "message"),
     [
         (np.ones(39, np.float32), "the callback gave the losses of 39 blocks, but there are 40"),
         (np.append(np.ones(39), np.nan), r"blocks 0\.\.39 have a loss that is not finite"),
     ],
 )
-def test_a_rescoring_that_is_not_whole_is_refused(tmp_path: Path, found: np.ndarray, message: str) -> None:
+def test_a_rescoring_that_is_not_whole_is_refused(tmp_path: Path, losses: np.ndarray, message: str) -> None:
     plan = RESCORED.plan(40, SEQ, 8)
-    curriculum = make(tmp_path, plan, rescore=lambda ids: [found])
+    curriculum = make(tmp_path, plan, rescore=lambda ids: [losses])
     drive_to_boundary(curriculum, hardness(40), plan.phases[1].first_step)
     with pytest.raises(ValueError, match=message):
         curriculum.enter_phase()

@@ -47,7 +47,7 @@ def shrinking(progress: Doubles) -> Doubles:
 
 @dataclass(frozen=True)
 class World:
-    """A model whose loss of a block, seen `visits` times before, is
+    """A model with a loss for each block, given how often the block was seen before.
 
     level(progress) + spread(progress) * (difficulty + noise * normal) - by_visit * visits.
     """
@@ -96,7 +96,7 @@ class Boundary:
         return self.step >= 0
 
     def truly_hard(self) -> npt.NDArray[np.bool_]:
-        """The hardest 30 % of the blocks that have a score."""
+        """Return the hardest 30 % of the blocks that have a score."""
         return self.seen & (self.difficulty >= np.quantile(self.difficulty[self.seen], 0.7))
 
     def ranks_alike(self, scores: npt.NDArray[np.float32]) -> float:
@@ -125,7 +125,7 @@ def visits_before(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 @functools.cache
 def simulate(schedule: Schedule, world: World, seed: int = 1) -> Run:
-    """A run of the schedule."""
+    """Simulate a run of the schedule."""
     rng = np.random.default_rng(seed)
     n, difficulty = world.n_blocks, world.difficulties(rng)
     plan = schedule.plan(n, 8, world.batch, train_epochs=world.epochs if schedule.in_shares else None)
@@ -163,7 +163,7 @@ PHASES = [(name, number) for name in PRESETS for number in detrended(preset(name
 
 
 def check(boundary: Boundary) -> None:
-    """What Focus drops does not depend on when a block was seen, and the score knows more than the recorded loss."""
+    """Check that Focus drops blocks whenever they were seen, and that the score knows more than the recorded loss."""
     sixths = boundary.by_sixth_of_learn()
     assert max(sixths) - min(sixths) < 5, sixths
     hard, in_focus = boundary.truly_hard(), boundary.last_in_focus
@@ -289,7 +289,7 @@ def test_a_focus_by_rescored_losses_is_accounted_for() -> None:
     ledger.record_phase(0, batch, everything, nll(everything))
     rescored = nll(np.arange(n))
     first_step = -(-n // batch)
-    ledger.begin_phase(first_step, focus=True, rescored=rescored)
+    ledger.begin_phase(first_step, focus=True, scores=rescored)
     hard = rng.permutation(np.flatnonzero(rescored > np.quantile(rescored, 0.7)))
     ledger.record_phase(first_step, batch, hard, nll(hard))
     location, spread = ledger.references[0].curves().level

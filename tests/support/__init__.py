@@ -29,10 +29,12 @@ Samples:
     own_callbacks: callbacks as a user writes them.
     continuation_samples: contexts and continuations whose border is no border of tokens.
     hf_runs: run folders and Hugging Face folders of small models.
+    launcher_environments: what launchers put into the environment of each rank.
     megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.
 
 Cases, which run in processes that a test starts, and return their results to it:
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
+    launcher_cases: two ranks that meet under each launcher.
     order_file_cases, skipped_step_cases: two ranks that share orders, and that skip a step.
     rank_cases, async_cases: two ranks on one store, and on asynchronous ones.
     crash_cases, kill_cases: saves, conversions and branches that are killed.

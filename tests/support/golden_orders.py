@@ -33,7 +33,7 @@ Orders = dict[str, list[str] | None]
 
 
 def schedules() -> dict[str, Schedule]:
-    """The presets and the schedule files, by name."""
+    """Return the presets and the schedule files, by name."""
     files = {
         path.name: Schedule.from_dicts(yaml.safe_load(path.read_text())) for path in sorted(SCHEDULES.glob("*.yaml"))
     }
@@ -87,7 +87,7 @@ def losses(block_ids: npt.NDArray[np.int64], step: int) -> tuple[npt.NDArray[np.
 
 
 def rescored_losses(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
-    """The losses of a forward-only pass, in batches."""
+    """Return the losses of a forward-only pass, in batches."""
     for part in np.array_split(block_ids, max(1, len(block_ids) // 100)):
         yield (np.floor(_mixed(part + 77) * 5 * 1024) / 1024).astype(np.float32)
 

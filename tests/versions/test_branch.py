@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
-from megatron_lfr.engine.optimizer import LearningRate, OptimizerConfig
+from megatron_lfr.learning_rate import learning_rate_of
 from megatron_lfr.run_folder import RunFolder
 from support import kill_cases
 from support.folder_bytes import folder_bytes
@@ -125,8 +125,7 @@ def test_a_decay_has_the_bits_of_one_run_with_it(corpus: list[str], trunk: Path,
 def test_every_decay_is_complete(style: str, trunk: Path, tmp_path: Path) -> None:
     assert branch(trunk, tmp_path / "v1", "--lr-decay-style", style) == 0
     settings = RunFolder(tmp_path / "v1").recorded_settings
-    names = OptimizerConfig.__dataclass_fields__
-    rate = LearningRate(OptimizerConfig(**{name: settings[name] for name in names}), 20, 8)
+    rate = learning_rate_of(settings, 20, 8)
     assert rate(CUT - 1) == 1e-2
     assert 1e-2 > rate(CUT) > rate(15) > rate(19) == 0
 
