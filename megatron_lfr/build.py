@@ -142,6 +142,7 @@ def _just_goes_on(config: RunConfig, blend: Blend, stored: Plan) -> bool:
     return (
         steps is not None
         and steps > stored.total_steps
+        and config.main_path.versions is None
         and is_learn
         and resolve_schedule(config.lfr.lfr_schedule) == Schedule(phases)
         and Schedule(phases).in_shares
@@ -263,15 +264,13 @@ def _make_deepspeed_engine(
     from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 
     (stage,) = _build_stages(config, model, parallel)
-    stage.empty_on(parallel.device)
-    if initialize_weights:
-        stage.init_weights(config.training.seed)
     return DeepSpeedEngine(
         stage,
         config.optimizer,
         parallel,
         settings,
         micro_batch_size=config.training.micro_batch_size,
+        seed=config.training.seed if initialize_weights else None,
     )
 
 

@@ -23,6 +23,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   report       show a run, or several side by side, on one HTML page
   convert      turn a run's weights into a Hugging Face folder (to-hf), or such a folder into a run (from-hf)
   estimate     estimate memory, tokens, steps and FLOPs of a configuration, without running it
+  doctor       check the ranks of an allocation: versions, devices, clocks, network, the run folder's file system
 """
 
 
@@ -119,6 +120,12 @@ def _estimate(argv: Sequence[str]) -> int:
     return estimate(argv)
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    from megatron_lfr.doctor.command import main as doctor
+
+    return doctor(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tokenizer": _tokenizer,
     "preprocess": _preprocess,
@@ -132,6 +139,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "convert": _convert,
     "estimate": _estimate,
+    "doctor": _doctor,
 }
 
 

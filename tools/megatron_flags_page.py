@@ -24,7 +24,8 @@ def render() -> str:
     parts = [HEAD]
     for (verdict, part), rows in groupby(read_table(), lambda row: (row["verdict"], row["part"])):
         last = "legal values" if verdict == "accepted" else "instead"
-        parts.append(f"\n## {verdict.capitalize()}: {part[0].lower()}{part[1:]}\n\n")
+        subject = part if part == "DeepSpeed" else f"{part[0].lower()}{part[1:]}"
+        parts.append(f"\n## {verdict.capitalize()}: {subject}\n\n")
         parts.append(f"| flags | why | {last} |\n|---|---|---|\n")
         for row in rows:
             what = (

@@ -153,11 +153,16 @@ def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
     )
+    run_here(cases, Path(folder), prefixes)
+    dist.destroy_process_group()
+
+
+def run_here(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:
+    """Run every case into `folder`/name on the ranks of this process' group; without one, on this process alone."""
     for case in cases:
-        config, _ = parse_run_config([*run_flags(prefixes, Path(folder, case.name)), *case.flags])
+        config, _ = parse_run_config([*run_flags(prefixes, folder / case.name), *case.flags])
         with contextlib.redirect_stdout(io.StringIO()):
             train(config)
-    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,13 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, ignored_keys, read_deepspeed
+from megatron_lfr.config.deepspeed import (
+    apply_deepspeed,
+    deepspeed_settings,
+    effect_notes,
+    read_deepspeed,
+)
+from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
@@ -45,6 +51,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
+    main_path: MainPathConfig = field(default_factory=MainPathConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -68,6 +75,7 @@ class RunConfig:
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
+        self.main_path.validate()
         self.loss.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
@@ -158,7 +166,10 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     if config.deepspeed.deepspeed and config.deepspeed.deepspeed_config:
         values = read_deepspeed(config.deepspeed.deepspeed_config)
         config = parse(apply_deepspeed(default, values))
-        notes += [f"--deepspeed-config: {note}" for note in ignored_keys(values)]
+        # The run may be continued from another folder, with the config.yaml that this goes into.
+        path = str(Path(config.deepspeed.deepspeed_config or "").absolute())
+        config = dataclasses.replace(config, deepspeed=dataclasses.replace(config.deepspeed, deepspeed_config=path))
+        notes += [f"--deepspeed-config: {note}" for note in effect_notes(values)]
     return config, notes
 
 

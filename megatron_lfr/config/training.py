@@ -160,11 +160,16 @@ class DeepSpeedConfig:
     """With --deepspeed: DeepSpeed's configuration, a JSON file. What it says of the run's settings counts like
     --config; a flag that says something else is an error, and so is a key that is unknown or asks for what is not done
     here."""
+    cpu_optimizer: bool = False
+    """With --deepspeed: keep the fp32 weights and AdamW's state in the host's memory, and update them there, as
+    offload_optimizer does in DeepSpeed's configuration."""
 
     def validate(self) -> None:
         if not self.deepspeed:
             if self.deepspeed_config is not None:
                 raise ValueError(f"--deepspeed-config {self.deepspeed_config}: goes with --deepspeed")
+            if self.cpu_optimizer:
+                raise ValueError("--cpu-optimizer: goes with --deepspeed")
             return
         if self.deepspeed_config is None:
             raise ValueError("--deepspeed: give DeepSpeed's configuration with --deepspeed-config FILE")

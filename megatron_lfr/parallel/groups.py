@@ -109,7 +109,7 @@ def initialize(
     """
     global _session, _shared, _state
     config, launch = config or ParallelConfig(), adopt_launcher()
-    device = _choose_device(config.distributed_backend, launch)
+    device = choose_device(config.distributed_backend, launch)
     if not dist.is_initialized():
         _state = None
         name = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -126,7 +126,9 @@ def initialize(
     return _state
 
 
-def _choose_device(backend: Backend, launch: Launch) -> torch.device:
+def choose_device(backend: Backend, launch: Launch) -> torch.device:
+    """Return the device of a rank, and make it PyTorch's current one. ValueError where there is none for the backend,
+    or several ranks of a machine would get the same one."""
     use_cuda = torch.cuda.is_available() if backend == "auto" else backend == "nccl"
     if not use_cuda:
         return torch.device("cpu")

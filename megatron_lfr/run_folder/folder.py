@@ -8,6 +8,8 @@ journal/               the loss of every block at every visit, and what the run 
 checkpoints/           weights, optimizer and the position in the curriculum (checkpoint/store.py)
 tensorboard/           scalars
 extension.json         only after a kill within an extension (replacing.py)
+deepspeed_config.json  with --deepspeed: a copy of the file of --deepspeed-config
+deepspeed.json         with --deepspeed: what DeepSpeed was given, of that file and of the settings
 lock                   held by the process that trains
 """
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the folder, in run.json. Runs from before it was recorded have this version."""
+DEEPSPEED_COPY = "deepspeed_config.json"
 
 
 class RunFolder:
@@ -231,7 +234,8 @@ class RunFolder:
 
     def write_branch(self, parent: Parent, settings: Settings, history: History) -> None:
         """Make the folder that of a branch: its parent, the `settings` in force, and what they were before."""
-        description = {"format": FORMAT, "parent": dataclasses.asdict(parent)}
+        facts = {name: value for name, value in dataclasses.asdict(parent).items() if value is not None}
+        description = {"format": FORMAT, "parent": facts}
         write_atomic(self._description_file, json.dumps(description, indent=1) + "\n")
         self._write_history(history)
         self.write_config(settings)
@@ -243,8 +247,9 @@ class RunFolder:
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
-    def write_deepspeed(self, settings: Settings) -> None:
-        """Note what DeepSpeed is given."""
+    def write_deepspeed(self, settings: Settings, source: Path) -> None:
+        """Note what DeepSpeed is given, and keep a copy of the file that says so."""
+        write_atomic(self.path / DEEPSPEED_COPY, source.read_text("utf-8"))
         write_atomic(self.path / "deepspeed.json", json.dumps(settings, indent=1) + "\n")
 
     def write_settings(self, settings: Settings, step: int, defaults: Settings, segments: int) -> None:

@@ -6,14 +6,24 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.build import make_arrays, make_corpus, make_model_config, make_run_plan, make_tokenizer
+from megatron_lfr.build import (
+    make_arrays,
+    make_corpus,
+    make_learning_rate,
+    make_model_config,
+    make_run_plan,
+    make_tokenizer,
+)
 from megatron_lfr.config import RunConfig
+from megatron_lfr.config.main_path import check_main_path
 from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
+from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.run_folder import RunFolder
@@ -30,10 +40,18 @@ class Inputs:
     model: ModelConfig
     corpus: BlockDataset
     plan: Plan
+    learning_rate: LearningRate
+    main_path: MainPath | None
+    """Where versions branch off, for a run of --versions."""
     arrays: dict[str, BlockValues]
     """The files of --lfr-scores that phases use, by name."""
     facts: dict[str, Any]
     """The identity of the run, as from `run_identity`."""
+
+    @property
+    def end_step(self) -> int:
+        """Number of steps after which the run ends: a main path ends before its plan does."""
+        return self.plan.total_steps if self.main_path is None else self.main_path.end
 
 
 def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> Inputs:
@@ -53,7 +71,21 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     config = dataclasses.replace(config, data=data)
     check_frozen(folder, stored, corpus)
     plan = make_run_plan(config, corpus, stored)
+    learning_rate = make_learning_rate(config.optimizer, plan)
+    config, main_path = _lay_out_main_path(config, plan, learning_rate)
     config.checkpoint.check_retained(plan.total_steps)
     arrays = make_arrays(config, corpus, plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, arrays)
-    return Inputs(config, tokenizer, model, corpus, plan, arrays, facts)
+    return Inputs(config, tokenizer, model, corpus, plan, learning_rate, main_path, arrays, facts)
+
+
+def _lay_out_main_path(config: RunConfig, plan: Plan, rate: LearningRate) -> tuple[RunConfig, MainPath | None]:
+    """Return the configuration with the branch points among the steps to retain, and the main path; None for a run that
+    is none."""
+    path = config.main_path.lay_out(plan.total_steps)
+    if path is None:
+        return config, None
+    check_main_path(path, plan, rate)
+    retained = sorted({*config.checkpoint.save_retain_steps, *path.branch_points})
+    checkpoint = dataclasses.replace(config.checkpoint, save_retain_steps=retained)
+    return dataclasses.replace(config, checkpoint=checkpoint), path

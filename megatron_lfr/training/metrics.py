@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr import _C
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.fileio import json_value
-from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.lfr.base import PhaseStart
-from megatron_lfr.lfr.selection import Order
+from megatron_lfr.run_folder.phase_row import describe_order
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport
@@ -34,18 +32,14 @@ class MetricsFile(Callback):
         self._file = path.open("ab")
 
     def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
-        planned, selection = start.planned, start.selection
-        # "draws" and "draws_by_domain" count samples: keys on disk stay, since older runs and scripts have them.
+        planned, selection, source = start.planned, start.selection, trainer.train_source
+        sizes = dict(zip(source.domains, np.diff(source.domain_starts).tolist(), strict=True))
         row: dict[str, Any] = {
             "event": "phase",
             "step": planned.first_step,
             "phase": planned.index,
             "kind": planned.phase.kind,
-            "draws": planned.samples,
-            "steps": planned.steps,
-            "distinct": _distinct(trainer.curriculum),
-            "draws_by_domain": _samples_by_domain(trainer.train_source, trainer.curriculum.order),
-            "order_hash": f"{start.order_hash:016x}",
+            **describe_order(planned, trainer.curriculum.order, sizes),
         }
         if selection is not None:
             left_out = selection.left_out(start.scores)
@@ -53,7 +47,7 @@ class MetricsFile(Callback):
             row["dropped"] = selection.dropped
             row["dropped_share"] = selection.dropped_share
             row["unseen"] = selection.unseen
-            row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out, in_scope)
+            row["left_out_by_domain"] = share_by_domain(source, left_out, in_scope)
         self._write(row, trainer, {})
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
@@ -162,16 +156,3 @@ def share_by_domain(
     bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
     parts = {name: mask[first:last][in_scope[first:last]] for name, first, last in bounds}
     return {name: float(part.mean()) for name, part in parts.items() if len(part)}
-
-
-def _samples_by_domain(source: BlockSource, order: Order) -> dict[str, int]:
-    """Count the samples of a phase's order in each domain."""
-    counts = _C.count_parts(order, np.diff(source.domain_starts).tolist())
-    return dict(zip(source.domains, counts.tolist(), strict=True))
-
-
-def _distinct(curriculum: BaseCurriculum) -> int:
-    """Count the different blocks in the order of the current phase."""
-    served = np.zeros(curriculum.plan.n_blocks, np.bool_)
-    served[curriculum.order] = True
-    return int(served.sum())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.corpus.block_values import BlockValues, describing, parse_names
 from megatron_lfr.identity import describe_changes, recorded_settings
-from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.attention import describe
 from megatron_lfr.model.fused import describe_layers
@@ -27,7 +28,7 @@ def announce(
     arrays: Mapping[str, BlockValues],
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
-    put_in_force(config, folder, start, trainer.plan)
+    put_in_force(config, folder, start, trainer.end_step, len(trainer.plan.segments))
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
@@ -44,18 +45,18 @@ def announce(
         )
 
 
-def put_in_force(config: RunConfig, folder: RunFolder, start: Start, plan: Plan) -> None:
+def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: int, segments: int) -> None:
     """Write the settings into the run folder, and print what changes for a run that was in it. A finished run stays as
     it is."""
     settings, defaults = recorded_settings(config), RunConfig().to_flat()
     changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
-    if start.step == plan.total_steps:
+    if start.step >= end_step:
         note = f"; these settings have no effect any more: {changed}" if changed else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
         return
     if start.checkpoint:
         origin = f" (--load {config.checkpoint.load} was only used at its start)" if config.checkpoint.finetune else ""
-        print(f"continuing {folder.path} at step {start.step} of {plan.total_steps}{origin}", flush=True)
+        print(f"continuing {folder.path} at step {start.step} of {end_step}{origin}", flush=True)
     if start.discarded:
         print(
             f"{folder.path}: its run was stopped before its first checkpoint and starts anew; the "
@@ -64,7 +65,7 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, plan: Plan)
         )
     if changed:
         print(f"settings that change from step {start.step} on: {changed}", flush=True)
-    folder.write_settings(settings, start.step, defaults, len(plan.segments))
+    folder.write_settings(settings, start.step, defaults, segments)
 
 
 def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:
@@ -78,6 +79,15 @@ def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> lis
                 "numbers are of these blocks, in this order, is taken on trust"
             )
     return notes
+
+
+def describe_branches(path: MainPath, folder: Path) -> str:
+    """Describe in one line where the versions of a finished main path leave it."""
+    points = ", ".join(map(str, path.branch_points))
+    return (
+        f"{folder}: versions 1 to {path.versions} leave after steps {points} and end every {path.steps}: "
+        f"megatron-lfr branch --from {folder} --version I --lr-decay-style STYLE --save NEW"
+    )
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_lfr.build import make_curriculum, make_engine, make_learning_rate, make_loader
+from megatron_lfr.build import make_curriculum, make_engine, make_loader
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.engine.determinism import deterministic
@@ -23,7 +24,7 @@ from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_
 from megatron_lfr.training.lengthening import describe_lengthening, stored_plan, write_lengthening
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
-from megatron_lfr.training.opening import announce
+from megatron_lfr.training.opening import announce, describe_branches
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.start import find_start, held, open_journal
 from megatron_lfr.training.stopping import Stopping
@@ -84,7 +85,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         # Everything that can be refused has been checked; from here on, the folder is written to.
         scratch = config.lfr.scratch(folder.path, nodes.index)
         if deepspeed is not None and ranks.rank() == 0:
-            folder.write_deepspeed(deepspeed)
+            assert config.deepspeed.deepspeed_config is not None
+            folder.write_deepspeed(deepspeed, Path(config.deepspeed.deepspeed_config))
         if lengthening is not None and ranks.rank() == 0:
             write_lengthening(config, folder, inputs.facts, start, lengthening)
         journal = open_journal(folder, nodes, inputs.facts, start, scratch)
@@ -99,7 +101,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             curriculum=make_curriculum(config, plan, journal, share_orders(nodes, scratch), rescore, inputs.arrays),
             train_loader=train_loader,
             valid_loader=valid_loader,
-            learning_rate=make_learning_rate(config.optimizer, plan),
+            learning_rate=inputs.learning_rate,
+            end_step=inputs.end_step,
             store=CheckpointStore(
                 folder.checkpoint_folder,
                 keep=config.checkpoint.keep_last,
@@ -121,5 +124,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         if ranks.rank() == 0:
             announce(config, folder, model, parallel, start, trainer, inputs.arrays)
         finished = trainer.run()
+        if finished and inputs.main_path is not None and ranks.rank() == 0:
+            print(describe_branches(inputs.main_path, folder.path), flush=True)
         dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished

@@ -18,6 +18,7 @@ from megatron_lfr.checkpoint.manifest import NAME, record_file
 from megatron_lfr.fileio import check_space, new_folder
 from megatron_lfr.identity import facts_before
 from megatron_lfr.lfr.identity import describe_segments, read_arrays
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.lineage import Parent
 from megatron_lfr.run_folder.position import read_position
@@ -40,8 +41,8 @@ class Branch:
     started_in: Path | None
 
 
-def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Branch:
-    """Make `save` a run that goes on from step `step` of the run in `parent`.
+def create_branch(parent: Path, step: int, save: Path, changed: Changed, version: int | None = None) -> Branch:
+    """Make `save` a run that goes on from step `step` of the run in `parent`. version: its number on a main path.
 
     ValueError or OSError where the parent has no complete checkpoint of that step, the journal is not the one that led
     to it, `save` exists or lies in the parent, the changes would change the past, or the disk is full; then nothing is
@@ -73,8 +74,23 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Bran
         state = _new_state(checkpoint, identity, metrics_bytes, current)
         tensors.save(CheckpointStore(new.checkpoint_folder, keep=None), step, state)
         manifest = record_file(checkpoint.folder / NAME).sha256
-        new.write_branch(Parent(str(parent.resolve()), step, manifest, digest), settings, history)
+        new.write_branch(Parent(str(parent.resolve()), step, manifest, digest, version), settings, history)
     return Branch(new_plan.total_steps, tensors.bytes, tensors.are_linked, history.started_in)
+
+
+def find_version(parent: Path, version: int, branch_share: float | None) -> tuple[int, int]:
+    """Return (the step after which a version leaves the main path in `parent`, its last step). branch_share: None for
+    that of the main path. ValueError where the run there is no main path, or has no such version."""
+    folder = RunFolder(parent, "--from")
+    settings = folder.recorded_settings
+    versions, share = settings.get("versions"), branch_share or settings.get("branch_share")
+    if versions is None or share is None:
+        raise ValueError(
+            f"--version {version}: {parent} is no main path, which `megatron-lfr train --versions N --branch-share A` "
+            "makes; give the branch's beginning with --at-step and its end with --train-iters"
+        )
+    path = MainPath.of(folder.plan()[0].total_steps, versions, share)
+    return path.leaves_after(version), path.ends_after(version)
 
 
 def _check_target(parent: RunFolder, save: Path) -> None:

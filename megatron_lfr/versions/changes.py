@@ -46,7 +46,7 @@ def change_settings(
     ValueError where the parent's rate decays or warms up already and a new decay is asked for, or where another length
     would give the steps before another rate.
     """
-    new = dict(settings)
+    new = {**settings, "versions": None, "branch_share": None}  # a branch is no main path itself
     if changed.train_iters is not None:
         new |= {"train_iters": changed.train_iters, "train_samples": None, "train_epochs": None}
         retained = settings.get("save_retain_steps") or []

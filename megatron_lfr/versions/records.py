@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr import _C
 from megatron_lfr.analysis.replay import PhaseHistory, Run
 from megatron_lfr.lfr import Journal, Plan
 from megatron_lfr.lfr.journal import JournalReader
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.phase_row import describe_order
 from megatron_lfr.run_folder.position import Position
 
 
@@ -97,13 +97,7 @@ def _as_planned(line: bytes, current: PhaseHistory, run: Run) -> bytes:
     row = json.loads(line)
     if row.get("event") != "phase" or row.get("phase") != current.planned.index:
         return line
-    counts = _C.count_parts(current.order, run.plan.segments[-1].blend.sizes).tolist()
-    counts += [0] * (len(row["draws_by_domain"]) - len(counts))  # domains that later segments brought
-    row |= {
-        "draws": current.planned.samples,
-        "steps": current.planned.steps,
-        "distinct": len(np.unique(current.order)),
-        "draws_by_domain": dict(zip(row["draws_by_domain"], counts, strict=False)),
-        "order_hash": f"{_C.order_hash(current.order):016x}",
-    }
+    sizes = [*run.plan.segments[-1].blend.sizes]
+    sizes += [0] * (len(row["draws_by_domain"]) - len(sizes))  # domains that later segments brought
+    row |= describe_order(current.planned, current.order, dict(zip(row["draws_by_domain"], sizes, strict=False)))
     return json.dumps(row).encode() + b"\n"

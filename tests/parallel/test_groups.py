@@ -189,7 +189,7 @@ def test_each_rank_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.Monk
 
     def device(**environment: str) -> torch.device:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-        return groups._choose_device("auto", read_launch({**meeting, **environment}))
+        return groups.choose_device("auto", read_launch({**meeting, **environment}))
 
     eight = {"RANK": "5", "WORLD_SIZE": "8"}
     assert device() == torch.device("cuda", 0)

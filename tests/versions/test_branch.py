@@ -121,13 +121,26 @@ def test_a_decay_has_the_bits_of_one_run_with_it(corpus: list[str], trunk: Path,
     assert branch(trunk, tmp_path / "v2", *DECAY, "--train-iters", "24", step=20) == 0
 
 
-@pytest.mark.parametrize("style", ["cosine", "linear", "minus_sqrt"])
+@pytest.mark.parametrize("style", ["cosine", "linear", "minus_sqrt", "exponential"])
 def test_every_decay_is_complete(style: str, trunk: Path, tmp_path: Path) -> None:
     assert branch(trunk, tmp_path / "v1", "--lr-decay-style", style) == 0
     settings = RunFolder(tmp_path / "v1").recorded_settings
     rate = learning_rate_of(settings, 20, 8)
     assert rate(CUT - 1) == 1e-2
     assert 1e-2 > rate(CUT) > rate(15) > rate(19) == 0
+
+
+def test_a_knee_and_steps_have_settings_of_their_own(trunk: Path, tmp_path: Path) -> None:
+    def rates(save: Path, *how: str) -> list[float]:
+        assert branch(trunk, save, "--lr-decay-style", *how, "--min-lr", "1e-4") == 0
+        rate = learning_rate_of(RunFolder(save).recorded_settings, 20, 8)
+        return [rate(step) for step in range(CUT - 1, 20)]
+
+    knee = rates(tmp_path / "knee", "knee", "--lr-knee-explore", "0.6")
+    assert knee == pytest.approx([*[1e-2] * 7, 7.525e-3, 5.05e-3, 2.575e-3, 1e-4])
+    steps = ["--lr-step-shares", "0.3", "0.8", "--lr-step-factors", "0.5", "0"]
+    assert rates(tmp_path / "steps", "multi-step", *steps) == [*[1e-2] * 4, *[5e-3] * 5, 1e-4, 1e-4]
+    assert rates(tmp_path / "usual", "multi-step")[-4:] == pytest.approx([1e-2, 1e-2, 3.16e-3, 1e-3])
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, save: Path, *how: str, step: int = CUT) -> str:
@@ -153,7 +166,10 @@ def test_what_cannot_be_is_refused(
     assert "decays already at step 10" in refused(capsys, parent, save, *DECAY)
     assert "either --lr-schedule inherit or" in refused(capsys, parent, save, "--lr-schedule", "inherit", *DECAY[:2])
     assert "would have had other blocks" in _shortened(capsys, parent, save)
-    assert "must be more than --at-step 10" in refused(capsys, trunk, save, *DECAY, "--train-iters", "10")
+    assert "must be more than 10, the step" in refused(capsys, trunk, save, *DECAY, "--train-iters", "10")
+    assert "--lr-knee-explore: goes with --lr-decay-style knee" in refused(
+        capsys, trunk, save, *DECAY, "--lr-knee-explore", "0.1"
+    )
     assert "--min-lr 1.0: must lie between 0 and --lr" in refused(capsys, trunk, save, *DECAY[:2], "--min-lr", "1")
     assert not save.exists()
 
