@@ -24,7 +24,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
 from megatron_lfr.lfr.base import PhaseStart
-from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.lfr.identity import FORMAT, describe_segments
 
 DOMAINS = {"web": (0.55, 3.2, 0.5), "code": (0.25, 2.1, 0.8), "books": (0.15, 3.6, 0.3), "lists": (0.05, 1.0, 0.4)}
 """Share of the corpus, mean and spread of the levels (nats)."""
@@ -50,7 +50,7 @@ def make_run(
         "seed": 3,
         "seq_length": SEQ_LENGTH,
         "corpus": dataset.digests(),
-        "segments": [describe_segment(plan)],
+        "segments": describe_segments(plan),
     }
     config = {
         "data_path": [str(prefix) for prefix in prefixes],

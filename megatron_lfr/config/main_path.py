@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_lfr.learning_rate import LearningRate
-from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.main_path import MainPath
-from megatron_lfr.lfr.schedule import Plan
+from megatron_lfr.lfr.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class MainPathConfig:
         return MainPath.of(total_steps, self.versions, self.branch_share)
 
 
-def check_main_path(path: MainPath, plan: Plan, blend: Blend, rate: LearningRate) -> None:
+def check_main_path(path: MainPath, plan: Plan, rate: LearningRate) -> None:
     """ValueError names the flag where a version could not leave the main path and end where it should."""
     for point in path.branch_points:
         if rate(point - 1) != rate.config.lr:
@@ -46,7 +45,7 @@ def check_main_path(path: MainPath, plan: Plan, blend: Blend, rate: LearningRate
                 f"--versions {path.versions}: a version leaves after step {point}, where the learning rate {doing}; a "
                 "main path stays at --lr once it is warm, as with --lr-decay-style constant"
             )
-    if path.versions > 1 and (len(plan.phases) > 1 or blend.weights is not None):
+    if path.versions > 1 and (len(plan.phases) > 1 or plan.segments[-1].blend.weights is not None):
         raise ValueError(
             f"--versions {path.versions}: the versions before the last end earlier, and phases, orders and weights "
             "follow a run's length, except where one Learn without weights is all: give --lfr-schedule uniform"

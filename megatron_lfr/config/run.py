@@ -35,6 +35,7 @@ from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.replacing import current_bytes
 from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 
 
@@ -177,10 +178,15 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 
     tokenizer_model: where the run's tokenizer is now, if it was moved. Raises ValueError where the folder holds no run.
     """
-    preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
-    config = _parse(argv, _preset_config(preset_name), prog=f"{folder.config_file}")
+    config = parse_settings(folder.settings(), str(folder.config_file))
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
+
+
+def parse_settings(settings: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the configuration that settings give, by the names of their flags. A ValueError begins with `source`."""
+    preset_name, argv = _settings_to_argv(settings, source)
+    return _parse(argv, _preset_config(preset_name), prog=source)
 
 
 def _preset_config(name: str | None) -> RunConfig:
@@ -221,7 +227,7 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
     """Turn a configuration file into (model preset, flags)."""
     try:
-        settings = parse_yaml(path.read_bytes())
+        settings = parse_yaml(current_bytes(path.parent, path.name))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:

@@ -34,6 +34,9 @@ class LFRConfig:
     train_epochs: float | None = None
     """Length of the run in epochs of the corpus, instead of --train-iters; only for a schedule whose phases are
     shares."""
+    replay: float = 0.0
+    """Share of the samples of the first phase of a segment with new blocks (see `megatron-lfr extend`) that come from
+    the other, older blocks, at random."""
     lfr_focus_scope: FocusScope = "global"
     """Where a Focus phase looks for the hard blocks. global: among all blocks; weights in --data-path then count in
     Learn and Review only. per-corpus: in each prefix separately; a prefix gets its weight's share of the samples, or
@@ -62,6 +65,8 @@ class LFRConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"--replay {self.replay}: must be at least 0 and below 1")
         if not self.lfr_schedule:
             raise ValueError(f"--lfr-schedule: give a preset ({', '.join(PRESETS)}) or a YAML file")
         parse_names(self.lfr_scores, "--lfr-scores")

@@ -171,7 +171,7 @@ def _describe_losses(
     seq_length = trained.config.data.seq_length
     per_token = trained.model.config.flops_per_token(seq_length)
     try:
-        plan, _, _ = RunFolder(config.run).plan()
+        plan, _ = RunFolder(config.run).plan()
         training = per_token * seq_length * plan.samples_before(trained.iteration)
     except ValueError:  # weights that no run of ours has trained
         training = None

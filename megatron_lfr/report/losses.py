@@ -67,7 +67,7 @@ def phase_bands(view: RunView) -> list[Band]:
 
 def _middles_of_steps(view: RunView, phase: PhaseView) -> Doubles:
     """Return how many tokens had been trained on in the middle of each step of a phase."""
-    size = view.run.plan.global_batch_size
+    size = phase.planned.global_batch_size
     ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.samples_so_far)
     middles = (ends + np.arange(len(ends)) * size) / 2
     return np.asarray(view.tokens_at(phase.planned.first_step) + middles * view.seq_length)

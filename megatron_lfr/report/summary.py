@@ -73,7 +73,7 @@ def phase_table(view: RunView) -> Html:
 
 
 def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Content]:
-    steps = -(-phase.samples_so_far // view.run.plan.global_batch_size)
+    steps = -(-phase.samples_so_far // phase.planned.global_batch_size)
     mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
     complete = phase.samples_so_far == phase.planned.samples
     return [

@@ -43,10 +43,11 @@ class MetricsFile(Callback):
         }
         if selection is not None:
             left_out = selection.left_out(start.scores)
+            in_scope = trainer.plan.in_scope(planned)
             row["dropped"] = selection.dropped
             row["dropped_share"] = selection.dropped_share
             row["unseen"] = selection.unseen
-            row["left_out_by_domain"] = share_by_domain(source, left_out)
+            row["left_out_by_domain"] = share_by_domain(source, left_out, in_scope)
         self._write(row, trainer, {})
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
@@ -112,12 +113,14 @@ class Window:
         self.nll = nll
         self.tokens = tokens
         self.steps = 0
+        self.rows = 0
         self.seconds = 0.0
         self.wait = 0.0
         self.record = 0.0
 
     def add(self, report: StepReport) -> None:
         self.steps += 1
+        self.rows += report.blocks.shape[1]
         self.seconds += report.seconds
         self.wait += report.wait_seconds
         self.record += report.record_seconds
@@ -134,19 +137,22 @@ class Window:
     def times(self, trainer: Training) -> dict[str, float]:
         """Return the mean milliseconds of a step, those of waiting for data and of recording losses, and the speed."""
         scale = 1000.0 / max(1, self.steps)
-        per_step = self.seconds / max(1, self.steps)
         return {
             "step_ms": self.seconds * scale,
             "loader_wait_ms": self.wait * scale,
             "lfr_record_ms": self.record * scale,
-            "tokens_per_second": trainer.plan.global_batch_size * trainer.plan.seq_length / max(per_step, 1e-9),
+            "tokens_per_second": self.rows * trainer.plan.seq_length / max(self.seconds, 1e-9),
         }
 
     def state(self) -> dict[str, float]:
         return {"nll": self.nll, "tokens": self.tokens}
 
 
-def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Return the share of each domain's blocks that `mask` [num_blocks] marks."""
+def share_by_domain(
+    source: BlockSource, mask: npt.NDArray[np.bool_], in_scope: npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return the share of the blocks `in_scope` [num_blocks] that `mask` [num_blocks] marks, for each domain that has
+    some."""
     bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
-    return {name: float(mask[first:last].mean()) for name, first, last in bounds}
+    parts = {name: mask[first:last][in_scope[first:last]] for name, first, last in bounds}
+    return {name: float(part.mean()) for name, part in parts.items() if len(part)}

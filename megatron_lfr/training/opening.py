@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.corpus.block_values import BlockValues, describing, parse_names
-from megatron_lfr.identity import describe_changes
+from megatron_lfr.identity import describe_changes, recorded_settings
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.attention import describe
@@ -28,7 +28,7 @@ def announce(
     arrays: Mapping[str, BlockValues],
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
-    put_in_force(config, folder, start, trainer.end_step)
+    put_in_force(config, folder, start, trainer.end_step, len(trainer.plan.segments))
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
@@ -45,10 +45,10 @@ def announce(
         )
 
 
-def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: int) -> None:
+def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: int, segments: int) -> None:
     """Write the settings into the run folder, and print what changes for a run that was in it. A finished run stays as
     it is."""
-    settings, defaults = config.to_flat(), RunConfig().to_flat()
+    settings, defaults = recorded_settings(config), RunConfig().to_flat()
     changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
     if start.step >= end_step:
         note = f"; these settings have no effect any more: {changed}" if changed else ""
@@ -65,7 +65,7 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: i
         )
     if changed:
         print(f"settings that change from step {start.step} on: {changed}", flush=True)
-    folder.write_settings(settings, start.step, defaults)
+    folder.write_settings(settings, start.step, defaults, segments)
 
 
 def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:

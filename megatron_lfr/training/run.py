@@ -21,6 +21,7 @@ from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.inputs import open_inputs
 from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_node
+from megatron_lfr.training.lengthening import describe_lengthening, stored_plan, write_lengthening
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
 from megatron_lfr.training.opening import announce, describe_branches
@@ -58,10 +59,12 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     config = fill_batch(config, world_size)
     config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
-    inputs = open_inputs(config)
-    config, model, plan = inputs.config, inputs.model, inputs.plan
     assert config.checkpoint.save is not None
     folder = RunFolder(config.checkpoint.save, "--save")
+    stored = stored_plan(folder)
+    inputs = open_inputs(config, folder, stored)
+    config, model, plan = inputs.config, inputs.model, inputs.plan
+    assert config.checkpoint.save is not None
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
@@ -74,6 +77,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, inputs.facts, plan, model, parallel.control_group)
+        lengthening = describe_lengthening(config, stored, plan, start.step)
         deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
         engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)
         start.load_into(engine)
@@ -83,6 +87,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         if deepspeed is not None and ranks.rank() == 0:
             assert config.deepspeed.deepspeed_config is not None
             folder.write_deepspeed(deepspeed, Path(config.deepspeed.deepspeed_config))
+        if lengthening is not None and ranks.rank() == 0:
+            write_lengthening(config, folder, inputs.facts, start, lengthening)
         journal = open_journal(folder, nodes, inputs.facts, start, scratch)
         train_loader, valid_loader, rescoring_loader = (
             make_loader(config, source, inputs.tokenizer, parallel)
@@ -92,9 +98,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         rescore = make_rescore(engine, rescoring_loader, stopping, times)
         trainer = Trainer(
             engine=engine,
-            curriculum=make_curriculum(
-                config, plan, inputs.blend, journal, share_orders(nodes, scratch), rescore, inputs.arrays
-            ),
+            curriculum=make_curriculum(config, plan, journal, share_orders(nodes, scratch), rescore, inputs.arrays),
             train_loader=train_loader,
             valid_loader=valid_loader,
             learning_rate=inputs.learning_rate,

@@ -16,12 +16,13 @@ from megatron_lfr.analysis.replay import PhaseHistory, Run
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.manifest import NAME, record_file
 from megatron_lfr.fileio import check_space, new_folder
-from megatron_lfr.lfr.identity import describe_segment, read_arrays
+from megatron_lfr.identity import facts_before
+from megatron_lfr.lfr.identity import describe_segments, read_arrays
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.lineage import Parent
 from megatron_lfr.run_folder.position import read_position
-from megatron_lfr.run_folder.settings import History
+from megatron_lfr.run_folder.settings import OF_SEGMENT, History
 from megatron_lfr.versions.changes import Changed, change_plan, change_settings
 from megatron_lfr.versions.records import copy_journal, copy_metrics, replay_under
 from megatron_lfr.versions.tensors import Tensors
@@ -51,21 +52,23 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed, version
     _check_target(folder, save)
     checkpoint = _find_checkpoint(folder, step)
     position = read_position(checkpoint)
-    plan, seed, blend = folder.plan()
-    new_plan = change_plan(changed, plan, blend)
-    settings = change_settings(changed, folder.settings_at(step), step, plan, new_plan)
+    plan, seed = folder.plan()
+    plan = plan.first(folder.history.segments_at(step))
+    new_plan = change_plan(changed, plan)
+    segments = len(new_plan.segments)
+    settings = change_settings(changed, _settings_at(folder, step, segments), step, plan, new_plan)
     settings |= _of_its_own(settings, save)
-    history = _history(folder, settings, step)
-    identity = folder.identity()
+    history = _history(folder, settings, step, segments)
+    identity = facts_before(folder.identity(), segments)
     if changed.train_iters is not None:
-        identity["segments"] = [describe_segment(new_plan, blend, read_arrays(identity))]
+        identity["segments"] = describe_segments(new_plan, read_arrays(identity))
 
     with new_folder(save) as aside:
         new, tensors = RunFolder(aside), Tensors.of(checkpoint, aside)
-        losses = 4 * (plan.global_batch_size * step + plan.n_blocks)
+        losses = 4 * (plan.samples_before(step) + plan.n_blocks)
         check_space("--save", save, losses + position.metrics_bytes + (0 if tensors.are_linked else tensors.bytes))
         digest = copy_journal(folder.journal, new.journal.folder, identity, plan, position)
-        run = Run(new, plan, seed, blend, folder.arrays())
+        run = Run(new, plan, seed, folder.arrays())
         current = None if changed.train_iters is None else replay_under(new_plan, run, position)
         metrics_bytes = copy_metrics(folder, new, position, current, run)
         state = _new_state(checkpoint, identity, metrics_bytes, current)
@@ -122,12 +125,21 @@ def _of_its_own(settings: Mapping[str, Any], save: Path) -> dict[str, Any]:
     return {"save": str(save), "load": load, "tensorboard_dir": None}
 
 
-def _history(parent: RunFolder, settings: Mapping[str, Any], step: int) -> History:
+def _settings_at(parent: RunFolder, step: int, segments: int) -> dict[str, Any]:
+    """Return the parent's settings at `step`, which describe the last of its first `segments` segments."""
+    settings = parent.settings_at(step)
+    if segments < parent.history.segments_at(step):  # the branch ends before the segments that have come since
+        earlier = parent.history.of_segments(segments).at(step)
+        settings = {**settings, **{name: earlier[name] for name in OF_SEGMENT if name in earlier}}
+    return settings
+
+
+def _history(parent: RunFolder, settings: Mapping[str, Any], step: int, segments: int) -> History:
     """Return the parent's history up to `step`, and what the branch changes there."""
     history = History([entry for entry in parent.history.entries if entry["step"] <= step])
     if history.started_in is None:  # a run from before histories were kept
         return history
-    return history.continued(settings, step, history.started_in, defaults={})
+    return history.continued(settings, step, history.started_in, defaults={}, segments=segments)
 
 
 def _new_state(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lfr.learning_rate import Decay, LearningRate, LearningRateConfig, first_difference, learning_rate_of
-from megatron_lfr.lfr import Blend, Plan, Schedule
+from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.schedule import with_length
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,12 @@ class Changed:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def change_plan(changed: Changed, plan: Plan, blend: Blend) -> Plan:
-    """Return the branch's plan: the parent's, or its schedule over --train-iters. ValueError names the flag where the
+def change_plan(changed: Changed, plan: Plan) -> Plan:
+    """Return the branch's plan: the parent's, or one that ends at --train-iters. ValueError names the flag where the
     schedule has another length."""
     if changed.train_iters is None:
         return plan
-    schedule = Schedule(tuple(planned.phase for planned in plan.phases))
-    sizes = (plan.n_blocks, plan.seq_length, plan.global_batch_size)
-    return schedule.plan(*sizes, train_iters=changed.train_iters, blend=blend)
+    return with_length(plan, changed.train_iters)
 
 
 def change_settings(

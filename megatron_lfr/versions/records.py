@@ -59,9 +59,13 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
         f"--train-iters {plan.total_steps}: the {position.step} steps before would have had other blocks, as phases "
         "and their orders follow the length; it can differ where one Learn without weights is all, as with uniform"
     )
-    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=True)]
+    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=False)]
     before = lengths[: position.phase]
-    if any(old != new for old, new in before) or lengths[position.phase][1] < position.entries:
+    if (
+        len(lengths) <= position.phase
+        or any(old != new for old, new in before)
+        or lengths[position.phase][1] < position.entries
+    ):
         raise error
     histories = zip(run.phases(), dataclasses.replace(run, plan=plan).phases(), strict=True)
     for old, new in histories:
@@ -72,7 +76,7 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
 
 def _served(history: PhaseHistory, step: int) -> Order:
     """Return what a phase serves before `step`."""
-    return history.order[: max(0, step - history.planned.first_step) * history.global_batch_size]
+    return history.order[: max(0, step - history.planned.first_step) * history.planned.global_batch_size]
 
 
 def copy_metrics(
@@ -93,6 +97,7 @@ def _as_planned(line: bytes, current: PhaseHistory, run: Run) -> bytes:
     row = json.loads(line)
     if row.get("event") != "phase" or row.get("phase") != current.planned.index:
         return line
-    sizes = dict(zip(row["draws_by_domain"], run.blend.sizes, strict=True))
-    row |= describe_order(current.planned, current.order, sizes)
+    sizes = [*run.plan.segments[-1].blend.sizes]
+    sizes += [0] * (len(row["draws_by_domain"]) - len(sizes))  # domains that later segments brought
+    row |= describe_order(current.planned, current.order, dict(zip(row["draws_by_domain"], sizes, strict=False)))
     return json.dumps(row).encode() + b"\n"
