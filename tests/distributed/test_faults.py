@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import parity_matrix as matrix
 import pytest
 
 from megatron_lfr.checkpoint import CheckpointStore
+from support.same_run import assert_same_bits
 from support.two_ranks import train_two_ranks
 from support.waiting import LIMIT, finish, wait_until
 
@@ -77,14 +77,6 @@ def reference(prefixes: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("reference") / "run"
     train_two_ranks(flags(prefixes, folder), folder.with_name("said"))
     return folder
-
-
-def assert_same_bits(folder: Path, reference: Path) -> None:
-    one, two = matrix.read_run(folder), matrix.read_run(reference)
-    assert one.orders == two.orders
-    np.testing.assert_array_equal(one.journal, two.journal)
-    np.testing.assert_array_equal(one.steps, two.steps)
-    assert all(weight.equal(two.weights[name]) for name, weight in one.weights.items())
 
 
 def test_a_killed_rank_is_named_and_torchrun_starts_it_again(

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import signal
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import parity_matrix as matrix
 import torch
 import torch.distributed as dist
 
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
@@ -187,6 +189,7 @@ def names(stage: int, **zero: Any) -> Errors:
         flat.detach().fill_(2.0)
     engine.eval_step(share_of(make_batches()[0], engine.parallel)).wait()  # which may leave copies of the old ones
     engine.loaded()
+    copies = [p.ds_secondary_tensor for p in parameters] if stage == 3 else []
     with deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3):
         errors["not where the model computes"] = float(any((p.data != 2.0).any() for p in parameters))
     if stage == 3:
@@ -195,7 +198,7 @@ def names(stage: int, **zero: Any) -> Errors:
         errors |= {
             "no small weights": float(not small),
             "rank": float(ranks != {engine.parallel.mesh.get_local_rank("shard")}),
-            "second copies": float(any(p.ds_secondary_tensor is not None for p in parameters)),
+            "second copies": float(any(copy is not None for copy in copies)),
         }
     return errors
 
@@ -310,3 +313,23 @@ def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: 
         Path(folder, f"{rank}.bf16.json").write_text(json.dumps(losses))
     matrix.run_here(runs, Path(folder), prefixes)
     dist.destroy_process_group()
+
+
+def killed_main(rank: int, folder: str, run: matrix.Case, prefixes: list[str]) -> None:
+    """On two ranks, train a run in whose second save one rank is killed: its files are written in part."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    store = dist.FileStore(f"{folder}/store of the killed", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+    write, saves = CheckpointStore._write_files, 0
+
+    def die(self: CheckpointStore, aside: Path, *arguments: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves == 2 and rank == 1:
+            (aside / "partial.safetensors").write_bytes(b"partial")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, aside, *arguments)
+
+    CheckpointStore._write_files = die  # type: ignore[method-assign]
+    matrix.run_here([run], Path(folder), prefixes)
