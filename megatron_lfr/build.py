@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
-from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Sharing
+from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Schedule, Sharing
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
+from megatron_lfr.lfr.weights import as_begun
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
 
@@ -85,12 +86,20 @@ def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str
     return arrays
 
 
-def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
-    """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started)."""
+def make_plan(
+    config: RunConfig,
+    n_blocks: int,
+    world_size: int | None = None,
+    blend: Blend | None = None,
+    remembered: Sequence[Any] = (),
+) -> Plan:
+    """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started).
+    remembered: the facts of its phases in a run that has begun."""
     lfr = config.lfr
     data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        return resolve_schedule(lfr.lfr_schedule).plan(
+        phases = as_begun(resolve_schedule(lfr.lfr_schedule).phases, remembered)
+        return Schedule(phases).plan(
             n_blocks,
             config.data.seq_length,
             config.training.blocks_per_step(data_parallel_size),

@@ -32,10 +32,12 @@ _NO_SCORES = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class FocusView:
-    """What a Focus left out. Counts [domains] are numbers of blocks; excluded blocks are unseen and left out."""
+    """What a Focus left out. Counts [domains] are numbers of blocks; hardest ones are those dropped that are above the
+    kept ones, excluded blocks are unseen and left out."""
 
     dropped: BlockSet
     dropped_by_domain: Counts
+    hardest_by_domain: Counts
     unseen_by_domain: Counts
     excluded_by_domain: Counts
 
@@ -177,6 +179,7 @@ def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
     return FocusView(
         BlockSet.of(dropped, ~unseen, starts),
         _count(dropped, corpus),
+        _count(dropped & ~history.selection.easiest(history.scores_at_start), corpus),
         _count(unseen, corpus),
         _count(left_out & unseen, corpus),
     )

@@ -23,6 +23,7 @@ from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 from megatron_lfr.lfr.scores import Arrays
 from megatron_lfr.lfr.selection import Order, Scores, Selection
+from megatron_lfr.lfr.weights import count_in
 from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]
@@ -121,7 +122,10 @@ class Run:
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
             scores = start_phase(planned, ledger, self.seed, self.journal, self.arrays)
-            order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
+            counting = count_in(planned, self.plan, self.arrays)
+            order, selection = self.blend.make_order(
+                planned.phase, scores, planned.samples, self.seed, planned.index, counting
+            )
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
             history = PhaseHistory(planned, order, nll, scores, selection, self.plan.global_batch_size)

@@ -30,17 +30,17 @@ class Coverage:
         quotas = [samples] if self._blend is None else self._blend.quotas(samples)
         if phase.kind != "focus":
             for corpus, quota in enumerate(quotas):
-                self._draw_uniformly(corpus, quota)
+                self._draw_uniformly(corpus, quota, phase.counts_equally)
         elif self._covers_all(phase, samples):
             self._fewest, self._most = list(self._sizes), list(self._sizes)
-        elif phase.keeps_unseen or phase.scores_all:
+        elif phase.keeps_unseen or phase.scores_all or phase.explore:
             self._most = [min(size, most + samples) for size, most in zip(self._sizes, self._most, strict=True)]
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
             for corpus, quota in enumerate(quotas):
                 if self._blend is None:
                     self._most[corpus] = min(self._sizes[corpus], self._most[corpus] + quota)
                 elif self._most[corpus] == 0:
-                    self._draw_uniformly(corpus, quota)
+                    self._draw_uniformly(corpus, quota, phase.counts_equally)
 
     def kept(self, phase: Phase) -> int:
         """Return how many blocks a Focus keeps if it drops exactly its share. Where the number of unseen blocks is not
@@ -51,28 +51,37 @@ class Coverage:
         if phase.scores_all:
             fewest = most = sizes
         if phase.keeps_unseen:
-            return max(1, sum(sizes) - sum(dropped_count(phase.drop, scored) for scored in most))
+            return max(1, sum(sizes) - sum(_dropped(phase, scored) for scored in most))
         if fewest != most:
             raise ValueError(
                 f"unit passes, unseen {phase.unseen}: leaves out blocks that have no score, and how many have one "
                 f"is not known before the run: {sum(fewest)} to {sum(most)} of {sum(sizes)}. Give the duration in "
                 "epochs or steps, or unseen: keep, or begin with a learn phase of one epoch or more"
             )
-        return max(1, sum(scored - dropped_count(phase.drop, scored) for scored in fewest))
+        return max(1, sum(scored - _dropped(phase, scored) for scored in fewest))
 
-    def _draw_uniformly(self, corpus: int, quota: int) -> None:
+    def _draw_uniformly(self, corpus: int, quota: int, in_passes: bool) -> None:
         size = self._sizes[corpus]
+        if not in_passes:  # by weights, or as one of copies: some blocks may come again before others come at all
+            self._most[corpus] = min(size, self._most[corpus] + quota)
+            return
         self._fewest[corpus] = min(size, max(self._fewest[corpus], quota))
         self._most[corpus] = size if quota >= size else min(size, self._most[corpus] + quota)
 
     def _covers_all(self, phase: Phase, samples: int) -> bool:
         """Whether a Focus trains on every unseen block, as in a complete pass over the blocks that it keeps."""
-        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
+        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus or phase.explore:
+            return False
+        if not phase.counts_equally:
             return False
         dropped = 0
         if phase.selection == "threshold" and phase.sampling == "passes" and not phase.scores_all:
-            dropped = dropped_count(phase.drop, sum(self._fewest))
+            dropped = _dropped(phase, sum(self._fewest))
         return samples >= sum(self._sizes) - dropped
+
+
+def _dropped(phase: Phase, scored: int) -> int:
+    return dropped_count(phase.drop, scored) + dropped_count(phase.drop_hardest, scored)
 
 
 def dropped_count(drop: float, n_scored: int) -> int:

@@ -17,6 +17,7 @@ from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
 from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, check_arrays
 from megatron_lfr.lfr.selection import Scores, phase_seed
+from megatron_lfr.lfr.weights import count_in
 
 
 class Curriculum(BaseCurriculum):
@@ -147,7 +148,10 @@ class Curriculum(BaseCurriculum):
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
         scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
-        order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
+        counting = count_in(planned, self.plan, self.arrays)
+        order, selection = self.blend.make_order(
+            planned.phase, scores, planned.samples, self.seed, planned.index, counting
+        )
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
 

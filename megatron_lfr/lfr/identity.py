@@ -19,6 +19,7 @@ from typing import Any
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.schedule import Plan, Schedule, lay_out
 from megatron_lfr.lfr.scores import used_arrays
+from megatron_lfr.lfr.weights import phase_facts, remembered_phase
 
 FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
@@ -32,7 +33,7 @@ def describe_segment(plan: Plan, blend: Blend | None = None, arrays: Mapping[str
     facts = {
         "blocks": plan.n_blocks,
         "global_batch_size": plan.global_batch_size,
-        "schedule": [dataclasses.asdict(planned.phase) for planned in plan.phases],
+        "schedule": [phase_facts(planned.phase) for planned in plan.phases],
         "samples": [planned.samples for planned in plan.phases],
         "blend": dataclasses.asdict(blend or Blend([0, plan.n_blocks])),
     }
@@ -62,7 +63,7 @@ def read_plan(identity: Mapping[str, Any]) -> tuple[Plan, int, Blend]:
         if not isinstance(segments, list) or len(segments) != 1:
             raise ValueError("segments: this version of megatron_lfr reads runs of one segment")
         segment = segments[0]
-        phases = Schedule.from_dicts(segment["schedule"]).phases
+        phases = Schedule.from_dicts([remembered_phase(facts) for facts in segment["schedule"]]).phases
         samples = [int(count) for count in segment["samples"]]
         if len(samples) != len(phases) or min(samples) < 1:
             raise ValueError(f"samples {samples}: expected a number for each of {len(phases)} phases")

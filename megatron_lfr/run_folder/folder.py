@@ -136,6 +136,13 @@ class RunFolder:
         self.check_format()
         return self.journal.read_identity()
 
+    def remembered_phases(self) -> list[Any]:
+        """Return the facts of the phases of the run that is here; none where there is none that can be read."""
+        try:
+            return list(self.journal.read_identity()["segments"][0]["schedule"])
+        except (ValueError, OSError, LookupError, TypeError):
+            return []  # whatever is wrong there is named when the run is continued
+
     def plan(self) -> tuple[Plan, int, Blend]:
         """Return (plan, seed, blend), from which the run's orders are made; errors as for `identity`."""
         identity = self.identity()

@@ -51,6 +51,8 @@ class MetricsFile(Callback):
             left_out = selection.left_out(start.scores)
             row["dropped"] = selection.dropped
             row["dropped_share"] = selection.dropped_share
+            if selection.dropped_hardest:
+                row["dropped_hardest"] = selection.dropped_hardest
             row["unseen"] = selection.unseen
             row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out)
         self._write(row, trainer, {})

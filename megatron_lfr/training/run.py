@@ -79,12 +79,12 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
     blend = make_blend(config, corpus)
-    plan = make_plan(config, corpus.train.num_blocks, blend=blend)
+    assert config.checkpoint.save is not None
+    folder = RunFolder(config.checkpoint.save, "--save")
+    plan = make_plan(config, corpus.train.num_blocks, blend=blend, remembered=folder.remembered_phases())
     config.checkpoint.check_retained(plan.total_steps)
     arrays = make_arrays(config, corpus, plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, blend, arrays)
-    assert config.checkpoint.save is not None
-    folder = RunFolder(config.checkpoint.save, "--save")
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
