@@ -63,9 +63,8 @@ class Workshop:
         """Return the loss of a run on what is held out, of all and by domain."""
         file = run / "held_out.json"
         if not file.exists():
-            self.command(
-                "evaluate", "--run", str(run), "--data-path", *held_out, "--json", str(file), "--batch-size", "16"
-            )
+            words = ["--data-path", *held_out, "--json", str(file), "--batch-size", "16"]
+            self.command("evaluate", "--run", str(run), *words)
         corpus = json.loads(file.read_text())["corpus"]
         return {"all": corpus["loss"], **{name: one["loss"] for name, one in corpus["domains"].items()}}
 
@@ -88,7 +87,7 @@ def continual(work: Workshop, folder: Path, prefixes: list[str], first: Path, re
         *old, new = prefixes[:version]
         data = [new] if not replay else [word for prefix in old for word in (str(replay / len(old)), prefix)]
         data += [str(1 - replay), new] if replay else []
-        start = ["--finetune", "--load", str(runs[-2]), "--train-iters", str(work.path.steps)]
+        start = ["--finetune", "--load", str(runs[-2]), "--train-iters", str(work.path.ends[0])]
         work.train(runs[-1], "--data-path", *data, *start)
     return runs
 
@@ -98,11 +97,11 @@ def path_switching(work: Workshop, folder: Path, prefixes: list[str], replay: fl
     path, trunk, runs = work.path, folder / "main", []
     for version in range(1, VERSIONS + 1):
         if version > 1:
-            more = ["--train-iters", f"+{path.steps}", "--replay", str(replay)]
+            more = ["--train-iters", f"+{path.ends[0]}", "--replay", str(replay)]
             work.command("extend", "--run", str(trunk), "--data-path", *prefixes[:version], *more)
         settings = ["--config", str(trunk / "config.yaml")] if version > 1 else []
         keep = ["--lr-decay-style", "constant", "--branch-share", str(BRANCH_SHARE)]
-        length = ["--data-path", prefixes[0], "--train-iters", str(path.steps)] if version == 1 else []
+        length = ["--data-path", prefixes[0], "--train-iters", str(path.ends[0])] if version == 1 else []
         if version < VERSIONS:
             work.train(trunk, *settings, *keep, *length)
         else:  # what comes after the last branch point, no version needs
@@ -184,7 +183,7 @@ def main() -> int:
     for kind in prefixes:
         given = ["--input", f"{args.output}/{kind}.jsonl", "--output-prefix", f"{args.output}/{kind}"]
         work.command("preprocess", *given, "--tokenizer", "bytes", "--domain-key", "domain")
-    results: dict[str, Any] = {"steps": args.steps, "seed": args.seed, "branch_steps": path.branch, "arrivals": {}}
+    results: dict[str, Any] = {"steps": args.steps, "seed": args.seed, "branch_steps": path.branches[0], "arrivals": {}}
     for kind, ways in train_all(work, prefixes).items():
         results["arrivals"][kind] = {
             way: {
