@@ -58,7 +58,7 @@ def estimate_versions(config: RunConfig, options: Options) -> dict[str, Any]:
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = corpus_blocks(config, options)
     plan = make_plan(config, n_blocks, world_size, blend)
-    path = config.main_path.lay_out(plan.total_steps)
+    path = config.main_path.lay_out(plan)
     assert path is not None
     tokens = plan.global_batch_size * plan.seq_length
     flops = model.flops_per_token(plan.seq_length)
@@ -74,13 +74,11 @@ def estimate_versions(config: RunConfig, options: Options) -> dict[str, Any]:
         }
 
     return {
-        "version_steps": path.steps,
-        "branch_steps": path.branch,
+        "version_steps": path.ends[0],
+        "branch_steps": path.branches[0],
         "branch_points": path.branch_points,
         "ways": {way: row(steps) for way, steps in _steps(path).items()},
-        "shares_by_versions": {
-            count: _shares(MainPath(count, path.steps, path.branch)) for count in range(1, path.versions + 1)
-        },
+        "shares_by_versions": {count: _shares(path.first(count)) for count in range(1, path.versions + 1)},
     }
 
 

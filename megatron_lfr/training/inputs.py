@@ -42,7 +42,7 @@ class Inputs:
     plan: Plan
     learning_rate: LearningRate
     main_path: MainPath | None
-    """Where versions branch off, for a run of --versions."""
+    """Where versions branch off, for a run of --branch-share."""
     arrays: dict[str, BlockValues]
     """The files of --lfr-scores that phases use, by name."""
     facts: dict[str, Any]
@@ -50,8 +50,9 @@ class Inputs:
 
     @property
     def end_step(self) -> int:
-        """Number of steps after which the run ends: a main path ends before its plan does."""
-        return self.plan.total_steps if self.main_path is None else self.main_path.end
+        """Number of steps after which the run ends: a main path of --versions ends before its plan does."""
+        has_last = self.main_path is not None and self.config.main_path.versions is not None
+        return self.main_path.end if self.main_path is not None and has_last else self.plan.total_steps
 
 
 def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> Inputs:
@@ -82,7 +83,7 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
 def _lay_out_main_path(config: RunConfig, plan: Plan, rate: LearningRate) -> tuple[RunConfig, MainPath | None]:
     """Return the configuration with the branch points among the steps to retain, and the main path; None for a run that
     is none."""
-    path = config.main_path.lay_out(plan.total_steps)
+    path = config.main_path.lay_out(plan)
     if path is None:
         return config, None
     check_main_path(path, plan, rate)

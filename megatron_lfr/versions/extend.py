@@ -111,7 +111,7 @@ def _new_config(folder: RunFolder, extension: Extension, before: Plan) -> RunCon
         "global_batch_size": extension.global_batch_size or before.global_batch_size,
         "override_opt_param_scheduler": False,
         "versions": None,  # the main path goes on: its branch points are retained, and no more follow from its length
-        "branch_share": None,
+        "branch_share": settings.get("branch_share") if settings.get("versions") is None else None,
     }
     if extension.data_path:
         settings |= {"data_path": list(extension.data_path), "data_args_path": None}
