@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
+
+import torch.distributed as dist
 
 from megatron_lfr.parallel.host_list import expand_hosts
 
@@ -84,23 +86,33 @@ _SHOWN = dict.fromkeys((*_OF_A_LAUNCHER, "MASTER_ADDR", "MASTER_PORT", *_OF_A_JO
 """What an error lists."""
 
 
-def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> Launch:
-    """Find out which rank this process is, and set the variables as torchrun does. May be called again.
+def adopt_launcher() -> Launch:
+    """Find out which rank this process is, and set the environment's variables as torchrun does. May be called again.
 
-    Raises ValueError, which lists the variables, where they are incomplete, no numbers or contradict each other.
+    Where torch.distributed runs already, it says so. Raises ValueError, which lists the variables, where they are
+    incomplete, no numbers or contradict each other.
     """
-    launch = read_launch(environment)
+    if dist.is_initialized():
+        local_rank, node = os.environ.get("LOCAL_RANK", ""), os.environ.get("GROUP_RANK")
+        number = int(local_rank) if local_rank.isdecimal() else None
+        return Launch("torch.distributed", dist.get_rank(), dist.get_world_size(), number, node)
+    launch = read_launch(os.environ)
     if launch.launcher is not None:
-        values = {
-            "RANK": launch.rank,
-            "WORLD_SIZE": launch.world_size,
-            "LOCAL_RANK": launch.local_rank,
-            "GROUP_RANK": launch.node,
-            "MASTER_ADDR": launch.address,
-            "MASTER_PORT": launch.port,
-        }
-        environment.update({name: str(value) for name, value in values.items() if value is not None})
+        os.environ.update(torchrun_variables(launch))
     return launch
+
+
+def torchrun_variables(launch: Launch) -> dict[str, str]:
+    """Return the environment variables that torchrun sets for such a rank."""
+    values = {
+        "RANK": launch.rank,
+        "WORLD_SIZE": launch.world_size,
+        "LOCAL_RANK": launch.local_rank,
+        "GROUP_RANK": launch.node,
+        "MASTER_ADDR": launch.address,
+        "MASTER_PORT": launch.port,
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from contextlib import ExitStack
@@ -10,9 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_lfr.parallel.launchers import Launch, adopt_launcher, read_launch
+from megatron_lfr.parallel import shutdown
+from megatron_lfr.parallel.launchers import Launch, adopt_launcher, read_launch, torchrun_variables
 from megatron_lfr.parallel.rendezvous import connect
 from support import launcher_cases
 from support.launcher_environments import BATCH, EXPECTED, JOB, LAUNCHERS, SHELL, Environment, srun, task, torchrun
@@ -28,8 +31,8 @@ def test_each_launcher(name: str, rank: int) -> None:
     assert (launch.local_rank, launch.node) == (local_ranks[rank], nodes[rank])
     assert launch.address == "127.0.0.1"
     assert launch.port == 29_511 or "MASTER_PORT" not in environment
-    adopt_launcher(environment)
-    again = adopt_launcher(environment)
+    environment |= torchrun_variables(launch)
+    again = read_launch(environment)
     assert (again.rank, again.world_size, again.local_rank, again.node, again.address, again.port) == (
         (rank, 2, launch.local_rank, launch.node, launch.address, launch.port)
     )
@@ -57,9 +60,7 @@ def test_each_launcher(name: str, rank: int) -> None:
     ids=["nothing", "device", "address", "job", "script", "shell", "one task", "one rank", "PMI alone", "empty"],
 )
 def test_what_is_no_launch(environment: Environment) -> None:
-    before = dict(environment)
-    assert adopt_launcher(environment) == Launch()
-    assert environment == before
+    assert read_launch(environment) == Launch()
 
 
 def test_a_node_list_gives_the_address_and_the_job_a_port() -> None:
@@ -130,7 +131,7 @@ ERRORS: list[tuple[Environment, str]] = [
 @pytest.mark.parametrize(("environment", "problem"), ERRORS)
 def test_one_error_lists_what_was_found(environment: Environment, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)) as error:
-        adopt_launcher({**environment, "HOME": "/home/me"})
+        read_launch({**environment, "HOME": "/home/me"})
     names = [
         "RANK",
         "WORLD_SIZE",
@@ -145,6 +146,20 @@ def test_one_error_lists_what_was_found(environment: Environment, problem: str) 
         assert (f"{name}={environment.get(name)}" in str(error.value)) == bool(environment.get(name)), name
     assert "HOME" not in str(error.value)
     assert "start ranks with torchrun" in str(error.value)
+
+
+def test_a_process_group_that_runs_already_says_which_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():  # of whoever made the group
+        monkeypatch.setenv(name, value)
+    shutdown()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert adopt_launcher() == Launch("torch.distributed", 0, 1, 1)
+        assert "MASTER_ADDR" not in os.environ
+    finally:
+        dist.destroy_process_group()
 
 
 def test_two_ranks_of_each_launcher_meet(tmp_path: Path) -> None:
