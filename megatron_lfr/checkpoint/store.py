@@ -156,7 +156,8 @@ class CheckpointStore:
                     fsync_directory(self.root)
                     self._prune(iteration)
             if is_another_folder:
-                shutil.rmtree(aside, ignore_errors=True)
+                with suppress(OSError):  # it is only disk space
+                    self._clear_leftovers()
         except OSError as error:
             if ranks.rank(group) == 0:
                 shutil.rmtree(aside, ignore_errors=True)
