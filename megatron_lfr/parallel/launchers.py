@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -74,7 +74,9 @@ _OPEN_MPI = _Names(
     "OMPI_COMM_WORLD_LOCAL_SIZE",
 )
 _HYDRA = _Names("mpirun (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID",), "MPI_LOCALNRANKS")
-_OTHERS = (_OPEN_MPI, _HYDRA, _SRUN)
+_PMI = replace(_HYDRA, launcher="mpirun (PMI)")
+"""As of other launchers; but srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, too."""
+_OTHERS = (_OPEN_MPI, _HYDRA, _SRUN, _PMI)
 """In this order: in an allocation of Slurm, mpirun may start its ranks in a step, with one task for each node."""
 _OF_A_LAUNCHER = (
     name
@@ -138,10 +140,9 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _is_started_by(names: _Names, given: Mapping[str, str]) -> bool:
-    if names is _HYDRA:  # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, too
-        return "PMI_RANK" in given and "MPI_LOCALRANKID" in given
     if names is not _SRUN:
-        return names.rank in given or names.world_size in given
+        is_there = names.rank in given or names.world_size in given
+        return is_there and (names is not _HYDRA or "MPI_LOCALRANKID" in given)
     # The script of sbatch has SLURM_PROCID, SLURM_NTASKS and more, as a shell of salloc may have: only srun has a step.
     step = given.get("SLURM_STEP_ID", given.get("SLURM_STEPID", ""))
     is_step = step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP

@@ -52,12 +52,13 @@ def test_each_launcher(name: str, rank: int) -> None:
         JOB,
         BATCH,
         SHELL,
+        {name: value for name, value in SHELL.items() if name != "SLURM_STEP_NUM_TASKS"},
+        {**SHELL, "SLURM_STEP_NUM_TASKS": "2"},
         task(0, ranks=1, nodes=1),
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
-        {"PMI_RANK": "1", "PMI_SIZE": "2"},  # of a launcher that nothing else tells of
         {"RANK": "", "WORLD_SIZE": ""},
     ],
-    ids=["nothing", "device", "address", "job", "script", "shell", "one task", "one rank", "PMI alone", "empty"],
+    ids=["nothing", "device", "address", "job", "script", "shell", "older", "of two", "one task", "one rank", "empty"],
 )
 def test_what_is_no_launch(environment: Environment) -> None:
     assert read_launch(environment) == Launch()
@@ -81,6 +82,12 @@ def test_a_node_list_gives_the_address_and_the_job_a_port() -> None:
     assert (launch.address, launch.local_rank, launch.node) == ("127.0.0.1", 3, "0")
     without_step = {name: value for name, value in first.items() if name != "SLURM_STEP_NODELIST"}
     assert read_launch({**without_step, "SLURM_JOB_NODELIST": "a[3-4]"}).address == "a3"
+
+
+def test_other_launchers_that_speak_pmi() -> None:
+    meeting = {"MASTER_ADDR": "head", "MASTER_PORT": "1234"}
+    launch = read_launch({"PMI_RANK": "1", "PMI_SIZE": "2", **meeting})
+    assert launch == Launch("mpirun (PMI)", 1, 2, None, None, "head", 1234)
 
 
 def test_a_world_size_that_users_export_beside_srun_is_compared() -> None:
@@ -124,6 +131,9 @@ ERRORS: list[tuple[Environment, str]] = [
     (without(MPI, "OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK is not set, though other variables of mpirun (Open"),
     (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "MASTER_ADDR, the host of rank 0, is not set"),
     (without(MPI, "PMIX_NAMESPACE"), "MASTER_PORT, a free port on the host of rank 0, is not set"),
+    (without(MPI, "OMPI_COMM_WORLD_SIZE") | {"RANK": "1"}, "OMPI_COMM_WORLD_SIZE is not set"),
+    ({"PMI_SIZE": "2"}, "PMI_RANK is not set, though other variables of mpirun (PMI) are"),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "MASTER_ADDR, the host of rank 0, is not set"),
     (without(HYDRA, "PMI_SIZE"), "PMI_SIZE is not set, though other variables of mpirun (MPICH, Intel MPI) are"),
 ]
 
