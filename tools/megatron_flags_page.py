@@ -36,7 +36,7 @@ def render() -> str:
 
 
 def _code(words: str, without: str = "") -> str:
-    """Words in type of their own; `without` where there are none."""
+    """Return the words in type of their own; `without` where there are none."""
     return ", ".join(f"`{word}`" for word in words.split()) or without
 
 

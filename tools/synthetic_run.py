@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run folder with a real journal and corpus, without training: the curriculum is given made-up losses.
+"""Makes a run folder with a real journal and corpus, without training: the curriculum is given made-up losses.
 
 For trying `megatron-lfr report` on many blocks:
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--blocks", type=int, default=10_000_000)
-    parser.add_argument("--schedule", default="lfr", help="a preset's name")
+    parser.add_argument("--schedule", default="lfr", help="name of the preset that is the schedule")
     parser.add_argument("--epochs", type=float, default=3.0, help="length of a schedule given in shares")
     args = parser.parse_args()
     print(make_run(args.folder, args.blocks, args.schedule, args.epochs))

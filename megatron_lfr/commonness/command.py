@@ -1,4 +1,5 @@
-"""`megatron-lfr commonness`: exact and near copies, and likelihoods, of a corpus' documents and blocks."""
+"""`megatron-lfr commonness` looks for exact and near copies in a corpus, and computes likelihoods of its documents and
+blocks."""
 
 from __future__ import annotations
 
@@ -163,7 +164,7 @@ def _open(config: CommonnessConfig) -> _Inputs:
 
 
 def _counts(inputs: _Inputs) -> tuple[int, int]:
-    """(documents, blocks) that are looked at."""
+    """Return the numbers of (documents, blocks) that are looked at."""
     return sum(len(prefix.offsets) - 1 for prefix in inputs.prefixes), inputs.corpus.train.num_blocks
 
 

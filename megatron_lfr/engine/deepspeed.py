@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,13 +59,14 @@ class DeepSpeedEngine:
             if weight.shard_dim is None and model.tp.sequence:  # each rank has seen some of the tokens only
                 parameter.register_hook(lambda grad: all_reduce_sum(grad, parallel.tensor_group))  # type: ignore[no-untyped-call]
         optimizer = build_optimizer(config, list(self._weights.values()), [weight.is_matrix for weight in weights])
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=copy.deepcopy(dict(settings)),
-            mpu=groups,
-            dist_init_required=False,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what memory it uses, for one of its optimizers
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=copy.deepcopy(dict(settings)),
+                mpu=groups,
+                dist_init_required=False,
+            )
         self._partitions = make_partitions(self._engine.optimizer, self._stage)
         self._loop = MicroBatchLoop(self._engine, micro_batch_size, _Boundaries(self._engine, parallel))
         self.eval_rows = micro_batch_size * parallel.data_parallel_size

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from megatron_lfr.parallel import ParallelState
-from megatron_lfr.parallel.mesh import make_subgroup
 
 
 class Groups:
@@ -45,8 +45,12 @@ def make_secondary_group(parallel: ParallelState, size: int) -> ProcessGroup | N
     """Make the groups of `size` neighbouring data-parallel ranks that hold a second copy of the weights (hpZ), and
     return that of this rank; None for a size of 1. Collective.
 
-    DeepSpeed's own groups are of neighbours among all ranks, which tensor-parallel ranks are.
+    DeepSpeed's own groups are of neighbours among all ranks, which tensor-parallel ranks are. It lists a group's ranks
+    by a loop that does not end for the group of all ranks: here, that is another group, too.
     """
     if size == 1:
         return None
-    return make_subgroup(parallel.mesh.mesh.reshape(-1, size), parallel.timeout)
+    rows = parallel.mesh.mesh.reshape(-1, size).tolist()
+    group, _ = dist.new_subgroups_by_enumeration(rows, timeout=parallel.timeout)  # type: ignore[no-untyped-call]
+    secondary: ProcessGroup = group
+    return secondary

@@ -52,7 +52,8 @@ def lineage(view: RunView) -> Html | None:
     parent = view.run.folder.parent
     if parent is None:
         return None
-    return element("p", f"A branch of {parent.folder} from step {parent.step:,} on.", class_="note")
+    name = "A branch" if parent.version is None else f"Version {parent.version}, a branch"
+    return element("p", f"{name} of {parent.folder} from step {parent.step:,} on.", class_="note")
 
 
 def schedule_name(view: RunView) -> str:

@@ -101,7 +101,7 @@ def _check_target(parent: RunFolder, save: Path) -> None:
 
 
 def _find_checkpoint(parent: RunFolder, step: int) -> Checkpoint:
-    """The parent's checkpoint of `step`. ValueError where there is none, or one of weights alone."""
+    """Return the parent's checkpoint of `step`. ValueError where there is none, or one of weights alone."""
     assert parent.recorded_settings is not None  # ValueError where there is no run
     store = CheckpointStore(parent.checkpoint_folder, keep=None)
     if step not in (saved := store.iterations()):
@@ -120,13 +120,13 @@ def _find_checkpoint(parent: RunFolder, step: int) -> Checkpoint:
 
 
 def _of_its_own(settings: Mapping[str, Any], save: Path) -> dict[str, Any]:
-    """Settings that would lead the branch into its parent's folders."""
+    """Return the settings that would lead the branch into its parent's folders."""
     load = settings.get("load") if settings.get("finetune") else None
     return {"save": str(save), "load": load, "tensorboard_dir": None}
 
 
 def _settings_at(parent: RunFolder, step: int, segments: int) -> dict[str, Any]:
-    """The parent's settings at `step`, which describe the last of its first `segments` segments."""
+    """Return the parent's settings at `step`, which describe the last of its first `segments` segments."""
     settings = parent.settings_at(step)
     if segments < parent.history.segments_at(step):  # the branch ends before the segments that have come since
         earlier = parent.history.of_segments(segments).at(step)
@@ -135,7 +135,7 @@ def _settings_at(parent: RunFolder, step: int, segments: int) -> dict[str, Any]:
 
 
 def _history(parent: RunFolder, settings: Mapping[str, Any], step: int, segments: int) -> History:
-    """The parent's history up to `step`, and what the branch changes there."""
+    """Return the parent's history up to `step`, and what the branch changes there."""
     history = History([entry for entry in parent.history.entries if entry["step"] <= step])
     if history.started_in is None:  # a run from before histories were kept
         return history
@@ -145,7 +145,10 @@ def _history(parent: RunFolder, settings: Mapping[str, Any], step: int, segments
 def _new_state(
     checkpoint: Checkpoint, identity: Mapping[str, Any], metrics_bytes: int, current: PhaseHistory | None
 ) -> dict[str, Any]:
-    """The state of the parent's checkpoint as the branch goes on from it. current: the phase under another plan."""
+    """Return the state of the parent's checkpoint as the branch goes on from it.
+
+    current: the phase under another plan.
+    """
     state = {**checkpoint.state, "identity": dict(identity)}
     state["callbacks"] = {name: kept for name, kept in state["callbacks"].items() if name not in _OF_THE_PARENT}
     if "MetricsFile" in state["callbacks"]:

@@ -25,14 +25,14 @@ class Changed:
     train_iters: int | None = None
 
     def shape(self) -> dict[str, Any]:
-        """Settings of the decay that the command gave."""
+        """Return the settings of the decay that the command gave."""
         names = ("min_lr", "lr_knee_explore", "lr_step_shares", "lr_step_factors")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def change_plan(changed: Changed, plan: Plan) -> Plan:
-    """The branch's plan: the parent's, or one that ends at --train-iters. ValueError names the flag where the schedule
-    has another length."""
+    """Return the branch's plan: the parent's, or one that ends at --train-iters. ValueError names the flag where the
+    schedule has another length."""
     if changed.train_iters is None:
         return plan
     return with_length(plan, changed.train_iters)
@@ -41,7 +41,7 @@ def change_plan(changed: Changed, plan: Plan) -> Plan:
 def change_settings(
     changed: Changed, settings: Mapping[str, Any], step: int, before: Plan, after: Plan
 ) -> dict[str, Any]:
-    """The branch's settings from `step` on, given the parent's there and the plans of both.
+    """Return the branch's settings from `step` on, given the parent's there and the plans of both.
 
     ValueError where the parent's rate decays or warms up already and a new decay is asked for, or where another length
     would give the steps before another rate.
@@ -69,7 +69,7 @@ def change_settings(
 
 
 def _decaying(rate: LearningRate, changed: Changed, step: int, end: int) -> LearningRateConfig:
-    """The parent's warm-up and peak, held until `step`, and a decay from there to `end`: Megatron-LM's WSD."""
+    """Return the parent's warm-up and peak, held until `step`, and a decay from there to `end`: Megatron-LM's WSD."""
     parent = rate.config
     assert changed.decay_style is not None
     return dataclasses.replace(

@@ -53,8 +53,8 @@ def copy_journal(
 
 
 def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
-    """The current phase of `run`, whose journal ends at `position`, under another plan. ValueError where one of the
-    steps before would have served other blocks."""
+    """Return the current phase of `run`, whose journal ends at `position`, under another plan. ValueError where one of
+    the steps before would have served other blocks."""
     error = ValueError(
         f"--train-iters {plan.total_steps}: the {position.step} steps before would have had other blocks, as phases "
         "and their orders follow the length; it can differ where one Learn without weights is all, as with uniform"
@@ -75,7 +75,7 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
 
 
 def _served(history: PhaseHistory, step: int) -> Order:
-    """What a phase serves before `step`."""
+    """Return what a phase serves before `step`."""
     return history.order[: max(0, step - history.planned.first_step) * history.planned.global_batch_size]
 
 

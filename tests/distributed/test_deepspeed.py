@@ -6,12 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import parity_matrix as matrix
 import pytest
 import torch.multiprocessing as mp
 
 pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
 
+from megatron_lfr.cli import main
 from megatron_lfr.parallel import session
 from support import deepspeed_cases as cases
 from support.close_runs import assert_close
@@ -34,9 +36,14 @@ RUNS: dict[str, tuple[int, str, list[str]]] = {
     "ZeRO-3": (2, "tied, full recomputation", example("zero3")),
     "ZeRO-3, offloaded": (2, "tied", example("zero3_offload")),
     "TP2 SP, ZeRO-1": (2, "untied, selective recomputation", [TP, "2", SP, *example("zero1")]),
+    "killed": (2, "tied", ["--save-interval", "4", "--async-save", *example("zero2")]),
+    "branch of a native run": (2, "tied", example("zero1")),
     "TP2 DP2 SP, ZeRO-3": (4, "untied", [TP, "2", SP, *example("zero3")]),
 }
-"""Name → (ranks, variant, flags)."""
+"""Name → (ranks, variant, flags). One has begun before, and was killed in a save; one goes on from a native run."""
+CUT = 10
+"""Step that branches go on from, in the first Focus."""
+RETAINED = ["--save-retain-steps", str(CUT)]
 CHAIN = (
     (1, ["--exit-interval", "5"]),
     (2, ["--exit-interval", "10", "--async-save", *example("zero3")]),
@@ -55,23 +62,33 @@ class Results:
     native_bf16: list[float]
 
 
+def branch(parent: Path, save: Path) -> None:
+    words = ["--from", str(parent), "--at-step", str(CUT), "--save", str(save)]
+    assert main(["branch", *words, "--lr-schedule", "inherit"]) == 0
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Ranks are started once for each number of them: their imports take longer than most cases."""
     folder = tmp_path_factory.mktemp("deepspeed")
     prefixes = matrix.write_corpus(folder)
     legs = [matrix.Case("chain", ranks, flags) for ranks, flags in CHAIN]
-    references = [matrix.Case(variant, 1, matrix.VARIANTS[variant]) for variant in ("tied", "untied")]
+    references = [matrix.Case(variant, 1, [*matrix.VARIANTS[variant], *RETAINED]) for variant in ("tied", "untied")]
     matrix.run_here([*references, legs[0]], folder, prefixes)
+    branch(folder / "tied", folder / "branch of a native run")
+    killed = matrix.Case("killed", 2, RUNS["killed"][2])
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+        mp.start_processes(cases.killed_main, (str(folder), killed, prefixes), nprocs=2, start_method="forkserver")
     for ranks, leg in ((2, legs[1]), (4, legs[2])):
         runs = [
-            matrix.Case(name, ranks, [*flags, *matrix.VARIANTS[variant]])
+            matrix.Case(name, ranks, [*flags, *matrix.VARIANTS[variant], *RETAINED])
             for name, (needed, variant, flags) in RUNS.items()
             if needed == ranks
         ]
         arguments = (ranks, str(folder), [*runs, leg], prefixes)
         mp.start_processes(cases.main, arguments, nprocs=ranks, start_method="forkserver")
-    matrix.run_here([legs[3]], folder, prefixes)
+    branch(folder / "ZeRO-2", folder / "branch of ZeRO-2")
+    matrix.run_here([legs[3], matrix.Case("branch of ZeRO-2", 1, RETAINED)], folder, prefixes)
     with session():
         return Results(folder, cases.bf16_losses(cases.native_bf16_engine))
 
@@ -101,6 +118,26 @@ def test_a_run_equals_one_process(name: str, results: Results) -> None:
 
 def test_a_run_goes_on_in_the_other_engine(results: Results) -> None:
     assert_close(results.folder / "chain", results.folder / "tied")
+
+
+def test_a_branch_of_its_run_goes_on_in_the_native_engine(results: Results) -> None:
+    assert_close(results.folder / "branch of ZeRO-2", results.folder / "tied")
+
+
+def test_the_killed_save_is_gone(results: Results) -> None:
+    assert not list((results.folder / "killed" / "checkpoints").rglob("partial*"))
+
+
+def test_its_run_is_evaluated_and_reported_as_any(results: Results, tmp_path: Path) -> None:
+    means = []
+    for name in ("ZeRO-3", "tied"):
+        run, losses = results.folder / name, tmp_path / f"{name}.npy"
+        assert main(["evaluate", "--run", str(run), "--split", "train", "--per-block", str(losses)]) == 0
+        means.append(np.load(losses))
+        assert main(["report", str(run), "--output", str(tmp_path / f"{name}.html")]) == 0
+        assert (tmp_path / f"{name}.html").stat().st_size > 10_000
+    assert len(means[0]) == 2 * matrix.BLOCKS_PER_DOMAIN
+    np.testing.assert_allclose(means[0], means[1], rtol=0, atol=1e-5)
 
 
 def test_no_score_is_near_a_threshold(results: Results) -> None:

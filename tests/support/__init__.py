@@ -7,6 +7,7 @@ For all tests:
     two_ranks: `megatron-lfr train` on two ranks without a launcher.
     run_process: `megatron-lfr train` in a process of its own, to be stopped and killed.
     same_run: whether two runs are the same, times apart.
+    slurm: a cluster that runs the scripts of jobs on this machine.
     close_runs: whether two runs differ by rounding alone.
     folder_bytes: a folder's content, to see that nothing has touched it.
     peers: packages that a test compares with.

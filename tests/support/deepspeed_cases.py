@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import signal
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import parity_matrix as matrix
 import torch
 import torch.distributed as dist
 
+from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
@@ -48,7 +50,7 @@ STRATEGIES = ("no_shard", "optim", "optim_grads", "optim_grads_params")
 
 
 def settings(stage: int, clip_grad: float, **zero: Any) -> dict[str, Any]:
-    """What DeepSpeed is given; small buckets, and nothing kept whole at stage 3."""
+    """Return what DeepSpeed is given; small buckets, and nothing kept whole at stage 3."""
     sizes = {"reduce_bucket_size": 500, "allgather_bucket_size": 500} if stage else {}
     if stage == 3:
         sizes = {"reduce_bucket_size": 2000, "stage3_param_persistence_threshold": 0, "sub_group_size": 3000}
@@ -72,7 +74,7 @@ def make_engine(
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, fp64, from all ranks; each element must come from somewhere, and be equal everywhere."""
+    """Return all of a tensor, fp64, from all ranks; each element must come from somewhere, and be equal everywhere."""
     assert isinstance(tensor, FlatShard)
     sums, counts = torch.zeros(2, *tensor.shape, dtype=torch.float64)
     for at, piece in tensor.pieces.items():
@@ -93,7 +95,7 @@ def weight_error(engine: DeepSpeedEngine, oracle: Oracle) -> float:
 
 
 def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """The bits of this rank's part of all that training continues from."""
+    """Return the bits of this rank's part of all that training continues from."""
     local = {n: t.flat if isinstance(t, FlatShard) else t for n, t in engine.tensors().items()}
     return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
 
@@ -114,7 +116,7 @@ def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: A
 
 
 def not_finite(layout: Layout, stage: int, **zero: Any) -> Errors:
-    """The last data-parallel rank has a mask that is no number: all leave the step out, and the next is right."""
+    """Give the last data-parallel rank a mask that is no number: all leave the step out, and the next is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout, stage, **zero), Oracle(MODEL, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])
@@ -161,7 +163,7 @@ def load(layout: Layout, stage: int, **zero: Any) -> Errors:
 
 
 def names(stage: int, **zero: Any) -> Errors:
-    """What DeepSpeed's private names are taken for, each by itself: 0 where it is that."""
+    """Check what DeepSpeed's private names are taken for, each by itself: 0 where it is that."""
     engine = make_engine(Layout(2, 2, {}), stage, **zero)
     import deepspeed
 
@@ -187,6 +189,7 @@ def names(stage: int, **zero: Any) -> Errors:
         flat.detach().fill_(2.0)
     engine.eval_step(share_of(make_batches()[0], engine.parallel)).wait()  # which may leave copies of the old ones
     engine.loaded()
+    copies = [p.ds_secondary_tensor for p in parameters] if stage == 3 else []
     with deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3):
         errors["not where the model computes"] = float(any((p.data != 2.0).any() for p in parameters))
     if stage == 3:
@@ -195,7 +198,7 @@ def names(stage: int, **zero: Any) -> Errors:
         errors |= {
             "no small weights": float(not small),
             "rank": float(ranks != {engine.parallel.mesh.get_local_rank("shard")}),
-            "second copies": float(any(p.ds_secondary_tensor is not None for p in parameters)),
+            "second copies": float(any(copy is not None for copy in copies)),
         }
     return errors
 
@@ -215,7 +218,7 @@ WIDE = dataclasses.replace(
 
 
 def bf16_losses(make: Callable[[OptimizerConfig], Engine]) -> list[float]:
-    """The losses of ten steps, with warm-up and clipping."""
+    """Return the losses of ten steps, with warm-up and clipping."""
     engine = make(dataclasses.replace(ADAMW, adam_eps=1e-8, clip_grad=0.5))
     generator = torch.Generator().manual_seed(6)
     losses = []
@@ -300,6 +303,7 @@ def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: 
     the runs into it."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # of a launcher; the ranks meet by the file below
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
     if ranks == 2:
@@ -309,3 +313,23 @@ def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: 
         Path(folder, f"{rank}.bf16.json").write_text(json.dumps(losses))
     matrix.run_here(runs, Path(folder), prefixes)
     dist.destroy_process_group()
+
+
+def killed_main(rank: int, folder: str, run: matrix.Case, prefixes: list[str]) -> None:
+    """On two ranks, train a run in whose second save one rank is killed: its files are written in part."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    store = dist.FileStore(f"{folder}/store of the killed", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+    write, saves = CheckpointStore._write_files, 0
+
+    def die(self: CheckpointStore, aside: Path, *arguments: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves == 2 and rank == 1:
+            (aside / "partial.safetensors").write_bytes(b"partial")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, aside, *arguments)
+
+    CheckpointStore._write_files = die  # type: ignore[method-assign]
+    matrix.run_here([run], Path(folder), prefixes)

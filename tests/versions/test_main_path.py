@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_lfr.analysis.overview import view_run
+from megatron_lfr.analysis.rates import rates
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
 from support.folder_bytes import folder_bytes
+from support.run_process import Run
 from support.same_run import assert_same_last_checkpoint, assert_same_run, metrics_without_time
 from support.tiny_run import tiny_flags
 
@@ -36,7 +42,7 @@ def main_path_flags(corpus: list[str], *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def path(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished main path. Not to be written to."""
+    """Train a main path. Not to be written to."""
     folder = tmp_path_factory.mktemp("path") / "main"
     assert main(["train", *main_path_flags(corpus), "--save", str(folder)]) == 0
     return folder
@@ -66,8 +72,13 @@ def test_the_versions(corpus: list[str], path: Path, tmp_path: Path, capsys: pyt
         assert main(["branch", "--from", str(path), "--version", str(version), "--save", str(save), *how]) == 0
         assert f"version {version}, a branch of {path} from step {leaves} of {end} on" in capsys.readouterr().out
         assert json.loads((save / "run.json").read_text())["parent"]["version"] == version
+        ahead = rates(view_run(save, "", 0.1))
+        assert ahead.planned_steps.tolist() == list(range(leaves + 1, end + 1))
         assert main(["train", "--config", str(save / "config.yaml")]) == 0
         assert steps_of(save) == list(range(1, end + 1))
+        done = rates(view_run(save, "", 0.1))
+        assert not len(done.planned_steps)
+        assert done.trained.tolist() == [*ahead.trained.tolist(), *ahead.planned.tolist()]
         trained += len(steps_of(save)) - leaves
 
         wsd = ["--lr-decay-style", "WSD", "--lr-wsd-decay-style", "cosine", "--lr-wsd-decay-iters", "6"]
@@ -81,11 +92,44 @@ def test_the_versions(corpus: list[str], path: Path, tmp_path: Path, capsys: pyt
             assert rows == metrics_without_time(one)
             assert losses(save) == losses(one)
             assert_same_last_checkpoint(one, save)
+    page = tmp_path / "report.html"
+    assert main(["report", str(path), *(str(tmp_path / f"v{i}") for i in (1, 2, 3, 4)), "--output", str(page)]) == 0
+    assert_shows_versions(page.read_text(), path, tmp_path)
     assert trained == N * T + 6 * (N - 1) == 58
     assert sum(version * T for version in range(1, N + 1)) == 100
     assert folder_bytes(path) == before
     assert main(["train", *main_path_flags(corpus), "--save", str(tmp_path / "alone")]) == 0
     assert_same_run(path, tmp_path / "alone")
+
+
+def assert_shows_versions(page: str, path: Path, branches: Path) -> None:
+    """Look for a row of each version, with where it leaves and its last losses, and for a line of each run's rate."""
+    (section,) = re.findall(r'<section id="versions">.*?</section>', page, re.DOTALL)
+    assert section.count('class="series') == 1 + N
+    for version in range(1, N + 1):
+        assert f"step {version * T - 6} of {path}" in section
+        last = [row for row in metrics_without_time(branches / f"v{version}") if row["event"] == "evaluation"][-1]
+        assert all(f"{loss:.4f}" in section for loss in (last["loss"], *last["domains"].values()))
+    assert f"Version 3, a branch of {path} from step 24 on." in page
+
+
+def test_a_branch_that_is_killed_goes_on(path: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a branch, after its first checkpoint of its own: the main path stays as it is."""
+    before = folder_bytes(path)
+    killed, alone = tmp_path / "killed", tmp_path / "alone"
+    for save in (killed, alone):
+        how = ["--version", "2", "--lr-decay-style", "linear"]
+        assert main(["branch", "--from", str(path), *how, "--save", str(save)]) == 0
+    given = shutil.copy(killed / "config.yaml", tmp_path / "given.yaml")
+    train = ["--config", str(given), "--save-interval", "2"]
+    code, said = Run([*train, "--callback", "support.own_callbacks:KilledAfterStep17"]).end()
+    assert code == -signal.SIGKILL, said
+    assert CheckpointStore(killed / "checkpoints", keep=None).iterations() == [14, 16]
+    assert folder_bytes(path) == before
+    assert main(["train", *train]) == 0
+    assert main(["train", "--config", str(alone / "config.yaml")]) == 0
+    assert_same_run(alone, killed)
+    assert folder_bytes(path) == before
 
 
 def test_the_order_of_every_focus_is_that_of_one_run(corpus: list[str], tmp_path: Path) -> None:
