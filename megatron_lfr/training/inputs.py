@@ -69,7 +69,7 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     if data.bos and not config.data.bos and adopt_launcher().rank == 0:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
-    check_frozen(folder, stored, corpus)
+    check_frozen(config, folder, stored, corpus)
     plan = make_run_plan(config, corpus, stored)
     learning_rate = make_learning_rate(config.optimizer, plan)
     config, main_path = _lay_out_main_path(config, plan, learning_rate)

@@ -26,7 +26,7 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def grown(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The corpus and one more prefix, whose name has no beginning in common with the others'."""
+    """Write one more prefix beside the corpus, whose name has no beginning in common with the others'."""
     prefix = tmp_path_factory.mktemp("new") / "recent_text_document"
     with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
         for document in range(30):
@@ -36,7 +36,7 @@ def grown(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 
 def flags(corpus: list[str], *more: str) -> list[str]:
-    """A run of one rate, logged at each step."""
+    """Return the flags of a run of one rate, logged at each step."""
     length = tiny_flags(corpus)
     at = length.index("--train-epochs")
     constant = ["--lr-decay-style", "constant", "--log-interval", "1", "--save-interval-mins", "None"]
@@ -57,7 +57,7 @@ def extend(run: Path, *words: str) -> int:
 
 @pytest.fixture(scope="module")
 def begun(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of all phases. Not to be written to."""
+    """Train a run of all phases to its end. Not to be written to."""
     folder = tmp_path_factory.mktemp("begun") / "main"
     retained = ["--save-retain-steps", "4"]
     assert train(*flags(corpus, "--train-iters", str(STEPS)), *retained, "--save", str(folder)) == 0
@@ -66,7 +66,7 @@ def begun(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uniform(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one Learn. Not to be written to."""
+    """Train a run of one Learn to its end. Not to be written to."""
     folder = tmp_path_factory.mktemp("uniform") / "main"
     assert train(*uniform_flags(corpus, STEPS), "--save", str(folder)) == 0
     return folder
@@ -82,7 +82,7 @@ def copy(run: Path, to: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def extended(begun: Path, grown: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run with 14 more steps, on new blocks too, trained to its end. Not to be written to."""
+    """Train the run for 14 more steps, on new blocks too. Not to be written to."""
     folder = copy(begun, tmp_path_factory.mktemp("extended") / "main")
     assert extend(folder, "--data-path", *grown, "--train-iters", "+14", "--replay", "0.25") == 0
     assert go_on(folder, "--save-retain-steps", "14") == 0
@@ -182,7 +182,7 @@ def test_a_kill_leaves_the_run_as_it_was_or_extended(begun: Path, grown: list[st
         assert len(folder.settings_at(plan.total_steps)["data_path"]) == len(folder.identity()["corpus"])
         assert main(["inspect", str(run), "--block", "0"]) == 0
         if segments[-1] == 1:
-            kept = {name: content for name, (_, content) in folder_bytes(run).items() if not Path(name).name[0] == "."}
+            kept = {name: content for name, (_, content) in folder_bytes(run).items() if Path(name).name[0] != "."}
             assert kept.keys() - before.keys() <= {"lock"}
             assert all(kept[name] == content for name, content in before.items())
             assert extend(run, "--data-path", *grown, "--train-iters", "+8") == 0
@@ -193,7 +193,7 @@ def test_a_kill_leaves_the_run_as_it_was_or_extended(begun: Path, grown: list[st
 
 
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *words: str, command: str = "extend") -> str:
-    """What is said of a command that is refused and changes nothing."""
+    """Return what a command prints that is refused and changes nothing."""
     before = {name: content for name, (_, content) in folder_bytes(run).items()}
     capsys.readouterr()
     assert main([command, "--run" if command == "extend" else "--save", str(run), *words]) == 2
