@@ -185,7 +185,6 @@ def run_cases(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:
 def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder: str, prefixes: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # of a launcher; the ranks meet by the file below
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
     )

@@ -9,6 +9,7 @@ docs/launch.md has the table.
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Launch:
     node: str | None = None
     """What ranks of one node have in common; None where the launcher does not say."""
     address: str = ""
-    """Host of rank 0."""
+    """Host of rank 0; empty where the ranks have met already."""
     port: int = 0
 
 
@@ -87,29 +88,31 @@ _SHOWN = dict.fromkeys((*_OF_A_LAUNCHER, "MASTER_ADDR", "MASTER_PORT", *_OF_A_JO
 def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> Launch:
     """Find out which rank this process is, and set the variables as torchrun does. May be called again.
 
+    Where torch.distributed already runs, its ranks have met, and no address is asked for.
     Raises ValueError, which lists the variables, where they are incomplete, no numbers or contradict each other.
     """
-    launch = read_launch(environment)
+    distributed = sys.modules.get("torch.distributed")  # looked for, not imported: most commands do without PyTorch
+    launch = read_launch(environment, have_met=distributed is not None and distributed.is_initialized())
     if launch.launcher is not None:
         values = {
             "RANK": launch.rank,
             "WORLD_SIZE": launch.world_size,
             "LOCAL_RANK": launch.local_rank,
             "GROUP_RANK": launch.node,
-            "MASTER_ADDR": launch.address,
-            "MASTER_PORT": launch.port,
+            "MASTER_ADDR": launch.address or None,
+            "MASTER_PORT": launch.port or None,
         }
         environment.update({name: str(value) for name, value in values.items() if value is not None})
     return launch
 
 
-def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Find out which rank this process is; errors as for `adopt_launcher`.
+def read_launch(environment: Mapping[str, str], have_met: bool = False) -> Launch:
+    """Find out which rank this process is; errors as for `adopt_launcher`. have_met: the ranks need no address.
 
     RANK and WORLD_SIZE count before all others: torchrun may run inside of srun or mpirun.
     """
     given = {name: value for name, value in environment.items() if value != ""}
-    reader = _Reader(given)
+    reader = _Reader(given, have_met)
     torch = [name for name in (_TORCH.rank, _TORCH.world_size) if name in given]
     if len(torch) == 2:
         return reader.read(_TORCH)
@@ -139,8 +142,8 @@ def _is_started_by(names: _Names, given: Mapping[str, str]) -> bool:
 class _Reader:
     """Reads variables, and lists all that were set when one is wrong."""
 
-    def __init__(self, given: Mapping[str, str]) -> None:
-        self._given = given
+    def __init__(self, given: Mapping[str, str], have_met: bool) -> None:
+        self._given, self._have_met = given, have_met
 
     def read(self, names: _Names) -> Launch:
         """Return what one launcher's variables say."""
@@ -155,7 +158,7 @@ class _Reader:
             return Launch()
         local_rank = next((self.number(name) for name in names.local_ranks if name in given), None)
         node = next((given[name] for name in names.nodes if name in given), None)
-        address, port = self._address(names, world_size), self._port(names)
+        address, port = ("", 0) if self._have_met else (self._address(names, world_size), self._port(names))
         return Launch(self._launcher(names), rank, world_size, local_rank, node, address, port)
 
     def number(self, name: str, least: int = 0) -> int:

@@ -181,3 +181,11 @@ def test_a_store_that_nobody_hosts_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     with pytest.raises(ConnectionError, match=rf"rank 1 on .* cannot reach .* 127.0.0.1, MASTER_PORT {port}: .*time"):
         connect(timedelta(seconds=1))
+
+
+def test_ranks_that_have_met_need_no_address() -> None:
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    with pytest.raises(ValueError, match="MASTER_ADDR"):
+        read_launch(environment)
+    launch = read_launch(environment, have_met=True)
+    assert (launch.rank, launch.world_size, launch.local_rank, launch.address) == (1, 2, 1, "")

@@ -303,7 +303,6 @@ def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: 
     the runs into it."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # of a launcher; the ranks meet by the file below
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
     if ranks == 2:
