@@ -18,7 +18,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
-from megatron_lfr.learning_rate import LearningRate, LearningRateConfig, first_difference
+from megatron_lfr.learning_rate import LearningRateConfig, first_difference, make_learning_rate
 from megatron_lfr.lfr import (
     BaseCurriculum,
     Blend,
@@ -136,21 +136,33 @@ def make_run_plan(config: RunConfig, corpus: BlockDataset, stored: Plan | None) 
     """Lay out a run. stored: its plan so far, None for a new run. What comes before the last segment stays as it is;
     the flags describe the last one, or one more where they make a run longer that may just go on."""
     blend = make_blend(config, corpus)
-    past = rampup_plan(config, blend)
-    if stored is not None:
-        segments = len(stored.segments) - (0 if _just_goes_on(config, blend, stored) else 1)
-        past = stored.first(segments) if segments else None
+    if stored is None:
+        return make_new_plan(config, corpus.train.num_blocks, None, blend, corpus.train.domains)
+    segments = len(stored.segments) - (0 if _just_goes_on(config, blend, stored) else 1)
+    past = stored.first(segments) if segments else None
     return make_plan(config, corpus.train.num_blocks, None, blend, past, corpus.train.domains)
 
 
-def rampup_plan(config: RunConfig, blend: Blend) -> Plan | None:
+def make_new_plan(
+    config: RunConfig,
+    n_blocks: int,
+    world_size: int | None = None,
+    blend: Blend | None = None,
+    names: Sequence[str] = (),
+) -> Plan:
+    """Lay out a new run, with the segments of --rampup-batch-size before that of the schedule; see `make_plan`."""
+    blend = blend or Blend([0, n_blocks])
+    return make_plan(config, n_blocks, world_size, blend, rampup_plan(config, blend, world_size), names)
+
+
+def rampup_plan(config: RunConfig, blend: Blend, world_size: int | None = None) -> Plan | None:
     """Lay out the segments of --rampup-batch-size, one Learn for each batch size before the last, as Megatron-LM counts
     them: size k ends with the step that reaches k shares of the samples. None without the flag."""
     training, plan, samples = config.training, None, 0
     if training.rampup_batch_size is None:
         return None
     start, increment, total = training.rampup_batch_size
-    end = training.blocks_per_step(config.parallel.data_parallel_size(adopt_launcher().world_size))
+    end = training.blocks_per_step(config.parallel.data_parallel_size(world_size or adopt_launcher().world_size))
     increments = (end - start) // increment
     for number in range(increments):
         size = start + number * increment
@@ -177,33 +189,6 @@ def _just_goes_on(config: RunConfig, blend: Blend, stored: Plan) -> bool:
         and list(blend.starts) == list(last.blend.starts)
         and (blend.weights, blend.focus_scope) == (last.blend.weights, last.blend.focus_scope)
     )
-
-
-class _BySamples(LearningRate):
-    """The learning rate of a plan with several batch sizes, whose lengths are in samples: after each step, that of the
-    samples so far, as in Megatron-LM."""
-
-    def __init__(self, config: LearningRateConfig, plan: Plan) -> None:
-        super().__init__(config, plan.total_samples, 1)
-        self._plan = plan
-
-    def __call__(self, step: int) -> float:
-        return super().__call__(self._plan.samples_before(step + 1) - 1)
-
-
-def make_learning_rate(config: LearningRateConfig, plan: Plan) -> LearningRate:
-    """Return the learning rate of each step. ValueError where lengths in samples and in steps go with several batch
-    sizes."""
-    if len({segment.global_batch_size for segment in plan.segments}) == 1:
-        return LearningRate(config, plan.total_steps, plan.global_batch_size)
-    in_samples, in_steps = (
-        [f"lr_{length}_{unit}" for length in ("warmup", "decay", "wsd_decay") if getattr(config, f"lr_{length}_{unit}")]
-        for unit in ("samples", "iters")
-    )
-    if in_samples and in_steps:
-        flags = ["--" + names[0].replace("_", "-") for names in (in_samples, in_steps)]
-        raise ValueError(f"{flags[0]} and {flags[1]}: the batch size changes; give both in samples, or both in steps")
-    return _BySamples(config, plan) if in_samples else LearningRate(config, plan.total_steps, plan.global_batch_size)
 
 
 def describe_rate_change(config: LearningRateConfig, before: Plan, after: Plan, step: int) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 from megatron_lfr.build import (
     make_arrays,
     make_corpus,
-    make_learning_rate,
     make_model_config,
     make_run_plan,
     make_tokenizer,
@@ -21,7 +20,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
-from megatron_lfr.learning_rate import LearningRate
+from megatron_lfr.learning_rate import LearningRate, make_learning_rate
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig

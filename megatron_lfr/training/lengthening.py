@@ -60,6 +60,8 @@ def describe_lengthening(config: RunConfig, stored: Plan | None, plan: Plan, ste
     if stored is None or len(plan.segments) == len(stored.segments):
         return None
     text = f"--train-iters {plan.total_steps}: the run gets longer, by {plan.total_steps - stored.total_steps} steps"
+    if plan.global_batch_size != stored.global_batch_size:
+        text += f" of {plan.global_batch_size} blocks each"
     problem = describe_rate_change(config.optimizer, stored, plan, step)
     if problem is None:
         return f"{text}; the learning rate of the steps before is the same"

@@ -129,7 +129,7 @@ def test_a_run_that_is_not_finished_is_extended_beyond_its_end(
     words = flags(corpus, "--train-iters", str(STEPS))
     assert train(*words, "--save", str(run), "--exit-interval", "7") == STOPPED
     assert extend(run, "--data-path", *grown, "--train-iters", "+14", "--replay", "0.25") == 0
-    assert go_on(run) == 0
+    assert go_on(run, "--exit-interval", "None") == 0
     assert [row["order_hash"] for row in phases(run)] == [row["order_hash"] for row in phases(extended)]
     assert losses(run) == losses(extended)
 
