@@ -85,7 +85,7 @@ def extended(begun: Path, grown: list[str], tmp_path_factory: pytest.TempPathFac
     """Train the run for 14 more steps, on new blocks too. Not to be written to."""
     folder = copy(begun, tmp_path_factory.mktemp("extended") / "main")
     assert extend(folder, "--data-path", *grown, "--train-iters", "+14", "--replay", "0.25") == 0
-    assert go_on(folder, "--save-retain-steps", "14") == 0
+    assert go_on(folder, "--save-retain-steps", "4", "14") == 0
     return folder
 
 
@@ -115,7 +115,7 @@ def test_stops_at_boundaries_and_between_them_change_nothing(
 ) -> None:
     run = copy(begun, tmp_path / "main")
     assert extend(run, "--data-path", *grown, "--train-iters", "24", "--replay", "0.25") == 0
-    retained = ["--save-retain-steps", "14"]
+    retained = ["--save-retain-steps", "4", "14"]
     for stop in (13, 16, 17, 18):
         assert go_on(run, *retained, "--exit-interval", str(stop)) == STOPPED
     assert go_on(run, *retained) == 0
