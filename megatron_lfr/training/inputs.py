@@ -10,7 +10,6 @@ from megatron_lfr.build import (
     make_arrays,
     make_corpus,
     make_model_config,
-    make_run_plan,
     make_tokenizer,
 )
 from megatron_lfr.config import RunConfig
@@ -25,6 +24,7 @@ from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel.launchers import adopt_launcher
+from megatron_lfr.planning import make_run_plan
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.lengthening import check_frozen
 

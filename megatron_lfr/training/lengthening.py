@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.build import describe_rate_change
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.identity import check_old_corpora, recorded_settings
 from megatron_lfr.lfr import Plan
 from megatron_lfr.parallel.launchers import adopt_launcher
+from megatron_lfr.planning import describe_rate_change
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.start import Start
 

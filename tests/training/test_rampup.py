@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lfr.build import rampup_plan
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
 from megatron_lfr.lfr import Blend
+from megatron_lfr.planning import rampup_plan
 from support.same_run import assert_same_run, metrics_without_time
 from support.tiny_run import STOPPED, tiny_flags
 from support.two_ranks import train_two_ranks
