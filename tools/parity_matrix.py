@@ -31,11 +31,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from megatron_lfr.build import make_corpus, make_plan
+from megatron_lfr.build import make_corpus
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.planning import make_plan
 from megatron_lfr.training.run import train
 
 SEQ_LENGTH = 16

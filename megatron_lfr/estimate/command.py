@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_lfr.build import make_model_config, make_plan, make_tokenizer
+from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig, fill_batch, parse_run_config
 from megatron_lfr.estimate import versions
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
@@ -16,6 +16,7 @@ from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take
 from megatron_lfr.lfr import Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
+from megatron_lfr.planning import make_new_plan
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] and
 
@@ -69,7 +70,7 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     with_defaults(config, options).validate(world_size)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = corpus_blocks(config, options)
-    plan = make_plan(config, n_blocks, world_size, blend)
+    plan = make_new_plan(config, n_blocks, world_size, blend)
     memory = _memory(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:

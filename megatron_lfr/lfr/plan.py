@@ -116,6 +116,11 @@ class Plan:
         return self.segments[-1].global_batch_size
 
     @property
+    def batch_sizes(self) -> list[int]:
+        """The global batch sizes of the segments, each one once, in the order of the first."""
+        return list(dict.fromkeys(segment.global_batch_size for segment in self.segments))
+
+    @property
     def total_steps(self) -> int:
         return self.phases[-1].end_step
 

@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.build import (
-    describe_rate_change,
-    make_blend,
-    make_corpus,
-    make_model_config,
-    make_plan,
-    make_tokenizer,
-)
+from megatron_lfr.build import make_corpus, make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
@@ -26,6 +19,7 @@ from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.identity import check_facts, check_old_corpora, recorded_settings
 from megatron_lfr.lfr import FocusScope, Plan
 from megatron_lfr.lfr.identity import describe_segments
+from megatron_lfr.planning import describe_rate_change, make_blend, make_plan
 from megatron_lfr.run_folder import RunFolder
 
 
