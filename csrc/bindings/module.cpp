@@ -12,6 +12,7 @@
 #include "bindings/commonness.h"
 #include "io/dataset.h"
 #include "orders/cluster.h"
+#include "orders/explore.h"
 #include "orders/factors.h"
 #include "orders/order.h"
 #include "orders/passes.h"
@@ -49,10 +50,10 @@ auto released(Work work) {
 }
 
 // Makes `samples` samples as passes of `size` ids, one pass where `samples` is None, each with its own seed.
-// one_pass(seed, out) writes a pass.
-template <class OnePass>
+// part(seed, count, out) writes the first `count` of a pass.
+template <class Part>
 py::array make_passes(uint64_t n_blocks, uint64_t size, const py::object& seed, const py::object& samples,
-                      OnePass one_pass) {
+                      Part part) {
     const uint64_t count = samples.is_none() ? size : to_size(samples, "samples");
     if (count > 0 && size == 0) throw py::value_error("samples: there is no block to sample from");
     const std::vector<uint64_t> seeds = to_seeds(seed);
@@ -62,7 +63,9 @@ py::array make_passes(uint64_t n_blocks, uint64_t size, const py::object& seed, 
                               " passes");
     }
     return make_ids(n_blocks, count, [&](auto* out) {
-        fill_passes(size, count, [&](uint64_t pass, auto* to) { one_pass(seeds[pass], to); }, out);
+        fill_passes(
+            size, count, [&](uint64_t pass, uint64_t wanted, auto* to) { part(seeds[pass], wanted, to); },
+            out);
     });
 }
 
@@ -70,8 +73,9 @@ py::array py_permutation(const Integer& n, const py::object& seed, const Integer
                          const py::object& samples) {
     const uint64_t blocks = to_size(n, "n");
     const int threads = to_threads(num_threads);
-    return make_passes(blocks, blocks, seed, samples,
-                       [&](uint64_t number, auto* out) { permutation(blocks, number, threads, out); });
+    return make_passes(blocks, blocks, seed, samples, [&](uint64_t number, uint64_t wanted, auto* out) {
+        permutation(blocks, number, threads, wanted, out);
+    });
 }
 
 py::array py_shuffle_visits(const py::object& visits, const py::object& seed, const Integer& num_threads,
@@ -81,8 +85,8 @@ py::array py_shuffle_visits(const py::object& visits, const py::object& seed, co
     const auto n = static_cast<uint64_t>(counts.size());
     const int threads = to_threads(num_threads);
     const uint64_t size = released([&] { return sum_visits(data, n, threads); });
-    return make_passes(n, size, seed, samples, [&](uint64_t number, auto* out) {
-        shuffle_visits(data, n, size, number, threads, out);
+    return make_passes(n, size, seed, samples, [&](uint64_t number, uint64_t wanted, auto* out) {
+        shuffle_visits(data, n, size, number, threads, wanted, out);
     });
 }
 
@@ -230,6 +234,29 @@ py::array py_interleave(const py::object& ids, const std::vector<uint64_t>& coun
     });
 }
 
+py::array py_draw_distinct(const Integer& n, const Integer& count, const Integer& seed,
+                           const Integer& num_threads) {
+    const uint64_t blocks = to_size(n, "n"), samples = to_unsigned(count, "count", blocks);
+    const uint64_t number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return make_ids(blocks, samples,
+                    [&](auto* out) { draw_distinct(blocks, samples, number, threads, out); });
+}
+
+py::array py_mix_in(const py::object& ids, const py::object& extra, const Integer& seed,
+                    const Integer& num_threads) {
+    const uint64_t number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return with_ids(ids, [&](const auto& items) {
+        const auto* data = items.data();
+        using Id = std::decay_t<decltype(*data)>;
+        const Array<Id> more = to_array<Id>(extra, "extra");
+        const auto count = static_cast<uint64_t>(items.size()), added = static_cast<uint64_t>(more.size());
+        return fill_array<Id>(
+            count + added, [&](Id* out) { mix_in(data, count, more.data(), added, number, threads, out); });
+    });
+}
+
 py::array py_count_parts(const py::object& ids, const std::vector<uint64_t>& sizes,
                          const Integer& num_threads) {
     const int threads = to_threads(num_threads);
@@ -336,6 +363,8 @@ void bind_orders(py::module_& module) {
     module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "bins"_a = 4096, "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("draw_distinct", &py_draw_distinct, "n"_a, "count"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("mix_in", &py_mix_in, "ids"_a, "extra"_a, "seed"_a, "num_threads"_a = 0);
     module.def("count_parts", &py_count_parts, "ids"_a, "sizes"_a, "num_threads"_a = 0);
     module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
 }

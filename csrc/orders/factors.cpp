@@ -47,21 +47,21 @@ void temper_weights(const float* weights, uint64_t n, double power, double cap, 
     if (!(cap >= 1.0)) throw std::invalid_argument("cap: must be at least 1, or +inf for none");
     const auto largest = static_cast<double>(largest_weight(weights, n, threads));
     if (!(largest > 0.0)) throw std::invalid_argument("weights: all are 0");
-    const auto raised = [=](uint64_t i) {
-        return tempered(static_cast<double>(weights[i]) / largest, power);
-    };
-    const auto sums = map_chunks(n, threads, [&raised](uint64_t first, uint64_t last) {
+    const auto sums = map_chunks(n, threads, [=](uint64_t first, uint64_t last) {
         double sum = 0.0;
-        for (uint64_t i = first; i < last; ++i) sum += raised(i);
+        for (uint64_t i = first; i < last; ++i) {
+            const double raised = tempered(static_cast<double>(weights[i]) / largest, power);
+            const float least = weights[i] > 0.0f ? std::numeric_limits<float>::min() : 0.0f;
+            out[i] = std::max(static_cast<float>(raised), least);
+            sum += static_cast<double>(out[i]);
+        }
         return sum;
     });
     const double mean = std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(n);
     const double most = std::min(1.0, cap * mean);
-    for_chunks(n, threads, [&](uint64_t, uint64_t first, uint64_t last) {
+    for_chunks(n, threads, [=](uint64_t, uint64_t first, uint64_t last) {
         for (uint64_t i = first; i < last; ++i) {
-            const auto relative = static_cast<float>(std::min(raised(i), most) / most);
-            const float least = weights[i] > 0.0f ? std::numeric_limits<float>::min() : 0.0f;
-            out[i] = std::min(std::max(relative, least), 1.0f);
+            out[i] = static_cast<float>(std::min(static_cast<double>(out[i]), most) / most);
         }
     });
 }
@@ -91,6 +91,10 @@ void take_turns(const uint32_t* groups, const float* factors, uint64_t n, uint64
         if (!is_drawn(i)) continue;
         const uint32_t group = groups[i];
         const uint64_t copies = size[group], count = counted(size[group], logarithmic);
+        if (count == copies) {  // mostly: a block that there is one of
+            visits[i] = 1;
+            continue;
+        }
         const uint64_t first = (derive(0, group) % copies + (turn % copies) * count) % copies;
         visits[i] = (seen[group]++ + copies - first) % copies < count;
     }

@@ -38,16 +38,27 @@ struct Mass {
 
 class BlockWeights;
 
-// Shuffles 0 ... n-1.
+// Shuffles 0 ... n-1, and writes the first `count`.
 template <class Id>
-void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
+void permutation(uint64_t n, uint64_t seed, int threads, uint64_t count, Id* out);
+
+template <class Id>
+void permutation(uint64_t n, uint64_t seed, int threads, Id* out) {
+    permutation(n, seed, threads, n, out);
+}
 
 uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads);
 
-// Shuffles visits[i] times block i; `samples` is the sum of visits.
+// Shuffles visits[i] times block i, and writes the first `count`; `samples` is the sum of visits.
 template <class Id>
 void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
-                    Id* out);
+                    uint64_t count, Id* out);
+
+template <class Id>
+void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
+                    Id* out) {
+    shuffle_visits(visits, n, samples, seed, threads, samples, out);
+}
 
 // Makes passes over the blocks that a threshold keeps, each shuffled anew; the last may be partial.
 template <class Id>

@@ -177,8 +177,8 @@ void order_threshold(Scores scores, double drop, double drop_hardest, bool keep_
     const KeptBlocks blocks(scores, cuts, keep_unseen);
     fill_passes(
         kept, samples,
-        [&](uint64_t pass, Id* to) {
-            shuffle_multiset(scores.n, kept, derive(seed, pass), threads, blocks, to);
+        [&](uint64_t pass, uint64_t count, Id* to) {
+            shuffle_multiset(scores.n, kept, derive(seed, pass), threads, blocks, to, count);
         },
         out);
 }

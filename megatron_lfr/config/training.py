@@ -24,8 +24,8 @@ class LFRConfig:
     """The Learn-Focus-Review schedule."""
 
     lfr_schedule: str = "lfr"
-    """Phases of the run: a preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, random-focus, focus-only), a
-    YAML file with a list of phases, or such a list itself."""
+    """Phases of the run: a preset (lfr, lfr-v1, lfr-v1-2reps, lfr-clusters, uniform, static, learn-only, random-focus,
+    focus-only), a YAML file with a list of phases, or such a list itself."""
     train_iters: int | None = None
     """Length of the run in optimizer steps. It scales a schedule whose phases are shares; for any other schedule it is
     not needed, and must equal the total of its phases."""
@@ -43,8 +43,9 @@ class LFRConfig:
     without weights its share of the blocks."""
     lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
     """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
-    schedule uses them by name (score: file:NAME or excess:NAME). FILE.npy holds float32, one number for each training
-    block, as commonness and evaluate --split train --per-block write it; it is read where it is."""
+    schedule uses them by name: score: file:NAME or excess:NAME, weight: file:NAME, and copies, for which NAME is
+    copies. FILE.npy holds float32 (for copies uint32), one number for each training block, as commonness and evaluate
+    --split train --per-block write it; it is read where it is."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""

@@ -102,14 +102,20 @@ def make_order(
     explored = int(phase.explore * samples)
     order, selection = _focus(phase, scores, factors, samples - explored, seed)
     if explored:
-        anything = _everything(len(scores), factors, explored, phase_seed(seed, _EXPLORED))
-        both, counts = np.concatenate((order, anything)), [samples - explored, explored]
-        order = _C.interleave(both, counts, phase_seed(seed, _MERGED))
+        order = _C.mix_in(order, _explored(len(scores), factors, explored, seed), phase_seed(seed, _MIXED))
     return order, selection
 
 
-_EXPLORED, _MERGED = -1, -2
+_EXPLORED, _MIXED = -1, -2
 """Numbers of seeds that no pass has."""
+
+
+def _explored(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
+    """Sample from all blocks, without repetition up to a complete pass, or in proportion to `factors`."""
+    seed = phase_seed(seed, _EXPLORED)
+    if factors is None and samples <= n_blocks:
+        return _C.draw_distinct(n_blocks, samples, seed)
+    return _everything(n_blocks, factors, samples, seed)
 
 
 def _everything(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
