@@ -16,6 +16,7 @@ pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
 from megatron_lfr.cli import main
 from megatron_lfr.parallel import session
 from support import deepspeed_cases as cases
+from support import deepspeed_memory
 from support.close_runs import assert_close
 from support.engine_cases import BOUNDS, Errors
 
@@ -108,6 +109,13 @@ def test_bf16_equals_the_native_engine_in_bf16(name: str, results: Results) -> N
     assert len(losses) == 10
     assert losses == json.loads((results.folder / "1.bf16.json").read_text())[name]
     assert max(abs(ours - theirs) for ours, theirs in zip(losses, results.native_bf16, strict=True)) <= BF16_LOSS
+
+
+@pytest.mark.parametrize("name", deepspeed_memory.CASES)
+def test_memory_is_what_estimate_says(name: str, results: Results) -> None:
+    for rank in range(2):
+        measured = json.loads((results.folder / f"{rank}.memory.json").read_text())[name]
+        assert measured == pytest.approx(deepspeed_memory.CASES[name].expected(), rel=0.1), rank
 
 
 @pytest.mark.parametrize("name", RUNS)
