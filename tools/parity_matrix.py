@@ -319,12 +319,12 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["native", "deepspeed"], default="native")
-    parser.add_argument("--only", help="names of the layouts, separated by commas; of DeepSpeed's, how they begin")
+    parser.add_argument("--only", help="names of layouts, separated by commas; of DeepSpeed's, how they begin, by ;")
     parser.add_argument("--variants", choices=["all", "tied"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    only = args.only.split(",") if args.only else []
     is_native = args.engine == "native"
+    only = args.only.split("," if is_native else ";") if args.only else []
     layouts = {name: LAYOUTS[name] for name in only or LAYOUTS} if is_native else {}
     variants = VARIANTS if args.variants == "all" or not is_native else {"tied": []}
     results: dict[str, dict[str, Any]] = {}
