@@ -161,10 +161,16 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 
     tokenizer_model: where the run's tokenizer is now, if it was moved. Raises ValueError where the folder holds no run.
     """
-    preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
-    config = _parse(argv, _preset_config(preset_name), prog=f"{folder.config_file}")
+    config = make_run_config(folder.settings(), str(folder.config_file))
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
+
+
+def make_run_config(settings: Mapping[str, Any], source: str) -> RunConfig:
+    """Make the configuration of settings, by the names of their flags. Raises ValueError that begins with `source` for
+    an unknown name; a malformed value exits with tyro's message, which names `source`."""
+    preset_name, argv = _settings_to_argv(settings, source)
+    return _parse(argv, _preset_config(preset_name), prog=source)
 
 
 def _preset_config(name: str | None) -> RunConfig:
