@@ -13,7 +13,11 @@ import tyro
 from megatron_lfr.output import print_table
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
+from megatron_lfr.study.page import write_report
+from megatron_lfr.study.results import load_results
 from megatron_lfr.study.runner import choose, read_result, run_study
+from megatron_lfr.study.statistics import require_scipy
+from megatron_lfr.study.summary import summarize
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr study`. Returns 0 where all runs are done, 1 where one has failed."""
     config = tyro.cli(StudyConfig, args=list(argv), prog="megatron-lfr study")
     config.validate()
+    require_scipy()
     study = read_study(config.study)
     output = config.output or Path(config.study.stem)
     layout = lay_out_study(study, output)
@@ -61,6 +66,14 @@ def main(argv: Sequence[str]) -> int:
         return 0
     ended = [] if config.report_only else run_study(study, layout, output, runs, environments)
     failed = [end for end in ended if end.code]
+    results = load_results(study, layout, output)
+    if not results.runs:
+        print(f"{output}: no run is done yet")
+    else:
+        summary = summarize(results)
+        print(f"report: {write_report(summary, output)}")
+        for cell in summary["cells"]:
+            print(cell["verdict"]["sentence"])
     for end in failed:
         print(f"not done: {end.task.name} ({end.task.log})")
     return 1 if failed else 0

@@ -20,6 +20,7 @@ from typing import Any
 
 from megatron_lfr.build import make_blend, make_model_config, make_plan, make_tokenizer
 from megatron_lfr.config import RunConfig, make_run_config, resolve_schedule
+from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.lfr import Plan
@@ -320,8 +321,6 @@ def _open_corpus(prefixes: Sequence[str], seq_length: int, split: str) -> BlockD
 
 
 def _open_tokenizer(model: str | None, eod_token: str | None) -> Tokenizer | None:
-    from megatron_lfr.data.config import DataConfig
-
     return make_tokenizer(DataConfig(tokenizer_model=model, eod_token=eod_token))
 
 

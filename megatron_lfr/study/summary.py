@@ -121,8 +121,8 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
 
 
 def _equivalent(results: Results, cell: Cell, run: Result) -> tuple[float, bool] | None:
-    """Return how much more compute than the run's the reference of its seed needs for the run's loss, and whether that lies
-    beyond its points."""
+    """Return how many times the run's compute the reference of its seed needs for the run's loss, and whether that
+    lies beyond its points."""
     curve = results.curve(cell, run.seed)
     point = equivalent_compute([r.compute for r in curve], [r.loss for r in curve], run.loss)
     return None if point is None else (point.compute / run.compute, point.beyond)
@@ -201,7 +201,7 @@ _ANSWER = ("answer_logprob", "target_logprob")
 
 
 def _similarity(results: Results) -> list[dict[str, Any]]:
-    """Return how alike the sets are that an arm's Focus phases drop, between seeds (the noise floor) and between sizes."""
+    """Return how alike the sets are that an arm's Focus phases drop, between seeds (the noise) and between sizes."""
     rows = []
     for arm in results.study.arms:
         sets = [(run, run.dropped()) for run in results.runs if run.arm == arm and run.json["compute_point"] == 1]
