@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,16 +167,13 @@ def read_study(file: Path) -> Study:
     upper = top.get("upper_reference")
     if upper is not None:
         check_choice(upper, arms, f"{top.where}: upper_reference")
-    held_out = top.texts("held_out")
-    if not held_out:
-        raise ValueError(f"{top.where}: held_out: give at least one prefix")
     candidate = _candidate(top, names, arms)
     primary, secondary = _contrasts(top, arms, reference, candidate is not None)
     return Study(
         file=file,
         title=top.text("title", file.stem),
         corpora=corpora,
-        held_out=held_out,
+        held_out=_prefixes(top, "held_out"),
         tasks=tuple(map(Path, top.texts("tasks"))),
         train=_settings(top.mapping("train"), f"{top.where}: train"),
         sizes=sizes,
@@ -227,10 +225,20 @@ def _corpus(name: str, value: Any, where: str) -> Corpus:
         labels = Labels(Path(given.text("file")), cast(LabelsOf, of), given.texts("kinds"))
         if not labels.kinds:
             raise ValueError(f"{given.where}: kinds: give at least one name")
-    data_path = fields.texts("data_path")
-    if not data_path:
-        raise ValueError(f"{where}: data_path: give at least one prefix")
-    return Corpus(name, data_path, labels)
+    return Corpus(name, _prefixes(fields, "data_path"), labels)
+
+
+def _prefixes(fields: Fields, key: str) -> tuple[str, ...]:
+    """Read a list of prefixes; a pattern (as of files: *, ? and []) stands for all that fit it, in order of names."""
+    prefixes: list[str] = []
+    for text in fields.texts(key):
+        fitting = [text] if glob.escape(text) == text else sorted(glob.glob(f"{text}.idx"))  # noqa: PTH207
+        if not fitting:
+            raise ValueError(f"{fields.where}: {key}: {text}: no prefix fits, looked for from {Path.cwd()}")
+        prefixes += [path.removesuffix(".idx") for path in fitting]
+    if not prefixes:
+        raise ValueError(f"{fields.where}: {key}: give at least one prefix")
+    return tuple(prefixes)
 
 
 def _arm(name: str, value: Any, where: str, names: _Names) -> Arm:
