@@ -101,7 +101,7 @@ def check_choice(name: str, legal: Collection[str], where: str) -> str:
 
 def close_matches(name: Any, legal: Collection[str]) -> str:
     """Return a hint at the legal names that resemble `name`, or at all of them."""
-    close = difflib.get_close_matches(str(name), list(legal), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(legal), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else f"; legal: {', '.join(legal) or 'none'}"
 
 
