@@ -273,6 +273,8 @@ def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names)
         settings = {key: fields.get(key) for key in _STEP_KEYS[kind] if key in fields}
     else:
         settings = dict(fields.mapping(kind))
+        given = Fields(settings, f"{where}: {kind}", settings)
+        settings |= {key: list(_prefixes(given, key)) for key in ("data_path", "reference_data_path") if key in given}
         if "save" in settings or "output" in settings:
             raise ValueError(f"{where}: where results go is set by the study; leave save and output out")
     for key, legal_names in (("size", names.sizes), ("rate", names.rates)):

@@ -86,7 +86,7 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
             number(arm["loss"], missing=NONE),
             signed(difference),
             _times(equivalent, arm["token_equivalent_beyond"]),
-            span(equivalent, 2),
+            span(equivalent, 2).replace("+", ""),
         ]
         if summary["upper_reference"]:
             row.append(_interval(arm["share_of_distance"], 2))
