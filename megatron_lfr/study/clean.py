@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.indexed import META, with_suffix
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.fileio import new_folder
 
@@ -45,12 +47,13 @@ def clean(
         keep &= ~(ratio < np.nanquantile(ratio, share))
     starts = json.loads((commonness / "commonness.json").read_bytes())["document_starts"]
     prefixes, kept, before, tokens = cleaned_prefixes(data_path, folder), [], 0, 0
-    if folder.exists():
-        raise ValueError(f"{folder}: exists already")
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it was noted as done
     with new_folder(folder) as aside:
         for number, dataset in enumerate(BlockDataset(data_path, 1, split).datasets):
             chosen = np.flatnonzero(keep[starts[number] : starts[number + 1]])
             with IndexedDatasetWriter(aside / prefixes[number].name, dataset.dtype) as writer:
+                meta = with_suffix(dataset.prefix, META)
+                writer.meta = meta.read_text(encoding="utf-8") if meta.exists() else None
                 for document in chosen.tolist():
                     writer.add_document(dataset.document(document))
                 tokens += writer.num_tokens

@@ -28,8 +28,8 @@ WINDOWS = 24
 def collect(job: dict[str, Any]) -> dict[str, Any]:
     """Return what a run's JSON holds beside its description, and write the arrays that it names.
 
-    The arrays (.npz beside the JSON) are: held_out, the losses of the held-out blocks (fp32, nats a token); dropped_N
-    and candidates_N, the blocks that Focus phase N dropped and chose from, as bits.
+    The arrays (.npz beside the JSON) are: held_out, the losses of the held-out blocks (fp32, nats a token); dropped_N,
+    candidates_N and starts_N, what Focus phase N dropped, as in `BlockSet`.
     """
     folder = Path(job["folder"])
     view = view_run(folder / "run", job["describes"]["name"], MARGIN)
@@ -41,6 +41,7 @@ def collect(job: dict[str, Any]) -> dict[str, Any]:
         if phase.focus is not None:
             arrays[f"dropped_{phase.planned.index}"] = phase.focus.dropped.bits
             arrays[f"candidates_{phase.planned.index}"] = phase.focus.dropped.candidates
+            arrays[f"starts_{phase.planned.index}"] = np.array(phase.focus.dropped.starts, np.int64)
     target = Path(job["result"]).with_suffix(".npz")
     _save_arrays(target, arrays)
     domains = {name: row["loss"] for name, row in evaluation["corpus"]["domains"].items()}

@@ -271,6 +271,7 @@ def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names)
         known = [step.name for step in earlier if step.kind == taken]
         of = check_choice(fields.text(kind), known, f"{where}: {kind}: a {taken} step before this one")
         settings = {key: fields.get(key) for key in _STEP_KEYS[kind] if key in fields}
+        _check_cleaning(settings, next(step for step in earlier if step.name == of), where)
     else:
         settings = dict(fields.mapping(kind))
         given = Fields(settings, f"{where}: {kind}", settings)
@@ -281,6 +282,16 @@ def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names)
         if key in fields:
             check_choice(fields.text(key), legal_names, f"{where}: {key}")
     return Step(name, kind, of, settings, fields.get("size"), fields.get("rate"))
+
+
+def _check_cleaning(rules: Settings, source: Step, where: str) -> None:
+    near_copies, share = rules.get("near_copies", True), rules.get("drop_lowest_ratio", 0.0)
+    if not isinstance(near_copies, bool):
+        raise ValueError(f"{where}: near_copies: expected true or false, got {near_copies!r}")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"{where}: drop_lowest_ratio: expected a share from 0 to below 1, got {share!r}")
+    if share and not source.settings.get("reference_data_path"):
+        raise ValueError(f"{where}: drop_lowest_ratio: needs reference_data_path in the step {source.name}")
 
 
 def _compute(top: Fields, sizes: Mapping[str, Any]) -> dict[str, float]:

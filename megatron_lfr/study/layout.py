@@ -19,14 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.build import make_blend, make_model_config, make_plan, make_tokenizer
+from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.config import RunConfig, make_run_config, resolve_schedule
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
+from megatron_lfr.evaluation.tasks import read_task
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.schedule import Phase, largest_remainder
 from megatron_lfr.study.clean import cleaned_prefixes
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
+from megatron_lfr.study.fields import Fields
+from megatron_lfr.study.labels import kinds_of_blocks
 
 FORWARD = 1 / 3
 """What a forward pass computes of a forward and a backward one, whose backward has two products for each of its own."""
@@ -136,7 +141,10 @@ class _Bench:
         self.runs: dict[str, PlannedRun] = {}
         self.open_corpus = cache(_open_corpus)
         self.open_tokenizer = cache(_open_tokenizer)
+        self.check_labels = cache(self._check_labels)
         self.configs: dict[str, RunConfig] = {}
+        for path in study.tasks:
+            read_task(path)
 
     def add_run(self, cell: _Cell, arm: Arm, seed: int, point: float) -> None:
         name = ".".join([cell.corpus.name, cell.size, cell.rate, arm.name, f"s{seed}"])
@@ -154,7 +162,7 @@ class _Bench:
         if cleaned := [self.steps[key] for key in outputs.values() if self.steps[key].step.kind == "clean"]:
             given["data_path"] = [str(prefix) for prefix in cleaned_prefixes(corpus.data_path, cleaned[-1].output)]
         config = self._config(given, where)
-        blocks = self.open_corpus(corpus.data_path, config.data.seq_length, config.data.split)
+        blocks = self._check_inputs(config, corpus, where)
         token_flops = self._token_flops(config)
         budget = self.study.compute[cell.size] * point
         compute, length = _fit(arm, config, blocks, budget, preparation / token_flops, where)
@@ -162,7 +170,7 @@ class _Bench:
             "settings": {**settings, **length},
             "steps": list(outputs.values()),
             "corpus": blocks.digests(),
-            "held_out": _open_corpus(self.study.held_out, config.data.seq_length, "1").digests(),
+            "held_out": self._held_out(config).digests(),
             "tasks": [_file_digest(path) for path in self.study.tasks],
         }
         self.runs[name] = PlannedRun(
@@ -204,22 +212,25 @@ class _Bench:
             settings = {**_DEFAULTS, "lfr_schedule": "uniform", "data_path": list(corpus.data_path), **settings}
             settings |= {key.replace("-", "_"): value for key, value in step.settings.items()}
             config = self._config({**settings, "save": "-"}, where)
-            plan = _plan(config, self._blocks(config, where), where)
+            plan = _plan(config, self._blocks(config.data, config.data.corpora()[0], where), where)
             token_flops = self._token_flops(config)
             flops = (plan.total_samples + FORWARD * _rescored(plan)) * plan.seq_length * token_flops
         elif step.kind == "evaluate":
             reference = self._config({**self.steps[needs[0]].settings, "save": "-"}, where)
             if (reference.data.seq_length, reference.data.split) != (data.seq_length, data.split):
                 raise ValueError(f"{where}: its model must have the run's seq_length and split, so that blocks agree")
-            blocks = self.open_corpus(corpus.data_path, data.seq_length, data.split).train.num_blocks
+            blocks = self._blocks(data, corpus.data_path, where).train.num_blocks
             token_flops = self._token_flops(reference)
             flops = FORWARD * blocks * data.seq_length * token_flops
             settings = {"data_path": list(corpus.data_path), "split": "train"}
         else:
             settings = {"data_path": list(corpus.data_path), "seq_length": data.seq_length, "split": data.split}
             settings |= {"tokenizer_model": data.tokenizer_model} if data.tokenizer_model else {}
-            settings |= {key.replace("-", "_"): value for key, value in step.settings.items()}
-        digests = self.open_corpus(corpus.data_path, data.seq_length, data.split).digests()
+            given = {key.replace("-", "_"): value for key, value in step.settings.items()}
+            if step.kind == "commonness":
+                Fields(given, where, [field.name for field in dataclasses.fields(CommonnessConfig)])
+            settings |= given
+        digests = self._blocks(data, corpus.data_path, where).digests()
         seq_length = data.seq_length
         key = f"{step.name}-{_digest([step.kind, settings, needs, digests])[:12]}"
         folder = self.output / "prepared" / key
@@ -239,12 +250,38 @@ class _Bench:
             self.configs[key] = config
         return self.configs[key]
 
-    def _blocks(self, config: RunConfig, where: str) -> BlockDataset:
-        data = config.data
+    def _blocks(self, data: DataConfig, prefixes: Sequence[str], where: str) -> BlockDataset:
         try:
-            return self.open_corpus(tuple(data.corpora()[0]), data.seq_length, data.split)
+            return self.open_corpus(tuple(prefixes), data.seq_length, data.split, "--data-path")
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
+
+    def _held_out(self, config: RunConfig) -> BlockDataset:
+        return self.open_corpus(self.study.held_out, config.data.seq_length, "1", "held_out")
+
+    def _check_inputs(self, config: RunConfig, corpus: Corpus, where: str) -> BlockDataset:
+        """Open the corpus of a run; ValueError where it, its labels or the held-out text do not fit the run."""
+        data = config.data
+        blocks = self._blocks(data, corpus.data_path, where)
+        tokenizer = self.open_tokenizer(data.tokenizer_model, data.eod_token)
+        vocab_size = make_model_config(config, tokenizer).vocab_size
+        assert vocab_size is not None
+        try:
+            for opened in (blocks, self._held_out(config)):
+                settle_documents(data, tokenizer, vocab_size, opened.datasets)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        if corpus.labels is not None:
+            self.check_labels(corpus, data.seq_length, data.split)
+        return blocks
+
+    def _check_labels(self, corpus: Corpus, seq_length: int, split: str) -> None:
+        assert corpus.labels is not None
+        source = self.open_corpus(corpus.data_path, seq_length, split, "--data-path").train
+        try:
+            kinds_of_blocks(dataclasses.asdict(corpus.labels), corpus.data_path, source, split)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.study.file}: corpora: {corpus.name}: labels: {error}") from None
 
     def _token_flops(self, config: RunConfig) -> float:
         tokenizer = self.open_tokenizer(config.data.tokenizer_model, config.data.eod_token)
@@ -316,8 +353,8 @@ def _plan(config: RunConfig, corpus: BlockDataset, where: str) -> Plan:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _open_corpus(prefixes: Sequence[str], seq_length: int, split: str) -> BlockDataset:
-    return BlockDataset(prefixes, seq_length, split)
+def _open_corpus(prefixes: Sequence[str], seq_length: int, split: str, flag: str) -> BlockDataset:
+    return BlockDataset(prefixes, seq_length, split, flag)
 
 
 def _open_tokenizer(model: str | None, eod_token: str | None) -> Tokenizer | None:

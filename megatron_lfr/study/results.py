@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,11 @@ class Result:
         """Read what each Focus dropped, by the number of its phase."""
         with np.load(self.arrays_file, allow_pickle=False) as arrays:
             names = [name.removeprefix("dropped_") for name in arrays if name.startswith("dropped_")]
-            n = int(self.json["blocks"])
-            return {
-                name: BlockSet(arrays[f"dropped_{name}"], arrays[f"candidates_{name}"], n, (0, n)) for name in names
-            }
+            return {name: self._block_set(arrays, name) for name in names}
+
+    def _block_set(self, arrays: Mapping[str, npt.NDArray[Any]], phase: str) -> BlockSet:
+        bits, candidates, starts = (arrays[f"{part}_{phase}"] for part in ("dropped", "candidates", "starts"))
+        return BlockSet(bits, candidates, int(self.json["blocks"]), tuple(starts.tolist()))
 
 
 @dataclass(frozen=True)

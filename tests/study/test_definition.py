@@ -51,6 +51,10 @@ def put(keys: str, value: Any) -> Change:
             "prepare: losses: evaluate: a train step before this one: unknown name 'reference'",
         ),
         (put("arms.lfr.prepare", {"a": {"train": {}, "commonness": {}}}), "prepare: a: give one of train, evaluate"),
+        (
+            put("arms.lfr.prepare", {"a": {"commonness": {}}, "b": {"clean": "a", "drop_lowest_ratio": 0.1}}),
+            "prepare: b: drop_lowest_ratio: needs reference_data_path in the step a",
+        ),
         (put("arms.lfr.prepare", {"a": {"train": {"save": "x"}}}), "prepare: a: where results go is set by the study"),
     ],
 )
@@ -72,6 +76,7 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         (put("arms.lfr.settings.lfr_schedule", "lfrr"), "--lfr-schedule lfrr: neither a preset"),
         (put("arms.lfr.settings.lfr_schedule", "lfr-v1"), "say length: scaled"),
         (put("corpora.toy.data_path", ["nothing"]), "--data-path nothing: "),
+        (put("held_out", ["nothing"]), "held_out nothing: "),
         (put("compute", 300), "a budget of 300 tokens leaves 2 steps"),
     ],
 )
@@ -101,3 +106,12 @@ def test_all_other_arms_are_secondary_contrasts_by_default(corpus: list[str], tm
     study = read_study(write_study(tmp_path / "study.yaml", content))
     assert study.primary == (Contrast("candidate", "uniform"), Contrast("static", "uniform"))
     assert study.secondary == (Contrast("lfr", "uniform"),)
+
+
+def test_labels_that_do_not_fit_are_refused_before_anything_runs(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    (tmp_path / "labels.txt").write_text("a\n")
+    content["corpora"]["toy"]["labels"] = {"file": str(tmp_path / "labels.txt"), "kinds": ["a"]}
+    study = read_study(write_study(tmp_path / "study.yaml", content))
+    with pytest.raises(ValueError, match=r"corpora: toy: labels: .*labels.txt: holds 1 labels, but there are 80"):
+        lay_out_study(study, tmp_path / "out")
