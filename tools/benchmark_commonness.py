@@ -1,4 +1,4 @@
-"""Commonness: copies and likelihoods, in tokens a second, beside datasketch's MinHashLSH on the same text in one run.
+"""Measures commonness: copies and likelihoods, in tokens a second, beside datasketch's MinHashLSH in one run.
 
     python tools/benchmark_commonness.py [--megabytes 60] [--peer-documents 1000] [--threads 2] [--repeats 5]
         [--json OUT.json]
@@ -42,7 +42,7 @@ TABLE_TOKENS = 8
 
 
 def sources(megabytes: float) -> Iterator[str]:
-    """Python files, in the order of their names, until there is as much."""
+    """Yield Python files, in the order of their names, until there is as much."""
     left = megabytes * 1e6
     for name in ("stdlib", "purelib"):
         for path in sorted(Path(sysconfig.get_path(name)).rglob("*.py")):
@@ -67,14 +67,14 @@ def make_corpus(prefix: Path, megabytes: float) -> None:
 
 
 def rates(call: Callable[[], object], tokens: int) -> tuple[float, float]:
-    """Tokens a second by the clock, and by processor time."""
+    """Return the tokens a second by the clock, and by processor time."""
     clock, cpu = time.perf_counter(), time.process_time()
     call()
     return tokens / (time.perf_counter() - clock), tokens / (time.process_time() - cpu)
 
 
 def peer(prefix: Prefix, documents: int) -> Callable[[], int] | None:
-    """datasketch on the first documents: how many of them have a near copy. None without it."""
+    """Run datasketch on the first documents; return how many of them have a near copy, or None without it."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:

@@ -1,4 +1,4 @@
-"""The orders of phases: time and memory, against Megatron-core's index builder and plain NumPy, in one run.
+"""Measures the orders of phases in time and memory, against Megatron-core's index builder and plain NumPy, in one run.
 
     python tools/benchmark_index.py [--documents 1e8 (0: without)] [--blocks 1e8] [--repeats 3] [--json OUT.json]
 
@@ -162,7 +162,7 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     rows: dict[str, Row] = {}
 
     def visits(threads: int) -> Any:
-        """k-means with 8 clusters, then visits in which each has the mass of its perplexities."""
+        """Run k-means with 8 clusters, then make visits in which each has the mass of its perplexities."""
         weights = _C.BlockWeights(scores, _C.cluster(scores, 8, num_threads=threads), 6.0, threads)
         mass = weights.counts * weights.mean_perplexity(threads)
         return _C.order_visits(weights, mass, 0.0, samples, 1, threads)

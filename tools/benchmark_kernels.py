@@ -1,4 +1,4 @@
-"""The fused cross-entropy against its peers: time and peak memory, forward + backward and forward alone.
+"""Compares the fused cross-entropy with its peers: time and peak memory, forward + backward and forward alone.
 
     python tools/benchmark_kernels.py [--shapes 8192x4096x32000,8192x4096x128256] [--tp 1,8] [--json OUT.json]
     python tools/benchmark_kernels.py --accuracy
@@ -122,8 +122,10 @@ def without_statistics(x: Inputs) -> Tensor:
 
 
 def peers(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
-    """Losses by name; a peer that is missing raises when it is called. Each compiles anew what it compiles: at a second
-    shape it would otherwise get code for any shape, which is slower."""
+    """Return losses by name; a peer that is missing raises when it is called.
+
+    Each compiles anew what it compiles: at a second shape it would otherwise get code for any shape, which is slower.
+    """
     torch.compiler.reset()
     if device == "cpu":
         return {
@@ -159,7 +161,7 @@ def liger_loss(x: Inputs) -> Tensor:
 
 
 def liger_chunked_loss(x: Inputs, times: int) -> Tensor:
-    """With logits of `times` the size of hidden; an argument that no module of Liger's passes on."""
+    """Compute the loss with logits of `times` the size of hidden; an argument that no module of Liger's passes on."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Function
 
     names = inspect.signature(Function.forward).parameters
@@ -209,7 +211,7 @@ def implementations(x: Inputs, device: str, backward: bool) -> dict[str, Run]:
 
 
 def timed(run: Run, device: str) -> float:
-    """Milliseconds."""
+    """Return the milliseconds of a call."""
     if device == "cpu":
         started = time.perf_counter()
         run()
@@ -223,7 +225,7 @@ def timed(run: Run, device: str) -> float:
 
 
 def peak_bytes(run: Run, device: str) -> int:
-    """Memory that a call takes at most, beyond what is there before it."""
+    """Return the bytes that a call takes at most, beyond those in use before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -282,7 +284,7 @@ def report(title: str, results: dict[str, dict[str, Any]]) -> None:
 
 
 def times_of(result: dict[str, Any]) -> list[float]:
-    """Milliseconds of each round; no number where none was run."""
+    """Return the milliseconds of each round; NaN where none was run."""
     return result["ms"] or [float("nan")]
 
 
@@ -317,7 +319,7 @@ def accuracy(shape: tuple[int, int, int], device: str, dtypes: list[torch.dtype]
 
 
 def exact(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL of each token [B, S], dX and dW of the weighted sum, in fp64."""
+    """Return the NLL of each token [B, S], dX and dW of the weighted sum, in fp64."""
     hidden, weight = (t.detach().double().requires_grad_() for t in (x.hidden, x.weight))
     nll = F.cross_entropy((hidden @ weight.t()).flatten(0, 1), x.labels.flatten(), reduction="none")
     d_hidden, d_weight = torch.autograd.grad((nll * x.token_weight.flatten()).sum(), (hidden, weight))
@@ -335,7 +337,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Empty without git, as on a machine that was given a copy of the tree."""
+    """Return the commit; empty without git, as on a machine that was given a copy of the tree."""
     if shutil.which("git") is None:
         return ""
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -346,7 +348,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--shapes", default=DEFAULT_SHAPES[device])
-    parser.add_argument("--tp", default="1", help="tensor-parallel sizes, separated by commas")
+    parser.add_argument(
+        "--tp", default="1", help="tensor-parallel sizes that divide the vocabulary, separated by commas"
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--accuracy", action="store_true")

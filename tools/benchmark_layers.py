@@ -1,4 +1,4 @@
-"""Time of what a layer computes between its matrix products and its attention: ours, compiled, and Liger's.
+"""Measures what a layer computes between its matrix products and its attention: ours, compiled, and Liger's.
 
     python tools/benchmark_layers.py [--model-preset 1.1B] [--tokens 8192] [--rounds 20] [--json OUT.json]
 
@@ -42,7 +42,7 @@ class Case:
     """Whether the backward needs them."""
 
     def least_bytes(self) -> int:
-        """Read or written by one kernel for the forward and one for the backward."""
+        """Return the bytes that one kernel for the forward and one for the backward read or write."""
         trained = sum(x.nbytes for x in self.inputs if x.requires_grad)
         result = self.inputs[0].nbytes  # of all three parts, the results are as large as the first input
         return 2 * (trained + result) + trained * self.keeps_inputs
@@ -65,7 +65,7 @@ def make_cases(config: ModelConfig, tokens: int, device: str) -> dict[str, Case]
 
 
 def before() -> LayerKernels:
-    """Casts to fp32 and back, halves swapped by a copy, silu(gate) kept."""
+    """Make layers as they were before: casts to fp32 and back, halves swapped by a copy, silu(gate) kept."""
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return F.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(x.dtype)

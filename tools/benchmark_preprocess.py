@@ -1,4 +1,4 @@
-"""Preprocessing against the `tokenizers` library alone, on the same text and cores, in one run.
+"""Compares preprocessing with the `tokenizers` library alone, on the same text and cores, in one run.
 
     python tools/benchmark_preprocess.py corpus.jsonl tokenizer.json [--megabytes 60] [--cores 2] [--repeats 5]
 
@@ -130,11 +130,15 @@ def ratios(above: list[Cost], below: list[Cost]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path, help="documents, one JSON object a line with the key `text`")
-    parser.add_argument("tokenizer", type=Path, help="a `tokenizers` JSON file")
-    parser.add_argument("--megabytes", type=float, default=60, help="how much of the corpus (default: 60)")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
-    parser.add_argument("--repeats", type=int, default=5, help="default: 5")
+    parser.add_argument("corpus", type=Path, help="file of documents, one JSON object a line with the key `text`")
+    parser.add_argument("tokenizer", type=Path, help="tokenizer, as a JSON file of the library `tokenizers`")
+    parser.add_argument(
+        "--megabytes", type=float, default=60, help="megabytes of the corpus that are used (default: 60)"
+    )
+    parser.add_argument(
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="number of cores to use (default: all)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="number of runs of each, in turn (default: 5)")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     with tempfile.TemporaryDirectory() as folder:

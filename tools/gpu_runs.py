@@ -1,4 +1,4 @@
-"""Short trainings by the command, each compared with another that must give the same losses, for tools/gpu_check.sh.
+"""Compares short trainings by the command with others that must give the same losses, for tools/gpu_check.sh.
 
     python tools/gpu_runs.py CHECK [--json OUT.json] [--folder FOLDER]
 
@@ -100,7 +100,7 @@ class Lab:
 
 
 def make_corpus(folder: Path, tokens: int) -> list[Path]:
-    """Two domains of documents, counting up and noise, of bytes; token 256 ends each."""
+    """Write two domains of documents, counting up and noise, of bytes; token 256 ends each."""
     rng = np.random.default_rng(11)
     prefixes = [folder / f"{domain}_text_document" for domain in ("easy", "hard")]
     for prefix in prefixes:
@@ -126,7 +126,7 @@ def differ(lab: Lab, one: str, other: str, bar: float) -> Figures:
 
 
 def losses(lab: Lab) -> Figures:
-    """fp32 and bf16 on the GPU against fp32 on the CPU."""
+    """Compare fp32 and bf16 on the GPU with fp32 on the CPU."""
     flags = lab.flags(20 if lab.on_gpu else 4)
     lab.run("cpu", flags, "cpu")
     lab.run("fp32", flags)
@@ -149,7 +149,7 @@ def resume(lab: Lab) -> Figures:
 
 
 def compiled(lab: Lab) -> Figures:
-    """bf16 with and without --compile."""
+    """Compare bf16 with and without --compile."""
     if not lab.on_gpu:
         raise NeedsGpuError("compiling for a CPU is tested elsewhere")
     flags = [*lab.flags(20), "--bf16"]
@@ -161,8 +161,8 @@ def compiled(lab: Lab) -> Figures:
 
 
 def documents(lab: Lab) -> Figures:
-    """Attention inside of documents with grouped queries: the default against the CPU's, with --compile, and against a
-    dense mask; and what each run says of its attention."""
+    """Compare attention inside of documents with grouped queries: the default with the CPU's, with --compile, and
+    with a dense mask; and what each run prints of its attention."""
     flags = [*lab.flags(20 if lab.on_gpu else 4), "--reset-attention-mask", "--reset-position-ids"]
     runs: dict[str, list[str]] = {"fp32": [], "bf16": ["--bf16"]}
     if lab.on_gpu:
@@ -195,7 +195,7 @@ def rescoring(lab: Lab) -> Figures:
 
 
 def torchrun(lab: Lab) -> Figures:
-    """One rank that torchrun starts, on NCCL where there is a GPU, against a process without ranks."""
+    """Compare one rank that torchrun starts, on NCCL where there is a GPU, with a process without ranks."""
     flags = lab.flags(20 if lab.on_gpu else 4)
     lab.run("plain", flags)
     backend = ["--distributed-backend", "nccl" if lab.on_gpu else "gloo"]
@@ -215,7 +215,7 @@ def async_save(lab: Lab) -> Figures:
 
 
 def syncs(lab: Lab) -> Figures:
-    """How often the host waits for the GPU in two training steps, and where."""
+    """Count how often the host waits for the GPU in two training steps, and where."""
     if not lab.on_gpu:
         raise NeedsGpuError("there is nothing to wait for")
     import benchmark_training as training
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=CHECKS)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    parser.add_argument("--folder", type=Path, help="folder in which the runs are kept (default: a temporary one)")
     args = parser.parse_args(arguments)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="gpu_runs_"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One table of what tools/gpu_check.sh found: the parts, and the bars of the cross-entropy against the figures.
+"""Prints one table of what tools/gpu_check.sh measured: its parts, and bars of the cross-entropy against figures.
 
 python tools/gpu_table.py RESULTS.json...
 """
@@ -91,7 +91,7 @@ def render(results: dict[str, Any]) -> str:
 
 
 def flat_lines(part: dict[str, Any]) -> list[str]:
-    """Figures in a line; those that have figures of their own, a line each."""
+    """Return the figures in a line; those that have figures of their own, a line each."""
     plain = {key: value for key, value in part.items() if not isinstance(value, dict)}
     nested = {key: value for key, value in part.items() if isinstance(value, dict)}
     lines = [", ".join(f"{key} {short(value)}" for key, value in plain.items())] if plain else []
@@ -116,7 +116,7 @@ def bar_lines(kernels: dict[str, Rows]) -> list[str]:
 
 
 def not_run(kernels: dict[str, Rows]) -> list[str]:
-    """Who was not run, and why, once each."""
+    """Return who was not run, and why, once each."""
     reasons = {
         f"{name}: {row['not_run']}": None for rows in kernels.values() for name, row in rows.items() if "not_run" in row
     }

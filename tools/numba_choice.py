@@ -1,4 +1,4 @@
-"""A peer for benchmark_index.py: weighted choice without replacement, compiled by numba.
+"""Gives benchmark_index.py a peer: weighted choice without replacement, compiled by numba.
 
 It makes exponential keys in fp32, finds the one at the rank by two histograms of bits, and shuffles the choice. It is
 given the weights, which the C++ core computes from the scores.

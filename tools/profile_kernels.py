@@ -1,4 +1,4 @@
-"""Where the time of the cross-entropy goes: bytes a second of each Triton kernel, and the profiler's table of a call.
+"""Shows where the cross-entropy's time goes: bytes a second of each Triton kernel, and the profiler's table of a call.
 
     python tools/profile_kernels.py [--shape 8192x4096x128256] [--json OUT.json]
 
@@ -47,7 +47,7 @@ def kernel_calls(x: Inputs) -> dict[str, tuple[Callable[[], Any], int]]:
 
 
 def measure(call: Callable[[], Any], device: str, rounds: int) -> float:
-    """Median milliseconds."""
+    """Return the median milliseconds of a call."""
     call()
     return statistics.median(timed(call, device) for _ in range(rounds))
 
@@ -66,7 +66,9 @@ def table_of(call: Callable[[], Tensor], device: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="8192x4096x128256", help="tokens x hidden x vocabulary")
+    parser.add_argument(
+        "--shape", default="8192x4096x128256", help="shape of the problem: tokens x hidden x vocabulary"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

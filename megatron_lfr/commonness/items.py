@@ -1,4 +1,4 @@
-"""Documents, sections of documents, and blocks of a corpus as spans of its token files."""
+"""Describes documents, sections of documents, and blocks of a corpus as spans of its token files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Prefix:
 
     @cached_property
     def block_edges(self) -> Int64s:
-        """Where the labels of each block begin, and the end of the last's [blocks + 1]."""
+        """Return where the labels of each block begin, and the end of the last's [blocks + 1]."""
         edges: Int64s = self.offsets[0] + 1 + self.seq_length * np.arange(self.blocks + 1, dtype=np.int64)
         return edges
 
@@ -96,12 +96,12 @@ def training_prefixes(corpus: BlockDataset) -> list[Prefix]:
 
 
 def reference_prefixes(datasets: Sequence[IndexedDataset]) -> list[Prefix]:
-    """All documents of each dataset, and no blocks."""
+    """Return all documents of each dataset, and no blocks."""
     return [Prefix(dataset, _offsets(dataset, dataset.num_documents)) for dataset in datasets]
 
 
 def _offsets(dataset: IndexedDataset, documents: int) -> Int64s:
-    """Where the first documents begin, and the end of the last [documents + 1]."""
+    """Return where the first documents begin, and the end of the last [documents + 1]."""
     offsets = np.zeros(documents + 1, np.int64)
     sequence = first = 0
     for counts in dataset.sequences_of_documents(_DOCUMENTS_READ):

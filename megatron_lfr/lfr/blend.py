@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.schedule import Phase, largest_remainder
+from megatron_lfr.lfr.phase import Phase, largest_remainder
 from megatron_lfr.lfr.selection import Order, Scores, Selection, has_score, make_order, phase_seed
 
 FocusScope = Literal["global", "per-corpus"]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.schedule import Phase
+from megatron_lfr.lfr.phase import Phase
 
 Scores = npt.NDArray[np.float32]
 Order = npt.NDArray[np.unsignedinteger]
@@ -84,6 +84,15 @@ def make_order(
         return _C.shuffle_visits(kept, _pass_seeds(seed, samples, int(kept.sum())), samples=samples), selection
     weigh = _C.order_visits if phase.sampling == "visits" else _C.order_choice
     return weigh(weights, mass, unseen_mass, samples, seed), selection
+
+
+def continue_passes(n_blocks: int, earlier: int, samples: int, seed: int, phase_index: int) -> Order:
+    """Return what `make_order` of a Learn over `n_blocks` blocks would give after the first `earlier` samples."""
+    skipped = earlier // n_blocks
+    rest = earlier - skipped * n_blocks
+    seeds = _pass_seeds(phase_seed(seed, phase_index), earlier + samples, n_blocks)[skipped:]
+    order: Order = _C.permutation(n_blocks, seeds, samples=rest + samples)
+    return order[rest:]
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:

@@ -42,26 +42,28 @@ def _has(kind: str, focus: FocusView) -> bool:
 
 
 def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
-    sizes = np.diff(view.corpus.starts)
+    sizes = focus.sizes
     unseen, dropped, excluded = focus.unseen_by_domain, focus.dropped_by_domain, focus.excluded_by_domain
     counts = np.stack([sizes - dropped - unseen, dropped, unseen - excluded, excluded], axis=1)
-    names = view.corpus.domains
-    bars = [Bar(name, row.tolist()) for name, row in zip(names, counts, strict=True)]
+    shown = [(name, row) for name, row, size in zip(view.corpus.domains, counts, sizes, strict=True) if size]
+    names = [name for name, _ in shown]
+    bars = [Bar(name, row.tolist()) for name, row in shown]
     if len(names) > 1:
         bars.insert(0, Bar("all", counts.sum(axis=0).tolist()))
     planned = phase.planned.phase
     scored = int(sizes.sum() - unseen.sum())
+    whose = "all blocks" if sizes.sum() == view.corpus.starts[-1] else "the blocks in its scope"
     how = {"threshold": "a threshold", "clusters": f"complete clusters, of {planned.clusters}"}[planned.selection]
     note = (
         f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks, by {how} on the "
-        f"{planned.score} loss; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of all blocks."
+        f"{planned.score} loss; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of {whose}."
     )
     plot = stacked_bars(bars, _PARTS, f"What phase {phase.name} kept and dropped, by domain")
     return figure(f"Phase {phase.name}", plot, note, _numbers(view, phase, focus))
 
 
 def _numbers(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
-    sizes, visits = np.diff(view.corpus.starts), phase.visits_by_domain
+    sizes, visits = focus.sizes, phase.visits_by_domain
     rows: list[list[Content]] = [
         [
             name,

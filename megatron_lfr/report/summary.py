@@ -52,7 +52,8 @@ def lineage(view: RunView) -> Html | None:
     parent = view.run.folder.parent
     if parent is None:
         return None
-    return element("p", f"A branch of {parent.folder} from step {parent.step:,} on.", class_="note")
+    name = "A branch" if parent.version is None else f"Version {parent.version}, a branch"
+    return element("p", f"{name} of {parent.folder} from step {parent.step:,} on.", class_="note")
 
 
 def schedule_name(view: RunView) -> str:
@@ -72,7 +73,7 @@ def phase_table(view: RunView) -> Html:
 
 
 def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Content]:
-    steps = -(-phase.samples_so_far // view.run.plan.global_batch_size)
+    steps = -(-phase.samples_so_far // phase.planned.global_batch_size)
     mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
     complete = phase.samples_so_far == phase.planned.samples
     return [

@@ -20,14 +20,15 @@ from typing import Any
 
 from megatron_lfr.build import make_blend, make_model_config, make_plan, make_tokenizer
 from megatron_lfr.commonness.command import CommonnessConfig
-from megatron_lfr.config import RunConfig, make_run_config, resolve_schedule
+from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config.run import parse_settings
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.evaluation.tasks import read_task
 from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.schedule import Phase, largest_remainder
+from megatron_lfr.lfr.phase import Phase, largest_remainder
 from megatron_lfr.study.clean import cleaned_prefixes
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
 from megatron_lfr.study.fields import Fields
@@ -242,7 +243,7 @@ class _Bench:
         key = json.dumps({**settings, "seed": 0, "save": "-"}, default=str)
         if key not in self.configs:
             try:
-                config = make_run_config(settings, where)
+                config = parse_settings(settings, where)
                 config.validate(1)
             except ValueError as error:
                 text = str(error)

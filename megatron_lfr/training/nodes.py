@@ -7,7 +7,6 @@ in memory twice on one node.
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,15 @@ from megatron_lfr.fileio import fsync_directory
 from megatron_lfr.lfr import Journal
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 _CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of a run, as seen from one rank. Ranks are on one node if they have the same GROUP_RANK of torchrun, or
-    without that, the same host name."""
+    """The nodes of a run, as seen from one rank. Ranks are on one node if their launcher says so, or, where it does not
+    tell, if they have the same host name."""
 
     index: int
     """Index of this rank's node."""
@@ -47,7 +47,7 @@ def find_nodes(parallel: ParallelState) -> Nodes:
     """Find out which ranks are on one node. Collective."""
     group = parallel.control_group
     names: list[str] = [""] * group.size()
-    dist.all_gather_object(names, os.environ.get("GROUP_RANK") or socket.gethostname(), group=group)
+    dist.all_gather_object(names, adopt_launcher().node or socket.gethostname(), group=group)
     leaders = [rank for rank, name in enumerate(names) if names.index(name) == rank]
     leader_group = dist.new_group(leaders, backend="gloo", timeout=parallel.timeout) if len(leaders) > 1 else None
     rank = dist.get_rank()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -13,17 +13,18 @@ from megatron_lfr.build import make_curriculum, make_engine, make_loader
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.engine.determinism import deterministic
-from megatron_lfr.engine.optimizer import LearningRate
 from megatron_lfr.parallel import initialize, ranks, session
+from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.inputs import open_inputs
-from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
+from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_node
+from megatron_lfr.training.lengthening import describe_lengthening, stored_plan, write_lengthening
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
-from megatron_lfr.training.opening import announce
+from megatron_lfr.training.opening import announce, describe_branches
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.start import find_start, held, open_journal
 from megatron_lfr.training.stopping import Stopping
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr train`. Returns the exit code, which tells a run that ended from one that was stopped."""
     local_ranks, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
-    if os.environ.get("RANK", "0") == "0":
+    if adopt_launcher().rank == 0:
         for note in notes:
             print(note)
     if config.logging.print_config:
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if local_ranks is not None:
         fill_batch(config, local_ranks).validate(local_ranks)
-        return launch(local_ranks, ["-m", "megatron_lfr", "train", *argv])
+        return start_ranks(local_ranks, ["-m", "megatron_lfr", "train", *argv])
     return exit_code(train(config))
 
 
@@ -54,14 +55,16 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
     step.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = adopt_launcher().world_size
     config = fill_batch(config, world_size)
     config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
-    inputs = open_inputs(config)
-    config, model, plan = inputs.config, inputs.model, inputs.plan
     assert config.checkpoint.save is not None
     folder = RunFolder(config.checkpoint.save, "--save")
+    stored = stored_plan(folder)
+    inputs = open_inputs(config, folder, stored)
+    config, model, plan = inputs.config, inputs.model, inputs.plan
+    assert config.checkpoint.save is not None
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
@@ -74,6 +77,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, inputs.facts, plan, model, parallel.control_group)
+        lengthening = describe_lengthening(config, stored, plan, start.step)
         deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
         engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)
         start.load_into(engine)
@@ -81,7 +85,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         # Everything that can be refused has been checked; from here on, the folder is written to.
         scratch = config.lfr.scratch(folder.path, nodes.index)
         if deepspeed is not None and ranks.rank() == 0:
-            folder.write_deepspeed(deepspeed)
+            assert config.deepspeed.deepspeed_config is not None
+            folder.write_deepspeed(deepspeed, Path(config.deepspeed.deepspeed_config))
+        if lengthening is not None and ranks.rank() == 0:
+            write_lengthening(config, folder, inputs.facts, start, lengthening)
         journal = open_journal(folder, nodes, inputs.facts, start, scratch)
         train_loader, valid_loader, rescoring_loader = (
             make_loader(config, source, inputs.tokenizer, parallel)
@@ -91,10 +98,11 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         rescore = make_rescore(engine, rescoring_loader, stopping, times)
         trainer = Trainer(
             engine=engine,
-            curriculum=make_curriculum(config, plan, inputs.blend, journal, share_orders(nodes, scratch), rescore),
+            curriculum=make_curriculum(config, plan, journal, share_orders(nodes, scratch), rescore, inputs.arrays),
             train_loader=train_loader,
             valid_loader=valid_loader,
-            learning_rate=LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size),
+            learning_rate=inputs.learning_rate,
+            end_step=inputs.end_step,
             store=CheckpointStore(
                 folder.checkpoint_folder,
                 keep=config.checkpoint.keep_last,
@@ -114,7 +122,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         broadcast_journal(journal, nodes)
         trainer.resume(start.state)
         if ranks.rank() == 0:
-            announce(config, folder, model, parallel, start, trainer)
+            announce(config, folder, model, parallel, start, trainer, inputs.arrays)
         finished = trainer.run()
+        if finished and inputs.main_path is not None and ranks.rank() == 0:
+            print(describe_branches(inputs.main_path, folder.path), flush=True)
         dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished

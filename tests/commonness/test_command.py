@@ -1,4 +1,4 @@
-"""`megatron-lfr commonness` as a shell sees it."""
+"""`megatron-lfr commonness` writes the same results from a shell, refuses bad flags, and stays within its memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITH_REFERENCE = {"reference_log_likelihood": "<f4", "ratio": "<f4"}
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> list[str]:
-    """Two prefixes: the second holds copies of the first, and junk."""
+    """Write two prefixes: the second holds copies of the first, and junk."""
     texts = documents()
     first = write(tmp_path / "corpus_web", texts[:60])
     return [first, write(tmp_path / "corpus_code", [*texts[40:100], *[junk("hex", i) for i in range(10)]])]
@@ -181,7 +181,7 @@ def test_a_failure_leaves_the_earlier_results(
 
 
 def test_memory_stays_within_the_flag(tmp_path: Path) -> None:
-    """Of a process of its own: the most it had, with a table that the flag makes small."""
+    """The peak is that of a separate process, with a table that the flag makes small."""
     rng = np.random.default_rng(3)
     prefix = write(tmp_path / "large", rng.integers(0, 60_000, (8000, 250)).tolist())
     code = (

@@ -1,4 +1,4 @@
-"""Copies, against brute force over the tokens themselves."""
+"""Copies are those that brute force over the tokens finds."""
 
 from __future__ import annotations
 

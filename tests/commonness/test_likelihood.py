@@ -1,4 +1,4 @@
-"""The 4-gram model against its formula, in dictionaries; junk against trusted text."""
+"""The 4-gram model follows its formula, in dictionaries; junk is told from trusted text."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_types_and_tokens_outside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("each", [3, 60])
 def test_junk_has_the_lowest_ratio(tmp_path: Path, each: int) -> None:
-    """Rare junk, and junk that the corpus is full of."""
+    """Junk is rare, or the corpus is full of it."""
     texts = documents()
     trusted, clean = texts[: len(texts) // 3], texts[len(texts) // 3 :]
     kinds = ["clean"] * len(clean) + [kind for kind in JUNK for _ in range(each)]

@@ -1,4 +1,4 @@
-"""Blocks against slices of the concatenated tokens."""
+"""Blocks are slices of the concatenated tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The indexed dataset against the format's description, parsed and laid out here by hand."""
+"""The indexed dataset follows the format's description, parsed and laid out here by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that Megatron-core 0.16.1's IndexedDatasetBuilder wrote: read here, and written here, byte for byte.
+"""Files of Megatron-core 0.16.1's IndexedDatasetBuilder are read, and written byte for byte.
 
 The samples were made by `python tests/data/test_megatron_format.py` where megatron-core is installed; there, the last
 test also lets Megatron read what is written here.

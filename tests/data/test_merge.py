@@ -1,4 +1,4 @@
-"""Merging against the format's description, computed with NumPy over whole arrays."""
+"""Merging follows the format's description, computed with NumPy over whole arrays."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_every_kind(
 def test_reading_goes_on_from_every_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
 ) -> None:
-    """And the progress ends at the size of the files."""
+    """The progress ends at the size of the files."""
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
     write(tmp_path / name)
     (tmp_path / "t.txt").write_text("a text")
@@ -171,7 +171,7 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
 
 
 def test_links_are_followed_once(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder behind a link, a file behind one, a folder within itself, an ending in capitals, a file named again."""
+    """Links lead to a folder, a file and the folder itself; an ending is in capitals, and a file is named again."""
     folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
     for path in (folder, elsewhere):
         path.mkdir()
@@ -204,7 +204,7 @@ def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other", "second"])
 def test_damaged_files_are_named(tmp_path: Path, out: Path, suffix: str, damage: str) -> None:
-    """Cut short, a wrong byte, not compressed, and something else behind a whole frame."""
+    """Files are cut short, have a wrong byte, are not compressed, or hold something else behind a complete frame."""
     compress = {".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
     data = compress(LINES)
     flipped = data[:30] + bytes([data[30] ^ 255]) + data[31:]

@@ -117,7 +117,7 @@ DISAGREE = r'tokenizer_config\.json names "<halt>" \(id 3\); generation_config\.
 def test_end_of_document_token_of_a_hugging_face_folder(
     tmp_path: Path, files: dict[str, object], eod: int | str
 ) -> None:
-    """What its files say goes before the usual name of a special token, </s>."""
+    """What the folder's files say goes before the usual name of a special token, </s>."""
     path = write_words(tmp_path / "tokenizer.json", "</s>", words=("a", "b", "<stop>", "<halt>"))
     for name, content in files.items():
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -155,7 +155,7 @@ TWO = processors.TemplateProcessing(single="<s> </s> $A", special_tokens=[("<s>"
     ],
 )
 def test_start_of_document_token(tmp_path: Path, processor: object, expected: int | str | None) -> None:
-    """By default as the library's own encoding starts; --bos asks for one whatever the post-processor does."""
+    """A document starts as the library's encoding does by default; --bos asks for a token whatever that is."""
     write_words(tmp_path / "plain.json", "<s>", "</s>")
     plain = Tokenizer.from_file(str(tmp_path / "plain.json"))
     if processor is not None:

@@ -18,7 +18,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, preset
-from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.lfr.identity import FORMAT, describe_segments
 from megatron_lfr.output import visible
 
 SEQ, BATCH, SPIKE_STEP = 16, 4, 30
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seed": 1,
         "seq_length": SEQ,
         "corpus": dataset.digests(),
-        "segments": [describe_segment(plan)],
+        "segments": describe_segments(plan),
     }
     curriculum = Curriculum(plan, Journal(folder / "journal", identity), 1)
     served = []

@@ -91,5 +91,5 @@ def test_missing_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_launchers_variables_are_all_needed(server: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR")
-    with pytest.raises(ValueError, match="MASTER_ADDR is not set"):
+    with pytest.raises(ValueError, match="MASTER_ADDR, the host of rank 0, is not set"):
         connect(LONG)

@@ -1,4 +1,4 @@
-"""Text, copies of it and junk, as tokens: what commonness is to find, planted."""
+"""Makes text, copies of it and junk, as tokens: what commonness is to find."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def documents() -> list[list[int]]:
-    """Documents of real text, TOKENS long, in a fixed order: Python's language reference, which help() shows."""
+    """Return documents of real text, TOKENS long, in a fixed order: Python's language reference, which help() shows."""
     chunks = []
     for name in sorted(topics):
         ids = tokenizer().encode(topics[name]).ids

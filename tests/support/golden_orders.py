@@ -59,7 +59,7 @@ def orders_of(schedule: Schedule, blend: Blend | None) -> list[str] | None:
     heads: list[str] = []
     served = [hashlib.blake2b(digest_size=8) for _ in plan.phases]
     with tempfile.TemporaryDirectory() as folder:
-        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=17, rescore=rescored_losses, blend=blend)
+        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=17, rescore=rescored_losses)
         for step, block_ids in curriculum.steps():
             start = curriculum.current
             assert start is not None

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from megatron_lfr.lfr import Phase, Schedule
-from megatron_lfr.lfr.schedule import Unseen
+from megatron_lfr.lfr.phase import Unseen
 
 TOOL = Path(__file__).parents[2] / "tools" / "synthetic_run.py"
 

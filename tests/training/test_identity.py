@@ -94,6 +94,7 @@ def test_each_setting_is_compared_or_recorded(
     compared |= {"tokenizer_model", "eod_token", "bos", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"}
     config = RunConfig()
     shapes = {f.name for part in (config.model, config.data, config.lfr) for f in dataclasses.fields(part)}
+    compared |= {"replay"}  # with several segments
     assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir"}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.megatron_flags import ACCEPTED, REFUSED, RENAMED, TRANSLATED, strip_megatron_flags
+from megatron_lfr.megatron_flags import ACCEPTED, NEEDS, REFUSED, RENAMED, TRANSLATED, strip_megatron_flags
 
 VALUE = "7"
 
@@ -42,8 +42,9 @@ def test_an_accepted_flag_leaves_with_its_values_and_a_note(flag: str) -> None:
     legal = [*spec.legal] if spec.legal else [VALUE]
     for value in legal:
         values = {0: [], 1: [value], "+": [value, value]}[spec.arity]
-        rest, notes = strip_megatron_flags(["--before", "1", flag, *values, "--after"])
-        assert rest == ["--before", "1", "--after"]
+        needed = [NEEDS[flag]] if flag in NEEDS else []
+        rest, notes = strip_megatron_flags(["--before", "1", flag, *values, "--after", *needed])
+        assert rest == ["--before", "1", "--after", *needed]
         assert notes == [f"{' '.join([flag, *values])}: accepted, {spec.reason}"]
 
 
@@ -86,6 +87,28 @@ def test_megatrons_attention_backends_are_auto() -> None:
     }
 
 
+def test_flags_of_megatron_deepspeed_under_our_names() -> None:
+    rest, notes = strip_megatron_flags(
+        [
+            "--num-key-value-heads=4",
+            "--checkpoint-activations",
+            "--deepspeed-activation-checkpointing",
+            "--zero-stage",
+            "3",
+        ]
+    )
+    assert rest == [
+        *("--num-query-groups", "4", "--recompute-granularity", "full"),
+        *("--data-parallel-sharding-strategy", "optim_grads_params"),
+    ]
+    assert notes[:2] == [
+        "--num-key-value-heads 4: accepted as --num-query-groups 4",
+        "--checkpoint-activations: accepted as --recompute-granularity full",
+    ]
+    with pytest.raises(ValueError, match=r"^--deepspeed-activation-checkpointing: needs --recompute-granularity$"):
+        strip_megatron_flags(["--deepspeed-activation-checkpointing"])
+
+
 def test_a_value_for_a_flag_that_takes_none_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"--swiglu: takes no value, got 'true'"):
         strip_megatron_flags(["--swiglu=true"])
@@ -107,7 +130,7 @@ def test_equals_signs_and_underscores() -> None:
     ]
     with pytest.raises(ValueError, match=r"^--fp8-format: refused"):
         strip_megatron_flags(["--fp8_format=hybrid"])
-    assert strip_megatron_flags(["--override-opt_param-scheduler"])[0] == []
+    assert strip_megatron_flags(["--use-dist_ckpt"])[0] == []
 
 
 @pytest.mark.parametrize("zero", ["0", "0.0", "0.", "0e0", "-0.0"])
