@@ -1,14 +1,7 @@
 """The configuration of a run, composed from the dataclass beside each component; that of the loop is here."""
 
 from megatron_lfr.config.deepspeed import deepspeed_settings, fill_batch
-from megatron_lfr.config.run import (
-    RunConfig,
-    make_run_config,
-    parse_run_config,
-    read_run_config,
-    resolve_schedule,
-    take_option,
-)
+from megatron_lfr.config.run import RunConfig, parse_run_config, read_run_config, resolve_schedule, take_option
 from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 __all__ = [
@@ -19,7 +12,6 @@ __all__ = [
     "TrainingConfig",
     "deepspeed_settings",
     "fill_batch",
-    "make_run_config",
     "parse_run_config",
     "read_run_config",
     "resolve_schedule",

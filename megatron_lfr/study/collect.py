@@ -18,8 +18,8 @@ from megatron_lfr.analysis.overview import RunView, view_run
 from megatron_lfr.analysis.replay import PhaseHistory, Run, open_run
 from megatron_lfr.fileio import json_value, write_atomic
 from megatron_lfr.run_folder.corpus import Corpus
+from megatron_lfr.study.budget import FORWARD
 from megatron_lfr.study.labels import kinds_of_blocks
-from megatron_lfr.study.layout import FORWARD
 
 WINDOWS = 24
 """Stretches of the first phase, of each of which the mean loss by domain is kept."""

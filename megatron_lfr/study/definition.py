@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from megatron_lfr.run_folder.settings import read_yaml
+from megatron_lfr.run_folder.settings import parse_yaml_file
 from megatron_lfr.study.fields import Fields, check_choice
 
 Settings = dict[str, Any]
@@ -152,7 +152,7 @@ _KEYS = (
 def read_study(file: Path) -> Study:
     """Read STUDY.yaml. ValueError begins with the file's name and says where in it what is wrong."""
     try:
-        content = read_yaml(file)
+        content = parse_yaml_file(file, file.read_bytes())
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
     top = Fields(content, str(file), _KEYS, ("corpora", "held_out", "sizes", "seeds", "compute", "arms"))
@@ -250,6 +250,8 @@ def _arm(name: str, value: Any, where: str, names: _Names) -> Arm:
     steps: list[Step] = []
     for step, given in fields.named("prepare").items():
         steps.append(_step(step, given, f"{where}: prepare: {step}", steps, names))
+    if {"evaluate", "clean"} <= {step.kind for step in steps}:
+        raise ValueError(f"{where}: prepare: evaluate and clean do not go together: a cleaned corpus has other blocks")
     if name == CANDIDATE:
         raise ValueError(f"{where}: this name stands for the arm that the candidate's rule picks; take another")
     settings = _settings(fields.mapping("settings"), f"{where}: settings")

@@ -22,7 +22,7 @@ def read_labels(file: Path, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
             raise ValueError(f"{file}: expected integers in one dimension, not {labels.dtype} {list(labels.shape)}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(kinds):
             raise ValueError(f"{file}: labels go from {labels.min()} to {labels.max()}; there are {len(kinds)} kinds")
-        return labels.astype(np.int64)
+        return np.asarray(labels, np.int64)
     numbers = {name: number for number, name in enumerate(kinds)}
     lines = file.read_text(encoding="utf-8").splitlines()
     if unknown := next((line for line in lines if line not in numbers), None):
