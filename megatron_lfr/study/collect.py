@@ -117,7 +117,7 @@ def _replay(view: RunView, job: dict[str, Any]) -> tuple[list[dict[str, float] |
     planted: list[dict[str, float] | None] = []
     learning: dict[str, list[float | None]] = {}
     for history in view.run.phases():
-        if kinds is None:
+        if kinds is None or labels is None:
             planted.append(None)
         else:
             visits = np.bincount(history.block_ids, minlength=view.run.plan.n_blocks)
@@ -146,7 +146,7 @@ def _learning(history: PhaseHistory, corpus: Corpus) -> dict[str, list[float | N
 
 def _save_arrays(target: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, **arrays)
     write_atomic(target, buffer.getvalue())
 
 
