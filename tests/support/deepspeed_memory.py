@@ -82,9 +82,9 @@ class Case:
 def _storages() -> dict[int, int]:
     """Sizes of the memory of all tensors, by address."""
     sizes = {}
-    for found in gc.get_objects():
-        if type(found) in (torch.Tensor, torch.nn.Parameter) and found.device.type == "cpu":
-            storage = found.untyped_storage()
+    for value in gc.get_objects():
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type == "cpu":
+            storage = value.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
     return sizes
 
