@@ -19,9 +19,20 @@ from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.learning_rate import LearningRate, LearningRateConfig, first_difference
-from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Schedule, Sharing
+from megatron_lfr.lfr import (
+    BaseCurriculum,
+    Blend,
+    Curriculum,
+    CurriculumFollower,
+    Journal,
+    Phase,
+    Plan,
+    Schedule,
+    Sharing,
+)
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
+from megatron_lfr.lfr.weights import as_begun
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.launchers import adopt_launcher
@@ -97,17 +108,19 @@ def make_plan(
     blend: Blend | None = None,
     past: Plan | None = None,
     names: Sequence[str] = (),
+    begun: Sequence[Phase] = (),
 ) -> Plan:
     """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started).
 
     past: the segments before. The schedule is then that of one more, and lengths are those of the run to its end.
-    names: the domains of the corpus.
+    names: the domains of the corpus. begun: the phases of this segment in a run that has begun.
     """
     lfr = config.lfr
     budgets = _budgets(config, past)
     data_parallel_size = config.parallel.data_parallel_size(world_size or adopt_launcher().world_size)
     try:
-        return with_replay(resolve_schedule(lfr.lfr_schedule), lfr.replay).plan(
+        phases = as_begun(resolve_schedule(lfr.lfr_schedule).phases, begun)
+        return with_replay(Schedule(phases), lfr.replay).plan(
             n_blocks,
             config.data.seq_length,
             config.training.blocks_per_step(data_parallel_size),
@@ -126,11 +139,14 @@ def make_run_plan(config: RunConfig, corpus: BlockDataset, stored: Plan | None) 
     """Lay out a run. stored: its plan so far, None for a new run. What comes before the last segment stays as it is;
     the flags describe the last one, or one more where they make a run longer that may just go on."""
     blend = make_blend(config, corpus)
-    past = None
+    past: Plan | None = None
+    begun: tuple[Phase, ...] = ()
     if stored is not None:
-        segments = len(stored.segments) - (0 if _just_goes_on(config, blend, stored) else 1)
+        goes_on = _just_goes_on(config, blend, stored)
+        segments = len(stored.segments) - (0 if goes_on else 1)
         past = stored.first(segments) if segments else None
-    return make_plan(config, corpus.train.num_blocks, None, blend, past, corpus.train.domains)
+        begun = () if goes_on else tuple(planned.phase for planned in stored.segments[-1].phases)
+    return make_plan(config, corpus.train.num_blocks, None, blend, past, corpus.train.domains, begun)
 
 
 def _just_goes_on(config: RunConfig, blend: Blend, stored: Plan) -> bool:

@@ -164,7 +164,7 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     def visits(threads: int) -> Any:
         """Run k-means with 8 clusters, then make visits in which each has the mass of its perplexities."""
         weights = _C.BlockWeights(scores, _C.cluster(scores, 8, num_threads=threads), 6.0, threads)
-        mass = weights.counts * weights.mean_perplexity(threads)
+        mass = weights.counts * weights.mean_weights(threads)[:-1]
         return _C.order_visits(weights, mass, 0.0, samples, 1, threads)
 
     def choice(threads: int) -> Any:

@@ -12,6 +12,7 @@
 #include "bindings/commonness.h"
 #include "io/dataset.h"
 #include "orders/cluster.h"
+#include "orders/factors.h"
 #include "orders/order.h"
 #include "orders/passes.h"
 #include "orders/weights.h"
@@ -23,21 +24,21 @@ namespace {
 
 using Release = py::gil_scoped_release;
 
-template <class Id, class Make>
-py::array fill_ids(uint64_t samples, Make make) {
-    Array<Id> ids(static_cast<py::ssize_t>(samples));
-    Id* out = ids.mutable_data();
+template <class Item, class Make>
+py::array fill_array(uint64_t items, Make make) {
+    Array<Item> array(static_cast<py::ssize_t>(items));
+    Item* out = array.mutable_data();
     Release release;
     make(out);
-    return std::move(ids);
+    return std::move(array);
 }
 
 // Makes the ids of an order: uint32 where the number of blocks allows it, uint64 otherwise. make(pointer)
 // fills them.
 template <class Make>
 py::array make_ids(uint64_t n_blocks, uint64_t samples, Make make) {
-    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_ids<uint32_t>(samples, make);
-    return fill_ids<uint64_t>(samples, make);
+    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_array<uint32_t>(samples, make);
+    return fill_array<uint64_t>(samples, make);
 }
 
 // Runs `work` without the GIL.
@@ -85,20 +86,22 @@ py::array py_shuffle_visits(const py::object& visits, const py::object& seed, co
     });
 }
 
-py::tuple py_threshold(const py::object& scores, double drop, const Integer& num_threads) {
+py::tuple py_threshold(const py::object& scores, double drop, const Integer& num_threads,
+                       double drop_hardest) {
     const Scores data = to_scores(scores);
     const int threads = to_threads(num_threads);
-    const Threshold result = released([&] { return threshold(data, drop, threads); });
-    return py::make_tuple(result.cut, result.tie_quota, result.dropped, result.seen);
+    const Threshold result = released([&] { return threshold(data, drop, drop_hardest, threads); });
+    const auto tail = [](const Tail& end) { return py::make_tuple(end.cut, end.tie_quota, end.dropped); };
+    return py::make_tuple(tail(result.lowest), tail(result.highest), result.seen);
 }
 
 py::array py_order_threshold(const py::object& scores, double drop, bool keep_unseen, const Integer& samples,
-                             const Integer& seed, const Integer& num_threads) {
+                             const Integer& seed, const Integer& num_threads, double drop_hardest) {
     const Scores data = to_scores(scores);
     const uint64_t count = to_size(samples, "samples"), number = to_unsigned(seed, "seed");
     const int threads = to_threads(num_threads);
     return make_ids(data.n, count, [&](auto* out) {
-        order_threshold(data, drop, keep_unseen, count, number, threads, out);
+        order_threshold(data, drop, drop_hardest, keep_unseen, count, number, threads, out);
     });
 }
 
@@ -107,32 +110,74 @@ py::array copied(const Values& values) {
     return py::array(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// Weights, and the array of scores that they refer to.
+WeightRule to_rule(const std::string& name) {
+    if (name == "perplexity") return WeightRule::kPerplexity;
+    if (name == "uniform") return WeightRule::kUniform;
+    if (name == "capped") return WeightRule::kCapped;
+    throw py::value_error("rule: must be perplexity, uniform or capped");
+}
+
+// The values of factors for `n` blocks: null for None.
+const float* to_factors(const py::object& factors, uint64_t n) {
+    if (factors.is_none()) return nullptr;
+    const Array<float> array = to_array<float>(factors, "factors");
+    if (static_cast<uint64_t>(array.size()) != n)
+        throw py::value_error("factors: must be one for each block");
+    return array.data();
+}
+
+// Weights, and the arrays that they refer to.
 struct HeldWeights {
     Array<float> scores;
+    py::object factors;  // None, or an array
     BlockWeights weights;
 
     static std::unique_ptr<HeldWeights> make(const py::object& scores, const std::vector<double>& cuts,
-                                             double cap, const Integer& num_threads) {
+                                             double cap, const Integer& num_threads, const std::string& rule,
+                                             double low, double high, const py::object& factors) {
         const Scores data = to_scores(scores);
+        const Weighing weighing{to_rule(rule), cap, low, high, to_factors(factors, data.n)};
         const int threads = to_threads(num_threads);
-        BlockWeights weights = released([&] { return BlockWeights(data, cuts, cap, threads); });
+        BlockWeights weights = released([&] { return BlockWeights(data, cuts, weighing, threads); });
         return std::make_unique<HeldWeights>(
-            HeldWeights{py::reinterpret_borrow<Array<float>>(scores), std::move(weights)});
+            HeldWeights{py::reinterpret_borrow<Array<float>>(scores), factors, std::move(weights)});
     }
+
+    std::ptrdiff_t intervals() const { return static_cast<std::ptrdiff_t>(weights.unseen()); }
 
     py::array counts() const {
         const std::vector<uint64_t>& all = weights.counts();
-        return copied(std::vector<int64_t>(all.begin(), all.end() - 1));
+        return copied(std::vector<int64_t>(all.begin(), all.begin() + intervals()));
     }
 
-    py::array mean_perplexity(const Integer& num_threads) const {
+    uint64_t unseen() const { return weights.counts()[weights.unseen()]; }
+
+    // Of the intervals and, last, of the blocks without a score.
+    py::array mean_weights(const Integer& num_threads) const {
         const int threads = to_threads(num_threads);
         std::vector<double> means = released([&] { return weights.means(threads); });
-        means.pop_back();
+        means.resize(weights.unseen() + 1);
         return copied(means);
     }
 };
+
+py::array py_temper_weights(const py::object& weights, double power, double cap, const Integer& num_threads) {
+    const Array<float> from = to_array<float>(weights, "weights");
+    const int threads = to_threads(num_threads);
+    return fill_array<float>(static_cast<uint64_t>(from.size()), [&](float* out) {
+        temper_weights(from.data(), static_cast<uint64_t>(from.size()), power, cap, threads, out);
+    });
+}
+
+py::array py_take_turns(const py::object& groups, const Integer& turn, bool logarithmic,
+                        const py::object& factors) {
+    const Array<uint32_t> from = to_array<uint32_t>(groups, "groups");
+    const auto n = static_cast<uint64_t>(from.size());
+    const uint64_t number = to_unsigned(turn, "turn");
+    const float* by_factor = to_factors(factors, n);
+    return fill_array<uint32_t>(
+        n, [&](uint32_t* out) { take_turns(from.data(), by_factor, n, number, logarithmic, out); });
+}
 
 // order_visits and order_choice take the same arguments and differ in draw(weights, mass, samples, seed,
 // threads, out).
@@ -181,7 +226,7 @@ py::array py_interleave(const py::object& ids, const std::vector<uint64_t>& coun
         }
         if (left > 0) throw py::value_error("counts: add up to fewer than there are ids");
         using Id = std::decay_t<decltype(*data)>;
-        return fill_ids<Id>(n, [&](Id* out) { interleave(data, counts, number, threads, out); });
+        return fill_array<Id>(n, [&](Id* out) { interleave(data, counts, number, threads, out); });
     });
 }
 
@@ -273,14 +318,17 @@ void bind_orders(py::module_& module) {
                "samples"_a = py::none());
     module.def("shuffle_visits", &py_shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0,
                "samples"_a = py::none());
-    module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
+    module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0, "drop_hardest"_a = 0.0);
     module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "samples"_a,
-               "seed"_a, "num_threads"_a = 0);
+               "seed"_a, "num_threads"_a = 0, "drop_hardest"_a = 0.0);
     py::class_<HeldWeights>(module, "BlockWeights")
-        .def(py::init(&HeldWeights::make), "scores"_a, "cuts"_a, "cap"_a, "num_threads"_a = 0)
+        .def(py::init(&HeldWeights::make), "scores"_a, "cuts"_a, "cap"_a, "num_threads"_a = 0,
+             "rule"_a = "perplexity", "low"_a = 0.0, "high"_a = 0.0, "factors"_a = py::none())
         .def_property_readonly("counts", &HeldWeights::counts)
-        .def_property_readonly("unseen", [](const HeldWeights& held) { return held.weights.counts().back(); })
-        .def("mean_perplexity", &HeldWeights::mean_perplexity, "num_threads"_a = 0);
+        .def_property_readonly("unseen", &HeldWeights::unseen)
+        .def("mean_weights", &HeldWeights::mean_weights, "num_threads"_a = 0);
+    module.def("temper_weights", &py_temper_weights, "weights"_a, "power"_a, "cap"_a, "num_threads"_a = 0);
+    module.def("take_turns", &py_take_turns, "groups"_a, "turn"_a, "logarithmic"_a, "factors"_a = py::none());
     module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "weights"_a,
                "mass"_a, "unseen_mass"_a, "samples"_a, "seed"_a, "num_threads"_a = 0);
     module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "weights"_a,

@@ -9,11 +9,12 @@ docs/launch.md has the table.
 from __future__ import annotations
 
 import os
-import sys
 import zlib
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NoReturn
+
+import torch.distributed as dist
 
 from megatron_lfr.parallel.host_list import expand_hosts
 
@@ -42,7 +43,7 @@ class Launch:
     node: str | None = None
     """What ranks of one node have in common; None where the launcher does not say."""
     address: str = ""
-    """Host of rank 0; empty where the ranks have met already."""
+    """Host of rank 0."""
     port: int = 0
 
 
@@ -73,7 +74,9 @@ _OPEN_MPI = _Names(
     "OMPI_COMM_WORLD_LOCAL_SIZE",
 )
 _HYDRA = _Names("mpirun (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID",), "MPI_LOCALNRANKS")
-_OTHERS = (_OPEN_MPI, _HYDRA, _SRUN)
+_PMI = replace(_HYDRA, launcher="mpirun (PMI)")
+"""As of other launchers; but srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, too."""
+_OTHERS = (_OPEN_MPI, _HYDRA, _SRUN, _PMI)
 """In this order: in an allocation of Slurm, mpirun may start its ranks in a step, with one task for each node."""
 _OF_A_LAUNCHER = (
     name
@@ -85,34 +88,42 @@ _SHOWN = dict.fromkeys((*_OF_A_LAUNCHER, "MASTER_ADDR", "MASTER_PORT", *_OF_A_JO
 """What an error lists."""
 
 
-def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> Launch:
-    """Find out which rank this process is, and set the variables as torchrun does. May be called again.
+def adopt_launcher() -> Launch:
+    """Find out which rank this process is, and set the environment's variables as torchrun does. May be called again.
 
-    Where torch.distributed already runs, its ranks have met, and no address is asked for.
-    Raises ValueError, which lists the variables, where they are incomplete, no numbers or contradict each other.
+    Where torch.distributed runs already, it says so. Raises ValueError, which lists the variables, where they are
+    incomplete, no numbers or contradict each other.
     """
-    distributed = sys.modules.get("torch.distributed")  # looked for, not imported: most commands do without PyTorch
-    launch = read_launch(environment, have_met=distributed is not None and distributed.is_initialized())
+    if dist.is_initialized():
+        local_rank, node = os.environ.get("LOCAL_RANK", ""), os.environ.get("GROUP_RANK")
+        number = int(local_rank) if local_rank.isdecimal() else None
+        return Launch("torch.distributed", dist.get_rank(), dist.get_world_size(), number, node)
+    launch = read_launch(os.environ)
     if launch.launcher is not None:
-        values = {
-            "RANK": launch.rank,
-            "WORLD_SIZE": launch.world_size,
-            "LOCAL_RANK": launch.local_rank,
-            "GROUP_RANK": launch.node,
-            "MASTER_ADDR": launch.address or None,
-            "MASTER_PORT": launch.port or None,
-        }
-        environment.update({name: str(value) for name, value in values.items() if value is not None})
+        os.environ.update(torchrun_variables(launch))
     return launch
 
 
-def read_launch(environment: Mapping[str, str], have_met: bool = False) -> Launch:
-    """Find out which rank this process is; errors as for `adopt_launcher`. have_met: the ranks need no address.
+def torchrun_variables(launch: Launch) -> dict[str, str]:
+    """Return the environment variables that torchrun sets for such a rank."""
+    values = {
+        "RANK": launch.rank,
+        "WORLD_SIZE": launch.world_size,
+        "LOCAL_RANK": launch.local_rank,
+        "GROUP_RANK": launch.node,
+        "MASTER_ADDR": launch.address,
+        "MASTER_PORT": launch.port,
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """Find out which rank this process is; errors as for `adopt_launcher`.
 
     RANK and WORLD_SIZE count before all others: torchrun may run inside of srun or mpirun.
     """
     given = {name: value for name, value in environment.items() if value != ""}
-    reader = _Reader(given, have_met)
+    reader = _Reader(given)
     torch = [name for name in (_TORCH.rank, _TORCH.world_size) if name in given]
     if len(torch) == 2:
         return reader.read(_TORCH)
@@ -129,10 +140,9 @@ def read_launch(environment: Mapping[str, str], have_met: bool = False) -> Launc
 
 
 def _is_started_by(names: _Names, given: Mapping[str, str]) -> bool:
-    if names is _HYDRA:  # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, too
-        return "PMI_RANK" in given and "MPI_LOCALRANKID" in given
     if names is not _SRUN:
-        return names.rank in given or names.world_size in given
+        is_there = names.rank in given or names.world_size in given
+        return is_there and (names is not _HYDRA or "MPI_LOCALRANKID" in given)
     # The script of sbatch has SLURM_PROCID, SLURM_NTASKS and more, as a shell of salloc may have: only srun has a step.
     step = given.get("SLURM_STEP_ID", given.get("SLURM_STEPID", ""))
     is_step = step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
@@ -142,8 +152,8 @@ def _is_started_by(names: _Names, given: Mapping[str, str]) -> bool:
 class _Reader:
     """Reads variables, and lists all that were set when one is wrong."""
 
-    def __init__(self, given: Mapping[str, str], have_met: bool) -> None:
-        self._given, self._have_met = given, have_met
+    def __init__(self, given: Mapping[str, str]) -> None:
+        self._given = given
 
     def read(self, names: _Names) -> Launch:
         """Return what one launcher's variables say."""
@@ -158,7 +168,7 @@ class _Reader:
             return Launch()
         local_rank = next((self.number(name) for name in names.local_ranks if name in given), None)
         node = next((given[name] for name in names.nodes if name in given), None)
-        address, port = ("", 0) if self._have_met else (self._address(names, world_size), self._port(names))
+        address, port = self._address(names, world_size), self._port(names)
         return Launch(self._launcher(names), rank, world_size, local_rank, node, address, port)
 
     def number(self, name: str, least: int = 0) -> int:
@@ -170,9 +180,9 @@ class _Reader:
 
     def fail(self, problem: str) -> NoReturn:
         """Raise the error."""
-        variables = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
+        found = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
         raise ValueError(
-            f"the launcher's variables: {problem}; set are {variables}; start ranks with {LAUNCHERS}, or unset these "
+            f"the launcher's variables: {problem}; set are {found}; start ranks with {LAUNCHERS}, or unset these "
             "variables for a run of one process"
         )
 

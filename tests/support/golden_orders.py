@@ -59,7 +59,8 @@ def orders_of(schedule: Schedule, blend: Blend | None) -> list[str] | None:
     heads: list[str] = []
     served = [hashlib.blake2b(digest_size=8) for _ in plan.phases]
     with tempfile.TemporaryDirectory() as folder:
-        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=17, rescore=rescored_losses)
+        journal = Journal(Path(folder), {})
+        curriculum = Curriculum(plan, journal, 17, rescored_losses, arrays=outside_arrays())
         for step, block_ids in curriculum.steps():
             start = curriculum.current
             assert start is not None
@@ -90,6 +91,18 @@ def rescored_losses(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np
     """Return the losses of a forward-only pass, in batches."""
     for part in np.array_split(block_ids, max(1, len(block_ids) // 100)):
         yield (np.floor(_mixed(part + 77) * 5 * 1024) / 1024).astype(np.float32)
+
+
+def outside_arrays() -> dict[str, npt.NDArray[np.number]]:
+    """Numbers of blocks from outside of the run, as a schedule names them: a reference's losses, weights of which an
+    eighth are 0, and groups of copies."""
+    blocks = np.arange(N_BLOCKS)
+    weights = np.maximum(0, np.floor(_mixed(blocks + 5) * 1024) - 128) / 256
+    return {
+        "ref": (np.floor((2 + 3 * _mixed(blocks + 3)) * 1024) / 1024).astype(np.float32),
+        "weights": weights.astype(np.float32),
+        "copies": np.where(_mixed(blocks + 11) < 0.4, blocks // 100, blocks).astype(np.uint32),
+    }
 
 
 def _mixed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
