@@ -206,7 +206,7 @@ def largest_token(
     lengths: npt.NDArray[np.int64],
     num_threads: int = 0,
 ) -> int:
-    """The largest token of the spans [starts[i], starts[i] + lengths[i]) of a file; 0 where they hold none.
+    """Return the largest token of the spans [starts[i], starts[i] + lengths[i]) of a file; 0 where they hold none.
 
     dtype_code: the file's, as in `IndexFile`. ValueError for a negative token, or one beyond 2^32 - 1.
     """
@@ -221,7 +221,7 @@ def sketch_spans(
     signatures: npt.NDArray[np.uint16],
     num_threads: int = 0,
 ) -> None:
-    """Writes a hash of the tokens of each span into `hashes` [n], and its signature into `signatures` [n, bins].
+    """Write a hash of the tokens of each span into `hashes` [n], and its signature into `signatures` [n, bins].
 
     The share of bins in which two signatures agree estimates the Jaccard similarity of the sets of runs of `shingle`
     tokens (a shorter span has one of all its tokens): fast similarity sketching (Dahlgaard, Knudsen & Thorup 2017).
@@ -230,12 +230,12 @@ def sketch_spans(
 def exact_copies(
     hashes: npt.NDArray[np.uint64], num_threads: int = 0
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """(the lowest id with the same hash, how many have it) of each item [n]."""
+    """Return (the lowest id with the same hash, how many have it) of each item [n]."""
 
 def near_copies(
     signatures: str, representative: npt.NDArray[np.uint32], threshold: float, num_threads: int = 0
 ) -> npt.NDArray[np.uint32]:
-    """The lowest id of each item's cluster of near copies [n].
+    """Return the lowest id of each item's cluster of near copies [n].
 
     signatures: a file of them, u16 [n, bins]. representative: of `exact_copies`. A cluster is a connected component of
     pairs that agree in all 4 bins of one of 32 bands and in `threshold` (0 to 1] of all bins. Of a band's bucket, each
@@ -263,7 +263,7 @@ class NgramModel:
         lengths: npt.NDArray[np.int64],
         num_threads: int = 0,
     ) -> None:
-        """Counts the n-grams of the spans. ValueError for a token outside of the vocabulary."""
+        """Count the n-grams of the spans. ValueError for a token outside of the vocabulary."""
     def score(
         self,
         file: TokenFile,

@@ -1,28 +1,33 @@
 """Makes the parts of a run from its configuration. Each function makes one part of those before it, and writes nothing.
 
-tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, loader;  plan, journal -> curriculum
+tokenizer -> model's sizes;  ranks -> stages, engine, loader;  plan (planning.py), journal -> curriculum
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
-from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Schedule, Sharing
+from megatron_lfr.lfr import (
+    BaseCurriculum,
+    Curriculum,
+    CurriculumFollower,
+    Journal,
+    Plan,
+    Sharing,
+)
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
-from megatron_lfr.lfr.weights import as_begun
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
 
@@ -60,14 +65,11 @@ def make_model_config(config: RunConfig, tokenizer: Tokenizer | None) -> ModelCo
     return dataclasses.replace(config.model, vocab_size=vocab_size or tokenizer.vocab_size)
 
 
-def make_corpus(data: DataConfig) -> BlockDataset:
-    """Open the blocks of --data-path."""
-    return BlockDataset(data.corpora()[0], data.seq_length, data.split)
-
-
-def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
-    """Return how the prefixes share the samples."""
-    return Blend(corpus.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
+def make_corpus(data: DataConfig, stored: Plan | None = None) -> BlockDataset:
+    """Open the blocks of --data-path. stored: the plan of the run so far, whose prefixes keep the names of their
+    domains."""
+    named = [len(segment.blend.sizes) for segment in stored.segments] if stored else []
+    return BlockDataset(data.corpora()[0], data.seq_length, data.split, named=named)
 
 
 def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str, BlockValues]:
@@ -77,41 +79,15 @@ def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str
     files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
     arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
     digests = corpus.digests() if arrays else []
-    for values in arrays.values():
-        values.check_corpus(digests, flag)
+    for segment in plan.segments:
+        for name in used_arrays(planned.phase for planned in segment.phases):
+            if name in arrays:
+                arrays[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
     try:
-        check_arrays(phases, {name: values.values for name, values in arrays.items()}, plan.n_blocks)
+        check_arrays(plan, {name: values.values for name, values in arrays.items()})
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from None
     return arrays
-
-
-def make_plan(
-    config: RunConfig,
-    n_blocks: int,
-    world_size: int | None = None,
-    blend: Blend | None = None,
-    remembered: Sequence[Any] = (),
-) -> Plan:
-    """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started).
-    remembered: the facts of its phases in a run that has begun."""
-    lfr = config.lfr
-    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
-    try:
-        phases = as_begun(resolve_schedule(lfr.lfr_schedule).phases, remembered)
-        return Schedule(phases).plan(
-            n_blocks,
-            config.data.seq_length,
-            config.training.blocks_per_step(data_parallel_size),
-            train_iters=lfr.train_iters,
-            train_samples=lfr.train_samples,
-            train_epochs=lfr.train_epochs,
-            blend=blend,
-        )
-    except ValueError as error:
-        if "--" in str(error):  # names the flag already
-            raise
-        raise ValueError(f"--lfr-schedule {lfr.lfr_schedule}: {error}") from None
 
 
 def make_stages(
@@ -171,15 +147,13 @@ def _make_deepspeed_engine(
     from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 
     (stage,) = _build_stages(config, model, parallel)
-    stage.empty_on(parallel.device)
-    if initialize_weights:
-        stage.init_weights(config.training.seed)
     return DeepSpeedEngine(
         stage,
         config.optimizer,
         parallel,
         settings,
         micro_batch_size=config.training.micro_batch_size,
+        seed=config.training.seed if initialize_weights else None,
     )
 
 
@@ -202,7 +176,6 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
 def make_curriculum(
     config: RunConfig,
     plan: Plan,
-    blend: Blend,
     journal: Journal | None,
     sharing: Sharing | None,
     rescore: Rescore,
@@ -214,6 +187,6 @@ def make_curriculum(
     """
     if journal is not None:
         values = {name: named.values for name, named in arrays.items()}
-        return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend, values)
+        return Curriculum(plan, journal, config.training.seed, rescore, sharing, values)
     assert sharing is not None
     return CurriculumFollower(plan, sharing, rescore)

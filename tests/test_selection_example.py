@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs" / "selection.md").read_text()
 
 
 def code(language: str) -> list[str]:
-    """The blocks of a language in the section of the example."""
+    """Return the blocks of a language in the section of the example."""
     section = PAGE[PAGE.index("## An example") : PAGE.index("## Limits")]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 

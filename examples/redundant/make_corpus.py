@@ -61,7 +61,7 @@ def multiplicity(draw: random.Random) -> int:
 
 
 def edited(text: str, words: list[str], draw: random.Random) -> str:
-    """A copy in which a few words are others."""
+    """Return a copy in which a few words are others."""
     parts = text.split(" ")
     for place in draw.sample(range(len(parts)), max(1, round(draw.uniform(*EDITED_WORDS) * len(parts)))):
         parts[place] = draw.choice(words)
@@ -69,7 +69,7 @@ def edited(text: str, words: list[str], draw: random.Random) -> str:
 
 
 def copies(texts: Iterator[str], n_bytes: float, words: list[str], draw: random.Random) -> Iterator[Document]:
-    """Groups of copies, of `n_bytes` together: boilerplate first, then documents."""
+    """Return groups of copies, of `n_bytes` together: boilerplate first, then documents."""
     size, number = 0, 0
     while size < n_bytes:
         is_boilerplate = size < BOILERPLATE * n_bytes
@@ -134,7 +134,7 @@ def make(clean: list[str], n_bytes: float | None) -> tuple[list[Document], list[
 
 
 def unique_part(documents: list[Document]) -> list[str]:
-    """The corpus without junk, and with the first of each group of copies."""
+    """Return the corpus without junk, and with the first of each group of copies."""
     groups: set[int] = set()
     kept = []
     for document in documents:

@@ -171,7 +171,7 @@ def _describe_losses(
     seq_length = trained.config.data.seq_length
     per_token = trained.model.config.flops_per_token(seq_length)
     try:
-        plan, _, _ = RunFolder(config.run).plan()
+        plan, _ = RunFolder(config.run).plan()
         training = per_token * seq_length * plan.samples_before(trained.iteration)
     except ValueError:  # weights that no run of ours has trained
         training = None
@@ -195,7 +195,7 @@ def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: Bloc
                 with np.errstate(invalid="ignore"):
                     file.append(losses[0] / losses[1])
 
-        means = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
+        means = evaluate(trained.engine, loader, None, trained.iteration, -1, keep)
     return {
         "split": config.split_in_force,
         "blocks": source.num_blocks,

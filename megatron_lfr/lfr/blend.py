@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.schedule import Phase, largest_remainder
+from megatron_lfr.lfr.phase import Phase, largest_remainder
 from megatron_lfr.lfr.selection import Order, Scores, Selection, has_score, make_order, phase_seed
 from megatron_lfr.lfr.weights import EQUAL, Counting
 
@@ -79,7 +79,7 @@ class Blend:
         filled = 0
         for corpus, quota in enumerate(quotas):
             first, last = self.starts[corpus], self.starts[corpus + 1]
-            local = counting.part(first, last, [self.quotas(count)[corpus] for count in counting.earlier])
+            local = counting.part([(first, last)], [self.quotas(count)[corpus] for count in counting.earlier])
             corpus_seed = _corpus_seed(seed, corpus)
             part, selection = _corpus_order(phase, scores[first:last], quota, corpus_seed, phase_index, local)
             np.add(part, first, out=order[filled : filled + quota], casting="unsafe")

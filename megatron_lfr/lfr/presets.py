@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_lfr.lfr.schedule import Phase, Schedule
+from megatron_lfr.lfr.phase import Phase
+from megatron_lfr.lfr.schedule import Schedule
 
 _LEARN = Phase("learn", 0.40, "share")
 _FOCUS = Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended", weights="perplexity")

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from megatron_lfr.lfr.schedule import Phase
+    from megatron_lfr.lfr.phase import Phase
+    from megatron_lfr.lfr.plan import Plan
 
 Arrays = Mapping[str, npt.NDArray[np.number]]
 """A number for each block, by name: fp32 [n_blocks], or uint32 [n_blocks] for the groups of copies."""
@@ -58,15 +59,16 @@ def used_arrays(phases: Iterable[Phase]) -> list[str]:
     return sorted(name for name in names if name is not None)
 
 
-def check_arrays(phases: Iterable[Phase], arrays: Arrays, n_blocks: int) -> None:
-    """Check that there is a legal array of `n_blocks` numbers for all that phases use; ValueError names phase, array
-    and the first block that is wrong."""
-    for index, phase in enumerate(phases):
+def check_arrays(plan: Plan, arrays: Arrays) -> None:
+    """Check that there is a legal array for all that phases use, with a number for each block of their segment;
+    ValueError names phase, array and the first block that is wrong."""
+    for planned in plan.phases:
+        index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
         try:
             for name, check in (
-                (phase.scored_by, _check_finite),
-                (phase.weighted_by, _check_weights),
-                (phase.grouped_by, _check_groups),
+                (planned.phase.scored_by, _check_finite),
+                (planned.phase.weighted_by, _check_weights),
+                (planned.phase.grouped_by, _check_groups),
             ):
                 if name is not None:
                     check(name, _array(arrays, name, n_blocks))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.schedule import Phase
+from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.weights import EQUAL, Counting
 
 Scores = npt.NDArray[np.float32]
@@ -161,6 +161,15 @@ def _focus(phase: Phase, scores: Scores, factors: Scores | None, samples: int, s
         return _C.shuffle_visits(kept, _pass_seeds(seed, samples, int(kept.sum())), samples=samples), selection
     weigh = _C.order_choice if phase.sampling == "choice" else _C.order_visits
     return weigh(weights, mass, unseen_mass, samples, seed), selection
+
+
+def continue_passes(n_blocks: int, earlier: int, samples: int, seed: int, phase_index: int) -> Order:
+    """Return what `make_order` of a Learn over `n_blocks` blocks would give after the first `earlier` samples."""
+    skipped = earlier // n_blocks
+    rest = earlier - skipped * n_blocks
+    seeds = _pass_seeds(phase_seed(seed, phase_index), earlier + samples, n_blocks)[skipped:]
+    order: Order = _C.permutation(n_blocks, seeds, samples=rest + samples)
+    return order[rest:]
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +13,15 @@ import numpy.typing as npt
 from megatron_lfr.lfr.scores import COPIES, Arrays, is_name, split_score
 
 if TYPE_CHECKING:
-    from megatron_lfr.lfr.schedule import Phase, Plan, PlannedPhase
+    from megatron_lfr.lfr.phase import Phase
+    from megatron_lfr.lfr.plan import PlannedPhase, Segment
 
 Weights = Literal["auto", "uniform", "capped", "perplexity"]
 CountedCopies = Literal["once", "log", "all"]
 NO_WEIGHT = "none"
+T = TypeVar("T", bound=np.generic)
 
 _LARGEST_POWER = 16.0
-_ADDED: dict[str, Any] = {
-    "drop_hardest": 0.0,
-    "explore": 0.0,
-    "weight": NO_WEIGHT,
-    "weight_power": 1.0,
-    "weight_cap": 4.0,
-    "copies": "all",
-}
-"""Fields that the first runs' phases did not have, with the values that mean what those did."""
 
 
 def check_weighting(phase: Phase) -> None:
@@ -61,37 +54,21 @@ def check_weighting(phase: Phase) -> None:
         raise ValueError("phase unit passes: a pass has no length with weight or copies; use epochs, steps or share")
 
 
-def phase_facts(phase: Phase) -> dict[str, Any]:
-    """Return what a run remembers of a phase, so that the phases of runs that use none of the added fields stay as they
-    were."""
-    facts = asdict(phase) | {"weights": phase.weighting}
-    if phase.kind != "focus" or phase.sampling == "passes" or phase.weighting == _first_weights(phase.sampling):
-        del facts["weights"]
-    return {name: value for name, value in facts.items() if name not in _ADDED or value != _ADDED[name]}
-
-
-def remembered_phase(facts: Any) -> Any:
-    """Return the fields of a phase from what a run remembers; what is no mapping stays, for others to refuse."""
-    if not isinstance(facts, Mapping):
-        return facts
-    return {"weights": _first_weights(facts.get("sampling", "passes")), **facts}
-
-
-def as_begun(phases: Sequence[Phase], remembered: Sequence[Any]) -> tuple[Phase, ...]:
-    """Return phases with the weights of a run that was begun with them before weights could be chosen. remembered: what
-    that run remembers of its phases; none before it has begun."""
-    if len(phases) != len(remembered):
+def as_begun(phases: Sequence[Phase], begun: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Return phases with the weights of a run that was begun with them before weights could be chosen. begun: the
+    phases of that run; none before it has begun."""
+    if len(phases) != len(begun):
         return tuple(phases)
     return tuple(
-        replace(phase, weights=_first_weights(phase.sampling))
-        if phase.weights == "auto" and isinstance(facts, Mapping) and "weights" not in facts
+        replace(phase, weights=old.weights)
+        if phase.weights == "auto" and old.weights == first_weights(phase.sampling)
         else phase
-        for phase, facts in zip(phases, remembered, strict=True)
+        for phase, old in zip(phases, begun, strict=True)
     )
 
 
-def _first_weights(sampling: str) -> Weights:
-    """The weights that `sampling` had before they could be chosen."""
+def first_weights(sampling: str) -> Weights:
+    """Return the weights that `sampling` had before they could be chosen."""
     return "auto" if sampling == "passes" else "perplexity"
 
 
@@ -107,20 +84,31 @@ class Counting:
     groups: npt.NDArray[np.uint32] | None = None
     earlier: tuple[int, ...] = ()
 
-    def part(self, first: int, last: int, earlier: Iterable[int]) -> Counting:
-        """Return the same for the blocks from `first` to before `last`."""
-        weights = None if self.weights is None else self.weights[first:last]
-        groups = None if self.groups is None else self.groups[first:last]
+    def part(self, ranges: Sequence[tuple[int, int]], earlier: Iterable[int]) -> Counting:
+        """Return the same for the blocks of some ranges, each from its first block to before its last."""
+        weights = None if self.weights is None else join_ranges(self.weights, ranges)
+        groups = None if self.groups is None else join_ranges(self.groups, ranges)
         return Counting(weights, groups, tuple(earlier))
 
 
 EQUAL = Counting()
 
 
-def count_in(planned: PlannedPhase, plan: Plan, arrays: Arrays) -> Counting:
-    """Return what makes blocks count differently in a phase of a plan, given the arrays that its phases name."""
+def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays) -> Counting:
+    """Return what makes the blocks of a segment count differently in one of its phases, given the arrays that its
+    phases name."""
     phase = planned.phase
     weights = None if phase.weighted_by is None else arrays[phase.weighted_by].view(np.float32)
     groups = None if phase.copies == "all" else arrays[COPIES].view(np.uint32)
-    earlier = [p.samples for p in plan.phases[: planned.index] if p.phase.kind != "focus"]
+    earlier = [
+        other.samples
+        for other in segment.phases
+        if other.index < planned.index and other.phase.kind != "focus" and other.corpora == planned.corpora
+    ]
     return Counting(weights, groups, tuple(earlier))
+
+
+def join_ranges(values: npt.NDArray[T], ranges: Sequence[tuple[int, int]]) -> npt.NDArray[T]:
+    """Return the values of the blocks of some ranges; those of one range are not copied."""
+    parts = [values[first:last] for first, last in ranges]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

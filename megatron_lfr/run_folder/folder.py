@@ -7,6 +7,9 @@ metrics.jsonl          losses, evaluations and phases, one JSON object a line (t
 journal/               the loss of every block at every visit, and what the run is (lfr/journal.py)
 checkpoints/           weights, optimizer and the position in the curriculum (checkpoint/store.py)
 tensorboard/           scalars
+extension.json         only after a kill within an extension (replacing.py)
+deepspeed_config.json  with --deepspeed: a copy of the file of --deepspeed-config
+deepspeed.json         with --deepspeed: what DeepSpeed was given, of that file and of the settings
 lock                   held by the process that trains
 """
 
@@ -16,7 +19,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +30,20 @@ import numpy.typing as npt
 
 from megatron_lfr.data.corpus.block_values import open_values, parse_names
 from megatron_lfr.fileio import lock_file, write_atomic
-from megatron_lfr.lfr import Blend, Plan
+from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.identity import read_arrays, read_plan
-from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.lfr.journal import JournalReader, dump_identity, parse_identity
 from megatron_lfr.run_folder.lineage import Parent, parse_parent
-from megatron_lfr.run_folder.settings import Changes, History, Settings, differences, dump_yaml, located, read_yaml
+from megatron_lfr.run_folder.replacing import current_bytes, finish_replacing, replace_together
+from megatron_lfr.run_folder.settings import (
+    Changes,
+    History,
+    Settings,
+    differences,
+    dump_yaml,
+    located,
+    parse_yaml_file,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,6 +52,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the folder, in run.json. Runs from before it was recorded have this version."""
+DEEPSPEED_COPY = "deepspeed_config.json"
 
 
 class RunFolder:
@@ -99,7 +112,7 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ValueError(f"{self._named}: not a run folder, it has no config.yaml")
         self.check_format()
-        settings = read_yaml(self.config_file)
+        settings = parse_yaml_file(self.config_file, current_bytes(self.path, self.config_file.name))
         if not isinstance(settings, dict):
             raise ValueError(f"{self.config_file}: expected a mapping of flags to values")
         return settings
@@ -108,7 +121,9 @@ class RunFolder:
     def history(self) -> History:
         """Settings of the run from its start. Raises ValueError where the file is damaged."""
         self.check_format()
-        return History.read(self._history_file)
+        if not self._history_file.exists():
+            return History([])
+        return History.parse(self._history_file, current_bytes(self.path, self._history_file.name))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings in force, with the paths of the corpus, the tokenizer and the schedule resolved (see
@@ -134,17 +149,13 @@ class RunFolder:
     def identity(self) -> dict[str, Any]:
         """Read the run's facts from its journal. Raises ValueError where there is no journal, or a damaged one."""
         self.check_format()
-        return self.journal.read_identity()
+        meta = self.journal.meta_file
+        if not meta.exists():
+            return self.journal.read_identity()  # ValueError
+        return parse_identity(meta, current_bytes(self.path, str(meta.relative_to(self.path))))
 
-    def remembered_phases(self) -> list[Any]:
-        """Return the facts of the phases of the run that is here; none where there is none that can be read."""
-        try:
-            return list(self.journal.read_identity()["segments"][0]["schedule"])
-        except (ValueError, OSError, LookupError, TypeError):
-            return []  # whatever is wrong there is named when the run is continued
-
-    def plan(self) -> tuple[Plan, int, Blend]:
-        """Return (plan, seed, blend), from which the run's orders are made; errors as for `identity`."""
+    def plan(self) -> tuple[Plan, int]:
+        """Return (plan, seed), from which the run's orders are made; errors as for `identity`."""
         identity = self.identity()
         try:
             return read_plan(identity)
@@ -223,7 +234,8 @@ class RunFolder:
 
     def write_branch(self, parent: Parent, settings: Settings, history: History) -> None:
         """Make the folder that of a branch: its parent, the `settings` in force, and what they were before."""
-        description = {"format": FORMAT, "parent": dataclasses.asdict(parent)}
+        facts = {name: value for name, value in dataclasses.asdict(parent).items() if value is not None}
+        description = {"format": FORMAT, "parent": facts}
         write_atomic(self._description_file, json.dumps(description, indent=1) + "\n")
         self._write_history(history)
         self.write_config(settings)
@@ -235,20 +247,32 @@ class RunFolder:
         write_atomic(self.config_file, dump_yaml(dict(settings)))
         self.recorded_settings = dict(settings)
 
-    def write_deepspeed(self, settings: Settings) -> None:
-        """Note what DeepSpeed is given."""
+    def write_deepspeed(self, settings: Settings, source: Path) -> None:
+        """Note what DeepSpeed is given, and keep a copy of the file that says so."""
+        write_atomic(self.path / DEEPSPEED_COPY, source.read_text("utf-8"))
         write_atomic(self.path / "deepspeed.json", json.dumps(settings, indent=1) + "\n")
 
-    def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:
+    def write_settings(self, settings: Settings, step: int, defaults: Settings, segments: int) -> None:
         """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
-        again, are dropped from the history. defaults: as for `changes`."""
-        history = self.history.continued(settings, step, Path.cwd(), defaults)
+        again, are dropped from the history. defaults: as for `changes`. segments: the number of the plan's segments."""
+        history = self.history.continued(settings, step, Path.cwd(), defaults, segments)
         self._write_history(history)
         self.write_config(settings)
 
     def _write_history(self, history: History) -> None:
         write_atomic(self._history_file, dump_yaml(history.entries))
         self.history = history
+
+    def write_extension(self, facts: Mapping[str, Any], settings: Settings, history: History) -> None:
+        """Give the run more segments: its `facts`, the `settings` in force and what they were before. A kill at any
+        moment leaves the run as it was, or as it is to be. For the process that holds the folder."""
+        texts = {
+            self.config_file.name: dump_yaml(dict(settings)),
+            self._history_file.name: dump_yaml(history.entries),
+            str(self.journal.meta_file.relative_to(self.path)): dump_identity(facts),
+        }
+        replace_together(self.path, texts)
+        self.recorded_settings, self.history = dict(settings), history
 
     def check_writable(self, tensorboard: Path) -> None:
         """Check that a run can write here, and into `tensorboard`; ValueError or OSError names what is in the way."""
@@ -285,6 +309,7 @@ class RunFolder:
         with lock_file(lock, f"{self._named}: another process is training in this folder"):
             try:
                 self.check_format()
+                finish_replacing(self.path)
                 yield
             except BaseException:
                 if set(self.path.iterdir()) - before == {lock}:

@@ -107,11 +107,11 @@ def test_all_arrangements_of_a_multiset_are_equally_likely() -> None:
 @pytest.mark.parametrize(("n", "cells", "rounds"), [(SEVERAL_BUCKETS, 20, 20), (NESTED_BUCKETS, 500, 2)])
 def test_ids_and_places_are_independent_across_buckets(n: int, cells: int, rounds: int) -> None:
     """Each statistic has (cells - 1)^2 degrees of freedom; too regular an order would be as wrong as a biased one."""
-    place = np.arange(n) * cells // n
+    cell = np.arange(n) * cells // n
     total = 0.0
     for seed in range(rounds):
         block = _C.permutation(n, seed).astype(np.int64) * cells // n
-        table = np.bincount(place * cells + block, minlength=cells * cells)
+        table = np.bincount(cell * cells + block, minlength=cells * cells)
         total += chi_square(table, n / cells**2)
     freedom = rounds * (cells - 1) ** 2
     assert abs(total - freedom) < 5 * np.sqrt(2 * freedom)

@@ -144,17 +144,17 @@ def test_weights_are_raised_capped_and_scaled(values: list[float], power: float,
     assume(weights.any())
     raised = weights.astype(np.float64) ** power
     capped = np.minimum(raised, cap * raised.mean())
-    found = _C.temper_weights(weights, power, cap)
-    assert found == pytest.approx(capped / capped.max(), rel=1e-6, abs=1e-37)
-    assert found.max() == 1
-    assert np.array_equal(found == 0, weights == 0)
+    actual = _C.temper_weights(weights, power, cap)
+    assert actual == pytest.approx(capped / capped.max(), rel=1e-6, abs=1e-37)
+    assert actual.max() == 1
+    assert np.array_equal(actual == 0, weights == 0)
 
 
 def test_the_logarithm_behind_powers_is_exact_over_its_range() -> None:
     weights = np.geomspace(1e-30, 1.0, 200_000).astype(np.float32)
     for threads in (1, 3):
-        found = _C.temper_weights(weights, 0.3, math.inf, threads)
-        assert np.allclose(found, weights.astype(np.float64) ** 0.3, rtol=1e-7, atol=0)
+        actual = _C.temper_weights(weights, 0.3, math.inf, threads)
+        assert np.allclose(actual, weights.astype(np.float64) ** 0.3, rtol=1e-7, atol=0)
 
 
 @given(

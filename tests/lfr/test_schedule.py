@@ -17,7 +17,7 @@ from megatron_lfr import _C
 from megatron_lfr.lfr import PRESETS, Blend, Ledger, Phase, Schedule, preset
 from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import JournalFiles
-from megatron_lfr.lfr.schedule import CLUSTERS
+from megatron_lfr.lfr.phase import CLUSTERS
 
 
 def test_lfr_v1_is_four_epochs_as_the_paper_counts_them() -> None:

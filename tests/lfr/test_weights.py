@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lfr.lfr import Blend, Phase, Schedule, make_order
-from megatron_lfr.lfr.identity import describe_segment, read_plan
-from megatron_lfr.lfr.weights import Counting, as_begun, phase_facts, remembered_phase
+from megatron_lfr.lfr.identity import describe_phase, describe_segments, read_phase, read_plan
+from megatron_lfr.lfr.weights import Counting, as_begun
 from support.order_oracles import kept_by_threshold
 
 Floats = npt.NDArray[np.float32]
@@ -196,12 +196,12 @@ def test_what_does_not_go_together_is_refused(row: dict[str, object], message: s
 def test_what_a_run_remembers_means_the_same_and_stays_as_it_was() -> None:
     first = {"kind": "focus", "duration": 1, "unit": "epochs", "drop": 0.5, "selection": "threshold",
              "sampling": "choice", "score": "detrended", "unseen": "auto", "clusters": 8}  # fmt: skip
-    assert Phase(**remembered_phase(first)).weighting == "perplexity"  # exp(loss) was all there was
-    assert phase_facts(Phase(**remembered_phase(first))) == first
+    assert Phase(**read_phase(first)).weighting == "perplexity"  # exp(loss) was all there was
+    assert describe_phase(Phase(**read_phase(first))) == first
     new = Phase(**first)  # type: ignore[arg-type]
-    assert phase_facts(new) == {**first, "weights": "capped"}
-    assert as_begun([new], [first])[0].weighting == "perplexity"
-    assert as_begun([new], [phase_facts(new)])[0].weighting == "capped"
+    assert describe_phase(new) == {**first, "weights": "capped"}
+    assert as_begun([new], [Phase(**read_phase(first))])[0].weighting == "perplexity"
+    assert as_begun([new], [Phase(**read_phase(describe_phase(new)))])[0].weighting == "capped"
     assert as_begun([new], [])[0].weighting == "capped"
 
 
@@ -214,9 +214,9 @@ def test_plans_are_read_as_they_were_written(data: st.DataObject) -> None:
     rows = [{"kind": "learn", "duration": 1, "copies": copies}, {"kind": "focus", "duration": 1, **more}]
     plan = Schedule.from_dicts(rows).plan(100, 8, 10)
     digests = {"w": "1", "copies": "2"}
-    facts = describe_segment(plan, arrays=digests)
-    read, _, _ = read_plan({"format": 2, "seed": 1, "seq_length": 8, "segments": [facts]})
-    assert describe_segment(read, arrays=digests) == facts
+    facts = describe_segments(plan, digests)
+    read, _ = read_plan({"format": 2, "seed": 1, "seq_length": 8, "segments": facts})
+    assert describe_segments(read, digests) == facts
     for one, other in zip(plan.phases, read.phases, strict=True):
         assert (one.phase.weighting, one.phase.drop_hardest, one.phase.explore, one.phase.weight, one.phase.copies) == (
             other.phase.weighting,

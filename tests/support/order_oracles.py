@@ -93,7 +93,7 @@ def least_mse(values: Sequence[float], k: int) -> float:
 
 
 def least_mse_by_programme(values: Sequence[float], k: int) -> float:
-    """The same by the O(k n^2) dynamic programme, for inputs too large to enumerate."""
+    """Compute the same by the O(k n^2) dynamic programme, for inputs too large to enumerate."""
     ordered = np.sort(np.asarray(values, np.float64))
     n = len(ordered)
 

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def reference(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The losses of a reference model on every training block, as `evaluate` writes them."""
+    """Return the losses of a reference model on every training block, as `evaluate` writes them."""
     folder = tmp_path_factory.mktemp("reference")
     flags = [*tiny_flags(corpus), "--lfr-schedule", "uniform", "--train-epochs", "0.5", "--save", str(folder / "run")]
     assert main(["train", *flags]) == 0

@@ -101,7 +101,7 @@ def hash_values(values: npt.NDArray[np.number]) -> str:
 
 
 def describing(path: Path) -> Path:
-    """The description's name, beside the file it describes."""
+    """Return the description's name, beside the file it describes."""
     return path.with_name(f"{path.name}.json")
 
 
