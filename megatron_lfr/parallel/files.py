@@ -25,7 +25,7 @@ def broadcast_file(path: Path, size: int, writes: bool, group: ProcessGroup | No
         failure: OSError | None = None
         for chunk in _chunks(size):
             if is_source and file is not None:
-                file.readinto(chunk.numpy())  # type: ignore[union-attr]
+                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
             dist.broadcast(chunk, group_src=0, group=group)
             if file is not None and not is_source and failure is None:
                 failure = _try_write(file.fileno(), chunk)
@@ -48,7 +48,7 @@ def send_to_first_rank(path: Path, source: int, group: ProcessGroup | None) -> N
         _pass_on(size, rank, source, group)
         for chunk in _chunks(int(size.item())):
             if rank == source:
-                file.readinto(chunk.numpy())  # type: ignore[union-attr]
+                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
             _pass_on(chunk, rank, source, group)
             if rank == 0 and failure is None:
                 failure = _try_write(file.fileno(), chunk)
@@ -74,7 +74,7 @@ def _pass_on(tensor: Tensor, rank: int, source: int, group: ProcessGroup | None)
 
 def _try_write(descriptor: int, chunk: Tensor) -> OSError | None:
     """Write a chunk. An error is returned, as the other chunks have to be taken before it can be raised."""
-    rest = memoryview(chunk.numpy())
+    rest = chunk.numpy().data
     try:
         while rest:
             rest = rest[os.write(descriptor, rest) :]
