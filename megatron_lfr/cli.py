@@ -17,6 +17,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   commonness   find exact and near copies in a corpus, and what in it is unlike text
   train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
   branch       begin a run that goes on from a saved step of another one
+  extend       give a run one more segment: new blocks, phases, steps or another batch size
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks
   inspect      show the blocks, documents and text behind a step, or the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
@@ -78,6 +79,12 @@ def _branch(argv: Sequence[str]) -> int:
     return branch(argv)
 
 
+def _extend(argv: Sequence[str]) -> int:
+    from megatron_lfr.versions.extend_command import main as extend
+
+    return extend(argv)
+
+
 def _evaluate(argv: Sequence[str]) -> int:
     from megatron_lfr.evaluation.command import main as evaluate
     from megatron_lfr.parallel.launchers import adopt_launcher
@@ -126,6 +133,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "commonness": _commonness,
     "train": _train,
     "branch": _branch,
+    "extend": _extend,
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,

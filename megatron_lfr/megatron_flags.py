@@ -74,11 +74,20 @@ REFUSED: dict[str, RefusedFlag] = {
 TRANSLATED: dict[str, dict[str, str]] = {
     "--attention-backend": {"flash": "auto", "fused": "auto"},
     "--zero-stage": {"0": "no_shard", "1": "optim", "2": "optim_grads", "3": "optim_grads_params"},
+    "--num-key-value-heads": {},
+    "--checkpoint-activations": {"": "full"},
 }
-"""Flags with Megatron's values, and those of ours that they amount to."""
+"""Flags with Megatron's values, and those of ours that they amount to; "" is a flag without a value."""
 
-RENAMED = {"--zero-stage": "--data-parallel-sharding-strategy"}
+RENAMED = {
+    "--zero-stage": "--data-parallel-sharding-strategy",
+    "--num-key-value-heads": "--num-query-groups",
+    "--checkpoint-activations": "--recompute-granularity",
+}
 """Those of TRANSLATED whose setting has another name."""
+
+NEEDS = {"--deepspeed-activation-checkpointing": "--recompute-granularity"}
+"""Accepted flags that ask for something only together with another one, which must be in the argument list."""
 
 
 def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -91,6 +100,7 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     rest: list[str] = []
     notes: list[str] = []
     problems: list[str] = []
+    accepted: list[str] = []
     words = deque(argv)
     while words:
         word = words.popleft()
@@ -98,7 +108,8 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         flag = name.replace("_", "-")
         spec = ACCEPTED.get(flag) or REFUSED.get(flag)
         if flag in TRANSLATED:
-            translated, note = _translate(flag, [value] if equals else _take_values(words, 1))
+            takes_none = "" in TRANSLATED[flag]
+            translated, note = _translate(flag, [value] if equals else [""] if takes_none else _take_values(words, 1))
             rest += translated
             notes += note
             continue
@@ -111,6 +122,9 @@ def strip_megatron_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             problems.append(problem)
         else:
             notes.append(f"{' '.join([flag, *values])}: accepted, {spec.reason}")
+            accepted.append(flag)
+    given = {word.partition("=")[0].replace("_", "-") for word in rest}
+    problems += [f"{flag}: needs {NEEDS[flag]}" for flag in accepted if flag in NEEDS and NEEDS[flag] not in given]
     if problems:
         raise ValueError("\n".join(problems))
     return rest, notes
@@ -122,7 +136,9 @@ def _translate(flag: str, values: list[str]) -> tuple[list[str], list[str]]:
     setting = RENAMED.get(flag, flag)
     shown = "" if setting == flag else f"{setting} "
     notes = [
-        f"{flag} {value}: accepted as {shown}{our}" for value, our in zip(values, ours, strict=True) if value != our
+        f"{flag} {value}".rstrip() + f": accepted as {shown}{our}"
+        for value, our in zip(values, ours, strict=True)
+        if value != our or shown
     ]
     return [setting, *ours], notes
 

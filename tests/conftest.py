@@ -76,6 +76,6 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: among the last, one would leave the other of two processes without work."""
-    order = {name: place for place, name in enumerate(LONGEST)}
+    """Let the longest files come first: among the last, one would leave the other of two processes without work."""
+    order = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get("/".join(item.path.parts[-2:]), len(LONGEST)))

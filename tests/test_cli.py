@@ -99,12 +99,3 @@ def test_preprocess_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]
     assert main(["train", *train]) == 0
     assert "validation at step 10" in capsys.readouterr().out
-
-
-def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text('{"text": "fine"}\n{"text": broken}\n')
-    flags = ["--input", str(path), "--output-prefix", str(tmp_path / "toy"), "--tokenizer", "bytes"]
-    assert main(["preprocess", *flags, "--workers", "1"]) == 2
-    assert f"{path}:2:" in capsys.readouterr().err
-    assert not list(tmp_path.glob("toy*"))

@@ -21,8 +21,8 @@ PAGES = sorted(DOCS.glob("*.md"))
 def python_blocks(page: Path) -> list[tuple[int, str]]:
     """(line of its first statement, code) of each block of Python on a page."""
     text = page.read_text()
-    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
+    matches = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in matches]
 
 
 def test_the_librarys_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

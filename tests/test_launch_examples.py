@@ -39,7 +39,7 @@ def flags(prefixes: list[str], folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(prefixes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """Train a run that nothing happens to."""
     folder = tmp_path_factory.mktemp("reference") / "run"
     train_two_ranks(flags(prefixes, folder), folder.with_name("said"), machines=2)
     return folder

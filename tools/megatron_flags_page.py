@@ -20,11 +20,12 @@ refused with what to give instead. Made by `tools/megatron_flags_page.py` from `
 
 
 def render() -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     parts = [HEAD]
     for (verdict, part), rows in groupby(read_table(), lambda row: (row["verdict"], row["part"])):
         last = "legal values" if verdict == "accepted" else "instead"
-        parts.append(f"\n## {verdict.capitalize()}: {part[0].lower()}{part[1:]}\n\n")
+        subject = part if part == "DeepSpeed" else f"{part[0].lower()}{part[1:]}"
+        parts.append(f"\n## {verdict.capitalize()}: {subject}\n\n")
         parts.append(f"| flags | why | {last} |\n|---|---|---|\n")
         for row in rows:
             what = (
@@ -35,7 +36,7 @@ def render() -> str:
 
 
 def _code(words: str, without: str = "") -> str:
-    """Words in type of their own; `without` where there are none."""
+    """Return the words in type of their own; `without` where there are none."""
     return ", ".join(f"`{word}`" for word in words.split()) or without
 
 

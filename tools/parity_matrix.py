@@ -1,10 +1,11 @@
-"""The same run in every parallel layout: how far losses, gradients, weights, journal and orders are from one process.
+"""Trains one run in every parallel layout, and says how far its losses, weights and orders are from one process.
 
-    python tools/parity_matrix.py [--json OUT.json] [--only TP2,PP2] [--variants all]
+    python tools/parity_matrix.py [--engine deepspeed] [--json OUT.json] [--only TP2,PP2] [--variants all]
 
 Each layout trains a toy Llama through the whole product, on gloo and a CPU: 25 steps of Learn, Focus (a threshold on
 recorded losses), Review, Focus (on rescored losses), Review. The corpus is half easy, half hard, so that the losses on
-both sides of each threshold are far apart. Ranks are started once for each number of them.
+both sides of each threshold are far apart. Ranks are started once for each number of them. With --engine deepspeed, the
+layouts are those of DeepSpeed's stages, and the one process is the native engine.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from megatron_lfr.build import make_corpus, make_plan
+from megatron_lfr.build import make_corpus
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.planning import make_plan
 from megatron_lfr.training.run import train
 
 SEQ_LENGTH = 16
@@ -95,6 +97,40 @@ RESUMED: dict[str, tuple[int, list[str]]] = {
     "DP4 optim_grads_params": (4, [SHARDING, "optim_grads_params"]),
     "TP2 DP2": (4, [TP, "2"]),
 }
+
+
+def _deepspeed_layouts() -> dict[str, tuple[int, list[str], str, dict[str, Any]]]:
+    """Name → (ranks, flags, variant, zero_optimization)."""
+    cpu = {"device": "cpu"}
+    offload = {"offload_optimizer": cpu, "offload_param": cpu}
+    tp, sp = [TP, "2"], [TP, "2", SP]
+    full, selective = "tied, full recomputation", "untied, selective recomputation"
+    rows: list[tuple[str, int, list[str], dict[str, tuple[int, ...]]]] = [
+        ("DP2", 2, [], {"tied": (0, 1, 2, 3), "untied": (1, 3), full: (1, 2, 3), selective: (3,)}),
+        ("TP2", 2, tp, {"tied": (0, 1, 2, 3)}),
+        ("TP2 SP", 2, sp, {"tied": (0, 1, 3), full: (3,)}),
+        ("CP2", 2, [CP, "2"], {"tied": (1, 3)}),
+        ("TP2 DP2", 4, tp, {"tied": (1, 2, 3)}),
+        ("TP2 DP2 SP", 4, sp, {"tied": (1, 2), full: (3,)}),
+    ]
+    layouts = {
+        f"{name}, ZeRO-{stage} ({variant})": (ranks, flags, variant, {"stage": stage})
+        for name, ranks, flags, variants in rows
+        for variant, stages in variants.items()
+        for stage in stages
+    }
+    for stage in (1, 2, 3):
+        zero = {"stage": stage, "offload_optimizer": cpu}
+        layouts[f"DP2, ZeRO-{stage}, optimizer offloaded (tied)"] = (2, [], "tied", zero)
+    layouts["DP2, ZeRO-3, all offloaded (tied)"] = (2, [], "tied", {"stage": 3, **offload})
+    layouts["TP2 DP2, ZeRO-3, all offloaded (tied)"] = (4, tp, "tied", {"stage": 3, **offload})
+    for name, flags in (("DP4", []), ("TP2 DP2", tp)):
+        zero = {"stage": 3, "zero_hpz_partition_size": 2}
+        layouts[f"{name}, ZeRO-3, hpZ of 2 (tied)"] = (4, flags, "tied", zero)
+    return layouts
+
+
+DEEPSPEED = _deepspeed_layouts()
 SAVED_IN = (8, [TP, "2", PP, "2", "--exit-interval", "10"])
 """TP2 PP2 DP2, stopped inside the first Focus, which begins after 9 steps."""
 
@@ -109,7 +145,7 @@ class Case:
 
 
 def write_corpus(folder: Path) -> list[str]:
-    """Prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
+    """Write prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
     rng = np.random.default_rng(5)
     prefixes = []
     for domain in ("easy", "hard"):
@@ -125,7 +161,7 @@ def write_corpus(folder: Path) -> list[str]:
 
 
 def run_flags(prefixes: list[str], folder: Path) -> list[str]:
-    """Flags that all runs share."""
+    """Return the flags that all runs share."""
     schedule = yaml.safe_dump(SCHEDULE, default_flow_style=True, width=10**6).strip()
     return [
         *("--data-path", *prefixes, "--split", "100,0,0", "--seq-length", str(SEQ_LENGTH)),
@@ -153,11 +189,16 @@ def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
     )
+    run_here(cases, Path(folder), prefixes)
+    dist.destroy_process_group()
+
+
+def run_here(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:
+    """Run every case into `folder`/name on the ranks of this process' group; without one, on this process alone."""
     for case in cases:
-        config, _ = parse_run_config([*run_flags(prefixes, Path(folder, case.name)), *case.flags])
+        config, _ = parse_run_config([*run_flags(prefixes, folder / case.name), *case.flags])
         with contextlib.redirect_stdout(io.StringIO()):
             train(config)
-    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -183,7 +224,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_steps(folder: Path) -> npt.NDArray[np.float64]:
-    """[steps, 2]: loss and gradient norm of each step so far."""
+    """Return the loss and gradient norm of each step so far, [steps, 2]."""
     return np.array([(e["last_loss"], e["grad_norm"]) for e in _events(folder) if e["event"] == "train"])
 
 
@@ -192,7 +233,7 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of a checkpoint, put together from the shards of all ranks."""
+    """Return the weights of a checkpoint, put together from the shards of all ranks."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -204,7 +245,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def compare(run: Run, reference: Run) -> dict[str, Any]:
-    """Largest differences: absolute for losses, relative for gradient norms, relative L2 of the worst weight."""
+    """Return the largest differences: absolute of losses, relative of gradient norms, L2 of the worst weight."""
     losses = np.abs(run.steps[:, 0] - reference.steps[:, 0])
     norms = np.abs(run.steps[:, 1] / reference.steps[:, 1] - 1)
     assert run.weights.keys() == reference.weights.keys()
@@ -222,7 +263,7 @@ def compare(run: Run, reference: Run) -> dict[str, Any]:
 
 
 def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[float]:
-    """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
+    """Return, for each Focus of a run, how far the hardest block that it dropped is from the easiest that it kept."""
     config, _ = parse_run_config([*run_flags(prefixes, folder), *flags])
     dataset = make_corpus(config.data)
     plan = make_plan(config, dataset.train.num_blocks)
@@ -252,23 +293,40 @@ def resume_elsewhere(folder: Path, prefixes: list[str], layouts: dict[str, tuple
     run_cases(cases, folder, prefixes)
 
 
-def _print_row(name: str, found: dict[str, Any]) -> None:
-    growth = " ".join(f"{value:.0e}" for value in found["growth"])
+def _print_row(name: str, row: dict[str, Any]) -> None:
+    growth = " ".join(f"{value:.0e}" for value in row["growth"])
     print(
-        f"{name:56s} {found['loss']:.1e} ({growth})  {found['blocks']:.1e}  {found['grad_norm']:.1e}  "
-        f"{found['weights']:.1e}  {'same' if found['same_orders'] else 'OTHER'}",
+        f"{name:56s} {row['loss']:.1e} ({growth})  {row['blocks']:.1e}  {row['grad_norm']:.1e}  "
+        f"{row['weights']:.1e}  {'same' if row['same_orders'] else 'OTHER'}",
         flush=True,
     )
 
 
+def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
+    """Return the runs of DEEPSPEED, or those whose names begin with one of `only`, with their configurations in
+    `folder`. Everything is sharded at stage 3, however small."""
+    cases = []
+    for number, (name, (ranks, flags, variant, zero)) in enumerate(DEEPSPEED.items()):
+        if only and not name.startswith(tuple(only)):
+            continue
+        persistent = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
+        path = folder / f"deepspeed_{number}.json"
+        path.write_text(json.dumps({"zero_optimization": {**zero, **persistent}}))
+        cases.append(Case(name, ranks, ["--deepspeed", "--deepspeed-config", str(path), *flags, *VARIANTS[variant]]))
+    return cases
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="names of layouts, separated by commas")
+    parser.add_argument("--engine", choices=["native", "deepspeed"], default="native")
+    parser.add_argument("--only", help="names of layouts, separated by commas; of DeepSpeed's, how they begin, by ;")
     parser.add_argument("--variants", choices=["all", "tied"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    layouts = {name: LAYOUTS[name] for name in (args.only.split(",") if args.only else LAYOUTS)}
-    variants = VARIANTS if args.variants == "all" else {"tied": []}
+    is_native = args.engine == "native"
+    only = args.only.split("," if is_native else ";") if args.only else []
+    layouts = {name: LAYOUTS[name] for name in only or LAYOUTS} if is_native else {}
+    variants = VARIANTS if args.variants == "all" or not is_native else {"tied": []}
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -279,7 +337,8 @@ def main() -> int:
             for name, (ranks, flags) in layouts.items()
             for variant, more in variants.items()
         ]
-        saved = [] if args.only else [Case("saved", *SAVED_IN)]
+        cases += [] if is_native else deepspeed_cases(folder, only)
+        saved = [Case("saved", *SAVED_IN)] if is_native and not only else []
         run_cases([*references, *cases, *saved], folder, prefixes)
         gaps = threshold_gaps(folder / "tied", prefixes, [])
         print(f"gaps at the thresholds: {', '.join(f'{gap:.3f}' for gap in gaps)}")
@@ -288,7 +347,7 @@ def main() -> int:
             variant = case.name.partition(" (")[2].removesuffix(")")
             results[case.name] = compare(read_run(folder / case.name), read_run(folder / variant))
             _print_row(case.name, results[case.name])
-        if not args.only:
+        if saved:
             resume_elsewhere(folder, prefixes, RESUMED)
             for name in RESUMED:
                 run = read_run(folder / f"resumed in {name}")
@@ -297,8 +356,8 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps({"gaps": gaps, "layouts": results}, indent=1) + "\n")
     held = all(
-        found["loss"] <= 1e-5 and found["blocks"] <= 1e-5 and found["weights"] <= 1e-4 and found["same_orders"]
-        for found in results.values()
+        row["loss"] <= 1e-5 and row["blocks"] <= 1e-5 and row["weights"] <= 1e-4 and row["same_orders"]
+        for row in results.values()
     )
     print(
         "all within the bars: losses and blocks 1e-5, weights 1e-4, orders the same" if held else "NOT within the bars"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import logging
+import io
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch import Tensor, nn
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingLosses, StepLosses
-from megatron_lfr.engine.deepspeed_partitions import MOMENTS, VERSION, make_partitions
+from megatron_lfr.engine.deepspeed_groups import Groups, make_secondary_group
+from megatron_lfr.engine.deepspeed_package import import_deepspeed
+from megatron_lfr.engine.deepspeed_partitions import MOMENTS, make_partitions, set_secondary_group
+from megatron_lfr.engine.deepspeed_weights import Weight, describe_weights
 from megatron_lfr.engine.forward_backward import MicroBatchLoop, model_inputs
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
@@ -26,34 +27,14 @@ from megatron_lfr.model import Llama
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import all_reduce_sum, group_rank
 from megatron_lfr.parallel.flat_shard import FlatShard
-from megatron_lfr.parallel.layers import ShardedWeight
-
-
-def import_deepspeed(on_cpu: bool) -> ModuleType:
-    """DeepSpeed, which is imported where it is used; ValueError where it is not installed."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed wants of one rank without a launcher, too
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else a GPU that is there counts for more than gloo
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ValueError(f"--deepspeed: needs DeepSpeed ({error}): pip install 'megatron-lfr[deepspeed]'") from error
-    if deepspeed.__version__.partition("+")[0] != VERSION:
-        raise ValueError(
-            f"--deepspeed: needs DeepSpeed {VERSION}, of which it reads the partitions, not {deepspeed.__version__}: "
-            "pip install 'megatron-lfr[deepspeed]'"
-        )
-    # It would compile, for minutes, a kernel of inference on a CPU, which training does not call.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    return deepspeed  # type: ignore[no-any-return]
 
 
 class DeepSpeedEngine:
     """Trains a Llama in one stage on this rank's share of each global batch; sizes as for ForwardEngine.
 
-    model: with memory, its weights initialised or to be loaded. settings: what `deepspeed.initialize` is given. The
-    host waits for each step's gradient norm, as DeepSpeed's does.
+    model: on the meta device. settings: what `deepspeed.initialize` is given. seed: that of the initial weights; None
+    leaves them undefined, for a checkpoint to replace. The host waits for each step's gradient norm, as DeepSpeed's
+    does.
     """
 
     def __init__(
@@ -64,28 +45,66 @@ class DeepSpeedEngine:
         settings: Mapping[str, Any],
         *,
         micro_batch_size: int,
+        seed: int | None,
     ) -> None:
         deepspeed = import_deepspeed(parallel.device.type == "cpu")
         self.parallel, self._model, self._clip_grad = parallel, model, config.clip_grad
         self._stage = int(settings["zero_optimization"]["stage"])
-        self._weights = _describe_weights(model)
-        for weight in self._weights:
+        weights, groups = describe_weights(model), Groups(parallel)
+        self._allocate(deepspeed, settings, groups)
+        self._weights = {weight: model.get_parameter(weight.name) for weight in weights}
+        for weight, parameter in self._weights.items():
             # Read by DeepSpeed's norm: parameters without it count on the first tensor-parallel rank alone.
-            weight.parameter.tensor_model_parallel = weight.shard_dim is not None  # type: ignore[attr-defined]
+            parameter.tensor_model_parallel = weight.shard_dim is not None  # type: ignore[attr-defined]
             if weight.shard_dim is None and model.tp.sequence:  # each rank has seen some of the tokens only
-                weight.parameter.register_hook(lambda grad: all_reduce_sum(grad, parallel.tensor_group))  # type: ignore[no-untyped-call]
-        parameters = [weight.parameter for weight in self._weights]
-        optimizer = build_optimizer(config, parameters, [p.ndim >= 2 for p in parameters])
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=copy.deepcopy(dict(settings)),
-            mpu=_Groups(parallel),
-            dist_init_required=False,
-        )
+                parameter.register_hook(lambda grad: all_reduce_sum(grad, parallel.tensor_group))  # type: ignore[no-untyped-call]
+        optimizer = build_optimizer(config, list(self._weights.values()), [weight.is_matrix for weight in weights])
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what memory it uses, for one of its optimizers
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=copy.deepcopy(dict(settings)),
+                mpu=groups,
+                dist_init_required=False,
+            )
         self._partitions = make_partitions(self._engine.optimizer, self._stage)
         self._loop = MicroBatchLoop(self._engine, micro_batch_size, _Boundaries(self._engine, parallel))
         self.eval_rows = micro_batch_size * parallel.data_parallel_size
+        if seed is not None:
+            self._init_weights(seed)
+
+    def _allocate(self, deepspeed: Any, settings: Mapping[str, Any], groups: Groups) -> None:
+        """Give the model memory. At stage 3, DeepSpeed shards each weight before the next one gets any."""
+        device = self.parallel.device
+        if settings.get("bf16", {}).get("enabled"):
+            for parameter in self._model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        if self._stage < 3:
+            self._model.empty_on(device)
+            return
+        size = settings["zero_optimization"].get("zero_hpz_partition_size", 1)
+        secondary = make_secondary_group(self.parallel, size)
+        set_secondary_group(secondary)
+
+        def shard(module: nn.Module) -> None:
+            if next(module.parameters(recurse=False), None) is not None:
+                deepspeed.zero.Init(
+                    module=module,
+                    data_parallel_group=groups.get_data_parallel_group(),
+                    config_dict_or_path=copy.deepcopy(dict(settings)),
+                    mpu=groups,
+                    zero_param_parallel_group=secondary,
+                )
+
+        self._model.empty_on(device, then=shard)
+
+    def _init_weights(self, seed: int) -> None:
+        """Draw the initial weights: each rank draws no more than what it holds, in fp32."""
+        for name, view in self.weights().items():
+            assert isinstance(view, FlatShard)
+            for start, part in view.pieces.items():
+                self._model.init_part(name.removeprefix("model."), part, start, seed)
+        self.loaded()
 
     @property
     def vocab_size(self) -> int:
@@ -112,8 +131,8 @@ class DeepSpeedEngine:
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.weights()
-        for weight in self._weights:
-            tensors[f"optimizer.{weight.name}.step"] = self._partitions.step_count(weight.parameter)
+        for weight, parameter in self._weights.items():
+            tensors[f"optimizer.{weight.name}.step"] = self._partitions.step_count(parameter)
             for moment in MOMENTS:
                 tensors[f"optimizer.{weight.name}.{moment}"] = self._view(weight, moment)
         return tensors
@@ -124,8 +143,8 @@ class DeepSpeedEngine:
     def loaded(self) -> None:
         self._partitions.loaded()
 
-    def _view(self, weight: _Weight, moment: str | None = None) -> Tensor:
-        flat, start = self._partitions.part(weight.parameter, moment)
+    def _view(self, weight: Weight, moment: str | None = None) -> Tensor:
+        flat, start = self._partitions.part(self._weights[weight], moment)
         return FlatShard(flat, start, weight.local_shape, weight.full_shape, weight.origin)
 
     def _valid_tokens(self, batch: Batch) -> Tensor:
@@ -141,13 +160,9 @@ class DeepSpeedEngine:
 
     def _step_replicated(self) -> float:
         """The same for ZeRO-0, where DeepSpeed takes a gradient as it is: no norm, no clipping, no check."""
-        grads = [w.parameter.grad for w in self._weights if w.parameter.grad is not None]
+        grads = {w: parameter.grad for w, parameter in self._weights.items() if parameter.grad is not None}
         first = group_rank(self.parallel.tensor_group) == 0
-        counted = [
-            w.parameter.grad
-            for w in self._weights
-            if w.parameter.grad is not None and (first or w.shard_dim is not None)
-        ]
+        counted = [grad for weight, grad in grads.items() if first or weight.shard_dim is not None]
         squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
         dist.all_reduce(squares, group=self.parallel.tensor_group)
         norm = math.sqrt(float(squares))
@@ -155,36 +170,9 @@ class DeepSpeedEngine:
             self._engine.optimizer.zero_grad()
             return norm
         if self._clip_grad:
-            torch._foreach_mul_(grads, min(1.0, self._clip_grad / (norm + 1e-6)))
+            torch._foreach_mul_(list(grads.values()), min(1.0, self._clip_grad / (norm + 1e-6)))
         self._engine.step()
         return norm
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """A parameter, and how this rank's slice of it fits into the whole."""
-
-    name: str
-    parameter: torch.nn.Parameter
-    shard_dim: int | None
-    """The dimension that the tensor-parallel ranks share; None: each holds all of it."""
-    local_shape: tuple[int, ...]
-    full_shape: tuple[int, ...]
-    origin: tuple[int, ...]
-
-
-def _describe_weights(model: Llama) -> list[_Weight]:
-    modules = dict(model.named_modules())
-    weights = []
-    for name, parameter in model.named_parameters():
-        module = modules[name.rpartition(".")[0]]
-        dim = module.shard_dim if isinstance(module, ShardedWeight) else None
-        full, origin = list(parameter.shape), [0] * parameter.ndim
-        if dim is not None:
-            full[dim] *= model.tp.size
-            origin[dim] = model.tp.rank * parameter.shape[dim]
-        weights.append(_Weight(name, parameter, dim, tuple(parameter.shape), tuple(full), tuple(origin)))
-    return weights
 
 
 @dataclass
@@ -220,36 +208,3 @@ def _sum_over_ranks(value: Tensor, parallel: ParallelState) -> Tensor:
     total = value.clone() if parallel.reports_losses else torch.zeros_like(value)
     dist.all_reduce(total)
     return total
-
-
-class _Groups:
-    """The ranks around this one, as DeepSpeed asks for them: it counts those that share a sequence, which hold the same
-    weights, among the data-parallel ones."""
-
-    def __init__(self, parallel: ParallelState) -> None:
-        self._tensor = parallel.tensor_group
-        self._data: ProcessGroup = parallel.mesh.get_group(
-            "replicate" if parallel.config.sharding == "no_shard" else "shard"
-        )
-
-    def get_model_parallel_group(self) -> ProcessGroup:
-        return self._tensor
-
-    def get_model_parallel_rank(self) -> int:
-        return self._tensor.rank()
-
-    def get_model_parallel_world_size(self) -> int:
-        return self._tensor.size()
-
-    get_tensor_model_parallel_group = get_model_parallel_group
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-
-    def get_data_parallel_group(self) -> ProcessGroup:
-        return self._data
-
-    def get_data_parallel_rank(self) -> int:
-        return self._data.rank()
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._data.size()

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-VERSION = "0.19.8"
-"""Of DeepSpeed, as in setup.py."""
+from megatron_lfr.engine.deepspeed_package import VERSION
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -22,12 +23,12 @@ class Partitions(Protocol):
     """This rank's parts of the weights and of AdamW's state."""
 
     def part(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int]:
-        """(1-D view of this rank's elements of the fp32 weight or of one of its moments, the index of the first in the
-        row-major weight); an empty view where there are none."""
+        """Return (1-D view of this rank's elements of the fp32 weight or of one of its moments, the index of the first
+        in the row-major weight); an empty view where there are none."""
         ...
 
     def step_count(self, parameter: nn.Parameter) -> Tensor:
-        """The number of AdamW's steps: an fp32 scalar, which several parameters may share."""
+        """Return the number of AdamW's steps: an fp32 scalar, which several parameters may share."""
         ...
 
     def loaded(self) -> None:
@@ -36,14 +37,25 @@ class Partitions(Protocol):
 
 
 def make_partitions(optimizer: Any, stage: int) -> Partitions:
-    """The parts behind `engine.optimizer` of a ZeRO stage."""
+    """Make the view of what `engine.optimizer` of a ZeRO stage holds. ValueError names what DeepSpeed lacks."""
     if stage == 0:
         return Replicated(optimizer)
-    return ShardedParameters(optimizer) if stage == 3 else FlatGroups(optimizer)
+    if stage == 3:
+        return ShardedParameters(optimizer)
+    return Bf16Groups(optimizer) if hasattr(optimizer, Bf16Groups.FLATS) else FlatGroups(optimizer)
+
+
+def set_secondary_group(group: ProcessGroup | None) -> None:
+    """Let ZeRO-3 keep a second copy of the weights on the ranks of a group, or on none; it remembers the group of an
+    earlier engine."""
+    from deepspeed.utils import groups
+
+    _require(groups, "_ZERO_PARAM_INTRA_PARALLEL_GROUP")
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = group
 
 
 class Replicated:
-    """ZeRO-0: every rank holds everything, in AdamW itself."""
+    """ZeRO-0, where every rank holds everything, in AdamW itself."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._state = optimizer.state
@@ -62,22 +74,26 @@ class Replicated:
 
 
 class FlatGroups:
-    """ZeRO-1 and 2: the weights of each parameter group are one flat buffer, of which each rank holds a range."""
+    """ZeRO-1 and 2, where the weights of each parameter group are one flat buffer, of which each rank holds a range."""
+
+    FLATS, WEIGHTS = "single_partition_of_fp32_groups", "bit16_groups"
+    """Names of this rank's ranges and of the groups' weights."""
 
     def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-        flats = optimizer.single_partition_of_fp32_groups
-        self._state = optimizer.optimizer.state
+        names = (self.FLATS, self.WEIGHTS, "_lazy_init_hp_params_optimizer_state", "update_lp_params", "optimizer")
+        _require(optimizer, *names)
+        self._optimizer, self._state = optimizer, optimizer.optimizer.state
+        flats, groups = getattr(optimizer, self.FLATS), getattr(optimizer, self.WEIGHTS)
         _create_state(self._state, flats)
         optimizer._lazy_init_hp_params_optimizer_state()  # it would do so after a step, of the first group alone
-        self._flat = {
-            parameter: flat for group, flat in zip(optimizer.bit16_groups, flats, strict=True) for parameter in group
-        }
+        self._flat = {parameter: flat for group, flat in zip(groups, flats, strict=True) for parameter in group}
 
     def part(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int]:
+        _require(parameter, "_hp_mapping")
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             return self._flat[parameter].detach()[:0], 0
+        _require(mapping, "get_hp_fragment", "lp_fragment_address")
         return mapping.get_hp_fragment(moment).detach(), mapping.lp_fragment_address.start
 
     def step_count(self, parameter: nn.Parameter) -> Tensor:
@@ -88,14 +104,31 @@ class FlatGroups:
         self._optimizer.update_lp_params()
 
 
+class Bf16Groups(FlatGroups):
+    """ZeRO-1 with weights in bf16, for which DeepSpeed has an optimizer apart, with other names."""
+
+    FLATS, WEIGHTS = "fp32_groups_flat_partition", "bf16_groups"
+
+
 class ShardedParameters:
-    """ZeRO-3: each weight is cut into equal ranges, the last ones padded."""
+    """ZeRO-3, where each weight is cut into equal ranges, the last ones padded."""
 
     def __init__(self, optimizer: Any) -> None:
+        _require(
+            optimizer,
+            "fp32_partitioned_groups_flat",
+            "_get_fp32_opt_state_partition",
+            "_get_param_partition_rank",
+            "_reassign_or_swap_out_partitioned_parameters",
+            "persistent_parameters",
+            "invalidate_secondary_tensor",
+            "optimizer",
+        )
         self._optimizer = optimizer
         _create_state(optimizer.optimizer.state, optimizer.fp32_partitioned_groups_flat)
 
     def part(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int]:
+        _require(parameter, "ds_numel")
         part, _ = self._partition(parameter, moment)
         start = part.numel() * self._optimizer._get_param_partition_rank(parameter)
         size: int = parameter.ds_numel  # type: ignore[attr-defined]
@@ -110,15 +143,28 @@ class ShardedParameters:
         optimizer = self._optimizer
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        if optimizer.persistent_parameters:  # the small ones, which every rank holds besides
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+        if small := optimizer.persistent_parameters:  # every rank holds them besides, and gathers those that it lacks
+            small[0].partition(small)
+            small[0].all_gather(small)
         optimizer.invalidate_secondary_tensor()
 
     def _partition(self, parameter: nn.Parameter, moment: str | None) -> tuple[Tensor, int]:
-        found: tuple[Tensor, int] = self._optimizer._get_fp32_opt_state_partition(
+        """Return this rank's range with its padding, and the number of its group."""
+        partition: tuple[Tensor, int] = self._optimizer._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=moment
         )
-        return found
+        return partition
+
+
+def _require(of: Any, *names: str) -> None:
+    """ValueError names what is missing of what the pinned version has."""
+    for name in names:
+        if not hasattr(of, name):
+            kind = of.__name__ if hasattr(of, "__name__") else type(of).__name__
+            raise ValueError(
+                f"--deepspeed: DeepSpeed's {kind} has no {name}, which version {VERSION} has and checkpoints need; "
+                "install it anew: pip install --force-reinstall 'megatron-lfr[deepspeed]'"
+            )
 
 
 def _create_state(state: Any, parts: Iterable[Tensor]) -> None:

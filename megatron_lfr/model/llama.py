@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -110,18 +111,38 @@ class Llama(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Draw this rank's part of the initial weights from a normal distribution, whose standard deviation is divided
         by √(2 · layers) where a layer writes into the residual stream."""
-        std = self.config.init_method_std
         for name, module in self.named_modules():
             if isinstance(module, ShardedWeight):
-                adds = isinstance(module, RowParallelLinear)
-                scale = 1 / math.sqrt(2 * self.config.num_layers) if adds else 1.0
-                module.init_normal(f"{name}.weight", seed, std * scale)
+                module.init_normal(f"{name}.weight", seed, self._init_std(module))
             elif isinstance(module, RMSNorm):
                 local_rows(module.weight)[0].fill_(1.0)
 
-    def empty_on(self, device: torch.device) -> None:
-        """Allocate memory on a device for a model that was made on the meta device. The weights are undefined."""
-        self.to_empty(device=device)
+    @torch.no_grad()
+    def init_part(self, name: str, part: Tensor, start: Sequence[int], seed: int) -> None:
+        """Draw a part of an initial weight, with the values that `init_weights` gives it: `part`, fp32, is the
+        rectangle of the full weight whose first element is at `start`."""
+        module = self.get_submodule(name.removesuffix(".weight"))
+        if isinstance(module, ShardedWeight):
+            module.init_part(part, start, name, seed, self._init_std(module))
+        else:
+            assert isinstance(module, RMSNorm)
+            part.fill_(1.0)
+
+    def _init_std(self, module: ShardedWeight) -> float:
+        scale = 1 / math.sqrt(2 * self.config.num_layers) if isinstance(module, RowParallelLinear) else 1.0
+        return self.config.init_method_std * scale
+
+    def empty_on(self, device: torch.device, then: Callable[[nn.Module], object] | None = None) -> None:
+        """Allocate memory on a device for a model that was made on the meta device. The weights are undefined.
+
+        then: is called with each module as soon as it has memory, before the next one gets any.
+        """
+        if then is None:
+            self.to_empty(device=device)
+        else:
+            for module in self.modules():
+                module.to_empty(device=device, recurse=False)
+                then(module)
         for buffer, table in zip((self.rope_cos, self.rope_sin), rope_tables(self.config), strict=True):
             buffer.copy_(table)
 

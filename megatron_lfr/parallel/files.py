@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -20,15 +21,15 @@ def broadcast_file(path: Path, size: int, writes: bool, group: ProcessGroup | No
     all ranks where one cannot read or write it."""
     is_source = ranks.rank(group) == 0
     with ranks.failing_together(group):
-        file = path.open("rb" if is_source else "wb") if is_source or writes else None
+        file = FileIO(path, "rb" if is_source else "wb") if is_source or writes else None
     with ranks.failing_together(group):
         failure: OSError | None = None
         for chunk in _chunks(size):
-            if is_source and file is not None:
-                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
+            if is_source and file is not None and failure is None:
+                failure = _try_read(file, chunk)
             dist.broadcast(chunk, group_src=0, group=group)
             if file is not None and not is_source and failure is None:
-                failure = _try_write(file.fileno(), chunk)
+                failure = _try_write(file, chunk)
         if file is not None:
             file.close()
         if failure is not None:
@@ -39,7 +40,7 @@ def send_to_first_rank(path: Path, source: int, group: ProcessGroup | None) -> N
     """Write the file that rank `source` has under `path` on rank 0. Collective; errors as for `broadcast_file`."""
     rank = ranks.rank(group)
     with ranks.failing_together(group):
-        file = path.open("rb" if rank == source else "wb") if rank in (0, source) else None
+        file = FileIO(path, "rb" if rank == source else "wb") if rank in (0, source) else None
     with ranks.failing_together(group):
         if file is None:
             return
@@ -47,11 +48,11 @@ def send_to_first_rank(path: Path, source: int, group: ProcessGroup | None) -> N
         size = torch.tensor([path.stat().st_size])
         _pass_on(size, rank, source, group)
         for chunk in _chunks(int(size.item())):
-            if rank == source:
-                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
+            if rank == source and failure is None:
+                failure = _try_read(file, chunk)
             _pass_on(chunk, rank, source, group)
             if rank == 0 and failure is None:
-                failure = _try_write(file.fileno(), chunk)
+                failure = _try_write(file, chunk)
         if rank == 0 and failure is None:
             os.fsync(file.fileno())
         file.close()
@@ -72,12 +73,26 @@ def _pass_on(tensor: Tensor, rank: int, source: int, group: ProcessGroup | None)
         dist.recv(tensor, group_src=source, group=group)
 
 
-def _try_write(descriptor: int, chunk: Tensor) -> OSError | None:
-    """Write a chunk. An error is returned, as the other chunks have to be taken before it can be raised."""
-    rest = chunk.numpy().data
+def _try_read(file: FileIO, chunk: Tensor) -> OSError | None:
+    """Read a chunk. An error is returned, as the other chunks have to be sent before it can be raised."""
+    rest = memoryview(chunk.numpy().data)
     try:
         while rest:
-            rest = rest[os.write(descriptor, rest) :]
+            count = file.readinto(rest)
+            if not count:
+                return OSError(f"{file.name!s}: has become shorter while it was read")
+            rest = rest[count:]
+    except OSError as error:
+        return error
+    return None
+
+
+def _try_write(file: FileIO, chunk: Tensor) -> OSError | None:
+    """Write a chunk. An error is returned, as the other chunks have to be taken before it can be raised."""
+    rest = memoryview(chunk.numpy().data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
     except OSError as error:
         return error
     return None

@@ -8,6 +8,7 @@ by tokens. Weights are cast to the input's dtype where they are used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,15 +76,20 @@ class ShardedWeight(nn.Module):
 
     @torch.no_grad()
     def init_normal(self, name: str, seed: int, std: float) -> None:
-        """Draw this rank's part of the initial weight, N(0, std²) from (seed, name). The full weight is the same in
-        every layout; padding becomes zero."""
+        """Draw this rank's part of the initial weight, as `init_part` does."""
         local, first = local_rows(self.weight)
         start = [first, 0]
         start[self.shard_dim] += self.tp.rank * self.weight.shape[self.shard_dim]
+        self.init_part(local, start, name, seed, std)
+
+    @torch.no_grad()
+    def init_part(self, part: Tensor, start: Sequence[int], name: str, seed: int, std: float) -> None:
+        """Draw `part`, fp32, a rectangle of the initial weight whose first row and column are `start`: N(0, std²) from
+        (seed, name). The full weight is the same in every layout; padding becomes zero."""
         rows, columns = (max(0, size - offset) for size, offset in zip(self.full_shape, start, strict=True))
-        fill_normal(local[:rows, :columns], std, seed=seed, name=name, first_row=start[0], first_column=start[1])
-        local[rows:].zero_()
-        local[:, columns:].zero_()
+        fill_normal(part[:rows, :columns], std, seed=seed, name=name, first_row=start[0], first_column=start[1])
+        part[rows:].zero_()
+        part[:, columns:].zero_()
 
 
 def local_rows(weight: Tensor) -> tuple[Tensor, int]:

@@ -59,10 +59,10 @@ def test_hosts_need_not_share_a_file_system(folder: Path) -> None:
 
 
 def test_one_rank_reads_whole_tensors_of_what_two_saved(folder: Path) -> None:
-    found = CheckpointStore(folder / "save_and_load", keep=None).newest_complete()
-    assert found is not None
+    checkpoint = CheckpointStore(folder / "save_and_load", keep=None).newest_complete()
+    assert checkpoint is not None
     target = {name: torch.zeros_like(tensor) for name, tensor in cases.full_tensors().items()}
-    found.load_into(target)
+    checkpoint.load_into(target)
     for name, tensor in cases.full_tensors().items():
         assert torch.equal(target[name], tensor), name
 
@@ -81,9 +81,9 @@ def test_two_ranks_read_what_one_saved(folder: Path) -> None:
     ],
 )
 def test_an_error_on_one_rank_is_raised_on_both(folder: Path, case: str, message: str) -> None:
-    for found in found_in(folder, "errors_on_one_rank"):
-        assert message in found[case]
-        assert found[case].count("Errno") <= 1
+    for report in found_in(folder, "errors_on_one_rank"):
+        assert message in report[case]
+        assert report[case].count("Errno") <= 1
 
 
 def test_a_stop_on_one_rank_is_both_ranks(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_stop_on_one_rank_is_both_ranks(folder: Path) -> None:
 
 
 def test_a_failed_save_of_two_ranks_leaves_the_old_checkpoint(folder: Path) -> None:
-    assert [found["newest"] for found in found_in(folder, "errors_on_one_rank")] == [1, 1]
+    assert [report["newest"] for report in found_in(folder, "errors_on_one_rank")] == [1, 1]
     assert names(folder / "errors_on_one_rank") == ["iter_0000001", "latest_checkpointed_iteration.txt"]
 
 

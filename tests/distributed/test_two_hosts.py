@@ -39,7 +39,7 @@ def flags(prefixes: list[str], folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(prefixes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run in one process."""
+    """Return the folder of the run in one process."""
     folder = tmp_path_factory.mktemp("reference")
     case = matrix.Case("run", 1, flags(prefixes, folder / "run")[len(matrix.run_flags(prefixes, folder)) :])
     matrix.run_cases([case], folder, prefixes)

@@ -47,8 +47,8 @@ VERDICTS: dict[str, list[str]] = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """By rank, what each case found."""
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """By rank, what each case printed."""
     folder = tmp_path_factory.mktemp("doctor")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -58,9 +58,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_a_planted_fault_is_the_verdict(name: str, found: list[dict[str, Any]]) -> None:
-    said, problems = found[0][name]["said"], VERDICTS[name]
-    assert [rank[name]["code"] for rank in found] == [1 if problems else 0] * doctor_cases.NODES
+def test_a_planted_fault_is_the_verdict(name: str, printed: list[dict[str, Any]]) -> None:
+    said, problems = printed[0][name]["said"], VERDICTS[name]
+    assert [rank[name]["code"] for rank in printed] == [1 if problems else 0] * doctor_cases.NODES
     _, verdict, listed = said.rpartition("verdict: ")
     assert verdict, said
     first, *lines = listed.splitlines()
@@ -71,8 +71,8 @@ def test_a_planted_fault_is_the_verdict(name: str, found: list[dict[str, Any]]) 
     assert len(lines) == len(problems), lines
     for number, (line, problem) in enumerate(zip(lines, problems, strict=True), start=1):
         assert re.fullmatch(rf"{number}\. {problem}", line), line
-    assert [rank[name]["said"] for rank in found[1:]] == [""] * (doctor_cases.NODES - 1)
-    assert [rank[name]["left"] for rank in found] == [[]] * doctor_cases.NODES
+    assert [rank[name]["said"] for rank in printed[1:]] == [""] * (doctor_cases.NODES - 1)
+    assert [rank[name]["left"] for rank in printed] == [[]] * doctor_cases.NODES
 
 
 @given(st.integers(2, 9), st.sets(st.integers(0, 8)), st.data())
@@ -102,8 +102,8 @@ def test_slow_nodes_and_paths(count: int, slow: set[int], data: st.DataObject) -
     assert len(links.speeds) <= 2 * count
 
 
-def test_everything_is_shown(found: list[dict[str, Any]]) -> None:
-    said = found[0]["measured"]["said"]
+def test_everything_is_shown(printed: list[dict[str, Any]]) -> None:
+    said = printed[0]["measured"]["said"]
     assert "4 ranks, started by RANK and WORLD_SIZE" in said
     for rank in range(4):
         assert re.search(rf"│ +{rank} │ node{rank} │ cpu ", said), said

@@ -97,7 +97,7 @@ def test_another_layout_makes_other_groups_of_the_same_ranks() -> None:
 
 def layouts(world_size: int) -> list[ParallelConfig]:
     """Every layout of `world_size` ranks that is legal."""
-    found = []
+    configs = []
     sizes = itertools.product((1, 2, 4), (1, 2, 4), (1, 2), (1, 2))
     for (tensor, pipeline, context, copies), strategy in itertools.product(sizes, STRATEGIES):
         config = ParallelConfig(
@@ -111,8 +111,8 @@ def layouts(world_size: int) -> list[ParallelConfig]:
             config.validate(world_size)
         except ValueError:
             continue
-        found.append(config)
-    return found
+        configs.append(config)
+    return configs
 
 
 def test_the_mesh_of_every_layout() -> None:
@@ -271,12 +271,12 @@ def test_each_rank_draws_its_slice_of_the_initial_weight(ranks: int, shard_dim: 
             layer.weight.fill_(7.0)
         layer.init_normal("layer.weight", 1, 0.5)
         parts.append(layer.weight.detach())
-    whole = torch.cat(parts, shard_dim)
+    joined = torch.cat(parts, shard_dim)
     expected = torch.empty(shape)
     fill_normal(expected, 0.5, seed=1, name="layer.weight")
-    assert torch.equal(whole[:13, :9], expected)
-    assert whole[13:].count_nonzero() == whole[:, 9:].count_nonzero() == 0
-    assert whole.shape[shard_dim] == padded
+    assert torch.equal(joined[:13, :9], expected)
+    assert joined[13:].count_nonzero() == joined[:, 9:].count_nonzero() == 0
+    assert joined.shape[shard_dim] == padded
 
 
 def test_a_vocabulary_must_spread_over_the_ranks() -> None:

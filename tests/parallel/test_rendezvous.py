@@ -21,7 +21,7 @@ RANKS = 3
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
-    """A launcher's store, and its environment."""
+    """Start a launcher's store, and set its environment."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))

@@ -6,27 +6,38 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import parity_matrix as matrix
 import torch
 import torch.distributed as dist
 
-from megatron_lfr.engine import build_stages
+from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.config import RunConfig
+from megatron_lfr.config.deepspeed_given import fill
+from megatron_lfr.config.deepspeed_stated import STRATEGIES
+from megatron_lfr.config.training import TrainingConfig
+from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
-from megatron_lfr.parallel import initialize
+from megatron_lfr.parallel import ParallelConfig, initialize
 from megatron_lfr.parallel.flat_shard import FlatShard
+from support import deepspeed_memory
 from support.engine_cases import (
     ADAMW,
     CP,
     RATES,
+    ROWS,
     SEED,
     SHARDING,
     TOY,
     TP,
+    TP2_SP,
     Errors,
     Layout,
     changed,
@@ -36,41 +47,36 @@ from support.engine_cases import (
     share_of,
     step_errors,
 )
-from support.engine_oracle import Oracle
+from support.engine_oracle import GlobalBatch, Oracle
 from support.waiting import LIMIT
 
-STRATEGIES = ("no_shard", "optim", "optim_grads", "optim_grads_params")
+MODEL = dataclasses.replace(TOY, num_layers=2)
 
 
-def settings(stage: int, clip_grad: float, **zero: Any) -> dict[str, Any]:
-    """What DeepSpeed is given; small buckets, and nothing kept whole at stage 3."""
+def settings(stage: int, adamw: OptimizerConfig, bf16: bool = False, **zero: Any) -> dict[str, Any]:
+    """Return what DeepSpeed is given; small buckets, and nothing kept whole at stage 3."""
     sizes = {"reduce_bucket_size": 500, "allgather_bucket_size": 500} if stage else {}
     if stage == 3:
-        sizes |= {"stage3_param_persistence_threshold": 0, "sub_group_size": 3000}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip_grad if stage else 0.0,
-        "steps_per_print": None,
-        "zero_optimization": {"stage": stage, **sizes, **zero},
-        "zero_allow_untested_optimizer": True,
-    }
+        sizes = {"reduce_bucket_size": 2000, "stage3_param_persistence_threshold": 0, "sub_group_size": 3000}
+    config = RunConfig(
+        optimizer=adamw,
+        training=TrainingConfig(bf16=bf16),
+        parallel=ParallelConfig(data_parallel_sharding_strategy=STRATEGIES[stage]),  # type: ignore[arg-type]
+    )
+    return fill({"zero_optimization": {**sizes, **zero}}, config)
 
 
 def make_engine(
-    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, seed: int = SEED, **zero: Any
+    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, seed: int | None = SEED, **zero: Any
 ) -> DeepSpeedEngine:
     parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
-    (model,) = build_stages(TOY, parallel, compute_dtype=zero.pop("compute_dtype", torch.float32))
-    model.empty_on(parallel.device)
-    model.init_weights(seed)
-    return DeepSpeedEngine(
-        model, adamw, parallel, settings(stage, adamw.clip_grad, **zero), micro_batch_size=layout.micro_batch
-    )
+    (model,) = build_stages(MODEL, parallel)
+    given = settings(stage, adamw, **zero)
+    return DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=layout.micro_batch, seed=seed)
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, fp64, from all ranks; each element must come from somewhere, and be equal everywhere."""
+    """Return all of a tensor, fp64, from all ranks; each element must come from somewhere, and be equal everywhere."""
     assert isinstance(tensor, FlatShard)
     sums, counts = torch.zeros(2, *tensor.shape, dtype=torch.float64)
     for at, piece in tensor.pieces.items():
@@ -91,15 +97,15 @@ def weight_error(engine: DeepSpeedEngine, oracle: Oracle) -> float:
 
 
 def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """The bits of this rank's part of all that training continues from."""
+    """Return the bits of this rank's part of all that training continues from."""
     local = {n: t.flat if isinstance(t, FlatShard) else t for n, t in engine.tensors().items()}
     return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
 
 
 def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: Any) -> Errors:
     """Train and evaluate, and compare each step and the weights after it."""
-    engine, oracle = make_engine(layout, stage, adamw, **zero), Oracle(TOY, SEED, adamw)
-    errors: Errors = {}
+    engine, oracle = make_engine(layout, stage, adamw, **zero), Oracle(MODEL, SEED, adamw)
+    errors: Errors = {"initial weights": weight_error(engine, oracle)}
     batches = make_batches()
     for number, (batch, lr) in enumerate(zip(batches, RATES, strict=True)):
         before = snapshot(engine)
@@ -111,10 +117,10 @@ def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: A
     return errors
 
 
-def not_finite(layout: Layout, stage: int) -> Errors:
-    """The last data-parallel rank has a mask that is no number: all leave the step out, and the next is right."""
+def not_finite(layout: Layout, stage: int, **zero: Any) -> Errors:
+    """Give the last data-parallel rank a mask that is no number: all leave the step out, and the next is right."""
     first, second, _ = make_batches()
-    engine, oracle = make_engine(layout, stage), Oracle(TOY, SEED, ADAMW)
+    engine, oracle = make_engine(layout, stage, **zero), Oracle(MODEL, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])
     errors = step_errors(output, oracle.step(first, RATES[0]))
     batch = share_of(first, engine.parallel)
@@ -139,7 +145,7 @@ def load(layout: Layout, stage: int, **zero: Any) -> Errors:
     """Write another engine's state into an engine's tensors, once before it has computed anything and once after."""
     batches = make_batches()
     engine, donor = make_engine(layout, stage, **zero), make_engine(layout, stage, seed=9, **zero)
-    oracle = Oracle(TOY, 9, ADAMW)
+    oracle = Oracle(MODEL, 9, ADAMW)
     errors: Errors = {}
     for number in range(2):
         donor.train_step(share_of(batches[number], donor.parallel), RATES[number])
@@ -158,50 +164,172 @@ def load(layout: Layout, stage: int, **zero: Any) -> Errors:
     return errors
 
 
-def bf16(layout: Layout, stage: int) -> Errors:
-    """Layers compute in bf16, weights and the optimizer's state stay fp32."""
-    engine, oracle = make_engine(layout, stage, compute_dtype=torch.bfloat16), Oracle(TOY, SEED, ADAMW)
-    errors = []
-    for batch, lr in zip(make_batches(), RATES, strict=True):
-        errors.append(step_errors(engine.train_step(share_of(batch, engine.parallel), lr), oracle.step(batch, lr)))
-    return {
-        "bf16 loss": max(error["loss"] for error in errors),
-        "count": max(error["count"] for error in errors),
-        "not computed in bf16": float(errors[0]["loss"] < 1e-6),
-        "weights or state not fp32": float(any(t.dtype != torch.float32 for t in engine.tensors().values())),
+def names(stage: int, **zero: Any) -> Errors:
+    """Check what DeepSpeed's private names are taken for, each by itself: 0 where it is that."""
+    engine = make_engine(Layout(2, 2, {}), stage, **zero)
+    import deepspeed
+
+    optimizer, partitions = engine._engine.optimizer, engine._partitions
+    flats = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    states = [optimizer.optimizer.state[flat] for flat in flats]
+
+    def is_part_of(part: torch.Tensor, flats: Iterable[torch.Tensor]) -> bool:
+        addresses = [flat.untyped_storage().data_ptr() for flat in flats]
+        return part.numel() == 0 or part.untyped_storage().data_ptr() in addresses
+
+    parameters = list(engine._weights.values())
+    errors: Errors = {
+        "fp32 weights": float(not all(is_part_of(partitions.part(p)[0], flats) for p in parameters)),
+        **{
+            moment: float(
+                not all(is_part_of(partitions.part(p, moment)[0], [s[moment] for s in states]) for p in parameters)
+            )
+            for moment in ("exp_avg", "exp_avg_sq")
+        },
     }
+    for flat in flats:
+        flat.detach().fill_(2.0)
+    engine.eval_step(share_of(make_batches()[0], engine.parallel)).wait()  # which may leave copies of the old ones
+    engine.loaded()
+    copies = [p.ds_secondary_tensor for p in parameters] if stage == 3 else []
+    with deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3):
+        errors["not where the model computes"] = float(any((p.data != 2.0).any() for p in parameters))
+    if stage == 3:
+        small = optimizer.persistent_parameters
+        ranks = {optimizer._get_param_partition_rank(p) for p in parameters}
+        errors |= {
+            "no small weights": float(not small),
+            "rank": float(ranks != {engine.parallel.mesh.get_local_rank("shard")}),
+            "second copies": float(any(copy is not None for copy in copies)),
+        }
+    return errors
 
 
-_TP2, _TP2_SP, _CP2 = {TP: 2}, {TP: 2, "sequence_parallel": True}, {CP: 2}
+WIDE = dataclasses.replace(
+    TOY,
+    num_layers=3,
+    hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=128,
+    vocab_size=250,
+    max_position_embeddings=32,
+    init_method_std=0.02,
+)
+"""Of the runs in bf16: in a narrower model, single roundings weigh more."""
+
+
+def bf16_losses(make: Callable[[OptimizerConfig], Engine]) -> list[float]:
+    """Return the losses of ten steps, with warm-up and clipping."""
+    engine = make(dataclasses.replace(ADAMW, adam_eps=1e-8, clip_grad=0.5))
+    generator = torch.Generator().manual_seed(6)
+    losses = []
+    for step in range(10):
+        tokens = torch.randint(0, 250, (ROWS, 33), generator=generator)
+        mask = (torch.rand(ROWS, 32, generator=generator) < torch.linspace(0.3, 1.0, ROWS)[:, None]).float()
+        batch = GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, list(range(ROWS)))
+        output = engine.train_step(share_of(batch, engine.parallel), 1e-3 * min(1.0, (step + 1) / 4))
+        losses.append(output.loss)
+    return losses
+
+
+def bf16_engine(stage: int, zero: dict[str, Any], adamw: OptimizerConfig) -> DeepSpeedEngine:
+    """On two ranks, with what --bf16 makes of the configuration."""
+    parallel = initialize(ParallelConfig(**{SHARDING: STRATEGIES[stage]}))
+    (model,) = build_stages(WIDE, parallel, compute_dtype=torch.bfloat16)
+    given = settings(stage, adamw, bf16=True, **zero)
+    engine = DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=1, seed=SEED)
+    assert all(tensor.dtype == torch.float32 for tensor in engine.tensors().values())
+    return engine
+
+
+def native_bf16_engine(adamw: OptimizerConfig) -> NativeEngine:
+    """On one process."""
+    parallel = initialize()
+    stages = shard_stages(build_stages(WIDE, parallel, compute_dtype=torch.bfloat16), parallel, SEED)
+    return NativeEngine(stages, adamw, parallel, seq_length=32, micro_batch_size=1, global_batch_size=ROWS)
+
+
+_DP2, _TP2, _TP2_SP, _CP2 = (
+    Layout(2, rows, flags) for rows, flags in ((2, {}), (4, {TP: 2}), (4, TP2_SP), (4, {CP: 2}))
+)
 _CLIPPED = dataclasses.replace(ADAMW, clip_grad=0.05)
-CASES: dict[str, tuple[int, Callable[[], Errors]]] = {
-    "DP2, ZeRO-3, loaded, small weights on every rank": (
-        2,
-        lambda: load(Layout(2, 2, {}), 3, stage3_param_persistence_threshold=100),
-    ),
-    "one rank, ZeRO-2": (1, lambda: follow(Layout(1, 2, {}), 2)),
+_CPU = {"device": "cpu", "pin_memory": True}
+_OFFLOADED: dict[str, tuple[int, dict[str, Any]]] = {
+    "ZeRO-1, offloaded": (1, {"offload_optimizer": _CPU}),
+    "ZeRO-2, offloaded": (2, {"offload_optimizer": _CPU}),
+    "ZeRO-3, offloaded": (3, {"offload_optimizer": _CPU}),
+    "ZeRO-3, all offloaded": (3, {"offload_optimizer": _CPU, "offload_param": _CPU}),
+}
+_SMALL = {"stage3_param_persistence_threshold": 100}
+CASES: dict[str, Callable[[], Errors]] = {
     **{
-        name: (2, functools.partial(case, Layout(2, rows, flags), stage, *more))
+        f"{name}, ZeRO-{stage}": functools.partial(case, layout, stage, *more)
         for stage in range(4)
-        for name, case, rows, flags, more in (
-            (f"DP2, ZeRO-{stage}, clipped", follow, 1, {}, (_CLIPPED,)),
-            (f"DP2, ZeRO-{stage}, not finite", not_finite, 2, {}, ()),
-            (f"TP2, ZeRO-{stage}, clipped", follow, 4, _TP2, (_CLIPPED,)),
-            (f"TP2 SP, ZeRO-{stage}", follow, 4, _TP2_SP, ()),
-            (f"CP2, ZeRO-{stage}", follow, 4, _CP2, ()),
-            (f"DP2, ZeRO-{stage}, loaded", load, 2, {}, ()),
-            (f"DP2, ZeRO-{stage}, bf16", bf16, 2, {}, ()),
+        for name, case, layout, more in (
+            ("DP2, clipped", follow, Layout(2, 1, {}), (_CLIPPED,)),
+            ("DP2, not finite", not_finite, _DP2, ()),
+            ("TP2 SP, clipped", follow, _TP2_SP, (_CLIPPED,)),
+            ("CP2", follow, _CP2, ()),
+            ("DP2, loaded", load, _DP2, ()),
         )
     },
+    **{
+        f"DP2, {name}": functools.partial(follow, _DP2, stage, _CLIPPED, **zero)
+        for name, (stage, zero) in _OFFLOADED.items()
+    },
+    "TP2, ZeRO-1, clipped": lambda: follow(_TP2, 1, _CLIPPED),
+    "TP2, ZeRO-2, offloaded, clipped": lambda: follow(_TP2, 2, _CLIPPED, offload_optimizer=_CPU),
+    "DP2, ZeRO-2, offloaded, not finite": lambda: not_finite(_DP2, 2, offload_optimizer=_CPU),
+    "DP2, ZeRO-3, all offloaded, not finite": lambda: not_finite(_DP2, 3, **_OFFLOADED["ZeRO-3, all offloaded"][1]),
+    "DP2, ZeRO-1, offloaded, loaded": lambda: load(_DP2, 1, offload_optimizer=_CPU),
+    "DP2, ZeRO-3, all offloaded, loaded": lambda: load(_DP2, 3, **_OFFLOADED["ZeRO-3, all offloaded"][1]),
+    "DP2, ZeRO-3, hpZ": lambda: follow(_DP2, 3, zero_hpz_partition_size=2),
+    "DP2, ZeRO-3, hpZ, loaded": lambda: load(_DP2, 3, zero_hpz_partition_size=2),
+    "DP2, ZeRO-3, loaded, small weights on every rank": lambda: load(_DP2, 3, **_SMALL),
+    "names, ZeRO-1": lambda: names(1),
+    "names, ZeRO-3": lambda: names(3, zero_hpz_partition_size=2, **_SMALL),
 }
-"""Name → (ranks, case)."""
+"""What two ranks do, by name."""
+BF16 = {f"ZeRO-{stage}": (stage, dict[str, Any]()) for stage in range(4)} | {
+    name: _OFFLOADED[name] for name in ("ZeRO-1, offloaded", "ZeRO-3, all offloaded")
+}
+"""Ten steps in bf16 on two ranks: name → (stage, its settings)."""
 
 
-def main(rank: int, ranks: int, folder: str) -> None:
-    """Run the cases for `ranks` ranks, and write the errors of each into `folder`."""
+def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: list[str]) -> None:
+    """On two ranks, compute the errors of all cases and the losses in bf16, and write them into `folder`; then train
+    the runs into it."""
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", ranks)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
-    errors = {name: case() for name, (needed, case) in CASES.items() if needed == ranks}
-    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
+    if ranks == 2:
+        errors = {name: case() for name, case in CASES.items()}
+        Path(folder, f"{rank}.json").write_text(json.dumps(errors))
+        losses = {n: bf16_losses(functools.partial(bf16_engine, stage, zero)) for n, (stage, zero) in BF16.items()}
+        Path(folder, f"{rank}.bf16.json").write_text(json.dumps(losses))
+        measured = {name: case.measured() for name, case in deepspeed_memory.CASES.items()}
+        Path(folder, f"{rank}.memory.json").write_text(json.dumps(measured))
+    matrix.run_here(runs, Path(folder), prefixes)
     dist.destroy_process_group()
+
+
+def killed_main(rank: int, folder: str, run: matrix.Case, prefixes: list[str]) -> None:
+    """On two ranks, train a run in whose second save one rank is killed: its files are written in part."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    store = dist.FileStore(f"{folder}/store of the killed", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+    write, saves = CheckpointStore._write_files, 0
+
+    def die(self: CheckpointStore, aside: Path, *arguments: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves == 2 and rank == 1:
+            (aside / "partial.safetensors").write_bytes(b"partial")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, aside, *arguments)
+
+    CheckpointStore._write_files = die  # type: ignore[method-assign]
+    matrix.run_here([run], Path(folder), prefixes)

@@ -112,7 +112,7 @@ def no_mmap(rank: int, patch: Patch) -> None:
 
 
 def nothing(rank: int, patch: Patch) -> None:
-    """A healthy allocation."""
+    """Leave an allocation healthy."""
 
 
 def folders_of_their_own(rank: int, patch: Patch) -> None:
@@ -150,7 +150,7 @@ class Link:
 
 def main(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
-    found = {}
+    printed = {}
     for name in (*CASES, "measured"):
         environment = {"RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": NODES, "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in environment.items()})
@@ -172,5 +172,5 @@ def main(rank: int, port: int, out: str) -> None:
                 plant(rank, patch)
             said = stack.enter_context(redirect_stdout(StringIO()))
             code = run_command(["doctor", "--save", str(folder), "--distributed-backend", "gloo"])
-        found[name] = {"code": code, "said": said.getvalue(), "left": sorted(path.name for path in folder.iterdir())}
-    Path(out, f"{rank}.json").write_text(json.dumps(found))
+        printed[name] = {"code": code, "said": said.getvalue(), "left": sorted(path.name for path in folder.iterdir())}
+    Path(out, f"{rank}.json").write_text(json.dumps(printed))

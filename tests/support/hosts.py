@@ -29,7 +29,7 @@ class Host:
     disks: dict[Path, Path] = field(default_factory=dict)
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """The command that runs `words` on this host."""
+        """Return the command that runs `words` on this host."""
         script = "".join(f"mount --bind '{disk}' '{path}' && " for path, disk in self.disks.items())
         script += f'hostname {self.name} && exec "$@"'
         return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", script, "sh", *words]
@@ -103,7 +103,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def torchrun(hosts: Sequence[Host], index: int, arguments: Sequence[str]) -> list[str]:
-    """The command of torchrun on one of the hosts, with a rank each."""
+    """Return the command of torchrun on one of the hosts, with a rank each."""
     return [
         *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}", f"--node-rank={index}"),
         *("--nproc-per-node=1", f"--master-addr={hosts[0].name}", "--master-port=29500", "-m", "megatron_lfr"),

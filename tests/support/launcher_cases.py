@@ -16,7 +16,7 @@ from support.launcher_environments import LAUNCHERS
 
 def main(rank: int, ports: dict[str, int], out: str) -> None:
     torch.set_num_threads(1)
-    found = {}
+    printed = {}
     plain = dict(os.environ)
     for name, environment in LAUNCHERS.items():
         os.environ.update(environment(rank, ports[name]))
@@ -25,7 +25,7 @@ def main(rank: int, ports: dict[str, int], out: str) -> None:
         dist.all_reduce(total)
         launch = adopt_launcher()
         exported = {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
-        found[name] = {
+        printed[name] = {
             "ranks": ranks.gather(dist.get_rank(), state.control_group),
             "sum": total.item(),
             "exported": [exported["RANK"], exported["WORLD_SIZE"], exported["LOCAL_RANK"], exported["MASTER_ADDR"]],
@@ -34,4 +34,4 @@ def main(rank: int, ports: dict[str, int], out: str) -> None:
         shutdown()
         os.environ.clear()
         os.environ.update(plain)
-    Path(out, f"{rank}.json").write_text(json.dumps(found))
+    Path(out, f"{rank}.json").write_text(json.dumps(printed))

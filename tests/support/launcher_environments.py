@@ -20,7 +20,7 @@ SHELL = {
 
 
 def task(rank: int, ranks: int = 2, nodes: int = 2, step: int = 0) -> Environment:
-    """A task of srun."""
+    """Return the variables of a task of srun."""
     return {
         **BATCH,
         "SLURM_STEP_ID": str(step),

@@ -29,7 +29,7 @@ RANKS = 2
 
 
 def full_tensors() -> dict[str, Tensor]:
-    """What the checkpoint says, whoever saves or loads it."""
+    """Return what the checkpoint says, whoever saves or loads it."""
     generator = torch.Generator().manual_seed(5)
     weight = torch.randn(5, 4, generator=generator)  # five rows: three on rank 0, two on rank 1
     return {
@@ -48,7 +48,7 @@ def full_tensors() -> dict[str, Tensor]:
 
 
 def on_this_rank(tensors: dict[str, Tensor], mesh: DeviceMesh) -> dict[str, Tensor]:
-    """The part of `tensors` that a rank holds: shards, replicas, plain copies, and one stage of a pipeline."""
+    """Return the part of `tensors` that a rank holds: shards, replicas, plain copies, and one stage of a pipeline."""
     placements = {
         **dict.fromkeys(("rows", "rows.tied", "one row", "half"), Shard(0)),
         "columns": Shard(1),
@@ -139,7 +139,7 @@ def damage(root: Path, mesh: DeviceMesh) -> dict[str, object]:
 
 
 def stop_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
-    """A signal to rank 1 between two batches of an evaluation: both leave it together."""
+    """Signal to rank 1 between two batches of an evaluation: both leave it together."""
     stopping, looks = Stopping(TrainingConfig(), dist.group.WORLD), 0
     with stopping.watching(), suppress(StoppedError):
         for batch in range(5):

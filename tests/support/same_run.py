@@ -20,6 +20,11 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert metrics_without_time(one) == metrics_without_time(two)
     for path in sorted((one / "journal").iterdir()):
         assert path.read_bytes() == (two / "journal" / path.name).read_bytes(), path.name
+    assert_same_last_checkpoint(one, two)
+
+
+def assert_same_last_checkpoint(one: Path, two: Path) -> None:
+    """Compare the steps of the newest checkpoints, and their tensors, of the optimizer as well."""
     last = (one / "checkpoints/latest_checkpointed_iteration.txt").read_text().strip()
     assert last == (two / "checkpoints/latest_checkpointed_iteration.txt").read_text().strip()
     folder = f"checkpoints/iter_{int(last):07d}"

@@ -68,7 +68,7 @@ class Slurm:
             os.kill(pid, number)
 
     def commands(self) -> list[list[str]]:
-        """What srun was given, in the order of the calls."""
+        """Return what srun was given, in the order of the calls."""
         return [json.loads(line) for line in (self._folder / "calls").read_text().splitlines()]
 
     def _environment(self, asked: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,39 @@
+"""The weights of a model, as DeepSpeed's engine needs to know them when DeepSpeed has sharded and flattened them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_lfr.model import Llama
+from megatron_lfr.parallel.layers import ShardedWeight
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The name of a parameter, and how this rank's slice of it fits into the full weight."""
+
+    name: str
+    shard_dim: int | None
+    """The dimension that the tensor-parallel ranks share; None: each holds all of it."""
+    local_shape: tuple[int, ...]
+    full_shape: tuple[int, ...]
+    origin: tuple[int, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.local_shape) > 1
+
+
+def describe_weights(model: Llama) -> list[Weight]:
+    """Describe the parameters of a model that nothing has sharded yet over data-parallel ranks."""
+    modules = dict(model.named_modules())
+    weights = []
+    for name, parameter in model.named_parameters():
+        module = modules[name.rpartition(".")[0]]
+        dim = module.shard_dim if isinstance(module, ShardedWeight) else None
+        full, origin = list(parameter.shape), [0] * parameter.ndim
+        if dim is not None:
+            full[dim] *= model.tp.size
+            origin[dim] = model.tp.rank * parameter.shape[dim]
+        weights.append(Weight(name, dim, tuple(parameter.shape), tuple(full), tuple(origin)))
+    return weights
