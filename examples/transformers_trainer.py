@@ -42,7 +42,7 @@ IGNORED = -100  # transformers' label of a token that has no loss
 
 
 def example(row: np.ndarray, block_id: int = 0) -> dict[str, np.ndarray]:
-    """A block's seq_length + 1 tokens as transformers wants them: labels are shifted later. Padding has no loss."""
+    """Return a block's seq_length + 1 tokens as transformers wants them: it shifts labels. Padding has no loss."""
     return {"input_ids": row, "labels": row if block_id >= 0 else np.full_like(row, IGNORED)}
 
 
@@ -97,7 +97,7 @@ class LFRCallback(TrainerCallback, ExportableState):
         self.curriculum.record(self.curriculum.next_step, *everyone)
 
     def state(self) -> dict[str, Any]:
-        """Called by Trainer as it writes a checkpoint."""
+        """Return what a checkpoint keeps of this; Trainer calls it as it writes one."""
         return {"args": {}, "attributes": {"curriculum": self.curriculum.state_dict()}}
 
 

@@ -1,25 +1,33 @@
 """Makes the parts of a run from its configuration. Each function makes one part of those before it, and writes nothing.
 
-tokenizer -> model's sizes;  corpus, blend -> plan;  ranks -> stages, engine, loader;  plan, journal -> curriculum
+tokenizer -> model's sizes;  ranks -> stages, engine, loader;  plan (planning.py), journal -> curriculum
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
-from megatron_lfr.lfr import BaseCurriculum, Blend, Curriculum, CurriculumFollower, Journal, Plan, Sharing
+from megatron_lfr.lfr import (
+    BaseCurriculum,
+    Curriculum,
+    CurriculumFollower,
+    Journal,
+    Plan,
+    Sharing,
+)
 from megatron_lfr.lfr.rescoring import Rescore
+from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.model import Llama, ModelConfig
 from megatron_lfr.parallel import ParallelState
 
@@ -57,34 +65,29 @@ def make_model_config(config: RunConfig, tokenizer: Tokenizer | None) -> ModelCo
     return dataclasses.replace(config.model, vocab_size=vocab_size or tokenizer.vocab_size)
 
 
-def make_corpus(data: DataConfig) -> BlockDataset:
-    """Open the blocks of --data-path."""
-    return BlockDataset(data.corpora()[0], data.seq_length, data.split)
+def make_corpus(data: DataConfig, stored: Plan | None = None) -> BlockDataset:
+    """Open the blocks of --data-path. stored: the plan of the run so far, whose prefixes keep the names of their
+    domains."""
+    named = [len(segment.blend.sizes) for segment in stored.segments] if stored else []
+    return BlockDataset(data.corpora()[0], data.seq_length, data.split, named=named)
 
 
-def make_blend(config: RunConfig, corpus: BlockDataset) -> Blend:
-    """Return how the prefixes share the samples."""
-    return Blend(corpus.train.domain_starts.tolist(), config.data.corpora()[1], config.lfr.lfr_focus_scope)
-
-
-def make_plan(config: RunConfig, n_blocks: int, world_size: int | None = None, blend: Blend | None = None) -> Plan:
-    """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started)."""
-    lfr = config.lfr
-    data_parallel_size = config.parallel.data_parallel_size(world_size or int(os.environ.get("WORLD_SIZE", "1")))
+def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str, BlockValues]:
+    """Map the files of --lfr-scores that phases use. ValueError names the flag for a file of another corpus, and for
+    numbers that a phase cannot use."""
+    flag = "--lfr-scores"
+    files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
+    arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
+    digests = corpus.digests() if arrays else []
+    for segment in plan.segments:
+        for name in used_arrays(planned.phase for planned in segment.phases):
+            if name in arrays:
+                arrays[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
     try:
-        return resolve_schedule(lfr.lfr_schedule).plan(
-            n_blocks,
-            config.data.seq_length,
-            config.training.blocks_per_step(data_parallel_size),
-            train_iters=lfr.train_iters,
-            train_samples=lfr.train_samples,
-            train_epochs=lfr.train_epochs,
-            blend=blend,
-        )
+        check_arrays(plan, {name: values.values for name, values in arrays.items()})
     except ValueError as error:
-        if "--" in str(error):  # names the flag already
-            raise
-        raise ValueError(f"--lfr-schedule {lfr.lfr_schedule}: {error}") from None
+        raise ValueError(f"{flag}: {error}") from None
+    return arrays
 
 
 def make_stages(
@@ -171,13 +174,19 @@ def make_loader(config: RunConfig, source: BlockSource, tokenizer: Tokenizer | N
 
 
 def make_curriculum(
-    config: RunConfig, plan: Plan, blend: Blend, journal: Journal | None, sharing: Sharing | None, rescore: Rescore
+    config: RunConfig,
+    plan: Plan,
+    journal: Journal | None,
+    sharing: Sharing | None,
+    rescore: Rescore,
+    arrays: Mapping[str, BlockValues],
 ) -> BaseCurriculum:
     """Make the curriculum of a rank that keeps a journal, or a follower for the other ranks.
 
     sharing: how the ranks agree on one order; None where there is only one rank.
     """
     if journal is not None:
-        return Curriculum(plan, journal, config.training.seed, rescore, sharing, blend)
+        values = {name: named.values for name, named in arrays.items()}
+        return Curriculum(plan, journal, config.training.seed, rescore, sharing, values)
     assert sharing is not None
     return CurriculumFollower(plan, sharing, rescore)

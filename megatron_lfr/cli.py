@@ -17,11 +17,13 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   commonness   find exact and near copies in a corpus, and what in it is unlike text
   train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
   branch       begin a run that goes on from a saved step of another one
+  extend       give a run one more segment: new blocks, phases, steps or another batch size
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks
   inspect      show the blocks, documents and text behind a step, or the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
   convert      turn a run's weights into a Hugging Face folder (to-hf), or such a folder into a run (from-hf)
   estimate     estimate memory, tokens, steps and FLOPs of a configuration, without running it
+  doctor       check the ranks of an allocation: versions, devices, clocks, network, the run folder's file system
 """
 
 
@@ -77,10 +79,17 @@ def _branch(argv: Sequence[str]) -> int:
     return branch(argv)
 
 
+def _extend(argv: Sequence[str]) -> int:
+    from megatron_lfr.versions.extend_command import main as extend
+
+    return extend(argv)
+
+
 def _evaluate(argv: Sequence[str]) -> int:
     from megatron_lfr.evaluation.command import main as evaluate
+    from megatron_lfr.parallel.launchers import adopt_launcher
 
-    return evaluate(argv, int(os.environ.get("WORLD_SIZE", "1")))
+    return evaluate(argv, adopt_launcher().world_size)
 
 
 def _inspect(argv: Sequence[str]) -> int:
@@ -111,6 +120,12 @@ def _estimate(argv: Sequence[str]) -> int:
     return estimate(argv)
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    from megatron_lfr.doctor.command import main as doctor
+
+    return doctor(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tokenizer": _tokenizer,
     "preprocess": _preprocess,
@@ -118,11 +133,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "commonness": _commonness,
     "train": _train,
     "branch": _branch,
+    "extend": _extend,
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,
     "convert": _convert,
     "estimate": _estimate,
+    "doctor": _doctor,
 }
 
 
@@ -141,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    words = _without_local_rank(words)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -150,15 +168,32 @@ def _run(words: list[str]) -> int:
     try:
         return COMMANDS[words[0]](words[1:])
     except BaseException as error:
-        ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+        is_one_of_many, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")
         if interrupt.happened() or isinstance(error, KeyboardInterrupt):
             if rank == "0" and interrupt.OUTCOME not in os.environ:  # one line for all ranks
                 _print_end(words[0], "interrupted", error)
             return interrupt.EXIT_CODE
         if not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        _print_end(words[0], f"error: {f'[rank {rank}] ' if ranks > 1 else ''}{describe(error)}", error)
+        _print_end(words[0], f"error: {f'[rank {rank}] ' if is_one_of_many else ''}{describe(error)}", error)
         return 2
+
+
+def _without_local_rank(words: list[str]) -> list[str]:
+    """Return the command line without the `--local_rank=N` that DeepSpeed and older launchers add, in front of the
+    command or behind it: the environment says the same."""
+    rest: list[str] = []
+    is_value = False
+    for word in words:
+        if is_value and word.removeprefix("-").isdecimal():
+            is_value = False
+            continue
+        flag, equals, _ = word.replace("_", "-").partition("=")
+        is_flag = flag == "--local-rank"
+        is_value = is_flag and not equals
+        if not is_flag:
+            rest.append(word)
+    return rest
 
 
 def _print_end(command: str, text: str, error: BaseException) -> None:

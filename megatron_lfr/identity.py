@@ -17,10 +17,11 @@ from typing import Any
 from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document
-from megatron_lfr.lfr import Blend, Plan
-from megatron_lfr.lfr.identity import FORMAT, check_format, describe_segment, read_plan
+from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.identity import FORMAT, check_format, describe_segments, read_plan
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.run_folder import RunFolder
 
@@ -47,6 +48,8 @@ _FLAGS = {
     "schedule": "lfr_schedule",
     "weights": "data_path",
     "focus_scope": "lfr_focus_scope",
+    "scopes": "lfr_schedule",
+    "arrays": "lfr_scores",
 }
 """The names of settings whose facts have another name, by the name of the fact."""
 
@@ -54,9 +57,15 @@ _LENGTHS = ("train_iters", "train_samples", "train_epochs")
 
 
 def run_identity(
-    config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None, corpus: BlockDataset, plan: Plan, blend: Blend
+    config: RunConfig,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+    corpus: BlockDataset,
+    plan: Plan,
+    arrays: Mapping[str, BlockValues],
 ) -> dict[str, Any]:
     """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it."""
+    digests = {name: values.sha256 for name, values in arrays.items()}
     facts = {
         "format": FORMAT,
         "seed": config.training.seed,
@@ -65,7 +74,7 @@ def run_identity(
         "split": [str(share) for share in parse_split(config.data.split)],
         **model_identity(config, model, tokenizer),
         "corpus": corpus.digests(),
-        "segments": [describe_segment(plan, blend)],
+        "segments": describe_segments(plan, digests),
     }
     as_stored: dict[str, Any] = json.loads(json.dumps(facts))
     return as_stored
@@ -101,12 +110,40 @@ def check_facts(source: Path, stored: Any) -> None:
         raise ValueError(f"{source}: {error}") from None
 
 
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that a run records: all but a leave that is given for one command."""
+    return {**config.to_flat(), "override_opt_param_scheduler": False}
+
+
+def facts_before(facts: Facts, segments: int) -> dict[str, Any]:
+    """Return the facts of a run as they were with its first `segments` segments, of which there may be more now."""
+    kept = facts["segments"][:segments]
+    if len(kept) == len(facts["segments"]):
+        return dict(facts)
+    return {**facts, "corpus": facts["corpus"][: len(kept[-1]["blend"]["starts"]) - 1], "segments": kept}
+
+
+def check_old_corpora(stored: Sequence[str], digests: Sequence[str]) -> None:
+    """Check that a corpus begins with the prefixes that it had, given the digests of both; else ValueError names the
+    first that differs."""
+    for number, digest in enumerate(stored, 1):
+        if number > len(digests):
+            raise ValueError(f"--data-path: names {len(digests)} prefixes, the run had {len(stored)} already")
+        if digests[number - 1] != digest:
+            raise ValueError(
+                f"--data-path: prefix {number} of {len(digests)} is not the run's, or has changed; the first "
+                f"{len(stored)} must be the run's, in its order"
+            )
+
+
 def check_same_run(folder: Path, stored: Facts, facts: Facts, was: Facts, settings: Facts) -> None:
     """Check that a command continues the run in `folder`; else ValueError names the flags, and both values.
 
-    stored, facts: the facts of the run, and those of the command. was, settings: the settings behind them.
+    stored, facts: the facts of the run, and those of the command, which may have more segments. was, settings: the
+    settings behind them.
     """
-    differences = _differences(_flat(stored), _flat(facts), was, settings)
+    now = facts_before(facts, len(stored["segments"]))
+    differences = _differences(_flat(stored), _flat(now), was, settings)
     if differences:
         raise ValueError(
             f"--save {folder}: the run there was made otherwise: {'; '.join(differences)}. Give the run's own values "
@@ -174,12 +211,18 @@ def _without(config: ModelConfig | DataConfig, names: Collection[str]) -> dict[s
 
 
 def _flat(facts: Facts) -> dict[str, Any]:
-    """Return facts by their names; those of sections and of the segment are named "section.name"."""
+    """Return facts by their names; those of sections and of the last segment are named "section.name", and those
+    of the segments before it "segments"."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         if name == "segments":
-            segment = {**value[0], **value[0]["blend"]}
+            schedule = [
+                {key: fact for key, fact in phase.items() if key != "replay"} for phase in value[-1]["schedule"]
+            ]
+            replay = [phase.get("replay", 0.0) for phase in value[-1]["schedule"]]
+            segment = {**value[-1], **value[-1]["blend"], "schedule": schedule, "replay": replay}
             flat |= {f"segment.{key}": fact for key, fact in segment.items() if key != "blend"}
+            flat["segments"] = value[:-1]
         elif isinstance(value, Mapping):
             missing = {key: fact for key, fact in _ADDED.get(name, {}).items() if value and key not in value}
             flat |= {f"{name}.{key}": fact for key, fact in {**value, **missing}.items()}
@@ -196,8 +239,12 @@ _FOLLOWS = {
     "model.vocab_size": ("tokenizer.fingerprint",),
     "tokenizer.eod": ("tokenizer.fingerprint",),
     "corpus": ("seq_length", "split"),
+    "segments": ("corpus",),
+    "segment.scopes": ("corpus", "segment.schedule"),
+    "segment.replay": ("segment.schedule",),
     "segment.blocks": ("seq_length", "split", "corpus"),
     "segment.starts": ("seq_length", "split", "corpus"),
+    "segment.arrays": ("seq_length", "split", "corpus", "segment.schedule"),
     "segment.samples": ("seq_length", "split", "corpus", "segment.global_batch_size", "segment.schedule"),
 }
 """Facts that follow from others, by the facts they follow from: where those differ, these are not reported."""
@@ -214,8 +261,13 @@ def _differences(stored: Facts, facts: Facts, was: Facts, settings: Facts) -> li
 
 
 def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> str:
+    if name == "segments":
+        return "its earlier segments differ"
     if name == "segment.samples":
         return _length_difference(old, new, was, settings)
+    if name == "segment.arrays":
+        wrong = next(key for key in {**new, **old} if old.get(key) != new.get(key))
+        return f"{_flag(_setting(name))} {wrong}: is not the run's file, or has changed since the run began"
     setting = _setting(name)
     flag, before, now = _flag(setting), was.get(setting), settings.get(setting)
     if isinstance(old, int) and isinstance(new, int) and name != "tokenizer.eod":  # facts hold what a default became
@@ -223,7 +275,8 @@ def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> s
     if name == "corpus":
         index = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
         if index is None:
-            return f"{flag} names {len(new)} prefixes, the run has {len(old)}"
+            more = " (megatron-lfr extend appends prefixes)" if len(new) > len(old) else ""
+            return f"{flag} names {len(new)} prefixes, the run has {len(old)}{more}"
         return f"{flag}: prefix {index + 1} of {len(new)} is not the run's, or has changed"
     if before != now:
         return f"{flag} {_shown(now)}, the run has {_shown(before)}"
@@ -240,7 +293,10 @@ def _length_difference(old: Sequence[int], new: Sequence[int], was: Facts, setti
     )
     if given[0] == given[1] and given[0] is not None:
         before = _shown(was[given[0]])
-    return f"{now}, the run has {before} (a run that has begun keeps its length, as its phases are laid out over it)"
+    return (
+        f"{now}, the run has {before} (a run that has begun keeps its length, as its phases are laid out over it; "
+        "megatron-lfr extend adds a segment)"
+    )
 
 
 def _setting(name: str) -> str:

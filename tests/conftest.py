@@ -69,11 +69,13 @@ LONGEST = [
     "training/test_resume.py",
     "distributed/test_parity.py",
     "distributed/test_engine.py",
+    "distributed/test_two_hosts.py",
+    "tests/test_launch_examples.py",
 ]
-"""Files of minutes each, as --durations says of the whole suite."""
+"""Files of a minute or more each, as --durations says of the whole suite."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: among the last, one would leave the other of two processes without work."""
-    order = {name: place for place, name in enumerate(LONGEST)}
+    """Let the longest files come first: among the last, one would leave the other of two processes without work."""
+    order = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get("/".join(item.path.parts[-2:]), len(LONGEST)))

@@ -17,7 +17,7 @@ ALLOWED = {room: re.findall(r"`([\w.]+)`", imported) for room, imported in ROWS}
 
 
 def room_of(module: str) -> str | None:
-    """The narrowest room that holds a module; None for the package itself and its start, `__main__`."""
+    """Return the narrowest room that holds a module; None for the package itself and its start, `__main__`."""
     parts = module.split(".")[1:]
     names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((name for name in names if name in ALLOWED), None)
@@ -26,9 +26,9 @@ def room_of(module: str) -> str | None:
 def imports() -> dict[str, dict[str, str]]:
     """By room, the rooms that it imports, each with a line that does; imports inside of functions, and those for types
     alone, as well."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
+    imported: dict[str, dict[str, str]] = defaultdict(dict)
     for path in PACKAGE.rglob("*.py"):
-        own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             modules = []
             if isinstance(node, ast.Import):
@@ -38,9 +38,9 @@ def imports() -> dict[str, dict[str, str]]:
                 modules = [f"{node.module}.{name.name}" for name in node.names]
             for module in modules:
                 other = room_of(module) if module.startswith("megatron_lfr.") else None
-                if own is not None and other not in (None, own):
-                    found[own][str(other)] = f"{path.relative_to(ROOT)}:{node.lineno}"
-    return found
+                if room is not None and other not in (None, room):
+                    imported[room][str(other)] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    return imported
 
 
 def test_every_module_has_a_room() -> None:
@@ -56,15 +56,15 @@ def test_imports_go_down() -> None:
 
 
 def test_every_import_is_in_the_table() -> None:
-    found = imports()
+    imported = imports()
     beyond = {
         f"{room} imports {other}": line
-        for room, others in found.items()
+        for room, others in imported.items()
         for other, line in others.items()
         if other not in ALLOWED[room]
     }
     assert beyond == {}
-    unused = [(room, other) for room, others in ALLOWED.items() for other in others if other not in found[room]]
+    unused = [(room, other) for room, others in ALLOWED.items() for other in others if other not in imported[room]]
     assert unused == [], "the table allows what nothing does any more"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import megatron_lfr
+from megatron_lfr import cli
 from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 
@@ -51,6 +52,37 @@ def test_help_lists_the_flags(command: str, capsys: pytest.CaptureFixture[str]) 
         assert flag in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--local_rank=1", "train", "--save", "run"],
+        ["--local-rank", "1", "train", "--save", "run"],
+        ["--local_rank", "train", "--save", "run"],
+        ["train", "--local_rank", "-1", "--save", "run"],
+        ["train", "--save", "run", "--local-rank=0"],
+        ["train", "--save", "run", "--local_rank", "0"],
+    ],
+)
+def test_the_rank_that_launchers_add_is_dropped(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setitem(cli.COMMANDS, "train", lambda argv: given.append(list(argv)) or 0)
+    assert main(words) == 0
+    assert given == [["--save", "run"]]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_half_a_launcher_is_one_error(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    monkeypatch.delenv("RANK", raising=False)
+    assert main([command, "--load", "run", "--print-config"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"megatron-lfr {command}: error: [rank 0] the launcher's variables: WORLD_SIZE is set, and")
+    assert "WORLD_SIZE=two" in error
+    assert error.count("\n") == 1
+
+
 def test_preprocess_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"text": f"document {i} " * 30, "domain": "ab"[i % 2]} for i in range(40)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -67,12 +99,3 @@ def test_preprocess_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]
     assert main(["train", *train]) == 0
     assert "validation at step 10" in capsys.readouterr().out
-
-
-def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text('{"text": "fine"}\n{"text": broken}\n')
-    flags = ["--input", str(path), "--output-prefix", str(tmp_path / "toy"), "--tokenizer", "bytes"]
-    assert main(["preprocess", *flags, "--workers", "1"]) == 2
-    assert f"{path}:2:" in capsys.readouterr().err
-    assert not list(tmp_path.glob("toy*"))

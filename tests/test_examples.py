@@ -30,7 +30,7 @@ KINDS = ["learn", "focus", "review", "focus", "review"]
 
 
 def load(name: str) -> ModuleType:
-    """An example as a module, as it finds its neighbours when it is run."""
+    """Import an example as a module, as it finds its neighbours when it is run."""
     if str(EXAMPLES) not in sys.path:
         sys.path.append(str(EXAMPLES))
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -42,7 +42,7 @@ def load(name: str) -> ModuleType:
 
 
 def run(*command: str, processes: int) -> str:
-    """Standard output of `python *command` from the first of `processes` that are started as torchrun does."""
+    """Return the output of `python *command` from the first of `processes` that are started as torchrun does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -72,7 +72,7 @@ def journaled(folder: Path, phases: int = 5) -> list[np.ndarray]:
 
 
 def ids_of_a_plain_loop(losses: list[np.ndarray], plan: Plan, folder: Path) -> list[list[int]]:
-    """What a plain loop is served, step by step, that meets these losses."""
+    """Return what a plain loop is served, step by step, that meets these losses."""
     curriculum = Curriculum(plan, Journal(folder, {}), seed=1)
     served = []
     for step, ids in curriculum.steps():
@@ -125,7 +125,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
-    """The example's whole run in this process, with an eye on the model."""
+    """Run the example in this process, with an eye on the model."""
     from transformers import LlamaForCausalLM
 
     folder, seen = tmp_path_factory.mktemp("trainer"), Seen()
@@ -239,7 +239,7 @@ def test_the_samples_are_those_of_gpt_dataset(tmp_path: Path) -> None:
 
 
 def micro_batches_of_megatron(ids: list[int], micro_batch: int, rank: int, ranks: int) -> list[list[int]]:
-    """What MegatronPretrainingSampler.__iter__ does, over a list of indices."""
+    """Do what MegatronPretrainingSampler.__iter__ does, over a list of indices."""
     batch, out = [], []
     for idx in ids:
         batch.append(idx)

@@ -32,7 +32,7 @@ def python(code: str) -> list[str]:
 def run_parts(
     parts: list[gpu_parts.Part], out: Path, monkeypatch: pytest.MonkeyPatch, card: str = "", **more: Any
 ) -> Any:
-    """(exit code, results by name)"""
+    """Return (exit code, results by name)."""
     monkeypatch.setattr(gpu_parts, "PARTS", {"check": parts})
     monkeypatch.setattr(gpu_parts, "find_card", lambda: card)
     flags = [word for name, value in more.items() for word in (f"--{name}", str(value))]
@@ -50,18 +50,18 @@ def test_every_part_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         gpu_parts.Part("needs", 60, python("print('needs a GPU: why'); raise SystemExit(3)"), ""),
         gpu_parts.Part("last", 60, python("print('ran')"), "", alone=True),
     ]
-    code, found = run_parts(parts, tmp_path, monkeypatch, card="Toy")
+    code, results = run_parts(parts, tmp_path, monkeypatch, card="Toy")
     assert code == 1
-    states = {name: part["state"] for name, part in found.items()}
+    states = {name: part["state"] for name, part in results.items()}
     assert states == {
         "first": "passed", "fails": "failed", "hangs": "interrupted", "needs": "skipped", "last": "passed",
     }  # fmt: skip
-    assert found["first"]["figures"] == {"a": 1}
-    assert (found["fails"]["why"], found["needs"]["why"]) == ("because", "needs a GPU: why")
+    assert results["first"]["figures"] == {"a": 1}
+    assert (results["fails"]["why"], results["needs"]["why"]) == ("because", "needs a GPU: why")
     assert "was here" in (tmp_path / "logs.txt").read_text()
     table = (tmp_path / "table.txt").read_text()
     assert "check on Toy" in table
-    assert all(name in table for name in found)
+    assert all(name in table for name in results)
 
 
 def test_without_a_gpu_or_time_a_part_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +69,12 @@ def test_without_a_gpu_or_time_a_part_says_so(tmp_path: Path, monkeypatch: pytes
         gpu_parts.Part("gpu", 60, python("1 / 0"), "there is none"),
         gpu_parts.Part("toy", 60, python("1 / 0"), python("print('a toy')")),
     ]
-    code, found = run_parts(parts, tmp_path, monkeypatch)
+    code, results = run_parts(parts, tmp_path, monkeypatch)
     assert code == 0
-    assert found["gpu"]["why"] == "no CUDA device: there is none"
-    assert found["toy"]["state"] == "passed"
-    _, found = run_parts(parts, tmp_path, monkeypatch, seconds=1, only="toy")
-    assert {name: part["why"] for name, part in found.items()} == {"toy": "no time left"}
+    assert results["gpu"]["why"] == "no CUDA device: there is none"
+    assert results["toy"]["state"] == "passed"
+    _, results = run_parts(parts, tmp_path, monkeypatch, seconds=1, only="toy")
+    assert {name: part["why"] for name, part in results.items()} == {"toy": "no time left"}
 
 
 def test_the_parts_name_what_there_is() -> None:
@@ -146,9 +146,9 @@ def test_a_benchmark_survives_whatever_fails(
     monkeypatch.setattr(benchmark_kernels, "eager_loss", breaks)
     monkeypatch.setattr(benchmark_kernels, "peak_bytes", lambda run, device: run() or 0)
     benchmark_kernels.main(["--shapes", "16x8x32,16x8x48", "--rounds", "1", "--json", str(tmp_path / "k.json")])
-    found = json.loads((tmp_path / "k.json").read_text())["results"]
-    assert len(found) == 4
-    assert found["16x8x48 / 1, torch.float32, forward + backward"]["eager"]["not_run"].startswith("KeyError")
+    results = json.loads((tmp_path / "k.json").read_text())["results"]
+    assert len(results) == 4
+    assert results["16x8x48 / 1, torch.float32, forward + backward"]["eager"]["not_run"].startswith("KeyError")
     assert "ours, save" in known[0]["16x8x32 / 1, torch.float32, forward + backward"]
     assert "not run: KeyError" in capsys.readouterr().out
 
@@ -163,9 +163,9 @@ def test_a_layers_parts_are_compared() -> None:
     cases = benchmark_layers.make_cases(MODEL_PRESETS["demo"], 64, "cpu")
     assert {case.method for case in cases.values()} == set(vars(LayerKernels()))
     for case in cases.values():
-        found = benchmark_layers.measure(case, kernels, 1, "cpu")
-        assert ("not_run" in found["broken"]) == (case.method == "rms_norm")
-        assert found["ours"]["time / ours"] == 1.0 != found["before"]["time / ours"]
+        results = benchmark_layers.measure(case, kernels, 1, "cpu")
+        assert ("not_run" in results["broken"]) == (case.method == "rms_norm")
+        assert results["ours"]["time / ours"] == 1.0 != results["before"]["time / ours"]
         old, new = (benchmark_layers.forward_backward(case, kernels[name])() for name in ("before", "ours"))
         for one, other in zip(old, new, strict=True):
             torch.testing.assert_close(one, other)
@@ -199,10 +199,10 @@ def test_runs_are_compared(tmp_path: Path) -> None:
 
 def test_attention_is_compared_and_named(tmp_path: Path) -> None:
     lab = InProcess(tmp_path, on_gpu=False)
-    found = gpu_runs.documents(lab)
-    assert found.keys() == {"fp32", "bf16"}
+    results = gpu_runs.documents(lab)
+    assert results.keys() == {"fp32", "bf16"}
     for name, itemsize in (("fp32", 4), ("bf16", 2)):
-        assert f"a dense document mask of {itemsize * 4 * 16 * 16:,} bytes" in found[name]["attention"]
+        assert f"a dense document mask of {itemsize * 4 * 16 * 16:,} bytes" in results[name]["attention"]
     with pytest.raises(gpu_runs.CheckError, match="run 'bf16': expected one line on attention by flex_attention"):
         gpu_runs.attention_line(lab, "bf16", "flex_attention")
 

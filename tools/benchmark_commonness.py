@@ -1,4 +1,4 @@
-"""Commonness: copies and likelihoods, in tokens a second, beside datasketch's MinHashLSH on the same text in one run.
+"""Measures commonness: copies and likelihoods, in tokens a second, beside datasketch's MinHashLSH in one run.
 
     python tools/benchmark_commonness.py [--megabytes 60] [--peer-documents 1000] [--threads 2] [--repeats 5]
         [--json OUT.json]
@@ -42,7 +42,7 @@ TABLE_TOKENS = 8
 
 
 def sources(megabytes: float) -> Iterator[str]:
-    """Python files, in the order of their names, until there is as much."""
+    """Yield Python files, in the order of their names, until there is as much."""
     left = megabytes * 1e6
     for name in ("stdlib", "purelib"):
         for path in sorted(Path(sysconfig.get_path(name)).rglob("*.py")):
@@ -67,14 +67,14 @@ def make_corpus(prefix: Path, megabytes: float) -> None:
 
 
 def rates(call: Callable[[], object], tokens: int) -> tuple[float, float]:
-    """Tokens a second by the clock, and by processor time."""
+    """Return the tokens a second by the clock, and by processor time."""
     clock, cpu = time.perf_counter(), time.process_time()
     call()
     return tokens / (time.perf_counter() - clock), tokens / (time.process_time() - cpu)
 
 
 def peer(prefix: Prefix, documents: int) -> Callable[[], int] | None:
-    """datasketch on the first documents: how many of them have a near copy. None without it."""
+    """Run datasketch on the first documents; return how many of them have a near copy, or None without it."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
@@ -143,24 +143,24 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     find = peer(few, first)
     if find is not None:
         tasks["datasketch, the same documents"] = (lambda: kept.update(peer=find()), few.num_tokens)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
     for _ in range(args.repeats):
         for name, (call, size) in tasks.items():
-            found[name].append(rates(call, size))
+            measured[name].append(rates(call, size))
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, load {load:.1f}, {date.today()}")
     print(f"{tokens:,} tokens, {documents:,} documents, {prefix.blocks:,} blocks; few: {few.num_tokens:,}, {first:,}")
     print("\nmillion tokens a second | by the clock | by processor time")
-    for name, pairs in found.items():
+    for name, pairs in measured.items():
         print(f"{name} | {spread([p[0] / 1e6 for p in pairs])} | {spread([p[1] / 1e6 for p in pairs])}")
     if find is not None:
-        ours, theirs = found["documents' copies, the first"], found["datasketch, the same documents"]
+        ours, theirs = measured["documents' copies, the first"], measured["datasketch, the same documents"]
         ratios = [[a[i] / b[i] for a, b in zip(ours, theirs, strict=True)] for i in (0, 1)]
         print(f"ours / datasketch, pairs | {spread(ratios[0])} | {spread(ratios[1])}")
         near = int((kept["few"].near_copies > 1).sum())
         print(f"documents with near copies: {near} by ours, {kept['peer']} by datasketch")
     if args.json is not None:
-        args.json.write_text(json.dumps({"tokens": tokens, "load": load, "rates": found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"tokens": tokens, "load": load, "rates": measured}, indent=1) + "\n")
 
 
 def spread(values: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""The orders of phases: time and memory, against Megatron-core's index builder and plain NumPy, in one run.
+"""Measures the orders of phases in time and memory, against Megatron-core's index builder and plain NumPy, in one run.
 
     python tools/benchmark_index.py [--documents 1e8 (0: without)] [--blocks 1e8] [--repeats 3] [--json OUT.json]
 
@@ -66,8 +66,8 @@ def document_lengths(documents: int) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 def megatron_helper() -> Any:
     """Return Megatron-core's compiled module without its package, which imports much else; None if it is missing."""
-    found = importlib.util.find_spec("megatron")
-    for folder in found.submodule_search_locations or [] if found else []:
+    spec = importlib.util.find_spec("megatron")
+    for folder in spec.submodule_search_locations or [] if spec else []:
         for path in Path(folder).glob("core/datasets/helpers_cpp*.so"):
             loader = importlib.machinery.ExtensionFileLoader("helpers_cpp", str(path))
             spec = importlib.util.spec_from_file_location("helpers_cpp", path, loader=loader)
@@ -105,16 +105,16 @@ Row = dict[str, Any]
 
 
 def row(name: str, blocks: int, moved: float, bandwidth: float, call: Callable[[int], object], repeats: int) -> Row:
-    """moved: bytes that must at least be read and written."""
+    """Time a call with one thread and with two. moved: bytes that must at least be read and written."""
     one, _ = measure(lambda: call(1), repeats)
     two, memory = measure(lambda: call(2), repeats)
-    found = {"seconds": two, "one_thread": one, "floor": moved / bandwidth, "bytes_a_block": memory / blocks}
+    figures = {"seconds": two, "one_thread": one, "floor": moved / bandwidth, "bytes_a_block": memory / blocks}
     print(
         f"{name:44s} {two:8.3f} {one / two:6.2f}x {moved / bandwidth:8.3f} {two * bandwidth / moved:7.1f}x "
         f"{memory / blocks:9.2f}",
         flush=True,
     )
-    return found
+    return figures
 
 
 def learn(documents: int, bandwidth: float, repeats: int) -> dict[str, Row]:
@@ -162,13 +162,28 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     rows: dict[str, Row] = {}
 
     def visits(threads: int) -> Any:
-        """k-means with 8 clusters, then visits in which each has the mass of its perplexities."""
+        """Run k-means with 8 clusters, then make visits in which each has the mass of its perplexities."""
         weights = _C.BlockWeights(scores, _C.cluster(scores, 8, num_threads=threads), 6.0, threads)
-        mass = weights.counts * weights.mean_perplexity(threads)
+        mass = weights.counts * weights.mean_weights(threads)[:-1]
         return _C.order_visits(weights, mass, 0.0, samples, 1, threads)
 
     def choice(threads: int) -> Any:
         return _C.order_choice(_C.BlockWeights(scores, [], 6.0, threads), [1.0], 0.0, samples, 1, threads)
+
+    factors = np.clip(scores / 8, 0, 1)
+
+    def capped(threads: int) -> Any:
+        low, high = (_C.percentile(scores, q, threads) for q in (0.05, 0.95))
+        weights = _C.BlockWeights(scores, [], 0.0, threads, "capped", low, high)
+        return _C.order_choice(weights, [1.0], 0.0, samples, 1, threads)
+
+    def explored(threads: int) -> Any:
+        focused = _C.order_threshold(scores, 0.5, True, kept - kept // 10, 1, threads)
+        return _C.mix_in(focused, _C.draw_distinct(blocks, kept // 10, 2, threads), 3, threads)
+
+    def weighted(threads: int) -> Any:
+        weights = _C.BlockWeights(factors, [], 0.0, threads, "uniform", factors=factors)
+        return _C.order_visits(weights, [1.0], 0.0, samples, 1, threads)
 
     for name, moved, call in (
         ("focus by threshold, half kept", 4 * blocks + 4 * kept,
@@ -177,6 +192,13 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
         ("k-means + weighted visits + shuffle", 4 * blocks + 4 * samples,
          visits),
         ("weighted choice without replacement", 4 * blocks + 4 * samples, choice),
+        ("focus by threshold, both tails", 4 * blocks + 4 * kept,
+         lambda threads: _C.order_threshold(scores, 0.3, True, kept, 1, threads, 0.2)),
+        ("focus by threshold, a tenth at random", 4 * blocks + 4 * kept, explored),
+        ("choice by capped weights", 4 * blocks + 4 * samples, capped),
+        ("learn by weights from outside", 4 * blocks + 4 * samples, weighted),
+        ("weights from outside, square roots", 8 * blocks, lambda threads: _C.temper_weights(factors, 0.5, 4, threads)),
+        ("turns of copies", 8 * blocks, lambda threads: _C.take_turns(np.arange(blocks, dtype=np.uint32), 0, False)),
     ):  # fmt: skip
         rows[name] = row(f"{name} ({blocks:,})", blocks, moved, bandwidth, call, repeats)
     ours = rows["weighted choice without replacement"]

@@ -1,4 +1,4 @@
-"""The fused cross-entropy against its peers: time and peak memory, forward + backward and forward alone.
+"""Compares the fused cross-entropy with its peers: time and peak memory, forward + backward and forward alone.
 
     python tools/benchmark_kernels.py [--shapes 8192x4096x32000,8192x4096x128256] [--tp 1,8] [--json OUT.json]
     python tools/benchmark_kernels.py --accuracy
@@ -112,7 +112,7 @@ def ours(mode: Any, **options: Any) -> Callable[[Inputs], Tensor]:
 
 
 def without_statistics(x: Inputs) -> Tensor:
-    """What ours, save does but for the sums over blocks."""
+    """Compute what `ours, save` does, without the sums over blocks."""
     vocab = len(x.weight)
     problem = Problem(vocab, 0, vocab, None, False, z_loss=0.0, smoothing=0.0, softcap=0.0)
     call = Call(problem, choose_backend(x.hidden, "auto"), x.labels.numel(), keeps_logits=True)
@@ -122,8 +122,10 @@ def without_statistics(x: Inputs) -> Tensor:
 
 
 def peers(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
-    """Losses by name; a peer that is missing raises when it is called. Each compiles anew what it compiles: at a second
-    shape it would otherwise get code for any shape, which is slower."""
+    """Return losses by name; a peer that is missing raises when it is called.
+
+    Each compiles anew what it compiles: at a second shape it would otherwise get code for any shape, which is slower.
+    """
     torch.compiler.reset()
     if device == "cpu":
         return {
@@ -159,7 +161,7 @@ def liger_loss(x: Inputs) -> Tensor:
 
 
 def liger_chunked_loss(x: Inputs, times: int) -> Tensor:
-    """With logits of `times` the size of hidden; an argument that no module of Liger's passes on."""
+    """Compute the loss with logits of `times` the size of hidden; an argument that no module of Liger's passes on."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Function
 
     names = inspect.signature(Function.forward).parameters
@@ -179,7 +181,7 @@ def cut_loss(x: Inputs) -> Tensor:
 
 
 def floor(x: Inputs, backward: bool) -> None:
-    """The matrix products alone, on operands of the inputs' dtype."""
+    """Compute the matrix products alone, on operands of the inputs' dtype."""
     with torch.no_grad():
         hidden = x.hidden.flatten(0, 1)
         logits = hidden @ x.weight.t()
@@ -203,13 +205,13 @@ def implementations(x: Inputs, device: str, backward: bool) -> dict[str, Run]:
             with torch.no_grad():
                 loss(x)
 
-    own: dict[str, Run] = {name: lambda f=f: run(f) for name, f in names.items()}  # type: ignore[misc]
+    runs: dict[str, Run] = {name: lambda f=f: run(f) for name, f in names.items()}  # type: ignore[misc]
     others: dict[str, Run] = {name: lambda f=f: run(f) for name, f in peers(device).items()}  # type: ignore[misc]
-    return own | {"floor": lambda: floor(x, backward)} | others
+    return runs | {"floor": lambda: floor(x, backward)} | others
 
 
 def timed(run: Run, device: str) -> float:
-    """Milliseconds."""
+    """Return the milliseconds of a call."""
     if device == "cpu":
         started = time.perf_counter()
         run()
@@ -223,7 +225,7 @@ def timed(run: Run, device: str) -> float:
 
 
 def peak_bytes(run: Run, device: str) -> int:
-    """Memory that a call takes at most, beyond what is there before it."""
+    """Return the bytes that a call takes at most, beyond those in use before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -282,7 +284,7 @@ def report(title: str, results: dict[str, dict[str, Any]]) -> None:
 
 
 def times_of(result: dict[str, Any]) -> list[float]:
-    """Milliseconds of each round; no number where none was run."""
+    """Return the milliseconds of each round; NaN where none was run."""
     return result["ms"] or [float("nan")]
 
 
@@ -304,20 +306,20 @@ def accuracy(shape: tuple[int, int, int], device: str, dtypes: list[torch.dtype]
                 ((blocks.nll_sum / blocks.count).double() / nll.mean(1) - 1).abs().max(),
             ]
             if mode != "score":
-                found = torch.autograd.grad(loss, (x.hidden, x.weight))
-                errors += [(a.double() - b).norm() / b.norm() for a, b in zip(found, gradients, strict=True)]
+                computed = torch.autograd.grad(loss, (x.hidden, x.weight))
+                errors += [(a.double() - b).norm() / b.norm() for a, b in zip(computed, gradients, strict=True)]
             results[f"ours, {mode}, {dtype}"] = [float(error) for error in errors]
             print(f"{f'ours, {mode}, {dtype}':28s}" + "".join(f" {float(error):10.1e}" for error in errors))
         eager = eager_loss(x, torch.float32) * (0.97 * x.labels.numel() / shape[0])
-        found = torch.autograd.grad(eager, (x.hidden, x.weight))
-        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(found, gradients, strict=True)]
+        computed = torch.autograd.grad(eager, (x.hidden, x.weight))
+        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(computed, gradients, strict=True)]
         results[f"eager, {dtype}"] = [float(error) for error in errors]
         print(f"{f'eager, {dtype}':50s}" + "".join(f" {float(error):10.1e}" for error in errors))
     return results
 
 
 def exact(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL of each token [B, S], dX and dW of the weighted sum, in fp64."""
+    """Return the NLL of each token [B, S], dX and dW of the weighted sum, in fp64."""
     hidden, weight = (t.detach().double().requires_grad_() for t in (x.hidden, x.weight))
     nll = F.cross_entropy((hidden @ weight.t()).flatten(0, 1), x.labels.flatten(), reduction="none")
     d_hidden, d_weight = torch.autograd.grad((nll * x.token_weight.flatten()).sum(), (hidden, weight))
@@ -335,7 +337,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Empty without git, as on a machine that was given a copy of the tree."""
+    """Return the commit; empty without git, as on a machine that was given a copy of the tree."""
     if shutil.which("git") is None:
         return ""
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -346,24 +348,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--shapes", default=DEFAULT_SHAPES[device])
-    parser.add_argument("--tp", default="1", help="tensor-parallel sizes, separated by commas")
+    parser.add_argument(
+        "--tp", default="1", help="tensor-parallel sizes that divide the vocabulary, separated by commas"
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device == "cuda" else "float32"))
-    found: dict[str, Any] = {"environment": environment(device), "results": {}}
-    print(found["environment"])
+    record: dict[str, Any] = {"environment": environment(device), "results": {}}
+    print(record["environment"])
 
     def write() -> None:
         if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
 
     if args.accuracy:
         dtypes = [torch.bfloat16, torch.float16, torch.float32] if device == "cuda" else [torch.bfloat16, torch.float32]
         shape = (2048, 1024, 16000) if device == "cuda" else (1024, 256, 8192)
-        found["accuracy"] = accuracy(shape, device, dtypes)
+        record["accuracy"] = accuracy(shape, device, dtypes)
         write()
         return
     for shape in args.shapes.split(","):
@@ -374,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
                 title = f"{shape} / {ranks}, {dtype}, forward" + (" + backward" if backward else "")
 
                 def flush(results: Results, title: str = title) -> None:
-                    found["results"][title] = results
+                    record["results"][title] = results
                     write()
 
                 def kept_bytes(name: str, x: Inputs = x, backward: bool = backward) -> int:

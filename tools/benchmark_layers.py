@@ -1,4 +1,4 @@
-"""Time of what a layer computes between its matrix products and its attention: ours, compiled, and Liger's.
+"""Measures what a layer computes between its matrix products and its attention: ours, compiled, and Liger's.
 
     python tools/benchmark_layers.py [--model-preset 1.1B] [--tokens 8192] [--rounds 20] [--json OUT.json]
 
@@ -42,7 +42,7 @@ class Case:
     """Whether the backward needs them."""
 
     def least_bytes(self) -> int:
-        """Read or written by one kernel for the forward and one for the backward."""
+        """Return the bytes that one kernel for the forward and one for the backward read or write."""
         trained = sum(x.nbytes for x in self.inputs if x.requires_grad)
         result = self.inputs[0].nbytes  # of all three parts, the results are as large as the first input
         return 2 * (trained + result) + trained * self.keeps_inputs
@@ -65,7 +65,7 @@ def make_cases(config: ModelConfig, tokens: int, device: str) -> dict[str, Case]
 
 
 def before() -> LayerKernels:
-    """Casts to fp32 and back, halves swapped by a copy, silu(gate) kept."""
+    """Make layers as they were before: casts to fp32 and back, halves swapped by a copy, silu(gate) kept."""
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return F.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(x.dtype)
@@ -79,16 +79,16 @@ def before() -> LayerKernels:
 
 
 def variants() -> tuple[dict[str, LayerKernels], dict[str, str]]:
-    """What there is to measure, and why the rest is not."""
+    """Return what there is to measure, and why the rest is not."""
     plain = LayerKernels()
     compiled = {name: torch.compile(getattr(plain, name), dynamic=False) for name in vars(plain)}
-    found, missing = {"ours": plain, "before": before(), "compiled": LayerKernels(**compiled)}, {}
+    kernels, missing = {"ours": plain, "before": before(), "compiled": LayerKernels(**compiled)}, {}
     try:
         check_package("--layer-kernels", "liger")
-        found["Liger"] = layer_kernels("liger")
+        kernels["Liger"] = layer_kernels("liger")
     except ValueError as error:
         missing["Liger"] = str(error)
-    return found, missing
+    return kernels, missing
 
 
 def forward_backward(case: Case, kernels: LayerKernels) -> Callable[[], Any]:
@@ -104,9 +104,9 @@ def forward_backward(case: Case, kernels: LayerKernels) -> Callable[[], Any]:
 
 
 def measure(case: Case, kernels: dict[str, LayerKernels], rounds: int, device: str) -> dict[str, dict[str, Any]]:
-    """{variant: its times and what they make of the fewest bytes, or why it was not run}"""
+    """Return, for each variant, its times and what they make of the fewest bytes, or why it was not run."""
     runs: dict[str, Callable[[], Any]] = {}
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, kernel in kernels.items():
         run = forward_backward(case, kernel)
         try:
@@ -114,16 +114,16 @@ def measure(case: Case, kernels: dict[str, LayerKernels], rounds: int, device: s
                 run()
             runs[name] = run
         except Exception as error:  # whatever a peer or a compiler says
-            found[name] = {"not_run": f"{type(error).__name__}: {error}"[:200]}
+            rows[name] = {"not_run": f"{type(error).__name__}: {error}"[:200]}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             times[name].append(timed(run, device))
     for name, ms in times.items():
         median = statistics.median(ms)
-        found[name] = {"median ms": median, "GB/s": case.least_bytes() / median / 1e6}
-        found[name] |= {"time / ours": statistics.median(a / b for a, b in zip(ms, times["ours"], strict=True))}
-    return found
+        rows[name] = {"median ms": median, "GB/s": case.least_bytes() / median / 1e6}
+        rows[name] |= {"time / ours": statistics.median(a / b for a, b in zip(ms, times["ours"], strict=True))}
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,13 +135,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kernels, missing = variants()
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for title, case in make_cases(MODEL_PRESETS[args.model_preset], args.tokens, device).items():
-        found[title] = measure(case, kernels, args.rounds, device)
-        for name, row in found[title].items():
+        rows[title] = measure(case, kernels, args.rounds, device)
+        for name, row in rows[title].items():
             print(f"{title:18s} {name:10s} " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if args.json:
-            args.json.write_text(json.dumps({**found, "not run": missing}) + "\n")
+            args.json.write_text(json.dumps({**rows, "not run": missing}) + "\n")
 
 
 if __name__ == "__main__":

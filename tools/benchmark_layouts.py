@@ -1,4 +1,4 @@
-"""Step times of parallel layouts on a CPU, against transformers' LlamaForCausalLM in one process.
+"""Measures step times of parallel layouts on a CPU, against transformers' LlamaForCausalLM in one process.
 
     python tools/benchmark_layouts.py [--steps 30] [--only TP2,DP2] [--json OUT.json]
 
@@ -64,7 +64,7 @@ LAYOUTS: dict[str, tuple[int, int, ParallelConfig]] = {
 
 
 def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> None:
-    """One rank of one layout; rank 0 writes what it found to `folder`/result.json."""
+    """Run one rank of one layout; rank 0 writes its times to `folder`/result.json."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     store = dist.FileStore(f"{folder}/store", world_size)
@@ -107,7 +107,7 @@ def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> N
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    """A rank's share of a global batch."""
+    """Return a rank's share of a global batch."""
     tokens, labels, mask = batch.tokens[rows], batch.labels[rows], batch.loss_mask[rows]
     return dataclasses.replace(
         batch, rows=rows, tokens=tokens, labels=labels, loss_mask=mask, valid_tokens=tokens.numel()
@@ -117,7 +117,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", help="names of layouts, separated by commas")
+    parser.add_argument("--only", help="names of the layouts to measure, separated by commas (default: all)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     print(

@@ -1,4 +1,4 @@
-"""Preprocessing against the `tokenizers` library alone, on the same text and cores, in one run.
+"""Compares preprocessing with the `tokenizers` library alone, on the same text and cores, in one run.
 
     python tools/benchmark_preprocess.py corpus.jsonl tokenizer.json [--megabytes 60] [--cores 2] [--repeats 5]
 
@@ -130,31 +130,35 @@ def ratios(above: list[Cost], below: list[Cost]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path, help="documents, one JSON object a line with the key `text`")
-    parser.add_argument("tokenizer", type=Path, help="a `tokenizers` JSON file")
-    parser.add_argument("--megabytes", type=float, default=60, help="how much of the corpus (default: 60)")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
-    parser.add_argument("--repeats", type=int, default=5, help="default: 5")
+    parser.add_argument("corpus", type=Path, help="file of documents, one JSON object a line with the key `text`")
+    parser.add_argument("tokenizer", type=Path, help="tokenizer, as a JSON file of the library `tokenizers`")
+    parser.add_argument(
+        "--megabytes", type=float, default=60, help="megabytes of the corpus that are used (default: 60)"
+    )
+    parser.add_argument(
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="number of cores to use (default: all)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="number of runs of each, in turn (default: 5)")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     with tempfile.TemporaryDirectory() as folder:
         inputs = prepare(args.corpus, Path(folder), int(args.megabytes * 1e6))
         one, n_bytes = inputs.one, inputs.n_bytes
         print(f"{n_bytes / 1e6:.1f} MB of text, {args.cores} cores, {args.repeats} repeats")
-        whole: list[Cost] = []
+        single: list[Cost] = []
         in_many: list[Cost] = []
         of_peers: dict[tuple[str, int], list[Cost]] = {name: [] for name in PEERS}
         for _ in range(args.repeats):
-            whole.append(ours(one, args.tokenizer, args.cores))
+            single.append(ours(one, args.tokenizer, args.cores))
             for name in of_peers:
                 of_peers[name].append(peer(one, args.tokenizer, args.cores, *name))
             in_many.append(ours(inputs.many, args.tokenizer, args.cores))
-        print(f"ours: {rate(n_bytes, whole):.2f} MB/s")
+        print(f"ours: {rate(n_bytes, single):.2f} MB/s")
         for (method, batch), costs in of_peers.items():
-            print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, whole)}")
+            print(f"{method}, batches of {batch}: {rate(n_bytes, costs):.2f} MB/s; ours / its {ratios(costs, single)}")
         best = min(PEERS, key=lambda name: statistics.median(cost.seconds for cost in of_peers[name]))
-        print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], whole)}")
-        print(f"time, a thousand files / one file: {ratios(in_many, whole)}")
+        print(f"throughput, ours / the best of them ({best[0]}, {best[1]}): {ratios(of_peers[best], single)}")
+        print(f"time, a thousand files / one file: {ratios(in_many, single)}")
         peaks = [ours(path, args.tokenizer, args.cores).peaks for path in (one, inputs.short, inputs.four_short)]
         for who, at_all, at_one, at_four in zip(("main process", "largest worker"), *peaks, strict=True):
             print(

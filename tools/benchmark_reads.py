@@ -1,4 +1,4 @@
-"""Reading blocks: against a copy from memory, through the loader, and from a thousand prefixes, in one run.
+"""Measures reads of blocks: against a copy from memory, through the loader, and from a thousand prefixes, in one run.
 
     python tools/benchmark_reads.py [--tokens 5e8] [--repeats 9] [--json OUT.json]
 

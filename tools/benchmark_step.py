@@ -1,4 +1,4 @@
-"""Step time: what recording costs, and ours against transformers' LlamaForCausalLM in the same loop.
+"""Measures step times: what recording costs, and ours against transformers' LlamaForCausalLM in the same loop.
 
 "Not recorded" is the same step of the same engine, whose per-block losses are thrown away. "PyTorch's loss" is our
 model with F.cross_entropy, which has none, in a plain loop without FSDP2.
@@ -93,7 +93,7 @@ class Transformers(PlainLoop):
 
 
 def make_engine(config: ModelConfig, seq_length: int, rows: int, layout: ParallelConfig | None = None) -> NativeEngine:
-    """Our engine, with micro-batches of all of a data-parallel rank's rows."""
+    """Make our engine, with micro-batches of all of a data-parallel rank's rows."""
     parallel = initialize(layout)
     return NativeEngine(
         shard_stages(build_stages(config, parallel), parallel, 1),
@@ -121,7 +121,7 @@ def timed(action: Callable[[], object]) -> float:
 def interleave(
     one: Callable[[Batch], object], two: Callable[[Batch], object], batches: list[Batch]
 ) -> dict[str, object]:
-    """Seconds of both on each batch, alternating which goes first, and the ratio one / two."""
+    """Return the seconds of both on each batch, alternating which goes first, and the ratio one / two."""
     times = np.empty((len(batches), 2))
     for number, batch in enumerate(batches):
         pair = [(0, one), (1, two)]
@@ -140,7 +140,7 @@ def interleave(
 
 
 def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
-    """All comparisons, on random tokens."""
+    """Make all comparisons, on random tokens."""
     rng = np.random.default_rng(0)
     ours = make_engine(config, args.seq_length, args.batch)
     plain = WithoutRecording(Llama(config, seed=1))

@@ -1,4 +1,4 @@
-"""Tokens a second, and model FLOP utilisation, of training steps on one GPU (or CPU), on random tokens.
+"""Measures tokens a second, and model FLOP utilisation, of training steps on one GPU (or CPU), on random tokens.
 
     python tools/benchmark_training.py [--model-preset 1.1B] [--seq-length 2048] [--bf16] [--compile] [--json OUT.json]
 
@@ -55,7 +55,7 @@ def random_batch(rows: int, seq_length: int, vocab_size: int, step: int) -> Batc
 
 
 def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace) -> list[float]:
-    """Seconds of each step after warming up."""
+    """Return the seconds of each step after warming up."""
     seconds = []
     for step in range(args.warmup + args.steps):
         batch = random_batch(args.global_batch_size, args.seq_length, args.vocab_size, step)
@@ -72,7 +72,7 @@ def measure(engine: NativeEngine, config: ModelConfig, args: argparse.Namespace)
 
 
 def profile_step(engine: NativeEngine, args: argparse.Namespace) -> str:
-    """The profiler's table of a step: what took longest on the GPU, or on the CPU without one."""
+    """Return the profiler's table of a step: what took longest on the GPU, or on the CPU without one."""
     batch = random_batch(args.global_batch_size, args.seq_length, args.vocab_size, 0)
     with torch.profiler.profile() as profile:  # of all devices that are there
         engine.train_step(batch, 1e-4).wait()

@@ -1,4 +1,4 @@
-"""Fuzz the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer, and run its threads under ThreadSanitizer.
+"""Fuzzes the C++ core under AddressSanitizer and UndefinedBehaviorSanitizer, and its threads under ThreadSanitizer.
 
     python tools/fuzz.py [--targets dataset orders] [--executions 100000] [--seed 1] [--compiler g++] [--build FOLDER]
     python tools/fuzz.py --libfuzzer --executions 1000000     # clang++: inputs that are guided by coverage
@@ -94,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=sorted(CORE), default=sorted(CORE))
     parser.add_argument("--executions", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--compiler", help="default: g++, or clang++ with --libfuzzer")
+    parser.add_argument("--compiler", help="C++ compiler (default: g++, or clang++ with --libfuzzer)")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "fuzz", metavar="FOLDER")
     parser.add_argument("--libfuzzer", action="store_true")
     parser.add_argument("--threads", action="store_true")

@@ -102,7 +102,7 @@ PARTS = {
 
 
 class Session:
-    """Parts, what they found so far, and the time that is left."""
+    """Parts, what they have measured so far, and the time that is left."""
 
     def __init__(self, mode: str, out: Path, seconds: float, card: str) -> None:
         self.out, self.card, self._end = out, card, time.monotonic() + seconds
@@ -114,7 +114,7 @@ class Session:
         self._write()
 
     def run(self, parts: list[Part], workers: int) -> None:
-        """All parts: first those before the first that may have company, then these side by side, then the rest."""
+        """Run all parts: first those before the first that may have company, then these side by side, then the rest."""
         group: list[Part] = []
         for part in [*parts, None]:
             if part is not None and not part.alone:
@@ -188,7 +188,7 @@ def last_line(text: str) -> str:
 
 
 def find_card() -> str:
-    """The GPU's name; empty without one."""
+    """Return the GPU's name; empty without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -198,9 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=PARTS)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", help="names of parts, separated by commas")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
-    parser.add_argument("--workers", type=int, default=5, help="parts side by side")
+    parser.add_argument("--only", help="names of the parts to run, separated by commas (default: all)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds for all parts together")
+    parser.add_argument("--workers", type=int, default=5, help="number of parts that run side by side")
     args = parser.parse_args(arguments)
     known = {part.name: part for part in PARTS[args.mode]}
     names = args.only.split(",") if args.only else list(known)

@@ -1,4 +1,4 @@
-"""Short trainings by the command, each compared with another that must give the same losses, for tools/gpu_check.sh.
+"""Compares short trainings by the command with others that must give the same losses, for tools/gpu_check.sh.
 
     python tools/gpu_runs.py CHECK [--json OUT.json] [--folder FOLDER]
 
@@ -61,7 +61,7 @@ class Lab:
     on_gpu: bool
 
     def flags(self, steps: int) -> list[str]:
-        """Flags that all runs share."""
+        """Return the flags that all runs share."""
         prefixes = [str(prefix) for prefix in make_corpus(self.folder, 4096 * (16 if self.on_gpu else 1))]
         schedule = f"[{{kind: learn, duration: {steps}, unit: steps}}]"
         return [
@@ -73,7 +73,7 @@ class Lab:
         ]
 
     def start(self, name: str, flags: list[str], device: str = "", launcher: tuple[str, ...] = ()) -> Any:
-        """A run into the folder `name`; `device` "cpu" hides the GPU from it."""
+        """Start a run into the folder `name`; `device` "cpu" hides the GPU from it."""
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         command = [sys.executable, *(launcher or ()), "-m", "megatron_lfr", "train", *flags]
         with (self.folder / f"{name}.log").open("a") as log:
@@ -82,15 +82,15 @@ class Lab:
             )
 
     def finish(self, name: str, process: Any, code: int = 0) -> None:
-        if (found := process.wait()) != code:
+        if (actual := process.wait()) != code:
             tail = (self.folder / f"{name}.log").read_text().splitlines()[-12:]
-            raise CheckError("\n".join([f"run {name!r}: exit code {found}, expected {code}", *tail]))
+            raise CheckError("\n".join([f"run {name!r}: exit code {actual}, expected {code}", *tail]))
 
     def run(self, name: str, flags: list[str], device: str = "", launcher: tuple[str, ...] = ()) -> None:
         self.finish(name, self.start(name, flags, device, launcher))
 
     def steps(self, name: str) -> list[dict[str, Any]]:
-        """What was logged of each step so far; of a step that was taken twice, the last."""
+        """Return what was logged of each step so far; of a step that was taken twice, the last."""
         path = self.folder / name / "metrics.jsonl"
         events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return list({event["step"]: event for event in events if event["event"] == "train"}.values())
@@ -100,7 +100,7 @@ class Lab:
 
 
 def make_corpus(folder: Path, tokens: int) -> list[Path]:
-    """Two domains of documents, counting up and noise, of bytes; token 256 ends each."""
+    """Write two domains of documents, counting up and noise, of bytes; token 256 ends each."""
     rng = np.random.default_rng(11)
     prefixes = [folder / f"{domain}_text_document" for domain in ("easy", "hard")]
     for prefix in prefixes:
@@ -115,7 +115,7 @@ def make_corpus(folder: Path, tokens: int) -> list[Path]:
 
 
 def differ(lab: Lab, one: str, other: str, bar: float) -> Figures:
-    """The largest difference of two runs' losses; CheckError beyond `bar`."""
+    """Return the largest difference of two runs' losses; CheckError beyond `bar`."""
     a, b = ([step["last_loss"] for step in lab.steps(name)] for name in (one, other))
     if len(a) != len(b) or not a:
         raise CheckError(f"{one!r} logged {len(a)} steps, {other!r} {len(b)}")
@@ -126,7 +126,7 @@ def differ(lab: Lab, one: str, other: str, bar: float) -> Figures:
 
 
 def losses(lab: Lab) -> Figures:
-    """fp32 and bf16 on the GPU against fp32 on the CPU."""
+    """Compare fp32 and bf16 on the GPU with fp32 on the CPU."""
     flags = lab.flags(20 if lab.on_gpu else 4)
     lab.run("cpu", flags, "cpu")
     lab.run("fp32", flags)
@@ -135,7 +135,7 @@ def losses(lab: Lab) -> Figures:
 
 
 def resume(lab: Lab) -> Figures:
-    """A run that SIGTERM stops, and its rest, against one that nothing stops."""
+    """Compare a run that SIGTERM stops, and its rest, with one that nothing stops."""
     flags = lab.flags(400 if lab.on_gpu else 60)
     lab.run("whole", flags)
     process = lab.start("stopped", flags)
@@ -149,7 +149,7 @@ def resume(lab: Lab) -> Figures:
 
 
 def compiled(lab: Lab) -> Figures:
-    """bf16 with and without --compile."""
+    """Compare bf16 with and without --compile."""
     if not lab.on_gpu:
         raise NeedsGpuError("compiling for a CPU is tested elsewhere")
     flags = [*lab.flags(20), "--bf16"]
@@ -161,8 +161,8 @@ def compiled(lab: Lab) -> Figures:
 
 
 def documents(lab: Lab) -> Figures:
-    """Attention inside of documents with grouped queries: the default against the CPU's, with --compile, and against a
-    dense mask; and what each run says of its attention."""
+    """Compare attention inside of documents with grouped queries: the default with the CPU's, with --compile, and
+    with a dense mask; and what each run prints of its attention."""
     flags = [*lab.flags(20 if lab.on_gpu else 4), "--reset-attention-mask", "--reset-position-ids"]
     runs: dict[str, list[str]] = {"fp32": [], "bf16": ["--bf16"]}
     if lab.on_gpu:
@@ -179,7 +179,7 @@ def documents(lab: Lab) -> Figures:
 
 
 def attention_line(lab: Lab, name: str, kernel: str) -> str:
-    """What a run says of its attention at its start; CheckError where that is not `kernel`."""
+    """Return what a run prints of its attention at its start; CheckError where that is not `kernel`."""
     said = [line for line in lab.log(name).splitlines() if line.startswith("attention: ")]
     if len(said) != 1 or kernel not in said[0]:
         raise CheckError(f"run {name!r}: expected one line on attention by {kernel}, got {said}")
@@ -187,7 +187,7 @@ def attention_line(lab: Lab, name: str, kernel: str) -> str:
 
 
 def rescoring(lab: Lab) -> Figures:
-    """A Focus on rescored losses, on the GPU and the CPU."""
+    """Compare a Focus on rescored losses on the GPU and the CPU."""
     flags = [*lab.flags(16), "--lfr-schedule", RESCORED]
     lab.run("cpu", flags, "cpu")
     lab.run("gpu", flags)
@@ -195,7 +195,7 @@ def rescoring(lab: Lab) -> Figures:
 
 
 def torchrun(lab: Lab) -> Figures:
-    """One rank that torchrun starts, on NCCL where there is a GPU, against a process without ranks."""
+    """Compare one rank that torchrun starts, on NCCL where there is a GPU, with a process without ranks."""
     flags = lab.flags(20 if lab.on_gpu else 4)
     lab.run("plain", flags)
     backend = ["--distributed-backend", "nccl" if lab.on_gpu else "gloo"]
@@ -204,7 +204,7 @@ def torchrun(lab: Lab) -> Figures:
 
 
 def async_save(lab: Lab) -> Figures:
-    """Saves while training goes on, and a resume from one, against a run that saves once, at its end."""
+    """Compare saves while training goes on, and a resume from one, with a run that saves once, at its end."""
     flags = lab.flags(40 if lab.on_gpu else 12)
     lab.run("whole", flags)
     saving = [*flags, "--async-save", "--save-interval", "5"]
@@ -215,7 +215,7 @@ def async_save(lab: Lab) -> Figures:
 
 
 def syncs(lab: Lab) -> Figures:
-    """How often the host waits for the GPU in two training steps, and where."""
+    """Count how often the host waits for the GPU in two training steps, and where."""
     if not lab.on_gpu:
         raise NeedsGpuError("there is nothing to wait for")
     import benchmark_training as training
@@ -232,11 +232,11 @@ def syncs(lab: Lab) -> Figures:
             engine.train_step(batch, 1e-4).wait()
         torch.cuda.set_sync_debug_mode("default")
     waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    return {"waits in two steps": len(waits), "places": {place: waits.count(place) for place in sorted(set(waits))}}
+    return {"waits in two steps": len(waits), "places": {line: waits.count(line) for line in sorted(set(waits))}}
 
 
 def memory(lab: Lab) -> Figures:
-    """What two steps take at most, against `megatron-lfr estimate`."""
+    """Compare the most memory that two steps take with `megatron-lfr estimate`."""
     sizes = ["--model-preset", "300M", "--vocab-size", "32000", "--seq-length", "2048", "--micro-batch-size", "4"]
     sizes += ["--global-batch-size", "8", "--bf16"]
     command = [
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=CHECKS)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    parser.add_argument("--folder", type=Path, help="folder in which the runs are kept (default: a temporary one)")
     args = parser.parse_args(arguments)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="gpu_runs_"))
     folder.mkdir(parents=True, exist_ok=True)

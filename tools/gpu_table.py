@@ -1,4 +1,4 @@
-"""One table of what tools/gpu_check.sh found: the parts, and the bars of the cross-entropy against the figures.
+"""Prints one table of what tools/gpu_check.sh measured: its parts, and bars of the cross-entropy against figures.
 
 python tools/gpu_table.py RESULTS.json...
 """
@@ -25,7 +25,7 @@ def milliseconds(rows: Rows, name: str) -> float:
 
 
 def ratio(one: str, other: str) -> Callable[[Rows, Rows], float]:
-    """The median of the rounds' ratios, in training."""
+    """Return the median of the rounds' ratios, in training."""
     return lambda both, _: statistics.median(a / b for a, b in zip(both[one]["ms"], both[other]["ms"], strict=False))
 
 
@@ -58,14 +58,14 @@ BARS: list[Bar] = [
 
 
 def render(results: dict[str, Any]) -> str:
-    """The table, for people."""
+    """Return the table as text."""
     lines = ["", f"{results['mode']} on {results['card']}"]
     lines += [
         f"  {name:22s} {part['state']:12s} {part['seconds']:6.1f} s  {part['why']}"[:150]
         for name, part in results["parts"].items()
     ]
     figures = {name: part["figures"] for name, part in results["parts"].items() if part.get("figures")}
-    kernels = merged([found["results"] for name, found in figures.items() if name.startswith("kernels")])
+    kernels = merged([part["results"] for name, part in figures.items() if name.startswith("kernels")])
     if kernels:
         lines += [
             "",
@@ -79,21 +79,21 @@ def render(results: dict[str, Any]) -> str:
         lines += ["", f"  {'error against fp64':34s}" + "".join(f" {f'{n} {bar:g}':>17s}" for n, bar in ACCURACY_BARS)]
         lines += accuracy_lines(figures["accuracy"]["accuracy"])
     lines.append("")
-    for name, found in figures.items():
+    for name, part in figures.items():
         if name in ("training", "compiled training"):
             lines.append(
-                f"  {name}: {found['tokens_per_second']:.0f} tokens/s, MFU {found['mfu']['causal']:.3f} (causal), "
-                f"{found['mfu']['full attention']:.3f} (whole square), {found['peak_memory_gib'] or 0:.1f} GiB"
+                f"  {name}: {part['tokens_per_second']:.0f} tokens/s, MFU {part['mfu']['causal']:.3f} (causal), "
+                f"{part['mfu']['full attention']:.3f} (whole square), {part['peak_memory_gib'] or 0:.1f} GiB"
             )
         elif name != "accuracy" and not name.startswith("kernels"):
-            lines += [f"  {name}: {text}" for text in flat_lines(found)]
+            lines += [f"  {name}: {text}" for text in flat_lines(part)]
     return "\n".join(lines) + "\n"
 
 
-def flat_lines(found: dict[str, Any]) -> list[str]:
-    """Figures in a line; those that have figures of their own, a line each."""
-    plain = {key: value for key, value in found.items() if not isinstance(value, dict)}
-    nested = {key: value for key, value in found.items() if isinstance(value, dict)}
+def flat_lines(part: dict[str, Any]) -> list[str]:
+    """Return the figures in a line; those that have figures of their own, a line each."""
+    plain = {key: value for key, value in part.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in part.items() if isinstance(value, dict)}
     lines = [", ".join(f"{key} {short(value)}" for key, value in plain.items())] if plain else []
     return lines + [f"{key}: {line}" for key, value in nested.items() for line in flat_lines(value)]
 
@@ -103,8 +103,8 @@ def short(value: Any) -> str:
 
 
 def merged(results: list[dict[str, Rows]]) -> dict[str, Rows]:
-    """The rows of several runs of tools/benchmark_kernels.py, by their titles."""
-    return {title: rows for found in results for title, rows in found.items()}
+    """Return the rows of several runs of tools/benchmark_kernels.py, by their titles."""
+    return {title: rows for part in results for title, rows in part.items()}
 
 
 def bar_lines(kernels: dict[str, Rows]) -> list[str]:
@@ -116,7 +116,7 @@ def bar_lines(kernels: dict[str, Rows]) -> list[str]:
 
 
 def not_run(kernels: dict[str, Rows]) -> list[str]:
-    """Who was not run, and why, once each."""
+    """Return who was not run, and why, once each."""
     reasons = {
         f"{name}: {row['not_run']}": None for rows in kernels.values() for name, row in rows.items() if "not_run" in row
     }
@@ -124,25 +124,25 @@ def not_run(kernels: dict[str, Rows]) -> list[str]:
 
 
 def cell(results: dict[str, Rows], vocab: int, bar: float, figure: Callable[[Rows, Rows], float]) -> str:
-    """The figure, its bar and whether it is met."""
+    """Return the figure, its bar and whether it is met."""
     both, forward = (
         next((rows for title, rows in results.items() if f"x{vocab} / 1," in title and title.endswith(end)), {})
         for end in ("forward + backward", "forward")
     )
     try:
-        found = figure(both, forward)
+        value = figure(both, forward)
     except (KeyError, ValueError, ZeroDivisionError, statistics.StatisticsError):
         return "not measured"
-    return f"{found:.3f} of {bar:.3f} {'met' if found <= bar else 'MISSED'}"
+    return f"{value:.3f} of {bar:.3f} {'met' if value <= bar else 'MISSED'}"
 
 
 def accuracy_lines(errors: dict[str, list[float]]) -> list[str]:
     lines = []
-    for name, found in errors.items():
-        padded = [None] * (4 - len(found)) + found if name.startswith("eager") else found
+    for name, row in errors.items():
+        padded = [None] * (4 - len(row)) + row if name.startswith("eager") else row
         cells = ["" if value is None else f"{value:.1e}" for value in padded]
         is_ours_in_bf16 = name.startswith("ours") and "bfloat16" in name
-        missed = is_ours_in_bf16 and any(e > bar for e, (_, bar) in zip(found, ACCURACY_BARS, strict=False))
+        missed = is_ours_in_bf16 and any(e > bar for e, (_, bar) in zip(row, ACCURACY_BARS, strict=False))
         lines.append(f"  {name:34s}" + "".join(f" {text:>17s}" for text in cells) + ("  MISSED" if missed else ""))
     return lines
 

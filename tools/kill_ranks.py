@@ -1,4 +1,4 @@
-"""Kill random ranks of a run at random moments, start it again each time, and compare with a run left alone.
+"""Kills random ranks of a run at random moments, starts it again each time, and compares with a run left alone.
 
     python tools/kill_ranks.py [--kills 50] [--nproc-per-node 2] [--seed 0] [-- flags of the layout]
 
@@ -37,7 +37,7 @@ def start(arguments: list[str], ranks: int) -> subprocess.Popen[str]:
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the ranks that a launcher has started so far."""
+    """Return the process ids of the ranks that a launcher has started so far."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in children if b"megatron_lfr" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

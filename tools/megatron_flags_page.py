@@ -20,7 +20,7 @@ refused with what to give instead. Made by `tools/megatron_flags_page.py` from `
 
 
 def render() -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     parts = [HEAD]
     for (verdict, part), rows in groupby(read_table(), lambda row: (row["verdict"], row["part"])):
         last = "legal values" if verdict == "accepted" else "instead"
@@ -36,7 +36,7 @@ def render() -> str:
 
 
 def _code(words: str, without: str = "") -> str:
-    """Words in type of their own; `without` where there are none."""
+    """Return the words in type of their own; `without` where there are none."""
     return ", ".join(f"`{word}`" for word in words.split()) or without
 
 

@@ -1,4 +1,4 @@
-"""A peer for benchmark_index.py: weighted choice without replacement, compiled by numba.
+"""Gives benchmark_index.py a peer: weighted choice without replacement, compiled by numba.
 
 It makes exponential keys in fp32, finds the one at the rank by two histograms of bits, and shuffles the choice. It is
 given the weights, which the C++ core computes from the scores.
@@ -59,10 +59,10 @@ def _count_low(bits, high, counts):
 def _count_below(bits, cut, counts):
     for part in nb.prange(_PARTS):
         first, last = _bounds(part, len(bits))
-        found = 0
+        count = 0
         for i in range(first, last):
-            found += bits[i] < cut
-        counts[part] = found
+            count += bits[i] < cut
+        counts[part] = count
 
 
 @nb.njit(parallel=True)

@@ -1,4 +1,4 @@
-"""The same run in every parallel layout: how far losses, gradients, weights, journal and orders are from one process.
+"""Trains one run in every parallel layout, and says how far its losses, weights and orders are from one process.
 
     python tools/parity_matrix.py [--engine deepspeed] [--json OUT.json] [--only TP2,PP2] [--variants all]
 
@@ -31,11 +31,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from megatron_lfr.build import make_corpus, make_plan
+from megatron_lfr.build import make_corpus
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.planning import make_plan
 from megatron_lfr.training.run import train
 
 SEQ_LENGTH = 16
@@ -144,7 +145,7 @@ class Case:
 
 
 def write_corpus(folder: Path) -> list[str]:
-    """Prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
+    """Write prefixes of two domains of BLOCKS_PER_DOMAIN blocks: one token again and again, and noise."""
     rng = np.random.default_rng(5)
     prefixes = []
     for domain in ("easy", "hard"):
@@ -160,7 +161,7 @@ def write_corpus(folder: Path) -> list[str]:
 
 
 def run_flags(prefixes: list[str], folder: Path) -> list[str]:
-    """Flags that all runs share."""
+    """Return the flags that all runs share."""
     schedule = yaml.safe_dump(SCHEDULE, default_flow_style=True, width=10**6).strip()
     return [
         *("--data-path", *prefixes, "--split", "100,0,0", "--seq-length", str(SEQ_LENGTH)),
@@ -223,7 +224,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_steps(folder: Path) -> npt.NDArray[np.float64]:
-    """[steps, 2]: loss and gradient norm of each step so far."""
+    """Return the loss and gradient norm of each step so far, [steps, 2]."""
     return np.array([(e["last_loss"], e["grad_norm"]) for e in _events(folder) if e["event"] == "train"])
 
 
@@ -232,7 +233,7 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of a checkpoint, put together from the shards of all ranks."""
+    """Return the weights of a checkpoint, put together from the shards of all ranks."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -244,7 +245,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def compare(run: Run, reference: Run) -> dict[str, Any]:
-    """Largest differences: absolute for losses, relative for gradient norms, relative L2 of the worst weight."""
+    """Return the largest differences: absolute of losses, relative of gradient norms, L2 of the worst weight."""
     losses = np.abs(run.steps[:, 0] - reference.steps[:, 0])
     norms = np.abs(run.steps[:, 1] / reference.steps[:, 1] - 1)
     assert run.weights.keys() == reference.weights.keys()
@@ -262,7 +263,7 @@ def compare(run: Run, reference: Run) -> dict[str, Any]:
 
 
 def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[float]:
-    """For each Focus of a run: how far the hardest block that it dropped is from the easiest one that it kept."""
+    """Return, for each Focus of a run, how far the hardest block that it dropped is from the easiest that it kept."""
     config, _ = parse_run_config([*run_flags(prefixes, folder), *flags])
     dataset = make_corpus(config.data)
     plan = make_plan(config, dataset.train.num_blocks)
@@ -292,11 +293,11 @@ def resume_elsewhere(folder: Path, prefixes: list[str], layouts: dict[str, tuple
     run_cases(cases, folder, prefixes)
 
 
-def _print_row(name: str, found: dict[str, Any]) -> None:
-    growth = " ".join(f"{value:.0e}" for value in found["growth"])
+def _print_row(name: str, row: dict[str, Any]) -> None:
+    growth = " ".join(f"{value:.0e}" for value in row["growth"])
     print(
-        f"{name:56s} {found['loss']:.1e} ({growth})  {found['blocks']:.1e}  {found['grad_norm']:.1e}  "
-        f"{found['weights']:.1e}  {'same' if found['same_orders'] else 'OTHER'}",
+        f"{name:56s} {row['loss']:.1e} ({growth})  {row['blocks']:.1e}  {row['grad_norm']:.1e}  "
+        f"{row['weights']:.1e}  {'same' if row['same_orders'] else 'OTHER'}",
         flush=True,
     )
 
@@ -308,9 +309,9 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
     for number, (name, (ranks, flags, variant, zero)) in enumerate(DEEPSPEED.items()):
         if only and not name.startswith(tuple(only)):
             continue
-        whole = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
+        persistent = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
         path = folder / f"deepspeed_{number}.json"
-        path.write_text(json.dumps({"zero_optimization": {**zero, **whole}}))
+        path.write_text(json.dumps({"zero_optimization": {**zero, **persistent}}))
         cases.append(Case(name, ranks, ["--deepspeed", "--deepspeed-config", str(path), *flags, *VARIANTS[variant]]))
     return cases
 
@@ -318,7 +319,9 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["native", "deepspeed"], default="native")
-    parser.add_argument("--only", help="names of layouts, separated by commas; of DeepSpeed's, how they begin, by ;")
+    parser.add_argument(
+        "--only", help="names of the layouts, separated by commas; of DeepSpeed's, how they begin, by ;"
+    )
     parser.add_argument("--variants", choices=["all", "tied"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -355,8 +358,8 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps({"gaps": gaps, "layouts": results}, indent=1) + "\n")
     held = all(
-        found["loss"] <= 1e-5 and found["blocks"] <= 1e-5 and found["weights"] <= 1e-4 and found["same_orders"]
-        for found in results.values()
+        row["loss"] <= 1e-5 and row["blocks"] <= 1e-5 and row["weights"] <= 1e-4 and row["same_orders"]
+        for row in results.values()
     )
     print(
         "all within the bars: losses and blocks 1e-5, weights 1e-4, orders the same" if held else "NOT within the bars"

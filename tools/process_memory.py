@@ -1,4 +1,4 @@
-"""The memory of this process, from Linux's /proc."""
+"""Reads the memory of this process from Linux's /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of the cross-entropy goes: bytes a second of each Triton kernel, and the profiler's table of a call.
+"""Shows where the cross-entropy's time goes: bytes a second of each Triton kernel, and the profiler's table of a call.
 
     python tools/profile_kernels.py [--shape 8192x4096x128256] [--json OUT.json]
 
@@ -29,7 +29,7 @@ from megatron_lfr.kernels.softmax import Problem, describe_tokens, differentiate
 
 
 def kernel_calls(x: Inputs) -> dict[str, tuple[Callable[[], Any], int]]:
-    """{name: (call, bytes)}"""
+    """Return {name: (call, bytes)}."""
     labels, vocab = x.labels.flatten(), len(x.weight)
     problem = Problem(vocab, 0, vocab, None, False, z_loss=0.0, smoothing=0.0, softcap=0.0)
     logits = torch.randn(len(labels), vocab, device=labels.device)
@@ -47,13 +47,13 @@ def kernel_calls(x: Inputs) -> dict[str, tuple[Callable[[], Any], int]]:
 
 
 def measure(call: Callable[[], Any], device: str, rounds: int) -> float:
-    """Median milliseconds."""
+    """Return the median milliseconds of a call."""
     call()
     return statistics.median(timed(call, device) for _ in range(rounds))
 
 
 def table_of(call: Callable[[], Tensor], device: str) -> str:
-    """The profiler's, of one call with its backward."""
+    """Return the profiler's table of one call with its backward."""
     call().backward()  # type: ignore[no-untyped-call]
     with torch.profiler.profile() as profile:  # of all devices that are there
         call().backward()  # type: ignore[no-untyped-call]
@@ -66,19 +66,21 @@ def table_of(call: Callable[[], Tensor], device: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="8192x4096x128256", help="tokens x hidden x vocabulary")
+    parser.add_argument(
+        "--shape", default="8192x4096x128256", help="shape of the problem: tokens x hidden x vocabulary"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens, width, vocab = (int(number) for number in args.shape.split("x"))
     x = make_inputs(tokens, width, vocab, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    found = {}
+    results = {}
     for name, (call, moved) in kernel_calls(x).items():
         ms = measure(call, device, rounds=10 if device == "cuda" else 1)
-        found[name] = {"ms": ms, "bytes": moved, "GB/s": moved / ms / 1e6}
+        results[name] = {"ms": ms, "bytes": moved, "GB/s": moved / ms / 1e6}
         print(f"{name:24s} {ms:9.3f} ms {moved / ms / 1e6:8.0f} GB/s")
         if args.json:
-            args.json.write_text(json.dumps(found) + "\n")
+            args.json.write_text(json.dumps(results) + "\n")
     for mode in ("save", "chunk"):
         print(f"\nours, {mode}\n{table_of(lambda mode=mode: ours(mode, backend='triton')(x), device)}")  # type: ignore[misc]
 

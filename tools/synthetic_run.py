@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run folder with a real journal and corpus, without training: the curriculum is given made-up losses.
+"""Makes a run folder with a real journal and corpus, without training: the curriculum is given made-up losses.
 
 For trying `megatron-lfr report` on many blocks:
 
@@ -24,7 +24,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
 from megatron_lfr.lfr.base import PhaseStart
-from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.lfr.identity import FORMAT, describe_segments
 
 DOMAINS = {"web": (0.55, 3.2, 0.5), "code": (0.25, 2.1, 0.8), "books": (0.15, 3.6, 0.3), "lists": (0.05, 1.0, 0.4)}
 """Share of the corpus, mean and spread of the levels (nats)."""
@@ -50,7 +50,7 @@ def make_run(
         "seed": 3,
         "seq_length": SEQ_LENGTH,
         "corpus": dataset.digests(),
-        "segments": [describe_segment(plan)],
+        "segments": describe_segments(plan),
     }
     config = {
         "data_path": [str(prefix) for prefix in prefixes],
@@ -127,7 +127,7 @@ def _phase_event(start: PhaseStart) -> dict[str, object]:
 
 
 def _parts(steps: int, phase: int) -> dict[str, object]:
-    """The seconds of a process that has taken so many steps."""
+    """Return the seconds of a process that has taken so many steps."""
     parts = {"training steps": 0.2482, "waiting for data": 0.001, "recording losses": 0.0008}
     return {"started": 0.0, "parts": {n: s * steps for n, s in parts.items()} | {"making orders": 0.5 * (1 + phase)}}
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--blocks", type=int, default=10_000_000)
-    parser.add_argument("--schedule", default="lfr", help="a preset's name")
+    parser.add_argument("--schedule", default="lfr", help="name of the preset that is the schedule")
     parser.add_argument("--epochs", type=float, default=3.0, help="length of a schedule given in shares")
     args = parser.parse_args()
     print(make_run(args.folder, args.blocks, args.schedule, args.epochs))

@@ -35,7 +35,7 @@ BEFORE_PARAGRAPH = re.compile(r"\n\n+")
 def pack(pieces: Iterable[str]) -> Iterator[str]:
     """Join pieces to documents of about the usual size; larger pieces are cut at line ends."""
     document = ""
-    for piece in (part for whole in pieces for part in cut(whole)):
+    for piece in (part for long in pieces for part in cut(long)):
         if (document and len(document) + len(piece) > LARGEST) or len(document) > USUAL:
             yield document
             document = ""
@@ -58,9 +58,9 @@ def cut(piece: str) -> Iterator[str]:
 
 
 def split_docstrings(source: str, module: str) -> tuple[str, list[str]]:
-    """The source without its docstrings (comments stay), and the docstrings, each under its qualified name."""
+    """Return the source without its docstrings (comments stay), and the docstrings, each under its qualified name."""
     lines = source.splitlines(keepends=True)
-    found: list[tuple[ast.Expr, bool]] = []
+    docstrings: list[tuple[ast.Expr, bool]] = []
     texts: list[str] = []
 
     def visit(node: ast.AST, name: str) -> None:
@@ -69,14 +69,14 @@ def split_docstrings(source: str, module: str) -> tuple[str, list[str]]:
             if text is not None:
                 statement = node.body[0]
                 assert isinstance(statement, ast.Expr)
-                found.append((statement, len(node.body) == 1 and not isinstance(node, ast.Module)))
+                docstrings.append((statement, len(node.body) == 1 and not isinstance(node, ast.Module)))
                 texts.append(f"{name}\n{text}")
         for child in ast.iter_child_nodes(node):
             below = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             visit(child, f"{name}.{child.name}" if below else name)  # type: ignore[attr-defined]
 
     visit(ast.parse(source), module)
-    for statement, is_only in sorted(found, key=lambda pair: -pair[0].lineno):
+    for statement, is_only in sorted(docstrings, key=lambda pair: -pair[0].lineno):
         remove(lines, statement, is_only)
     return re.sub(r"\n{3,}", "\n\n\n", "".join(lines)), texts
 
@@ -126,7 +126,7 @@ def code_and_docstrings(characters: int) -> tuple[list[str], list[str]]:
 
 
 def reference() -> list[str]:
-    """The topics of help(): language reference, data model, grammar."""
+    """Return the topics of help(): language reference, data model, grammar."""
     return [document for name in sorted(topics) for document in pack(BEFORE_PARAGRAPH.split(topics[name].strip()))]
 
 
@@ -156,7 +156,7 @@ OPENINGS = (
 
 
 def character_facts(character: str, choose: random.Random) -> str:
-    """A few sentences on a character, in varying words and order."""
+    """Return a few sentences on a character, in varying words and order."""
     code = f"U+{ord(character):04X}"
     name, category = unicodedata.name(character), CATEGORIES.get(unicodedata.category(character), "unclassified")
     row = f"U+{ord(character) // 256:02X}00"

@@ -15,6 +15,7 @@ from megatron_lfr.analysis.similarity import BlockSet
 from megatron_lfr.analysis.single_blocks import Picks, pick_blocks
 from megatron_lfr.lfr import Ledger, PlannedPhase
 from megatron_lfr.lfr.blend import BlendSelection
+from megatron_lfr.lfr.scope import ScopedSelection
 from megatron_lfr.run_folder import Corpus, find_corpus
 
 Counts = npt.NDArray[np.int64]
@@ -32,10 +33,14 @@ _NO_SCORES = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class FocusView:
-    """What a Focus left out. Counts [domains] are numbers of blocks; excluded blocks are unseen and left out."""
+    """What a Focus left out. Counts [domains] are numbers of blocks, of those that the phase is about: sizes says how
+    many these are; hardest ones are those dropped that are above the kept ones, excluded blocks are unseen and left
+    out."""
 
+    sizes: Counts
     dropped: BlockSet
     dropped_by_domain: Counts
+    hardest_by_domain: Counts
     unseen_by_domain: Counts
     excluded_by_domain: Counts
 
@@ -94,11 +99,7 @@ class RunView:
 
     def tokens_at(self, step: int) -> int:
         """Return how many tokens the first `step` optimizer steps train on."""
-        plan = self.run.plan
-        blocks = sum(
-            min(planned.samples, max(0, step - planned.first_step) * plan.global_batch_size) for planned in plan.phases
-        )
-        return blocks * plan.seq_length
+        return self.run.plan.samples_before(step) * self.run.plan.seq_length
 
     def event_rows(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of one kind in metrics.jsonl. ValueError where one has no valid step."""
@@ -123,7 +124,7 @@ def view_run(folder: Path, name: str, margin: float) -> RunView:
     for history in run.phases(ledger):
         visits = _finish_phase(views, ledger, corpus, visits)
         sample.record(history)
-        views.append(_view_phase(history, trajectories, corpus))
+        views.append(_view_phase(history, run, trajectories, corpus))
         replayed.append(replace(history, scores_at_start=_NO_SCORES, selection=None))  # they are large
     visits = _finish_phase(views, ledger, corpus, visits)
     classes = trajectories.classes()
@@ -144,7 +145,7 @@ def _count(mask: npt.NDArray[np.bool_], corpus: Corpus) -> Counts:
     return np.array([np.count_nonzero(part) for part in split(mask, corpus)], np.int64)
 
 
-def _view_phase(history: PhaseHistory, trajectories: Trajectories, corpus: Corpus) -> PhaseView:
+def _view_phase(history: PhaseHistory, run: Run, trajectories: Trajectories, corpus: Corpus) -> PhaseView:
     ids, nll = history.block_ids, history.nll
     recorded = nll[history.recorded]
     served = np.zeros(trajectories.n_blocks, np.bool_)
@@ -157,12 +158,12 @@ def _view_phase(history: PhaseHistory, trajectories: Trajectories, corpus: Corpu
         visits_by_domain=np.zeros(0, np.int64),
         visits_by_event=trajectories.record(ids, nll),
         step_losses=_step_losses(history),
-        focus=_view_focus(history, corpus),
+        focus=_view_focus(history, run.plan.in_scope(history.planned), corpus),
     )
 
 
 def _step_losses(history: PhaseHistory) -> Doubles:
-    starts = np.arange(0, len(history.nll), history.global_batch_size)
+    starts = np.arange(0, len(history.nll), history.planned.global_batch_size)
     if not len(starts):
         return np.empty(0)
     sums = np.add.reduceat(np.where(history.recorded, history.nll, 0).astype(np.float64), starts)
@@ -171,16 +172,18 @@ def _step_losses(history: PhaseHistory) -> Doubles:
         return np.asarray(sums / counts)
 
 
-def _view_focus(history: PhaseHistory, corpus: Corpus) -> FocusView | None:
+def _view_focus(history: PhaseHistory, in_scope: npt.NDArray[np.bool_], corpus: Corpus) -> FocusView | None:
     if history.selection is None:
         return None
-    unseen = np.isnan(history.scores_at_start)
+    unseen = np.isnan(history.scores_at_start) & in_scope
     left_out = history.selection.left_out(history.scores_at_start)
-    dropped = left_out & ~unseen
-    starts = history.selection.starts if isinstance(history.selection, BlendSelection) else None
+    dropped = left_out & ~unseen & in_scope
+    starts = history.selection.starts if isinstance(history.selection, BlendSelection | ScopedSelection) else None
     return FocusView(
-        BlockSet.of(dropped, ~unseen, starts),
+        _count(in_scope, corpus),
+        BlockSet.of(dropped, ~unseen & in_scope, starts),
         _count(dropped, corpus),
+        _count(dropped & ~history.selection.easiest(history.scores_at_start), corpus),
         _count(unseen, corpus),
         _count(left_out & unseen, corpus),
     )

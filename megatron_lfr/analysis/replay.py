@@ -8,7 +8,7 @@ each of its samples or for each block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
-from megatron_lfr.lfr.schedule import Plan, PlannedPhase
-from megatron_lfr.lfr.selection import Order, Scores, Selection
+from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
+from megatron_lfr.lfr.scores import Arrays
+from megatron_lfr.lfr.selection import Order, Scores
 from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]
@@ -53,9 +53,8 @@ class PhaseHistory:
     skipped steps."""
     scores_at_start: Scores
     """The scores that the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
-    selection: Selection | BlendSelection | None
+    selection: AnySelection | None
     """What the phase leaves out; None unless it is a Focus."""
-    global_batch_size: int
 
     @property
     def block_ids(self) -> Order:
@@ -65,7 +64,7 @@ class PhaseHistory:
     @property
     def steps(self) -> npt.NDArray[np.int64]:
         """The optimizer step, from 0, of each entry of `nll`: int64 [n]."""
-        return self.planned.first_step + np.arange(len(self.nll), dtype=np.int64) // self.global_batch_size
+        return self.planned.first_step + np.arange(len(self.nll), dtype=np.int64) // self.planned.global_batch_size
 
     @property
     def recorded(self) -> npt.NDArray[np.bool_]:
@@ -85,7 +84,8 @@ class Run:
     folder: RunFolder
     plan: Plan
     seed: int
-    blend: Blend
+    arrays: Arrays = field(default_factory=dict)
+    """Those that the phases name, fp32 or uint32 [blocks of the segment] each."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -117,19 +117,19 @@ class Run:
                 return
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
-            scores = start_phase(planned, ledger, self.seed, self.journal)
-            order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
+            scores = start_phase(planned, ledger, self.seed, self.journal, self.arrays)
+            order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
-            history = PhaseHistory(planned, order, nll, scores, selection, self.plan.global_batch_size)
+            history = PhaseHistory(planned, order, nll, scores, selection)
             yield history
-            ledger.record_phase(planned.first_step, self.plan.global_batch_size, history.block_ids, nll)
+            ledger.record_phase(planned.first_step, planned.global_batch_size, history.block_ids, nll)
             if not history.is_complete:
                 return
 
     def empty_ledger(self) -> Ledger:
         """Return the ledger as it was before the first step."""
-        return Ledger(self.plan.n_blocks, self.plan.total_steps, self.blend)
+        return Ledger.of(self.plan)
 
     def ledger(self) -> Ledger:
         """Replay the run. Returns each block's last loss, the step of that loss, and its number of visits."""
@@ -145,9 +145,10 @@ class Run:
     def visits_at(self, step: int) -> Visits:
         """Return the visits of an optimizer step, counted from 1. ValueError where none are recorded for it."""
         for history in self.phases():
-            first = (step - 1 - history.planned.first_step) * self.plan.global_batch_size
+            size = history.planned.global_batch_size
+            first = (step - 1 - history.planned.first_step) * size
             if 0 <= first < len(history.nll):
-                return _visits(history, np.arange(first, min(first + self.plan.global_batch_size, len(history.nll))))
+                return _visits(history, np.arange(first, min(first + size, len(history.nll))))
         done = self.steps()["step"]
         recorded = f"1 to {done[-1]}" if len(done) else "none"
         raise ValueError(f"step {step}: {self.journal.folder} has no record of it; recorded steps: {recorded}")
@@ -182,7 +183,7 @@ def _visits(history: PhaseHistory, entries: npt.NDArray[np.int64]) -> Visits:
     """Return the visits that are the given entries of a phase's `nll`."""
     visits = np.empty(len(entries), VISIT)
     visits["block"], visits["phase"] = history.block_ids[entries], history.planned.index
-    visits["step"] = history.planned.first_step + 1 + entries // history.global_batch_size
+    visits["step"] = history.planned.first_step + 1 + entries // history.planned.global_batch_size
     visits["nll"] = np.where(history.recorded[entries], history.nll[entries], np.nan)
     return visits
 
@@ -197,7 +198,7 @@ def _phase_mean(history: PhaseHistory, first: int, last: int) -> npt.NDArray[np.
 
 
 def _steps(history: PhaseHistory) -> npt.NDArray[np.void]:
-    firsts = np.arange(0, len(history.nll), history.global_batch_size)
+    firsts = np.arange(0, len(history.nll), history.planned.global_batch_size)
     steps = np.empty(len(firsts), STEP)
     steps["step"], steps["phase"] = history.planned.first_step + 1 + np.arange(len(firsts)), history.planned.index
     if len(firsts):
@@ -215,4 +216,4 @@ def _joined(parts: list[npt.NDArray[np.void]], kind: np.dtype[np.void]) -> npt.N
 def open_run(folder: str | Path) -> Run:
     """Open the run in `folder`. ValueError where there is none, or where its journal or config.yaml cannot be read."""
     run = RunFolder(folder)
-    return Run(run, *run.plan())
+    return Run(run, *run.plan(), run.arrays())

@@ -38,7 +38,8 @@ def find_spikes(run: Run, deviations: float) -> npt.NDArray[np.void]:
     """
     steps = run.steps()
     steps = steps[steps["blocks"] > 0]
-    size = np.sqrt(steps["blocks"] / run.plan.global_batch_size)
+    batches = np.array([planned.global_batch_size for planned in run.plan.phases])
+    size = np.sqrt(steps["blocks"] / batches[steps["phase"]])
     by_phase = []
     for phase in np.unique(steps["phase"]):
         members = steps["phase"] == phase

@@ -42,7 +42,7 @@ class _Writer(HuggingFaceStorageWriter):
     def _split_by_storage_plan(
         self, storage_plan: dict[str, int] | None, items: list[WriteItem]
     ) -> dict[int, list[WriteItem]]:
-        """A file holds a name once: further pieces of a tensor on this rank go into further files."""
+        """Spread the pieces of a tensor on this rank over files, as a file holds a name once."""
         files: dict[int, list[WriteItem]] = {1: []}
         seen: Counter[str] = Counter()
         for item in items:

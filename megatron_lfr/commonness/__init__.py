@@ -1,1 +1,1 @@
-"""`megatron-lfr commonness`: what a corpus holds often, and what it holds that is like no text, before training."""
+"""`megatron-lfr commonness` finds what a corpus holds often, and what in it is like no text, before training."""

@@ -1,4 +1,5 @@
-"""`megatron-lfr commonness`: exact and near copies, and likelihoods, of a corpus' documents and blocks."""
+"""`megatron-lfr commonness` looks for exact and near copies in a corpus, and computes likelihoods of its documents and
+blocks."""
 
 from __future__ import annotations
 
@@ -101,11 +102,11 @@ def main(argv: Sequence[str]) -> int:
     config = tyro.cli(CommonnessConfig, args=list(argv), prog="megatron-lfr commonness")
     summary = run(config)
     for kind in ("documents", "blocks"):
-        found = summary[kind]
+        row = summary[kind]
         print(
-            f"{found['items']} {kind}, {found['tokens']} tokens: {100 * (found['share_unique'] or 0):.1f} % unique, "
-            f"{100 * (found['share_exact_copies'] or 0):.1f} % exact and "
-            f"{100 * (found['share_near_copies'] or 0):.1f} % near copies"
+            f"{row['items']} {kind}, {row['tokens']} tokens: {100 * (row['share_unique'] or 0):.1f} % unique, "
+            f"{100 * (row['share_exact_copies'] or 0):.1f} % exact and "
+            f"{100 * (row['share_near_copies'] or 0):.1f} % near copies"
         )
     print(f"commonness: {config.output / PAGE}")
     return 0
@@ -135,7 +136,7 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
         of_documents, of_blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
         of_documents.save(folder, "document")
-        of_blocks.save(folder, "block")
+        of_blocks.save(folder, "block", inputs.corpus.digests())
         summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
         page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
@@ -163,12 +164,12 @@ def _open(config: CommonnessConfig) -> _Inputs:
 
 
 def _counts(inputs: _Inputs) -> tuple[int, int]:
-    """(documents, blocks) that are looked at."""
+    """Return the numbers of (documents, blocks) that are looked at."""
     return sum(len(prefix.offsets) - 1 for prefix in inputs.prefixes), inputs.corpus.train.num_blocks
 
 
 def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
-    """The size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
+    """Return the size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
 
     ValueError where the memory does not suffice.
     """

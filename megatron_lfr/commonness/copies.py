@@ -1,4 +1,4 @@
-"""Exact and near copies among documents, and among blocks."""
+"""Finds exact and near copies among documents, and among blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Counts = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Copies:
-    """Of each item [n], numbered over all prefixes.
+    """How often the content of each item [n] occurs; items are numbered over all prefixes.
 
     copies: how many items have exactly its tokens, itself among them. near_copies: how many are in its cluster of near
     copies, exact ones and itself among them. representative: the cluster's lowest id.

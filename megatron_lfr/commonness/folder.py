@@ -1,4 +1,4 @@
-"""The folder of results: nothing is there, or all of it; one that is there is replaced if it holds nothing else."""
+"""Makes the folder of results: all of it, or nothing. An older one is replaced if it holds nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 def check_folder(path: Path) -> None:
-    """ValueError where `--output` cannot be made, or is there and holds anything but earlier results."""
+    """Raise a ValueError where `--output` cannot be made, or exists and holds anything but earlier results."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--output {path}: the folder {path.absolute().parent} does not exist")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -33,7 +33,7 @@ def check_folder(path: Path) -> None:
 
 @contextmanager
 def results_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` once the block has ended without an error.
+    """Yield a folder to fill, which replaces `path` once the block has ended without an error.
 
     ValueError where another process makes the same folder, and as `check_folder`.
     """
@@ -56,7 +56,7 @@ def results_folder(path: Path) -> Iterator[Path]:
 
 
 def _is_array(name: str) -> bool:
-    return name.endswith(".npy") and name.startswith(("document_", "block_"))
+    return name.endswith((".npy", ".npy.json")) and name.startswith(("document_", "block_"))
 
 
 def _is_summary(path: Path) -> bool:

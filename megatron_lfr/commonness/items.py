@@ -1,4 +1,4 @@
-"""Documents, sections of documents, and blocks of a corpus as spans of its token files."""
+"""Describes documents, sections of documents, and blocks of a corpus as spans of its token files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Spans:
     lengths: Int64s
 
     def batches(self) -> Iterator[Spans]:
-        """The same spans in parts of some tokens, which depend on nothing else."""
+        """Yield the same spans in parts of some tokens, which depend on nothing else."""
         bounds = np.concatenate(([0], np.cumsum(self.lengths)))
         first = 0
         while first < len(self.starts):
@@ -42,7 +42,7 @@ class Spans:
             first = last
 
     def arguments(self) -> tuple[_C.TokenFile, int, Int64s, Int64s]:
-        """What the C++ core takes."""
+        """Return the spans as the C++ core takes them: file, its dtype, starts and lengths."""
         return self.dataset.token_file, self.dataset.index.dtype_code, self.starts, self.lengths
 
 
@@ -68,7 +68,7 @@ class Prefix:
 
     @cached_property
     def block_edges(self) -> Int64s:
-        """Where the labels of each block begin, and the end of the last's [blocks + 1]."""
+        """Return where the labels of each block begin, and the end of the last's [blocks + 1]."""
         edges: Int64s = self.offsets[0] + 1 + self.seq_length * np.arange(self.blocks + 1, dtype=np.int64)
         return edges
 
@@ -76,7 +76,7 @@ class Prefix:
         return Spans(self.dataset, self.block_edges[:-1] - 1, np.full(self.blocks, self.seq_length + 1, np.int64))
 
     def sections(self) -> Spans:
-        """The documents, those beyond SECTION tokens cut; together they are all tokens, in their order."""
+        """Return the documents, those beyond SECTION tokens cut; together they are all tokens, in their order."""
         lengths = np.diff(self.offsets)
         counts = -(-lengths // SECTION)
         number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -86,7 +86,7 @@ class Prefix:
 
 
 def training_prefixes(corpus: BlockDataset) -> list[Prefix]:
-    """The training documents of each prefix of a corpus, and their blocks."""
+    """Return the training documents of each prefix of a corpus, and their blocks."""
     counts = np.diff(corpus.train.domain_starts)
     documents = [split_documents(dataset.num_documents, corpus.split)[1] for dataset in corpus.datasets]
     return [
@@ -96,12 +96,12 @@ def training_prefixes(corpus: BlockDataset) -> list[Prefix]:
 
 
 def reference_prefixes(datasets: Sequence[IndexedDataset]) -> list[Prefix]:
-    """All documents of each dataset, and no blocks."""
+    """Return all documents of each dataset, and no blocks."""
     return [Prefix(dataset, _offsets(dataset, dataset.num_documents)) for dataset in datasets]
 
 
 def _offsets(dataset: IndexedDataset, documents: int) -> Int64s:
-    """Where the first documents begin, and the end of the last [documents + 1]."""
+    """Return where the first documents begin, and the end of the last [documents + 1]."""
     offsets = np.zeros(documents + 1, np.int64)
     sequence = first = 0
     for counts in dataset.sequences_of_documents(_DOCUMENTS_READ):

@@ -1,4 +1,4 @@
-"""Mean log-likelihoods of documents and blocks under a hashed 4-gram model."""
+"""Computes mean log-likelihoods of documents and blocks under a hashed 4-gram model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Likelihoods:
 
 
 def vocabulary_of(prefixes: Sequence[Prefix], threads: int) -> int:
-    """One more than the largest token."""
+    """Return one more than the largest token."""
     spans = (batch for prefix in prefixes for part in [prefix.sections()] for batch in part.batches())
     return 1 + max((_C.largest_token(*batch.arguments(), threads) for batch in spans), default=0)
 
 
 def count_ngrams(prefixes: Sequence[Prefix], log2_slots: int, vocab_size: int, threads: int) -> _C.NgramModel:
-    """The model of all documents of the prefixes."""
+    """Return the 4-gram model of all documents of the prefixes."""
     model = _C.NgramModel(log2_slots, vocab_size)
     for prefix in prefixes:
         for batch in prefix.sections().batches():

@@ -1,4 +1,4 @@
-"""The page: shares by domain, distributions, and the documents at both ends."""
+"""Makes the page: shares by domain, distributions, and the documents at both ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PARTS = ((colour(0), "unique"), (colour(1), "near copies"), (colour(3), "exact 
 def make_page(
     domains: Sequence[str], prefixes: Sequence[Prefix], documents: Items, blocks: Items, tokenizer: Tokenizer | None
 ) -> str:
-    """The results as one HTML file that needs nothing else. tokenizer: None shows token ids in place of text."""
+    """Return the results as one HTML file that needs nothing else. tokenizer: None shows token ids in place of text."""
     sections = [
         (
             "shares",
@@ -61,7 +61,7 @@ def _kinds(documents: Items, blocks: Items) -> list[tuple[str, Items]]:
 
 
 def _slices(items: Items, domains: Sequence[str]) -> list[tuple[str, slice]]:
-    """All items, then those of each domain, the largest first, as many as fit."""
+    """Return all items, then those of each domain, the largest first, as many as fit."""
     starts = items.starts.tolist()
     each = [(name, slice(a, b)) for name, a, b in zip(domains, starts, starts[1:], strict=False)]
     each.sort(key=lambda pair: pair[1].start - pair[1].stop)

@@ -1,4 +1,4 @@
-"""What is known of a corpus' documents and blocks: arrays, and their summary by domain."""
+"""Holds what is known of a corpus' documents and blocks: arrays, and their summary by domain."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from megatron_lfr.commonness.copies import Copies
 from megatron_lfr.commonness.items import Int64s, Prefix
 from megatron_lfr.commonness.likelihood import Doubles, Floats
+from megatron_lfr.data.corpus.block_values import describing, description_of
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -34,7 +35,7 @@ class Items:
     unique_share: Floats | None = None
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Every array that is stored, under its name."""
+        """Return every array that is stored, under its name."""
         stored = {
             "copies": self.copies.copies,
             "near_copies": self.copies.near_copies,
@@ -46,13 +47,17 @@ class Items:
         }
         return {name: array for name, array in stored.items() if array is not None}
 
-    def save(self, folder: Path, kind: str) -> None:
-        """Store the arrays as `<kind>_<name>.npy`."""
+    def save(self, folder: Path, kind: str, corpus: list[str] | None = None) -> None:
+        """Store the arrays as `<kind>_<name>.npy`, and with the digests of the corpus, whose blocks they are then of, a
+        description beside each."""
         for name, array in self.arrays().items():
-            np.save(folder / f"{kind}_{name}.npy", array, allow_pickle=False)
+            path = folder / f"{kind}_{name}.npy"
+            np.save(path, array, allow_pickle=False)
+            if corpus is not None:
+                describing(path).write_text(description_of(array, corpus, f"commonness: {name}"), encoding="utf-8")
 
     def token_shares(self, members: slice) -> tuple[float, float, float]:
-        """(tokens as they would be without copies, near copies, exact copies) of some items.
+        """Return (tokens as they would be without copies, near copies, exact copies) of some items.
 
         Of n copies, each counts as 1/n unique and the rest as a copy: no one of them is the original.
         """
@@ -63,11 +68,11 @@ class Items:
         return unique, without_exact - unique, total - without_exact
 
     def summary(self, members: slice) -> dict[str, Any]:
-        """Counts, shares of tokens, and quantiles of some items, for JSON."""
+        """Return counts, shares of tokens, and quantiles of some items, for JSON."""
         unique, near, exact = self.token_shares(members)
         total = unique + near + exact
         parts = self.copies.copies[members], self.copies.near_copies[members]
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "items": len(parts[0]),
             "tokens": int(total),
             "with_exact_copies": int((parts[0] > 1).sum()),
@@ -79,12 +84,12 @@ class Items:
         for name in ("log_likelihood", "reference_log_likelihood", "ratio", "unique_share"):
             values = getattr(self, name)
             if values is not None:
-                found[name] = quantiles(values[members])
-        return found
+                figures[name] = quantiles(values[members])
+        return figures
 
 
 def quantiles(values: Floats) -> dict[str, float] | None:
-    """The mean and some quantiles of what is a number; None where nothing is."""
+    """Return the mean and some quantiles of what is a number; None where nothing is."""
     numbers = values[np.isfinite(values)].astype(np.float64)
     if not len(numbers):
         return None
@@ -96,7 +101,7 @@ def quantiles(values: Floats) -> dict[str, float] | None:
 
 
 def summarize(items: Items, domains: list[str]) -> dict[str, Any]:
-    """The summary of all items and of each domain's."""
+    """Return the summary of all items and of each domain's."""
     starts = items.starts.tolist()
     by_domain = {
         name: items.summary(slice(first, last)) for name, first, last in zip(domains, starts, starts[1:], strict=False)
@@ -105,7 +110,7 @@ def summarize(items: Items, domains: list[str]) -> dict[str, Any]:
 
 
 def unique_shares(prefixes: list[Prefix], near_copies: npt.NDArray[np.uint32], starts: Int64s) -> Floats:
-    """For each block the mean over its labels of 1 / near copies of the label's document: 1 where nothing is copied.
+    """Return, for each block, the mean over its labels of 1 / near copies of their document: 1 where none is copied.
 
     Blocks begin anywhere in a document, so that copies of documents lie in blocks that are no copies of each other.
     """

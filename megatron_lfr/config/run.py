@@ -18,7 +18,13 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, effect_notes, read_deepspeed
+from megatron_lfr.config.deepspeed import (
+    apply_deepspeed,
+    deepspeed_settings,
+    effect_notes,
+    read_deepspeed,
+)
+from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
@@ -29,6 +35,7 @@ from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.replacing import current_bytes
 from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 
 
@@ -44,6 +51,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
+    main_path: MainPathConfig = field(default_factory=MainPathConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -54,7 +62,12 @@ class RunConfig:
 
     def validate(self, world_size: int) -> None:
         """Check every rule that needs no file of the corpus; ValueError names the flag and the legal values."""
-        for name, value in self.to_flat().items():
+        values = [
+            (name, one)
+            for name, value in self.to_flat().items()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        for name, value in values:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be a finite number")
             if isinstance(value, int) and abs(value) >= 2**63:
@@ -62,6 +75,7 @@ class RunConfig:
         self.model.validate()
         self.data.validate()
         self.lfr.validate()
+        self.main_path.validate()
         self.loss.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
@@ -164,10 +178,15 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 
     tokenizer_model: where the run's tokenizer is now, if it was moved. Raises ValueError where the folder holds no run.
     """
-    preset_name, argv = _settings_to_argv(folder.settings(), str(folder.config_file))
-    config = _parse(argv, _preset_config(preset_name), prog=f"{folder.config_file}")
+    config = parse_settings(folder.settings(), str(folder.config_file))
     data = dataclasses.replace(config.data, tokenizer_model=tokenizer_model or config.data.tokenizer_model)
     return dataclasses.replace(config, data=data)
+
+
+def parse_settings(settings: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the configuration that settings give, by the names of their flags. A ValueError begins with `source`."""
+    preset_name, argv = _settings_to_argv(settings, source)
+    return _parse(argv, _preset_config(preset_name), prog=source)
 
 
 def _preset_config(name: str | None) -> RunConfig:
@@ -208,7 +227,7 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
     """Turn a configuration file into (model preset, flags)."""
     try:
-        settings = parse_yaml(path.read_bytes())
+        settings = parse_yaml(current_bytes(path.parent, path.name))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:
@@ -241,6 +260,8 @@ def _as_flag(name: str, value: Any) -> list[str]:
         return [flag if value else "--no-" + flag[2:]]
     if name == "lfr_schedule" and isinstance(value, list):
         return [flag, yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()]
+    if name == "lfr_scores" and isinstance(value, list):  # repeated, one value each
+        return [word for one in value for word in (flag, str(one))]
     if isinstance(value, list):
         return [flag, *map(str, value)]
     return [flag, str(value)]

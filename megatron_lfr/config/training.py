@@ -6,8 +6,11 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.engine.determinism import check_environment
 from megatron_lfr.fileio import same_path
 from megatron_lfr.lfr import PRESETS, FocusScope
@@ -21,8 +24,8 @@ class LFRConfig:
     """The Learn-Focus-Review schedule."""
 
     lfr_schedule: str = "lfr"
-    """Phases of the run: a preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, random-focus, focus-only), a
-    YAML file with a list of phases, or such a list itself."""
+    """Phases of the run: a preset (lfr, lfr-v1, lfr-v1-2reps, lfr-clusters, uniform, static, learn-only, random-focus,
+    focus-only), a YAML file with a list of phases, or such a list itself."""
     train_iters: int | None = None
     """Length of the run in optimizer steps. It scales a schedule whose phases are shares; for any other schedule it is
     not needed, and must equal the total of its phases."""
@@ -31,10 +34,18 @@ class LFRConfig:
     train_epochs: float | None = None
     """Length of the run in epochs of the corpus, instead of --train-iters; only for a schedule whose phases are
     shares."""
+    replay: float = 0.0
+    """Share of the samples of the first phase of a segment with new blocks (see `megatron-lfr extend`) that come from
+    the other, older blocks, at random."""
     lfr_focus_scope: FocusScope = "global"
     """Where a Focus phase looks for the hard blocks. global: among all blocks; weights in --data-path then count in
     Learn and Review only. per-corpus: in each prefix separately; a prefix gets its weight's share of the samples, or
     without weights its share of the blocks."""
+    lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
+    """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
+    schedule uses them by name: score: file:NAME or excess:NAME, weight: file:NAME, and copies, for which NAME is
+    copies. FILE.npy holds float32 (for copies uint32), one number for each training block, as commonness and evaluate
+    --split train --per-block write it; it is read where it is."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""
@@ -55,8 +66,11 @@ class LFRConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"--replay {self.replay}: must be at least 0 and below 1")
         if not self.lfr_schedule:
             raise ValueError(f"--lfr-schedule: give a preset ({', '.join(PRESETS)}) or a YAML file")
+        parse_names(self.lfr_scores, "--lfr-scores")
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,9 @@ class TrainingConfig:
     """Blocks of one forward and backward pass on each data-parallel rank."""
     global_batch_size: int | None = None
     """Blocks of one optimizer step over all ranks; by default one micro-batch on each."""
+    rampup_batch_size: list[int] | None = None
+    """START INCREMENT SAMPLES: begin with START blocks a step, and add INCREMENT at equal distances until
+    --global-batch-size is reached after SAMPLES samples. All blocks are learned meanwhile; the schedule comes after."""
     seed: int = 1234
     """Seed of the initial weights and of the order of the blocks."""
     bf16: bool = False
@@ -126,10 +143,27 @@ class TrainingConfig:
         if self.deterministic:
             check_environment()
         multiple = self.micro_batch_size * data_parallel_size
+        self._check_rampup(data_parallel_size)
         if self.blocks_per_step(data_parallel_size) % multiple:
             raise ValueError(
                 f"--global-batch-size {self.global_batch_size}: must be a multiple of --micro-batch-size "
                 f"{self.micro_batch_size} x {data_parallel_size} data-parallel ranks = {multiple}"
+            )
+
+    def _check_rampup(self, data_parallel_size: int) -> None:
+        ramp, end = self.rampup_batch_size, self.blocks_per_step(data_parallel_size)
+        if ramp is None:
+            return
+        multiple = self.micro_batch_size * data_parallel_size
+        if len(ramp) != 3 or min(ramp) < 1 or ramp[0] >= end or (end - ramp[0]) % ramp[1]:
+            raise ValueError(
+                f"--rampup-batch-size {' '.join(map(str, ramp))}: give START INCREMENT SAMPLES, where START and "
+                f"some times INCREMENT make --global-batch-size {end}"
+            )
+        if ramp[0] % multiple or ramp[1] % multiple:
+            raise ValueError(
+                f"--rampup-batch-size {' '.join(map(str, ramp))}: START and INCREMENT must be multiples of "
+                f"--micro-batch-size {self.micro_batch_size} x {data_parallel_size} data-parallel ranks = {multiple}"
             )
 
     def blocks_per_step(self, data_parallel_size: int) -> int:
@@ -178,6 +212,14 @@ class CheckpointConfig:
     finetune_change: list[str] = field(default_factory=list)
     """With --finetune: names of the settings of the model, the tokenizer or the documents that may differ from those
     the weights were trained with (for example rotary_base reset_attention_mask); all others must agree."""
+    ckpt_step: int | None = None
+    """With --finetune: the step of --load whose weights the run starts from; by default the newest. Without
+    --finetune, only the newest step of the run is allowed: it is `megatron-lfr branch` that goes on from an earlier
+    one."""
+    no_load_optim: bool = False
+    """Leave the optimizer's state of --load behind, as --finetune, which must be given, always does."""
+    no_load_rng: bool = False
+    """Leave the states of random generators of --load behind, as --finetune, which must be given, always does."""
     save_interval: int | None = None
     """Steps between checkpoints; a checkpoint is written at the end of the run anyway."""
     save_interval_mins: float | None = 15.0
@@ -218,7 +260,14 @@ class CheckpointConfig:
             raise ValueError(f"--finetune: --save {self.save} must be another folder than --load")
         if self.finetune_change and not self.finetune:
             raise ValueError("--finetune-change: goes with --finetune")
+        for flag, given in (("--no-load-optim", self.no_load_optim), ("--no-load-rng", self.no_load_rng)):
+            if given and not self.finetune:
+                raise ValueError(
+                    f"{flag}: a run that goes on keeps its complete state, or its losses would not belong to its "
+                    "weights; give --finetune too, to start a new run from the weights of --load alone"
+                )
         for flag, value in (
+            ("--ckpt-step", self.ckpt_step),
             ("--save-interval", self.save_interval),
             ("--keep-last", self.keep_last),
             ("--save-retain-interval", self.save_retain_interval),

@@ -6,17 +6,18 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.build import make_blend, make_corpus, make_model_config, make_plan, make_tokenizer
-from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config, take_option
-from megatron_lfr.data.corpus.blocks import parse_split
+from megatron_lfr.build import make_model_config, make_tokenizer
+from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
+from megatron_lfr.estimate import versions
 from megatron_lfr.estimate.deepspeed import deepspeed_memory
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
-from megatron_lfr.lfr import Blend, Plan
+from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take_options, with_defaults
+from megatron_lfr.lfr import Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
+from megatron_lfr.planning import make_new_plan
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] and
 
@@ -27,28 +28,20 @@ USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] an
   --gpu-memory GB        warn if a rank needs more memory than this, in units of 10^9 bytes
   --json                 print JSON instead of tables
 
+`megatron-lfr estimate versions --versions N --branch-share A` with the same flags compares ways to train N versions.
+
 Memory is what tensors take, without the CUDA context, communication buffers and fragmentation. "host" is the host's
 memory that --deepspeed offloads to.
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """The flags that `estimate` has in addition to those of a run."""
-
-    world_size: int | None
-    blocks: int | None
-    corpus_tokens: int | None
-    tokens_per_second: float | None
-    gpu_memory: float | None
-    json: bool
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr estimate`; returns the exit code."""
+    if argv and argv[0] == "versions":
+        return versions.main(argv[1:])
     if "-h" in argv or "--help" in argv:
         print(USAGE)
-    options, rest = _take_options(argv)
+    options, rest = take_options(argv)
     config, notes = parse_run_config(rest)
     for note in notes:
         print(note, file=sys.stderr)
@@ -74,10 +67,10 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
         warnings.append(f"--layer-kernels {config.training.layer_kernels} is estimated as torch")
     if config.training.compile:
         warnings.append("--compile is estimated as without; it keeps fewer activations")
-    _with_defaults(config, options).validate(world_size)
+    with_defaults(config, options).validate(world_size)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
-    n_blocks, blend = _corpus(config, options)
-    plan = make_plan(config, n_blocks, world_size, blend)
+    n_blocks, blend = corpus_blocks(config, options)
+    plan = make_new_plan(config, n_blocks, world_size, blend)
     memory = _memory(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
@@ -110,60 +103,6 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
         "total": _sum(phases),
         "warnings": warnings,
     }
-
-
-def _take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
-    """Split the command line into our own flags and those of a run."""
-    rest = [word for word in argv if word != "--json"]
-    wants_json = len(rest) < len(argv)
-    values: dict[str, Any] = {}
-    for flag, kind in (
-        ("--world-size", int),
-        ("--blocks", int),
-        ("--corpus-tokens", int),
-        ("--tokens-per-second", float),
-        ("--gpu-memory", float),
-    ):
-        text, rest = take_option(rest, flag)
-        value = None
-        if text is not None:
-            try:
-                value = kind(text)
-            except ValueError:
-                raise ValueError(f"{flag} {text}: expected a number") from None
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{flag} {text}: must be positive and finite")
-        values[flag[2:].replace("-", "_")] = value
-    if values["blocks"] and values["corpus_tokens"]:
-        raise ValueError("give one of --blocks and --corpus-tokens")
-    return Options(**values, json=wants_json), rest
-
-
-def _with_defaults(config: RunConfig, options: Options) -> RunConfig:
-    """Fill in the settings that only a real run needs: a run folder, kernels, a corpus."""
-    training = dataclasses.replace(config.training, layer_kernels="torch", attention_backend="auto")
-    optimizer = dataclasses.replace(config.optimizer, adam_kernel="torch")
-    checkpoint = dataclasses.replace(config.checkpoint, save="-", load=None, finetune=False)
-    data = config.data
-    if options.blocks or options.corpus_tokens:
-        data = dataclasses.replace(data, data_path=["-"], data_args_path=None)
-    elif not (data.data_path or data.data_args_path):
-        raise ValueError("give the corpus with --data-path, or its size with --blocks or --corpus-tokens")
-    return dataclasses.replace(config, training=training, optimizer=optimizer, checkpoint=checkpoint, data=data)
-
-
-def _corpus(config: RunConfig, options: Options) -> tuple[int, Blend | None]:
-    """Return the number of training blocks, and how the prefixes of the corpus share the samples, if they are known."""
-    data = config.data
-    if options.blocks:
-        return options.blocks, None
-    if options.corpus_tokens:
-        blocks = int(options.corpus_tokens * parse_split(data.split)[0]) // data.seq_length
-        if not blocks:
-            raise ValueError(f"--corpus-tokens {options.corpus_tokens}: no block of {data.seq_length} tokens")
-        return blocks, None
-    corpus = make_corpus(data)
-    return corpus.train.num_blocks, make_blend(config, corpus)
 
 
 def _memory(config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
@@ -238,11 +177,5 @@ def _phase_row(phase: dict[str, Any], has_time: bool) -> list[str]:
         f"{phase['epochs']:.3f}",
         f"{phase['flops']:.3e}",
         f"{phase['flops_full_attention']:.3e}",
-        *([_duration(phase["seconds"])] if has_time else []),
+        *([duration(phase["seconds"])] if has_time else []),
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from megatron_lfr.build import make_loader
+from megatron_lfr.data.corpus.block_values import DESCRIPTION_BEGINS, describing, write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
@@ -27,6 +28,7 @@ from megatron_lfr.evaluation.trained import TrainedModel, load_trained
 from megatron_lfr.fileio import check_replaces, json_value, write_atomic
 from megatron_lfr.output import number, print_table
 from megatron_lfr.parallel import ranks, session
+from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.evaluation import Keep, evaluate
 
 Split = Literal["train", "valid", "test", "all", "none"]
@@ -55,7 +57,8 @@ class EvaluateConfig:
     computes no losses, only tasks. By default valid, or all with --data-path."""
     per_block: Path | None = None
     """File for the mean loss of every block (nats per token), in the order of the blocks: .npy, fp32. It is NaN where
-    every token of a block is masked."""
+    every token of a block is masked. FILE.npy.json beside it says of which corpus, and what the losses cost in FLOPs;
+    with --split train, a run can score the corpus by it (--lfr-scores)."""
     tasks: list[Path] = field(default_factory=list)
     """JSONL files of items: {"context", "choices", "answer"} or {"context", "target"}. White space before a choice is
     scored, but not counted in its length; "target_delimiter" gives it separately, as in lm-eval's tasks."""
@@ -78,6 +81,7 @@ class EvaluateConfig:
         """Check what can be checked before the model is loaded; ValueError names the flag."""
         if self.per_block is not None:
             check_replaces("--per-block", self.per_block, block_file.BEGINS)
+            check_replaces("--per-block", describing(self.per_block), DESCRIPTION_BEGINS)
         if self.json is not None:
             check_replaces("--json", self.json, _RESULTS_BEGIN)
         if self.per_block is not None and self.per_block.suffix != ".npy":
@@ -115,13 +119,16 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     config.validate(world_size)
     read = [read_task(path) for path in config.tasks]
     trained = load_trained(config.run, config.iteration, config.batch_size, config.tokenizer_model)
-    source = _source(config, trained)
+    dataset, source = _source(config, trained)
     model = Continuations(trained)
     bos = trained.bos if read else None
     tasks = [(task, encode_task(task, trained.text_tokenizer, model.max_length, bos)) for task in read]
     results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
     if source is not None:
         results["corpus"] = _evaluate_corpus(config, trained, source)
+        if config.per_block is not None and ranks.rank() == 0:
+            assert dataset is not None
+            _describe_losses(config, config.per_block, trained, dataset, source)
     if tasks:
         results["tasks"] = {str(task.path): score_task(task, encoded, model) for task, encoded in tasks}
     if config.lm_eval_tasks:
@@ -134,11 +141,11 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     return results
 
 
-def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None:
-    """Return the blocks to evaluate, None for --split none; ValueError where there is no block."""
+def _source(config: EvaluateConfig, trained: TrainedModel) -> tuple[BlockDataset | None, BlockSource | None]:
+    """Return the corpus, and its blocks to evaluate, None for --split none; ValueError where there is no block."""
     data, split = trained.config.data, config.split_in_force
     if split == "none":
-        return None
+        return None, None
     shares = "1" if split == "all" else data.split
     dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, shares)
     if not config.data_path and split != "all" and trained.corpus not in (None, dataset.digests()):
@@ -153,7 +160,28 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> BlockSource | None
     source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")
-    return source
+    return dataset, source
+
+
+def _describe_losses(
+    config: EvaluateConfig, path: Path, trained: TrainedModel, dataset: BlockDataset, source: BlockSource
+) -> None:
+    """Write the description beside the file of --per-block, with the FLOPs behind it: a token of a forward pass costs a
+    third of one of training."""
+    seq_length = trained.config.data.seq_length
+    per_token = trained.model.config.flops_per_token(seq_length)
+    try:
+        plan, _ = RunFolder(config.run).plan()
+        training = per_token * seq_length * plan.samples_before(trained.iteration)
+    except ValueError:  # weights that no run of ours has trained
+        training = None
+    write_description(
+        path,
+        dataset.digests(),
+        f"loss of {config.run} at iteration {trained.iteration}",
+        split=config.split_in_force,
+        flops={"training": training, "forward": per_token / 3 * seq_length * source.num_blocks},
+    )
 
 
 def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: BlockSource) -> dict[str, Any]:
@@ -167,7 +195,7 @@ def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: Bloc
                 with np.errstate(invalid="ignore"):
                     file.append(losses[0] / losses[1])
 
-        means = evaluate(trained.engine, loader, source, None, trained.iteration, -1, keep)
+        means = evaluate(trained.engine, loader, None, trained.iteration, -1, keep)
     return {
         "split": config.split_in_force,
         "blocks": source.num_blocks,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import tyro
 
-from megatron_lfr.analysis.replay import Run, open_run
+from megatron_lfr.analysis.replay import open_run
 from megatron_lfr.inspection.records import check_output, write_records
 from megatron_lfr.inspection.views import View
-from megatron_lfr.run_folder import Corpus, open_corpus
+from megatron_lfr.run_folder import open_corpus
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,11 @@ def main(argv: Sequence[str]) -> int:
     config = tyro.cli(InspectConfig, args=list(argv), prog="megatron-lfr inspect")
     config.validate()
     run = open_run(config.run)
-    corpus = _open_corpus(run, config) if config.chars else None
+    try:
+        corpus = open_corpus(run.folder, config.data_path, config.tokenizer_model) if config.chars else None
+    except (ValueError, OSError) as error:
+        error.add_note("--chars 0 does not need the corpus")
+        raise
     view = View(run, corpus, config.limit, config.chars)
     if config.step is not None:
         records = view.step(config.step)
@@ -94,11 +98,3 @@ def main(argv: Sequence[str]) -> int:
     if config.output is not None:
         write_records(config.output, records)
     return 0
-
-
-def _open_corpus(run: Run, config: InspectConfig) -> Corpus:
-    try:
-        return open_corpus(run.folder, config.data_path, config.tokenizer_model)
-    except (ValueError, OSError) as error:
-        error.add_note("--chars 0 does not need the corpus")
-        raise

@@ -15,8 +15,10 @@ from megatron_lfr.lfr.curriculum import Curriculum
 from megatron_lfr.lfr.follower import CurriculumFollower
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.phase import Phase
+from megatron_lfr.lfr.plan import Plan, PlannedPhase, Segment
 from megatron_lfr.lfr.presets import PRESETS, preset
-from megatron_lfr.lfr.schedule import Phase, Plan, PlannedPhase, Schedule
+from megatron_lfr.lfr.schedule import Schedule
 from megatron_lfr.lfr.selection import Selection, make_order
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Plan",
     "PlannedPhase",
     "Schedule",
+    "Segment",
     "Selection",
     "Sharing",
     "make_order",

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.lfr.blend import BlendSelection
-from megatron_lfr.lfr.schedule import Plan, PlannedPhase
-from megatron_lfr.lfr.selection import Order, Scores, Selection
+from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
+from megatron_lfr.lfr.selection import Order, Scores
 
 BlockIds = npt.NDArray[np.int64]
 
@@ -24,8 +23,8 @@ class PhaseStart:
     planned: PlannedPhase
     order_hash: int
     scores: Scores
-    """Scores of all blocks, fp32 [n_blocks]; empty on a follower."""
-    selection: Selection | BlendSelection | None
+    """Scores of all of the run's blocks, fp32 [n_blocks]; empty on a follower."""
+    selection: AnySelection | None
 
 
 class Sharing(Protocol):
@@ -83,7 +82,8 @@ class BaseCurriculum(ABC):
 
     def skip(self, step: int) -> None:
         """Enter a step that did not change the weights: its losses do not count, and its blocks keep their scores."""
-        nothing = np.zeros(self.plan.global_batch_size, np.float32)
+        size = 0 if self.current is None else self.current.planned.global_batch_size
+        nothing = np.zeros(size, np.float32)
         self.record(step, nothing, nothing)
 
     @abstractmethod
@@ -100,7 +100,7 @@ class BaseCurriculum(ABC):
         planned = self.current.planned
         if not planned.first_step <= step < planned.end_step:
             raise ValueError(f"step {step} is not in the current phase (phase {planned.index})")
-        size = self.plan.global_batch_size
+        size = planned.global_batch_size
         first = (step - planned.first_step) * size
         ids = np.full(size, -1, np.int64)
         served = self._order[first : first + size]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from megatron_lfr.lfr.blend import Blend
-    from megatron_lfr.lfr.schedule import Phase
+from megatron_lfr.lfr.blend import Blend
+from megatron_lfr.lfr.phase import Phase
+from megatron_lfr.lfr.scope import Scope, outside, replayed
+
+Corpora = Sequence[int] | None
+"""The numbers of the corpora that a phase is about; None for all."""
 
 
 class Coverage:
@@ -16,63 +20,141 @@ class Coverage:
     Learn and Review train on complete passes and a part of one, over each corpus by its quota where a blend has
     weights. So the number of different blocks is exact after the first of them, and after one that covers a corpus;
     after others, and after a Focus that keeps unseen blocks, only bounds are known.
+
+    Blocks are counted in parts, `starts[i]` to before `starts[i + 1]`: the new blocks of each segment, and where a
+    blend has weights or a phase has a scope, each corpus.
     """
 
-    def __init__(self, n_blocks: int, blend: Blend | None) -> None:
-        self._blend = blend if blend is not None and blend.weights is not None else None
-        self._per_corpus = blend is not None and blend.focus_scope == "per-corpus"
-        self._sizes = [n_blocks] if self._blend is None else self._blend.sizes
-        self._fewest = [0] * len(self._sizes)
-        self._most = [0] * len(self._sizes)
+    def __init__(self) -> None:
+        self._starts = [0]
+        self._fewest: list[int] = []
+        self._most: list[int] = []
 
-    def add(self, phase: Phase, samples: int) -> None:
+    def begin_segment(self, blend: Blend) -> None:
+        """Begin a segment with the corpora of `blend`, of which the first are those of the segment before."""
+        self._blend = blend
+        self._per_corpus = blend.focus_scope == "per-corpus"
+        if blend.starts[-1] > self._starts[-1]:
+            self._starts.append(blend.starts[-1])
+            self._fewest.append(0)
+            self._most.append(0)
+        if blend.weights is not None:
+            self._split(blend.starts)
+
+    def add(self, phase: Phase, samples: int, corpora: Corpora = None) -> None:
         """Update the bounds by a phase of `samples` samples."""
-        quotas = [samples] if self._blend is None else self._blend.quotas(samples)
+        parts = self._parts(corpora)
         if phase.kind != "focus":
-            for corpus, quota in enumerate(quotas):
-                self._draw_uniformly(corpus, quota)
-        elif self._covers_all(phase, samples):
-            self._fewest, self._most = list(self._sizes), list(self._sizes)
-        elif phase.keeps_unseen or phase.is_rescored:
-            self._most = [min(size, most + samples) for size, most in zip(self._sizes, self._most, strict=True)]
+            others = replayed(phase, samples)
+            self._sample_everything(phase, parts, samples - others, corpora)
+            if others and corpora is not None:
+                rest = outside(corpora, self._blend)
+                self._sample_everything(phase, self._parts(rest), others, rest)
+        elif self._covers_all(phase, samples, parts):
+            for part in parts:
+                self._fewest[part] = self._most[part] = self._size(part)
+        elif phase.keeps_unseen or phase.scores_all or phase.explore:
+            for part in parts:
+                self._most[part] = min(self._size(part), self._most[part] + samples)
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
-            for corpus, quota in enumerate(quotas):
-                if self._blend is None:
-                    self._most[corpus] = min(self._sizes[corpus], self._most[corpus] + quota)
-                elif self._most[corpus] == 0:
-                    self._draw_uniformly(corpus, quota)
+            self._sample_unscored(phase, parts, samples, corpora)
 
-    def kept(self, phase: Phase) -> int:
+    def kept(self, phase: Phase, corpora: Corpora = None) -> int:
         """Return how many blocks a Focus keeps if it drops exactly its share. Where the number of unseen blocks is not
         known, this is a lower bound if the phase keeps them, and a ValueError if it leaves them out."""
-        sizes, fewest, most = self._sizes, self._fewest, self._most
+        parts = self._parts(corpora)
+        sizes, fewest, most = ([values[part] for part in parts] for values in (self._sizes(), self._fewest, self._most))
         if not self._per_corpus:  # the share is of all blocks together
             sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
-        if phase.is_rescored:
+        if phase.scores_all:
             fewest = most = sizes
         if phase.keeps_unseen:
-            return max(1, sum(sizes) - sum(dropped_count(phase.drop, scored) for scored in most))
+            return max(1, sum(sizes) - sum(_dropped(phase, scored) for scored in most))
         if fewest != most:
             raise ValueError(
                 f"unit passes, unseen {phase.unseen}: leaves out blocks that have no score, and how many have one "
                 f"is not known before the run: {sum(fewest)} to {sum(most)} of {sum(sizes)}. Give the duration in "
                 "epochs or steps, or unseen: keep, or begin with a learn phase of one epoch or more"
             )
-        return max(1, sum(scored - dropped_count(phase.drop, scored) for scored in fewest))
+        return max(1, sum(scored - _dropped(phase, scored) for scored in fewest))
 
-    def _draw_uniformly(self, corpus: int, quota: int) -> None:
-        size = self._sizes[corpus]
-        self._fewest[corpus] = min(size, max(self._fewest[corpus], quota))
-        self._most[corpus] = size if quota >= size else min(size, self._most[corpus] + quota)
+    def _size(self, part: int) -> int:
+        return self._starts[part + 1] - self._starts[part]
 
-    def _covers_all(self, phase: Phase, samples: int) -> bool:
+    def _sizes(self) -> list[int]:
+        return [self._size(part) for part in range(len(self._fewest))]
+
+    def _parts(self, corpora: Corpora) -> list[int]:
+        """Return the parts of some corpora; each of these is split off where it is not a part yet."""
+        if corpora is None:
+            return list(range(len(self._fewest)))
+        ranges = Scope(self._blend, corpora).ranges
+        self._split([edge for one in ranges for edge in one])
+        return [part for part, first in enumerate(self._starts[:-1]) if any(a <= first < b for a, b in ranges)]
+
+    def _split(self, edges: Sequence[int]) -> None:
+        """Split parts at `edges`. What was known of a part that was neither empty nor complete becomes bounds."""
+        for edge in edges:
+            part = bisect.bisect_right(self._starts, edge) - 1
+            if self._starts[part] == edge:
+                continue
+            unscored = self._size(part) - self._fewest[part]
+            most = self._most[part]
+            self._starts.insert(part + 1, edge)
+            sizes = [self._size(part), self._size(part + 1)]
+            self._fewest[part : part + 1] = [max(0, size - unscored) for size in sizes]
+            self._most[part : part + 1] = [min(size, most) for size in sizes]
+
+    def _sample_everything(self, phase: Phase, parts: Sequence[int], samples: int, corpora: Corpora) -> None:
+        if self._blend.weights is not None:
+            quotas = Scope(self._blend, self._corpora(corpora)).blend.quotas(samples)
+            for part, quota in zip(parts, quotas, strict=True):
+                self._sample_part(phase, part, quota)
+        elif len(parts) == 1 or not phase.counts_equally:
+            for part in parts:
+                self._sample_part(phase, part, samples)
+        else:  # passes over all parts together: a part of one has any share of each
+            size = sum(map(self._size, parts))
+            for part in parts:
+                at_least = max(0, self._size(part) - max(0, size - samples))
+                self._fewest[part] = max(self._fewest[part], at_least)
+                self._most[part] = min(self._size(part), self._most[part] + samples)
+
+    def _sample_unscored(self, phase: Phase, parts: Sequence[int], samples: int, corpora: Corpora) -> None:
+        quotas = [samples] * len(parts)
+        if self._blend.weights is not None:
+            quotas = Scope(self._blend, self._corpora(corpora)).blend.quotas(samples)
+        for part, quota in zip(parts, quotas, strict=True):
+            if self._blend.weights is None:
+                self._most[part] = min(self._size(part), self._most[part] + quota)
+            elif self._most[part] == 0:
+                self._sample_part(phase, part, quota)
+
+    def _corpora(self, corpora: Corpora) -> Sequence[int]:
+        return range(len(self._blend.sizes)) if corpora is None else corpora
+
+    def _sample_part(self, phase: Phase, part: int, quota: int) -> None:
+        size = self._size(part)
+        if not phase.counts_equally:  # some blocks may come again before others come at all
+            self._most[part] = min(size, self._most[part] + quota)
+            return
+        self._fewest[part] = min(size, max(self._fewest[part], quota))
+        self._most[part] = size if quota >= size else min(size, self._most[part] + quota)
+
+    def _covers_all(self, phase: Phase, samples: int, parts: Sequence[int]) -> bool:
         """Whether a Focus trains on every unseen block, as in a complete pass over the blocks that it keeps."""
-        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
+        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus or phase.explore:
+            return False
+        if not phase.counts_equally:
             return False
         dropped = 0
-        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.is_rescored:
-            dropped = dropped_count(phase.drop, sum(self._fewest))
-        return samples >= sum(self._sizes) - dropped
+        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.scores_all:
+            dropped = _dropped(phase, sum(self._fewest[part] for part in parts))
+        return samples >= sum(map(self._size, parts)) - dropped
+
+
+def _dropped(phase: Phase, scored: int) -> int:
+    return dropped_count(phase.drop, scored) + dropped_count(phase.drop_hardest, scored)
 
 
 def dropped_count(drop: float, n_scored: int) -> int:

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
-from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
-from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
+from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
-from megatron_lfr.lfr.schedule import Plan, PlannedPhase
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, check_arrays
 from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
@@ -28,8 +28,8 @@ class Curriculum(BaseCurriculum):
             curriculum.record(step, nll_sum, token_count)
 
     rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
-    each node, its leader, has a Curriculum, the others have a CurriculumFollower. blend: the shares of the samples
-    that the corpora get; by default every block counts the same.
+    each node, its leader, has a Curriculum, the others have a CurriculumFollower. arrays: those that phases name, with
+    a number for each block of their segment; they are not copied.
     """
 
     def __init__(
@@ -39,21 +39,20 @@ class Curriculum(BaseCurriculum):
         seed: int,
         rescore: Rescore | None = None,
         sharing: Sharing | None = None,
-        blend: Blend | None = None,
+        arrays: Arrays = NO_ARRAYS,
     ) -> None:
         super().__init__(plan)
+        check_arrays(plan, arrays)
+        self.arrays = arrays
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
-        self.blend = blend or Blend([0, plan.n_blocks])
-        if self.blend.starts[-1] != plan.n_blocks:
-            raise ValueError(f"the blend has {self.blend.starts[-1]} blocks, but the plan has {plan.n_blocks}")
         self.journal = journal
         self.seed = seed
         self._rescore = rescore
         self._sharing = sharing
         self._fresh = True
         self._checksum = 0  # of all losses so far
-        self.ledger = Ledger(plan.n_blocks, plan.total_steps, self.blend)
+        self.ledger = Ledger.of(plan)
 
     def enter_phase(self) -> PhaseStart:
         """Return the phase of the next step; at a boundary, make its order first."""
@@ -109,7 +108,7 @@ class Curriculum(BaseCurriculum):
         """Return to a position that `state_dict` gave: replay the journal into the ledger and cut it back to there.
         ValueError where the journal does not lead to that position; the journal is then left as it was."""
         phase, entries, step = int(state["phase"]), int(state["entries"]), int(state["step"])
-        self.ledger = Ledger(self.plan.n_blocks, self.plan.total_steps, self.blend)
+        self.ledger = Ledger.of(self.plan)
         self.current, self._next_step, self._fresh, self._checksum = None, 0, False, 0
         self.journal.close()
         self.journal.check_holds(phase, entries)
@@ -134,15 +133,15 @@ class Curriculum(BaseCurriculum):
         self.journal.check_holds(planned.index, count)
         entries = self.journal.reader().read(planned.index)
         assert entries is not None
-        size = self.plan.global_batch_size
+        size = planned.global_batch_size
         self.ledger.record_phase(planned.first_step, size, self._order[:count], entries[:count])
         self._checksum = zlib.crc32(entries[:count].data, self._checksum)
         self._next_step = planned.first_step + -(-count // size)
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
-        scores = start_phase(planned, self.ledger, self.seed, self.journal)
-        order, selection = self.blend.make_order(planned.phase, scores, planned.samples, self.seed, planned.index)
+        scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
+        order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
 
@@ -154,21 +153,29 @@ class Curriculum(BaseCurriculum):
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None
         broadcast = int if self._sharing is None else self._sharing.broadcast
-        rescore_blocks(self.journal, planned.index, self.plan.n_blocks, self._rescore, broadcast)
+        n_blocks = self.plan.segments[planned.segment].n_blocks
+        rescore_blocks(self.journal, planned.index, n_blocks, self._rescore, broadcast)
 
 
-def start_phase(planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles) -> Scores:
+def start_phase(
+    planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
+) -> Scores:
     """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
     its order is made."""
-    phase, rescored = planned.phase, None
-    match phase.score if phase.kind == "focus" else "recorded":
+    phase, prior = planned.phase, None
+    match phase.score_mode if phase.kind == "focus" else "recorded":
         case "detrended":
             scores = ledger.detrended_scores()
         case "shuffled":
             scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
         case "rescored":
-            scores = rescored = read_scores(journal, planned.index, len(ledger.nll))
+            scores = prior = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
+        case "file" | "excess" as mode:
+            assert phase.scored_by is not None
+            array = ledger.of_all(arrays[phase.scored_by].view(np.float32))
+            scores = array if mode == "file" else ledger.detrended_scores() - array
+            prior = of_unit_spread(scores)
         case _:
             scores = ledger.recorded_scores()
-    ledger.begin_phase(planned.first_step, phase.kind == "focus", rescored)
+    ledger.begin_phase(planned.first_step, phase.kind == "focus", prior, planned.segment)
     return scores

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
+from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks
-from megatron_lfr.lfr.schedule import Plan, PlannedPhase
 
 
 class CurriculumFollower(BaseCurriculum):
@@ -27,7 +27,8 @@ class CurriculumFollower(BaseCurriculum):
             planned = self.plan.at_step(self._next_step)
             if planned.phase.is_rescored:
                 assert self._rescore is not None
-                rescore_blocks(None, planned.index, self.plan.n_blocks, self._rescore, self._sharing.broadcast)
+                n_blocks = self.plan.segments[planned.segment].n_blocks
+                rescore_blocks(None, planned.index, n_blocks, self._rescore, self._sharing.broadcast)
             self._take_order(planned)
         assert self.current is not None
         return self.current

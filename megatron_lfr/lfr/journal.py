@@ -37,6 +37,10 @@ class JournalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @property
+    def meta_file(self) -> Path:
+        return self.folder / "meta.json"
+
     def path(self, phase: int) -> Path:
         return self.folder / f"phase_{phase:03d}.npy"
 
@@ -65,7 +69,7 @@ class JournalFiles:
 
     def clear(self) -> None:
         """Delete the journal."""
-        for path in (*self.phase_files(), self.folder / "meta.json"):
+        for path in (*self.phase_files(), self.meta_file):
             path.unlink(missing_ok=True)
 
 
@@ -74,7 +78,7 @@ class JournalReader(JournalFiles):
 
     def read_identity(self) -> dict[str, Any]:
         """Return the facts in meta.json. ValueError where there is no journal, or meta.json is damaged."""
-        return _read_identity(self.folder / "meta.json")
+        return _read_identity(self.meta_file)
 
     def read(self, phase: int) -> npt.NDArray[np.float32] | None:
         """Return the complete entries of a phase so far, fp32 [entries]; None where the phase has not begun.
@@ -111,12 +115,12 @@ class Journal(JournalFiles):
         self._file: BinaryIO | None = None
         self._phase = -1
         self._count = 0
-        meta = folder / "meta.json"
+        meta = self.meta_file
         if meta.exists():
             _check_identity(meta, self.identity)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(meta, json.dumps(self.identity, indent=1) + "\n")
+            write_atomic(meta, dump_identity(self.identity))
 
     @property
     def phase(self) -> int:
@@ -216,9 +220,21 @@ def _header(count: int) -> bytes:
 
 def _read_identity(meta: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(meta.read_text())
+        content = meta.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{meta.parent}: there is no journal of a run here") from None
+    return parse_identity(meta, content)
+
+
+def dump_identity(identity: Mapping[str, Any]) -> str:
+    """Return facts as the text of meta.json."""
+    return json.dumps(dict(identity), indent=1) + "\n"
+
+
+def parse_identity(meta: Path, content: bytes) -> dict[str, Any]:
+    """Parse the content of the file `meta` as facts; ValueError names it where they are none."""
+    try:
+        stored = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{meta}: not readable as JSON ({error})") from None
     if not isinstance(stored, dict):

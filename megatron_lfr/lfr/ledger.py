@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,13 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.journal import UNRECORDED
+from megatron_lfr.lfr.plan import Plan
 from megatron_lfr.lfr.reference import LARGEST, Curves, Population, Reference
+from megatron_lfr.lfr.selection import has_score
 
 _CHUNK = 1 << 16
+_SPREADS = 3.29
+"""Standard deviations between the 5 % and the 95 % quantile of a normal distribution."""
 
 
 class Ledger:
@@ -25,30 +30,52 @@ class Ledger:
             if it never was.
         step: int32 [n_blocks], optimizer step of that record; -1 where there is none.
         visits: uint16 [n_blocks], how often the block was trained on, saturating.
-        reference: what the losses of each step are measured against.
+        references: what the losses of each step are measured against, one for the new blocks of each segment: where
+            a phase is about new blocks, its losses say nothing of how hard the others are now.
 
-    blend: the curriculum's blend, which says how Learn and Review sample from corpora with weights.
+    blends: those of the segments, which say how Learn and Review sample from corpora with weights; without any, there
+    is one segment.
     """
 
-    def __init__(self, n_blocks: int, total_steps: int, blend: Blend | None = None) -> None:
-        self._blend = Blend([0, n_blocks]) if blend is None or blend.weights is None else blend
+    def __init__(self, n_blocks: int, total_steps: int, *blends: Blend) -> None:
+        self._blends = blends or (Blend([0, n_blocks]),)
+        self._starts = sorted({0, *(blend.starts[-1] for blend in self._blends)})
         self.nll = np.full(n_blocks, np.nan, np.float32)
         self.step = np.full(n_blocks, -1, np.int32)
         self.visits = np.zeros(n_blocks, np.uint16)
-        self.reference = Reference(total_steps)
+        self.references = [Reference(total_steps) for _ in pairwise(self._starts)]
         self._priors: npt.NDArray[np.float16] | None = None
 
-    def begin_phase(self, first_step: int, focus: bool, rescored: npt.NDArray[np.float32] | None = None) -> None:
-        """Begin a phase at `first_step`, when all steps before it are recorded. Without a call, all steps count as one
-        phase that samples at random.
+    @staticmethod
+    def of(plan: Plan) -> Ledger:
+        """Return the ledger of a run before its first step."""
+        return Ledger(plan.n_blocks, plan.total_steps, *(segment.blend for segment in plan.segments))
 
-        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by the
-        `rescored` losses fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
+    def n_blocks(self, segment: int) -> int:
+        """Return the number of blocks of a segment; those of later ones come after them."""
+        return self._blends[segment].starts[-1]
+
+    def of_all(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return values of a segment's blocks as values of all blocks: NaN for those of later segments."""
+        missing = len(self.nll) - len(values)
+        return np.pad(values, (0, missing), constant_values=np.nan) if missing else values
+
+    def begin_phase(
+        self, first_step: int, focus: bool, scores: npt.NDArray[np.float32] | None = None, segment: int = 0
+    ) -> None:
+        """Begin a phase of a segment at `first_step`, when all steps before it are recorded. Without a call, all steps
+        count as one phase that samples at random.
+
+        focus: whether the phase samples blocks by difficulty, as given by the records or, where there are any, by other
+        `scores` fp32 [n_blocks]. Its losses are then those of hard blocks, and are measured accordingly.
         """
         self._priors = None
+        blend = self._blends[segment]
         if focus:
-            self._priors = self._present_standings() if rescored is None else self._standardised(rescored)
-        self.reference.begin_phase(first_step, None if self._priors is None else self._population(self._priors))
+            self._priors = self._present_standings() if scores is None else self._standardised(scores, blend)
+        for part, reference in self._parts():
+            prior = None if self._priors is None else self._population(self._priors, part, blend)
+            reference.begin_phase(first_step, prior)
 
     def record(self, step: int, block_ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32]) -> None:
         """Enter one optimizer step: fp32 `nll` [n] of `block_ids` [n]. Entries equal to UNRECORDED leave a block as
@@ -84,7 +111,16 @@ class Ledger:
         known: npt.NDArray[np.bool_],
     ) -> None:
         priors = None if self._priors is None else self._priors[block_ids]
-        self.reference.add(first_step, batch_size, nll, known, priors)
+        for part, reference in self._parts():
+            counted = known
+            if len(self.references) > 1:
+                counted = known & (block_ids >= part.start) & (block_ids < part.stop)
+            reference.add(first_step, batch_size, nll, counted, priors)
+
+    def _parts(self) -> Iterator[tuple[slice, Reference]]:
+        """Yield the new blocks of each segment, and what their losses are measured against."""
+        for (first, last), reference in zip(pairwise(self._starts), self.references, strict=True):
+            yield slice(first, last), reference
 
     def recorded_scores(self) -> npt.NDArray[np.float32]:
         """Return the loss of each block when it was last trained on, fp32 [n_blocks]: the paper's score."""
@@ -95,13 +131,14 @@ class Ledger:
 
         The score lies as many spreads above the mean of all blocks' present losses as the recorded loss lay above their
         mean at its step: the model has changed since, and raw losses confound how hard a block is with when it was
-        seen. The module `reference` says how mean and spread are estimated. The noise of a record is not taken out:
-        early records have more of it, and would be dropped more or less often than others.
+        seen. "All blocks" are those that came in the same segment: only their own losses show how the model has moved
+        on them, and where there have been none since, it is taken not to have. The module `reference` says how mean and
+        spread are estimated. The noise of a record is not taken out: early records have more of it, and would be
+        dropped more or less often than others.
         """
-        curves = self.reference.curves()
-        location, spread = curves.level
         scores = self.nll.copy()
-        for part, standing in self._standings(curves):
+        for curves, part, standing in self._standings():
+            location, spread = curves.level
             scores[part] = location + spread * standing
         return scores
 
@@ -112,30 +149,58 @@ class Ledger:
         scores[seen] = scores[seen][_C.permutation(len(seen), seed)]
         return scores
 
-    def _standings(self, curves: Curves) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    def _standings(self) -> Iterator[tuple[Curves, slice, npt.NDArray[np.float64]]]:
         """Yield, for one chunk of blocks after another, how many spreads their records lie above the mean of their
-        steps; NaN without a record."""
-        for first in range(0, len(self.nll) if len(curves.spread) else 0, _CHUNK):
-            part = slice(first, first + _CHUNK)
-            step = self.step[part]  # -1 reads the last step, but the loss is NaN then
-            standing = (self.nll[part].astype(np.float64) - curves.location[step]) / curves.spread[step]
-            yield part, np.clip(standing, -LARGEST, LARGEST)
+        steps, NaN without a record; and the curves that have these means."""
+        for blocks, reference in self._parts():
+            curves = reference.curves()
+            for part in _chunks(blocks) if len(curves.spread) else ():
+                step = self.step[part]  # -1 reads the last step, but the loss is NaN then
+                standing = (self.nll[part].astype(np.float64) - curves.location[step]) / curves.spread[step]
+                yield curves, part, np.clip(standing, -LARGEST, LARGEST)
 
     def _present_standings(self) -> npt.NDArray[np.float16]:
         standings = np.full(len(self.nll), np.nan, np.float16)
-        for part, values in self._standings(self.reference.curves()):
+        for _, part, values in self._standings():
             standings[part] = values
         return standings
 
-    def _standardised(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    def _standardised(self, scores: npt.NDArray[np.float32], blend: Blend) -> npt.NDArray[np.float16]:
         """Express scores [n_blocks] as spreads above their mean."""
-        population = self._population(scores)
-        spread = math.sqrt(population.variance) or 1.0
         standings = np.empty(len(scores), np.float16)
-        for first in range(0, len(scores), _CHUNK):
-            part = slice(first, first + _CHUNK)
-            standings[part] = np.clip((scores[part].astype(np.float64) - population.mean) / spread, -LARGEST, LARGEST)
+        for blocks, _ in self._parts():
+            population = self._population(scores, blocks, blend)
+            spread = math.sqrt(population.variance) or 1.0
+            for part in _chunks(blocks):
+                values = (scores[part].astype(np.float64) - population.mean) / spread
+                standings[part] = np.clip(values, -LARGEST, LARGEST)
         return standings
 
-    def _population(self, values: npt.NDArray[np.floating]) -> Population:
-        return Population.of_corpora(values, self._blend.starts, self._blend.weights or [1.0])
+    def _population(self, values: npt.NDArray[np.floating], blocks: slice, blend: Blend) -> Population:
+        """Summarize the values of some blocks as Learn and Review sample them."""
+        inside = [corpus for corpus, first in enumerate(blend.starts[:-1]) if blocks.start <= first < blocks.stop]
+        if blend.weights is None or not inside:
+            return Population.of_corpora(values, [blocks.start, blocks.stop], [1.0])
+        first, last = inside[0], inside[-1] + 1
+        return Population.of_corpora(values, blend.starts[first : last + 1], blend.weights[first:last])
+
+
+def _chunks(blocks: slice) -> Iterator[slice]:
+    """Yield slices of at most _CHUNK blocks."""
+    for first in range(blocks.start, blocks.stop, _CHUNK):
+        yield slice(first, min(first + _CHUNK, blocks.stop))
+
+
+def of_unit_spread(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Shift and scale scores of any unit, NaN where there is none, so that a spread of the middle ones is 1.
+
+    Losses have a spread near 1 and need none of it; a `Population` is for numbers of that size. All from exact order
+    statistics and single IEEE operations.
+    """
+    low, middle, high = (_C.percentile(scores, q) for q in (0.05, 0.5, 0.95)) if has_score(scores) else (0.0,) * 3
+    spread = (float(high) - float(low)) / _SPREADS or 1.0
+    scaled = np.empty(len(scores), np.float32)
+    for first in range(0, len(scores), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        scaled[part] = np.clip((scores[part].astype(np.float64) - middle) / spread, -LARGEST, LARGEST)
+    return scaled

@@ -2,158 +2,19 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
+from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.coverage import Coverage
+from megatron_lfr.lfr.phase import MOST_SAMPLES, MOST_STEPS, Phase, largest_remainder
+from megatron_lfr.lfr.plan import Plan, append_segment
+from megatron_lfr.lfr.scope import Scope
 
-if TYPE_CHECKING:
-    from megatron_lfr.lfr.blend import Blend
-
-Kind = Literal["learn", "focus", "review"]
-Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
-SelectionMode = Literal["threshold", "clusters"]
-Sampling = Literal["passes", "visits", "choice"]
-ScoreMode = Literal["recorded", "detrended", "rescored", "shuffled"]
-Unseen = Literal["auto", "keep", "exclude"]
-
-CLUSTERS = (2, 63)
-"""Fewest and most clusters of a k-means; csrc accepts no more."""
-MOST_SAMPLES = 2**40 - 1
-"""Most samples of a phase; csrc makes no longer orders."""
-MOST_STEPS = 2**31 - 1
-"""Most steps of a run: the ledger counts them in 32 bits."""
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "kind": get_args(Kind),
-    "unit": get_args(Unit),
-    "selection": get_args(SelectionMode),
-    "sampling": get_args(Sampling),
-    "score": get_args(ScoreMode),
-    "unseen": get_args(Unseen),
-}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase of Learn-Focus-Review. Learn and Review train on every block, in a new random order.
-
-    The fields after `unit` shape a Focus and are ignored by the other kinds.
-    """
-
-    kind: Kind
-    duration: float
-    unit: Unit = "epochs"
-    """epochs: of the whole corpus. passes: over what the phase keeps, unseen blocks too where it keeps them. steps:
-    optimizer steps. tokens. share: of the run's total, which is then given by --train-iters, --train-samples or
-    --train-epochs."""
-    drop: float = 0.0
-    """Share of the scored blocks that Focus leaves out, the easiest first; in [0, 1)."""
-    selection: SelectionMode = "threshold"
-    """threshold: drop exactly that share (LFR v1). clusters: drop whole clusters of a 1-D k-means on the score while
-    at most that share is dropped (LFR v2; k-means on the score is our choice)."""
-    sampling: Sampling = "passes"
-    """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
-    its perplexity. choice: weighted without replacement, by perplexity."""
-    score: ScoreMode = "recorded"
-    """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
-    changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
-    the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
-    repeats as often, but not by difficulty."""
-    unseen: Unseen = "auto"
-    """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
-    clusters: int = 8
-    """Number of clusters of the k-means."""
-
-    @property
-    def is_rescored(self) -> bool:
-        """Whether every block is rescored before the phase."""
-        return self.kind == "focus" and self.score == "rescored"
-
-    def __post_init__(self) -> None:
-        for name, legal in _CHOICES.items():
-            if getattr(self, name) not in legal:
-                raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
-        for name in ("duration", "drop", "clusters"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
-                raise ValueError(f"phase {name} {value!r}: must be a {'whole ' * (name == 'clusters')}number")
-        if not (math.isfinite(self.duration) and self.duration > 0):
-            raise ValueError(f"phase duration {self.duration}: must be a positive number of {self.unit}")
-        if self.unit in ("steps", "tokens") and self.duration != int(self.duration):
-            raise ValueError(f"phase duration {self.duration}: must be a whole number of {self.unit}")
-        if not 0.0 <= self.drop < 1.0:
-            raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
-        if self.kind != "focus" and self.drop:
-            raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, but this one is {self.kind}")
-        if not CLUSTERS[0] <= self.clusters <= CLUSTERS[1]:
-            raise ValueError(f"phase clusters {self.clusters}: must lie between {CLUSTERS[0]} and {CLUSTERS[1]}")
-
-    @property
-    def keeps_unseen(self) -> bool:
-        return self.unseen == "keep" or (self.unseen == "auto" and self.selection == "threshold")
-
-    def samples(self, n_blocks: int, seq_length: int, global_batch_size: int, kept: int) -> int:
-        """Return the number of samples of the phase. kept: how many blocks a drop of exactly `drop` leaves; a pass
-        visits each of them once. The selection may keep a few more or fewer, but the number of samples stays.
-        ValueError for more than MOST_SAMPLES."""
-        match self.unit:
-            case "epochs":
-                exact = self.duration * n_blocks
-            case "passes":
-                exact = self.duration * kept
-            case "steps":
-                exact = self.duration * global_batch_size
-            case "tokens":
-                exact = math.ceil(self.duration / seq_length)
-            case "share":
-                raise ValueError("a phase given as a share has no absolute length")
-        if exact > MOST_SAMPLES:
-            raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_SAMPLES}")
-        return max(1, round(exact))
-
-
-@dataclass(frozen=True)
-class PlannedPhase:
-    """A phase laid out in its run: `samples` samples in `steps` optimizer steps from `first_step` on."""
-
-    index: int
-    phase: Phase
-    samples: int
-    first_step: int
-    steps: int
-
-    @property
-    def end_step(self) -> int:
-        return self.first_step + self.steps
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A schedule laid out for one corpus and batch size, so that the length of every phase is known at start."""
-
-    phases: tuple[PlannedPhase, ...]
-    n_blocks: int
-    seq_length: int
-    global_batch_size: int
-
-    @property
-    def total_steps(self) -> int:
-        return self.phases[-1].end_step
-
-    @property
-    def total_samples(self) -> int:
-        return sum(planned.samples for planned in self.phases)
-
-    def at_step(self, step: int) -> PlannedPhase:
-        """Return the phase that optimizer step `step` (from 0) belongs to."""
-        if not 0 <= step < self.total_steps:
-            raise ValueError(f"step {step} is outside the plan's {self.total_steps} steps")
-        return self.phases[bisect.bisect_right([p.first_step for p in self.phases], step) - 1]
+_BUDGETS = ("--train-iters", "--train-samples", "--train-epochs")
 
 
 @dataclass(frozen=True)
@@ -171,9 +32,10 @@ class Schedule:
         if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
             raise ValueError(f"the shares of the phases must sum to 1, not {sum(shares):g}")
         first = self.phases[0]
-        if first.kind == "focus" and first.score != "rescored":
+        if first.kind == "focus" and not first.scores_all:
             raise ValueError(
-                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored)"
+                "phase 0: a schedule cannot begin with focus: no block has a score yet (or use score: rescored or "
+                "file:NAME)"
             )
 
     @property
@@ -213,30 +75,34 @@ class Schedule:
         train_samples: int | None = None,
         train_epochs: float | None = None,
         blend: Blend | None = None,
+        past: Plan | None = None,
+        names: Sequence[str] = (),
     ) -> Plan:
         """Lay the schedule out over a corpus of `n_blocks` blocks.
 
         At most one budget may be given. It is required where durations are shares; otherwise `train_iters` or
-        `train_samples` must agree with the sum of the phases. blend: the curriculum's blend, needed where its corpora
-        have weights and a duration is given in passes. ValueError names a phase whose order could not be made.
+        `train_samples` must agree with the sum of the phases. blend: how corpora share the samples; by default, every
+        block counts the same. past: the segments before, whose blocks are the first of the corpus; the schedule and the
+        budget are then those of one more segment. names: those of the corpora, for scopes. ValueError names a phase
+        whose order could not be made.
         """
         if n_blocks < 1:
             raise ValueError("the corpus has no block to train on")
-        budgets = {
-            "--train-iters": train_iters,
-            "--train-samples": train_samples,
-            "--train-epochs": train_epochs,
-        }
+        blend = blend or Blend([0, n_blocks])
+        if blend.starts[-1] != n_blocks:
+            raise ValueError(f"the blend has {blend.starts[-1]} blocks, but the corpus has {n_blocks}")
+        budgets = dict(zip(_BUDGETS, (train_iters, train_samples, train_epochs), strict=True))
         given = [flag for flag, value in budgets.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(budgets)}, not {' and '.join(given)}")
+        corpora = self._corpora(blend, past, names)
         if self.in_shares:
             if not given:
                 raise ValueError(f"the schedule's phases are shares of the run: give one of {', '.join(budgets)}")
             samples = self._samples_of_total(n_blocks, global_batch_size, train_iters, train_samples, train_epochs)
         else:
-            samples = self._samples_of_durations(n_blocks, seq_length, global_batch_size, blend)
-        plan = lay_out(self.phases, samples, n_blocks, seq_length, global_batch_size)
+            samples = self._samples_of_durations(seq_length, global_batch_size, blend, past, corpora)
+        plan = append_segment(past, self.phases, samples, corpora, blend, seq_length, global_batch_size)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
         if max(samples) > MOST_SAMPLES:
@@ -246,18 +112,36 @@ class Schedule:
             raise ValueError(f"a run of {plan.total_steps} steps: at most {MOST_STEPS}")
         return plan
 
-    def _samples_of_durations(
-        self, n_blocks: int, seq_length: int, global_batch_size: int, blend: Blend | None
-    ) -> list[int]:
-        coverage = Coverage(n_blocks, blend)
-        samples = []
+    def _corpora(self, blend: Blend, past: Plan | None, names: Sequence[str]) -> list[tuple[int, ...] | None]:
+        """Return the numbers of the corpora that each phase is about; None for all of them."""
+        old = 0 if past is None else len(past.segments[-1].blend.sizes)
+        corpora = []
         for index, phase in enumerate(self.phases):
             try:
-                kept = coverage.kept(phase) if phase.kind == "focus" and phase.unit == "passes" else n_blocks
+                corpora.append(_in_scope(phase, index == 0, len(blend.sizes), old, names))
+            except ValueError as error:
+                raise ValueError(f"phase {index}: {error}") from None
+        return corpora
+
+    def _samples_of_durations(
+        self,
+        seq_length: int,
+        global_batch_size: int,
+        blend: Blend,
+        past: Plan | None,
+        corpora: Sequence[tuple[int, ...] | None],
+    ) -> list[int]:
+        coverage = _coverage_of(past)
+        coverage.begin_segment(blend)
+        samples = []
+        for index, (phase, chosen) in enumerate(zip(self.phases, corpora, strict=True)):
+            n_blocks = blend.starts[-1] if chosen is None else Scope(blend, chosen).n_blocks
+            try:
+                kept = coverage.kept(phase, chosen) if phase.kind == "focus" and phase.unit == "passes" else n_blocks
                 samples.append(phase.samples(n_blocks, seq_length, global_batch_size, kept))
             except ValueError as error:
                 raise ValueError(f"phase {index}: {error}") from None
-            coverage.add(phase, samples[-1])
+            coverage.add(phase, samples[-1], chosen)
         return samples
 
     def _samples_of_total(
@@ -284,34 +168,56 @@ class Schedule:
         return [part * unit for part in largest_remainder([p.duration for p in self.phases], total, at_least=1)]
 
 
-def lay_out(
-    phases: Sequence[Phase], samples: Sequence[int], n_blocks: int, seq_length: int, global_batch_size: int
-) -> Plan:
-    """Lay out phases one after another, given the samples of each."""
-    planned, first_step = [], 0
-    for index, (phase, count) in enumerate(zip(phases, samples, strict=True)):
-        steps = -(-count // global_batch_size)
-        planned.append(PlannedPhase(index, phase, count, first_step, steps))
-        first_step += steps
-    return Plan(tuple(planned), n_blocks, seq_length, global_batch_size)
+def _in_scope(phase: Phase, is_first: bool, corpora: int, old: int, names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the numbers of the corpora in a phase's scope, of which the first `old` are not new; None for all."""
+    chosen: tuple[int, ...] | None = None
+    if phase.scope == "new" or (phase.scope == "auto" and is_first and phase.kind == "learn" and old < corpora):
+        if old == corpora:
+            raise ValueError("scope new: the segment has no new blocks")
+        chosen = tuple(range(old, corpora))
+    elif isinstance(phase.scope, tuple):
+        if unknown := [name for name in phase.scope if name not in names]:
+            raise ValueError(f"scope {unknown[0]!r}: choose from {', '.join(map(repr, names)) or 'all, new'}")
+        chosen = tuple(sorted({names.index(name) for name in phase.scope}))
+    if chosen is not None and len(chosen) == corpora:
+        chosen = None
+    if phase.replay and chosen is None:
+        raise ValueError(f"replay {phase.replay:g}: the phase is about all blocks, so that there are no others")
+    return chosen
+
+
+def _coverage_of(past: Plan | None) -> Coverage:
+    coverage = Coverage()
+    for segment in past.segments if past else ():
+        coverage.begin_segment(segment.blend)
+        for planned in segment.phases:
+            coverage.add(planned.phase, planned.samples, planned.corpora)
+    return coverage
+
+
+def with_length(plan: Plan, train_iters: int) -> Plan:
+    """Return a plan that ends at step `train_iters`: the segment that has this step, or the last one, gets another
+    length, and none comes after it. ValueError where its phases have a length of their own."""
+    index = plan.at_step(min(train_iters, plan.total_steps) - 1).segment
+    segment, past = plan.segments[index], plan.first(index) if index else None
+    schedule = Schedule(tuple(planned.phase for planned in segment.phases))
+    steps, batch = train_iters - segment.phases[0].first_step, segment.global_batch_size
+    samples = [planned.samples for planned in segment.phases]
+    if schedule.in_shares:
+        samples = schedule._samples_of_total(segment.n_blocks, batch, steps, None, None)
+    corpora = [planned.corpora for planned in segment.phases]
+    new = append_segment(past, schedule.phases, samples, corpora, segment.blend, plan.seq_length, batch)
+    if not schedule.in_shares:
+        _check_budget(new, steps, None, None)
+    return new
 
 
 def _check_budget(plan: Plan, train_iters: int | None, train_samples: int | None, train_epochs: float | None) -> None:
+    phases = plan.segments[-1].phases
+    steps, samples = sum(planned.steps for planned in phases), sum(planned.samples for planned in phases)
     if train_epochs is not None:
         raise ValueError("--train-epochs scales a schedule given in shares; this one gives absolute lengths")
-    if train_iters is not None and train_iters != plan.total_steps:
-        raise ValueError(f"--train-iters {train_iters}: differs from the schedule's total of {plan.total_steps} steps")
-    if train_samples is not None and train_samples != plan.total_samples:
-        raise ValueError(f"--train-samples {train_samples}: differs from the schedule's total of {plan.total_samples}")
-
-
-def largest_remainder(shares: Sequence[float], total: int, at_least: int = 0) -> list[int]:
-    """Divide `total` into integers of `at_least` each, in proportion to `shares`, which sum to 1."""
-    exact = [share * total for share in shares]
-    parts = [max(at_least, math.floor(value)) for value in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
-    for i in range(total - sum(parts)):
-        parts[by_remainder[i % len(parts)]] += 1
-    while sum(parts) > total:  # only where `at_least` has raised a small part
-        parts[parts.index(max(parts))] -= 1
-    return parts
+    if train_iters is not None and train_iters != steps:
+        raise ValueError(f"--train-iters {train_iters}: differs from the schedule's total of {steps} steps")
+    if train_samples is not None and train_samples != samples:
+        raise ValueError(f"--train-samples {train_samples}: differs from the schedule's total of {samples}")

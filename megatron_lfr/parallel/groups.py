@@ -1,8 +1,7 @@
-"""The process groups of a run, from torchrun's environment or for this process alone."""
+"""The process groups of a run, of the ranks that a launcher has started or of this process alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_lfr.parallel.config import ParallelConfig
+from megatron_lfr.parallel.launchers import LAUNCHERS, Launch, adopt_launcher
 from megatron_lfr.parallel.mesh import make_mesh, make_subgroup, rank_grid
 from megatron_lfr.parallel.rendezvous import agree_on_session, connect
 
@@ -101,21 +101,21 @@ def initialize(
     config: ParallelConfig | None = None,
     timeout: timedelta = timedelta(minutes=10),
 ) -> ParallelState:
-    """Start torch.distributed as torchrun's environment says, or with one rank where there is no such environment.
+    """Start torch.distributed with the ranks of the launcher, or with one rank where there is no launcher.
 
     A single rank keeps its store in memory, so that runs side by side never collide on a port. If torch.distributed is
     already running in this process, it is used, with the timeout of its default group. Raises ValueError where the
     backend or the sizes do not fit.
     """
     global _session, _shared, _state
-    config = config or ParallelConfig()
-    device = _choose_device(config.distributed_backend)
+    config, launch = config or ParallelConfig(), adopt_launcher()
+    device = choose_device(config.distributed_backend, launch)
     if not dist.is_initialized():
         _state = None
         name = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world_size = launch.rank, launch.world_size
         store: Store = HashStore()
-        if "WORLD_SIZE" in os.environ:
+        if launch.launcher is not None:
             _shared = connect(timeout)
             _session = agree_on_session(_shared, rank, world_size, timeout)
             store = PrefixStore(_session, _shared)
@@ -126,32 +126,23 @@ def initialize(
     return _state
 
 
-def _choose_device(backend: Backend) -> torch.device:
+def choose_device(backend: Backend, launch: Launch) -> torch.device:
+    """Return the device of a rank, and make it PyTorch's current one. ValueError where there is none for the backend,
+    or several ranks of a machine would get the same one."""
     use_cuda = torch.cuda.is_available() if backend == "auto" else backend == "nccl"
     if not use_cuda:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("--distributed-backend nccl: no CUDA device is here; choose gloo or auto")
+    if launch.local_rank is None and launch.world_size > 1:  # else all ranks would take the first device
+        raise ValueError(
+            "LOCAL_RANK is not set, nor SLURM_LOCALID: which GPU is this rank's? Start ranks with "
+            f"{LAUNCHERS}, or set LOCAL_RANK to the rank's number on its machine, from 0"
+        )
     # A launcher may let each rank see only one device, whatever the rank's number.
-    device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    device = torch.device("cuda", (launch.local_rank or 0) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def local_rank() -> int:
-    """Return this rank's number on its node, as torchrun or srun sets it. Raises ValueError where there are several
-    ranks and no such number, as all of them would take the first device."""
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if name in os.environ:
-            if not os.environ[name].isdecimal():
-                raise ValueError(f"{name} {os.environ[name]}: must be the rank's number on its machine, from 0")
-            return int(os.environ[name])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "LOCAL_RANK is not set, nor SLURM_LOCALID: which GPU is this rank's? Start ranks with torchrun or srun, or "
-            "set LOCAL_RANK to the rank's number on its machine, from 0"
-        )
-    return 0
 
 
 def _make_state(config: ParallelConfig, device: torch.device, timeout: timedelta) -> ParallelState:

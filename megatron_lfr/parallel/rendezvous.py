@@ -10,31 +10,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import time
 import uuid
 from datetime import timedelta
 
 from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed import DistNetworkError
+
+from megatron_lfr.parallel.launchers import read_launch
 
 _POLL = 0.05
 """Seconds between two looks at the store."""
 
 
 def connect(timeout: timedelta) -> TCPStore:
-    """Open a new connection to the store that MASTER_ADDR and MASTER_PORT name; rank 0 hosts the store where no
-    launcher does. Raises ValueError where a variable of the launcher is missing."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
-        if name not in os.environ:
-            raise ValueError(f"{name} is not set, though other variables of a launcher are; start ranks with torchrun")
+    """Open a new connection to the store of the launcher's ranks; rank 0 hosts the store where no launcher does. Raises
+    ValueError where the launcher's variables are wrong, and ConnectionError, which names the store's address, where
+    there is no connection."""
+    launch = read_launch(os.environ)
     launcher_hosts_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=os.environ["RANK"] == "0" and not launcher_hosts_store,
-        timeout=timeout,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    hosts_store = launch.rank == 0 and not launcher_hosts_store
+    try:
+        return TCPStore(
+            launch.address,
+            launch.port,
+            is_master=hosts_store,
+            timeout=timeout,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except DistNetworkError as error:
+        problem = "cannot open" if hosts_store else "cannot reach"
+        reason = str(error).partition("\n")[0].partition("Exception raised from")[0].strip()
+        raise ConnectionError(
+            f"rank {launch.rank} on {socket.gethostname()} {problem} the store of all ranks at MASTER_ADDR "
+            f"{launch.address}, MASTER_PORT {launch.port}: {reason}"
+        ) from None
 
 
 def agree_on_session(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:

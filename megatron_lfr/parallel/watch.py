@@ -89,7 +89,7 @@ class Watch:
         # The main thread may wait in a collective call that nothing can interrupt. Or it is ending by itself with a
         # better message, for which there is time.
         if failure is not None and not self._stopped.wait(2 * _SILENCE):
-            print(f"megatron-lfr train: error: [rank {self._rank}] {failure}", file=sys.stderr, flush=True)
+            print(f"megatron-lfr: error: [rank {self._rank}] {failure}", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _watch(self) -> str | None:

@@ -16,7 +16,7 @@ BEGINS = (
 
 
 def document(title: str, body: Html) -> str:
-    """A page as one file that needs nothing else."""
+    """Return a page as one file that needs nothing else."""
     assets = files("megatron_lfr.report") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     policy = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lfr.analysis.overview import FocusView, PhaseView, RunView
-from megatron_lfr.analysis.similarity import BlockSet, Likeness, compare
+from megatron_lfr.analysis.similarity import BlockSet, compare
 from megatron_lfr.report.bars import Bar, stacked_bars
 from megatron_lfr.report.frame import figure, legend
 from megatron_lfr.report.markup import Content, Html, element, join
@@ -18,6 +18,7 @@ from megatron_lfr.report.tables import NONE, heat_table, table
 _PARTS = (
     ("kept", "kept"),
     ("dropped", "dropped as easy"),
+    ("hardest", "dropped as hard"),
     ("unseen", "never seen, kept"),
     ("excluded", "never seen, left out"),
 )
@@ -37,31 +38,47 @@ def focus_section(view: RunView) -> Html:
 
 def _has(kind: str, focus: FocusView) -> bool:
     """Return whether a Focus has unseen blocks that are drawn as `kind`."""
+    if kind == "hardest":
+        return bool(focus.hardest_by_domain.any())
     excluded = focus.excluded_by_domain
     return bool((excluded if kind == "excluded" else focus.unseen_by_domain - excluded).any())
 
 
 def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
-    sizes = np.diff(view.corpus.starts)
+    sizes = focus.sizes
     unseen, dropped, excluded = focus.unseen_by_domain, focus.dropped_by_domain, focus.excluded_by_domain
-    counts = np.stack([sizes - dropped - unseen, dropped, unseen - excluded, excluded], axis=1)
-    names = view.corpus.domains
-    bars = [Bar(name, row.tolist()) for name, row in zip(names, counts, strict=True)]
+    hardest = focus.hardest_by_domain
+    counts = np.stack([sizes - dropped - unseen, dropped - hardest, hardest, unseen - excluded, excluded], axis=1)
+    shown = [(name, row) for name, row, size in zip(view.corpus.domains, counts, sizes, strict=True) if size]
+    names = [name for name, _ in shown]
+    bars = [Bar(name, row.tolist()) for name, row in shown]
     if len(names) > 1:
         bars.insert(0, Bar("all", counts.sum(axis=0).tolist()))
     planned = phase.planned.phase
     scored = int(sizes.sum() - unseen.sum())
+    whose = "all blocks" if sizes.sum() == view.corpus.starts[-1] else "the blocks in its scope"
     how = {"threshold": "a threshold", "clusters": f"complete clusters, of {planned.clusters}"}[planned.selection]
+    score = planned.score if planned.scored_by else f"{planned.score} loss"
+    ends = f", {percent(hardest.sum() / max(1, scored), 1)} of them as the hardest" if hardest.any() else ""
     note = (
-        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks, by {how} on the "
-        f"{planned.score} loss; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of all blocks."
+        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks{ends}, by {how} on the "
+        f"{score}; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of {whose}.{_weighting(phase)}"
     )
     plot = stacked_bars(bars, _PARTS, f"What phase {phase.name} kept and dropped, by domain")
     return figure(f"Phase {phase.name}", plot, note, _numbers(view, phase, focus))
 
 
+def _weighting(view: PhaseView) -> str:
+    """Describe how a Focus samples, as far as it is more than passes over what it keeps."""
+    phase = view.planned.phase
+    how = "" if phase.sampling == "passes" else f" Drawn by {phase.sampling}, weights {phase.weighting}."
+    if phase.weighted_by is not None:
+        how += f" Blocks count by {phase.weight}."
+    return how + (f" {percent(phase.explore, 1)} drawn at random from all blocks." if phase.explore else "")
+
+
 def _numbers(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
-    sizes, visits = np.diff(view.corpus.starts), phase.visits_by_domain
+    sizes, visits = focus.sizes, phase.visits_by_domain
     rows: list[list[Content]] = [
         [
             name,
@@ -102,7 +119,11 @@ def similarity_section(views: Sequence[RunView]) -> Html:
         return element(
             "p", "Fewer than two Focus phases have begun: there are no dropped sets to compare.", class_="note"
         )
-    likeness = {(i, j): _likeness(a, b) for i, a in enumerate(sets) for j, b in enumerate(sets)}
+    likeness = {
+        (i, j): compare(a.blocks, b.blocks) if (a.corpus, a.blocks.n_blocks) == (b.corpus, b.blocks.n_blocks) else None
+        for i, a in enumerate(sets)
+        for j, b in enumerate(sets)
+    }
     names = [one.name for one in sets]
 
     def tip(i: int, j: int) -> str:
@@ -126,7 +147,3 @@ def similarity_section(views: Sequence[RunView]) -> Html:
         "By chance", heat("by_chance"), "The expected cosine of random sets of these sizes among the scored blocks."
     )
     return element("div", cosine, overlap, chance, class_="pair")
-
-
-def _likeness(a: _Named, b: _Named) -> Likeness | None:
-    return compare(a.blocks, b.blocks) if a.corpus == b.corpus and a.blocks.n_blocks == b.blocks.n_blocks else None

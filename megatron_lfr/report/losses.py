@@ -16,16 +16,17 @@ from megatron_lfr.report.lines import Series, line_plot
 from megatron_lfr.report.markup import Html, element, join
 from megatron_lfr.report.scale import Doubles, si, spanning
 from megatron_lfr.report.tables import NONE, table
+from megatron_lfr.report.versions import rate_figure
 
 TOKENS, LOSS = "tokens trained on", "loss (nats a token)"
 _TABLE_ROWS = 40
 
 
 def losses_section(view: RunView) -> Html:
-    """Show training loss, validation loss overall and by domain, and what each phase trained on."""
+    """Show training loss, validation loss overall and by domain, what each phase trained on, and the learning rate."""
     if not view.visits.any():
         return element("p", "Nothing has been trained on yet.", class_="note")
-    return element("div", _training(view), *_validation(view), _trained_on(view), class_="pair")
+    return element("div", _training(view), *_validation(view), _trained_on(view), rate_figure(view), class_="pair")
 
 
 def _training(view: RunView) -> Html:
@@ -66,7 +67,7 @@ def phase_bands(view: RunView) -> list[Band]:
 
 def _middles_of_steps(view: RunView, phase: PhaseView) -> Doubles:
     """Return how many tokens had been trained on in the middle of each step of a phase."""
-    size = view.run.plan.global_batch_size
+    size = phase.planned.global_batch_size
     ends = np.minimum(np.arange(1, len(phase.step_losses) + 1) * size, phase.samples_so_far)
     middles = (ends + np.arange(len(ends)) * size) / 2
     return np.asarray(view.tokens_at(phase.planned.first_step) + middles * view.seq_length)

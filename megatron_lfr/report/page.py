@@ -15,6 +15,7 @@ from megatron_lfr.report.forgetting import forgetting_section
 from megatron_lfr.report.losses import losses_section
 from megatron_lfr.report.markup import Content, Html, element, join
 from megatron_lfr.report.summary import lineage, phase_table, run_table, tiles
+from megatron_lfr.report.versions import has_versions, versions_section
 
 _SECTIONS = (
     ("losses", "Losses", losses_section),
@@ -34,6 +35,7 @@ def make_page(views: Sequence[RunView]) -> str:
     if len(views) > 1:
         parts += [
             element("section", element("h2", "The runs"), run_table(views)),
+            _section(links, "versions", "Versions", versions_section(views)) if has_versions(views) else None,
             _section(links, "comparison", "The runs at equal tokens", comparison_section(views)),
         ]
     several = len(views) > 1

@@ -71,7 +71,7 @@ def find_corpus(folder: RunFolder) -> Corpus:
     try:
         dataset = _open_dataset(folder)
     except (ValueError, OSError) as error:
-        plan, _, _ = folder.plan()
+        plan, _ = folder.plan()
         starts, reason = np.array([0, plan.n_blocks], np.int64), describe(error)
         return Corpus(["all blocks"], starts, None, None, reason, f"the corpus is not at hand: {reason}")
     try:
@@ -87,7 +87,7 @@ def _corpus(source: BlockSource, tokenizer: Tokenizer | None, no_text: str | Non
 
 
 def _open_dataset(folder: RunFolder, data_path: Sequence[str] = ()) -> BlockDataset:
-    plan, _, _ = folder.plan()
+    plan, _ = folder.plan()
     try:
         settings = folder.settings()
         paths, split = list(data_path) or recorded_prefixes(settings), settings.get("split")
@@ -95,7 +95,8 @@ def _open_dataset(folder: RunFolder, data_path: Sequence[str] = ()) -> BlockData
             raise ValueError("its config.yaml names no split")
     except ValueError as error:
         raise ValueError(f"{folder.path}: no corpus is known ({error})") from None
-    dataset = BlockDataset(paths, plan.seq_length, str(split))
+    named = [len(segment.blend.sizes) for segment in plan.segments]
+    dataset = BlockDataset(paths, plan.seq_length, str(split), named=named)
     if dataset.digests() != folder.identity().get("corpus") or dataset.train.num_blocks != plan.n_blocks:
         raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {folder.path} trained on")
     return dataset

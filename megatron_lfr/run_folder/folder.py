@@ -7,6 +7,7 @@ metrics.jsonl          losses, evaluations and phases, one JSON object a line (t
 journal/               the loss of every block at every visit, and what the run is (lfr/journal.py)
 checkpoints/           weights, optimizer and the position in the curriculum (checkpoint/store.py)
 tensorboard/           scalars
+extension.json         only after a kill within an extension (replacing.py)
 deepspeed_config.json  with --deepspeed: a copy of the file of --deepspeed-config
 deepspeed.json         with --deepspeed: what DeepSpeed was given, of that file and of the settings
 lock                   held by the process that trains
@@ -18,18 +19,31 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.data.corpus.block_values import open_values, parse_names
 from megatron_lfr.fileio import lock_file, write_atomic
-from megatron_lfr.lfr import Blend, Plan
-from megatron_lfr.lfr.identity import read_plan
-from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.identity import read_arrays, read_plan
+from megatron_lfr.lfr.journal import JournalReader, dump_identity, parse_identity
 from megatron_lfr.run_folder.lineage import Parent, parse_parent
-from megatron_lfr.run_folder.settings import Changes, History, Settings, differences, dump_yaml, located, read_yaml
+from megatron_lfr.run_folder.replacing import current_bytes, finish_replacing, replace_together
+from megatron_lfr.run_folder.settings import (
+    Changes,
+    History,
+    Settings,
+    differences,
+    dump_yaml,
+    located,
+    parse_yaml_file,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -98,7 +112,7 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ValueError(f"{self._named}: not a run folder, it has no config.yaml")
         self.check_format()
-        settings = read_yaml(self.config_file)
+        settings = parse_yaml_file(self.config_file, current_bytes(self.path, self.config_file.name))
         if not isinstance(settings, dict):
             raise ValueError(f"{self.config_file}: expected a mapping of flags to values")
         return settings
@@ -107,7 +121,9 @@ class RunFolder:
     def history(self) -> History:
         """Settings of the run from its start. Raises ValueError where the file is damaged."""
         self.check_format()
-        return History.read(self._history_file)
+        if not self._history_file.exists():
+            return History([])
+        return History.parse(self._history_file, current_bytes(self.path, self._history_file.name))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings in force, with the paths of the corpus, the tokenizer and the schedule resolved (see
@@ -133,15 +149,37 @@ class RunFolder:
     def identity(self) -> dict[str, Any]:
         """Read the run's facts from its journal. Raises ValueError where there is no journal, or a damaged one."""
         self.check_format()
-        return self.journal.read_identity()
+        meta = self.journal.meta_file
+        if not meta.exists():
+            return self.journal.read_identity()  # ValueError
+        return parse_identity(meta, current_bytes(self.path, str(meta.relative_to(self.path))))
 
-    def plan(self) -> tuple[Plan, int, Blend]:
-        """Return (plan, seed, blend), from which the run's orders are made; errors as for `identity`."""
+    def plan(self) -> tuple[Plan, int]:
+        """Return (plan, seed), from which the run's orders are made; errors as for `identity`."""
         identity = self.identity()
         try:
             return read_plan(identity)
         except ValueError as error:
             raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
+
+    def arrays(self) -> dict[str, npt.NDArray[np.number]]:
+        """Map the arrays of --lfr-scores that the run's phases use. ValueError or OSError where a file is missing, or
+        is not the one that the run was begun with."""
+        identity = self.identity()
+        try:
+            digests = read_arrays(identity)
+        except ValueError as error:
+            raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
+        files = parse_names(self.settings().get("lfr_scores") or [], "--lfr-scores") if digests else {}
+        arrays = {}
+        for name, digest in digests.items():
+            if name not in files:
+                raise ValueError(f"{self.config_file}: lfr_scores: names no file for {name}, which the run uses")
+            values = open_values(name, files[name], f"{self.path}: --lfr-scores")
+            if values.sha256 != digest:
+                raise ValueError(f"{self.path}: --lfr-scores {name}={files[name]}: has changed since the run began")
+            arrays[name] = values.values
+        return arrays
 
     def events(self, length: int | None = None) -> list[dict[str, Any]]:
         """Read the complete lines of metrics.jsonl, or of its first `length` bytes; none where there is no such file.
@@ -196,7 +234,8 @@ class RunFolder:
 
     def write_branch(self, parent: Parent, settings: Settings, history: History) -> None:
         """Make the folder that of a branch: its parent, the `settings` in force, and what they were before."""
-        description = {"format": FORMAT, "parent": dataclasses.asdict(parent)}
+        facts = {name: value for name, value in dataclasses.asdict(parent).items() if value is not None}
+        description = {"format": FORMAT, "parent": facts}
         write_atomic(self._description_file, json.dumps(description, indent=1) + "\n")
         self._write_history(history)
         self.write_config(settings)
@@ -213,16 +252,27 @@ class RunFolder:
         write_atomic(self.path / DEEPSPEED_COPY, source.read_text("utf-8"))
         write_atomic(self.path / "deepspeed.json", json.dumps(settings, indent=1) + "\n")
 
-    def write_settings(self, settings: Settings, step: int, defaults: Settings) -> None:
+    def write_settings(self, settings: Settings, step: int, defaults: Settings, segments: int) -> None:
         """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
-        again, are dropped from the history. defaults: as for `changes`."""
-        history = self.history.continued(settings, step, Path.cwd(), defaults)
+        again, are dropped from the history. defaults: as for `changes`. segments: the number of the plan's segments."""
+        history = self.history.continued(settings, step, Path.cwd(), defaults, segments)
         self._write_history(history)
         self.write_config(settings)
 
     def _write_history(self, history: History) -> None:
         write_atomic(self._history_file, dump_yaml(history.entries))
         self.history = history
+
+    def write_extension(self, facts: Mapping[str, Any], settings: Settings, history: History) -> None:
+        """Give the run more segments: its `facts`, the `settings` in force and what they were before. A kill at any
+        moment leaves the run as it was, or as it is to be. For the process that holds the folder."""
+        texts = {
+            self.config_file.name: dump_yaml(dict(settings)),
+            self._history_file.name: dump_yaml(history.entries),
+            str(self.journal.meta_file.relative_to(self.path)): dump_identity(facts),
+        }
+        replace_together(self.path, texts)
+        self.recorded_settings, self.history = dict(settings), history
 
     def check_writable(self, tensorboard: Path) -> None:
         """Check that a run can write here, and into `tensorboard`; ValueError or OSError names what is in the way."""
@@ -259,6 +309,7 @@ class RunFolder:
         with lock_file(lock, f"{self._named}: another process is training in this folder"):
             try:
                 self.check_format()
+                finish_replacing(self.path)
                 yield
             except BaseException:
                 if set(self.path.iterdir()) - before == {lock}:

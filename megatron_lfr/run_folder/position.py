@@ -25,7 +25,7 @@ class Position:
 
 
 def read_position(checkpoint: Checkpoint) -> Position:
-    """The position of a run's checkpoint. ValueError for a state that is not as this version writes it."""
+    """Return the position of a run's checkpoint. ValueError for a state that is not as this version writes it."""
     from megatron_lfr.checkpoint.state import STATE_FILE  # and PyTorch, without which run folders are read
 
     state, path = checkpoint.state, checkpoint.folder / STATE_FILE

@@ -11,8 +11,14 @@ import yaml
 
 from megatron_lfr.data.config import DataConfig, parse_blend
 
-_OF_THE_COMMAND = ("save", "load", "print_config")
+_OF_THE_COMMAND = ("save", "load", "print_config", "override_opt_param_scheduler")
 """Settings that concern a command only, not the run."""
+
+OF_SEGMENT = (
+    *("data_path", "data_args_path", "lfr_schedule", "lfr_focus_scope", "replay", "global_batch_size"),
+    *("train_iters", "train_samples", "train_epochs"),
+)
+"""Settings that describe the last segment of a run's plan."""
 
 Settings = Mapping[str, Any]
 """Values of settings, by the names of their flags."""
@@ -24,15 +30,15 @@ Changes = dict[str, list[Any]]
 class History:
     """The settings that a run was trained with, oldest entry first. The first entry holds all `settings` from step 0
     on, each later one those `changed` ([before, after]) from its `step` on; `folder` is where the command was
-    started."""
+    started. `segments`: the number of segments of the run's plan, the last of which the settings describe; 1 where it
+    is not given."""
 
     entries: list[dict[str, Any]]
 
     @staticmethod
-    def read(path: Path) -> History:
-        """Read the history in a file; it is empty where there is no file. ValueError for a file that is not a
-        history."""
-        entries = read_yaml(path) if path.exists() else []
+    def parse(path: Path, content: bytes) -> History:
+        """Parse the content of the history file `path`. ValueError where it is not a history."""
+        entries = parse_yaml_file(path, content)
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             raise ValueError(f"{path}: expected a list of entries with step, folder, settings or changed")
         return History(entries)
@@ -51,16 +57,26 @@ class History:
                 settings.update({name: after for name, (_, after) in entry.get("changed", {}).items()})
         return settings
 
-    def continued(self, settings: Settings, step: int, folder: Path, defaults: Settings) -> History:
+    def segments_at(self, step: int) -> int:
+        """Return how many segments the run's plan had when the step after `step` was first trained."""
+        known = [entry.get("segments", 1) for entry in self.entries if entry["step"] <= step]
+        return int(known[-1]) if known else 1
+
+    def of_segments(self, segments: int) -> History:
+        """Return the entries from before the run's plan had more than `segments` segments."""
+        return History([entry for entry in self.entries if entry.get("segments", 1) <= segments])
+
+    def continued(self, settings: Settings, step: int, folder: Path, defaults: Settings, segments: int = 1) -> History:
         """Return this history with `settings` in force from `step` on, where `folder` is the present one. Entries of
         later steps, which will be trained again, are dropped. defaults: values of the settings that an earlier version
-        did not have."""
+        did not have. segments: the number of segments of the plan."""
+        of_plan = {"segments": segments} if segments > 1 else {}
         kept = [entry for entry in self.entries if entry["step"] <= step] if step else []
         if not kept:
-            return History([{"step": step, "folder": str(folder), "settings": dict(settings)}])
+            return History([{"step": step, "folder": str(folder), "settings": dict(settings), **of_plan}])
         changed = differences({**defaults, **self.at(step)}, settings)
-        if changed or kept[-1]["folder"] != str(folder):
-            kept.append({"step": step, "folder": str(folder), "changed": changed})
+        if changed or kept[-1]["folder"] != str(folder) or kept[-1].get("segments", 1) != segments:
+            kept.append({"step": step, "folder": str(folder), "changed": changed, **of_plan})
         return History(kept)
 
 
@@ -80,6 +96,9 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
     for name in ("data_args_path", "tokenizer_model", "lfr_schedule"):
         if isinstance(settings.get(name), str) and settings[name] != "bytes":
             settings[name] = _locate(settings[name], start, ("",), keep=name == "lfr_schedule")
+    if isinstance(scores := settings.get("lfr_scores"), list):
+        named = (str(word).partition("=") for word in scores)
+        settings["lfr_scores"] = [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
     words = settings.get("data_path") or []
     if settings.get("data_args_path"):
         prefixes, weights = DataConfig(data_args_path=settings.pop("data_args_path")).corpora()
@@ -102,10 +121,10 @@ def parse_yaml(text: bytes | str) -> Any:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file; ValueError names the file."""
+def parse_yaml_file(path: Path, content: bytes) -> Any:
+    """Parse the content of a YAML file; ValueError names the file."""
     try:
-        return parse_yaml(path.read_bytes())
+        return parse_yaml(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -120,7 +139,8 @@ def _is_entry(entry: Any) -> bool:
     if not (isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("folder"), str)):
         return False
     settings, changed = entry.get("settings", {}), entry.get("changed", {})
-    if not (isinstance(settings, dict) and isinstance(changed, dict)):
+    segments = entry.get("segments", 1)
+    if not (isinstance(settings, dict) and isinstance(changed, dict) and isinstance(segments, int)):
         return False
     return all(isinstance(pair, list) and len(pair) == 2 for pair in changed.values())
 

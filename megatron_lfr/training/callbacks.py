@@ -43,7 +43,7 @@ class Training(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last phase is complete and evaluated."""
+        """Whether the run's last step is recorded, and the model evaluated there."""
         ...
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.config.training import TrainingConfig
-from megatron_lfr.data.corpus.blocks import PADDING, BlockSource
+from megatron_lfr.data.corpus.blocks import PADDING
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import BlockLosses, Evaluator, PendingLosses
 from megatron_lfr.lfr import Plan
@@ -80,19 +80,19 @@ def _read(part: slice, pending: PendingLosses) -> tuple[slice, BlockLosses]:
 def evaluate(
     engine: Evaluator,
     loader: Loader,
-    source: BlockSource,
     max_blocks: int | None,
     step: int,
     phase: int,
     keep: Keep | None = None,
     between: Between = lambda: None,
 ) -> Evaluation:
-    """Compute the mean loss per token over `max_blocks` blocks of `source` (None: all of them). Collective.
+    """Compute the mean loss per token over `max_blocks` blocks of the loader's source (None: all of them). Collective.
 
     A limited evaluation takes evenly spaced blocks, so that every domain has its share. keep: is called with the losses
     of each batch of blocks, in the order of their ids. between: as in `block_losses`.
     """
     started = time.perf_counter()
+    source = loader.source
     count = source.num_blocks if max_blocks is None else min(max_blocks, source.num_blocks)
     ids = np.arange(count, dtype=np.int64) * source.num_blocks // count
     nll, tokens = np.zeros(count), np.zeros(count)
@@ -117,7 +117,6 @@ class Validation:
         self,
         engine: Evaluator,
         loader: Loader,
-        source: BlockSource,
         plan: Plan,
         config: TrainingConfig,
         stopping: Stopping,
@@ -125,10 +124,10 @@ class Validation:
     ) -> None:
         self.is_owed = False
         """Whether a stop has cut the last evaluation short; it is made up for when the run continues."""
-        self._engine, self._loader, self._source = engine, loader, source
+        self._engine, self._loader = engine, loader
         self._plan, self._interval = plan, config.eval_interval
         self._stopping, self._times = stopping, times
-        blocks, batches = source.num_blocks, config.eval_iters
+        blocks, batches = loader.source.num_blocks, config.eval_iters
         self.blocks = blocks if batches is None else min(blocks, batches * plan.global_batch_size)
         """Number of blocks of the validation split that an evaluation uses."""
 
@@ -138,14 +137,12 @@ class Validation:
 
     def run(self, done: int) -> Evaluation | None:
         """Evaluate after step `done`. None where there is nothing to evaluate on, or the run is to stop. Collective."""
-        if self._source.num_blocks == 0:
+        if self._loader.source.num_blocks == 0:
             return None
         self.is_owed = True
         phase = self._plan.at_step(done - 1).index
         with suppress(StoppedError), self._times.part("evaluation"):
-            evaluation = evaluate(
-                self._engine, self._loader, self._source, self.blocks, done, phase, between=self._stopping.look
-            )
+            evaluation = evaluate(self._engine, self._loader, self.blocks, done, phase, between=self._stopping.look)
             self.is_owed = False
             return evaluation
         return None

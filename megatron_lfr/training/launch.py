@@ -16,6 +16,7 @@ from types import FrameType
 from megatron_lfr import interrupt
 from megatron_lfr.config import take_option
 from megatron_lfr.interrupt import OUTCOME
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 STOPPED = 75
 """Exit code of a run that a signal or an exit limit stopped: EX_TEMPFAIL, "try again"."""
@@ -30,8 +31,9 @@ def take_nproc_per_node(argv: Sequence[str]) -> tuple[int | None, list[str]]:
         return None, rest
     if not value.isdecimal() or int(value) < 1:
         raise ValueError(f"--nproc-per-node {value}: must be a number of at least 1")
-    if "WORLD_SIZE" in os.environ:
-        raise ValueError(f"--nproc-per-node {value}: ranks have been started already (WORLD_SIZE), perhaps by torchrun")
+    launcher = adopt_launcher().launcher
+    if launcher is not None:
+        raise ValueError(f"--nproc-per-node {value}: ranks have been started already ({launcher})")
     return int(value), rest
 
 
@@ -39,15 +41,15 @@ def exit_code(finished: bool) -> int:
     """Return the exit code of a rank whose run has ended, or was stopped without an error.
 
     An elastic launcher takes any code but 0 for a failure: it would kill the other ranks and, with --max-restarts,
-    restart the run that was to stop. So the launcher's ranks leave with 0, and a file gives `launch` the code.
+    restart the run that was to stop. So the launcher's ranks leave with 0, and a file gives `start_ranks` the code.
     """
     code = 0 if finished else STOPPED
-    if OUTCOME in os.environ and os.environ["RANK"] == "0":
+    if OUTCOME in os.environ and adopt_launcher().rank == 0:
         Path(os.environ[OUTCOME]).write_text(str(code), encoding="ascii")
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else code
 
 
-def launch(ranks: int, command: Sequence[str]) -> int:
+def start_ranks(ranks: int, command: Sequence[str]) -> int:
     """Run `python *command` as `ranks` ranks of this machine. Returns their exit code; 1 where one of them failed, in
     which case the others are stopped and the launcher has printed which one it was. KeyboardInterrupt where Ctrl-C
     ended them before they could save."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.lfr import Journal
+from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback
 from megatron_lfr.training.logging import TensorBoard, WeightsAndBiases, console
@@ -14,9 +15,14 @@ from megatron_lfr.training.summary import Summary
 
 
 def make_callbacks(
-    config: RunConfig, folder: RunFolder, journal: Journal, others: Sequence[Callback]
+    config: RunConfig, folder: RunFolder, journal: Journal | None, others: Sequence[Callback]
 ) -> list[Callback]:
-    """Make the callbacks of a run in `folder`, in the order in which they are called; `others` come last."""
+    """Make the callbacks of a run in `folder`, in the order in which they are called; `others` come last.
+
+    They are called on rank 0, whose journal is the run's; other ranks have none.
+    """
+    if journal is None or ranks.rank() != 0:
+        return []
     logging = config.logging
     callbacks: list[Callback] = [
         MetricsFile(folder.metrics_file, logging.log_interval),

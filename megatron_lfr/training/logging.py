@@ -23,7 +23,11 @@ def phase_title(start: PhaseStart) -> str:
     planned, selection = start.planned, start.selection
     title = f"phase {planned.index} {planned.phase.kind}: {planned.samples} blocks in {planned.steps} steps"
     if selection is not None:
-        title += f", without the easiest {100 * selection.dropped_share:.1f} % of the scored blocks"
+        scored = max(1, selection.n_blocks - selection.unseen)
+        hardest = 100 * selection.dropped_hardest / scored
+        title += f", without the easiest {100 * selection.dropped_share - hardest:.1f} % "
+        title += f"and the hardest {hardest:.1f} % " if hardest else ""
+        title += "of the scored blocks"
         if selection.unseen:
             title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
     return title
@@ -63,7 +67,7 @@ class MegatronLines(Callback):
             f" elapsed time per iteration (ms): {times['step_ms']:.1f} |"
             f" throughput per GPU (TFLOP/s/GPU): {teraflops:.3f} |"
             f" learning rate: {report.lr:.6E} |"
-            f" global batch size: {trainer.plan.global_batch_size:5d} |"
+            f" global batch size: {report.blocks.shape[1]:5d} |"
             f" lm loss: {loss:.6E} |"
             f" grad norm: {report.grad_norm:.3f} |"
             f" number of skipped iterations: {trainer.skipped_steps:3d} |",
@@ -109,7 +113,7 @@ class ProgressBar(Callback):
             self._progress.start()
             total = trainer.plan.total_steps
             self._task = self._progress.add_task("", total=total, loss=float("nan"), speed=0.0)
-        tokens = trainer.plan.global_batch_size * trainer.plan.seq_length
+        tokens = report.blocks.shape[1] * trainer.plan.seq_length
         self._progress.update(
             self._task,
             completed=report.step,

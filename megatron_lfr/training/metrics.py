@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr import _C
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.fileio import json_value
-from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.lfr.base import PhaseStart
-from megatron_lfr.lfr.selection import Order
+from megatron_lfr.run_folder.phase_row import describe_order
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport
@@ -34,25 +32,24 @@ class MetricsFile(Callback):
         self._file = path.open("ab")
 
     def on_phase_start(self, trainer: Training, start: PhaseStart) -> None:
-        planned, selection = start.planned, start.selection
-        # "draws" and "draws_by_domain" count samples: keys on disk stay, since older runs and scripts have them.
+        planned, selection, source = start.planned, start.selection, trainer.train_source
+        sizes = dict(zip(source.domains, np.diff(source.domain_starts).tolist(), strict=True))
         row: dict[str, Any] = {
             "event": "phase",
             "step": planned.first_step,
             "phase": planned.index,
             "kind": planned.phase.kind,
-            "draws": planned.samples,
-            "steps": planned.steps,
-            "distinct": _distinct(trainer.curriculum),
-            "draws_by_domain": _samples_by_domain(trainer.train_source, trainer.curriculum.order),
-            "order_hash": f"{start.order_hash:016x}",
+            **describe_order(planned, trainer.curriculum.order, sizes),
         }
         if selection is not None:
             left_out = selection.left_out(start.scores)
+            in_scope = trainer.plan.in_scope(planned)
             row["dropped"] = selection.dropped
             row["dropped_share"] = selection.dropped_share
+            if selection.dropped_hardest:
+                row["dropped_hardest"] = selection.dropped_hardest
             row["unseen"] = selection.unseen
-            row["left_out_by_domain"] = share_by_domain(trainer.train_source, left_out)
+            row["left_out_by_domain"] = share_by_domain(source, left_out, in_scope)
         self._write(row, trainer, {})
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:
@@ -118,12 +115,14 @@ class Window:
         self.nll = nll
         self.tokens = tokens
         self.steps = 0
+        self.rows = 0
         self.seconds = 0.0
         self.wait = 0.0
         self.record = 0.0
 
     def add(self, report: StepReport) -> None:
         self.steps += 1
+        self.rows += report.blocks.shape[1]
         self.seconds += report.seconds
         self.wait += report.wait_seconds
         self.record += report.record_seconds
@@ -140,32 +139,22 @@ class Window:
     def times(self, trainer: Training) -> dict[str, float]:
         """Return the mean milliseconds of a step, those of waiting for data and of recording losses, and the speed."""
         scale = 1000.0 / max(1, self.steps)
-        per_step = self.seconds / max(1, self.steps)
         return {
             "step_ms": self.seconds * scale,
             "loader_wait_ms": self.wait * scale,
             "lfr_record_ms": self.record * scale,
-            "tokens_per_second": trainer.plan.global_batch_size * trainer.plan.seq_length / max(per_step, 1e-9),
+            "tokens_per_second": self.rows * trainer.plan.seq_length / max(self.seconds, 1e-9),
         }
 
     def state(self) -> dict[str, float]:
         return {"nll": self.nll, "tokens": self.tokens}
 
 
-def share_by_domain(source: BlockSource, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Return the share of each domain's blocks that `mask` [num_blocks] marks."""
+def share_by_domain(
+    source: BlockSource, mask: npt.NDArray[np.bool_], in_scope: npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return the share of the blocks `in_scope` [num_blocks] that `mask` [num_blocks] marks, for each domain that has
+    some."""
     bounds = zip(source.domains, source.domain_starts[:-1], source.domain_starts[1:], strict=True)
-    return {name: float(mask[first:last].mean()) for name, first, last in bounds}
-
-
-def _samples_by_domain(source: BlockSource, order: Order) -> dict[str, int]:
-    """Count the samples of a phase's order in each domain."""
-    counts = _C.count_parts(order, np.diff(source.domain_starts).tolist())
-    return dict(zip(source.domains, counts.tolist(), strict=True))
-
-
-def _distinct(curriculum: BaseCurriculum) -> int:
-    """Count the different blocks in the order of the current phase."""
-    served = np.zeros(curriculum.plan.n_blocks, np.bool_)
-    served[curriculum.order] = True
-    return int(served.sum())
+    parts = {name: mask[first:last][in_scope[first:last]] for name, first, last in bounds}
+    return {name: float(part.mean()) for name, part in parts.items() if len(part)}

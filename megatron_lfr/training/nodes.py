@@ -7,13 +7,11 @@ in memory twice on one node.
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
@@ -22,14 +20,14 @@ from megatron_lfr.fileio import fsync_directory
 from megatron_lfr.lfr import Journal
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.parallel import ParallelState
-
-_CHUNK_BYTES = 64 * 2**20
+from megatron_lfr.parallel.files import broadcast_file
+from megatron_lfr.parallel.launchers import adopt_launcher
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of a run, as seen from one rank. Ranks are on one node if they have the same GROUP_RANK of torchrun, or
-    without that, the same host name."""
+    """The nodes of a run, as seen from one rank. Ranks are on one node if their launcher says so, or, where it does not
+    tell, if they have the same host name."""
 
     index: int
     """Index of this rank's node."""
@@ -47,7 +45,7 @@ def find_nodes(parallel: ParallelState) -> Nodes:
     """Find out which ranks are on one node. Collective."""
     group = parallel.control_group
     names: list[str] = [""] * group.size()
-    dist.all_gather_object(names, os.environ.get("GROUP_RANK") or socket.gethostname(), group=group)
+    dist.all_gather_object(names, adopt_launcher().node or socket.gethostname(), group=group)
     leaders = [rank for rank, name in enumerate(names) if names.index(name) == rank]
     leader_group = dist.new_group(leaders, backend="gloo", timeout=parallel.timeout) if len(leaders) > 1 else None
     rank = dist.get_rank()
@@ -116,17 +114,6 @@ def broadcast_journal(journal: Journal | None, nodes: Nodes) -> None:
         for path in folder.glob("phase_*"):
             path.unlink()
     for name, size in names[0]:
-        _broadcast_file(folder / name, size, is_source, group)
+        broadcast_file(folder / name, size, True, group)
     if not is_source:
         fsync_directory(folder)
-
-
-def _broadcast_file(path: Path, size: int, is_source: bool, group: ProcessGroup) -> None:
-    with path.open("rb" if is_source else "wb") as file:
-        for first in range(0, size, _CHUNK_BYTES):
-            chunk = torch.empty(min(_CHUNK_BYTES, size - first), dtype=torch.uint8)
-            if is_source:
-                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
-            dist.broadcast(chunk, src=0, group=group)
-            if not is_source:
-                file.write(chunk.numpy().tobytes())

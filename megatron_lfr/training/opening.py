@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from megatron_lfr.config import RunConfig
-from megatron_lfr.identity import describe_changes
+from megatron_lfr.data.corpus.block_values import BlockValues, describing, parse_names
+from megatron_lfr.identity import describe_changes, recorded_settings
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.attention import describe
 from megatron_lfr.model.fused import describe_layers
@@ -14,13 +19,21 @@ from megatron_lfr.training.trainer import Trainer
 
 
 def announce(
-    config: RunConfig, folder: RunFolder, model: ModelConfig, parallel: ParallelState, start: Start, trainer: Trainer
+    config: RunConfig,
+    folder: RunFolder,
+    model: ModelConfig,
+    parallel: ParallelState,
+    start: Start,
+    trainer: Trainer,
+    arrays: Mapping[str, BlockValues],
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
-    put_in_force(config, folder, start, trainer.plan.total_steps)
+    put_in_force(config, folder, start, trainer.end_step, len(trainer.plan.segments))
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
+    for line in notes_on_scores(config, arrays):
+        print(line, flush=True)
     if note := trainer.patience.expect(checkpoint_bytes(model), ranks.world_size()):
         print(note, flush=True)
     blocks = trainer.valid_source.num_blocks
@@ -32,18 +45,18 @@ def announce(
         )
 
 
-def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps: int) -> None:
+def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: int, segments: int) -> None:
     """Write the settings into the run folder, and print what changes for a run that was in it. A finished run stays as
     it is."""
-    settings, defaults = config.to_flat(), RunConfig().to_flat()
+    settings, defaults = recorded_settings(config), RunConfig().to_flat()
     changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
-    if start.step == total_steps:
+    if start.step >= end_step:
         note = f"; these settings have no effect any more: {changed}" if changed else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
         return
     if start.checkpoint:
         origin = f" (--load {config.checkpoint.load} was only used at its start)" if config.checkpoint.finetune else ""
-        print(f"continuing {folder.path} at step {start.step} of {total_steps}{origin}", flush=True)
+        print(f"continuing {folder.path} at step {start.step} of {end_step}{origin}", flush=True)
     if start.discarded:
         print(
             f"{folder.path}: its run was stopped before its first checkpoint and starts anew; the "
@@ -52,7 +65,29 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, total_steps
         )
     if changed:
         print(f"settings that change from step {start.step} on: {changed}", flush=True)
-    folder.write_settings(settings, start.step, defaults)
+    folder.write_settings(settings, start.step, defaults, segments)
+
+
+def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:
+    """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those in use."""
+    unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - arrays.keys()
+    notes = [f"--lfr-scores {name}: no phase of the schedule uses it" for name in sorted(unused)]
+    for name, values in arrays.items():
+        if values.description is None:
+            notes.append(
+                f"--lfr-scores {name}={values.path}: no {describing(values.path).name} says of which corpus; that its "
+                "numbers are of these blocks, in this order, is taken on trust"
+            )
+    return notes
+
+
+def describe_branches(path: MainPath, folder: Path) -> str:
+    """Describe in one line where the versions of a finished main path leave it."""
+    points, ends = (", ".join(map(str, steps)) for steps in (path.branch_points, path.ends))
+    return (
+        f"{folder}: versions 1 to {path.versions} leave after steps {points} and end after {ends}: "
+        f"megatron-lfr branch --from {folder} --version I --lr-decay-style STYLE --save NEW"
+    )
 
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -11,31 +9,22 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_lfr.build import (
-    make_blend,
-    make_corpus,
-    make_curriculum,
-    make_engine,
-    make_loader,
-    make_model_config,
-    make_plan,
-    make_tokenizer,
-)
+from megatron_lfr.build import make_curriculum, make_engine, make_loader
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
-from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine.determinism import deterministic
-from megatron_lfr.engine.optimizer import LearningRate
-from megatron_lfr.identity import run_identity
 from megatron_lfr.parallel import initialize, ranks, session
+from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
-from megatron_lfr.training.launch import exit_code, launch, take_nproc_per_node
+from megatron_lfr.training.inputs import open_inputs
+from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_node
+from megatron_lfr.training.lengthening import check_batches, describe_lengthening, stored_plan, write_lengthening
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
-from megatron_lfr.training.opening import announce
+from megatron_lfr.training.opening import announce, describe_branches
 from megatron_lfr.training.patience import Patience
 from megatron_lfr.training.start import find_start, held, open_journal
 from megatron_lfr.training.stopping import Stopping
@@ -47,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr train`. Returns the exit code, which tells a run that ended from one that was stopped."""
     local_ranks, argv = take_nproc_per_node(argv)
     config, notes = parse_run_config(argv)
-    if os.environ.get("RANK", "0") == "0":
+    if adopt_launcher().rank == 0:
         for note in notes:
             print(note)
     if config.logging.print_config:
@@ -55,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if local_ranks is not None:
         fill_batch(config, local_ranks).validate(local_ranks)
-        return launch(local_ranks, ["-m", "megatron_lfr", "train", *argv])
+        return start_ranks(local_ranks, ["-m", "megatron_lfr", "train", *argv])
     return exit_code(train(config))
 
 
@@ -66,24 +55,16 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     Whatever is wrong with the configuration, the corpus or the run folder raises ValueError or OSError before the first
     step.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = adopt_launcher().world_size
     config = fill_batch(config, world_size)
     config.validate(world_size)
     callback_classes = [callback_class(name) for name in config.logging.callback]
-    tokenizer = make_tokenizer(config.data)
-    model = make_model_config(config, tokenizer)
-    corpus = make_corpus(config.data)
-    assert model.vocab_size is not None
-    data = settle_documents(config.data, tokenizer, model.vocab_size, corpus.datasets)
-    if data.bos and not config.data.bos and os.environ.get("RANK", "0") == "0":
-        print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
-    config = dataclasses.replace(config, data=data)
-    blend = make_blend(config, corpus)
-    plan = make_plan(config, corpus.train.num_blocks, blend=blend)
-    config.checkpoint.check_retained(plan.total_steps)
-    facts = run_identity(config, model, tokenizer, corpus, plan, blend)
     assert config.checkpoint.save is not None
     folder = RunFolder(config.checkpoint.save, "--save")
+    stored = stored_plan(folder)
+    inputs = open_inputs(config, folder, stored)
+    config, model, plan = inputs.config, inputs.model, inputs.plan
+    assert config.checkpoint.save is not None
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())
@@ -95,7 +76,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             listeners = [*callbacks, *(make() for make in callback_classes)] if ranks.rank() == 0 else []
         stack.enter_context(held(folder))
 
-        start = find_start(config, folder, facts, plan, model, parallel.control_group)
+        start = find_start(config, folder, inputs.facts, plan, model, parallel.control_group)
+        check_batches(config, plan, start.step)
+        lengthening = describe_lengthening(config, stored, plan, start.step)
         deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
         engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)
         start.load_into(engine)
@@ -105,18 +88,22 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         if deepspeed is not None and ranks.rank() == 0:
             assert config.deepspeed.deepspeed_config is not None
             folder.write_deepspeed(deepspeed, Path(config.deepspeed.deepspeed_config))
-        journal = open_journal(folder, nodes, facts, start, scratch)
-        loaders = [make_loader(config, source, tokenizer, parallel) for source in (corpus.train, corpus.valid)]
+        if lengthening is not None and ranks.rank() == 0:
+            write_lengthening(config, folder, inputs.facts, start, lengthening)
+        journal = open_journal(folder, nodes, inputs.facts, start, scratch)
+        train_loader, valid_loader, rescoring_loader = (
+            make_loader(config, source, inputs.tokenizer, parallel)
+            for source in (inputs.corpus.train, inputs.corpus.valid, inputs.corpus.train)
+        )
         stopping, times = Stopping(config.training, parallel.control_group), Stopwatch()
-        rescore = make_rescore(engine, make_loader(config, corpus.train, tokenizer, parallel), stopping, times)
+        rescore = make_rescore(engine, rescoring_loader, stopping, times)
         trainer = Trainer(
             engine=engine,
-            curriculum=make_curriculum(config, plan, blend, journal, share_orders(nodes, scratch), rescore),
-            train_source=corpus.train,
-            train_loader=loaders[0],
-            valid_source=corpus.valid,
-            valid_loader=loaders[1],
-            learning_rate=LearningRate(config.optimizer, plan.total_steps, plan.global_batch_size),
+            curriculum=make_curriculum(config, plan, journal, share_orders(nodes, scratch), rescore, inputs.arrays),
+            train_loader=train_loader,
+            valid_loader=valid_loader,
+            learning_rate=inputs.learning_rate,
+            end_step=inputs.end_step,
             store=CheckpointStore(
                 folder.checkpoint_folder,
                 keep=config.checkpoint.keep_last,
@@ -127,10 +114,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             ),
             config=config.training,
             checkpoint=config.checkpoint,
-            identity=facts,
-            callbacks=make_callbacks(config, folder, journal, listeners)
-            if journal is not None and ranks.rank() == 0
-            else [],
+            identity=inputs.facts,
+            callbacks=make_callbacks(config, folder, journal, listeners),
             stopping=stopping,
             times=times,
             patience=Patience(config.checkpoint.async_save),
@@ -138,7 +123,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         broadcast_journal(journal, nodes)
         trainer.resume(start.state)
         if ranks.rank() == 0:
-            announce(config, folder, model, parallel, start, trainer)
+            announce(config, folder, model, parallel, start, trainer, inputs.arrays)
         finished = trainer.run()
+        if finished and inputs.main_path is not None and ranks.rank() == 0:
+            print(describe_branches(inputs.main_path, folder.path), flush=True)
         dist.barrier(group=parallel.control_group)  # no rank leaves while another still needs it
     return finished

@@ -71,6 +71,7 @@ def find_start(
     ValueError or OSError where the folder holds another run, damaged files, or no room.
     """
     checkpoint = folder.find_checkpoint(group)
+    _check_step(config, folder, checkpoint)
     discarded = 0
     with ranks.failing_together(group):
         if ranks.rank(group) == 0:
@@ -83,6 +84,18 @@ def find_start(
             _check_disk(folder, plan, model, config)
     weights = None if checkpoint or not config.checkpoint.finetune else _find_weights(config, facts, group)
     return Start(checkpoint, weights, discarded)
+
+
+def _check_step(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
+    """ValueError where --ckpt-step asks a run to go back, which would lose what it has trained since."""
+    step, newest = config.checkpoint.ckpt_step, checkpoint.iteration if checkpoint else 0
+    if step is None or config.checkpoint.finetune or step == newest:
+        return
+    raise ValueError(
+        f"--ckpt-step {step}: the run in {folder.path} has its newest complete checkpoint at step {newest}, from which "
+        f"it goes on. From a saved step before that, go on beside it: megatron-lfr branch --from {folder.path} "
+        f"--at-step {step} --lr-schedule inherit --save NEW"
+    )
 
 
 def _check_run(
@@ -108,10 +121,15 @@ def _check_run(
 
 
 def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
-    """Return the newest checkpoint of --load. ValueError where its weights would compute something else here."""
+    """Return the checkpoint of --load, its newest or that of --ckpt-step. ValueError where it is missing, or its
+    weights would compute something else here."""
     assert config.checkpoint.load is not None
     folder = RunFolder(config.checkpoint.load, "--load")
-    checkpoint = folder.checkpoint(group=group)
+    step = config.checkpoint.ckpt_step
+    try:
+        checkpoint = folder.checkpoint(step, group)
+    except ValueError as error:
+        raise error if step is None else ValueError(f"--ckpt-step {step}: {error}") from None
     legal, may_differ = comparable_settings(facts), config.checkpoint.finetune_change
     if unknown := [name for name in may_differ if name not in legal]:
         raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")

@@ -8,10 +8,9 @@ from typing import Any
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config.training import CheckpointConfig, TrainingConfig
-from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.data.corpus.loader import Loader, check_vocabulary
 from megatron_lfr.engine import Engine
-from megatron_lfr.engine.optimizer import LearningRate
+from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.lfr import BaseCurriculum
 from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, state_keys
@@ -25,7 +24,7 @@ from megatron_lfr.training.times import Stopwatch
 
 class Trainer:
     """Trains one engine by a curriculum, to its end or to a signal. Every rank runs a trainer; only rank 0 has
-    callbacks and prints.
+    callbacks and prints. end_step: the last step, which may come before that of the curriculum's plan.
 
     A step's events come in this order, so that a checkpoint holds everything that belongs to it: record, log, evaluate,
     save. What only one feature needs is a callback.
@@ -35,11 +34,10 @@ class Trainer:
         self,
         engine: Engine,
         curriculum: BaseCurriculum,
-        train_source: BlockSource,
         train_loader: Loader,
-        valid_source: BlockSource,
         valid_loader: Loader,
         learning_rate: LearningRate,
+        end_step: int,
         store: CheckpointStore,
         config: TrainingConfig,
         checkpoint: CheckpointConfig,
@@ -52,17 +50,18 @@ class Trainer:
         self.engine = engine
         self.curriculum = curriculum
         self.plan = curriculum.plan
-        self.train_source = train_source
+        self.train_source = train_loader.source
         self.train_loader = train_loader
-        self.valid_source = valid_source
+        self.valid_source = valid_loader.source
         self.learning_rate = learning_rate
+        self.end_step = end_step
         self.identity = dict(identity)
         self.callbacks = list(callbacks)
         self.stopping = stopping
         self.times = times
         self.patience = patience
         self.recorder = Recorder(curriculum, config.max_skipped_steps, times, self._report)
-        self.validation = Validation(engine, valid_loader, valid_source, self.plan, config, stopping, times)
+        self.validation = Validation(engine, valid_loader, self.plan, config, stopping, times)
         self.saving = Saving(store, checkpoint, patience, times)
 
     @property
@@ -77,8 +76,12 @@ class Trainer:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last phase is complete and evaluated."""
-        return self.curriculum.finished and not self.validation.is_owed
+        """Whether the last step is recorded, and the model evaluated there."""
+        return self._at_end and not self.validation.is_owed
+
+    @property
+    def _at_end(self) -> bool:
+        return self.curriculum.next_step >= self.end_step
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's JSON state, whose tensors the engine has already loaded; {} at step 0."""
@@ -123,7 +126,7 @@ class Trainer:
                 self._end_phase()
             self._save(self.curriculum.next_step, is_due=False)
         try:
-            while not self.curriculum.finished and self.stopping.reason is None:
+            while not self._at_end and self.stopping.reason is None:
                 self._train_phase()
         except StoppedError as stop:  # while blocks were scored; the checkpoint before that remains
             _say(f"{stop}: leaving before step {self.curriculum.next_step + 1}; the same command continues")
@@ -139,7 +142,7 @@ class Trainer:
         for batch, waited in self.times.each("waiting for data", batches):
             check_vocabulary(batch, self.engine.vocab_size)
             done, lr = batch.step + 1, self.learning_rate(batch.step)
-            phase_ends = done == phase.planned.end_step
+            phase_ends, run_ends = done == phase.planned.end_step, done == self.end_step
 
             # Forward, backward and the optimizer's step; while that computes, the hosts agree on what follows it.
             with self.times.part("training steps") as launching:
@@ -149,7 +152,7 @@ class Trainer:
 
             # Record and log: the step before, while this one computes, and this one where something needs it now.
             self.recorder.add(batch, losses, lr, launching.seconds + waited, waited)
-            evaluates = phase_ends or self.validation.is_due(done)
+            evaluates = phase_ends or run_ends or self.validation.is_due(done)
             if not evaluates and not saves and self.stopping.reason is None:
                 continue
             self.recorder.finish()
@@ -159,7 +162,7 @@ class Trainer:
             if phase_ends:
                 self._end_phase()
             self._save(done, is_due=saves)
-            if self.stopping.reason is not None:
+            if self.stopping.reason is not None or run_ends:
                 return
 
     def _evaluate(self, done: int) -> None:
@@ -179,7 +182,7 @@ class Trainer:
         stops = self.stopping.reason is not None and not self.is_complete
         if stops:
             _say(f"{self.stopping.reason}: saving at step {done} and leaving; the same command continues")
-        if is_due or stops or self.curriculum.finished or self._rescores_next():
+        if is_due or stops or self._at_end or self._rescores_next():
             self.saving.save(self.curriculum.next_step, self.engine, self._state_dict)
 
     def _rescores_next(self) -> bool:

@@ -1,1 +1,1 @@
-"""Versions of a model: runs that branch off from another one."""
+"""Versions of a model: runs that branch off from another one, and runs that are extended."""

@@ -16,11 +16,13 @@ from megatron_lfr.analysis.replay import PhaseHistory, Run
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.manifest import NAME, record_file
 from megatron_lfr.fileio import check_space, new_folder
-from megatron_lfr.lfr.identity import describe_segment
+from megatron_lfr.identity import facts_before
+from megatron_lfr.lfr.identity import describe_segments, read_arrays
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.lineage import Parent
 from megatron_lfr.run_folder.position import read_position
-from megatron_lfr.run_folder.settings import History
+from megatron_lfr.run_folder.settings import OF_SEGMENT, History
 from megatron_lfr.versions.changes import Changed, change_plan, change_settings
 from megatron_lfr.versions.records import copy_journal, copy_metrics, replay_under
 from megatron_lfr.versions.tensors import Tensors
@@ -39,8 +41,8 @@ class Branch:
     started_in: Path | None
 
 
-def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Branch:
-    """Make `save` a run that goes on from step `step` of the run in `parent`.
+def create_branch(parent: Path, step: int, save: Path, changed: Changed, version: int | None = None) -> Branch:
+    """Make `save` a run that goes on from step `step` of the run in `parent`. version: its number on a main path.
 
     ValueError or OSError where the parent has no complete checkpoint of that step, the journal is not the one that led
     to it, `save` exists or lies in the parent, the changes would change the past, or the disk is full; then nothing is
@@ -50,28 +52,49 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed) -> Bran
     _check_target(folder, save)
     checkpoint = _find_checkpoint(folder, step)
     position = read_position(checkpoint)
-    plan, seed, blend = folder.plan()
-    new_plan = change_plan(changed, plan, blend)
-    settings = change_settings(changed, folder.settings_at(step), step, plan, new_plan)
+    plan, seed = folder.plan()
+    plan = plan.first(folder.history.segments_at(step))
+    new_plan = change_plan(changed, plan)
+    segments = len(new_plan.segments)
+    settings = change_settings(changed, _settings_at(folder, step, segments), step, plan, new_plan)
     settings |= _of_its_own(settings, save)
-    history = _history(folder, settings, step)
-    identity = folder.identity()
+    history = _history(folder, settings, step, segments)
+    identity = facts_before(folder.identity(), segments)
     if changed.train_iters is not None:
-        identity["segments"] = [describe_segment(new_plan, blend)]
+        identity["segments"] = describe_segments(new_plan, read_arrays(identity))
 
     with new_folder(save) as aside:
         new, tensors = RunFolder(aside), Tensors.of(checkpoint, aside)
-        losses = 4 * (plan.global_batch_size * step + plan.n_blocks)
+        losses = 4 * (plan.samples_before(step) + plan.n_blocks)
         check_space("--save", save, losses + position.metrics_bytes + (0 if tensors.are_linked else tensors.bytes))
         digest = copy_journal(folder.journal, new.journal.folder, identity, plan, position)
-        run = Run(new, plan, seed, blend)
+        run = Run(new, plan, seed, folder.arrays())
         current = None if changed.train_iters is None else replay_under(new_plan, run, position)
         metrics_bytes = copy_metrics(folder, new, position, current, run)
         state = _new_state(checkpoint, identity, metrics_bytes, current)
         tensors.save(CheckpointStore(new.checkpoint_folder, keep=None), step, state)
         manifest = record_file(checkpoint.folder / NAME).sha256
-        new.write_branch(Parent(str(parent.resolve()), step, manifest, digest), settings, history)
+        new.write_branch(Parent(str(parent.resolve()), step, manifest, digest, version), settings, history)
     return Branch(new_plan.total_steps, tensors.bytes, tensors.are_linked, history.started_in)
+
+
+def find_version(parent: Path, version: int, branch_share: float | None) -> tuple[int, int | None]:
+    """Return (the step after which a version leaves the main path in `parent`, its last step, None for that of the
+    plan which the main path had there). branch_share: None for that of the main path. ValueError where the run there is
+    no main path, or has no such version."""
+    folder = RunFolder(parent, "--from")
+    settings, plan = folder.recorded_settings, folder.plan()[0]
+    versions, share = settings.get("versions"), branch_share or settings.get("branch_share")
+    if share is None:
+        raise ValueError(
+            f"--version {version}: {parent} is no main path, which `megatron-lfr train --branch-share A` makes; give "
+            "--branch-share, or the branch's beginning with --at-step"
+        )
+    ends = [segment.end_step for segment in plan.segments]
+    path = MainPath.ending(ends, share) if versions is None else MainPath.of(plan.total_steps, versions, share)
+    leaves, end = path.leaves_after(version), path.ends_after(version)
+    planned = plan.first(folder.history.segments_at(leaves)).total_steps
+    return leaves, None if end == planned else end
 
 
 def _check_target(parent: RunFolder, save: Path) -> None:
@@ -82,7 +105,7 @@ def _check_target(parent: RunFolder, save: Path) -> None:
 
 
 def _find_checkpoint(parent: RunFolder, step: int) -> Checkpoint:
-    """The parent's checkpoint of `step`. ValueError where there is none, or one of weights alone."""
+    """Return the parent's checkpoint of `step`. ValueError where there is none, or one of weights alone."""
     assert parent.recorded_settings is not None  # ValueError where there is no run
     store = CheckpointStore(parent.checkpoint_folder, keep=None)
     if step not in (saved := store.iterations()):
@@ -101,23 +124,35 @@ def _find_checkpoint(parent: RunFolder, step: int) -> Checkpoint:
 
 
 def _of_its_own(settings: Mapping[str, Any], save: Path) -> dict[str, Any]:
-    """Settings that would lead the branch into its parent's folders."""
+    """Return the settings that would lead the branch into its parent's folders."""
     load = settings.get("load") if settings.get("finetune") else None
     return {"save": str(save), "load": load, "tensorboard_dir": None}
 
 
-def _history(parent: RunFolder, settings: Mapping[str, Any], step: int) -> History:
-    """The parent's history up to `step`, and what the branch changes there."""
+def _settings_at(parent: RunFolder, step: int, segments: int) -> dict[str, Any]:
+    """Return the parent's settings at `step`, which describe the last of its first `segments` segments."""
+    settings = parent.settings_at(step)
+    if segments < parent.history.segments_at(step):  # the branch ends before the segments that have come since
+        earlier = parent.history.of_segments(segments).at(step)
+        settings = {**settings, **{name: earlier[name] for name in OF_SEGMENT if name in earlier}}
+    return settings
+
+
+def _history(parent: RunFolder, settings: Mapping[str, Any], step: int, segments: int) -> History:
+    """Return the parent's history up to `step`, and what the branch changes there."""
     history = History([entry for entry in parent.history.entries if entry["step"] <= step])
     if history.started_in is None:  # a run from before histories were kept
         return history
-    return history.continued(settings, step, history.started_in, defaults={})
+    return history.continued(settings, step, history.started_in, defaults={}, segments=segments)
 
 
 def _new_state(
     checkpoint: Checkpoint, identity: Mapping[str, Any], metrics_bytes: int, current: PhaseHistory | None
 ) -> dict[str, Any]:
-    """The state of the parent's checkpoint as the branch goes on from it. current: the phase under another plan."""
+    """Return the state of the parent's checkpoint as the branch goes on from it.
+
+    current: the phase under another plan.
+    """
     state = {**checkpoint.state, "identity": dict(identity)}
     state["callbacks"] = {name: kept for name, kept in state["callbacks"].items() if name not in _OF_THE_PARENT}
     if "MetricsFile" in state["callbacks"]:

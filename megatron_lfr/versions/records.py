@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr import _C
 from megatron_lfr.analysis.replay import PhaseHistory, Run
 from megatron_lfr.lfr import Journal, Plan
 from megatron_lfr.lfr.journal import JournalReader
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.phase_row import describe_order
 from megatron_lfr.run_folder.position import Position
 
 
@@ -52,17 +53,21 @@ def copy_journal(
 
 
 def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
-    """The current phase of `run`, whose journal ends at `position`, under another plan. ValueError where one of the
-    steps before would have served other blocks."""
+    """Return the current phase of `run`, whose journal ends at `position`, under another plan. ValueError where one of
+    the steps before would have served other blocks."""
     error = ValueError(
         f"--train-iters {plan.total_steps}: the {position.step} steps before would have had other blocks, as phases "
         "and their orders follow the length; it can differ where one Learn without weights is all, as with uniform"
     )
-    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=True)]
+    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=False)]
     before = lengths[: position.phase]
-    if any(old != new for old, new in before) or lengths[position.phase][1] < position.entries:
+    if (
+        len(lengths) <= position.phase
+        or any(old != new for old, new in before)
+        or lengths[position.phase][1] < position.entries
+    ):
         raise error
-    histories = zip(run.phases(), Run(run.folder, plan, run.seed, run.blend).phases(), strict=True)
+    histories = zip(run.phases(), dataclasses.replace(run, plan=plan).phases(), strict=True)
     for old, new in histories:
         if not np.array_equal(_served(old, position.step), _served(new, position.step)):
             raise error
@@ -70,8 +75,8 @@ def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
 
 
 def _served(history: PhaseHistory, step: int) -> Order:
-    """What a phase serves before `step`."""
-    return history.order[: max(0, step - history.planned.first_step) * history.global_batch_size]
+    """Return what a phase serves before `step`."""
+    return history.order[: max(0, step - history.planned.first_step) * history.planned.global_batch_size]
 
 
 def copy_metrics(
@@ -92,12 +97,7 @@ def _as_planned(line: bytes, current: PhaseHistory, run: Run) -> bytes:
     row = json.loads(line)
     if row.get("event") != "phase" or row.get("phase") != current.planned.index:
         return line
-    counts = _C.count_parts(current.order, run.blend.sizes).tolist()
-    row |= {
-        "draws": current.planned.samples,
-        "steps": current.planned.steps,
-        "distinct": len(np.unique(current.order)),
-        "draws_by_domain": dict(zip(row["draws_by_domain"], counts, strict=True)),
-        "order_hash": f"{_C.order_hash(current.order):016x}",
-    }
+    sizes = [*run.plan.segments[-1].blend.sizes]
+    sizes += [0] * (len(row["draws_by_domain"]) - len(sizes))  # domains that later segments brought
+    row |= describe_order(current.planned, current.order, dict(zip(row["draws_by_domain"], sizes, strict=False)))
     return json.dumps(row).encode() + b"\n"

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_lfr.analysis.replay import Run, open_run
 from megatron_lfr.lfr import Curriculum, Journal, Ledger, Phase, Plan, Schedule, preset
-from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.lfr.identity import FORMAT, describe_segments
 
 N, SEQ, BATCH, SEED = 61, 4, 8, 3
 RESCORED = Schedule((Phase("learn", 1), Phase("focus", 1, "passes", drop=0.5, score="rescored"), Phase("review", 1)))
@@ -21,10 +21,10 @@ Visit = tuple[int, int, int, float]
 
 
 def train(folder: Path, schedule: Schedule, stop: int | None = None) -> tuple[Plan, Curriculum, list[Visit]]:
-    """A run with random losses, some of them not finite, and every visit in the order of training."""
+    """Return a run with random losses, some of them not finite, and every visit in the order of training."""
     epochs = 3.0 if schedule.in_shares else None
     plan = schedule.plan(N, SEQ, BATCH, train_epochs=epochs)
-    identity = {"format": FORMAT, "seed": SEED, "seq_length": SEQ, "segments": [describe_segment(plan)]}
+    identity = {"format": FORMAT, "seed": SEED, "seq_length": SEQ, "segments": describe_segments(plan)}
     rng = np.random.default_rng(5)
     rescored = rng.gamma(4, 1, N).astype(np.float32)
     journal = Journal(folder / "journal", identity)
@@ -69,7 +69,7 @@ def test_a_run_replays_to_what_was_trained_on(tmp_path: Path, name: str) -> None
 def assert_same(one: Ledger, other: Ledger) -> None:
     for field in ("nll", "step", "visits"):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
-    np.testing.assert_array_equal(one.reference.moments, other.reference.moments)
+    np.testing.assert_array_equal(one.references[0].moments, other.references[0].moments)
     np.testing.assert_array_equal(one.detrended_scores(), other.detrended_scores())
 
 

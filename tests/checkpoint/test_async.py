@@ -64,16 +64,16 @@ def test_a_save_holds_what_was_there_when_it_was_called(tmp_path: Path, gate: th
 
 def test_it_writes_the_bytes_of_a_synchronous_save(tmp_path: Path) -> None:
     def awkward() -> dict[str, Tensor]:
-        whole = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-        whole[0, 0], whole[0, 1] = float("nan"), -0.0
+        values = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+        values[0, 0], values[0, 1] = float("nan"), -0.0
         return {
             **some_tensors(),
-            "tied": whole,
-            "whole": whole,
-            "transposed": whole.t(),
-            "half of it": whole[:2],
-            "expanded": whole[:1].expand(3, 6),
-            "parameter": torch.nn.Parameter(whole),
+            "tied": values,
+            "whole": values,
+            "transposed": values.t(),
+            "half of it": values[:2],
+            "expanded": values[:1].expand(3, 6),
+            "parameter": torch.nn.Parameter(values),
         }
 
     CheckpointStore(tmp_path / "synchronous", None).save(1, awkward(), {"a": [1]})
@@ -149,11 +149,11 @@ def test_two_ranks_write_the_bytes_of_a_synchronous_save(folder: Path) -> None:
 
 
 def test_where_one_rank_cannot_write_both_raise_and_the_old_checkpoint_stays(folder: Path) -> None:
-    for found in found_in(folder, "one_rank_fails"):
-        assert found["wait"].startswith("OSError")
-        assert "checkpoint of iteration 2 could not be written" in found["wait"]
-        assert "checkpoint of iteration 3 could not be written" in found["next save"]
-        assert (found["left"], found["newest"], found["then"]) == ([1], 1, [1, 5])
+    for report in found_in(folder, "one_rank_fails"):
+        assert report["wait"].startswith("OSError")
+        assert "checkpoint of iteration 2 could not be written" in report["wait"]
+        assert "checkpoint of iteration 3 could not be written" in report["next save"]
+        assert (report["left"], report["newest"], report["then"]) == ([1], 1, [1, 5])
 
 
 def test_nothing_goes_over_a_default_group_that_carries_no_objects(folder: Path) -> None:

@@ -24,7 +24,7 @@ Killed = tuple[Path, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """The folders that killed saves have left, and what they had reported."""
+    """Return the folders that killed saves have left, and what they had reported."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "support.crash_cases", str(folder)]
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -36,8 +36,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
 
 def assert_next_save_works(root: Path) -> None:
-    found = newest(root)
-    iteration = (found[0] if found else 0) + 1
+    last = newest(root)
+    iteration = (last[0] if last else 0) + 1
     kept = [done for done in (iteration - 1, iteration) if done > 0]
     save_filled(CheckpointStore(root, crash_cases.KEEP), iteration, 9)
     assert newest(root) == (iteration, 9)
@@ -47,10 +47,10 @@ def assert_next_save_works(root: Path) -> None:
 
 @pytest.mark.parametrize("scenario", crash_cases.SCENARIOS)
 def test_a_kill_before_any_change_on_disk_leaves_a_complete_checkpoint(killed: Killed, scenario: str) -> None:
-    folder, found = killed
+    folder, report = killed
     before, iteration, fill = crash_cases.SCENARIOS[scenario]
     old = (before[-1], before[-1]) if before else None
-    count = found["points"][scenario]
+    count = report["points"][scenario]
     after = [newest(folder / scenario / str(point)) for point in range(count)]
     assert set(after) == {old, (iteration, fill)}
     assert after == sorted(after, key=lambda state: state == (iteration, fill))  # once it is there, it stays
@@ -60,24 +60,24 @@ def test_a_kill_before_any_change_on_disk_leaves_a_complete_checkpoint(killed: K
 
 
 def test_the_kills_reach_each_half_done_state(killed: Killed) -> None:
-    _, found = killed
+    _, report = killed
     for scenario, beginning in [
         ("first", ".tmp-iter_"),
         ("next", ".tmp-pruned-iter_0000001"),
         ("over the only one", ".tmp-replaced-iter_0000001"),
     ]:
-        assert any(name.startswith(beginning) for name in found["left"][scenario]), scenario
+        assert any(name.startswith(beginning) for name in report["left"][scenario]), scenario
 
 
 def test_a_save_in_the_background_changes_the_disk_in_the_same_steps(killed: Killed) -> None:
-    _, found = killed
-    assert found["points"]["in the background"] == found["points"]["next"]
+    _, report = killed
+    assert report["points"]["in the background"] == report["points"]["next"]
 
 
 def test_random_kills_leave_what_was_reported(killed: Killed) -> None:
-    folder, found = killed
-    assert len(found["reported"]) == crash_cases.RANDOM_KILLS
-    for kill, reported in enumerate(found["reported"]):
+    folder, report = killed
+    assert len(report["reported"]) == crash_cases.RANDOM_KILLS
+    for kill, reported in enumerate(report["reported"]):
         left = newest(folder / f"random-{kill}")
         assert left in ((reported, reported), (reported + 1, reported + 1))
 

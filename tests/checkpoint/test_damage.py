@@ -58,15 +58,15 @@ def test_damage_is_named_and_the_one_before_is_used(
 
 
 @settings(max_examples=60)
-@given(file=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(file=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_flipped_bit_changes_what_is_loaded(
-    tmp_path_factory: pytest.TempPathFactory, file: str, place: float, bit: int
+    tmp_path_factory: pytest.TempPathFactory, file: str, share: float, bit: int
 ) -> None:
     root = tmp_path_factory.mktemp("store")
     store_with(root, 1, 2)
     path = root / "iter_0000002" / file
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1 << bit
+    content[int(share * len(content))] ^= 1 << bit
     path.write_bytes(content)
     # Not each bit of the manifest matters: a space may become a tab.
     assert newest(root) in ([(1, 1), (2, 2)] if file == "manifest.json" else [(1, 1)])

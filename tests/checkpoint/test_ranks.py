@@ -41,11 +41,28 @@ def test_each_rank_writes_its_part_and_the_manifest_lists_all(folder: Path) -> N
     assert sorted(json.loads((root / "manifest.json").read_text())["files"]) == [*shards, "state.json"]
 
 
+def test_hosts_need_not_share_a_file_system(folder: Path) -> None:
+    """Rank 0's host has the checkpoint, and gives it to the other one at a load."""
+    first, second = found_in(folder, "disks_of_their_own")
+    shards = [f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
+    files = [f"iter_0000001/{name}" for name in ("manifest.json", *shards, "state.json")]
+    assert first["saved"] == [*files, "latest_checkpointed_iteration.txt"]
+    assert second["saved"] == []
+    assert (first["equal"], second["equal"]) == (True, True)
+    assert (first["loaded"], second["loaded"]) == (first["saved"], files)
+    assert "the checkpoint of iteration 2 could not be written in run: File too large" in first["full"]
+    assert "the checkpoint of iteration 2 could not be written in run: rank 0: File too large" in second["full"]
+    assert first["after"] == first["saved"]
+    message = "run/iter_0000001: on host1 this is another checkpoint than on host0; remove it"
+    assert (first["other"], second["other"]) == (f"ValueError: rank 1: {message}", f"ValueError: {message}")
+    assert (first["again"], second["again"]) == ("none", "none")
+
+
 def test_one_rank_reads_whole_tensors_of_what_two_saved(folder: Path) -> None:
-    found = CheckpointStore(folder / "save_and_load", keep=None).newest_complete()
-    assert found is not None
+    checkpoint = CheckpointStore(folder / "save_and_load", keep=None).newest_complete()
+    assert checkpoint is not None
     target = {name: torch.zeros_like(tensor) for name, tensor in cases.full_tensors().items()}
-    found.load_into(target)
+    checkpoint.load_into(target)
     for name, tensor in cases.full_tensors().items():
         assert torch.equal(target[name], tensor), name
 
@@ -64,9 +81,9 @@ def test_two_ranks_read_what_one_saved(folder: Path) -> None:
     ],
 )
 def test_an_error_on_one_rank_is_raised_on_both(folder: Path, case: str, message: str) -> None:
-    for found in found_in(folder, "errors_on_one_rank"):
-        assert message in found[case]
-        assert found[case].count("Errno") <= 1
+    for report in found_in(folder, "errors_on_one_rank"):
+        assert message in report[case]
+        assert report[case].count("Errno") <= 1
 
 
 def test_a_stop_on_one_rank_is_both_ranks(folder: Path) -> None:
@@ -76,7 +93,7 @@ def test_a_stop_on_one_rank_is_both_ranks(folder: Path) -> None:
 
 
 def test_a_failed_save_of_two_ranks_leaves_the_old_checkpoint(folder: Path) -> None:
-    assert [found["newest"] for found in found_in(folder, "errors_on_one_rank")] == [1, 1]
+    assert [report["newest"] for report in found_in(folder, "errors_on_one_rank")] == [1, 1]
     assert names(folder / "errors_on_one_rank") == ["iter_0000001", "latest_checkpointed_iteration.txt"]
 
 

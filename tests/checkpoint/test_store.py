@@ -38,24 +38,24 @@ def test_tensors_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, shape: list[int], dtype: torch.dtype, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    whole, pair = random_bits(shape, dtype, generator), random_bits([2, *shape], dtype, generator)
+    values, pair = random_bits(shape, dtype, generator), random_bits([2, *shape], dtype, generator)
     saved = {
-        "whole": whole,
-        "tied": whole,
-        "flat view": whole.reshape(-1),
+        "whole": values,
+        "tied": values,
+        "flat view": values.reshape(-1),
         "one half": pair[0],
         "other half": pair[1],
         "transposed": pair.transpose(0, -1),
-        "parameter": torch.nn.Parameter(whole, requires_grad=dtype.is_floating_point),
+        "parameter": torch.nn.Parameter(values, requires_grad=dtype.is_floating_point),
     }
     expected = {name: bits(tensor.detach().clone()) for name, tensor in saved.items()}
     store = CheckpointStore(tmp_path_factory.mktemp("store"), keep=None)
     store.save(1, saved, {})
-    found = store.newest_complete()
-    assert found is not None
+    checkpoint = store.newest_complete()
+    assert checkpoint is not None
     target = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in saved.items()}
     target["transposed"] = torch.zeros_like(pair).transpose(0, -1)  # not contiguous
-    found.load_into(target)
+    checkpoint.load_into(target)
     for name, tensor in target.items():
         assert bits(tensor).equal(expected[name]), name
 
@@ -70,9 +70,9 @@ def test_tensors_come_back_bit_for_bit(
 def test_state_comes_back_equal(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]) -> None:
     store = CheckpointStore(tmp_path_factory.mktemp("store"), keep=None)
     store.save(5, {}, state)
-    found = store.newest_complete()
-    assert found is not None
-    assert repr(found.state) == repr(state)  # a float is not an int, -0.0 is not 0.0
+    checkpoint = store.newest_complete()
+    assert checkpoint is not None
+    assert repr(checkpoint.state) == repr(state)  # a float is not an int, -0.0 is not 0.0
 
 
 @pytest.mark.parametrize(
@@ -161,19 +161,19 @@ def test_looking_into_the_folder_of_a_running_run_changes_nothing(tmp_path: Path
 def test_other_models_are_refused_before_anything_is_overwritten(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    found = store_with(tmp_path, 1).newest_complete()
-    assert found is not None
+    checkpoint = store_with(tmp_path, 1).newest_complete()
+    assert checkpoint is not None
     target = {**some_tensors(0.0), **change}
     with pytest.raises(ValueError, match=message):
-        found.load_into(target)
+        checkpoint.load_into(target)
     assert target["optimizer.step"] == 0.0
 
 
 def test_tensors_that_nobody_asks_for_are_refused_unless_allowed(tmp_path: Path) -> None:
-    found = store_with(tmp_path, 7).newest_complete()
-    assert found is not None
+    checkpoint = store_with(tmp_path, 7).newest_complete()
+    assert checkpoint is not None
     part = {"counts": torch.zeros(7, dtype=torch.int64)}
     with pytest.raises(ValueError, match=r"holds the tensor model\.half, which is unknown here"):
-        found.load_into(part)
-    found.load_into(part, allow_extra=True)
+        checkpoint.load_into(part)
+    checkpoint.load_into(part, allow_extra=True)
     assert part["counts"].tolist() == [7] * 7

@@ -1,4 +1,4 @@
-"""`megatron-lfr commonness` as a shell sees it."""
+"""`megatron-lfr commonness` writes the same results from a shell, refuses bad flags, and stays within its memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITH_REFERENCE = {"reference_log_likelihood": "<f4", "ratio": "<f4"}
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> list[str]:
-    """Two prefixes: the second holds copies of the first, and junk."""
+    """Write two prefixes: the second holds copies of the first, and junk."""
     texts = documents()
     first = write(tmp_path / "corpus_web", texts[:60])
     return [first, write(tmp_path / "corpus_code", [*texts[40:100], *[junk("hex", i) for i in range(10)]])]
@@ -95,13 +95,13 @@ def test_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_results_are_the_same_again_with_any_number_of_threads(tmp_path: Path, corpus: list[str]) -> None:
-    found = []
+    written = []
     for threads in ("1", "3"):  # the second replaces the first
         assert main([*flags(tmp_path, corpus), "--threads", threads]) == 0
-        found.append(files(tmp_path / "out"))
-        found[-1].pop("commonness.json")
-    assert len(found[0]) == 10
-    assert found[0] == found[1]
+        written.append(files(tmp_path / "out"))
+        written[-1].pop("commonness.json")
+    assert len(written[0]) == 15
+    assert written[0] == written[1]
 
 
 def test_weights_of_prefixes_are_ignored(tmp_path: Path, corpus: list[str]) -> None:
@@ -181,7 +181,7 @@ def test_a_failure_leaves_the_earlier_results(
 
 
 def test_memory_stays_within_the_flag(tmp_path: Path) -> None:
-    """Of a process of its own: the most it had, with a table that the flag makes small."""
+    """The peak is that of a separate process, with a table that the flag makes small."""
     rng = np.random.default_rng(3)
     prefix = write(tmp_path / "large", rng.integers(0, 60_000, (8000, 250)).tolist())
     code = (

@@ -1,4 +1,4 @@
-"""Copies, against brute force over the tokens themselves."""
+"""Copies are those that brute force over the tokens finds."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_exact_copies_are_those_of_equal_tokens(tmp_path: Path, rng: np.random.G
     texts = documents()[:60]
     corpus = [texts[i] for i in rng.integers(60, size=150)] + [[], [5], [5, 5], [5], []]
     corpus += [[*texts[0][:-1], texts[0][-1] ^ 1], [texts[0][0] ^ 1, *texts[0][1:]], texts[0][:-1]]
-    found = copies_of(tmp_path, corpus[:70], corpus[70:])
+    result = copies_of(tmp_path, corpus[:70], corpus[70:])
     counts = Counter(map(tuple, corpus))
-    assert found.copies.tolist() == [counts[tuple(document)] for document in corpus]
-    assert found.copies.dtype == found.representative.dtype == np.uint32
+    assert result.copies.tolist() == [counts[tuple(document)] for document in corpus]
+    assert result.copies.dtype == result.representative.dtype == np.uint32
     assert not (tmp_path / "signatures").exists()
 
 
@@ -45,10 +45,10 @@ def test_exact_copies_of_blocks(tmp_path: Path, rng: np.random.Generator) -> Non
     prefixes = [write(tmp_path / name, [texts[i] for i in rng.integers(8, size=40)]) for name in "ab"]
     corpus = BlockDataset(prefixes, 50, "3,1")
     spans = [prefix.training_blocks() for prefix in training_prefixes(corpus)]
-    found = find_copies(spans, 4, 0.5, 2, tmp_path / "signatures")
+    result = find_copies(spans, 4, 0.5, 2, tmp_path / "signatures")
     rows = [tuple(row) for row in corpus.train.read(np.arange(corpus.train.num_blocks)).tolist()]
     counts = Counter(rows)
-    assert found.copies.tolist() == [counts[row] for row in rows]
+    assert result.copies.tolist() == [counts[row] for row in rows]
     assert max(counts.values()) > 2
 
 
@@ -60,14 +60,14 @@ def test_recall_and_precision_of_planted_copies(
     planted = rng.choice(len(texts), 120, replace=False).tolist()
     corpus = texts + [edited(texts[i], share, rng) for i in planted]
     order = rng.permutation(len(corpus))
-    found = copies_of(tmp_path, [corpus[i] for i in order])
+    result = copies_of(tmp_path, [corpus[i] for i in order])
     group = np.empty(len(corpus), np.int64)
-    group[order] = found.representative
+    group[order] = result.representative
     recalled = [group[i] == group[len(texts) + n] for n, i in enumerate(planted)]
     assert np.mean(recalled) >= least
     if share == 0:
         counts = np.empty(len(corpus), np.int64)
-        counts[order] = found.copies
+        counts[order] = result.copies
         assert (counts[len(texts) :] >= 2).mean() >= 0.99
     source = [*range(len(texts)), *planted]
     pairs = [(i, j) for i in range(len(corpus)) for j in range(i) if group[i] == group[j]]
@@ -108,9 +108,9 @@ def test_clusters_are_connected_components(tmp_path: Path, rng: np.random.Genera
             chain.append(edited(chain[-1], 0.04, rng))
         chains.append(chain)
     corpus = [chain[step] for step in range(5) for chain in chains]
-    found = copies_of(tmp_path, corpus)
-    assert found.representative.tolist() == [i % 12 for i in range(60)]
-    assert (found.near_copies == 5).all()
+    result = copies_of(tmp_path, corpus)
+    assert result.representative.tolist() == [i % 12 for i in range(60)]
+    assert (result.near_copies == 5).all()
 
 
 def test_the_same_for_any_number_of_threads(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -122,6 +122,6 @@ def test_the_same_for_any_number_of_threads(tmp_path: Path, rng: np.random.Gener
 
 
 def test_a_long_monotonous_document(tmp_path: Path) -> None:
-    found = copies_of(tmp_path, [[7] * 100_000, [7] * 99_000, [7, 8] * 50_000, list(range(1000)) * 100, [7, 7, 7]])
-    assert found.copies.tolist() == [1] * 5
-    assert found.representative.tolist() == [0, 0, 2, 3, 4]  # the same set of shingles, whatever their number
+    result = copies_of(tmp_path, [[7] * 100_000, [7] * 99_000, [7, 8] * 50_000, list(range(1000)) * 100, [7, 7, 7]])
+    assert result.copies.tolist() == [1] * 5
+    assert result.representative.tolist() == [0, 0, 2, 3, 4]  # the same set of shingles, whatever their number

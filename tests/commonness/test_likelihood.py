@@ -1,4 +1,4 @@
-"""The 4-gram model against its formula, in dictionaries; junk against trusted text."""
+"""The 4-gram model follows its formula, in dictionaries; junk is told from trusted text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ngrams(tokens: list[int]) -> Counter[tuple[int, ...]]:
 
 
 def log_probabilities(tokens: list[int], counts: Counter[tuple[int, ...]], total: int) -> list[float]:
-    """The formula, from exact counts."""
+    """Compute the formula from exact counts."""
     result = []
     for i in range(len(tokens)):
         probability = 1 / VOCAB_SIZE
@@ -61,15 +61,15 @@ def test_likelihoods_are_those_of_the_formula(tmp_path: Path, leave_out: bool) -
         expected += log_probabilities(tokens, counts, total)
     differ = np.abs(full - np.array(expected)) > 1e-4
     assert differ.mean() < 0.002, "few n-grams share one of 2^26 counters"
-    found = score(model, prefixes, leave_out, 2)
+    result = score(model, prefixes, leave_out, 2)
     bounds = prefixes[0].offsets.tolist()
     for document, (first, last) in enumerate(itertools.pairwise(bounds)):
         part = slice(first, last)
         if first == last:
-            assert np.isnan(found.documents[document])
+            assert np.isnan(result.documents[document])
         else:
-            assert found.documents[document] == pytest.approx(full[part].mean(), rel=1e-5)
-            assert found.documents_unigram[document] == pytest.approx(unigram[part].mean(), rel=1e-5)
+            assert result.documents[document] == pytest.approx(full[part].mean(), rel=1e-5)
+            assert result.documents_unigram[document] == pytest.approx(unigram[part].mean(), rel=1e-5)
 
 
 def test_nothing_makes_itself_likely(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_long_documents_are_cut_and_blocks_add_up(tmp_path: Path, monkeypatch: p
     assert np.array_equal(np.concatenate(([0], np.cumsum(spans.lengths)))[:-1], spans.starts)
     model = count_ngrams([one], 24, VOCAB_SIZE, 1)
     full, unigram = model.score(*spans.arguments(), True)
-    whole = score(model, [one], True, 2)
+    result = score(model, [one], True, 2)
     monkeypatch.setattr(items, "_BATCH_SPANS", 3)  # blocks across batches
     parts = score(model, [one], True, 1)
     expected = [full[1 + 64 * i : 65 + 64 * i].astype(np.float64).mean() for i in range(dataset.train.num_blocks)]
-    np.testing.assert_allclose(whole.blocks, expected, rtol=1e-6)
+    np.testing.assert_allclose(result.blocks, expected, rtol=1e-6)
     np.testing.assert_allclose(parts.blocks, expected, rtol=1e-6)
     bounds = one.offsets.tolist()
     for document, (first, last) in enumerate(itertools.pairwise(bounds)):
@@ -122,9 +122,9 @@ def test_types_and_tokens_outside(tmp_path: Path) -> None:
     for dtype in (np.uint16, np.int32, np.int64):
         prefixes = prefixes_of(tmp_path, corpus, dtype.__name__, dtype)
         assert vocabulary_of(prefixes, 1) == 1 + max(map(max, corpus))
-        found = score(count_ngrams(prefixes, 22, VOCAB_SIZE, 1), prefixes, True, 1).documents
-        assert expected is None or found.tobytes() == expected.tobytes()
-        expected = found
+        result = score(count_ngrams(prefixes, 22, VOCAB_SIZE, 1), prefixes, True, 1).documents
+        assert expected is None or result.tobytes() == expected.tobytes()
+        expected = result
     with pytest.raises(ValueError, match="token 1000 is not in a vocabulary of 999"):
         count_ngrams(prefixes_of(tmp_path, [[1, 1000]]), 10, 999, 1)
     with pytest.raises(ValueError, match="negative token id"):
@@ -135,7 +135,7 @@ def test_types_and_tokens_outside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("each", [3, 60])
 def test_junk_has_the_lowest_ratio(tmp_path: Path, each: int) -> None:
-    """Rare junk, and junk that the corpus is full of."""
+    """Junk is rare, or the corpus is full of it."""
     texts = documents()
     trusted, clean = texts[: len(texts) // 3], texts[len(texts) // 3 :]
     kinds = ["clean"] * len(clean) + [kind for kind in JUNK for _ in range(each)]

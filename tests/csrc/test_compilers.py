@@ -57,17 +57,17 @@ def test_compilers_change_no_order(tmp_path: Path) -> None:
     source.write_text(SOURCE)
     parts = [str(CSRC / "orders" / f"{name}.cpp") for name in PARTS]
     scores = spread_scores(N)
-    found: set[bytes] = set()
+    outcomes: set[bytes] = set()
     for compiler, level in BUILDS:
         library = tmp_path / f"{compiler}{level}.so"
         flags = ["-std=c++17", "-ffp-contract=off", "-fno-trapping-math", "-shared", "-fPIC", "-pthread", level]
         if compiler == "clang++":
             flags.append("-DMLFR_NO_AVX2")  # the others use it where the processor has it
         subprocess.run([compiler, *flags, f"-I{CSRC}", str(source), *parts, "-o", str(library)], check=True)
-        found.add(results(ctypes.CDLL(str(library)), scores))
-    assert len(found) == 1
+        outcomes.add(results(ctypes.CDLL(str(library)), scores))
+    assert len(outcomes) == 1
     assert (CUTS, CAP, MASS) == ([1.0, 3.0], 5.0, ([1.0, 2.0, 3.0], 0.5))  # those of the source above
-    assert ORDERS["order_choice"](scores, 1).tobytes() in found.pop()  # N // 3 samples there, too
+    assert ORDERS["order_choice"](scores, 1).tobytes() in outcomes.pop()  # N // 3 samples there, too
 
 
 def results(library: ctypes.CDLL, scores: npt.NDArray[np.float32]) -> bytes:

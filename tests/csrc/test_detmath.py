@@ -79,9 +79,9 @@ def test_they_are_as_exact_as_they_say(tmp_path: Path, points: dict[str, Doubles
     assert np.abs(functions["det_expf"](points["det_expf"]) / np.exp(points["det_expf"]) - 1).max() < 3e-7
     words = points["exponential_of_word"].astype(np.uint64)
     exact = -np.log1p(-(words >> 12).astype(np.float64) * 2.0**-52)
-    found = functions["exponential_of_word"](points["exponential_of_word"])
-    assert np.abs(found[exact > 0] / exact[exact > 0] - 1).max() < 1e-6
-    assert (found[exact == 0] == 0).all()
+    values = functions["exponential_of_word"](points["exponential_of_word"])
+    assert np.abs(values[exact > 0] / exact[exact > 0] - 1).max() < 1e-6
+    assert (values[exact == 0] == 0).all()
 
 
 @pytest.mark.skipif(not COMPILERS, reason="no C++ compiler")

@@ -1,4 +1,4 @@
-"""Corpora and texts on disk, and a tokenizer."""
+"""Provides corpora and texts on disk, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.indexed_samples import CODES, WriteCorpus, write_by_hand
 
 @pytest.fixture
 def write_corpus(tmp_path: Path) -> WriteCorpus:
-    """write_corpus(name, documents, dtype=uint16) -> prefix."""
+    """Return write_corpus(name, documents, dtype=uint16) -> prefix."""
 
     def write(name: str, documents: Sequence[Sequence[int]], dtype: type = np.uint16) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def write_corpus(tmp_path: Path) -> WriteCorpus:
 
 @pytest.fixture
 def with_sidecar() -> WriteCorpus:
-    """with_sidecar(prefix, **changes) -> prefix: a file beside it that says what made it."""
+    """Return with_sidecar(prefix, **changes) -> prefix, which writes a file beside it that says what made it."""
 
     def write(prefix: Path, **changes: object) -> Path:
         data = prefix.with_name(prefix.name + ".idx").read_bytes()
@@ -44,7 +44,7 @@ def with_sidecar() -> WriteCorpus:
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[object]], Path]:
-    """write_jsonl(name, records) -> path."""
+    """Return write_jsonl(name, records) -> path."""
 
     def write(name: str, records: Sequence[object]) -> Path:
         path = tmp_path / name
@@ -56,7 +56,7 @@ def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[object]], Path]:
 
 @pytest.fixture(scope="session")
 def bpe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small byte-level BPE with <|endoftext|> as id 0."""
+    """Return a small byte-level BPE with <|endoftext|> as id 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Blocks against slices of the concatenated tokens."""
+"""Blocks are slices of the concatenated tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_documents(rng: np.random.Generator, lengths: list[int]) -> Documents:
 
 
 def cut_by_hand(documents: Documents, weights: tuple[int, int, int]) -> list[list[int]]:
-    """The tokens of each split: document d of n goes by where its number falls among the rounded bounds."""
+    """Return the tokens of each split: document d of n goes by where its number falls among the rounded bounds."""
     total, n = sum(weights), len(documents)
     first, second = round(n * weights[0] / total), round(n * (weights[0] + weights[1]) / total)
     parts = documents[:first], documents[first:second], documents[second:]
@@ -33,11 +33,11 @@ def cut_by_hand(documents: Documents, weights: tuple[int, int, int]) -> list[lis
 
 
 def blocks_by_hand(tokens: list[int], seq_length: int) -> list[list[int]]:
-    found = []
+    blocks = []
     while len(tokens) > seq_length:
-        found.append(tokens[: seq_length + 1])
+        blocks.append(tokens[: seq_length + 1])
         tokens = tokens[seq_length:]
-    return found
+    return blocks
 
 
 @given(

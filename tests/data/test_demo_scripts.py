@@ -1,4 +1,4 @@
-"""The demo's corpus."""
+"""The demo's corpus is balanced, and the same from the same Python."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_docstrings_are_taken_out_and_nothing_else(make_corpus: ModuleType) -> N
 
 
 def test_real_modules_stay_the_same_programs(make_corpus: ModuleType) -> None:
-    """Their syntax trees agree, but for docstrings and the `pass` that stands for a lone one."""
+    """Their syntax trees agree, but for docstrings and the `pass` that replaces a lone one."""
 
     def without_docstrings(tree: ast.AST) -> str:
         for node in ast.walk(tree):

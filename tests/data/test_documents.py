@@ -1,4 +1,4 @@
-"""A corpus and the configuration of a run that does not fit it."""
+"""A run is refused where its configuration does not fit the corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WriteCorpus = Callable[..., Path]
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """a: 0, </s>: 1, <s>: 2, b: 3; the two in the middle are special."""
+    """Write a tokenizer of a: 0, </s>: 1, <s>: 2, b: 3; the two in the middle are special."""
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "<s>": 2, "b": 3}, unk_token="a"))
     tokenizer.add_special_tokens(["</s>", "<s>"])
     tokenizer.save(str(tmp_path / "t.json"))
@@ -41,7 +41,7 @@ def made_by(tokenizer: Path, **changes: object) -> dict[str, object]:
 def test_documents_start_as_the_corpus_says(
     tokenizer: Path, write_corpus: WriteCorpus, with_sidecar: WriteCorpus, documents: list[list[int]], bos: bool
 ) -> None:
-    """Its sidecar, or, where there is none, all of its documents."""
+    """The sidecar says it, or, where there is none, all documents do."""
     other = write_corpus("other", [[2, 3, 1]])
     prefix = write_corpus("c", documents)
     assert settle(tokenizer, other, prefix).bos == bos
@@ -92,16 +92,16 @@ def test_prefixes_of_two_tokenizers_are_refused_with_and_without_one(
 ) -> None:
     a = with_sidecar(write_corpus("a", [[0, 1]]), **made_by(tokenizer))
     b = with_sidecar(write_corpus("b", [[0, 1]]), tokenizer="bytes", fingerprint="bytes", eod=1)
-    for own in (tokenizer, None):
+    for known in (tokenizer, None):
         with pytest.raises(ValueError, match=r"--data-path .*b: was made with the tokenizer bytes, .*a with x\.json"):
-            settle(own, a, b)
+            settle(known, a, b)
     with pytest.raises(ValueError, match=r"--vocab-size 3: the corpus was made with x\.json .*, of 4 tokens"):
         settle(None, a, vocab_size=3)
 
 
 @pytest.mark.parametrize("flag", ["eod_mask_loss", "reset_position_ids", "reset_attention_mask"])
 def test_a_mask_that_would_do_nothing_is_refused(tokenizer: Path, write_corpus: WriteCorpus, flag: str) -> None:
-    """Of every prefix, some documents have to end with the token; without a mask, none has to."""
+    """Some documents of every prefix have to end with the token; without a mask, none has to."""
     good, bad = write_corpus("good", [[0, 1], [0]]), write_corpus("bad", [[0], [0, 3], [], [1, 0]])
     settle(tokenizer, good, bad)
     settle(tokenizer, good, **{flag: True})

@@ -1,4 +1,4 @@
-"""Paths that are no files, files that lie about large numbers, and files that change while they are open."""
+"""Errors name paths that are no files, files that lie about large numbers, and files that change while open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_FILES: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture
 def corpus(write_corpus: WriteCorpus) -> Path:
-    """Documents of 3, 1 and 2 tokens."""
+    """Write documents of 3, 1 and 2 tokens."""
     return write_corpus("toy", [[1, 2, 3], [4], [5, 6]])
 
 
@@ -70,7 +70,7 @@ def test_a_name_that_the_system_would_cut_short(corpus: Path) -> None:
 
 
 def test_a_type_of_another_size(write_corpus: WriteCorpus) -> None:
-    """Of one sequence, only the .bin file tells; of several, their places do."""
+    """The .bin file alone tells it of one sequence; the positions of several tell it, too."""
     for name, documents, suffix in (("one", [[1, 2]], "bin"), ("two", [[1], [2]], "idx")):
         prefix = write_corpus(name, documents)
         replace_bytes(prefix.with_suffix(".idx"), 17, "B", 4)
@@ -124,7 +124,7 @@ print(index.num_tokens, out.tolist())
 
 
 def test_gigantic_numbers_take_no_memory(tmp_path: Path) -> None:
-    """16 MiB are left: for counts that lie, and for a .bin file of 16 GiB, a hole, that is as large as is said."""
+    """A process may take 16 MiB more: counts lie, and a .bin file of 16 GiB, a hole, is as large as is said."""
     for name, counts in {"sequences": (2**40, 2), "entries": (0, 2**40), "both": (2**60, 2**61 + 1)}.items():
         header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, *counts)
         (tmp_path / f"{name}.idx").write_bytes(header + bytes(8))

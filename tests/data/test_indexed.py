@@ -1,4 +1,4 @@
-"""The indexed dataset against the format's description, parsed and laid out here by hand."""
+"""The indexed dataset follows the format's description, parsed and laid out here by hand."""
 
 from __future__ import annotations
 
@@ -164,10 +164,10 @@ def test_a_writer_goes_on_from_what_was_durable(tmp_path: Path) -> None:
     writer.add_document([6])
     writer.seal()
     writer.publish()
-    with IndexedDatasetWriter(tmp_path / "q", np.uint16) as whole:
-        whole.add_document([1, 2])
-        whole.add_document([np.array([3]), np.array([4, 5])])
-        whole.add_document([6])
+    with IndexedDatasetWriter(tmp_path / "q", np.uint16) as at_once:
+        at_once.add_document([1, 2])
+        at_once.add_document([np.array([3]), np.array([4, 5])])
+        at_once.add_document([6])
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"p{suffix}").read_bytes() == (tmp_path / f"q{suffix}").read_bytes()
     (work / "p.bin").write_bytes(b"\1\0")

@@ -1,4 +1,4 @@
-"""Batches against rows computed token by token."""
+"""Batches hold the rows that are computed token by token."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_threads_stop(source: BlockSource) -> None:
 
 
 def test_waiting_is_measured(source: BlockSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that advances by one second whenever it is read: one second for each batch, one for the end."""
+    """The clock advances by one second whenever it is read: one second for each batch, one for the end."""
     ticks = itertools.count()
     monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     loader = Loader(source)
@@ -207,7 +207,7 @@ def test_options_without_an_end_of_document_token(source: BlockSource) -> None:
 
 
 def test_batches_for_a_gpu_are_pinned_where_they_are_read(source: BlockSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor of a batch, in the loader's thread; the values stay."""
+    """The loader's thread pins every tensor of a batch; the values stay."""
     pinned: list[str] = []
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:

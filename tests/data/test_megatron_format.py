@@ -1,4 +1,4 @@
-"""Files that Megatron-core 0.16.1's IndexedDatasetBuilder wrote: read here, and written here, byte for byte.
+"""Files of Megatron-core 0.16.1's IndexedDatasetBuilder are read, and written byte for byte.
 
 The samples were made by `python tests/data/test_megatron_format.py` where megatron-core is installed; there, the last
 test also lets Megatron read what is written here.
@@ -22,7 +22,7 @@ TYPES = ["uint8", "int8", "int16", "uint16", "int32", "int64"]
 
 
 def documents(name: str) -> list[list[npt.NDArray[Any]]]:
-    """A corpus with empty sequences and documents of several: for each document, its sequences."""
+    """Return a corpus with empty sequences and documents of several: for each document, its sequences."""
     rng = np.random.default_rng(7)
     limits = np.iinfo(np.dtype(name))
     shape = [[5], [1, 0, 3], [0], [2, 2], [7]]

@@ -1,4 +1,4 @@
-"""Merging against the format's description, computed with NumPy over whole arrays."""
+"""Merging follows the format's description, computed with NumPy over whole arrays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(prefix: Path, corpus: Corpus, dtype: type = np.uint16) -> Path:
 
 
 def merged_by_numpy(prefixes: list[Path], item_size: int, code: int) -> tuple[bytes, bytes]:
-    """What Megatron's add_index does: lengths joined, document bounds shifted, pointers recomputed, .bin joined."""
+    """Do what Megatron's add_index does: join lengths, shift document bounds, recompute pointers, join .bin."""
     lengths, bounds = np.zeros(0, "<i4"), np.zeros(1, "<i8")
     for prefix in prefixes:
         data = prefix.with_name(prefix.name + ".idx").read_bytes()
@@ -80,10 +80,10 @@ def test_merged_bytes(
 def test_one_after_another_is_one_preprocessed_whole(tmp_path: Path, write_corpus: WriteCorpus) -> None:
     documents = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
     parts = [write_corpus("a", documents[:1]), write_corpus("b", documents[1:3]), write_corpus("c", documents[3:])]
-    whole = write_corpus("whole", documents)
+    expected = write_corpus("whole", documents)
     merge(MergeConfig(parts, tmp_path / "out"))
     for suffix in (".bin", ".idx"):
-        assert (tmp_path / f"out{suffix}").read_bytes() == whole.with_suffix(suffix).read_bytes()
+        assert (tmp_path / f"out{suffix}").read_bytes() == expected.with_suffix(suffix).read_bytes()
 
 
 def test_bad_inputs_are_named_and_nothing_is_left(tmp_path: Path, write_corpus: WriteCorpus) -> None:
@@ -128,8 +128,8 @@ def test_what_made_the_inputs_is_known_of_the_output(
 ) -> None:
     parts = [with_sidecar(write_corpus(name, [[1, 0]] * n)) for name, n in (("a", 1), ("b", 2))]
     assert main(["merge", "--input", *map(str, parts), "--output-prefix", str(tmp_path / "ab")]) == 0
-    found = read_sidecar(IndexedDataset(tmp_path / "ab"))
-    assert found == Sidecar("t.json", "sha256 1", 9, 0, None, "ab", 3, 6)
+    sidecar = read_sidecar(IndexedDataset(tmp_path / "ab"))
+    assert sidecar == Sidecar("t.json", "sha256 1", 9, 0, None, "ab", 3, 6)
     assert capsys.readouterr().err == ""
     unknown = write_corpus("megatrons", [[1]])
     words = ["merge", "--input", str(parts[0]), str(unknown), "--output-prefix", str(tmp_path / "ab"), "--overwrite"]

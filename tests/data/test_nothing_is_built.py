@@ -41,7 +41,7 @@ print(found[0].train.read(ids).sum())
 
 @pytest.fixture(scope="module")
 def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two million of them, four tokens each: an .idx of 40 MB."""
+    """Write two million documents of four tokens each: an .idx of 40 MB."""
     prefix = tmp_path_factory.mktemp("many") / "many_text_document"
     with IndexedDatasetWriter(prefix, np.uint16) as writer:
         writer.add_documents(np.ones(8_000_000, np.uint16), np.full(2_000_000, 4))

@@ -1,4 +1,4 @@
-"""Preprocessing against documents tokenized one by one with the library."""
+"""Preprocessing gives the documents as the library tokenizes them one by one."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_tokenizer_without_eod_is_enough_when_none_is_appended(
 def test_start_and_end_of_documents(
     tmp_path: Path, out: Path, write_jsonl: WriteJsonl, options: dict[str, bool]
 ) -> None:
-    """By default as the tokenizer's own post-processor starts a text; no document without a token of its own."""
+    """Documents start by default as the tokenizer's post-processor starts a text; each has a token of its own."""
     theirs = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>"))
     theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     theirs.add_special_tokens(["<s>", "</s>"])

@@ -34,7 +34,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def corpus(folder: Path, rng: np.random.Generator) -> list[Path]:
-    """Lines of three domains in a plain and in a compressed file; some are empty, some broken."""
+    """Write lines of three domains in a plain and in a compressed file; some are empty, some broken."""
 
     def lines(n: int) -> bytes:
         rows = [
@@ -54,14 +54,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small chunks, and a durable point after each."""
+    """Make chunks small and many, with a durable point after each."""
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 400)
     monkeypatch.setattr(preprocess, "_SECONDS_BETWEEN_NOTES", 0.0)
     monkeypatch.setattr(preprocess, "_PAUSE", 0.0)
 
 
 def die_at(event: int, config: PreprocessConfig) -> int | None:
-    """Run in a child that kills itself just before its n-th write, fsync, rename or removal; its exit code."""
+    """Run in a child that kills itself just before its n-th write, fsync, rename or removal; return its exit code."""
     counted = 0
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,8 +120,10 @@ def test_killed_at_random_events(
 
 @pytest.mark.parametrize("event", range(1, 31))
 def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, event: int) -> None:
-    """One chunk of two domains: 2 writes, 6 fsyncs to seal, 3 events of the note, 12 of the names, 7 to clean up. What
-    is noted needs no second --overwrite."""
+    """One chunk of two domains takes 2 writes, 6 fsyncs to seal, 3 events of the note, 12 of the names, 7 to clean up.
+
+    What is noted needs no second --overwrite.
+    """
     monkeypatch.setattr(preprocess, "_SECONDS_BETWEEN_NOTES", 1e9)
     (tmp_path / "a.jsonl").write_text('{"text": "a", "d": "x"}\n{"text": "bc", "d": "y"}\n')
     (out / "c_x_text_document.idx").write_bytes(b"of an older run")
@@ -134,17 +136,17 @@ def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: 
     summary = run(replace(config, overwrite=not is_noted))
     assert [(p.domain, p.documents, p.tokens) for p in summary.prefixes] == [("x", 1, 2), ("y", 1, 3)]
     assert [p.prefix for p in summary.prefixes] == [out / "c_x_text_document", out / "c_y_text_document"]
-    found = contents(out)
-    assert sorted(found) == [
+    files = contents(out)
+    assert sorted(files) == [
         f"c_{domain}_text_document{suffix}" for domain in "xy" for suffix in (".bin", ".idx", ".meta")
     ]
     (tmp_path / "whole").mkdir()
     run(replace(config, output_prefix=tmp_path / "whole" / "c"))
-    assert found == contents(tmp_path / "whole")
+    assert files == contents(tmp_path / "whole")
 
 
 def test_killed_with_workers_which_go_too(tmp_path: Path, out: Path, rng: np.random.Generator) -> None:
-    """A real process with two worker processes, killed from outside at random moments."""
+    """A real process with two worker processes is killed from outside at random moments."""
     (tmp_path / "whole").mkdir()
     files = corpus(tmp_path, rng)
     run(PreprocessConfig(files, tmp_path / "whole" / "c", "bytes", skip_broken=True, workers=1, progress=False))
@@ -203,7 +205,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture
 def unfinished(tmp_path: Path, out: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files of a run that was killed after some chunks."""
+    """Return the files of a run that was killed after some chunks."""
     eager(monkeypatch)
     files = corpus(tmp_path, rng)
     assert die_at(60, PreprocessConfig(files, out / "c", "bytes", **OPTIONS)) == -signal.SIGKILL
@@ -301,7 +303,7 @@ def test_two_at_once_are_refused(unfinished: list[Path], out: Path, monkeypatch:
 
 
 def test_an_error_keeps_what_is_noted(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that is broken, late: with --skip-broken the run goes on from there, not from the start."""
+    """A late line is broken: with --skip-broken the run goes on from there, not from the start."""
     eager(monkeypatch)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n' * 100 + "broken\n" + '{"text": "last"}\n')

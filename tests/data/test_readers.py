@@ -119,7 +119,7 @@ def test_every_kind(
 def test_reading_goes_on_from_every_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
 ) -> None:
-    """And the progress ends at the size of the files."""
+    """The progress ends at the size of the files."""
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
     write(tmp_path / name)
     (tmp_path / "t.txt").write_text("a text")
@@ -133,16 +133,16 @@ def test_reading_goes_on_from_every_place(
             ([t for g in encoder.encode(c.parts).groups for t in g.tokens.tolist()], c.end, c.stored) for c in pieces
         ]
 
-    whole = encoded(Position())
-    assert bytes(t for ids, _, _ in whole for t in ids).decode() == "".join(
+    complete = encoded(Position())
+    assert bytes(t for ids, _, _ in complete for t in ids).decode() == "".join(
         [*(row["text"] for row in ROWS), "a text", *["last"] * 9]
     )
-    assert len(whole) > 10
-    assert whole[-1][2] == sum(path.stat().st_size for path in paths)
-    assert [stored for _, _, stored in whole] == sorted(stored for _, _, stored in whole)
-    for i, (_, end, _) in enumerate(whole):
+    assert len(complete) > 10
+    assert complete[-1][2] == sum(path.stat().st_size for path in paths)
+    assert [stored for _, _, stored in complete] == sorted(stored for _, _, stored in complete)
+    for i, (_, end, _) in enumerate(complete):
         rest = [t for ids, _, _ in encoded(end) for t in ids]
-        assert rest == [t for ids, _, _ in whole[i + 1 :] for t in ids]
+        assert rest == [t for ids, _, _ in complete[i + 1 :] for t in ids]
 
 
 def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +161,8 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
     prepare([folder], out)
     assert texts(out / "c_text_document") == ["one", "two", "three", "four"]
     (line,) = capsys.readouterr().err.splitlines()
-    found, reasons = line.split("; left out: ")
-    assert found == "inputs: 4"
+    counted, reasons = line.split("; left out: ")
+    assert counted == "inputs: 4"
     expected = ["1 hidden", "1 hidden folders", "2 links that lead nowhere", "1 not a regular file"]
     unknown = ["1 of unknown kind (.gz)", "1 of unknown kind (.md)"]
     assert sorted(reasons.split(", ")) == sorted([*expected, *unknown])
@@ -171,7 +171,7 @@ def test_a_folder_stands_for_its_known_files(tmp_path: Path, out: Path, capsys: 
 
 
 def test_links_are_followed_once(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder behind a link, a file behind one, a folder within itself, an ending in capitals, a file named again."""
+    """Links lead to a folder, a file and the folder itself; an ending is in capitals, and a file is named again."""
     folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
     for path in (folder, elsewhere):
         path.mkdir()
@@ -204,7 +204,7 @@ def test_small_files_share_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other", "second"])
 def test_damaged_files_are_named(tmp_path: Path, out: Path, suffix: str, damage: str) -> None:
-    """Cut short, a wrong byte, not compressed, and something else behind a whole frame."""
+    """Files are cut short, have a wrong byte, are not compressed, or hold something else behind a complete frame."""
     compress = {".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
     data = compress(LINES)
     flipped = data[:30] + bytes([data[30] ^ 255]) + data[31:]
@@ -311,7 +311,7 @@ class HubRows:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The calls of `load_dataset`."""
+    """Replace `load_dataset`, and return the list of its calls."""
     calls: list[tuple[Any, ...]] = []
 
     def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> HubRows:

@@ -1,4 +1,4 @@
-"""Corpora of a size that no test could write: ten trillion tokens in a hole, and a thousand prefixes."""
+"""Corpora may have a size that no test could write: ten trillion tokens in a hole, and a thousand prefixes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST = 2**31 - 1
 
 
 def write_holes(prefix: Path, lengths: list[int]) -> None:
-    """One byte a token and one sequence a document; all tokens 0, in a .bin that takes no space."""
+    """Write one byte a token and one sequence a document; all tokens are 0, in a .bin that takes no space."""
     ends = np.cumsum(lengths, dtype=np.int64)
     prefix.with_suffix(".idx").write_bytes(
         b"MMIDIDX\0\0"
@@ -34,7 +34,7 @@ def write_holes(prefix: Path, lengths: list[int]) -> None:
 
 
 def test_ten_trillion_tokens(tmp_path: Path) -> None:
-    """Block ids beyond 2^32 and positions beyond 10^13, across two prefixes."""
+    """Block ids go beyond 2^32 and positions beyond 10^13, across two prefixes."""
     lengths = [LONGEST] * 2500
     for name in ("a", "b"):
         try:
@@ -63,7 +63,7 @@ def test_ten_trillion_tokens(tmp_path: Path) -> None:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """The process may open only some files more than it has open."""
+    """Let the process open only some files more than it has open."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = 256
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))

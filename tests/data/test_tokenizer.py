@@ -55,7 +55,7 @@ def test_text_cannot_spell_the_end_of_its_document(bpe_file: Path) -> None:
 
 
 def write_words(path: Path, *special: str, words: tuple[str, ...] = ("a",)) -> Path:
-    """A tokenizer of words, the first of which stands for what is unknown, and of special tokens behind them."""
+    """Write a tokenizer of words, the first for what is unknown, and of special tokens behind them."""
     vocabulary = {name: i for i, name in enumerate((*words, *special))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -117,7 +117,7 @@ DISAGREE = r'tokenizer_config\.json names "<halt>" \(id 3\); generation_config\.
 def test_end_of_document_token_of_a_hugging_face_folder(
     tmp_path: Path, files: dict[str, object], eod: int | str
 ) -> None:
-    """What its files say goes before the usual name of a special token, </s>."""
+    """What the folder's files say goes before the usual name of a special token, </s>."""
     path = write_words(tmp_path / "tokenizer.json", "</s>", words=("a", "b", "<stop>", "<halt>"))
     for name, content in files.items():
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -142,7 +142,7 @@ TWO = processors.TemplateProcessing(single="<s> </s> $A", special_tokens=[("<s>"
 
 
 @pytest.mark.parametrize(
-    ("processor", "own"),
+    ("processor", "expected"),
     [
         (None, None),
         (processors.ByteLevel(), None),
@@ -154,22 +154,22 @@ TWO = processors.TemplateProcessing(single="<s> </s> $A", special_tokens=[("<s>"
         (TWO, "starts a text with several tokens"),
     ],
 )
-def test_start_of_document_token(tmp_path: Path, processor: object, own: int | str | None) -> None:
-    """By default as the library's own encoding starts; --bos asks for one whatever the post-processor does."""
+def test_start_of_document_token(tmp_path: Path, processor: object, expected: int | str | None) -> None:
+    """A document starts as the library's encoding does by default; --bos asks for a token whatever that is."""
     write_words(tmp_path / "plain.json", "<s>", "</s>")
     plain = Tokenizer.from_file(str(tmp_path / "plain.json"))
     if processor is not None:
         plain.post_processor = processor
     plain.save(str(tmp_path / "t.json"))
     tokenizer = load_tokenizer(str(tmp_path / "t.json"))
-    if isinstance(own, str):
-        with pytest.raises(ValueError, match=own):
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
             tokenizer.bos(None)
     else:
-        assert tokenizer.bos(None) == own
-        assert (plain.encode("a").ids[0] == 1) == (own == 1)
+        assert tokenizer.bos(None) == expected
+        assert (plain.encode("a").ids[0] == 1) == (expected == 1)
     assert tokenizer.bos(False) is None
-    if own is None and isinstance(processor, processors.RobertaProcessing):
+    if expected is None and isinstance(processor, processors.RobertaProcessing):
         with pytest.raises(ValueError, match="--bos: </s> ends documents"):
             tokenizer.bos(True)
     else:
@@ -196,17 +196,17 @@ def four_models() -> dict[str, Tokenizer]:
     flat = {piece: i for i, piece in enumerate((*MARKS, *PIECES, "</", "s>"))}
     continued = {f"##{piece}": len(flat) + i for i, piece in enumerate(PIECES)}
     merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>")]
-    found = {
+    by_model = {
         "WordLevel": Tokenizer(models.WordLevel(flat, unk_token="<unk>")),
         "WordPiece": Tokenizer(models.WordPiece({**flat, **continued}, unk_token="<unk>")),
         "BPE": Tokenizer(models.BPE(flat, merges, unk_token="<unk>", ignore_merges=True)),
         "Unigram": Tokenizer(models.Unigram([(piece, -0.1 * len(piece)) for piece in flat], unk_id=0)),
     }
-    for tokenizer in found.values():
+    for tokenizer in by_model.values():
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
         tokenizer.add_tokens(["<|x|>", "aa"])  # the first is the end that a flag names below; the second any token
-    return found
+    return by_model
 
 
 @pytest.mark.parametrize("model", ["WordLevel", "WordPiece", "BPE", "Unigram"])

@@ -1,4 +1,4 @@
-"""`megatron-lfr tokenizer`: the same file from the same text, every text comes back, and what it refuses."""
+"""`megatron-lfr tokenizer` makes the same file from the same text, gives every text back, and refuses what is wrong."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_is_refused(
 
 
 def test_inputs_and_outputs_that_are_wrong(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused before any text is read; a file that is no tokenizer stays as it is."""
+    """They are refused before any text is read; a file that is no tokenizer stays as it is."""
     (tmp_path / "notes.json").write_text("mine")
     for given, output, message in (
         (corpus, tmp_path / "notes.json", "--output"),

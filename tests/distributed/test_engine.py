@@ -32,7 +32,7 @@ def assert_small(by_rank: list[Errors], name: str) -> None:
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Errors]]:
-    """The errors of all cases of a number of ranks, by rank; the ranks are started once."""
+    """Return the errors of all cases of a number of ranks, by rank; the ranks are started once."""
 
     @functools.cache
     def of(ranks: int) -> list[Errors]:

@@ -14,7 +14,7 @@ from support import order_file_cases as cases
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the cases return, by rank."""
+    """Return what the cases return, by rank."""
     folder = tmp_path_factory.mktemp("orders")
     mp.start_processes(cases.main, (str(folder),), nprocs=2, start_method="forkserver")
     return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a stand-in for DeepSpeed, which is imported instead of it."""
+    """Return the file of a stand-in for DeepSpeed, which is imported instead of it."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")

@@ -29,12 +29,12 @@ def estimate(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[dict[str,
 
 def test_phases_tokens_flops_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--lfr-schedule", SCHEDULE, "--blocks", "10000", "--tokens-per-second", "1e5")
-    found, _ = estimate(capsys, *flags)
-    learn, focus = found["phases"]
+    result, _ = estimate(capsys, *flags)
+    learn, focus = result["phases"]
     assert (learn["steps"], learn["tokens"], learn["epochs"]) == (313, 10_240_000, 1.0)
     assert (focus["steps"], focus["blocks"], focus["epochs"]) == (50, 1600, 0.16)
-    assert found["total"]["steps"] == 363
-    assert found["total"]["seconds"] == pytest.approx(11_600 * 1024 / 1e5)
+    assert result["total"]["steps"] == 363
+    assert result["total"]["seconds"] == pytest.approx(11_600 * 1024 / 1e5)
     # Twice a multiplication and an addition in the backward for each in the forward, for every weight of a product ...
     products = 12 * (4 * 768 * 768 + 3 * 768 * 2304) + 32000 * 768
     # ... and for each pair of a query and a key: a product with the key, one with the value.
@@ -78,8 +78,8 @@ def test_layouts_share_the_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_it_warns_where_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
-    found, _ = estimate(capsys, "--blocks", "100")
-    peak = found["memory"][0]["peak"] / 1e9
+    result, _ = estimate(capsys, "--blocks", "100")
+    peak = result["memory"][0]["peak"] / 1e9
     assert estimate(capsys, "--blocks", "100", "--gpu-memory", f"{peak + 0.01:.3f}")[1] == ""
     _, printed = estimate(capsys, "--blocks", "100", "--gpu-memory", f"{peak - 0.01:.3f}")
     assert f"a rank needs {peak:.1f} GB, more than --gpu-memory" in printed
@@ -89,11 +89,11 @@ def test_it_warns_where_memory_is_short(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_it_says_that_rescoring_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
     schedule = SCHEDULE.replace("drop: 0.5", "drop: 0.5, score: rescored")
-    found, err = estimate(capsys, "--lfr-schedule", schedule, "--blocks", "10000")
+    result, err = estimate(capsys, "--lfr-schedule", schedule, "--blocks", "10000")
     products = 12 * (4 * 768 * 768 + 3 * 768 * 2304) + 32000 * 768
     forward = 10_000 * 2 * (1024 * products + 12 * 12 * 1024 * 1025 / 2 * 2 * 64)
     assert f"before each of 1 phases with score: rescored, {forward:.3e} FLOP a pass" in err
-    assert found["phases"] == estimate(capsys, "--lfr-schedule", SCHEDULE, "--blocks", "10000")[0]["phases"]
+    assert result["phases"] == estimate(capsys, "--lfr-schedule", SCHEDULE, "--blocks", "10000")[0]["phases"]
 
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +127,8 @@ def test_document_masks_by_backend(capsys: pytest.CaptureFixture[str]) -> None:
     """Dense, they are all queries times all keys of each sequence; without, next to nothing."""
 
     def activations(*flags: str) -> int:
-        found = estimate(capsys, "--blocks", "10000", "--tokenizer-model", "bytes", "--reset-attention-mask", *flags)[0]
-        size: int = found["memory"][0]["activations"]
+        shown = estimate(capsys, "--blocks", "10000", "--tokenizer-model", "bytes", "--reset-attention-mask", *flags)[0]
+        size: int = shown["memory"][0]["activations"]
         return size
 
     dense = activations("--attention-backend", "sdpa")

@@ -82,7 +82,7 @@ def test_activations_where_the_logits_are_not_kept(monkeypatch: pytest.MonkeyPat
     [
         ("grouped queries", {}),
         ("untied", {"itemsize": 2}),
-        ("capped logits", {}),
+        ("capped logits", {"rows": 4}),  # most of it are logits and the slope of their cap
         ("deep", {"recompute": "selective"}),
         ("deep", {"recompute": "full", "itemsize": 2}),
         ("untied", {"rows": 1, "seq_length": 8}),  # weights and gradients are most of it
@@ -92,16 +92,16 @@ def test_activations_where_the_logits_are_not_kept(monkeypatch: pytest.MonkeyPat
 def test_parts_and_peak(shape: str, settings: dict[str, Any], micro_batches: int, strategy: Any) -> None:
     batch = dataclasses.replace(batch_of(shape), **settings)
     layout = ParallelConfig(data_parallel_sharding_strategy=strategy)
-    engine, found = make_engine(batch, layout, micro_batches), rank_memory(batch, layout, micro_batches, 1, 0)
+    engine, estimated = make_engine(batch, layout, micro_batches), rank_memory(batch, layout, micro_batches, 1, 0)
     weights = sum(parameter.local().nbytes for parameter in engine.parameters)
     tables = sum(stage.rope_cos.nbytes + stage.rope_sin.nbytes for stage in engine.stages)
-    assert found.weights == weights + tables
+    assert estimated.weights == weights + tables
     moments = sum(v.nbytes for state in engine.optimizer.state.values() for v in state.values() if v.ndim)
-    assert found.optimizer == moments
-    assert found.gradients >= weights
-    before = found.weights + found.optimizer
+    assert estimated.optimizer == moments
+    assert estimated.gradients >= weights
+    before = estimated.weights + estimated.optimizer
     measured = before + step_peak(engine, sample(batch, micro_batches))
-    assert measured == pytest.approx(found.peak, rel=0.1)
+    assert measured == pytest.approx(estimated.peak, rel=0.1)
 
 
 @pytest.mark.slow
@@ -142,5 +142,5 @@ def test_interleaved_micro_batches_in_flight(ranks: int, virtual: int, micro_bat
 def test_other_micro_batches_in_flight() -> None:
     for schedule, expected in (("1f1b", [4, 3, 2, 1]), ("gpipe", [16] * 4)):
         layout = ParallelConfig(pipeline_model_parallel_size=4, pipeline_schedule=schedule)  # type: ignore[arg-type]
-        found = [micro_batches_in_flight(layout, 16, local_stages(8, 4, rank, 4), rank) for rank in range(4)]
-        assert found == [[number] for number in expected]
+        in_flight = [micro_batches_in_flight(layout, 16, local_stages(8, 4, rank, 4), rank) for rank in range(4)]
+        assert in_flight == [[number] for number in expected]

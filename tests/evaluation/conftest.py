@@ -15,8 +15,8 @@ from support.text_run_oracle import SEQ, WORDS, Oracle
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 20 steps with checkpoints at 10 and 20 and evaluations there, on two domains of text in bytes. Its model
-    caps its logits; its loss has all that no evaluation has."""
+    """Train 20 steps on two domains of text in bytes, with checkpoints and evaluations at 10 and 20. The model caps its
+    logits; its loss has all that no evaluation has."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(17)
     rows = [{"text": " ".join(rng.choice(WORDS[: 6 + 6 * (i % 2)], 30)), "domain": "ab"[i % 2]} for i in range(60)]

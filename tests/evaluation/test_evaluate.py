@@ -32,8 +32,8 @@ def evaluate(run: Path, *words: str) -> int:
 
 def logged(run: Path, step: int) -> dict[str, Any]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found: dict[str, Any] = next(row for row in rows if row["event"] == "evaluation" and row["step"] == step)
-    return found
+    row: dict[str, Any] = next(row for row in rows if row["event"] == "evaluation" and row["step"] == step)
+    return row
 
 
 @pytest.mark.parametrize("iteration", [None, 10])
@@ -44,17 +44,17 @@ def test_it_gives_what_training_logged(
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     chosen = [] if iteration is None else ["--iteration", str(iteration)]
     assert evaluate(run, "--json", str(tmp_path / "out.json"), *chosen) == 0
-    found = json.loads((tmp_path / "out.json").read_text())
+    results = json.loads((tmp_path / "out.json").read_text())
     expected = logged(run, iteration or 20)
-    assert found["iteration"] == expected["step"]
-    assert (found["corpus"]["loss"], found["corpus"]["tokens"]) == (expected["loss"], expected["tokens"])
-    assert {name: row["loss"] for name, row in found["corpus"]["domains"].items()} == expected["domains"]
-    assert found["corpus"]["perplexity"] == math.exp(expected["loss"])
+    assert results["iteration"] == expected["step"]
+    assert (results["corpus"]["loss"], results["corpus"]["tokens"]) == (expected["loss"], expected["tokens"])
+    assert {name: row["loss"] for name, row in results["corpus"]["domains"].items()} == expected["domains"]
+    assert results["corpus"]["perplexity"] == math.exp(expected["loss"])
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def block_losses(run: Path, oracle: Oracle, split: str) -> list[float]:
-    """The mean loss of each block, from the oracle."""
+    """Return the mean loss of each block, from the oracle."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     source = getattr(BlockDataset(config["data_path"], SEQ, config["split"]), split)
     losses = []
@@ -76,10 +76,10 @@ def test_per_block_losses_are_those_of_transformers(
 ) -> None:
     for _ in range(2):  # the second time, it replaces its own
         assert evaluate(run, *words, "--per-block", str(tmp_path / "blocks.npy")) == 0
-    found = np.load(tmp_path / "blocks.npy", allow_pickle=False)
+    losses = np.load(tmp_path / "blocks.npy", allow_pickle=False)
     expected = block_losses(run, oracle, "test")
-    assert (found.dtype, found.shape) == (np.float32, (len(expected),))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (losses.dtype, losses.shape) == (np.float32, (len(expected),))
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["blocks.npy"]
 
 

@@ -99,14 +99,14 @@ def test_tokens_are_cut_as_theirs(bos: int | None) -> None:
 def test_rolling_likelihood(model: Any, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, bos: int | None) -> None:
     monkeypatch.setattr(model, "_bos", bos)
     texts = ["the sun shines", " ".join(WORDS * 3)]
-    found = model.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
-    for text, value in zip(texts, found, strict=True):
+    values = model.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
+    for text, value in zip(texts, values, strict=True):
         ids = [256 if bos is None else bos, *text.encode()]
         expected, at = 0.0, 1
         while at < len(ids):  # windows of SEQ predictions; the last one reaches back for a full context
             last = min(at + SEQ, len(ids))
-            own = oracle.logprobs(ids[max(0, last - 1 - SEQ) : last - 1])
-            expected += sum(float(own[i - last][ids[i]]) for i in range(at, last))
+            logprobs = oracle.logprobs(ids[max(0, last - 1 - SEQ) : last - 1])
+            expected += sum(float(logprobs[i - last][ids[i]]) for i in range(at, last))
             at = last
         assert value == pytest.approx(expected, abs=1e-3)
 
@@ -126,11 +126,11 @@ def test_generation_is_greedy_and_stops(
 
     texts = ["the sun ", "rain falls on the hills again and again and", "w"]
     requests = [SimpleNamespace(args=(text, {"until": [], "max_gen_toks": 40})) for text in texts]
-    whole = model.generate_until(requests)
-    assert whole == [greedy(text, 40) for text in texts]
-    stop = whole[0][3:5]
+    unlimited = model.generate_until(requests)
+    assert unlimited == [greedy(text, 40) for text in texts]
+    stop = unlimited[0][3:5]
     cut = SimpleNamespace(args=(texts[0], {"until": ["never this", stop], "max_gen_toks": 40}))
-    assert model.generate_until([cut, requests[2]]) == [whole[0][: whole[0].index(stop)], whole[2]]
+    assert model.generate_until([cut, requests[2]]) == [unlimited[0][: unlimited[0].index(stop)], unlimited[2]]
     short = SimpleNamespace(args=(texts[0], {"max_new_tokens": 2, "temperature": 0.0, "num_beams": 1}))
     assert model.generate_until([short]) == [greedy(texts[0], 2)]
     sampling: list[dict[str, Any]] = [{"do_sample": True, "temperature": 0.7}, {"do_sample": True}]

@@ -54,7 +54,7 @@ def test_likelihoods_are_those_of_transformers(
         row = [*item.context, *item.target]
         seen = row[-(SEQ + 1) :]
         logprobs = oracle.logprobs(seen[:-1])[-len(item.target) :]
-        expected = sum(float(own[token]) for own, token in zip(logprobs, item.target, strict=True))
+        expected = sum(float(row[token]) for row, token in zip(logprobs, item.target, strict=True))
         assert score.logprob == pytest.approx(expected, abs=2e-5 * len(item.target))
         assert score.is_greedy == all(int(o.argmax()) == t for o, t in zip(logprobs, item.target, strict=True))
         assert score.is_cut == (len(seen) < len(row))
@@ -83,9 +83,9 @@ def test_a_model_that_computes_no_numbers_is_not_scored(run: Path) -> None:
 
 
 def test_contexts_and_continuations_are_cut_as_lm_eval_cuts_them() -> None:
-    found = [(list(i.context), list(i.target)) for i in encode_pairs(Merging(), PAIRS)]
+    pairs = [(list(i.context), list(i.target)) for i in encode_pairs(Merging(), PAIRS)]
     x, y, space, line, c = map(ord, "xy \nc")
-    assert found == [
+    assert pairs == [
         ([x], [y]),
         ([x], [space, space, y]),
         ([x], [line, space, y]),
@@ -189,7 +189,7 @@ def test_a_task_through_the_command(run: Path, oracle: Oracle, tmp_path: Path) -
     path = write(tmp_path / "t.jsonl", rows)
     words = ["--tasks", str(path), "--split", "none", "--json", str(tmp_path / "o.json")]
     assert main(["evaluate", "--run", str(run), *words]) == 0
-    found = json.loads((tmp_path / "o.json").read_text())["tasks"][str(path)]
+    results = json.loads((tmp_path / "o.json").read_text())["tasks"][str(path)]
     best = {"acc": [], "acc_norm": [], "acc_bytes": []}
     for context in contexts:
         sums = []
@@ -198,14 +198,14 @@ def test_a_task_through_the_command(run: Path, oracle: Oracle, tmp_path: Path) -
             row = [*start, *(context[len(context.rstrip()) :] + choice).encode()]
             seen = row[-(SEQ + 1) :]
             size = len(row) - len(start)
-            own = oracle.logprobs(seen[:-1])[-size:]
-            sums.append(sum(float(o[t]) for o, t in zip(own, row[-size:], strict=True)))
+            last = oracle.logprobs(seen[:-1])[-size:]
+            sums.append(sum(float(o[t]) for o, t in zip(last, row[-size:], strict=True)))
         for name, divisor in (("acc", lambda c: 1), ("acc_norm", len), ("acc_bytes", lambda c: len(c.encode()))):
             values = [x / divisor(c) for x, c in zip(sums, choices, strict=True)]
             best[name].append(values.index(max(values)) == 2)
     for name, hits in best.items():
-        assert found[name] == pytest.approx(statistics.mean(hits))
-    assert found["cut_contexts"] == 1
+        assert results[name] == pytest.approx(statistics.mean(hits))
+    assert results["cut_contexts"] == 1
     assert "corpus" not in json.loads((tmp_path / "o.json").read_text())
 
 

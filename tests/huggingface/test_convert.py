@@ -114,8 +114,8 @@ def test_what_starts_documents_goes_there_and_back(
     ) != starts
     expected = 3 if starts else None
     for name in ("config.json", "generation_config.json"):
-        found = json.loads((tmp_path / "hf" / name).read_text())
-        assert (found["bos_token_id"], found["eos_token_id"]) == (expected, 100)
+        written = json.loads((tmp_path / "hf" / name).read_text())
+        assert (written["bos_token_id"], written["eos_token_id"]) == (expected, 100)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert (theirs("w5").input_ids, theirs.eos_token) == ([3, 5], "</s>")
     assert theirs.bos_token == ("w3" if starts else None)
@@ -157,8 +157,8 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
         (run / "config.yaml").write_text(RunConfig(model=BASE).to_yaml())
         assert convert("to-hf", "--run", run, "--output", tmp_path / f"{name}-hf") == 0
         assert convert("from-hf", "--input", tmp_path / f"{name}-hf", "--output", tmp_path / f"{name}-back") == 0
-        found = stored_weights(tmp_path / f"{name}-back" / "checkpoints" / "iter_0000000")
-        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        stored = stored_weights(tmp_path / f"{name}-back" / "checkpoints" / "iter_0000000")
+        assert all(torch.equal(stored[key], value) for key, value in expected.items())
 
 
 def test_an_iteration_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

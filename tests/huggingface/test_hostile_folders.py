@@ -34,7 +34,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound folder in several files."""
+    """Write a sound folder in several files."""
     folder = tmp_path_factory.mktemp("sound")
     make_run(folder / "run", BASE)
     flags = ("--run", str(folder / "run"), "--output", str(folder / "hf"), "--max-shard-size", "60KB")
@@ -44,12 +44,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hf(sound: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoilt."""
+    """Return a copy of it, to be spoilt."""
     return Path(shutil.copytree(sound, tmp_path / "hf"))
 
 
 def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `from-hf` says, after it has ended with 2 and has left nothing."""
+    """Return what `from-hf` prints, after it has ended with 2 and has left nothing."""
     output = hf.with_name("run")
     capsys.readouterr()
     assert main(["convert", "from-hf", "--input", str(hf), "--output", str(output)]) == 2
@@ -258,9 +258,9 @@ def test_pickles_are_never_read(hf: Path, capsys: pytest.CaptureFixture[str], mo
     for path in [*hf.glob("*.safetensors"), hf / "model.safetensors.index.json"]:
         path.unlink()
     (hf / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
-    found = refusal(hf, capsys)
-    assert "PyTorch pickles alone" in found
-    assert "save_pretrained" in found
+    message = refusal(hf, capsys)
+    assert "PyTorch pickles alone" in message
+    assert "save_pretrained" in message
 
 
 def test_a_tokenizer_that_is_none(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,6 +273,6 @@ def test_a_tokenizer_with_more_tokens_than_rows(
 ) -> None:
     make_tokenizer(hf / "tokenizer.json", 103)
     monkeypatch.setattr(SafetensorsStream, "__init__", None)  # no weight is written first
-    found = refusal(hf, capsys)
-    assert "needs 103 rows, vocab_size in config.json is 101; without one: 'w101' (101), '</s>' (102)" in found
-    assert "resize_token_embeddings(103)" in found
+    message = refusal(hf, capsys)
+    assert "needs 103 rows, vocab_size in config.json is 101; without one: 'w101' (101), '</s>' (102)" in message
+    assert "resize_token_embeddings(103)" in message

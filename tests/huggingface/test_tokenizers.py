@@ -85,7 +85,7 @@ def test_a_class_that_cuts_texts_in_another_way_is_reported(tmp_path: Path, caps
 
 @pytest.fixture
 def hf(tmp_path: Path) -> Path:
-    """A folder with a model of 101 tokens and a tokenizer of words w0 to w99 and </s>, which ends documents."""
+    """Return a folder with a model of 101 tokens and a tokenizer of words w0 to w99 and </s>, which ends documents."""
     tokenizer = make_tokenizer(tmp_path / "tokenizer.json", 101)
     make_run(tmp_path / "run", BASE, tokenizer)
     folder = tmp_path / "a folder"
@@ -148,11 +148,11 @@ def test_which_token_ends_documents(
     hf: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for file, own in changes.items():
-        edit(hf / file, **own)
+    for file, fields in changes.items():
+        edit(hf / file, **fields)
     eod, notes, _ = end_token(hf, capsys)
     assert eod == expected
-    assert [note in told for told in notes] == [True] if note else not notes
+    assert [note in line for line in notes] == [True] if note else not notes
 
 
 @pytest.mark.parametrize("is_named", [True, False])

@@ -18,7 +18,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, preset
-from megatron_lfr.lfr.identity import FORMAT, describe_segment
+from megatron_lfr.lfr.identity import FORMAT, describe_segments
 from megatron_lfr.output import visible
 
 SEQ, BATCH, SPIKE_STEP = 16, 4, 30
@@ -30,7 +30,7 @@ def loss_of(block: int, step: int) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder over two domains of text in bytes; documents hold 23 tokens, the last one ends it."""
+    """Return a run folder over two domains of text in bytes; documents hold 23 tokens, the last one ends it."""
     folder = tmp_path_factory.mktemp("run")
     prefixes = []
     for domain in ("alpha", "beta"):
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seed": 1,
         "seq_length": SEQ,
         "corpus": dataset.digests(),
-        "segments": [describe_segment(plan)],
+        "segments": describe_segments(plan),
     }
     curriculum = Curriculum(plan, Journal(folder / "journal", identity), 1)
     served = []
@@ -81,7 +81,7 @@ def ask(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def expected_text(folder: Path, block: int) -> str:
-    """A block's bytes, read from the file by hand: documents of 23 tokens, blocks of 16."""
+    """Return a block's bytes, read from the file by hand: documents of 23 tokens, blocks of 16."""
     per_domain = (54 * 23 - 1) // SEQ
     domain, number = divmod(block, per_domain)
     prefix = folder / f"toy_{('alpha', 'beta')[domain]}_text_document.bin"

@@ -141,8 +141,8 @@ def test_half_precision_inputs(dtype: torch.dtype, weight_dtype: torch.dtype, wa
 def test_many_chunks_lose_nothing_in_the_weights_gradient() -> None:
     case = make_case(8, 64, 16, 50, torch.bfloat16, scale=0.3)
     expected = oracle(case)
-    found = [errors(case, run(case, mode="chunk", chunk_rows=c), expected)[3] for c in (512, 64, 8, 1)]
-    assert max(found) <= min(3.2e-3, 1.05 * found[0])
+    measured = [errors(case, run(case, mode="chunk", chunk_rows=c), expected)[3] for c in (512, 64, 8, 1)]
+    assert max(measured) <= min(3.2e-3, 1.05 * measured[0])
 
 
 @pytest.mark.parametrize("way", PATHS)
@@ -176,17 +176,17 @@ def test_one_gradient_alone(for_hidden: bool, for_weight: bool, way: str) -> Non
 
 def test_micro_batches_add_up() -> None:
     case = make_case(rows=6, **ALL)
-    whole = run(case)
+    complete = run(case)
     for size in (1, 2, 4):
         parts = [
             run(Case(case.hidden[i : i + size], case.weight, case.labels[i : i + size],
                      case.token_weight[i : i + size], case.options))
             for i in range(0, 6, size)
         ]  # fmt: skip
-        torch.testing.assert_close(sum(p.loss for p in parts), whole.loss)
-        torch.testing.assert_close(torch.cat([p.nll_sum for p in parts]), whole.nll_sum)
-        torch.testing.assert_close(torch.cat([p.d_hidden for p in parts]), whole.d_hidden)
-        torch.testing.assert_close(sum(p.d_weight for p in parts), whole.d_weight)
+        torch.testing.assert_close(sum(p.loss for p in parts), complete.loss)
+        torch.testing.assert_close(torch.cat([p.nll_sum for p in parts]), complete.nll_sum)
+        torch.testing.assert_close(torch.cat([p.d_hidden for p in parts]), complete.d_hidden)
+        torch.testing.assert_close(sum(p.d_weight for p in parts), complete.d_weight)
 
 
 def test_block_sums_add_up_to_the_loss() -> None:
@@ -249,8 +249,8 @@ def test_scores_equal_the_definition(name: str, monkeypatch: pytest.MonkeyPatch)
     case = CASES[name]()
     expected = oracle(case)
     for rows in (0, 4, case.labels.numel(), 1000):
-        found = score_errors(case, expected, score_buffer_bytes=rows * scoring.SLICE_COLUMNS * 4, **path("score"))
-        assert max(found) <= BOUND
+        measured = score_errors(case, expected, score_buffer_bytes=rows * scoring.SLICE_COLUMNS * 4, **path("score"))
+        assert max(measured) <= BOUND
 
 
 def test_the_score_of_fp64_inputs_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:

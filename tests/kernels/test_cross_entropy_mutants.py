@@ -155,7 +155,7 @@ def copy_package(name: str, folder: Path, mutant: Mutant | None) -> None:
 
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Mutant | None], Any]]:
-    """Makes copies of the package, whose kernels loop over small tiles."""
+    """Make copies of the package, whose kernels loop over small tiles."""
     monkeypatch.syspath_prepend(tmp_path)
     names = (f"cross_entropy_copy_{number}" for number in itertools.count())
 
@@ -178,21 +178,23 @@ def expected() -> dict[str, tuple[Case, Result]]:
 
 
 def worst_error(function: Any, ways: list[str], expected: dict[str, tuple[Case, Result]]) -> float:
-    """The largest error of any case; the first one over the bound ends the search."""
+    """Return the largest error of any case; the first one over the bound ends the search."""
     worst = 0.0
     for way, (case, right) in itertools.product(ways, expected.values()):
         options = {"function": function, "chunk_rows": 5, **path(way)}
-        found = (
+        measured = (
             score_errors(case, right, **options) if way in SCORE_PATHS else errors(case, run(case, **options), right)
         )
-        worst = max(worst, *(e if e == e else float("inf") for e in found))
+        worst = max(worst, *(e if e == e else float("inf") for e in measured))
         if worst > BOUND:
             break
     return worst
 
 
-def test_without_a_bug_all_cases_pass(copies: Any, expected: dict[str, tuple[Case, Result]]) -> None:
-    assert worst_error(copies(None), ["chunk", "score", "chunk/triton", "score/triton/fused"], expected) <= BOUND
+def test_a_copy_without_a_bug_passes(copies: Any, expected: dict[str, tuple[Case, Result]]) -> None:
+    """A copy is sound: two cases show that. That all pass in the package is asserted by the tests beside this one."""
+    some = {name: expected[name] for name in ("padded vocabulary, all options", "scattered blocks")}
+    assert worst_error(copies(None), ["chunk", "score", "chunk/triton", "score/triton/fused"], some) <= BOUND
 
 
 FAR_ROWS = """

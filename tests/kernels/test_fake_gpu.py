@@ -1,6 +1,8 @@
-"""What is asked of a GPU, on tensors without numbers that say that they are on one: shapes and dtypes of every call,
-and that nothing is read back. The Triton kernels are not run; their arguments are checked. (Where PyTorch was built
-without CUDA, its own fake tensors on "cuda" can be neither indexed nor differentiated.)"""
+"""Check what is asked of a GPU, on tensors without numbers that say that they are on one.
+
+Shapes and dtypes of every call are right, and nothing is read back. The Triton kernels are not run; their arguments are
+checked. (Where PyTorch was built without CUDA, its fake tensors on "cuda" can be neither indexed nor differentiated.)
+"""
 
 from __future__ import annotations
 
@@ -73,14 +75,14 @@ class Launches:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Launches]]:
     """Every kernel, on a GPU that is a Hopper one and is not there."""
-    found = {name: Launches(name) for name in KERNELS}
-    for name, stub in found.items():
+    stubs = {name: Launches(name) for name in KERNELS}
+    for name, stub in stubs.items():
         monkeypatch.setattr(triton_kernels, name, stub)
     monkeypatch.setattr(triton_rows, "_device", lambda tensor: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta))
     with Products():
-        yield found
+        yield stubs
 
 
 def make_inputs(dtype: torch.dtype, weight_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,9 +126,9 @@ def test_every_call_fits(
         for tensor in (hidden, weight):
             assert tensor.grad is not None
             assert (tensor.grad.dtype, tensor.grad.shape) == (tensor.dtype, tensor.shape)
-    found = {name: len(stub.calls) for name, stub in launches.items()}
+    calls = {name: len(stub.calls) for name, stub in launches.items()}
     chunks = {"save": 1, "chunk": 3}.get(mode, 0)
-    assert found == {
+    assert calls == {
         "row_statistics": 2 if mode == "score" else chunks,
         "row_gradient": chunks,
         "scale_in_place": in_place if mode == "save" else 0,

@@ -29,8 +29,8 @@ def compiled() -> dict[str, dict[str, int]]:
     command = [sys.executable, "-m", "support.compile_kernels"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, int]] = json.loads(done.stdout)
-    return found
+    kernels: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return kernels
 
 
 def test_nothing_spills(compiled: dict[str, dict[str, int]]) -> None:

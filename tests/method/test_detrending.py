@@ -47,7 +47,7 @@ def shrinking(progress: Doubles) -> Doubles:
 
 @dataclass(frozen=True)
 class World:
-    """A model whose loss of a block, seen `visits` times before, is
+    """A model with a loss for each block, given how often the block was seen before.
 
     level(progress) + spread(progress) * (difficulty + noise * normal) - by_visit * visits.
     """
@@ -96,7 +96,7 @@ class Boundary:
         return self.step >= 0
 
     def truly_hard(self) -> npt.NDArray[np.bool_]:
-        """The hardest 30 % of the blocks that have a score."""
+        """Return the hardest 30 % of the blocks that have a score."""
         return self.seen & (self.difficulty >= np.quantile(self.difficulty[self.seen], 0.7))
 
     def ranks_alike(self, scores: npt.NDArray[np.float32]) -> float:
@@ -125,7 +125,7 @@ def visits_before(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 @functools.cache
 def simulate(schedule: Schedule, world: World, seed: int = 1) -> Run:
-    """A run of the schedule."""
+    """Simulate a run of the schedule."""
     rng = np.random.default_rng(seed)
     n, difficulty = world.n_blocks, world.difficulties(rng)
     plan = schedule.plan(n, 8, world.batch, train_epochs=world.epochs if schedule.in_shares else None)
@@ -163,7 +163,7 @@ PHASES = [(name, number) for name in PRESETS for number in detrended(preset(name
 
 
 def check(boundary: Boundary) -> None:
-    """What Focus drops does not depend on when a block was seen, and the score knows more than the recorded loss."""
+    """Check that Focus drops blocks whenever they were seen, and that the score knows more than the recorded loss."""
     sixths = boundary.by_sixth_of_learn()
     assert max(sixths) - min(sixths) < 5, sixths
     hard, in_focus = boundary.truly_hard(), boundary.last_in_focus
@@ -223,7 +223,7 @@ def test_a_focus_of_many_passes() -> None:
 def test_a_focus_is_measured_against_the_losses_of_all_blocks(name: str, world: World, tolerance: float) -> None:
     """Its blocks are harder than all, and less so than their scores said: they were chosen for their luck too."""
     run = simulate(preset(name), world)
-    curves, progress = run.ledger.reference.curves(), np.arange(run.plan.total_steps) / run.plan.total_steps
+    curves, progress = run.ledger.references[0].curves(), np.arange(run.plan.total_steps) / run.plan.total_steps
     spread = world.spread(progress) * np.hypot(1, world.noise)
     error, ratio = (curves.location - world.level(progress)) / spread, curves.spread / spread
     for planned in run.plan.phases:
@@ -289,10 +289,10 @@ def test_a_focus_by_rescored_losses_is_accounted_for() -> None:
     ledger.record_phase(0, batch, everything, nll(everything))
     rescored = nll(np.arange(n))
     first_step = -(-n // batch)
-    ledger.begin_phase(first_step, focus=True, rescored=rescored)
+    ledger.begin_phase(first_step, focus=True, scores=rescored)
     hard = rng.permutation(np.flatnonzero(rescored > np.quantile(rescored, 0.7)))
     ledger.record_phase(first_step, batch, hard, nll(hard))
-    location, spread = ledger.reference.curves().level
+    location, spread = ledger.references[0].curves().level
     assert location == pytest.approx(4, abs=0.08)
     assert spread == pytest.approx(0.5 * np.hypot(1, 0.6), rel=0.08)
 
@@ -308,7 +308,7 @@ def test_a_focus_after_a_blend_is_measured_against_the_blend() -> None:
         order, _ = blend.make_order(planned.phase, scores, planned.samples, 1, planned.index)
         nll = 4 + 0.5 * (difficulty[order] + 0.6 * rng.normal(size=len(order)))
         ledger.record_phase(planned.first_step, batch, order, nll.astype(np.float32))
-    steps = ledger.reference.curves().location[phases.phases[1].first_step :]
+    steps = ledger.references[0].curves().location[phases.phases[1].first_step :]
     assert float(steps.mean()) == pytest.approx(4 + 0.5 * 1.0, abs=0.1)
 
 

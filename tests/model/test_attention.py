@@ -62,7 +62,7 @@ def chunks_of(rank: int, ranks: int, length: int) -> Tensor:
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, rows: Tensor) -> Tensor:
-    """A softmax over what each query sees, in fp64."""
+    """Compute a softmax over what each query sees, in fp64."""
     heads = q.shape[2] // k.shape[2]
     k, v = (x.double().repeat_interleave(heads, 2) for x in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), k) / q.shape[-1] ** 0.5
@@ -76,7 +76,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, rows: Tensor) -> 
 
 
 def make_inputs(ids: Tensor, queries: int, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values, and the gradient of what attention returns."""
+    """Return queries, keys, values, and the gradient of what attention returns."""
     generator = torch.Generator().manual_seed(7)
     shapes = ((queries, heads), (ids.shape[1], groups), (ids.shape[1], groups), (queries, heads))
     q, k, v, gradient = (torch.randn(len(ids), n, h, 16, generator=generator) for n, h in shapes)
@@ -93,9 +93,9 @@ def assert_equal_to_fp64(backend: AttentionBackend, ids: Tensor, rows: Tensor, h
     q, k, v, gradient = make_inputs(ids, len(rows), heads, groups)
     mixed = attend(q, k, v, attention_mask(backend, rows, ids.shape[1], ids, q.dtype))
     expected = exact(q, k, v, ids, rows)
-    found = torch.autograd.grad(mixed, (q, k, v), gradient)
+    gradients = torch.autograd.grad(mixed, (q, k, v), gradient)
     torch.testing.assert_close(mixed, expected.float(), atol=1e-5, rtol=1e-5)
-    for one, other in zip(found, torch.autograd.grad(expected, (q, k, v), gradient.double()), strict=True):
+    for one, other in zip(gradients, torch.autograd.grad(expected, (q, k, v), gradient.double()), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
@@ -135,13 +135,13 @@ def test_the_compiled_kernel_skips_blocks_and_serves_every_micro_batch(
     for number, ids in enumerate(batches):
         mask = block_mask(rows, 300, ids)
         with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
-            found = block_sparse(q, k, v, mask)
-        torch.testing.assert_close(found, exact(q, k, v, ids, rows).float(), atol=1e-5, rtol=1e-5)
+            result = block_sparse(q, k, v, mask)
+        torch.testing.assert_close(result, exact(q, k, v, ids, rows).float(), atol=1e-5, rtol=1e-5)
         # It asks no block that is not listed: without all of a row's blocks but one, the others are not seen.
         if number:
             mask.full_kv_num_blocks.zero_()  # type: ignore[union-attr]
             with torch.compiler.set_stance("fail_on_recompile"):
-                assert (block_sparse(q, k, v, mask) - found).abs().max() > 1e-2
+                assert (block_sparse(q, k, v, mask) - result).abs().max() > 1e-2
 
 
 def listed(counts: Tensor | None, indices: Tensor | None) -> list[list[list[int]]]:
@@ -193,7 +193,7 @@ def test_a_model_computes_the_same_with_both(compiled: bool, recompute: Any) -> 
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(0, 50, (2, 161), generator=generator)
     ids = ids_of([[100, 60], [17, 143]])
-    found = []
+    results = []
     with flex_on_cpu():
         for backend in ("sdpa", "flex"):
             model = Llama(CONFIG, 1, attention_backend=backend, recompute_granularity=recompute)  # type: ignore[arg-type]
@@ -203,8 +203,8 @@ def test_a_model_computes_the_same_with_both(compiled: bool, recompute: Any) -> 
             loss, *_ = model(tokens[:, :-1], tokens[:, 1:], torch.full((2, 160), 1 / 320), document_ids=ids)
             loss.backward()
             gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-            found.append((loss.detach(), gradients))
-    (loss, gradients), (other_loss, others) = found
+            results.append((loss.detach(), gradients))
+    (loss, gradients), (other_loss, others) = results
     torch.testing.assert_close(loss, other_loss, atol=1e-6, rtol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, others[name], atol=1e-6, rtol=1e-4)
@@ -237,7 +237,7 @@ def test_a_gpu_gets_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> N
         return torch.empty_like(q)
 
     monkeypatch.setattr(attention, "_compiled", lambda: compiled)
-    found = {}
+    largest = {}
     with torch.device("meta"):
         tokens = torch.empty(rows, length, dtype=torch.int64)
         for backend in (choose_backend("auto", **CHOICE), choose_backend("sdpa", **CHOICE)):
@@ -245,9 +245,9 @@ def test_a_gpu_gets_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> N
             with Sizes() as sizes:
                 hidden = model.hidden_states(tokens, document_ids=tokens)
             assert hidden.shape == (rows, length, CONFIG.hidden_size)
-            found[backend] = sizes.largest
-    assert found["flex"] < length**2
-    assert found["sdpa"] >= rows * length**2
+            largest[backend] = sizes.largest
+    assert largest["flex"] < length**2
+    assert largest["sdpa"] >= rows * length**2
     assert masks == [masks[0]] * CONFIG.num_layers  # one for all layers
 
 
@@ -274,14 +274,14 @@ def test_bytes_of_a_mask(backend: AttentionBackend, has_documents: bool, context
     ids = ids_of([[100, 500], [600, 0], [300, 300]])
     rows = chunks_of(0, context_ranks, 600)
     mask = attention_mask(backend, rows, 600, ids if has_documents else None, torch.bfloat16)
-    found = 0
+    bytes_held = 0
     if isinstance(mask, Tensor):
-        found = mask.nbytes
+        bytes_held = mask.nbytes
     elif mask is not None:
         parts = [part for part in mask.as_tuple() if isinstance(part, Tensor)]
         parts += [cell.cell_contents for cell in mask.mask_mod.__closure__]  # type: ignore[attr-defined]
-        found = sum(part.nbytes for part in parts)
-    assert found == mask_bytes(backend, 3, 600, context_ranks, has_documents, 2)
+        bytes_held = sum(part.nbytes for part in parts)
+    assert bytes_held == mask_bytes(backend, 3, 600, context_ranks, has_documents, 2)
 
 
 @pytest.mark.parametrize(

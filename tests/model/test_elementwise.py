@@ -55,7 +55,7 @@ def swiglu_oracle(gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
 
 
 def results_and_gradients(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
-    """The results, and the gradients of floating inputs with gradients of fixed numbers."""
+    """Return the results, and the gradients of floating inputs with gradients of fixed numbers."""
     results = function(*inputs)
     results = results if isinstance(results, tuple) else (results,)
     grads = [numbers(*r.shape, seed=i, dtype=BF16).to(r.device, r.dtype) for i, r in enumerate(results)]
@@ -64,7 +64,7 @@ def results_and_gradients(function: Callable[..., Any], inputs: list[Tensor]) ->
 
 
 def case(name: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> tuple[Any, Any, list[Tensor], int]:
-    """(function, oracle, inputs, how often a result is rounded to `dtype` on its way)."""
+    """Return (function, oracle, inputs, how often a result is rounded to `dtype` on its way)."""
     if name == "rms_norm":
         inputs = [numbers(48, 96, seed=1, dtype=dtype), numbers(96, seed=2, dtype=weight_dtype)]
         return lambda x, weight: rms_norm(x, weight, EPSILON), rms_norm_oracle, inputs, 1
@@ -97,10 +97,10 @@ def test_equals_fp64(
         trained = [True, False, False]
     ours = [x.to(device).requires_grad_(t) for x, t in zip(inputs, trained, strict=True)]
     exact = [x.double().requires_grad_(t) for x, t in zip(inputs, trained, strict=True)]
-    found, expected = results_and_gradients(function, ours), results_and_gradients(oracle, exact)
-    dtypes = [dtype] * (len(found) - sum(trained)) + [x.dtype for x in ours if x.requires_grad]
-    assert [x.dtype for x in found] == dtypes
-    for one, other in zip(found, expected, strict=True):
+    results, expected = results_and_gradients(function, ours), results_and_gradients(oracle, exact)
+    dtypes = [dtype] * (len(results) - sum(trained)) + [x.dtype for x in ours if x.requires_grad]
+    assert [x.dtype for x in results] == dtypes
+    for one, other in zip(results, expected, strict=True):
         unit = roundings * 2.0**-8 if one.dtype == BF16 else 0.0  # bf16 has eight significant bits
         errors = (one.cpu().double() - other).abs()
         assert (errors <= 1.001 * unit * other.abs() + 3e-6 * other.abs().max()).all()

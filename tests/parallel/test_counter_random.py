@@ -52,18 +52,18 @@ def philox_by_hand(counter: Words, key: Words) -> Words:
 def test_philox_of_many_counters(rng: np.random.Generator) -> None:
     counters = rng.integers(0, 2**32, (4, 200))
     key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
-    found = torch.stack(philox([torch.from_numpy(row) for row in counters], key), -1).tolist()
-    assert found == [list(philox_by_hand(tuple(map(int, column)), key)) for column in counters.T]
+    results = torch.stack(philox([torch.from_numpy(row) for row in counters], key), -1).tolist()
+    assert results == [list(philox_by_hand(tuple(map(int, column)), key)) for column in counters.T]
 
 
 def test_box_muller_is_that_of_doubles(rng: np.random.Generator) -> None:
     edges = np.array([0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1])
     pairs = np.array(list(itertools.product(edges, edges)))
     radius_word, angle_word = np.concatenate((pairs, rng.integers(0, 2**32, (100_000, 2)))).T
-    found = box_muller(torch.from_numpy(radius_word), torch.from_numpy(angle_word))
+    both = box_muller(torch.from_numpy(radius_word), torch.from_numpy(angle_word))
     radius = np.sqrt(-2 * np.log((radius_word + 0.5) / 2**32))
     angle = (angle_word - 2**31) / 2**31 * np.pi
-    for deviates, expected in zip(found, (radius * np.cos(angle), radius * np.sin(angle)), strict=True):
+    for deviates, expected in zip(both, (radius * np.cos(angle), radius * np.sin(angle)), strict=True):
         assert deviates.dtype == torch.float32
         # Near u = 1 fp32 has steps of 2⁻²⁴, and the radius, whose square they change by twice that, is small.
         np.testing.assert_allclose(deviates.numpy(), expected, rtol=0, atol=4e-4)
@@ -79,13 +79,13 @@ def drawn(rows: int, columns: int, seed: int = 1, name: str = "a", **start: int)
 
 @pytest.mark.parametrize("piece", [5, 37, 1 << 17])
 def test_any_part_is_drawn_alone(piece: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    whole = drawn(29, 53)
+    matrix = drawn(29, 53)
     monkeypatch.setattr(counter_random, "_PIECE_ON_CPU", piece)
     for _ in range(10):
         top, bottom = sorted(rng.integers(0, 30, 2).tolist())
         left, right = sorted(rng.integers(0, 54, 2).tolist())
         part = drawn(bottom - top, right - left, first_row=top, first_column=left)
-        assert torch.equal(part, whole[top:bottom, left:right])
+        assert torch.equal(part, matrix[top:bottom, left:right])
 
 
 def test_no_more_than_a_piece_is_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +175,6 @@ def test_the_function_is_kept() -> None:
     for radius_word, angle_word in (bits[:2], bits[2:]):
         radius, angle = (-2 * np.log((radius_word + 0.5) / 2**32)) ** 0.5, (angle_word - 2**31) / 2**31 * np.pi
         expected += [radius * np.cos(angle), radius * np.sin(angle)]
-    found = drawn(1, 4)[0].tolist()
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert found == [-0.7120152115821838, 0.7084662914276123, 0.1673125922679901, -0.4377945065498352]
+    weights = drawn(1, 4)[0].tolist()
+    assert weights == pytest.approx(expected, abs=1e-6)
+    assert weights == [-0.7120152115821838, 0.7084662914276123, 0.1673125922679901, -0.4377945065498352]

@@ -20,11 +20,11 @@ def test_rectangles_are_the_range_in_its_order(shape: tuple[int, ...]) -> None:
     numbers = torch.arange(torch.Size(shape).numel()).view(shape)
     for start in range(numbers.numel() + 1):
         for length in range(numbers.numel() - start + 1):
-            found = list(rectangles(start, length, shape))
-            assert len(found) <= 3
+            parts = list(rectangles(start, length, shape))
+            assert len(parts) <= 3
             parts = [
                 numbers[tuple(slice(at, at + size) for at, size in zip(*rectangle, strict=True))].flatten()
-                for rectangle in found
+                for rectangle in parts
             ]
             assert torch.cat([*parts, torch.empty(0, dtype=torch.int64)]).tolist() == [*range(start, start + length)]
 

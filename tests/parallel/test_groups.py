@@ -34,6 +34,7 @@ from megatron_lfr.parallel import (
 from megatron_lfr.parallel.collectives import all_gather_rows, all_gather_stacked, all_reduce_sum, reduce_scatter_rows
 from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.counter_random import fill_normal
+from megatron_lfr.parallel.launchers import read_launch
 from megatron_lfr.parallel.layers import ShardedWeight
 from megatron_lfr.parallel.mesh import make_mesh, rank_grid
 from support import session_cases
@@ -96,7 +97,7 @@ def test_another_layout_makes_other_groups_of_the_same_ranks() -> None:
 
 def layouts(world_size: int) -> list[ParallelConfig]:
     """Every layout of `world_size` ranks that is legal."""
-    found = []
+    configs = []
     sizes = itertools.product((1, 2, 4), (1, 2, 4), (1, 2), (1, 2))
     for (tensor, pipeline, context, copies), strategy in itertools.product(sizes, STRATEGIES):
         config = ParallelConfig(
@@ -110,8 +111,8 @@ def layouts(world_size: int) -> list[ParallelConfig]:
             config.validate(world_size)
         except ValueError:
             continue
-        found.append(config)
-    return found
+        configs.append(config)
+    return configs
 
 
 def test_the_mesh_of_every_layout() -> None:
@@ -187,21 +188,18 @@ def test_each_rank_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: pytest.fail("before the device is known"))
 
     def device(**environment: str) -> torch.device:
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            return groups._choose_device("auto")
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        return groups.choose_device("auto", read_launch({**meeting, **environment}))
 
+    eight = {"RANK": "5", "WORLD_SIZE": "8"}
     assert device() == torch.device("cuda", 0)
-    assert device(WORLD_SIZE="8", LOCAL_RANK="3", SLURM_LOCALID="1") == torch.device("cuda", 3)
-    assert device(WORLD_SIZE="8", SLURM_LOCALID="2") == torch.device("cuda", 2)
+    assert device(**eight, LOCAL_RANK="3", SLURM_LOCALID="1") == torch.device("cuda", 3)
+    assert device(**eight, SLURM_LOCALID="2") == torch.device("cuda", 2)
     visible = 1  # srun --gpus-per-task=1: each rank sees its own device alone
-    assert device(WORLD_SIZE="8", SLURM_LOCALID="2") == torch.device("cuda", 0)
+    assert device(**eight, SLURM_LOCALID="2") == torch.device("cuda", 0)
     assert [entry.index for entry in chosen] == [0, 3, 2, 0]
     with pytest.raises(ValueError, match="LOCAL_RANK is not set"):
-        device(WORLD_SIZE="8")
-    with pytest.raises(ValueError, match="LOCAL_RANK two"):
-        device(LOCAL_RANK="two")
+        device(**eight)
 
 
 def test_the_launcher_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,12 +271,12 @@ def test_each_rank_draws_its_slice_of_the_initial_weight(ranks: int, shard_dim: 
             layer.weight.fill_(7.0)
         layer.init_normal("layer.weight", 1, 0.5)
         parts.append(layer.weight.detach())
-    whole = torch.cat(parts, shard_dim)
+    joined = torch.cat(parts, shard_dim)
     expected = torch.empty(shape)
     fill_normal(expected, 0.5, seed=1, name="layer.weight")
-    assert torch.equal(whole[:13, :9], expected)
-    assert whole[13:].count_nonzero() == whole[:, 9:].count_nonzero() == 0
-    assert whole.shape[shard_dim] == padded
+    assert torch.equal(joined[:13, :9], expected)
+    assert joined[13:].count_nonzero() == joined[:, 9:].count_nonzero() == 0
+    assert joined.shape[shard_dim] == padded
 
 
 def test_a_vocabulary_must_spread_over_the_ranks() -> None:

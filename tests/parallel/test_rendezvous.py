@@ -21,7 +21,7 @@ RANKS = 3
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
-    """A launcher's store, and its environment."""
+    """Start a launcher's store, and set its environment."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
@@ -91,5 +91,5 @@ def test_missing_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_launchers_variables_are_all_needed(server: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR")
-    with pytest.raises(ValueError, match="MASTER_ADDR is not set"):
+    with pytest.raises(ValueError, match="MASTER_ADDR, the host of rank 0, is not set"):
         connect(LONG)

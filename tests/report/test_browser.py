@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH
 
 @pytest.fixture(scope="module")
 def page(made_run: Path, uniform_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A report on two runs, loaded."""
+    """Load a report on two runs."""
     folder = tmp_path_factory.mktemp("browser")
     path = write_report(ReportConfig((made_run, uniform_run), output=folder / "page.html"))
     assert BROWSER is not None
@@ -100,7 +100,7 @@ BY_DOMAIN = "document.querySelector(\"svg.lines[aria-label='Validation loss by d
 
 @pytest.fixture
 def plot(page: Page) -> Iterator[Page]:
-    """The page with BY_DOMAIN in view, as it was at first; afterwards it must be so again."""
+    """Yield the page with BY_DOMAIN in view, as it was at first; afterwards it must be so again."""
     page.resize(1280, 900)
     page.evaluate(f"{BY_DOMAIN}.scrollIntoView(); 0")
     before = page.evaluate(f"{BY_DOMAIN}.outerHTML")

@@ -7,8 +7,10 @@ For all tests:
     two_ranks: `megatron-lfr train` on two ranks without a launcher.
     run_process: `megatron-lfr train` in a process of its own, to be stopped and killed.
     same_run: whether two runs are the same, times apart.
+    slurm: a cluster that runs the scripts of jobs on this machine.
     close_runs: whether two runs differ by rounding alone.
     folder_bytes: a folder's content, to see that nothing has touched it.
+    script: a script of the repository, in a process of its own.
     peers: packages that a test compares with.
     golden: what must never change; stores it anew. golden_orders, golden_losses: how it is computed.
 
@@ -29,10 +31,12 @@ Samples:
     own_callbacks: callbacks as a user writes them.
     continuation_samples: contexts and continuations whose border is no border of tokens.
     hf_runs: run folders and Hugging Face folders of small models.
+    launcher_environments: what launchers put into the environment of each rank.
     megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.
 
 Cases, which run in processes that a test starts, and return their results to it:
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
+    launcher_cases, doctor_cases: ranks that meet under each launcher, and that a doctor looks at.
     order_file_cases, skipped_step_cases: two ranks that share orders, and that skip a step.
     rank_cases, async_cases: two ranks on one store, and on asynchronous ones.
     crash_cases, kill_cases: saves, conversions and branches that are killed.

@@ -18,7 +18,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 def find_browser() -> str | None:
-    """The first Chromium on the PATH."""
+    """Return the first Chromium on the PATH."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
@@ -64,13 +64,13 @@ class Page:
             self.events.append(self._read())
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
-        """A window of this size, in pixels, and the colour scheme that the page is told."""
+        """Give the window a size, in pixels, and the page a colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -100,7 +100,7 @@ class Page:
 
 @contextmanager
 def browser_page(browser: str, profile: Path) -> Iterator[Page]:
-    """A tab of a new headless browser, which ends with the block. profile: an empty folder for its files."""
+    """Yield a tab of a new headless browser, which ends with the block. profile: an empty folder for its files."""
     to_browser, from_browser = os.pipe(), os.pipe()
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
     # The protocol's pipes are file descriptors 3 and 4 of the browser.

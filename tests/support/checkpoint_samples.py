@@ -31,7 +31,7 @@ def save_filled(store: CheckpointStore, iteration: int, fill: int) -> None:
 
 
 def store_with(root: Path, *iterations: int, keep: int | None = None) -> CheckpointStore:
-    """A store of checkpoints, each of which is filled with its iteration."""
+    """Return a store of checkpoints, each of which is filled with its iteration."""
     store = CheckpointStore(root, keep)
     for iteration in iterations:
         save_filled(store, iteration, iteration)
@@ -39,7 +39,7 @@ def store_with(root: Path, *iterations: int, keep: int | None = None) -> Checkpo
 
 
 def newest(root: Path) -> tuple[int, int] | None:
-    """The iteration and the fill of the newest complete checkpoint, of which every part has been looked at."""
+    """Return the iteration and the fill of the newest complete checkpoint, of which every part has been looked at."""
     checkpoint = CheckpointStore(root, None).newest_complete()
     if checkpoint is None:
         return None

@@ -1,4 +1,4 @@
-"""Text, copies of it and junk, as tokens: what commonness is to find, planted."""
+"""Makes text, copies of it and junk, as tokens: what commonness is to find."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS = 300
 
 @cache
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE of Python's language reference."""
+    """Return a byte-level BPE of Python's language reference."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def documents() -> list[list[int]]:
-    """Documents of real text, TOKENS long, in a fixed order: Python's language reference, which help() shows."""
+    """Return documents of real text, TOKENS long, in a fixed order: Python's language reference, which help() shows."""
     chunks = []
     for name in sorted(topics):
         ids = tokenizer().encode(topics[name]).ids
@@ -42,7 +42,7 @@ def documents() -> list[list[int]]:
 
 
 def edited(tokens: Sequence[int], share: float, rng: np.random.Generator) -> list[int]:
-    """A copy in which a share of the tokens is replaced, removed or followed by another one, a third each."""
+    """Return a copy in which a share of the tokens is replaced, removed or followed by another one, a third each."""
     edits = set(rng.choice(len(tokens), round(share * len(tokens)), replace=False).tolist())
     copy: list[int] = []
     for i, token in enumerate(tokens):
@@ -58,7 +58,7 @@ JUNK = ("base64", "hex", "digits", "shuffled")
 
 
 def junk(kind: str, seed: int) -> list[int]:
-    """A document that is no text, TOKENS long."""
+    """Return a document that is no text, TOKENS long."""
     choose = random.Random(f"{kind} {seed}")
     if kind == "shuffled":
         ids = list(documents()[seed % len(documents())])
@@ -71,12 +71,12 @@ def junk(kind: str, seed: int) -> list[int]:
 
 
 def area_under_curve(low: np.ndarray, high: np.ndarray) -> float:  # type: ignore[type-arg]
-    """The chance that one of `low` lies below one of `high`."""
+    """Return the chance that one of `low` lies below one of `high`."""
     return float((low[:, None] < high[None]).mean() + (low[:, None] == high[None]).mean() / 2)
 
 
 def write(prefix: Path, of_documents: Sequence[Sequence[int]], dtype: type = np.uint16) -> str:
-    """An indexed dataset; returns its prefix."""
+    """Write an indexed dataset; return its prefix."""
     from support.indexed_samples import write_by_hand
 
     return str(write_by_hand(prefix, of_documents, dtype))

@@ -105,7 +105,7 @@ def kill_at_each_point(folder: Path, scenario: str) -> int:
 
 
 def kill_at_random(root: Path) -> list[int]:
-    """Saves one after the other, killed and continued. The last iteration that was reported before each kill."""
+    """Kill and continue saves, one after the other. Return the last iteration that was reported before each kill."""
     chance = random.Random(3)
     reported, last = [], 0
     for kill in range(RANDOM_KILLS):

@@ -115,7 +115,7 @@ def make_case(
 
 
 def path(name: str) -> dict[str, Any]:
-    """The options that one of PATHS or SCORE_PATHS stands for."""
+    """Return the options that one of PATHS or SCORE_PATHS stands for."""
     mode, backend, fused, *_ = (*name.split("/"), "", "")
     return {"mode": mode, "backend": backend or "torch"} | ({"score_buffer_bytes": 0} if fused else {})
 
@@ -151,7 +151,7 @@ def errors(case: Case, result: Result, expected: Result) -> list[float]:
 
 
 def score_errors(case: Case, expected: Result, function: Any = block_cross_entropy, **more: Any) -> list[float]:
-    """The same of loss and statistics, without a gradient."""
+    """Return the errors of loss and statistics, without a gradient."""
     tensors = (case.hidden, case.weight, case.labels, case.token_weight)
     loss, stats = call(*tensors, function=function, **{**case.options, **more})
     return errors(case, Result(loss, *stats, expected.d_hidden, expected.d_weight), expected)

@@ -54,7 +54,7 @@ MODEL = dataclasses.replace(TOY, num_layers=2)
 
 
 def settings(stage: int, adamw: OptimizerConfig, bf16: bool = False, **zero: Any) -> dict[str, Any]:
-    """What DeepSpeed is given; small buckets, and nothing kept whole at stage 3."""
+    """Return what DeepSpeed is given; small buckets, and nothing kept whole at stage 3."""
     sizes = {"reduce_bucket_size": 500, "allgather_bucket_size": 500} if stage else {}
     if stage == 3:
         sizes = {"reduce_bucket_size": 2000, "stage3_param_persistence_threshold": 0, "sub_group_size": 3000}
@@ -76,7 +76,7 @@ def make_engine(
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, fp64, from all ranks; each element must come from somewhere, and be equal everywhere."""
+    """Return all of a tensor, fp64, from all ranks; each element must come from somewhere, and be equal everywhere."""
     assert isinstance(tensor, FlatShard)
     sums, counts = torch.zeros(2, *tensor.shape, dtype=torch.float64)
     for at, piece in tensor.pieces.items():
@@ -97,7 +97,7 @@ def weight_error(engine: DeepSpeedEngine, oracle: Oracle) -> float:
 
 
 def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """The bits of this rank's part of all that training continues from."""
+    """Return the bits of this rank's part of all that training continues from."""
     local = {n: t.flat if isinstance(t, FlatShard) else t for n, t in engine.tensors().items()}
     return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
 
@@ -118,7 +118,7 @@ def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: A
 
 
 def not_finite(layout: Layout, stage: int, **zero: Any) -> Errors:
-    """The last data-parallel rank has a mask that is no number: all leave the step out, and the next is right."""
+    """Give the last data-parallel rank a mask that is no number: all leave the step out, and the next is right."""
     first, second, _ = make_batches()
     engine, oracle = make_engine(layout, stage, **zero), Oracle(MODEL, SEED, ADAMW)
     output = engine.train_step(share_of(first, engine.parallel), RATES[0])
@@ -165,7 +165,7 @@ def load(layout: Layout, stage: int, **zero: Any) -> Errors:
 
 
 def names(stage: int, **zero: Any) -> Errors:
-    """What DeepSpeed's private names are taken for, each by itself: 0 where it is that."""
+    """Check what DeepSpeed's private names are taken for, each by itself: 0 where it is that."""
     engine = make_engine(Layout(2, 2, {}), stage, **zero)
     import deepspeed
 
@@ -220,7 +220,7 @@ WIDE = dataclasses.replace(
 
 
 def bf16_losses(make: Callable[[OptimizerConfig], Engine]) -> list[float]:
-    """The losses of ten steps, with warm-up and clipping."""
+    """Return the losses of ten steps, with warm-up and clipping."""
     engine = make(dataclasses.replace(ADAMW, adam_eps=1e-8, clip_grad=0.5))
     generator = torch.Generator().manual_seed(6)
     losses = []

@@ -55,12 +55,12 @@ class Case:
         return fill({"zero_optimization": {**sizes, **self.zero}}, self.config)
 
     def expected(self) -> int:
-        """The estimate; on a CPU, the host's memory is the device's."""
+        """Return the estimate; on a CPU, the host's memory is the device's."""
         memory = deepspeed_memory(self.batch, self.config.parallel, self.micro_batches, 2, self.settings)
         return memory.peak + memory.host
 
     def measured(self) -> int:
-        """The tensors that exist after a step, and the peak of the next one."""
+        """Return the bytes of the tensors that exist after a step, and of the peak of the next one."""
         gc.collect()
         before = _storages()
         parallel = initialize(self.config.parallel)

@@ -18,14 +18,14 @@ LOSSES = FOLDER / "losses.json"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file of tests/golden; {} before there is one."""
+    """Return a file of tests/golden; {} before there is one."""
     stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return stored
 
 
 def changes(before: Any, after: Any, name: str) -> list[str]:
-    """A line for each difference of two nestings of mappings, lists, texts and numbers. Of lists of numbers, one line
-    for all."""
+    """Return a line for each difference of two nestings of mappings, lists, texts and numbers; of two lists of numbers,
+    one line."""
     if before == after:
         return []
     if isinstance(before, dict) and isinstance(after, dict):

@@ -57,7 +57,7 @@ def losses_of(run: Path) -> dict[str, Any]:
 
 
 def golden_flags(corpus: list[str]) -> list[str]:
-    """The command line of the run, without its folder."""
+    """Return the command line of the run, without its folder."""
     return [
         *("--data-path", *corpus, "--split", "90,10,0", "--seq-length", "16", "--max-position-embeddings", "16"),
         *("--vocab-size", str(VOCAB), "--num-layers", "2", "--hidden-size", "16", "--ffn-hidden-size", "32"),

@@ -52,7 +52,7 @@ def random_model(config: ModelConfig) -> Llama:
 
 
 def make_run(folder: Path, config: ModelConfig, tokenizer: Path | None = None) -> Llama:
-    """A run folder with checkpoints of iterations 5 (zeros) and 7; returns the model of 7."""
+    """Write a run folder with checkpoints of iterations 5 (zeros) and 7; return the model of 7."""
     model = random_model(config)
     store = CheckpointStore(folder / "checkpoints", keep=None)
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
@@ -64,7 +64,7 @@ def make_run(folder: Path, config: ModelConfig, tokenizer: Path | None = None) -
 
 
 def make_tokenizer(path: Path, size: int, start: int | None = None) -> Path:
-    """A tokenizer of words w0, w1, ..., the last of which ends a document; it starts a text with word `start`."""
+    """Write a tokenizer of words w0, w1, ..., the last of which ends a document; it starts a text with word `start`."""
     vocabulary = {f"w{i}": i for i in range(size - 1)} | {"</s>": size - 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.add_special_tokens(["</s>"])

@@ -29,7 +29,7 @@ def load_hf(model: Llama, theirs: dict[str, Tensor]) -> None:
 
 
 def hf_model(config: ModelConfig) -> LlamaForCausalLM:
-    """transformers' Llama of the same shape, with random weights; norms too."""
+    """Make transformers' Llama of the same shape, with random weights; norms too."""
     rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rotary_base}
     if config.use_rope_scaling:
         rope |= {

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from megatron_lfr.lfr import Phase, Schedule
-from megatron_lfr.lfr.schedule import Unseen
+from megatron_lfr.lfr.phase import Unseen
 
 TOOL = Path(__file__).parents[2] / "tools" / "synthetic_run.py"
 
@@ -32,20 +32,20 @@ def tool() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def made_run(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished `lfr` run over about 4,000 blocks. Not to be written to."""
+    """Return the folder of a finished `lfr` run over about 4,000 blocks. Not to be written to."""
     folder: Path = tool.make_run(tmp_path_factory.mktemp("lfr"), 4000, epochs=5.0, batch=128)
     return folder
 
 
 @pytest.fixture
 def run_folder(made_run: Path, tmp_path: Path) -> Path:
-    """A copy of it (its corpus stays where it is)."""
+    """Return a copy of it (its corpus stays where it is)."""
     return Path(shutil.copytree(made_run, tmp_path / "mine"))
 
 
 @pytest.fixture(scope="session")
 def uniform_run(tool: ModuleType, made_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over the same corpus without Focus. Not to be written to."""
+    """Return a run over the same corpus without Focus. Not to be written to."""
     folder: Path = tool.make_run(tmp_path_factory.mktemp("uniform"), 4000, "uniform", epochs=4.0, batch=128)
     return folder
 

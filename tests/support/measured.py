@@ -78,7 +78,7 @@ def saved_bytes(engine: NativeEngine, inputs: Batch) -> int:
 
 
 def step_peak(engine: NativeEngine, inputs: Batch) -> int:
-    """The most memory that is allocated at a time in a step, beyond what is there before and after."""
+    """Return the most memory that is allocated at a time in a step, beyond what is there before and after."""
     engine.train_step(inputs, 1e-3).wait()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         engine.train_step(inputs, 1e-3).wait()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any, ClassVar
 
 from megatron_lfr.lfr.base import PhaseStart
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport
+
+
+class KilledAfterStep17(Callback):
+    """Kills its process once step 17 is recorded, as a machine that fails does."""
+
+    def on_step_end(self, trainer: Training, report: StepReport) -> None:
+        if report.step == 17:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Events(Callback):

@@ -10,7 +10,7 @@ import pytest
 
 
 def peer(module: str) -> Any:
-    """The module. Where it is not installed, the test is skipped, but fails under `make test`, which installs all."""
+    """Import a module. Where it is missing, the test is skipped, but fails under `make test`, which installs all."""
     if os.environ.get("REQUIRE_PEERS"):
         return importlib.import_module(module)
     return pytest.importorskip(module)

@@ -69,7 +69,7 @@ CASES = {
 
 
 def measure(rank: int, folder: str, port: int) -> None:
-    """Called by both ranks; writes <rank>.json."""
+    """Measure on this rank, and write <rank>.json; both ranks call it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     measured = {}
@@ -80,7 +80,7 @@ def measure(rank: int, folder: str, port: int) -> None:
             per_rank = case.batch.rows * case.micro_batches
             mine = slice(engine.parallel.data_rank * per_rank, (engine.parallel.data_rank + 1) * per_rank)
             part = {name: getattr(rows, name)[mine] for name in ("tokens", "labels", "loss_mask")}
-            own = type(rows)(
+            local = type(rows)(
                 rows.step,
                 rows.block_ids,
                 mine,
@@ -91,7 +91,7 @@ def measure(rank: int, folder: str, port: int) -> None:
                 None,
                 part["labels"].numel(),
             )
-            measured[name] = step_peak(engine, own)
+            measured[name] = step_peak(engine, local)
         else:
             measured[name] = saved_bytes(engine, rows)
     Path(folder, f"{rank}.json").write_text(json.dumps(measured))

@@ -14,7 +14,7 @@ from support.waiting import LIMIT
 
 
 def _train(args: list[str], output: str) -> None:
-    """What a process does that `start` starts."""
+    """Do what a process does that `start` starts."""
     with open(output, "wb", buffering=0) as file:  # noqa: PTH123
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -52,7 +52,7 @@ def error(a: Tensor, b: Tensor) -> float:
 def cross_entropy(
     dtype: torch.dtype = torch.float32, shift: float = 0.0, sequence_parallel: bool = False, **options: Any
 ) -> dict[str, float]:
-    """A vocabulary of 20 rows split over the ranks, against the full."""
+    """Compare a vocabulary of 20 rows that is split over the ranks with the full one."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(4, 9, 16, generator=generator).mul(8).round().div(8)
     weight = torch.randn(20, 16, generator=generator).mul(8).round().div(8)
@@ -97,7 +97,7 @@ def cross_entropy(
 
 
 def shard_of(full: Tensor, local: Tensor, dim: int | None) -> Tensor:
-    """This rank's slice of `full`, padded with zeros; all of it where it is not sharded."""
+    """Return this rank's slice of `full`, padded with zeros; all of it where it is not sharded."""
     if dim is None:
         return full
     width, rank = local.shape[dim], dist.get_rank()
@@ -149,7 +149,7 @@ def llama(
 
 
 def mesh() -> dict[str, float]:
-    """Groups of two data-parallel and of two tensor-parallel ranks, which wait as long as is asked for."""
+    """Make groups of two data-parallel and of two tensor-parallel ranks, which wait as long as is asked for."""
     errors, timeout = {}, timedelta(minutes=7)
     for size in (1, 2):
         state = initialize(ParallelConfig(tensor_model_parallel_size=size), timeout)
@@ -205,7 +205,7 @@ CASES_OF_TWO: dict[str, Callable[[], dict[str, float]]] = {
 
 
 def cases(ranks: int) -> dict[str, Callable[[], dict[str, float]]]:
-    """What `ranks` ranks run."""
+    """Return what `ranks` ranks run."""
     return CASES | CASES_OF_TWO if ranks == 2 else CASES
 
 

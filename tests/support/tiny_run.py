@@ -8,7 +8,7 @@ STOPPED = 75
 
 
 def tiny_flags(corpus: list[str]) -> list[str]:
-    """Flags of a tiny run over `corpus`."""
+    """Return the flags of a tiny run over `corpus`."""
     return [
         *("--data-path", *corpus),
         *("--split", "90,10,0"),

@@ -17,7 +17,7 @@ Prepare = Callable[[int], None]
 
 
 def train_two_ranks(arguments: list[str], output: Path, machines: int = 1, prepare: Prepare | None = None) -> str:
-    """What rank 0 says, which goes to the file `output`. An exception where a rank fails.
+    """Return what rank 0 prints, which goes to the file `output`. An exception where a rank fails.
 
     machines: 1, or 2 for ranks of a machine each. prepare: called by each rank, with its number, before it starts.
     """

@@ -14,5 +14,5 @@ __all__ = ["corpus", "tiny_args"]
 
 @pytest.fixture
 def tiny_args(corpus: list[str], tmp_path: Path) -> list[str]:
-    """Flags of a tiny run over `corpus`, into tmp_path/run."""
+    """Return the flags of a tiny run over `corpus`, into tmp_path/run."""
     return [*tiny_flags(corpus), "--save", str(tmp_path / "run")]

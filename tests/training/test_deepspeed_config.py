@@ -44,14 +44,14 @@ def parse(folder: Path, values: dict[str, Any] | str, *flags: str) -> tuple[RunC
 
 
 def given(folder: Path, values: dict[str, Any] | str, *flags: str, ranks: int = 2) -> dict[str, Any]:
-    """What DeepSpeed is given."""
+    """Return what DeepSpeed is given."""
     config = fill_batch(parse(folder, values, *flags)[0], ranks)
     config.validate(ranks)
     return deepspeed_settings(config, ranks)
 
 
 def refusal(folder: Path, values: dict[str, Any] | str, *flags: str, ranks: int = 2) -> list[str]:
-    """The lines of the error, without the name of the file."""
+    """Return the lines of the error, without the name of the file."""
     with pytest.raises(ValueError) as error:
         given(folder, values, *flags, ranks=ranks)
     return [line.removeprefix(f"--deepspeed-config {folder / 'ds.json'}: ") for line in str(error.value).split("\n")]

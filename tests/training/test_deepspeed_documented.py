@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 def given(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What DeepSpeed is given on two ranks, and the notes."""
+    """Return what DeepSpeed is given on two ranks, and the notes."""
     path = folder / "ds.json"
     path.write_text(json.dumps(values))
     flags = ["--deepspeed", "--deepspeed_config", str(path), "--hidden-size", "64", "--num-attention-heads", "4"]

@@ -29,7 +29,7 @@ FLAGS = ["--train-epochs", "0.5", "--lfr-schedule", "uniform", "--save-interval"
 
 @pytest.fixture(scope="module")
 def trained(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """(flags, folder) of a run that was asked to stop at step 8, with checkpoints of steps 4 and 8."""
+    """Return (flags, folder) of a run that was asked to stop at step 8, with checkpoints of steps 4 and 8."""
     folder = tmp_path_factory.mktemp("identity") / "run"
     args = [*tiny_flags(corpus), *FLAGS, "--save", str(folder)]
     assert main(["train", *args, "--exit-interval", "8"]) == 75
@@ -94,6 +94,7 @@ def test_each_setting_is_compared_or_recorded(
     compared |= {"tokenizer_model", "eod_token", "bos", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"}
     config = RunConfig()
     shapes = {f.name for part in (config.model, config.data, config.lfr) for f in dataclasses.fields(part)}
+    compared |= {"replay"}  # with several segments
     assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir"}
 
 

@@ -34,7 +34,7 @@ SCHEDULE = (
 
 @pytest.fixture
 def args(tiny_args: list[str]) -> list[str]:
-    """A Learn of 6 steps and a rescored Focus of 2."""
+    """Return the flags of a Learn of 6 steps and a rescored Focus of 2."""
     at = tiny_args.index("--train-epochs")
     return [*tiny_args[:at], *tiny_args[at + 2 :], "--lfr-schedule", SCHEDULE, "--log-interval", "2"]
 

@@ -14,7 +14,7 @@ NAMES = ("TORCHELASTIC_RUN_ID", "PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_
 
 @pytest.fixture
 def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of torchrun, of a PyTorch whose launcher accepts another timeout."""
+    """Set the environment of torchrun, of a PyTorch whose launcher accepts another timeout."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")

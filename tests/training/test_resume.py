@@ -39,7 +39,7 @@ def run_args(tiny_args: list[str], folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupted."""
+    """Train a run that nobody interrupts."""
     folder = tmp_path_factory.mktemp("reference")
     finish(run_args(tiny_flags(corpus), folder))
     return folder
@@ -70,7 +70,7 @@ def newest(folder: Path) -> int:
 
 
 def inside_a_save(folder: Path) -> Callable[[], bool]:
-    """True while there is a half-written checkpoint beside the complete ones."""
+    """Return a function that is true while there is a half-written checkpoint beside the complete ones."""
     return lambda: any((folder / "checkpoints").glob(".tmp-*"))
 
 

@@ -14,22 +14,22 @@ def test_retained_checkpoints_are_written_and_kept(tiny_args: list[str], tmp_pat
     by_clock = ["--save-interval-mins", "None"]
     retain = [
         "--save-interval",
-        "4",
+        "2",
         "--keep-last",
         "1",
         "--save-retain-interval",
-        "10",
+        "4",
         "--save-retain-steps",
         "3",
-        "12",
+        "5",
     ]
-    assert main(["train", *tiny_args, *by_clock, *retain, "--exit-interval", "26"]) == 75
+    assert main(["train", *tiny_args, *by_clock, *retain, "--exit-interval", "10"]) == 75
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=None)
-    assert store.iterations() == [3, 10, 12, 20, 26]
+    assert store.iterations() == [3, 4, 5, 8, 10]
     assert store.checkpoint(3).iteration == 3
     # A run that goes on without them drops all but the newest at its next checkpoint.
-    assert main(["train", *tiny_args, *by_clock, "--keep-last", "1", "--exit-interval", "27"]) == 75
-    assert store.iterations() == [27]
+    assert main(["train", *tiny_args, *by_clock, "--keep-last", "1", "--exit-interval", "11"]) == 75
+    assert store.iterations() == [11]
 
 
 @pytest.mark.parametrize(

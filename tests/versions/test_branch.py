@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import torch.multiprocessing as mp
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
-from megatron_lfr.engine.optimizer import LearningRate, OptimizerConfig
+from megatron_lfr.learning_rate import learning_rate_of
 from megatron_lfr.run_folder import RunFolder
 from support import kill_cases
 from support.folder_bytes import folder_bytes
@@ -25,11 +26,13 @@ from support.tiny_run import tiny_flags
 from support.two_ranks import train_two_ranks
 
 CUT = 10
+ZERO_1 = ["--deepspeed", f"--deepspeed-config={Path(__file__).parents[2] / 'examples' / 'deepspeed' / 'zero1.json'}"]
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the deepspeed extra is not installed")
 DECAY = ["--lr-decay-style", "linear", "--min-lr", "1e-4"]
 
 
 def flags(corpus: list[str], *more: str) -> list[str]:
-    """A run of 20 steps, logged at each."""
+    """Return the flags of a run, logged at each."""
     length = tiny_flags(corpus)
     at = length.index("--train-epochs")
     return [*length[:at], *length[at + 2 :], "--log-interval", "1", "--save-interval-mins", "None", *more]
@@ -37,7 +40,7 @@ def flags(corpus: list[str], *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def parent(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of all phases, which keeps its step 10, in a Focus. Not to be written to."""
+    """Train a run of all phases, which keeps its step 10, in a Focus. Not to be written to."""
     folder = tmp_path_factory.mktemp("parent") / "main"
     assert main(["train", *lfr_flags(corpus), "--save", str(folder)]) == 0
     return folder
@@ -45,7 +48,7 @@ def parent(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trunk(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one phase at one rate. Not to be written to."""
+    """Train a run of one phase at one rate. Not to be written to."""
     folder = tmp_path_factory.mktemp("trunk") / "main"
     retained = ["--save-retain-steps", str(CUT), "20"]
     assert (
@@ -56,7 +59,8 @@ def trunk(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lfr_flags(corpus: list[str]) -> list[str]:
-    return flags(corpus, "--train-iters", "20", "--save-retain-steps", str(CUT))
+    of_two_ranks = ["--make-vocab-size-divisible-by", "2"]
+    return flags(corpus, "--train-iters", "20", "--save-retain-steps", str(CUT), *of_two_ranks)
 
 
 def uniform_flags(corpus: list[str], steps: int) -> list[str]:
@@ -94,15 +98,24 @@ def test_a_branch_goes_on_with_the_parents_bits(corpus: list[str], parent: Path,
     assert f"A branch of {parent} from step {CUT} on." in page.read_text()
 
 
-def test_a_branch_goes_on_in_another_layout(corpus: list[str], parent: Path, tmp_path: Path) -> None:
-    save = tmp_path / "v1"
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["--pipeline-model-parallel-size", "2"],
+        ["--tensor-model-parallel-size", "2"],
+        pytest.param(ZERO_1, marks=[pytest.mark.slow, NEEDS_DEEPSPEED]),
+    ],
+    ids=["pipeline", "tensor", "DeepSpeed ZeRO-1"],
+)
+def test_a_branch_goes_on_in_another_layout(layout: list[str], corpus: list[str], parent: Path, tmp_path: Path) -> None:
+    before, save = folder_bytes(parent), tmp_path / "v1"
     assert branch(parent, save) == 0
-    layout = ["--pipeline-model-parallel-size", "2"]
     train_two_ranks([*lfr_flags(corpus), *layout, "--save", str(save)], tmp_path / "said")
     # Until the next Focus, whose order hangs on the last digits of the losses.
     one, two = ([row for row in metrics_without_time(run) if row["step"] < 15] for run in (parent, save))
     assert [row.get("order_hash") for row in two] == [row.get("order_hash") for row in one]
     np.testing.assert_allclose(*([row["loss"] for row in rows if "loss" in row] for rows in (one, two)), rtol=1e-4)
+    assert folder_bytes(parent) == before
 
 
 def test_a_decay_has_the_bits_of_one_run_with_it(corpus: list[str], trunk: Path, tmp_path: Path) -> None:
@@ -121,18 +134,30 @@ def test_a_decay_has_the_bits_of_one_run_with_it(corpus: list[str], trunk: Path,
     assert branch(trunk, tmp_path / "v2", *DECAY, "--train-iters", "24", step=20) == 0
 
 
-@pytest.mark.parametrize("style", ["cosine", "linear", "minus_sqrt"])
+@pytest.mark.parametrize("style", ["cosine", "linear", "minus_sqrt", "exponential"])
 def test_every_decay_is_complete(style: str, trunk: Path, tmp_path: Path) -> None:
     assert branch(trunk, tmp_path / "v1", "--lr-decay-style", style) == 0
     settings = RunFolder(tmp_path / "v1").recorded_settings
-    names = OptimizerConfig.__dataclass_fields__
-    rate = LearningRate(OptimizerConfig(**{name: settings[name] for name in names}), 20, 8)
+    rate = learning_rate_of(settings, RunFolder(tmp_path / "v1").plan()[0])
     assert rate(CUT - 1) == 1e-2
     assert 1e-2 > rate(CUT) > rate(15) > rate(19) == 0
 
 
+def test_a_knee_and_steps_have_settings_of_their_own(trunk: Path, tmp_path: Path) -> None:
+    def rates(save: Path, *how: str) -> list[float]:
+        assert branch(trunk, save, "--lr-decay-style", *how, "--min-lr", "1e-4") == 0
+        rate = learning_rate_of(RunFolder(save).recorded_settings, RunFolder(save).plan()[0])
+        return [rate(step) for step in range(CUT - 1, 20)]
+
+    knee = rates(tmp_path / "knee", "knee", "--lr-knee-explore", "0.6")
+    assert knee == pytest.approx([*[1e-2] * 7, 7.525e-3, 5.05e-3, 2.575e-3, 1e-4])
+    steps = ["--lr-step-shares", "0.3", "0.8", "--lr-step-factors", "0.5", "0"]
+    assert rates(tmp_path / "steps", "multi-step", *steps) == [*[1e-2] * 4, *[5e-3] * 5, 1e-4, 1e-4]
+    assert rates(tmp_path / "usual", "multi-step")[-4:] == pytest.approx([1e-2, 1e-2, 3.16e-3, 1e-3])
+
+
 def refused(capsys: pytest.CaptureFixture[str], source: Path, save: Path, *how: str, step: int = CUT) -> str:
-    """What a command says that is refused, and leaves nothing behind."""
+    """Return what a command says that is refused, and leaves nothing behind."""
     before = folder_bytes(source)
     capsys.readouterr()
     assert branch(source, save, *how, step=step) == 2
@@ -154,13 +179,16 @@ def test_what_cannot_be_is_refused(
     assert "decays already at step 10" in refused(capsys, parent, save, *DECAY)
     assert "either --lr-schedule inherit or" in refused(capsys, parent, save, "--lr-schedule", "inherit", *DECAY[:2])
     assert "would have had other blocks" in _shortened(capsys, parent, save)
-    assert "must be more than --at-step 10" in refused(capsys, trunk, save, *DECAY, "--train-iters", "10")
+    assert "must be more than 10, the step" in refused(capsys, trunk, save, *DECAY, "--train-iters", "10")
+    assert "--lr-knee-explore: goes with --lr-decay-style knee" in refused(
+        capsys, trunk, save, *DECAY, "--lr-knee-explore", "0.1"
+    )
     assert "--min-lr 1.0: must lie between 0 and --lr" in refused(capsys, trunk, save, *DECAY[:2], "--min-lr", "1")
     assert not save.exists()
 
 
 def _shortened(capsys: pytest.CaptureFixture[str], parent: Path, save: Path) -> str:
-    """A run whose phases are shares, at a rate that does not follow the length."""
+    """Shorten a run whose phases are shares, at a rate that does not follow the length."""
     constant = shutil.copytree(parent, save.with_name("constant"))
     for name in ("config.yaml", "config_history.yaml"):
         text = (constant / name).read_text()

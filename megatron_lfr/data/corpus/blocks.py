@@ -122,14 +122,20 @@ class BlockDataset:
     The documents of each prefix are divided in their order, as by Megatron's --split: first those for training, then
     those for validation, then those for testing. A block never crosses the end of a prefix or of a split.
 
-    flag: what the prefixes were given as, for messages.
+    flag: what the prefixes were given as, for messages. named: numbers of prefixes, ascending: the first `named[0]`
+    prefixes have the names of domains that they have alone, and so on.
 
     Errors: ValueError for a bad split, a sequence length below 1, prefixes given twice, a damaged file, and a prefix
     whose training documents do not fill a block; FileNotFoundError for a missing file.
     """
 
     def __init__(
-        self, prefixes: Sequence[str | Path], seq_length: int, split: str = "99,1,0", flag: str = "--data-path"
+        self,
+        prefixes: Sequence[str | Path],
+        seq_length: int,
+        split: str = "99,1,0",
+        flag: str = "--data-path",
+        named: Sequence[int] = (),
     ) -> None:
         if not prefixes:
             raise ValueError(f"{flag}: give at least one prefix of a preprocessed corpus")
@@ -138,7 +144,7 @@ class BlockDataset:
         self.seq_length = seq_length
         self.split = parse_split(split)
         paths = [Path(prefix) for prefix in prefixes]
-        domains = domain_names(paths, flag)
+        domains = keep_names(paths, named, flag)
         datasets = [_open(path, flag) for path in paths]
         parts: list[list[_Range]] = [[], [], []]
         for dataset in datasets:
@@ -205,6 +211,18 @@ def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:
 def split_documents(num_documents: int, shares: Sequence[Fraction]) -> list[int]:
     """Return the first document of each split, and the end of the last, rounding summed shares as Megatron does."""
     return [round(sum(shares[:i], Fraction(0)) * num_documents) for i in range(len(shares) + 1)]
+
+
+def keep_names(prefixes: Sequence[Path], named: Sequence[int], flag: str = "--data-path") -> list[str]:
+    """Return a name for each prefix, as `domain_names` does, where the first `named[0]` prefixes have the names that
+    they have alone, the first `named[1]` those that they have then, and so on. A new name that is taken becomes the
+    path."""
+    names: list[str] = []
+    for count in (*named, len(prefixes)):
+        new = domain_names(prefixes[:count], flag)[len(names) :]
+        paths = map(str, prefixes[len(names) : count])
+        names += [path if name in names else name for name, path in zip(new, paths, strict=True)]
+    return names
 
 
 def domain_names(prefixes: Sequence[Path], flag: str = "--data-path") -> list[str]:

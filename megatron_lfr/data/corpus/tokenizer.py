@@ -172,8 +172,10 @@ class FileTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special}
         self._starts = starts_of(description.get("post_processor"))
-        self._unknown = self._find_unknown(description["model"])
-        self._bytes = self._find_bytes(description["model"])
+        model = description["model"]
+        self._unknown: int | None = self.vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
+        """The id for text that the model does not know; of Unigram, the file gives the id."""
+        self._bytes = self._find_bytes(model)
         self._reserved = self._find_reserved()
 
     @cached_property
@@ -255,10 +257,6 @@ class FileTokenizer:
                     "token with --eod-token"
                 )
         return tokenizer
-
-    def _find_unknown(self, model: Mapping[str, Any]) -> int | None:
-        """Return the id for text that the model (as its file describes it) does not know; Unigram gives the id."""
-        return self.vocabulary.get(model.get("unk_token") or "", model.get("unk_id"))
 
     def _find_bytes(self, model: Mapping[str, Any]) -> list[int]:
         """Return the ids of the bytes with which the model spells characters that it lacks."""

@@ -212,7 +212,8 @@ def _encode(
         with Progress(total, state.stored, config.progress) as progress:
             for chunk, encoded in encode_all(chunks, encoder, config.tokenizer, config.eod_token, workers):
                 output.add(encoded)
-                _print_broken(encoded.named, sum(state.broken.values()))
+                for message in encoded.named[: max(0, _NAMED - sum(state.broken.values()))]:
+                    print(f"preprocess: left out: {message}", file=sys.stderr)
                 state.broken = dict(encoded.broken + Counter(state.broken))
                 state.place, state.stored = chunk.end, chunk.stored
                 progress.advance(chunk.stored, encoded.documents, encoded.tokens)
@@ -293,11 +294,6 @@ def _check_writable(prefix: Path) -> None:
         raise OSError(
             error.errno, f"--output-prefix {prefix}: cannot write into its folder: {error.strerror}"
         ) from None
-
-
-def _print_broken(named: list[str], before: int) -> None:
-    for message in named[: max(0, _NAMED - before)]:
-        print(f"preprocess: left out: {message}", file=sys.stderr)
 
 
 def _print_summary(summary: Summary, everything: bool) -> None:

@@ -1,0 +1,1 @@
+"""`megatron-lfr doctor`: whether the ranks of an allocation can train together."""

@@ -1,0 +1,204 @@
+"""A phase of Learn-Focus-Review, as a schedule gives it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from megatron_lfr.lfr.scores import COPIES, check_score, split_score
+from megatron_lfr.lfr.weights import NO_WEIGHT, CountedCopies, Weights, check_weighting
+
+Kind = Literal["learn", "focus", "review"]
+Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
+SelectionMode = Literal["threshold", "clusters"]
+Sampling = Literal["passes", "visits", "choice"]
+Unseen = Literal["auto", "keep", "exclude"]
+
+SCOPES = ("auto", "all", "new")
+"""Scopes of a phase that are no lists of prefixes."""
+CLUSTERS = (2, 63)
+"""Fewest and most clusters of a k-means; csrc accepts no more."""
+MOST_SAMPLES = 2**40 - 1
+"""Most samples of a phase; csrc makes no longer orders."""
+MOST_STEPS = 2**31 - 1
+"""Most steps of a run: the ledger counts them in 32 bits."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": get_args(Kind),
+    "unit": get_args(Unit),
+    "selection": get_args(SelectionMode),
+    "sampling": get_args(Sampling),
+    "unseen": get_args(Unseen),
+    "weights": get_args(Weights),
+    "copies": get_args(CountedCopies),
+}
+_NUMBERS = ("duration", "drop", "clusters", "drop_hardest", "explore", "weight_power", "weight_cap", "replay")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of Learn-Focus-Review. Learn and Review train on every block in their scope, in a new random order.
+
+    The fields from `drop` to `explore` shape a Focus and are ignored by the other kinds; `weight` and its two numbers
+    are for all kinds, `copies` is for Learn and Review.
+    """
+
+    kind: Kind
+    duration: float
+    unit: Unit = "epochs"
+    """epochs: of all blocks in the scope. passes: over what the phase keeps, unseen blocks too where it keeps them.
+    steps: optimizer steps. tokens. share: of the segment's total, which is then given by --train-iters,
+    --train-samples or --train-epochs."""
+    drop: float = 0.0
+    """Share of the scored blocks that Focus leaves out, the easiest first; in [0, 1)."""
+    selection: SelectionMode = "threshold"
+    """threshold: drop exactly that share (LFR v1). clusters: drop whole clusters of a 1-D k-means on the score while
+    at most that share is dropped (LFR v2; k-means on the score is our choice)."""
+    sampling: Sampling = "passes"
+    """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
+    its weight. choice: weighted without replacement."""
+    score: str = "recorded"
+    """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
+    changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
+    the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
+    repeats as often, but not by difficulty. file:NAME: the numbers of an array from outside of the run, higher is
+    harder. excess:NAME: the detrended score less that number, where the array holds a reference model's losses."""
+    unseen: Unseen = "auto"
+    """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
+    clusters: int = 8
+    """Number of clusters of the k-means."""
+    drop_hardest: float = 0.0
+    """Share of the scored blocks that Focus leaves out, the hardest first, beside `drop`; both together below 1."""
+    weights: Weights = "auto"
+    """How much a kept block weighs in visits and choice. uniform: all the same. capped: 1 up to the score that 5 % of
+    the kept are below, 3 from that of 95 % on, linear between. perplexity: exp(score), up to the 99.9 % quantile. auto:
+    capped; uniform where sampling is passes."""
+    explore: float = 0.0
+    """Share of the samples that are drawn at random from all blocks, in [0, 1)."""
+    weight: str = NO_WEIGHT
+    """file:NAME: blocks count in proportion to the numbers of that array, also in Learn and Review, where each is
+    visited floor(e_i) or ceil(e_i) times; 0 leaves a block out."""
+    weight_power: float = 1.0
+    """Power to which `weight` is raised, before it is capped; below 1, weights are more alike."""
+    weight_cap: float = 4.0
+    """Most that a weight counts for, in multiples of the mean weight."""
+    copies: CountedCopies = "all"
+    """How often a block that there are n of counts in a pass of Learn and Review: once, 1 + floor(log2 n) times, or n
+    times (all); each copy has its turn. The array named copies says which blocks are copies of each other."""
+    scope: str | tuple[str, ...] = "auto"
+    """Which blocks the phase is about. all. new: those that no segment before had. A list of prefixes, by the names of
+    their domains. auto: new for a Learn that begins a segment with new blocks, else all."""
+    replay: float = 0.0
+    """Share of the samples of Learn or Review that come from the segment's other blocks, uniformly; in [0, 1)."""
+
+    @property
+    def score_mode(self) -> str:
+        """What the score is made of, without the name of an array."""
+        return split_score(self.score)[0]
+
+    @property
+    def scored_by(self) -> str | None:
+        """The name of the array that the score needs; None without one."""
+        return split_score(self.score)[1] if self.kind == "focus" else None
+
+    @property
+    def weighted_by(self) -> str | None:
+        """The name of the array of `weight`; None without one."""
+        return split_score(self.weight)[1]
+
+    @property
+    def grouped_by(self) -> str | None:
+        """The name of the array that says which blocks are copies; None where the phase does not need it."""
+        return None if self.copies == "all" else COPIES
+
+    @property
+    def weighting(self) -> str:
+        """What `weights` means with this sampling."""
+        if self.weights != "auto":
+            return self.weights
+        return "uniform" if self.sampling == "passes" else "capped"
+
+    @property
+    def counts_equally(self) -> bool:
+        """Whether every block counts the same, but for its score."""
+        return self.weighted_by is None and self.grouped_by is None
+
+    @property
+    def is_rescored(self) -> bool:
+        """Whether every block is rescored before the phase."""
+        return self.kind == "focus" and self.score == "rescored"
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether every block has a score, whether it has been trained on or not."""
+        return self.is_rescored or (self.kind == "focus" and self.score_mode == "file")
+
+    def __post_init__(self) -> None:
+        for name, legal in _CHOICES.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
+        check_score(self.score)
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
+                raise ValueError(f"phase {name} {value!r}: must be a {'whole ' * (name == 'clusters')}number")
+        if not (math.isfinite(self.duration) and self.duration > 0):
+            raise ValueError(f"phase duration {self.duration}: must be a positive number of {self.unit}")
+        if self.unit in ("steps", "tokens") and self.duration != int(self.duration):
+            raise ValueError(f"phase duration {self.duration}: must be a whole number of {self.unit}")
+        if not 0.0 <= self.drop < 1.0:
+            raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
+        check_weighting(self)
+        if self.kind != "focus" and self.drop:
+            raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, but this one is {self.kind}")
+        self._check_scope()
+        if not CLUSTERS[0] <= self.clusters <= CLUSTERS[1]:
+            raise ValueError(f"phase clusters {self.clusters}: must lie between {CLUSTERS[0]} and {CLUSTERS[1]}")
+
+    def _check_scope(self) -> None:
+        if isinstance(self.scope, list):  # as YAML and JSON have it
+            object.__setattr__(self, "scope", tuple(self.scope))
+        names = self.scope if isinstance(self.scope, tuple) else ()
+        if self.scope not in SCOPES and not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"phase scope {self.scope!r}: choose from {', '.join(SCOPES)}, or give a list of prefixes")
+        if not 0.0 <= self.replay < 1.0:
+            raise ValueError(f"phase replay {self.replay}: must be at least 0 and below 1")
+        if self.kind == "focus" and self.replay:
+            raise ValueError(f"phase replay {self.replay}: only learn and review phases replay, but this one is focus")
+
+    @property
+    def keeps_unseen(self) -> bool:
+        return self.unseen == "keep" or (self.unseen == "auto" and self.selection == "threshold")
+
+    def samples(self, n_blocks: int, seq_length: int, global_batch_size: int, kept: int) -> int:
+        """Return the number of samples of the phase over `n_blocks` blocks. kept: how many of them a drop of exactly
+        `drop` leaves; a pass visits each of them once. The selection may keep a few more or fewer, but the number of
+        samples stays. ValueError for more than MOST_SAMPLES."""
+        match self.unit:
+            case "epochs":
+                exact = self.duration * n_blocks
+            case "passes":
+                exact = self.duration * kept
+            case "steps":
+                exact = self.duration * global_batch_size
+            case "tokens":
+                exact = math.ceil(self.duration / seq_length)
+            case "share":
+                raise ValueError("a phase given as a share has no absolute length")
+        if exact > MOST_SAMPLES:
+            raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_SAMPLES}")
+        return max(1, round(exact))
+
+
+def largest_remainder(shares: Sequence[float], total: int, at_least: int = 0) -> list[int]:
+    """Divide `total` into integers of `at_least` each, in proportion to `shares`, which sum to 1."""
+    exact = [share * total for share in shares]
+    parts = [max(at_least, math.floor(value)) for value in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in range(total - sum(parts)):
+        parts[by_remainder[i % len(parts)]] += 1
+    while sum(parts) > total:  # only where `at_least` has raised a small part
+        parts[parts.index(max(parts))] -= 1
+    return parts

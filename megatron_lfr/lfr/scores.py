@@ -1,0 +1,113 @@
+"""What a phase ranks blocks by, and the arrays from outside of the run that it needs.
+
+A score is one of the run's losses, or from an array with a number for each block, which has a name: `file:NAME` is the
+array itself, `excess:NAME` the present loss minus it (the array then holds a reference model's losses).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from megatron_lfr.lfr.phase import Phase
+    from megatron_lfr.lfr.plan import Plan
+
+Arrays = Mapping[str, npt.NDArray[np.number]]
+"""A number for each block, by name: fp32 [n_blocks], or uint32 [n_blocks] for the groups of copies."""
+NO_ARRAYS: Arrays = {}
+
+LossScore = Literal["recorded", "detrended", "rescored", "shuffled"]
+LOSS_SCORES: tuple[str, ...] = get_args(LossScore)
+FROM_ARRAYS = ("file", "excess")
+COPIES = "copies"
+"""The name of the array that says which blocks are copies of each other."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_CHUNK = 1 << 20
+
+Test = Callable[[npt.NDArray[np.number]], npt.NDArray[np.bool_]]
+
+
+def split_score(score: str) -> tuple[str, str | None]:
+    """Return (mode, name of the array it needs) of a score; None for a score from losses alone."""
+    mode, colon, name = score.partition(":")
+    return mode, name if colon else None
+
+
+def check_score(score: object) -> None:
+    """Raise ValueError for what is no score."""
+    if isinstance(score, str):
+        mode, name = split_score(score)
+        if mode in LOSS_SCORES if name is None else mode in FROM_ARRAYS and is_name(name):
+            return
+    raise ValueError(f"phase score {score!r}: choose from {', '.join(LOSS_SCORES)}, file:NAME, excess:NAME")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name an array: letters, digits, and _ . - alone."""
+    return _NAME.fullmatch(text) is not None
+
+
+def used_arrays(phases: Iterable[Phase]) -> list[str]:
+    """Return the names of the arrays that phases use, sorted."""
+    names = {name for phase in phases for name in (phase.scored_by, phase.weighted_by, phase.grouped_by)}
+    return sorted(name for name in names if name is not None)
+
+
+def check_arrays(plan: Plan, arrays: Arrays) -> None:
+    """Check that there is a legal array for all that phases use, with a number for each block of their segment;
+    ValueError names phase, array and the first block that is wrong."""
+    for planned in plan.phases:
+        index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
+        try:
+            for name, check in (
+                (planned.phase.scored_by, _check_finite),
+                (planned.phase.weighted_by, _check_weights),
+                (planned.phase.grouped_by, _check_groups),
+            ):
+                if name is not None:
+                    check(name, _array(arrays, name, n_blocks))
+        except ValueError as error:
+            raise ValueError(f"phase {index}: {error}") from None
+
+
+def _array(arrays: Arrays, name: str, n_blocks: int) -> npt.NDArray[np.number]:
+    if name not in arrays:
+        raise ValueError(f"there is no array {name!r}; there are: {', '.join(sorted(arrays)) or 'none'}")
+    array = arrays[name]
+    if array.shape != (n_blocks,):
+        raise ValueError(f"array {name}: has the shape {list(array.shape)}, but there are {n_blocks} blocks")
+    return array
+
+
+def _check_finite(name: str, array: npt.NDArray[np.number]) -> None:
+    if array.dtype != np.float32:
+        raise ValueError(f"array {name}: is of type {array.dtype}, must be float32")
+    _check_each(name, array, np.isfinite, "a finite number")
+
+
+def _check_weights(name: str, array: npt.NDArray[np.number]) -> None:
+    _check_finite(name, array)
+    _check_each(name, array, lambda part: part >= 0, "0 or more, as a weight")
+    if not any(array[first : first + _CHUNK].any() for first in range(0, len(array), _CHUNK)):
+        raise ValueError(f"array {name}: every block has the weight 0")
+
+
+def _check_groups(name: str, array: npt.NDArray[np.number]) -> None:
+    if array.dtype != np.uint32:
+        raise ValueError(f"array {name}: is of type {array.dtype}, must be uint32, a number for each group of copies")
+    _check_each(name, array, lambda part: part < len(array), f"below the number of blocks, {len(array)}")
+
+
+def _check_each(name: str, array: npt.NDArray[np.number], is_legal: Test, legal: str) -> None:
+    for first in range(0, len(array), _CHUNK):
+        part = array[first : first + _CHUNK]
+        wrong = ~is_legal(part)
+        if wrong.any():
+            block = first + int(wrong.argmax())
+            raise ValueError(f"array {name}: block {block} has {array[block]}, must be {legal}")

@@ -1,0 +1,220 @@
+"""Scores from outside of a run, --lfr-scores: from the command line to orders, resume and report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from megatron_lfr.analysis import open_run
+from megatron_lfr.cli import main
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from support.tiny_run import STOPPED, tiny_flags
+
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def reference(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the losses of a reference model on every training block, as `evaluate` writes them."""
+    folder = tmp_path_factory.mktemp("reference")
+    flags = [*tiny_flags(corpus), "--lfr-schedule", "uniform", "--train-epochs", "0.5", "--save", str(folder / "run")]
+    assert main(["train", *flags]) == 0
+    path = folder / "losses.npy"
+    assert main(["evaluate", "--run", str(folder / "run"), "--split", "train", "--per-block", str(path)]) == 0
+    return path
+
+
+def blocks(corpus: list[str]) -> int:
+    return BlockDataset(corpus, 16, "90,10,0").train.num_blocks
+
+
+def flags_of(corpus: list[str], save: Path, score: str, *words: str) -> list[str]:
+    schedule = f"[{{kind: learn, duration: 0.6}}, {{kind: focus, duration: 0.4, drop: 0.5, score: '{score}'}}]"
+    flags = [*tiny_flags(corpus), "--lfr-schedule", schedule, "--save", str(save), *words]
+    del flags[flags.index("--train-epochs") : flags.index("--train-epochs") + 2]
+    return flags
+
+
+def error_of(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(["train", *flags]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_file_of_evaluate_says_what_it_is(reference: Path, corpus: list[str]) -> None:
+    described = json.loads(reference.with_name("losses.npy.json").read_text())
+    assert described["corpus"] == BlockDataset(corpus, 16, "90,10,0").digests()
+    assert described["blocks"] == len(np.load(reference)) == blocks(corpus)
+    forward, training = described["flops"]["forward"], described["flops"]["training"]
+    assert training / forward == pytest.approx(3 * 0.5, rel=0.01)  # half an epoch, of three times the cost a token
+
+
+@pytest.mark.parametrize("score", ["file:ref", "excess:ref"])
+def test_a_focus_ranks_by_the_file(score: str, reference: Path, corpus: list[str], tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    assert main(["train", *flags_of(corpus, save, score, "--lfr-scores", f"ref={reference}")]) == 0
+    run = open_run(save)
+    ledger = run.empty_ledger()
+    learn, focus = [(phase, ledger.detrended_scores()) for phase in run.phases(ledger)]
+    losses: Floats = np.load(reference)
+    scores = losses if score == "file:ref" else focus[1] - losses
+    assert np.array_equal(focus[0].scores_at_start, scores, equal_nan=True)
+    seen = np.flatnonzero(~np.isnan(scores))
+    easiest = seen[np.argsort(scores[seen], kind="stable")][: len(seen) // 2]
+    assert not np.isin(focus[0].order, easiest).any()
+    assert focus[0].selection is not None
+    assert focus[0].selection.dropped == len(seen) // 2
+    assert learn[0].selection is None
+    assert main(["report", str(save)]) == 0
+    assert main(["inspect", str(save), "--hardest", "2", "--chars", "0"]) == 0
+
+
+def test_a_resume_needs_the_same_file(
+    reference: Path, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.npy"
+    np.save(mine, np.load(reference))
+    flags = flags_of(corpus, tmp_path / "run", "excess:ref", "--lfr-scores", f"ref={mine}")
+    assert main(["train", *flags, "--exit-interval", "4"]) == STOPPED
+    assert "ref=" in capsys.readouterr().out  # no description: taken on trust
+    losses = np.load(reference)
+    losses[3] += 1
+    np.save(mine, losses)
+    assert "--lfr-scores ref: is not the run's file, or has changed since the run began" in error_of(flags, capsys)
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "has changed since the run began" in capsys.readouterr().err
+    moved = tmp_path / "moved.npy"
+    shutil.copy(reference, moved)
+    assert main(["train", *flags[:-1], f"ref={moved}"]) == 0
+
+
+def test_a_folder_beside_the_run_is_not_needed_where_it_was_started(
+    reference: Path, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path leads from the folder that the run was started in."""
+    shutil.copy(reference, tmp_path / "ref.npy")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *flags_of(corpus, Path("run"), "file:ref", "--lfr-scores", "ref=ref.npy")]) == 0
+    monkeypatch.chdir("/")
+    assert main(["inspect", str(tmp_path / "run"), "--step", "1", "--chars", "0"]) == 0
+
+
+def changed(reference: Path, block: int, value: float) -> Floats:
+    losses: Floats = np.load(reference)
+    losses[block] = value
+    return losses
+
+
+def test_illegal_files_are_refused_by_name(
+    reference: Path, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n = blocks(corpus)
+    cases: dict[str, tuple[Any, str]] = {
+        "nan": (changed(reference, 7, np.nan), "phase 1: array x: block 7 has nan, must be a finite number"),
+        "inf": (changed(reference, 9, -np.inf), "phase 1: array x: block 9 has -inf, must be a finite number"),
+        "short": (np.zeros(n - 1, np.float32), f"array x: has the shape [{n - 1}], but there are {n} blocks"),
+        "double": (np.zeros(n), "must hold float32 or uint32 [blocks]"),
+        "integers": (np.zeros(n, np.uint32), "phase 1: array x: is of type uint32, must be float32"),
+        "objects": (np.array([{}] * n), "x="),
+    }
+    for name, (array, message) in cases.items():
+        path = tmp_path / f"{name}.npy"
+        np.save(path, array, allow_pickle=True)
+        error = error_of(flags_of(corpus, tmp_path / "run", "file:x", "--lfr-scores", f"x={path}"), capsys)
+        assert "--lfr-scores" in error, name
+        assert message in error, name
+    text = tmp_path / "text.npy"
+    text.write_bytes(b"\x80\x04N.")  # a pickle
+    for word, message in (
+        (f"x={text}", "is no .npy file"),
+        (f"x={tmp_path / 'none.npy'}", "No such file"),
+        (f"y={reference}", "phase 1: there is no array 'x'; there are: none"),
+        (str(reference), "expected NAME=FILE.npy"),
+    ):
+        assert message in error_of(flags_of(corpus, tmp_path / "run", "file:x", "--lfr-scores", word), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_described_file_must_be_of_this_corpus_and_as_it_was(
+    reference: Path, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("losses.npy", "losses.npy.json"):
+        shutil.copy(reference.with_name(name), tmp_path / name)
+    word = ("--lfr-scores", f"x={tmp_path / 'losses.npy'}")
+    other = flags_of(corpus, tmp_path / "run", "file:x", *word, "--split", "80,20,0")
+    assert "was made of another corpus, --split or --seq-length: prefix 1 of 2 differs" in error_of(other, capsys)
+    fewer = flags_of(corpus[:1], tmp_path / "run", "file:x", *word)
+    assert "was made of 2 prefixes, the corpus has 1" in error_of(fewer, capsys)
+    np.save(tmp_path / "losses.npy", changed(reference, 0, 1.0))
+    flags = flags_of(corpus, tmp_path / "run", "file:x", *word)
+    assert "is not the file that losses.npy.json beside it describes" in error_of(flags, capsys)
+    (tmp_path / "losses.npy.json").write_text("[")
+    assert "losses.npy.json beside it is not readable as JSON" in error_of(flags, capsys)
+
+
+@pytest.mark.parametrize("score", ["file", "file:", "excess:a b", "loss", "recorded:x"])
+def test_what_is_no_score_is_refused(score: str, corpus: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert "choose from recorded, detrended, rescored, shuffled, file:NAME" in error_of(
+        flags_of(corpus, tmp_path / "run", score), capsys
+    )
+
+
+def test_a_run_from_before_weights_keeps_its_own(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its schedule file says nothing of weights, which then meant exp(score); what it remembers neither."""
+    path = tmp_path / "schedule.yaml"
+    focus = "{kind: focus, duration: 0.4, drop: 0.5, sampling: choice%s}"
+    flags = flags_of(corpus, tmp_path / "run", "recorded")
+    flags[flags.index("--lfr-schedule") + 1] = str(path)
+    learn = "- {kind: learn, duration: 0.6}\n- "
+    path.write_text(learn + focus % ", weights: perplexity")
+    assert main(["train", *flags, "--exit-interval", "4"]) == STOPPED
+    remembered = json.loads((tmp_path / "run/journal/meta.json").read_text())["segments"][0]["schedule"]
+    assert {"weights", "drop_hardest", "explore", "weight", "copies"}.isdisjoint(remembered[1])
+    path.write_text(learn + focus % ", weights: capped")
+    assert "schedule.yaml has changed since the run began" in error_of(flags, capsys)
+    path.write_text(learn + focus % "")
+    assert main(["train", *flags, "--exit-interval", "12"]) in (0, STOPPED)
+    assert [phase.weighting for phase in (p.phase for p in open_run(tmp_path / "run").plan.phases)][1] == "perplexity"
+
+
+def test_weights_and_copies_are_checked_before_a_run_begins(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n = blocks(corpus)
+    arrays = {
+        "negative": np.where(np.arange(n) == 5, -1, 1).astype(np.float32),
+        "zero": np.zeros(n, np.float32),
+        "groups": np.arange(n, dtype=np.uint32),
+        "beyond": np.arange(1, n + 1, dtype=np.uint32),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    for phase, words, message in (
+        ("weight: 'file:x'", "x=negative", "phase 0: array x: block 5 has -1.0, must be 0 or more, as a weight"),
+        ("weight: 'file:x'", "x=zero", "phase 0: array x: every block has the weight 0"),
+        ("weight: 'file:x'", "x=groups", "phase 0: array x: is of type uint32, must be float32"),
+        ("copies: once", "copies=zero", "phase 0: array copies: is of type float32, must be uint32"),
+        (
+            "copies: log",
+            "copies=beyond",
+            f"array copies: block {n - 1} has {n}, must be below the number of blocks, {n}",
+        ),
+        ("copies: log", "x=groups", "phase 0: there is no array 'copies'"),
+    ):
+        flags = flags_of(
+            corpus, tmp_path / "run", "recorded", "--lfr-scores", f"{words.replace('=', f'={tmp_path}/')}.npy"
+        )
+        flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 1, {phase}}}]"
+        assert message in error_of(flags, capsys)
+    flags[flags.index("--lfr-schedule") + 1] = "[{kind: learn, duration: 0.2, copies: once}]"
+    flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/groups.npy"
+    assert main(["train", *flags, "--lfr-scores", f"more={tmp_path}/zero.npy"]) == 0
+    assert "--lfr-scores more: no phase of the schedule uses it" in capsys.readouterr().out
