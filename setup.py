@@ -101,6 +101,7 @@ setup(
     extras_require={
         "wandb": ["wandb>=0.19"],
         "lm-eval": ["lm-eval>=0.4.9"],
+        "study": ["scipy>=1.11"],
         "liger": ["liger-kernel>=0.5.10"],
         "hf": ["transformers>=4.57"],
         "deepspeed": ["deepspeed==0.19.8"],  # exactly: engine/deepspeed_partitions.py reads what is private there
@@ -114,6 +115,7 @@ setup(
             "zstandard>=0.22",
             "pyarrow>=15",
             "lm-eval>=0.4.9",
+            "scipy>=1.11",
             "deepspeed==0.19.8",
         ],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],

@@ -21,6 +21,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks
   inspect      show the blocks, documents and text behind a step, or the history of a block or a domain
   report       show a run, or several side by side, on one HTML page
+  study        compare ways of choosing data at equal compute: arms, seeds, sizes; one page
   convert      turn a run's weights into a Hugging Face folder (to-hf), or such a folder into a run (from-hf)
   estimate     estimate memory, tokens, steps and FLOPs of a configuration, without running it
   doctor       check the ranks of an allocation: versions, devices, clocks, network, the run folder's file system
@@ -108,6 +109,12 @@ def _report(argv: Sequence[str]) -> int:
     return 0
 
 
+def _study(argv: Sequence[str]) -> int:
+    from megatron_lfr.study.command import main as study
+
+    return study(argv)
+
+
 def _convert(argv: Sequence[str]) -> int:
     from megatron_lfr.huggingface.convert import main as convert
 
@@ -137,6 +144,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,
+    "study": _study,
     "convert": _convert,
     "estimate": _estimate,
     "doctor": _doctor,

@@ -13,6 +13,8 @@ and then its choices are counted whole. Other keys are ignored. The measures hav
     acc        the answer has the highest log-probability (multiple choice); greedy decoding gives the target (cloze)
     acc_norm   ... the highest log-probability a character of the choice
     acc_bytes  ... a byte of its UTF-8
+    answer_logprob, target_logprob   the log-probability of the answer, of the target, nats (ours): they tell apart
+               models whose accuracy is at chance
     *_stderr   standard error of the mean: sample standard deviation / sqrt(items); None for a single item
 """
 
@@ -124,12 +126,15 @@ def _by_item(task: Task, scores: Sequence[Score]) -> Iterator[tuple[Item, Sequen
 
 def _measure_choices(scored: list[tuple[Item, Sequence[Score]]]) -> Result:
     hits: dict[str, list[float]] = {"acc": [], "acc_norm": [], "acc_bytes": []}
+    answers: list[float] = []
     for item, item_scores in scored:
         logprobs = np.array([score.logprob for score in item_scores])
         characters = np.array([len(choice) for choice in item.counted])
         size = np.array([len(choice.encode()) for choice in item.counted])
         for name, values in (("acc", logprobs), ("acc_norm", logprobs / characters), ("acc_bytes", logprobs / size)):
             hits[name].append(float(np.argmax(values) == item.answer))
+        answers.append(item_scores[item.answer].logprob)
+    hits["answer_logprob"] = answers
     return {key: value for name, values in hits.items() for key, value in _mean(name, values).items()}
 
 

@@ -139,6 +139,7 @@ def test_measures_of_multiple_choice(tmp_path: Path) -> None:
     for name, hits in (("acc", [1, 0, 0, 1, 0]), ("acc_norm", [0, 1, 0, 0, 1]), ("acc_bytes", [0, 0, 1, 0, 0])):
         assert result[name] == pytest.approx(statistics.mean(hits))
         assert result[f"{name}_stderr"] == pytest.approx(statistics.stdev(hits) / math.sqrt(5))
+    assert result["answer_logprob"] == pytest.approx(statistics.mean([-4, -5, -6, -4, -5]))
     assert (result["kind"], result["items"], result["cut_contexts"]) == ("multiple_choice", 5, 0)
 
 

@@ -1,0 +1,63 @@
+"""Cleans a corpus by what `megatron-lfr commonness` knows of it: near copies but one, and what is least like text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.indexed import META, with_suffix
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from megatron_lfr.fileio import new_folder
+
+KEPT = "kept_documents.npy"
+"""In the folder of the cleaned corpus: numbers of the documents that it keeps, counted over all documents of all
+prefixes."""
+
+
+def cleaned_prefixes(data_path: Sequence[str], folder: Path) -> list[Path]:
+    """Return the prefixes that the cleaned corpus in `folder` has. ValueError where two have one name."""
+    names = [Path(prefix).name for prefix in data_path]
+    if len(set(names)) < len(names):
+        raise ValueError(f"clean: prefixes need different names, not {', '.join(names)}")
+    return [folder / name for name in names]
+
+
+def clean(
+    commonness: Path, data_path: Sequence[str], split: str, folder: Path, rules: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the training documents that the rules keep as a corpus into `folder`, all at once.
+
+    rules: near_copies: keep one of each cluster of near copies (by default); drop_lowest_ratio: the share of the
+    documents to drop whose ratio, likeness to trusted text, is lowest (by default 0). Returns counts for the JSON.
+    """
+    representative = np.load(commonness / "document_representative.npy", allow_pickle=False)
+    keep: npt.NDArray[np.bool_] = np.ones(len(representative), np.bool_)
+    if rules.get("near_copies", True):
+        keep &= representative == np.arange(len(representative))
+    share = float(rules.get("drop_lowest_ratio", 0.0))
+    if share:
+        ratio = np.load(commonness / "document_ratio.npy", allow_pickle=False)
+        keep &= ~(ratio < np.nanquantile(ratio, share))
+    starts = json.loads((commonness / "commonness.json").read_bytes())["document_starts"]
+    prefixes, kept, before, tokens = cleaned_prefixes(data_path, folder), [], 0, 0
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it was noted as done
+    with new_folder(folder) as aside:
+        for number, dataset in enumerate(BlockDataset(data_path, 1, split).datasets):
+            chosen = np.flatnonzero(keep[starts[number] : starts[number + 1]])
+            with IndexedDatasetWriter(aside / prefixes[number].name, dataset.dtype) as writer:
+                meta = with_suffix(dataset.prefix, META)
+                writer.meta = meta.read_text(encoding="utf-8") if meta.exists() else None
+                for document in chosen.tolist():
+                    writer.add_document(dataset.document(document))
+                tokens += writer.num_tokens
+            kept.append(before + chosen)
+            before += dataset.num_documents
+        np.save(aside / KEPT, np.concatenate(kept), allow_pickle=False)
+    return {"flops": 0.0, "documents": len(keep), "kept_documents": int(keep.sum()), "kept_tokens": tokens}

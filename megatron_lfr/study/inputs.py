@@ -1,0 +1,93 @@
+"""What the runs of a study read, opened once each and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cache
+
+from megatron_lfr.build import make_model_config, make_tokenizer
+from megatron_lfr.config import RunConfig
+from megatron_lfr.config.run import parse_settings
+from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.documents import settle_documents
+from megatron_lfr.data.corpus.tokenizer import Tokenizer
+from megatron_lfr.evaluation.tasks import read_task
+from megatron_lfr.study.definition import Corpus, Settings, Study
+from megatron_lfr.study.labels import kinds_of_blocks
+
+
+class Inputs:
+    """Opens configurations, corpora and tokenizers, and keeps them. ValueError begins with the `where` of a call."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._open_corpus = cache(_open_corpus)
+        self._open_tokenizer = cache(_open_tokenizer)
+        self._check_labels = cache(self._check_labels_once)
+        self._configs: dict[str, RunConfig] = {}
+        for path in study.tasks:
+            read_task(path)
+
+    def config(self, settings: Settings, where: str) -> RunConfig:
+        """Make and check a configuration; those that differ in their seed alone are made once."""
+        key = json.dumps({**settings, "seed": 0, "save": "-"}, default=str)
+        if key not in self._configs:
+            try:
+                config = parse_settings(settings, where)
+                config.validate(1)
+            except ValueError as error:
+                text = str(error)
+                raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
+            self._configs[key] = config
+        return self._configs[key]
+
+    def blocks(self, data: DataConfig, prefixes: Sequence[str], where: str) -> BlockDataset:
+        """Open prefixes as the blocks of a run."""
+        try:
+            return self._open_corpus(tuple(prefixes), data.seq_length, data.split, "--data-path")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def held_out(self, config: RunConfig) -> BlockDataset:
+        """Open the held-out text in blocks of a run's length."""
+        return self._open_corpus(self.study.held_out, config.data.seq_length, "1", "held_out")
+
+    def check(self, config: RunConfig, corpus: Corpus, where: str) -> BlockDataset:
+        """Open the corpus of a run; ValueError where it, its labels or the held-out text do not fit the run."""
+        data = config.data
+        blocks = self.blocks(data, corpus.data_path, where)
+        tokenizer = self._open_tokenizer(data.tokenizer_model, data.eod_token)
+        vocab_size = make_model_config(config, tokenizer).vocab_size
+        assert vocab_size is not None
+        try:
+            for opened in (blocks, self.held_out(config)):
+                settle_documents(data, tokenizer, vocab_size, opened.datasets)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        if corpus.labels is not None:
+            self._check_labels(corpus, data.seq_length, data.split)
+        return blocks
+
+    def _check_labels_once(self, corpus: Corpus, seq_length: int, split: str) -> None:
+        assert corpus.labels is not None
+        source = self._open_corpus(corpus.data_path, seq_length, split, "--data-path").train
+        try:
+            kinds_of_blocks(dataclasses.asdict(corpus.labels), corpus.data_path, source, split)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.study.file}: corpora: {corpus.name}: labels: {error}") from None
+
+    def token_flops(self, config: RunConfig) -> float:
+        """Return the FLOPs of a forward_backward token of a run's model."""
+        tokenizer = self._open_tokenizer(config.data.tokenizer_model, config.data.eod_token)
+        return make_model_config(config, tokenizer).flops_per_token(config.data.seq_length)
+
+
+def _open_corpus(prefixes: Sequence[str], seq_length: int, split: str, flag: str) -> BlockDataset:
+    return BlockDataset(prefixes, seq_length, split, flag)
+
+
+def _open_tokenizer(model: str | None, eod_token: str | None) -> Tokenizer | None:
+    return make_tokenizer(DataConfig(tokenizer_model=model, eod_token=eod_token))

@@ -1,0 +1,106 @@
+"""One process of a study: `python -m megatron_lfr.study.job JOB.json` runs commands of the product, one after another,
+and writes the one JSON that says that the job is done.
+
+The commands run in one process, so that PyTorch is imported once; each is called as the command line calls it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.fileio import describe, write_atomic
+from megatron_lfr.run_folder.settings import dump_yaml
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job in the file `argv[0]`. Returns 0 when it is done, else the exit code of the command that is not."""
+    job = json.loads(Path(argv[0]).read_bytes())
+    _end_with_parent(job["parent"])
+    try:
+        return run_job(job)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"megatron-lfr study: error: {describe(error)}", file=sys.stderr)
+        return 2
+
+
+def run_job(job: dict[str, Any]) -> int:
+    """Run a job's commands, collect its result, and write it to `job["result"]`, aside first."""
+    started = time.monotonic()
+    code = _train(job) if job.get("train") else 0
+    if code:
+        return code
+    for command, words in job.get("commands", []):
+        code = _command(command)(words)
+        if code:
+            return code
+    result = {**job["describes"], **_collect(job)}
+    result |= {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds()}
+    write_atomic(Path(job["result"]), json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+def _collect(job: dict[str, Any]) -> dict[str, Any]:
+    from megatron_lfr.study.collect import collect, collect_step
+
+    if job["kind"] == "clean":
+        from megatron_lfr.study.clean import clean
+
+        return clean(Path(job["commonness"]), job["data_path"], job["split"], Path(job["output"]), job["rules"])
+    return collect(job) if job["kind"] == "run" else collect_step(job)
+
+
+def _train(job: dict[str, Any]) -> int:
+    """Train the run, or continue it."""
+    from megatron_lfr.training.run import main as train
+
+    folder, run = Path(job["folder"]), Path(job["train"]["save"])
+    write_atomic(folder / "settings.yaml", dump_yaml(job["train"]))
+    wait_until_free(run / "lock")
+    return train(["--config", str(folder / "settings.yaml")])
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    if name == "evaluate":
+        from megatron_lfr.evaluation.command import main as evaluate
+
+        return lambda words: evaluate(words, 1)
+    from megatron_lfr.commonness.command import main as commonness
+
+    return commonness
+
+
+def wait_until_free(lock: Path) -> None:
+    """Wait until no process holds a run's lock: one that a killed study has left may still be saving."""
+    if lock.exists():
+        with lock.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let this process get SIGTERM when the study's ends, however that ends. On Linux; elsewhere it trains on."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _cpu_seconds() -> float:
+    """Return the seconds of CPU that this process and those it has waited for have used, all threads together."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,220 @@
+"""Lays a study out: its runs, the steps before them, and what each of them computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.study.budget import FORWARD, Compute, fit_budget, plan_run, rescored_blocks
+from megatron_lfr.study.clean import cleaned_prefixes
+from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
+from megatron_lfr.study.fields import Fields
+from megatron_lfr.study.inputs import Inputs
+
+_DEFAULTS: Settings = {"keep_last": 1}
+"""Settings of every run that are not given: a study holds many folders."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step before runs, which all runs share that need the same one. key: its name and digest. output: what its name
+    in braces stands for in settings. settings: those of its run, or flags of its command. needs: keys of the steps
+    before it. flops: what a model computes."""
+
+    key: str
+    step: Step
+    folder: Path
+    output: Path
+    settings: Settings
+    corpus: Corpus
+    needs: tuple[str, ...]
+    flops: float
+    token_flops: float
+    seq_length: int
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run: an arm at a seed, in a cell (corpus, size, rate). compute_point: the budget as a share of the usual one.
+    step_flops: FLOPs of a forward_backward token. digest: of all that its result depends on but the code."""
+
+    name: str
+    arm: str
+    corpus: str
+    size: str
+    rate: str
+    seed: int
+    compute_point: float
+    trained_on: Corpus
+    settings: Settings
+    digest: str
+    steps: int
+    step_tokens: int
+    token_flops: float
+    compute: Compute
+    needs: tuple[str, ...]
+    folder: Path
+
+    @property
+    def flops(self) -> float:
+        return self.compute.total * self.token_flops
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All steps by key, in an order in which each follows those it needs, and all runs by name."""
+
+    steps: dict[str, PlannedStep]
+    runs: dict[str, PlannedRun]
+
+
+def lay_out_study(study: Study, output: Path) -> Layout:
+    """Lay out a study whose results go to the folder `output`, and check all that can be checked before it runs.
+
+    ValueError or OSError names the arm and what `train` would refuse, or a budget that is too small.
+    """
+    bench = _Bench(study, output)
+    for block in study.grid:
+        for corpus in block.corpora:
+            for size in block.sizes:
+                for rate in block.rates:
+                    for arm in block.arms:
+                        points = {1.0, *block.compute_points} if arm == study.reference else {1.0}
+                        for seed in block.seeds:
+                            for point in sorted(points):
+                                bench.add_run(_Cell(study.corpora[corpus], size, rate), study.arms[arm], seed, point)
+    return Layout(bench.steps, bench.runs)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    corpus: Corpus
+    size: str
+    rate: str
+
+
+class _Bench:
+    """Opens what runs read, once each, and collects what is laid out."""
+
+    def __init__(self, study: Study, output: Path) -> None:
+        self.study, self.output = study, output
+        self.steps: dict[str, PlannedStep] = {}
+        self.runs: dict[str, PlannedRun] = {}
+        self.inputs = Inputs(study)
+
+    def add_run(self, cell: _Cell, arm: Arm, seed: int, point: float) -> None:
+        name = ".".join([cell.corpus.name, cell.size, cell.rate, arm.name, f"s{seed}"])
+        name += "" if point == 1 else f".x{point:g}"
+        if name in self.runs:
+            return
+        where = f"{self.study.file}: arms: {arm.name} (size {cell.size}, rate {cell.rate})"
+        corpus = self.study.corpora[arm.corpus] if arm.corpus else cell.corpus
+        outputs, preparation = self._prepare(cell, arm, corpus)
+        paths = {step: str(self.steps[key].output) for step, key in outputs.items()}
+        settings = self.study.settings_of(cell.size, cell.rate, {"data_path": list(corpus.data_path)}, arm.settings)
+        settings = {**_DEFAULTS, **settings, "seed": seed}
+        folder = self.output / "runs" / name
+        given = {**_substituted(settings, paths), "save": str(folder / "run")}
+        if cleaned := [self.steps[key] for key in outputs.values() if self.steps[key].step.kind == "clean"]:
+            given["data_path"] = [str(prefix) for prefix in cleaned_prefixes(corpus.data_path, cleaned[-1].output)]
+        config = self.inputs.config(given, where)
+        blocks = self.inputs.check(config, corpus, where)
+        token_flops = self.inputs.token_flops(config)
+        budget = self.study.compute[cell.size] * point
+        compute, length = fit_budget(arm, config, blocks, budget, preparation / token_flops, where)
+        identity = {
+            "settings": {**settings, **length},
+            "steps": list(outputs.values()),
+            "corpus": blocks.digests(),
+            "held_out": self.inputs.held_out(config).digests(),
+            "tasks": [_file_digest(path) for path in self.study.tasks],
+        }
+        self.runs[name] = PlannedRun(
+            name=name,
+            arm=arm.name,
+            corpus=cell.corpus.name,
+            size=cell.size,
+            rate=cell.rate,
+            seed=seed,
+            compute_point=point,
+            trained_on=corpus,
+            settings={**given, **length},
+            digest=_digest(identity),
+            steps=length["train_iters"],
+            step_tokens=config.training.blocks_per_step(1) * config.data.seq_length,
+            token_flops=token_flops,
+            compute=compute,
+            needs=tuple(outputs.values()),
+            folder=folder,
+        )
+
+    def _prepare(self, cell: _Cell, arm: Arm, corpus: Corpus) -> tuple[dict[str, str], float]:
+        """Lay out the steps of an arm. Returns the key of each by its name, and the FLOPs of all of them."""
+        keys: dict[str, str] = {}
+        for step in arm.prepare:
+            where = f"{self.study.file}: arms: {arm.name}: prepare: {step.name}"
+            planned = self._step(cell, step, corpus, keys, where)
+            self.steps.setdefault(planned.key, planned)
+            keys[step.name] = planned.key
+        return keys, sum(self.steps[key].flops for key in keys.values())
+
+    def _step(self, cell: _Cell, step: Step, corpus: Corpus, keys: dict[str, str], where: str) -> PlannedStep:
+        size, rate = step.size or cell.size, step.rate or cell.rate
+        settings = self.study.settings_of(size, rate)
+        needs: tuple[str, ...] = (keys[step.of],) if step.of else ()
+        data = self.inputs.config({**settings, "data_path": list(corpus.data_path), "save": "-"}, where).data
+        opened = self.inputs.blocks(data, corpus.data_path, where)
+        flops = token_flops = 0.0
+        if step.kind == "train":
+            settings = {**_DEFAULTS, "lfr_schedule": "uniform", "data_path": list(corpus.data_path), **settings}
+            settings |= {key.replace("-", "_"): value for key, value in step.settings.items()}
+            config = self.inputs.config({**settings, "save": "-"}, where)
+            opened = self.inputs.blocks(config.data, config.data.corpora()[0], where)
+            plan = plan_run(config, opened, where)
+            token_flops = self.inputs.token_flops(config)
+            flops = (plan.total_samples + FORWARD * rescored_blocks(plan)) * plan.seq_length * token_flops
+        elif step.kind == "evaluate":
+            reference = self.inputs.config({**self.steps[needs[0]].settings, "save": "-"}, where)
+            if (reference.data.seq_length, reference.data.split) != (data.seq_length, data.split):
+                raise ValueError(f"{where}: its model must have the run's seq_length and split, so that blocks agree")
+            token_flops = self.inputs.token_flops(reference)
+            flops = FORWARD * opened.train.num_blocks * data.seq_length * token_flops
+            settings = {"data_path": list(corpus.data_path), "split": "train"}
+        else:
+            settings = {"data_path": list(corpus.data_path), "seq_length": data.seq_length, "split": data.split}
+            settings |= {"tokenizer_model": data.tokenizer_model} if data.tokenizer_model else {}
+            given = {key.replace("-", "_"): value for key, value in step.settings.items()}
+            if step.kind == "commonness":
+                Fields(given, where, [field.name for field in dataclasses.fields(CommonnessConfig)])
+            settings |= given
+        digests = opened.digests()
+        seq_length = data.seq_length
+        key = f"{step.name}-{_digest([step.kind, settings, needs, digests])[:12]}"
+        folder = self.output / "prepared" / key
+        result = {"train": "run", "evaluate": "losses.npy", "commonness": "commonness", "clean": "corpus"}[step.kind]
+        return PlannedStep(key, step, folder, folder / result, settings, corpus, needs, flops, token_flops, seq_length)
+
+
+def _substituted(value: Any, paths: dict[str, str]) -> Any:
+    """Put the outputs of steps in the places of their names in braces, in texts, lists and mappings."""
+    if isinstance(value, dict):
+        return {key: _substituted(entry, paths) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_substituted(entry, paths) for entry in value]
+    if isinstance(value, str):
+        for name, path in paths.items():
+            value = value.replace(f"{{{name}}}", path)
+    return value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

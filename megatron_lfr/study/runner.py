@@ -1,0 +1,179 @@
+"""Runs a study's layout: a process for each step and each run that has no result yet."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.fileio import lock_file, write_atomic
+from megatron_lfr.study.clean import KEPT
+from megatron_lfr.study.definition import Study
+from megatron_lfr.study.layout import Layout, PlannedRun, PlannedStep
+from megatron_lfr.study.schedule import STOPPED, Ended, Task, ending_on_sigterm, run_tasks
+
+
+def result_file(output: Path, name: str) -> Path:
+    """Return the JSON of a run, which exists when the run is done."""
+    return output / "results" / f"{name}.json"
+
+
+def read_result(output: Path, run: PlannedRun) -> dict[str, Any] | None:
+    """Return a run's result; None where it is not done. ValueError where it was made with other settings."""
+    path = result_file(output, run.name)
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_bytes())
+        digest = result["digest"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: no result of a study ({error!r})") from None
+    if digest != run.digest:
+        before = result.get("settings", {})
+        differing = [
+            f"{key}: {before.get(key)!r} -> {value!r}"
+            for key, value in run.settings.items()
+            if before.get(key) != value
+        ]
+        what = ", ".join(differing) or "a corpus, a step before it, the held-out text or a task"
+        raise ValueError(f"{path}: was made of something else ({what}); remove it, or give another --output")
+    return result
+
+
+def choose(layout: Layout, only: Sequence[str]) -> list[PlannedRun]:
+    """Return the runs whose name fits one of the patterns, all where there is none; ValueError where none fits."""
+    runs = [run for run in layout.runs.values() if not only or any(fnmatch.fnmatchcase(run.name, p) for p in only)]
+    if not runs:
+        raise ValueError(
+            f"--only {' '.join(only)}: fits none of the {len(layout.runs)} runs, as {next(iter(layout.runs))}"
+        )
+    return runs
+
+
+def run_study(
+    study: Study, layout: Layout, output: Path, runs: Sequence[PlannedRun], environments: Sequence[dict[str, str]]
+) -> list[Ended]:
+    """Do what is not done yet of these runs and the steps that they need, a process in each of the environments at a
+    time. Returns how each process ended. ValueError where another process runs the study in this folder."""
+    (output / "results").mkdir(parents=True, exist_ok=True)
+    with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
+        open_runs = [run for run in runs if read_result(output, run) is None]
+        wanted = _needed(layout, open_runs)
+        tasks = [
+            Task(
+                f"prepare {step.key}",
+                _job(output, step.folder, _step_job(layout, step)),
+                step.folder / "log.txt",
+                tuple(f"prepare {need}" for need in step.needs if need in {other.key for other in wanted}),
+            )
+            for step in wanted
+        ]
+        keys = {step.key for step in wanted}
+        tasks += [
+            Task(run.name, _job(output, run.folder, _run_job(study, layout, output, run)), run.folder / "log.txt",
+                 tuple(f"prepare {need}" for need in run.needs if need in keys))
+            for run in open_runs
+        ]  # fmt: skip
+        print(f"{len(runs)} runs: {len(runs) - len(open_runs)} are done; {len(environments)} processes side by side")
+        with ending_on_sigterm():
+            return run_tasks(tasks, len(environments), environments, _Progress(len(tasks)))
+
+
+def _needed(layout: Layout, runs: Sequence[PlannedRun]) -> list[PlannedStep]:
+    """Return the steps that these runs need and that have no result, each after those that it needs itself."""
+    keys = {need for run in runs for need in run.needs}
+    return [step for key, step in layout.steps.items() if key in keys and not step_result(step).exists()]
+
+
+def step_result(step: PlannedStep) -> Path:
+    """Return the JSON of a step, which exists when the step is done."""
+    return step.folder / "step.json"
+
+
+class _Progress:
+    """Prints a line as each process ends."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.ended = total, 0
+
+    def __call__(self, end: Ended) -> None:
+        self.ended += 1
+        how = "done"
+        if end.because is not None:
+            how = f"not run: {end.because} has failed"
+        elif end.code == STOPPED:
+            how = "stopped, and saved"
+        elif end.code:
+            how = f"failed with code {end.code}, see {end.task.log}"
+        print(f"{self.ended}/{self.total} {end.task.name}: {how}", flush=True)
+
+
+def _job(output: Path, folder: Path, job: dict[str, Any]) -> tuple[str, ...]:
+    """Write the file of a process, and return its command line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "job.json"
+    write_atomic(path, json.dumps({"parent": os.getpid(), "folder": str(folder), **job}, indent=1) + "\n")
+    return "-m", "megatron_lfr.study.job", str(path)
+
+
+def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun) -> dict[str, Any]:
+    folder = run.folder
+    words = [
+        *("--run", str(folder / "run"), "--split", "all", "--data-path", *study.held_out),
+        *("--per-block", str(folder / "held_out.npy"), "--json", str(folder / "held_out.json")),
+        *(("--tasks", *map(str, study.tasks)) if study.tasks else ()),
+    ]
+    labels: dict[str, Any] | None = None
+    steps = [layout.steps[key] for key in run.needs]
+    if run.trained_on.labels is not None:
+        labels = {**asdict(run.trained_on.labels), "file": str(run.trained_on.labels.file)}
+        if cleaned := [step for step in steps if step.step.kind == "clean"]:
+            labels["kept"] = str(cleaned[-1].output / KEPT)
+    return {
+        "kind": "run",
+        "result": str(result_file(output, run.name)),
+        "train": run.settings,
+        "commands": [["evaluate", words]],
+        "steps": [str(step_result(step)) for step in steps],
+        "labels": labels,
+        "describes": {
+            "format": 1,
+            **{key: getattr(run, key) for key in ("name", "arm", "corpus", "size", "rate", "seed", "compute_point")},
+            **{key: getattr(run, key) for key in ("digest", "settings", "steps", "token_flops")},
+            "budget": run.compute.budget,
+        },
+    }
+
+
+def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:
+    job: dict[str, Any] = {
+        "kind": step.step.kind,
+        "result": str(step_result(step)),
+        "describes": {"format": 1, "step": step.key, "settings": step.settings, "token_flops": step.token_flops},
+        "seq_length": step.seq_length,
+    }
+    if step.step.kind == "train":
+        return {**job, "train": {**step.settings, "save": str(step.output)}}
+    source = layout.steps[step.needs[0]] if step.needs else None
+    if step.step.kind == "evaluate":
+        assert source is not None
+        words = ["--run", str(source.output), *_flags(step.settings), "--per-block", str(step.output)]
+        return {**job, "commands": [["evaluate", [*words, "--json", str(step.folder / "evaluation.json")]]]}
+    if step.step.kind == "commonness":
+        return {**job, "commands": [["commonness", [*_flags(step.settings), "--output", str(step.output)]]]}
+    assert source is not None
+    data = {"data_path": list(step.corpus.data_path), "split": step.settings["split"]}
+    rules = {key: step.step.settings[key] for key in step.step.settings}
+    return {**job, **data, "commonness": str(source.output), "output": str(step.output), "rules": rules}
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    words: list[str] = []
+    for key, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{key.replace('_', '-')}", *map(str, values)]
+    return words

@@ -1,0 +1,287 @@
+"""All figures of a study's report, as plain values for JSON, Markdown and the page."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from megatron_lfr.analysis.similarity import compare
+from megatron_lfr.fileio import json_value
+from megatron_lfr.study.definition import Contrast
+from megatron_lfr.study.results import Cell, HeldOut, Result, Results, held_out_blocks, pick_candidate, resolve
+from megatron_lfr.study.statistics import (
+    document_bootstrap,
+    equivalent_compute,
+    holm,
+    kendall_tau,
+    log_interval,
+    paired_t,
+)
+from megatron_lfr.study.verdict import Evidence, decide
+
+LEARNED = 0.5
+"""A domain counts as learned once its loss has come down by this share of all that it comes down in the first phase."""
+
+
+def summarize(results: Results) -> dict[str, Any]:
+    """Return all figures: those of each cell, likeness and orders between runs, and what is not done."""
+    study = results.study
+    candidate = None if study.candidate is None else pick_candidate(results, study.candidate)
+    held_out = None
+    if results.runs:
+        held_out = held_out_blocks(study.held_out, int(results.runs[0].json["settings"]["seq_length"]))
+    cells = [_cell(results, cell, candidate, held_out) for cell in results.cells() if held_out is not None]
+    summary = {
+        "title": study.title,
+        "reference": study.reference,
+        "upper_reference": study.upper_reference,
+        "candidate": candidate,
+        "candidate_rule": None if study.candidate is None else asdict(study.candidate),
+        "smallest_difference": study.smallest_difference,
+        "commits": sorted({str(run.json["commit"]) for run in results.runs}),
+        "cells": cells,
+        "similarity": _similarity(results),
+        "order": _order(results),
+        "runs_done": len(results.runs),
+        "open_runs": results.open_runs,
+    }
+    plain: dict[str, Any] = json_value(summary)
+    return plain
+
+
+def _cell(results: Results, cell: Cell, candidate: str | None, held_out: HeldOut) -> dict[str, Any]:
+    study = results.study
+    seeds = _fresh_seeds(results, cell)
+    contrasts = _contrasts(results, cell, candidate, held_out, seeds)
+    evidence = [
+        Evidence(row["arm"], row["by_seeds"], row["by_documents"], row["is_primary"], row["adjusted_p"])
+        for row in contrasts
+        if row["against"] == study.reference and row["arm"] != study.upper_reference
+    ]
+    name = " ".join(("corpus", cell[0] + ",", "size", cell[1] + ",", "rate", cell[2]))
+    verdict = decide(name, study.reference, evidence, study.smallest_difference)
+    return {
+        "corpus": cell[0],
+        "size": cell[1],
+        "rate": cell[2],
+        "seeds": sorted(seeds),
+        "verdict": asdict(verdict),
+        "arms": [_arm(results, cell, arm, seeds) for arm in results.arms(cell)],
+        "contrasts": [{**row, **{key: asdict(row[key]) for key in ("by_seeds", "by_documents")}} for row in contrasts],
+        "curve": [
+            {"seed": seed, "compute": [r.compute for r in curve], "loss": [r.loss for r in curve]}
+            for seed in sorted(seeds)
+            if (curve := results.curve(cell, seed))
+        ],
+    }
+
+
+def _fresh_seeds(results: Results, cell: Cell) -> set[int]:
+    """Return the seeds of a cell's contrasts: those the candidate was not picked with; all where there is no other."""
+    seeds = {run.seed for run in results.runs if run.cell == cell}
+    rule = results.study.candidate
+    return (seeds - set(rule.seeds)) or seeds if rule else seeds
+
+
+def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, Any]:
+    """Return all figures of an arm in a cell, over its fresh seeds."""
+    study = results.study
+    runs = results.of(cell, arm, seeds)
+    reference = results.of(cell, study.reference, seeds)
+    upper = results.of(cell, study.upper_reference, seeds) if study.upper_reference else {}
+    done = list(runs.values())
+    shares = [
+        (reference[seed].loss - run.loss) / (reference[seed].loss - upper[seed].loss)
+        for seed, run in runs.items()
+        if seed in reference and seed in upper and reference[seed].loss != upper[seed].loss
+    ]
+    equivalents = {seed: _equivalent(results, cell, run) for seed, run in runs.items()}
+    known = [pair for pair in equivalents.values() if pair is not None]
+    return {
+        "arm": arm,
+        "seeds": sorted(runs),
+        "loss": _mean(run.loss for run in done),
+        "losses": {seed: run.loss for seed, run in sorted(runs.items())},
+        "domains": _means([run.json["held_out"]["domains"] for run in done]),
+        "compute": _means([run.json["compute"] for run in done]),
+        "seconds": _mean(run.json["train_seconds"] for run in done),
+        "token_equivalent": asdict(log_interval([ratio for ratio, _ in known])) if known else None,
+        "token_equivalent_beyond": any(beyond for _, beyond in known),
+        "token_equivalent_missing": len(equivalents) - len(known),
+        "share_of_distance": asdict(paired_t(shares)) if shares else None,
+        "phases": _phases(done),
+        "forgetting": _shares(_means([run.json["forgetting"] for run in done])),
+        "tasks": _tasks(done),
+    }
+
+
+def _equivalent(results: Results, cell: Cell, run: Result) -> tuple[float, bool] | None:
+    """Return how many times the run's compute the reference of its seed needs for the run's loss, and whether that
+    lies beyond its points."""
+    curve = results.curve(cell, run.seed)
+    point = equivalent_compute([r.compute for r in curve], [r.loss for r in curve], run.loss)
+    return None if point is None else (point.compute / run.compute, point.beyond)
+
+
+def _contrasts(
+    results: Results, cell: Cell, candidate: str | None, held_out: HeldOut, seeds: set[int]
+) -> list[dict[str, Any]]:
+    study = results.study
+    primary = resolve(study.primary, candidate)
+    secondary = [one for one in resolve(study.secondary, candidate) if one not in primary]
+    rows = [
+        row
+        for is_primary, contrasts in ((True, primary), (False, secondary))
+        for contrast in contrasts
+        if (row := _contrast(results, cell, contrast, held_out, seeds, is_primary)) is not None
+    ]
+    tested = [row for row in rows if not row["is_primary"] and row["by_seeds"].p is not None]
+    for row, adjusted in zip(tested, holm([row["by_seeds"].p for row in tested]), strict=True):
+        row["adjusted_p"] = adjusted
+    return rows
+
+
+def _contrast(
+    results: Results, cell: Cell, contrast: Contrast, held_out: HeldOut, seeds: set[int], is_primary: bool
+) -> dict[str, Any] | None:
+    """Return the difference of two arms over the seeds that both have; None where there is none."""
+    arm, against = (results.of(cell, name, seeds) for name in (contrast.arm, contrast.against))
+    common = sorted(arm.keys() & against.keys())
+    if not common:
+        return None
+    blocks = np.mean([arm[seed].held_out() - against[seed].held_out() for seed in common], axis=0)
+    domains = [_difference(arm[s].json["held_out"]["domains"], against[s].json["held_out"]["domains"]) for s in common]
+    return {
+        "name": contrast.name,
+        "arm": contrast.arm,
+        "against": contrast.against,
+        "is_primary": is_primary,
+        "by_seeds": paired_t([arm[seed].loss - against[seed].loss for seed in common]),
+        "by_documents": document_bootstrap(blocks, held_out.documents, held_out.domains),
+        "adjusted_p": None,
+        "domains": _means(domains),
+    }
+
+
+def _phases(runs: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return what each phase trained on: samples by domain, tokens by planted kind, as shares; means over seeds."""
+    if not runs:
+        return []
+    rows = []
+    for number, first in enumerate(runs[0].json["phases"]):
+        phases = [run.json["phases"][number] for run in runs]
+        planted = [phase["planted"] for phase in phases if phase["planted"] is not None]
+        rows.append(
+            {
+                "phase": first["phase"],
+                "kind": first["kind"],
+                "samples": _mean(phase["samples"] for phase in phases),
+                "domains": _shares(_means([phase["domains"] for phase in phases])),
+                "planted": _shares(_means(planted)) if planted else None,
+            }
+        )
+    return rows
+
+
+def _tasks(runs: Sequence[Result]) -> dict[str, float]:
+    """Return the mean log-likelihood of the answer in each task, nats."""
+    by_run = [
+        {task: measures[key] for task, measures in run.json["tasks"].items() for key in _ANSWER if key in measures}
+        for run in runs
+    ]
+    return _means(by_run)
+
+
+_ANSWER = ("answer_logprob", "target_logprob")
+
+
+def _similarity(results: Results) -> list[dict[str, Any]]:
+    """Return how alike the sets are that an arm's Focus phases drop, between seeds (the noise) and between sizes."""
+    rows = []
+    for arm in results.study.arms:
+        sets = [(run, run.dropped()) for run in results.runs if run.arm == arm and run.json["compute_point"] == 1]
+        numbers = sorted({number for _, dropped in sets for number in dropped}, key=int)
+        for number in numbers:
+            members = [(run, dropped[number]) for run, dropped in sets if number in dropped]
+            row: dict[str, Any] = {"arm": arm, "phase": int(number)}
+            for name, is_pair in (("seeds", _differ_in_seed), ("sizes", _differ_in_size)):
+                pairs = [
+                    compare(a, b)
+                    for (run, a), (other, b) in itertools.combinations(members, 2)
+                    if is_pair(run, other) and a.n_blocks == b.n_blocks
+                ]
+                row[name] = {
+                    "pairs": len(pairs),
+                    "cosine": _mean(pair.cosine for pair in pairs),
+                    "by_chance": _mean(pair.by_chance for pair in pairs),
+                }
+            rows.append(row)
+    return rows
+
+
+def _order(results: Results) -> dict[str, Any]:
+    """Return when the reference's runs have learned each domain, and Kendall's tau of these orders between seeds and
+    between sizes."""
+    runs = [r for r in results.runs if r.arm == results.study.reference and r.json["compute_point"] == 1]
+    times = [(run, learned_at(run.json["learning"])) for run in runs]
+    taus: dict[str, Any] = {}
+    for name, is_pair in (("seeds", _differ_in_seed), ("sizes", _differ_in_size)):
+        pairs = [
+            kendall_tau([a[domain] for domain in a], [b[domain] for domain in a])
+            for (run, a), (other, b) in itertools.combinations(times, 2)
+            if is_pair(run, other) and a.keys() == b.keys()
+        ]
+        known = [tau for tau in pairs if math.isfinite(tau)]
+        taus[name] = {"pairs": len(known), "tau": _mean(known)}
+    rows = [{"run": run.json["name"], "learned_at": at} for run, at in times]
+    return {"tau": taus, "runs": rows}
+
+
+def learned_at(learning: dict[str, list[float | None]]) -> dict[str, float]:
+    """Return when each domain is learned, as a share of the first phase: where its mean loss first reaches the middle
+    (LEARNED) between its first and its lowest window, by straight lines between windows."""
+    times = {}
+    for domain, windows in learning.items():
+        known = [(number, loss) for number, loss in enumerate(windows) if loss is not None]
+        losses = [loss for _, loss in known]
+        if len(losses) < 2 or min(losses) == losses[0]:
+            times[domain] = math.inf
+            continue
+        level = losses[0] - LEARNED * (losses[0] - min(losses))
+        after = next(i for i, loss in enumerate(losses) if loss <= level)
+        (a, before), (b, behind) = known[after - 1], known[after]
+        times[domain] = (a + (b - a) * (before - level) / (before - behind) + 0.5) / len(windows)
+    return times
+
+
+def _differ_in_seed(a: Result, b: Result) -> bool:
+    return a.cell == b.cell and a.seed != b.seed
+
+
+def _differ_in_size(a: Result, b: Result) -> bool:
+    return a.seed == b.seed and a.cell != b.cell and (a.cell[0], a.cell[2]) == (b.cell[0], b.cell[2])
+
+
+def _difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {name: a[name] - b[name] for name in a}
+
+
+def _mean(values: Any) -> float:
+    numbers = [float(value) for value in values]
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan
+
+
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each key over mappings, of those that have it."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: _mean(row[name] for row in rows if name in row) for name in names}
+
+
+def _shares(counts: dict[str, float]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {name: count / total if total else math.nan for name, count in counts.items()}

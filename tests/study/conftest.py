@@ -1,0 +1,3 @@
+from support.tiny_corpus import corpus
+
+__all__ = ["corpus"]

@@ -1,0 +1,121 @@
+"""Planted kinds by block, corpora that are cleaned, and the corpora of the studies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from megatron_lfr.study.clean import KEPT, clean
+from megatron_lfr.study.labels import kinds_of_blocks
+from megatron_lfr.study.results import held_out_blocks
+
+ROOT = Path(__file__).parents[2]
+SEQ = 16
+
+
+@pytest.mark.parametrize("split", ["1", "70,30,0"])
+def test_kinds_of_blocks_are_counted_token_by_token(corpus: list[str], tmp_path: Path, split: str) -> None:
+    dataset = BlockDataset(corpus, SEQ, split)
+    counts = [d.num_documents for d in dataset.datasets]
+    labels = np.random.default_rng(7).integers(0, 3, sum(counts))
+    np.save(tmp_path / "labels.npy", labels)
+    given = {"file": str(tmp_path / "labels.npy"), "of": "documents", "kinds": ["a", "b", "c"]}
+    shares = kinds_of_blocks(given, corpus, dataset.train, split)
+
+    expected = np.zeros((dataset.train.num_blocks, 3))
+    first = block = 0
+    for number, d in enumerate(dataset.datasets):
+        lengths = [d.document_offset(i + 1) - d.document_offset(i) for i in range(d.num_documents)]
+        of_token = np.repeat(labels[first : first + d.num_documents], lengths)
+        blocks = int(np.diff(dataset.train.domain_starts)[number])
+        for i in range(blocks):  # the labels of a block are its tokens but the first, and the one behind it
+            expected[block] = np.bincount(of_token[1 + i * SEQ : 1 + (i + 1) * SEQ], minlength=3) / SEQ
+            block += 1
+        first += d.num_documents
+    np.testing.assert_allclose(shares, expected, atol=1e-12)
+
+
+def test_labels_that_do_not_fit_are_refused(corpus: list[str], tmp_path: Path) -> None:
+    source = BlockDataset(corpus, SEQ, "1").train
+    given = {"file": str(tmp_path / "labels.txt"), "of": "documents", "kinds": ["a", "b"]}
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"labels.txt: holds 2 labels, but there are 80 documents"):
+        kinds_of_blocks(given, corpus, source, "1")
+    (tmp_path / "labels.txt").write_text("a\nd\n")
+    with pytest.raises(ValueError, match=r"labels.txt: unknown kind 'd'; the study names a, b"):
+        kinds_of_blocks(given, corpus, source, "1")
+
+
+def test_held_out_blocks_belong_to_the_document_of_their_middle(corpus: list[str]) -> None:
+    clusters = held_out_blocks(corpus, SEQ)
+    source = BlockDataset(corpus, SEQ, "1").train
+    for block in range(source.num_blocks):
+        assert clusters.documents[block] in source.documents_of(block)
+    assert (clusters.domains == source.domain_of(np.arange(source.num_blocks))).all()
+
+
+def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_the_lowest_ratios(tmp_path: Path) -> None:
+    prefixes = [str(tmp_path / name) for name in ("a", "b")]
+    for number, prefix in enumerate(prefixes):
+        with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
+            for document in range(4):
+                writer.add_document(np.full(3, 10 * number + document, np.uint16))
+    common = tmp_path / "common"
+    common.mkdir()
+    np.save(common / "document_representative.npy", np.array([0, 1, 0, 3, 4, 1, 6, 7], np.uint32))
+    np.save(common / "document_ratio.npy", np.array([5, 6, 7, 1, 8, 9, 10, 11], np.float32))
+    (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8]}))
+    counts = clean(common, prefixes, "1", tmp_path / "cleaned", {"drop_lowest_ratio": 0.125})
+    kept = [[0, 1], [10, 12, 13]]
+    for prefix, tokens in zip(("a", "b"), kept, strict=True):
+        dataset = IndexedDataset(tmp_path / "cleaned" / prefix)
+        assert [int(dataset.document(i)[0]) for i in range(dataset.num_documents)] == tokens
+    assert np.load(tmp_path / "cleaned" / KEPT).tolist() == [0, 1, 4, 6, 7]
+    assert (counts["documents"], counts["kept_documents"], counts["kept_tokens"]) == (8, 5, 15)
+
+
+def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_each_time(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    words = np.array([f"word{i}" for i in range(500)])
+    generator = np.random.default_rng(3)
+    rows = [
+        {"domain": "ab"[i % 2], "text": " ".join(generator.choice(words, int(generator.integers(50, 300))))}
+        for i in range(400)
+    ]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("one", "two"):
+        words_ = [sys.executable, str(ROOT / "studies" / "make_corpora.py"), str(tmp_path / name), "--text", str(text)]
+        subprocess.run(words_, check=True, capture_output=True)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+    parts = {
+        name: [json.loads(line) for line in (tmp_path / "one" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("clean", "held_out", "trusted", "redundant")
+    }
+    texts = {name: {row["text"] for row in part} for name, part in parts.items()}
+    assert not texts["held_out"] & (texts["clean"] | texts["redundant"] | texts["trusted"])
+    assert not texts["trusted"] & (texts["clean"] | texts["redundant"])
+    kinds = (tmp_path / "one" / "redundant.labels").read_text().splitlines()
+    sizes: Counter[str] = Counter()
+    for kind, row in zip(kinds, parts["redundant"], strict=True):
+        sizes[kind] += len(row["text"])
+        if kind in ("unique", "copy"):
+            assert row["text"] in texts["clean"]
+        elif kind != "boilerplate":
+            assert row["text"] not in texts["clean"]
+    total = sizes.total()
+    shares = {kind: size / total for kind, size in sizes.items()}
+    expected = {"unique": 0.6, "copy": 0.12, "edited copy": 0.12, "boilerplate": 0.04, "shuffled": 0.06, "coded": 0.06}
+    assert shares == pytest.approx(expected, abs=0.02)
+    assert [row["domain"] for row in parts["redundant"]] == sorted(row["domain"] for row in parts["redundant"])

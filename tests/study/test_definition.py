@@ -1,0 +1,117 @@
+"""STUDY.yaml: what is read, and what is refused, with what message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_lfr.study.definition import Contrast, read_study
+from megatron_lfr.study.layout import lay_out_study
+from support.study_samples import tiny_study, write_study
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def put(keys: str, value: Any) -> Change:
+    """Return what sets a value: keys are separated by dots."""
+
+    def change(content: dict[str, Any]) -> None:
+        *path, last = keys.split(".")
+        for key in path:
+            content = content[key]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("corporas", {}), "unknown key 'corporas'; did you mean corpora"),
+        (put("arms.lfr.setings", {}), "arms: lfr: unknown key 'setings'; did you mean settings?"),
+        (put("corpora.toy.labels", {"file": "x.npy"}), "corpora: toy: labels: kinds is missing"),
+        (put("arms.lfr.corpus", "toyy"), "arms: lfr: corpus: unknown name 'toyy'; did you mean toy?"),
+        (put("reference", "unifrom"), "reference: unknown name 'unifrom'; did you mean uniform?"),
+        (put("seeds", [1, 1]), "seeds: [1, 1]: one is given twice"),
+        (put("seeds", [True]), "seeds: expected a list of integers of at least 0, got [True]"),
+        (put("compute", "many"), "compute: expected a positive number, got 'many'"),
+        (put("compute", {"M": 1}), "compute: unknown key 'M'; legal: S"),
+        (put("train.seed", 3), "train: seed: is set by the study for every run; leave it out"),
+        (put("arms.lfr.length", "long"), "arms: lfr: length: unknown name 'long'; legal: budget, scaled, schedule"),
+        (put("contrasts", {"primary": ["lfr - lfr"]}), "primary: lfr - lfr: compares an arm with itself"),
+        (put("contrasts", {"primary": ["candidate"]}), "primary: candidate: unknown name 'candidate'"),
+        (put("grid", [{"size": ["S"]}]), "grid: 1: unknown key 'size'; did you mean sizes?"),
+        (put("held_out", ["no*such"]), "held_out: no*such: no prefix fits"),
+        (put("arms.a/b", {}), "arms: 'a/b': a name has letters, digits"),
+        (
+            put("arms.lfr.prepare", {"losses": {"evaluate": "reference"}}),
+            "prepare: losses: evaluate: a train step before this one: unknown name 'reference'",
+        ),
+        (put("arms.lfr.prepare", {"a": {"train": {}, "commonness": {}}}), "prepare: a: give one of train, evaluate"),
+        (
+            put("arms.lfr.prepare", {"a": {"commonness": {}}, "b": {"clean": "a", "drop_lowest_ratio": 0.1}}),
+            "prepare: b: drop_lowest_ratio: needs reference_data_path in the step a",
+        ),
+        (put("arms.lfr.prepare", {"a": {"train": {"save": "x"}}}), "prepare: a: where results go is set by the study"),
+    ],
+)
+def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Change, message: str) -> None:
+    content = tiny_study(corpus)
+    change(content)
+    path = write_study(tmp_path / "study.yaml", content)
+    with pytest.raises(ValueError) as caught:
+        read_study(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("arms.lfr.settings.lr_deacy_style", "x"), "unknown key 'lr_deacy_style'; did you mean lr_decay_style"),
+        (put("sizes.S.num_attention_heads", 3), "--num-attention-heads 3: must divide --hidden-size 16"),
+        (put("arms.lfr.settings.lfr_schedule", "lfrr"), "--lfr-schedule lfrr: neither a preset"),
+        (put("arms.lfr.settings.lfr_schedule", "lfr-v1"), "say length: scaled"),
+        (put("corpora.toy.data_path", ["nothing"]), "--data-path nothing: "),
+        (put("held_out", ["nothing"]), "held_out nothing: "),
+        (put("compute", 300), "a budget of 300 tokens leaves 2 steps"),
+    ],
+)
+def test_what_train_would_refuse_is_refused_before_anything_runs(
+    corpus: list[str], tmp_path: Path, change: Change, message: str
+) -> None:
+    content = tiny_study(corpus)
+    change(content)
+    study = read_study(write_study(tmp_path / "study.yaml", content))
+    with pytest.raises(ValueError, match=r"arms: (lfr|uniform) \(size S, rate cosine\)") as caught:
+        lay_out_study(study, tmp_path / "out")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pattern_stands_for_prefixes_in_order_of_names(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study([corpus[0].replace("easy", "*")])
+    study = read_study(write_study(tmp_path / "study.yaml", content))
+    assert list(study.held_out) == corpus
+
+
+def test_all_other_arms_are_secondary_contrasts_by_default(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    content["arms"]["static"] = {"settings": {"lfr_schedule": "static"}}
+    content["candidate"] = {"among": ["lfr", "static"], "seeds": [1]}
+    content["contrasts"] = {"primary": ["candidate", "static"]}
+    study = read_study(write_study(tmp_path / "study.yaml", content))
+    assert study.primary == (Contrast("candidate", "uniform"), Contrast("static", "uniform"))
+    assert study.secondary == (Contrast("lfr", "uniform"),)
+
+
+def test_labels_that_do_not_fit_are_refused_before_anything_runs(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    (tmp_path / "labels.txt").write_text("a\n")
+    content["corpora"]["toy"]["labels"] = {"file": str(tmp_path / "labels.txt"), "kinds": ["a"]}
+    study = read_study(write_study(tmp_path / "study.yaml", content))
+    with pytest.raises(ValueError, match=r"corpora: toy: labels: .*labels.txt: holds 1 labels, but there are 80"):
+        lay_out_study(study, tmp_path / "out")

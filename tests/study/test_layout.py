@@ -1,0 +1,114 @@
+"""Runs of equal compute, counted again by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.study.definition import read_study
+from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
+from support.study_samples import tiny_study, write_study
+
+STEP = 8 * 16
+"""Tokens of an optimizer step."""
+
+
+def token_flops(
+    hidden: int, ffn: int, heads: int, layers: int = 1, vocabulary: int = 64, seq_length: int = 16
+) -> float:
+    """FLOPs of training on a token, of a model whose heads all have keys: 6 a weight, and causal attention."""
+    weights = layers * (4 * hidden * hidden + 3 * hidden * ffn) + vocabulary * hidden
+    return 6 * weights + 12 * layers * heads * (hidden // heads) * (seq_length + 1) / 2
+
+
+@pytest.fixture
+def layout(corpus: list[str], tmp_path: Path) -> Layout:
+    content = tiny_study(corpus)
+    content["sizes"]["M"] = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 64}
+    content["compute"] = {"S": 30_000, "M": 60_000}
+    content["compute_points"] = [0.5, 1.5]
+    content["arms"]["rescored"] = {
+        "settings": {
+            "lfr_schedule": [
+                {"kind": "learn", "duration": 0.5, "unit": "share"},
+                {"kind": "focus", "duration": 0.25, "unit": "share", "drop": 0.5, "score": "rescored"},
+                {"kind": "review", "duration": 0.25, "unit": "share"},
+            ]
+        }
+    }
+    content["arms"]["excess"] = {
+        "prepare": {
+            "reference": {"train": {"data_path": [corpus[0]], "train_iters": 20}, "size": "S"},
+            "losses": {"evaluate": "reference"},
+        },
+        "settings": {"lfr_schedule": "lfr", "tensorboard_dir": "{losses}"},
+    }
+    content["arms"]["v1"] = {"settings": {"lfr_schedule": "lfr-v1"}, "length": "scaled"}
+    content["arms"]["v1-as-it-is"] = {"settings": {"lfr_schedule": "lfr-v1"}, "length": "schedule"}
+    return lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+
+
+def run(layout: Layout, arm: str, size: str = "S", seed: int = 1, point: str = "") -> PlannedRun:
+    return layout.runs[f"toy.{size}.cosine.{arm}.s{seed}{point}"]
+
+
+def test_every_run_of_a_cell_computes_the_budget_up_to_a_step(layout: Layout) -> None:
+    for planned in layout.runs.values():
+        if planned.arm != "v1-as-it-is":
+            budget = {"S": 30_000, "M": 60_000}[planned.size] * planned.compute_point
+            assert budget - STEP < planned.compute.total <= budget
+            assert planned.compute.training == planned.steps * STEP == planned.settings["train_iters"] * STEP
+
+
+def test_only_the_reference_has_compute_points(layout: Layout) -> None:
+    points = {(planned.arm, planned.compute_point) for planned in layout.runs.values()}
+    assert {point for arm, point in points if arm == "uniform"} == {0.5, 1.0, 1.5}
+    assert {point for arm, point in points if arm != "uniform"} == {1.0}
+    assert run(layout, "uniform", point=".x0.5").steps == 30_000 // 2 // STEP
+
+
+def test_rescoring_costs_a_third_of_a_pass(layout: Layout, corpus: list[str]) -> None:
+    blocks = BlockDataset(corpus, 16, "1").train.num_blocks
+    compute = run(layout, "rescored").compute
+    assert compute.rescoring == pytest.approx(blocks * 16 / 3)
+    assert compute.training == int((30_000 - blocks * 16 / 3) // STEP) * STEP
+
+
+def test_a_reference_costs_its_training_and_a_forward_pass_in_the_units_of_the_run(
+    layout: Layout, corpus: list[str]
+) -> None:
+    blocks = BlockDataset(corpus, 16, "1").train.num_blocks
+    small, large = token_flops(16, 32, 2), token_flops(32, 64, 4, layers=2)
+    flops = (20 * STEP + blocks * 16 / 3) * small
+    assert run(layout, "excess").compute.preparation == pytest.approx(flops / small)
+    assert run(layout, "excess", "M").compute.preparation == pytest.approx(flops / large)
+    assert len(layout.steps) == 2, "one reference for both sizes and all seeds"
+
+
+def test_outputs_of_steps_are_put_in_the_places_of_their_names(layout: Layout, tmp_path: Path) -> None:
+    (losses,) = (step for step in layout.steps.values() if step.step.kind == "evaluate")
+    assert run(layout, "excess").settings["tensorboard_dir"] == str(losses.output)
+    assert losses.output.parent.parent == tmp_path / "out" / "prepared"
+
+
+def test_a_scaled_schedule_keeps_its_proportions(layout: Layout) -> None:
+    natural, scaled = run(layout, "v1-as-it-is"), run(layout, "v1")
+    lengths = [phase["duration"] for phase in scaled.settings["lfr_schedule"]]
+    assert sum(lengths) == scaled.steps == 30_000 // STEP
+    # Of lfr-v1: an epoch, half of one, an epoch, five times 30 % of one
+    assert [length / scaled.steps for length in lengths] == pytest.approx([0.25, 0.125, 0.25, 0.375], abs=0.01)
+    assert natural.compute.training != natural.compute.budget
+
+
+def test_digests_differ_with_what_is_trained_but_not_with_where(corpus: list[str], tmp_path: Path) -> None:
+    def digests(folder: str, lr: float) -> set[str]:
+        content = tiny_study(corpus)
+        content["rates"]["cosine"]["lr"] = lr
+        layout = lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / folder)
+        return {planned.digest for planned in layout.runs.values()}
+
+    assert len(digests("a", 0.01)) == 4
+    assert digests("a", 0.01) == digests("b", 0.01)
+    assert digests("a", 0.01).isdisjoint(digests("a", 0.02))

@@ -1,0 +1,138 @@
+"""All figures of the report, from made-up results whose figures are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.study.definition import CANDIDATE, Contrast, read_study
+from megatron_lfr.study.page import make_markdown, make_page
+from megatron_lfr.study.results import Result, Results, pick_candidate, resolve
+from megatron_lfr.study.summary import learned_at, summarize
+from support.study_samples import tiny_study, write_study
+
+SEQ = 16
+SLOPE = 0.7
+"""Nats that the made-up loss of uniform sampling falls with each e-fold of compute."""
+GAIN = {"uniform": 0.0, "best": 0.4, "lfr": 0.3, "static": 0.01}
+"""Nats that each arm's loss is below uniform's at seed 1; with each further seed a hundredth more."""
+
+
+@pytest.fixture(scope="module")
+def results(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Return made-up results of four arms at seeds 0 to 3, and of uniform sampling at three budgets."""
+    folder = tmp_path_factory.mktemp("results")
+    content = tiny_study(corpus)
+    content["seeds"] = [0, 1, 2, 3]
+    content["arms"] = {name: {"settings": {"lfr_schedule": "uniform"}} for name in GAIN}
+    content["upper_reference"] = "best"
+    content["candidate"] = {"among": ["lfr", "static"], "seeds": [0]}
+    content["contrasts"] = {"primary": ["candidate"], "secondary": ["static", "lfr", "static - lfr"]}
+    study = read_study(write_study(folder / "study.yaml", content))
+    blocks = BlockDataset(corpus, SEQ, "1").train.num_blocks
+    runs = [made(folder, arm, seed, 1.0, blocks) for arm in GAIN for seed in range(4)]
+    runs += [made(folder, "uniform", seed, point, blocks) for point in (0.5, 2.0) for seed in range(4)]
+    return Results(study, runs, ["toy.S.cosine.lfr.s9"])
+
+
+def made(folder: Path, arm: str, seed: int, point: float, blocks: int) -> Result:
+    gain = 0.0 if arm == "uniform" else GAIN[arm] + 0.01 * seed
+    loss = 4.0 + 0.05 * seed - SLOPE * math.log(point) - gain
+    dropped = np.packbits(np.arange(16) % 4 < 2)
+    path = folder / f"{arm}{seed}{point}.npz"
+    held_out = np.full(blocks, loss, np.float32)
+    candidates, starts = np.packbits(np.ones(16, np.bool_)), np.array([0, 16])
+    np.savez(path, held_out=held_out, dropped_1=dropped, candidates_1=candidates, starts_1=starts)
+    content: dict[str, Any] = {
+        "name": f"{arm}{seed}",
+        "arm": arm,
+        "corpus": "toy",
+        "size": "S",
+        "rate": "cosine",
+        "seed": seed,
+        "compute_point": point,
+        "settings": {"seq_length": SEQ},
+        "held_out": {"macro": loss, "domains": {"easy": loss - 1, "hard": loss + 1}},
+        "tasks": {"quiz.jsonl": {"acc": 0.25, "answer_logprob": -2.0 - seed}},
+        "compute": {"total": 1000 * point, "preparation": 0.0, "rescoring": 0.0, "preparation_cpu_seconds": 0.0},
+        "blocks": 16,
+        "phases": [
+            {"phase": "0 learn", "kind": "learn", "samples": 8, "domains": {"easy": 2, "hard": 6}, "planted": None}
+        ],
+        "forgetting": {"steady": 4, "learned": 12},
+        "learning": {"easy": [4.0, 2.0, 1.0], "hard": [4.0, 3.9, 1.0]},
+        "train_seconds": 1.0,
+        "commit": "abc",
+    }
+    return Result(content, path)
+
+
+def test_the_rule_picks_the_lowest_loss_at_its_seeds(results: Results) -> None:
+    assert results.study.candidate is not None
+    assert pick_candidate(results, results.study.candidate) == "lfr"
+    fewer = Results(results.study, [run for run in results.runs if (run.arm, run.seed) != ("static", 0)], [])
+    assert pick_candidate(fewer, results.study.candidate) is None, "not before all of its runs are done"
+
+
+def test_the_candidate_takes_the_place_of_its_name() -> None:
+    given = [Contrast(CANDIDATE, "uniform"), Contrast("lfr", "uniform"), Contrast(CANDIDATE, "lfr")]
+    assert resolve(given, "lfr") == [Contrast("lfr", "uniform")]
+    assert resolve(given, None) == [Contrast("lfr", "uniform")]
+
+
+def test_the_figures_are_those_that_were_put_in(results: Results) -> None:
+    summary = summarize(results)
+    (cell,) = summary["cells"]
+    assert (summary["candidate"], cell["seeds"]) == ("lfr", [1, 2, 3]), "the candidate's seed is in no contrast"
+    contrasts = {row["name"]: row for row in cell["contrasts"]}
+    assert list(contrasts) == ["lfr - uniform", "static - uniform", "static - lfr"]
+    gain = 0.3 + 0.01 * np.mean([1, 2, 3])
+    assert contrasts["lfr - uniform"]["by_seeds"]["mean"] == pytest.approx(-gain)
+    assert contrasts["lfr - uniform"]["by_documents"]["mean"] == pytest.approx(-gain, abs=1e-6)
+    assert contrasts["lfr - uniform"]["is_primary"]
+    assert contrasts["lfr - uniform"]["adjusted_p"] is None
+    p = [contrasts[name]["by_seeds"]["p"] for name in ("static - uniform", "static - lfr")]
+    assert contrasts["static - uniform"]["adjusted_p"] == pytest.approx(max(p[0] * (2 if p[0] < p[1] else 1), p[0]))
+
+    arms = {arm["arm"]: arm for arm in cell["arms"]}
+    equivalents = [math.exp((0.3 + 0.01 * seed) / SLOPE) for seed in (1, 2, 3)]
+    assert arms["lfr"]["token_equivalent"]["mean"] == pytest.approx(math.exp(np.mean(np.log(equivalents))))
+    assert arms["uniform"]["token_equivalent"]["mean"] == pytest.approx(1.0)
+    assert not arms["lfr"]["token_equivalent_beyond"]
+    shares = [(0.3 + 0.01 * seed) / (0.4 + 0.01 * seed) for seed in (1, 2, 3)]
+    assert arms["lfr"]["share_of_distance"]["mean"] == pytest.approx(np.mean(shares))
+    assert arms["lfr"]["tasks"] == {"quiz.jsonl": pytest.approx(-4.0)}
+    assert arms["lfr"]["phases"][0]["domains"] == {"easy": 0.25, "hard": 0.75}
+    assert arms["lfr"]["forgetting"] == {"steady": 0.25, "learned": 0.75}
+    assert cell["verdict"]["kind"] == "pays"
+    assert "lfr pays" in cell["verdict"]["sentence"]
+    similar = next(row for row in summary["similarity"] if row["arm"] == "lfr")
+    assert similar["seeds"] == {"pairs": 6, "cosine": 1.0, "by_chance": 0.5}
+    assert similar["sizes"]["pairs"] == 0
+    assert summary["order"]["tau"]["seeds"] == {"pairs": 6, "tau": 1.0}
+
+
+def test_the_page_and_the_tables_hold_all_of_it(results: Results) -> None:
+    summary = summarize(results)
+    for text in (make_page(summary), make_markdown(summary)):
+        for part in ("lfr pays", "Token equivalent", "share of the way to best", "toy.S.cosine.lfr.s9", "quiz.jsonl"):
+            assert part in text
+
+
+def test_an_upper_reference_never_pays(results: Results) -> None:
+    only = [run for run in results.runs if run.arm in ("uniform", "best")]
+    (cell,) = summarize(Results(results.study, only, []))["cells"]
+    assert cell["verdict"]["kind"] == "not decided"
+
+
+def test_a_domain_is_learned_half_way_down_its_loss() -> None:
+    times = learned_at({"a": [4.0, 2.0, 1.0, 1.5], "b": [None, 3.0, 1.0, None], "c": [1.0, 2.0, 3.0, 4.0]})
+    # a: half way is 2.5, three quarters from the middle of the first window to that of the second
+    assert times["a"] == pytest.approx((0.5 + 0.75) / 4)
+    assert times["b"] == pytest.approx((1.5 + 0.5) / 4)
+    assert times["c"] == math.inf
