@@ -64,16 +64,27 @@ def shuffle_visits(
 ) -> Ids:
     """Shuffle visits[i] times block i uniformly; `samples` is as in `permutation`."""
 
-def threshold(scores: Scores, drop: float, num_threads: int = 0) -> tuple[float, int, int, int]:
-    """Drop the lowest floor(drop * scored) scores, drop in [0, 1), equal ones by ascending id.
+Tail = tuple[float, int, int]
+"""(cut, tie quota, dropped) at one end of the scores."""
 
-    Returns (cut, tie quota, dropped, scored). Kept are the scores above `cut` and, of those that equal it, all but the
-    first `tie quota` by id. `drop` counts as the decimal that was written: 0.29 of 100 is 29. Returns (-inf, 0, 0, 0)
-    where no block has a score.
+def threshold(scores: Scores, drop: float, num_threads: int = 0, drop_hardest: float = 0.0) -> tuple[Tail, Tail, int]:
+    """Drop the lowest floor(drop * scored) scores, and the highest floor(drop_hardest * scored), but never all; equal
+    ones are ranked by id. Both shares are in [0, 1), and below 1 together.
+
+    Returns (lowest tail, highest tail, scored). Kept are the scores between the cuts; of those that equal the lower
+    one, all but the first `tie quota` by id, of those that equal the upper one, all but the last. A share counts as the
+    decimal that was written: 0.29 of 100 is 29. The cuts are -inf and inf where no block has a score, the upper one
+    also where drop_hardest is 0.
     """
 
 def order_threshold(
-    scores: Scores, drop: float, keep_unseen: bool, samples: int, seed: int, num_threads: int = 0
+    scores: Scores,
+    drop: float,
+    keep_unseen: bool,
+    samples: int,
+    seed: int,
+    num_threads: int = 0,
+    drop_hardest: float = 0.0,
 ) -> Ids:
     """Make passes over the blocks that `threshold` keeps, and over unscored ones if `keep_unseen`, each shuffled anew.
 
@@ -84,20 +95,46 @@ class BlockWeights:
     """Clusters of blocks and the weights of blocks within them, for `order_visits` and `order_choice`.
 
     The cluster of a block is the number of ascending `cuts` (at most 63) that are <= its score. Within a cluster, its
-    weight is exp(min(score, cap)), or about e^-80 of the cluster's largest weight if that is more. cap is rounded to
-    fp32, and may be inf. Unscored blocks are another cluster, with equal weights. The scores are referred to, not
-    copied, and must not change.
+    weight follows from its score by a rule. "perplexity": exp(min(score, cap)), or about e^-80 of the cluster's largest
+    weight if that is more; cap is rounded to fp32, and may be inf. "uniform": 1. "capped": 1 up to the score `low`, 3
+    from `high` on, linear between. Unscored blocks are another cluster, of weight 1. All is multiplied by `factors`,
+    fp32 [n_blocks] in [0, 1], and blocks of factor 0 are in no cluster. Scores and factors are referred to, not copied,
+    and must not change.
     """
 
-    def __init__(self, scores: Scores, cuts: Doubles | Sequence[float], cap: float, num_threads: int = 0) -> None: ...
+    def __init__(
+        self,
+        scores: Scores,
+        cuts: Doubles | Sequence[float],
+        cap: float,
+        num_threads: int = 0,
+        rule: str = "perplexity",
+        low: float = 0.0,
+        high: float = 0.0,
+        factors: Scores | None = None,
+    ) -> None: ...
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """Number of blocks of each cluster [cuts + 1]."""
     @property
     def unseen(self) -> int:
         """Number of blocks without a score."""
-    def mean_perplexity(self, num_threads: int = 0) -> Doubles:
-        """Return the mean of exp(min(score, cap)) in each cluster [cuts + 1], to 3e-7; 0 for an empty one."""
+    def mean_weights(self, num_threads: int = 0) -> Doubles:
+        """Return the mean weight in each cluster and, last, of the unscored blocks [cuts + 2], to 3e-7; 0 for an empty
+        one. Those of the rule "capped" are divided by 3."""
+
+def temper_weights(
+    weights: npt.NDArray[np.float32], power: float, cap: float, num_threads: int = 0
+) -> npt.NDArray[np.float32]:
+    """Raise weights [n] >= 0 to a power in (0, 16], let none be more than `cap` >= 1 times the mean of the result, and
+    return them relative to the largest, in [0, 1]: 0 where a weight is 0 and nowhere else. ValueError where all are."""
+
+def take_turns(
+    groups: npt.NDArray[np.uint32], turn: int, logarithmic: bool, factors: Scores | None = None
+) -> npt.NDArray[np.uint32]:
+    """Choose the copies that count in a turn, as 1 in an array of 0 and 1 [n_blocks]: of the blocks with the same
+    number in `groups`, one, or with `logarithmic` 1 + floor(log2 n) of n. Over n turns, each counts equally often. A
+    block whose factor is 0 is no copy of anything, and does not count. The memory goes with the largest number."""
 
 def order_visits(
     weights: BlockWeights,
@@ -144,6 +181,12 @@ def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0)
     Every merger that keeps the order within each sequence is equally likely. ValueError unless `counts` sum to the
     number of ids.
     """
+
+def draw_distinct(n: int, count: int, seed: int, num_threads: int = 0) -> Ids:
+    """Return `count` different ids below n; every sequence of them is equally likely."""
+
+def mix_in(ids: Ids, extra: Ids, seed: int, num_threads: int = 0) -> Ids:
+    """Merge `extra`, of the same type, into `ids` at uniformly random positions, keeping the order of `ids`."""
 
 def count_parts(ids: Ids, sizes: Sequence[int], num_threads: int = 0) -> npt.NDArray[np.uint64]:
     """Count the ids in each of the parts of sizes[0], sizes[1], ... into which 0 ... sum(sizes) - 1 is divided.

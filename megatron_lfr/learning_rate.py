@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Decay = Literal["linear", "cosine", "exponential", "minus_sqrt", "knee", "multi-step"]
 """Shapes of a decay from the peak to the end of a stretch of training."""
@@ -172,13 +172,53 @@ class LearningRate:
         return self.config.lr_step_factors[passed - 1] if passed else 1.0
 
 
-def learning_rate_of(settings: Mapping[str, Any], total_steps: int, global_batch_size: int) -> LearningRate:
+class Lengths(Protocol):
+    """The lengths of a run that the learning rate of its steps depends on; a plan has them."""
+
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def total_samples(self) -> int: ...
+    @property
+    def batch_sizes(self) -> list[int]: ...
+    def samples_before(self, step: int) -> int: ...
+
+
+class _BySamples(LearningRate):
+    """The learning rate of a run with several batch sizes, whose lengths are given in samples: each step has that of
+    the samples until its end, as in Megatron-LM."""
+
+    def __init__(self, config: LearningRateConfig, lengths: Lengths) -> None:
+        super().__init__(config, lengths.total_samples, 1)
+        self._lengths = lengths
+
+    def __call__(self, step: int) -> float:
+        return super().__call__(self._lengths.samples_before(step + 1) - 1)
+
+
+def make_learning_rate(config: LearningRateConfig, lengths: Lengths) -> LearningRate:
+    """Return the learning rate of each step of a run. ValueError where lengths in samples and in steps go with several
+    batch sizes."""
+    sizes = lengths.batch_sizes
+    if len(sizes) == 1:
+        return LearningRate(config, lengths.total_steps, sizes[0])
+    in_samples, in_steps = (
+        [name for name in ("lr_warmup", "lr_decay", "lr_wsd_decay") if getattr(config, f"{name}_{unit}")]
+        for unit in ("samples", "iters")
+    )
+    if in_samples and in_steps:
+        flags = _flag(f"{in_samples[0]}_samples"), _flag(f"{in_steps[0]}_iters")
+        raise ValueError(f"{flags[0]} and {flags[1]}: the batch size changes; give both in samples, or both in steps")
+    return _BySamples(config, lengths) if in_samples else LearningRate(config, lengths.total_steps, sizes[-1])
+
+
+def learning_rate_of(settings: Mapping[str, Any], lengths: Lengths) -> LearningRate:
     """Return the learning rate of a run with these settings, which may be those of an earlier version. ValueError or
     TypeError where they are no settings of a learning rate."""
     names = [one.name for one in dataclasses.fields(LearningRateConfig)]
     config = LearningRateConfig(**{name: settings[name] for name in names if name in settings})
     config.validate()
-    return LearningRate(config, total_steps, global_batch_size)
+    return make_learning_rate(config, lengths)
 
 
 def first_difference(before: LearningRate, after: LearningRate, steps: int) -> int | None:

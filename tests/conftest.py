@@ -69,8 +69,10 @@ LONGEST = [
     "training/test_resume.py",
     "distributed/test_parity.py",
     "distributed/test_engine.py",
+    "distributed/test_two_hosts.py",
+    "tests/test_launch_examples.py",
 ]
-"""Files of minutes each, as --durations says of the whole suite."""
+"""Files of a minute or more each, as --durations says of the whole suite."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

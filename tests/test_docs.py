@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lfr.kernels import block_cross_entropy
+from megatron_lfr.parallel import launchers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -79,3 +80,11 @@ def test_every_complaint_has_a_link_and_a_test() -> None:
     for _, threads, _, tests in rows:
         assert re.fullmatch(r"(\[[\w -]+ \d+\]\(https://github\.com/[\w./-]+/(issues|pull)/\d+\)(, )?)+", threads)
         assert re.fullmatch(r"(`tests/[\w/]+\.py::test_\w+`(, )?)+", tests.strip())
+
+
+def test_the_launchers_variables_are_those_that_are_read() -> None:
+    page = (DOCS / "launch.md").read_text()
+    section = page[page.index("## Launchers") : page.index("## File systems")]
+    documented = set(re.findall(r"`((?:[A-Z]+_)*(?:RANK|SIZE|RANKID|LOCALNRANKS|[A-Z]+))`", section))
+    read = set(launchers._SHOWN) - {"", "SLURM_NTASKS"}  # which errors alone list
+    assert read == {name for name in documented if name.isupper()}

@@ -3,9 +3,8 @@
     python tools/benchmark_deepspeed.py [--steps 30] [--only "ZeRO-1;ZeRO-3"] [--json OUT.json]
 
 One thread a process, gloo. Both engines take a step on the same batch, in turn first; the ratio of each pair is taken,
-and the median ratio with a 95 % bootstrap interval printed. Buckets are as large as the model, and at stage 3
-everything is sharded, in both engines. The last rows are of bf16, and of offloading, which on a CPU copies from the
-host to itself.
+and the median ratio with a 95 % bootstrap interval printed. Buckets are as large as the model, and at stage 3 all of it
+is sharded, in both engines. The last rows are of bf16 and of offloading, which on a CPU copies from the host to itself.
 """
 
 from __future__ import annotations
@@ -27,7 +26,10 @@ import torch.multiprocessing as mp
 from benchmark_layouts import GLOBAL_BATCH, MODEL, SEQ_LENGTH, rows_of
 from benchmark_step import interleave, make_batch
 
+from megatron_lfr.config import RunConfig
+from megatron_lfr.config.deepspeed_given import fill
 from megatron_lfr.config.deepspeed_stated import STRATEGIES
+from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
@@ -58,22 +60,15 @@ CASES = {
 
 def make_engines(case: Case) -> tuple[DeepSpeedEngine, NativeEngine]:
     """Both engines with the same sharding."""
-    parallel = initialize(ParallelConfig(data_parallel_sharding_strategy=STRATEGIES[case.stage]))  # type: ignore[arg-type]
+    layout = ParallelConfig(data_parallel_sharding_strategy=STRATEGIES[case.stage])  # type: ignore[arg-type]
+    parallel = initialize(layout)
     sizes = dict.fromkeys(("reduce_bucket_size", "allgather_bucket_size"), MODEL.num_parameters())
     if case.stage == 3:
         sizes["stage3_param_persistence_threshold"] = 0
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": ROWS,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0 if case.stage else 0.0,
-        "steps_per_print": None,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": case.stage, **sizes, **case.zero},
-    }
-    if case.dtype == torch.bfloat16 and case.stage:
-        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-        settings |= {"communication_data_type": "fp32"}
     adamw = OptimizerConfig(lr=1e-4)
+    training = TrainingConfig(micro_batch_size=ROWS, bf16=case.dtype == torch.bfloat16)
+    config = RunConfig(model=MODEL, optimizer=adamw, training=training, parallel=layout)
+    settings = fill({"zero_optimization": {**sizes, **case.zero}}, config)
     (model,) = build_stages(MODEL, parallel, compute_dtype=case.dtype)
     native = NativeEngine(
         shard_stages(build_stages(MODEL, parallel, compute_dtype=case.dtype), parallel, 1),

@@ -164,11 +164,26 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     def visits(threads: int) -> Any:
         """Run k-means with 8 clusters, then make visits in which each has the mass of its perplexities."""
         weights = _C.BlockWeights(scores, _C.cluster(scores, 8, num_threads=threads), 6.0, threads)
-        mass = weights.counts * weights.mean_perplexity(threads)
+        mass = weights.counts * weights.mean_weights(threads)[:-1]
         return _C.order_visits(weights, mass, 0.0, samples, 1, threads)
 
     def choice(threads: int) -> Any:
         return _C.order_choice(_C.BlockWeights(scores, [], 6.0, threads), [1.0], 0.0, samples, 1, threads)
+
+    factors = np.clip(scores / 8, 0, 1)
+
+    def capped(threads: int) -> Any:
+        low, high = (_C.percentile(scores, q, threads) for q in (0.05, 0.95))
+        weights = _C.BlockWeights(scores, [], 0.0, threads, "capped", low, high)
+        return _C.order_choice(weights, [1.0], 0.0, samples, 1, threads)
+
+    def explored(threads: int) -> Any:
+        focused = _C.order_threshold(scores, 0.5, True, kept - kept // 10, 1, threads)
+        return _C.mix_in(focused, _C.draw_distinct(blocks, kept // 10, 2, threads), 3, threads)
+
+    def weighted(threads: int) -> Any:
+        weights = _C.BlockWeights(factors, [], 0.0, threads, "uniform", factors=factors)
+        return _C.order_visits(weights, [1.0], 0.0, samples, 1, threads)
 
     for name, moved, call in (
         ("focus by threshold, half kept", 4 * blocks + 4 * kept,
@@ -177,6 +192,13 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
         ("k-means + weighted visits + shuffle", 4 * blocks + 4 * samples,
          visits),
         ("weighted choice without replacement", 4 * blocks + 4 * samples, choice),
+        ("focus by threshold, both tails", 4 * blocks + 4 * kept,
+         lambda threads: _C.order_threshold(scores, 0.3, True, kept, 1, threads, 0.2)),
+        ("focus by threshold, a tenth at random", 4 * blocks + 4 * kept, explored),
+        ("choice by capped weights", 4 * blocks + 4 * samples, capped),
+        ("learn by weights from outside", 4 * blocks + 4 * samples, weighted),
+        ("weights from outside, square roots", 8 * blocks, lambda threads: _C.temper_weights(factors, 0.5, 4, threads)),
+        ("turns of copies", 8 * blocks, lambda threads: _C.take_turns(np.arange(blocks, dtype=np.uint32), 0, False)),
     ):  # fmt: skip
         rows[name] = row(f"{name} ({blocks:,})", blocks, moved, bandwidth, call, repeats)
     ours = rows["weighted choice without replacement"]

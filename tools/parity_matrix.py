@@ -31,11 +31,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from megatron_lfr.build import make_corpus, make_plan
+from megatron_lfr.build import make_corpus
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.planning import make_plan
 from megatron_lfr.training.run import train
 
 SEQ_LENGTH = 16
@@ -185,7 +186,6 @@ def run_cases(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:
 def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder: str, prefixes: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # of a launcher; the ranks meet by the file below
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
     )
@@ -319,12 +319,12 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["native", "deepspeed"], default="native")
-    parser.add_argument("--only", help="names of the layouts, separated by commas; of DeepSpeed's, how they begin")
+    parser.add_argument("--only", help="names of layouts, separated by commas; of DeepSpeed's, how they begin, by ;")
     parser.add_argument("--variants", choices=["all", "tied"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    only = args.only.split(",") if args.only else []
     is_native = args.engine == "native"
+    only = args.only.split("," if is_native else ";") if args.only else []
     layouts = {name: LAYOUTS[name] for name in only or LAYOUTS} if is_native else {}
     variants = VARIANTS if args.variants == "all" or not is_native else {"tied": []}
     results: dict[str, dict[str, Any]] = {}

@@ -12,6 +12,8 @@
 #include "bindings/commonness.h"
 #include "io/dataset.h"
 #include "orders/cluster.h"
+#include "orders/explore.h"
+#include "orders/factors.h"
 #include "orders/order.h"
 #include "orders/passes.h"
 #include "orders/weights.h"
@@ -23,21 +25,21 @@ namespace {
 
 using Release = py::gil_scoped_release;
 
-template <class Id, class Make>
-py::array fill_ids(uint64_t samples, Make make) {
-    Array<Id> ids(static_cast<py::ssize_t>(samples));
-    Id* out = ids.mutable_data();
+template <class Item, class Make>
+py::array fill_array(uint64_t items, Make make) {
+    Array<Item> array(static_cast<py::ssize_t>(items));
+    Item* out = array.mutable_data();
     Release release;
     make(out);
-    return std::move(ids);
+    return std::move(array);
 }
 
 // Makes the ids of an order: uint32 where the number of blocks allows it, uint64 otherwise. make(pointer)
 // fills them.
 template <class Make>
 py::array make_ids(uint64_t n_blocks, uint64_t samples, Make make) {
-    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_ids<uint32_t>(samples, make);
-    return fill_ids<uint64_t>(samples, make);
+    if (n_blocks <= std::numeric_limits<uint32_t>::max()) return fill_array<uint32_t>(samples, make);
+    return fill_array<uint64_t>(samples, make);
 }
 
 // Runs `work` without the GIL.
@@ -48,10 +50,10 @@ auto released(Work work) {
 }
 
 // Makes `samples` samples as passes of `size` ids, one pass where `samples` is None, each with its own seed.
-// one_pass(seed, out) writes a pass.
-template <class OnePass>
+// part(seed, count, out) writes the first `count` of a pass.
+template <class Part>
 py::array make_passes(uint64_t n_blocks, uint64_t size, const py::object& seed, const py::object& samples,
-                      OnePass one_pass) {
+                      Part part) {
     const uint64_t count = samples.is_none() ? size : to_size(samples, "samples");
     if (count > 0 && size == 0) throw py::value_error("samples: there is no block to sample from");
     const std::vector<uint64_t> seeds = to_seeds(seed);
@@ -61,7 +63,9 @@ py::array make_passes(uint64_t n_blocks, uint64_t size, const py::object& seed, 
                               " passes");
     }
     return make_ids(n_blocks, count, [&](auto* out) {
-        fill_passes(size, count, [&](uint64_t pass, auto* to) { one_pass(seeds[pass], to); }, out);
+        fill_passes(
+            size, count, [&](uint64_t pass, uint64_t wanted, auto* to) { part(seeds[pass], wanted, to); },
+            out);
     });
 }
 
@@ -69,8 +73,9 @@ py::array py_permutation(const Integer& n, const py::object& seed, const Integer
                          const py::object& samples) {
     const uint64_t blocks = to_size(n, "n");
     const int threads = to_threads(num_threads);
-    return make_passes(blocks, blocks, seed, samples,
-                       [&](uint64_t number, auto* out) { permutation(blocks, number, threads, out); });
+    return make_passes(blocks, blocks, seed, samples, [&](uint64_t number, uint64_t wanted, auto* out) {
+        permutation(blocks, number, threads, wanted, out);
+    });
 }
 
 py::array py_shuffle_visits(const py::object& visits, const py::object& seed, const Integer& num_threads,
@@ -80,25 +85,27 @@ py::array py_shuffle_visits(const py::object& visits, const py::object& seed, co
     const auto n = static_cast<uint64_t>(counts.size());
     const int threads = to_threads(num_threads);
     const uint64_t size = released([&] { return sum_visits(data, n, threads); });
-    return make_passes(n, size, seed, samples, [&](uint64_t number, auto* out) {
-        shuffle_visits(data, n, size, number, threads, out);
+    return make_passes(n, size, seed, samples, [&](uint64_t number, uint64_t wanted, auto* out) {
+        shuffle_visits(data, n, size, number, threads, wanted, out);
     });
 }
 
-py::tuple py_threshold(const py::object& scores, double drop, const Integer& num_threads) {
+py::tuple py_threshold(const py::object& scores, double drop, const Integer& num_threads,
+                       double drop_hardest) {
     const Scores data = to_scores(scores);
     const int threads = to_threads(num_threads);
-    const Threshold result = released([&] { return threshold(data, drop, threads); });
-    return py::make_tuple(result.cut, result.tie_quota, result.dropped, result.seen);
+    const Threshold result = released([&] { return threshold(data, drop, drop_hardest, threads); });
+    const auto tail = [](const Tail& end) { return py::make_tuple(end.cut, end.tie_quota, end.dropped); };
+    return py::make_tuple(tail(result.lowest), tail(result.highest), result.seen);
 }
 
 py::array py_order_threshold(const py::object& scores, double drop, bool keep_unseen, const Integer& samples,
-                             const Integer& seed, const Integer& num_threads) {
+                             const Integer& seed, const Integer& num_threads, double drop_hardest) {
     const Scores data = to_scores(scores);
     const uint64_t count = to_size(samples, "samples"), number = to_unsigned(seed, "seed");
     const int threads = to_threads(num_threads);
     return make_ids(data.n, count, [&](auto* out) {
-        order_threshold(data, drop, keep_unseen, count, number, threads, out);
+        order_threshold(data, drop, drop_hardest, keep_unseen, count, number, threads, out);
     });
 }
 
@@ -107,32 +114,74 @@ py::array copied(const Values& values) {
     return py::array(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// Weights, and the array of scores that they refer to.
+WeightRule to_rule(const std::string& name) {
+    if (name == "perplexity") return WeightRule::kPerplexity;
+    if (name == "uniform") return WeightRule::kUniform;
+    if (name == "capped") return WeightRule::kCapped;
+    throw py::value_error("rule: must be perplexity, uniform or capped");
+}
+
+// The values of factors for `n` blocks: null for None.
+const float* to_factors(const py::object& factors, uint64_t n) {
+    if (factors.is_none()) return nullptr;
+    const Array<float> array = to_array<float>(factors, "factors");
+    if (static_cast<uint64_t>(array.size()) != n)
+        throw py::value_error("factors: must be one for each block");
+    return array.data();
+}
+
+// Weights, and the arrays that they refer to.
 struct HeldWeights {
     Array<float> scores;
+    py::object factors;  // None, or an array
     BlockWeights weights;
 
     static std::unique_ptr<HeldWeights> make(const py::object& scores, const std::vector<double>& cuts,
-                                             double cap, const Integer& num_threads) {
+                                             double cap, const Integer& num_threads, const std::string& rule,
+                                             double low, double high, const py::object& factors) {
         const Scores data = to_scores(scores);
+        const Weighing weighing{to_rule(rule), cap, low, high, to_factors(factors, data.n)};
         const int threads = to_threads(num_threads);
-        BlockWeights weights = released([&] { return BlockWeights(data, cuts, cap, threads); });
+        BlockWeights weights = released([&] { return BlockWeights(data, cuts, weighing, threads); });
         return std::make_unique<HeldWeights>(
-            HeldWeights{py::reinterpret_borrow<Array<float>>(scores), std::move(weights)});
+            HeldWeights{py::reinterpret_borrow<Array<float>>(scores), factors, std::move(weights)});
     }
+
+    std::ptrdiff_t intervals() const { return static_cast<std::ptrdiff_t>(weights.unseen()); }
 
     py::array counts() const {
         const std::vector<uint64_t>& all = weights.counts();
-        return copied(std::vector<int64_t>(all.begin(), all.end() - 1));
+        return copied(std::vector<int64_t>(all.begin(), all.begin() + intervals()));
     }
 
-    py::array mean_perplexity(const Integer& num_threads) const {
+    uint64_t unseen() const { return weights.counts()[weights.unseen()]; }
+
+    // Of the intervals and, last, of the blocks without a score.
+    py::array mean_weights(const Integer& num_threads) const {
         const int threads = to_threads(num_threads);
         std::vector<double> means = released([&] { return weights.means(threads); });
-        means.pop_back();
+        means.resize(weights.unseen() + 1);
         return copied(means);
     }
 };
+
+py::array py_temper_weights(const py::object& weights, double power, double cap, const Integer& num_threads) {
+    const Array<float> from = to_array<float>(weights, "weights");
+    const int threads = to_threads(num_threads);
+    return fill_array<float>(static_cast<uint64_t>(from.size()), [&](float* out) {
+        temper_weights(from.data(), static_cast<uint64_t>(from.size()), power, cap, threads, out);
+    });
+}
+
+py::array py_take_turns(const py::object& groups, const Integer& turn, bool logarithmic,
+                        const py::object& factors) {
+    const Array<uint32_t> from = to_array<uint32_t>(groups, "groups");
+    const auto n = static_cast<uint64_t>(from.size());
+    const uint64_t number = to_unsigned(turn, "turn");
+    const float* by_factor = to_factors(factors, n);
+    return fill_array<uint32_t>(
+        n, [&](uint32_t* out) { take_turns(from.data(), by_factor, n, number, logarithmic, out); });
+}
 
 // order_visits and order_choice take the same arguments and differ in draw(weights, mass, samples, seed,
 // threads, out).
@@ -181,7 +230,30 @@ py::array py_interleave(const py::object& ids, const std::vector<uint64_t>& coun
         }
         if (left > 0) throw py::value_error("counts: add up to fewer than there are ids");
         using Id = std::decay_t<decltype(*data)>;
-        return fill_ids<Id>(n, [&](Id* out) { interleave(data, counts, number, threads, out); });
+        return fill_array<Id>(n, [&](Id* out) { interleave(data, counts, number, threads, out); });
+    });
+}
+
+py::array py_draw_distinct(const Integer& n, const Integer& count, const Integer& seed,
+                           const Integer& num_threads) {
+    const uint64_t blocks = to_size(n, "n"), samples = to_unsigned(count, "count", blocks);
+    const uint64_t number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return make_ids(blocks, samples,
+                    [&](auto* out) { draw_distinct(blocks, samples, number, threads, out); });
+}
+
+py::array py_mix_in(const py::object& ids, const py::object& extra, const Integer& seed,
+                    const Integer& num_threads) {
+    const uint64_t number = to_unsigned(seed, "seed");
+    const int threads = to_threads(num_threads);
+    return with_ids(ids, [&](const auto& items) {
+        const auto* data = items.data();
+        using Id = std::decay_t<decltype(*data)>;
+        const Array<Id> more = to_array<Id>(extra, "extra");
+        const auto count = static_cast<uint64_t>(items.size()), added = static_cast<uint64_t>(more.size());
+        return fill_array<Id>(
+            count + added, [&](Id* out) { mix_in(data, count, more.data(), added, number, threads, out); });
     });
 }
 
@@ -273,14 +345,17 @@ void bind_orders(py::module_& module) {
                "samples"_a = py::none());
     module.def("shuffle_visits", &py_shuffle_visits, "visits"_a, "seed"_a, "num_threads"_a = 0,
                "samples"_a = py::none());
-    module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0);
+    module.def("threshold", &py_threshold, "scores"_a, "drop"_a, "num_threads"_a = 0, "drop_hardest"_a = 0.0);
     module.def("order_threshold", &py_order_threshold, "scores"_a, "drop"_a, "keep_unseen"_a, "samples"_a,
-               "seed"_a, "num_threads"_a = 0);
+               "seed"_a, "num_threads"_a = 0, "drop_hardest"_a = 0.0);
     py::class_<HeldWeights>(module, "BlockWeights")
-        .def(py::init(&HeldWeights::make), "scores"_a, "cuts"_a, "cap"_a, "num_threads"_a = 0)
+        .def(py::init(&HeldWeights::make), "scores"_a, "cuts"_a, "cap"_a, "num_threads"_a = 0,
+             "rule"_a = "perplexity", "low"_a = 0.0, "high"_a = 0.0, "factors"_a = py::none())
         .def_property_readonly("counts", &HeldWeights::counts)
-        .def_property_readonly("unseen", [](const HeldWeights& held) { return held.weights.counts().back(); })
-        .def("mean_perplexity", &HeldWeights::mean_perplexity, "num_threads"_a = 0);
+        .def_property_readonly("unseen", &HeldWeights::unseen)
+        .def("mean_weights", &HeldWeights::mean_weights, "num_threads"_a = 0);
+    module.def("temper_weights", &py_temper_weights, "weights"_a, "power"_a, "cap"_a, "num_threads"_a = 0);
+    module.def("take_turns", &py_take_turns, "groups"_a, "turn"_a, "logarithmic"_a, "factors"_a = py::none());
     module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "weights"_a,
                "mass"_a, "unseen_mass"_a, "samples"_a, "seed"_a, "num_threads"_a = 0);
     module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "weights"_a,
@@ -288,6 +363,8 @@ void bind_orders(py::module_& module) {
     module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "bins"_a = 4096, "num_threads"_a = 0);
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("draw_distinct", &py_draw_distinct, "n"_a, "count"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("mix_in", &py_mix_in, "ids"_a, "extra"_a, "seed"_a, "num_threads"_a = 0);
     module.def("count_parts", &py_count_parts, "ids"_a, "sizes"_a, "num_threads"_a = 0);
     module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
 }

@@ -36,6 +36,17 @@ std::vector<double> corpus_factors(const BlockWeights& weights, const Shares& sh
     return factor;
 }
 
+// The inverse of a relative weight, and a lower bound of it, from what BlockWeights::read gives.
+struct OfLogarithm {
+    static float inverse(float log_relative) { return det_expf(-log_relative); }
+    static float inverse_from_below(float log_relative) { return exp_from_below(-log_relative); }
+};
+
+struct OfWeight {
+    static float inverse(float relative) { return 1.0f / relative; }
+    static float inverse_from_below(float relative) { return 1.0f / relative; }
+};
+
 // Exponential keys (Efraimidis & Spirakis 2006): the k smallest of E_i / w_i, E_i standard exponential
 // numbers, are a weighted choice without replacement. In fp32 there are few ties, which go by id; keys beyond
 // its range all become the largest number. Keys are computed anew whenever they are read.
@@ -51,18 +62,8 @@ class ExponentialKeys {
     uint64_t size() const { return weights_->blocks(); }
 
     const uint32_t* read(uint64_t first, uint64_t count, uint32_t* keys) const {
-        uint32_t cluster[kBatch];
-        float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch];
-        read_weights(first, count, cluster, log_relative, factor);
-        for (uint64_t j = 0; j < count; ++j) {  // short loops, which become vector instructions
-            const Uniform draw(derive(seed_, first + j));
-            uniform[j] = draw.number;
-            rest[j] = draw.rest;
-        }
-        for (uint64_t j = 0; j < count; ++j) {
-            keys[j] = key_of(log_relative[j], factor[j], uniform[j], rest[j]);
-        }
-        return keys;
+        return weights_->logarithmic() ? read_all<OfLogarithm>(first, count, keys)
+                                       : read_all<OfWeight>(first, count, keys);
     }
 
     // Writes the keys of a batch that are at most `bound`, and their offsets in the batch; returns their
@@ -70,31 +71,53 @@ class ExponentialKeys {
     uint32_t read_below(uint32_t bound, uint64_t first, uint64_t count, uint32_t* offsets,
                         uint32_t* keys) const {
         uint32_t chosen = 0;
-        run_vectorised([&] { chosen = read_below_here(bound, first, count, offsets, keys); });
+        run_vectorised([&] {
+            chosen = weights_->logarithmic()
+                         ? read_below_here<OfLogarithm>(bound, first, count, offsets, keys)
+                         : read_below_here<OfWeight>(bound, first, count, offsets, keys);
+        });
         return chosen;
     }
 
   private:
     static constexpr uint32_t kLargest = 0xFF7FFFFFu;  // the key of the largest float
 
-    static uint32_t key_of(float log_relative, float factor, float uniform, float rest) {
-        const float key = det_exponential(uniform, rest) * factor * det_expf(-log_relative);
+    template <class Weight>
+    static uint32_t key_of(float relative, float factor, float uniform, float rest) {
+        const float key = det_exponential(uniform, rest) * factor * Weight::inverse(relative);
         const float finite = std::min(key, std::numeric_limits<float>::max());
         return factor == 0.0f ? kNoKey : float_key(finite);
     }
 
+    template <class Weight>
+    const uint32_t* read_all(uint64_t first, uint64_t count, uint32_t* keys) const {
+        uint32_t cluster[kBatch];
+        float relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch];
+        read_weights(first, count, cluster, relative, factor);
+        for (uint64_t j = 0; j < count; ++j) {  // short loops, which become vector instructions
+            const Uniform draw(derive(seed_, first + j));
+            uniform[j] = draw.number;
+            rest[j] = draw.rest;
+        }
+        for (uint64_t j = 0; j < count; ++j) {
+            keys[j] = key_of<Weight>(relative[j], factor[j], uniform[j], rest[j]);
+        }
+        return keys;
+    }
+
+    template <class Weight>
     uint32_t read_below_here(uint32_t bound, uint64_t first, uint64_t count, uint32_t* offsets,
                              uint32_t* keys) const {
         uint32_t cluster[kBatch], high_bits[kBatch];
-        float log_relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch], least[kBatch];
-        read_weights(first, count, cluster, log_relative, factor);
+        float relative[kBatch], factor[kBatch], uniform[kBatch], rest[kBatch], least[kBatch];
+        read_weights(first, count, cluster, relative, factor);
         for (uint64_t j = 0; j < count; ++j) {
             high_bits[j] = static_cast<uint32_t>(derive(seed_, first + j) >> 40);
         }
         for (uint64_t j = 0; j < count; ++j) {
             const float t =
                 static_cast<float>(static_cast<int32_t>(high_bits[j])) * 0x1p-24f;  // rounded down
-            least[j] = factor[j] * exp_from_below(-log_relative[j]) *
+            least[j] = factor[j] * Weight::inverse_from_below(relative[j]) *
                        (t + 0.5f * t * t);  // -ln(1 - t) > t + t^2 / 2
         }
         // A little more than the bound, since rounding may have raised `least`.
@@ -106,14 +129,14 @@ class ExponentialKeys {
         }
         for (uint32_t i = 0; i < possible; ++i) {  // forward, so that what is overwritten has been read
             const uint32_t j = offsets[i];
-            log_relative[i] = log_relative[j];
+            relative[i] = relative[j];
             factor[i] = factor[j];
             const Uniform draw(derive(seed_, first + j));
             uniform[i] = draw.number;
             rest[i] = draw.rest;
         }
         for (uint32_t i = 0; i < possible; ++i) {
-            keys[i] = key_of(log_relative[i], factor[i], uniform[i], rest[i]);
+            keys[i] = key_of<Weight>(relative[i], factor[i], uniform[i], rest[i]);
         }
         uint32_t chosen = 0;
         for (uint32_t i = 0; i < possible; ++i) {
@@ -124,9 +147,9 @@ class ExponentialKeys {
         return chosen;
     }
 
-    void read_weights(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative,
+    void read_weights(uint64_t first, uint64_t count, uint32_t* cluster, float* relative,
                       float* factor) const {
-        weights_->read(first, count, cluster, log_relative);
+        weights_->read(first, count, cluster, relative);
         for (uint64_t j = 0; j < count; ++j) factor[j] = factors_[cluster[j]];
     }
 

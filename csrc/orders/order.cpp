@@ -76,8 +76,8 @@ class Visits {
 }  // namespace
 
 template <class Id>
-void permutation(uint64_t n, uint64_t seed, int threads, Id* out) {
-    shuffle_multiset(n, n, seed, threads, AllBlocks(n), out);
+void permutation(uint64_t n, uint64_t seed, int threads, uint64_t count, Id* out) {
+    shuffle_multiset(n, n, seed, threads, AllBlocks(n), out, count);
 }
 
 uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads) {
@@ -86,8 +86,8 @@ uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads) {
 
 template <class Id>
 void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
-                    Id* out) {
-    shuffle_multiset(n, samples, seed, threads, Visits(visits, n, threads), out);
+                    uint64_t count, Id* out) {
+    shuffle_multiset(n, samples, seed, threads, Visits(visits, n, threads), out, count);
 }
 
 // The sum of hashes of (position, id) depends on the order of the ids, but not on the order of the additions.
@@ -101,9 +101,9 @@ uint64_t order_hash(const Id* ids, uint64_t n, int threads) {
     return derive(std::accumulate(sums.begin(), sums.end(), uint64_t{0}), n);
 }
 
-#define MLFR_INSTANTIATE(Id)                                                                   \
-    template void permutation<Id>(uint64_t, uint64_t, int, Id*);                               \
-    template void shuffle_visits<Id>(const uint32_t*, uint64_t, uint64_t, uint64_t, int, Id*); \
+#define MLFR_INSTANTIATE(Id)                                                                             \
+    template void permutation<Id>(uint64_t, uint64_t, int, uint64_t, Id*);                               \
+    template void shuffle_visits<Id>(const uint32_t*, uint64_t, uint64_t, uint64_t, int, uint64_t, Id*); \
     template uint64_t order_hash<Id>(const Id*, uint64_t, int);
 MLFR_INSTANTIATE(uint32_t)
 MLFR_INSTANTIATE(uint64_t)

@@ -8,16 +8,23 @@
 
 namespace mlfr {
 
+// What a threshold drops at one end of the scores.
+struct Tail {
+    float cut;           // the last score that is kept: the lowest one, or the highest
+    uint64_t tie_quota;  // this many blocks that equal the cut are dropped as well
+    uint64_t dropped;    // blocks, those ties included
+};
+
 struct Threshold {
-    float cut;           // the lowest score that is kept
-    uint64_t tie_quota;  // this many blocks that equal the cut, lowest ids first, are dropped as well
-    uint64_t dropped;
+    Tail lowest;    // of those that equal its cut, the lowest ids are dropped
+    Tail highest;   // of those that equal its cut, the highest ids are dropped
     uint64_t seen;  // blocks that have a score
 };
 
-// Drops floor(drop * seen) blocks, the lowest scores first. Where no block has a score: a cut of -inf,
-// nothing dropped.
-Threshold threshold(Scores scores, double drop, int threads);
+// Drops floor(drop * seen) blocks, the lowest scores first, and floor(drop_hardest * seen), the highest
+// first, but never all: the blocks that have a score are ranked by it, equal ones by id. Where no block has a
+// score, and at an end where nothing is to be dropped: a cut of -inf or inf, nothing dropped there.
+Threshold threshold(Scores scores, double drop, double drop_hardest, int threads);
 
 // Finds the score at rank ceil(q * seen), counted from 1.
 float percentile(Scores scores, double q, int threads);
@@ -31,21 +38,32 @@ struct Mass {
 
 class BlockWeights;
 
-// Shuffles 0 ... n-1.
+// Shuffles 0 ... n-1, and writes the first `count`.
 template <class Id>
-void permutation(uint64_t n, uint64_t seed, int threads, Id* out);
+void permutation(uint64_t n, uint64_t seed, int threads, uint64_t count, Id* out);
+
+template <class Id>
+void permutation(uint64_t n, uint64_t seed, int threads, Id* out) {
+    permutation(n, seed, threads, n, out);
+}
 
 uint64_t sum_visits(const uint32_t* visits, uint64_t n, int threads);
 
-// Shuffles visits[i] times block i; `samples` is the sum of visits.
+// Shuffles visits[i] times block i, and writes the first `count`; `samples` is the sum of visits.
 template <class Id>
 void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
-                    Id* out);
+                    uint64_t count, Id* out);
+
+template <class Id>
+void shuffle_visits(const uint32_t* visits, uint64_t n, uint64_t samples, uint64_t seed, int threads,
+                    Id* out) {
+    shuffle_visits(visits, n, samples, seed, threads, samples, out);
+}
 
 // Makes passes over the blocks that a threshold keeps, each shuffled anew; the last may be partial.
 template <class Id>
-void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t samples, uint64_t seed,
-                     int threads, Id* out);
+void order_threshold(Scores scores, double drop, double drop_hardest, bool keep_unseen, uint64_t samples,
+                     uint64_t seed, int threads, Id* out);
 
 // Systematic sampling: block i occurs floor(e_i) or ceil(e_i) times, e_i = samples x its probability. The
 // same holds for each cluster.

@@ -1,9 +1,7 @@
 // Samples as complete passes over blocks, and a part of one.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <memory>
 
 namespace mlfr {
 
@@ -16,15 +14,10 @@ void fill_passes(uint64_t size, uint64_t samples, OnePass one_pass, Part part, I
     if (samples > 0) part(number, samples, out);
 }
 
-// Does the same, with the beginning of a complete pass as the last, partial one.
-template <class Id, class OnePass>
-void fill_passes(uint64_t size, uint64_t samples, OnePass one_pass, Id* out) {
-    auto cut_short = [&](uint64_t number, uint64_t count, Id* to) {
-        const std::unique_ptr<Id[]> pass(new Id[size]);
-        one_pass(number, pass.get());
-        std::copy_n(pass.get(), count, to);
-    };
-    fill_passes(size, samples, one_pass, cut_short, out);
+// Does the same where part(number, size, to) writes a complete pass.
+template <class Id, class Part>
+void fill_passes(uint64_t size, uint64_t samples, Part part, Id* out) {
+    fill_passes(size, samples, [&](uint64_t number, Id* to) { part(number, size, to); }, part, out);
 }
 
 }  // namespace mlfr

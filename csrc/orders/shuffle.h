@@ -126,11 +126,15 @@ class Buffers {
     std::vector<std::unique_ptr<Id[]>> free_;
 };
 
-// Writes the shuffled multiset to out[0, samples). emit.count(chunk) is how many samples a chunk of blocks
-// has, and emit(chunk, first, last, sink) calls sink(offsets, count) with the blocks, counted from `first`,
-// once for each sample and in an order that is always the same.
+constexpr uint64_t kAll = UINT64_MAX;
+
+// Writes the first `wanted` of the shuffled multiset, all by default, to out[0, min(wanted, samples)).
+// emit.count(chunk) is how many samples a chunk of blocks has, and emit(chunk, first, last, sink) calls
+// sink(offsets, count) with the blocks, counted from `first`, once for each sample and in an order that is
+// always the same. Buckets beyond what is wanted are neither filled nor shuffled.
 template <class Id, class Emit>
-void shuffle_multiset(uint64_t n, uint64_t samples, uint64_t seed, int threads, const Emit& emit, Id* out) {
+void shuffle_multiset(uint64_t n, uint64_t samples, uint64_t seed, int threads, const Emit& emit, Id* out,
+                      uint64_t wanted = kAll) {
     const int bits = bucket_bits(samples);
     const uint64_t buckets = uint64_t{1} << bits;
     const uint64_t chunks = num_chunks(n);
@@ -146,35 +150,51 @@ void shuffle_multiset(uint64_t n, uint64_t samples, uint64_t seed, int threads, 
         std::copy(counts, counts + buckets, &position[chunk * buckets]);
     });
     std::vector<uint64_t> bucket_start(buckets + 1);
-    uint64_t total = 0, largest = 0;
+    uint64_t total = 0, largest = 0, filled = 0;
     for (uint64_t b = 0; b < buckets; ++b) {
         bucket_start[b] = total;
+        filled += total < wanted;
         for (uint64_t c = 0; c < chunks; ++c) {
             total += std::exchange(position[c * buckets + b], total);
         }
-        largest = std::max(largest, total - bucket_start[b]);
+        if (b < filled) largest = std::max(largest, total - bucket_start[b]);
     }
     bucket_start[buckets] = total;
     if (total != samples) throw std::logic_error("shuffle_multiset: the counts do not sum to the samples");
 
+    // Where most buckets are wanted, it is faster to fill all of them than to ask of each sample.
+    const uint64_t kept = 2 * filled > buckets ? buckets : filled;
+    std::unique_ptr<Id[]> room;  // for what is filled beyond what is wanted
+    Id* to = out;
+    if (bucket_start[kept] > wanted) {
+        room.reset(new Id[bucket_start[kept]]);
+        to = room.get();
+    }
     for_chunks(n, threads, [&](uint64_t chunk, uint64_t first, uint64_t last) {
         BucketChooser chooser(choice_seed, chunk, bits);
         uint64_t next[1 << kMaxBucketBits];
         std::copy_n(&position[chunk * buckets], buckets, next);
         const Id base = static_cast<Id>(first);
         emit(chunk, first, last, [&](const uint32_t* offsets, uint64_t count) {
-            chooser.choose(count, [&](uint64_t k, uint32_t bucket) {
-                out[next[bucket]++] = base + static_cast<Id>(offsets[k]);
-            });
+            if (kept == buckets) {
+                chooser.choose(count, [&](uint64_t k, uint32_t bucket) {
+                    to[next[bucket]++] = base + static_cast<Id>(offsets[k]);
+                });
+            } else {
+                chooser.choose(count, [&](uint64_t k, uint32_t bucket) {
+                    if (bucket < kept) to[next[bucket]++] = base + static_cast<Id>(offsets[k]);
+                });
+            }
         });
     });
     Buffers<Id> buffers(largest);
-    parallel_for(buckets, threads, [&](uint64_t b) {
+    parallel_for(filled, threads, [&](uint64_t b) {
         buffers.with([&](Id* scratch) {
-            shuffle_bucket(out + bucket_start[b], bucket_start[b + 1] - bucket_start[b], order_seed, b,
+            shuffle_bucket(to + bucket_start[b], bucket_start[b + 1] - bucket_start[b], order_seed, b,
                            scratch);
         });
     });
+    if (room) std::copy_n(room.get(), wanted, out);
 }
 
 }  // namespace mlfr

@@ -1,6 +1,8 @@
 // Thresholds and percentiles of scores, and the order of what a threshold keeps.
 #include <algorithm>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 
 #include "common/detmath.h"
@@ -13,20 +15,58 @@ namespace mlfr {
 
 namespace {
 
-RankedScore rank_threshold(Scores scores, double drop, int threads) {
-    if (!(drop >= 0.0 && drop < 1.0)) throw std::invalid_argument("drop: must be at least 0 and below 1");
-    auto dropped = [drop](uint64_t seen) {
-        return std::min(floor_share(drop, seen), seen - std::min<uint64_t>(seen, 1));
-    };
-    return rank_score(scores, dropped, threads);
+// How many blocks are dropped of `seen`, at each end.
+struct Dropped {
+    uint64_t lowest, highest;
+};
+
+Dropped count_dropped(double drop, double drop_hardest, uint64_t seen) {
+    if (seen == 0) return {0, 0};
+    const uint64_t lowest = std::min(floor_share(drop, seen), seen - 1);
+    return {lowest, std::min(floor_share(drop_hardest, seen), seen - 1 - lowest)};
 }
+
+// The scores at the ranks of the first and of the last block that is kept. The second is not looked for where
+// nothing is dropped at that end.
+struct Cuts {
+    RankedScore low;
+    std::optional<RankedScore> high;
+};
+
+Cuts rank_threshold(Scores scores, double drop, double drop_hardest, int threads) {
+    if (!(drop >= 0.0 && drop < 1.0)) throw std::invalid_argument("drop: must be at least 0 and below 1");
+    if (!(drop_hardest >= 0.0 && drop_hardest < 1.0 && drop + drop_hardest < 1.0)) {
+        throw std::invalid_argument("drop_hardest: must be at least 0, and below 1 together with drop");
+    }
+    const auto lowest_kept = [=](uint64_t seen) { return count_dropped(drop, drop_hardest, seen).lowest; };
+    const auto highest_kept = [=](uint64_t seen) {
+        return seen - std::min<uint64_t>(seen, 1) - count_dropped(drop, drop_hardest, seen).highest;
+    };
+    Cuts cuts{rank_score(scores, lowest_kept, threads), std::nullopt};
+    if (drop_hardest > 0.0 && cuts.low.seen > 0) cuts.high = rank_score(scores, highest_kept, threads);
+    return cuts;
+}
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// How many blocks of a chunk have a score above the cut.
+uint64_t larger(const CutChunk& chunk, uint64_t blocks) {
+    return blocks - chunk.none - chunk.smaller - chunk.ties;
+}
+
+uint64_t blocks_of(uint64_t chunk, uint64_t n) { return std::min(kChunk, n - chunk * kChunk); }
 
 }  // namespace
 
-// Blocks whose rank is below that of the cut are dropped.
-Threshold threshold(Scores scores, double drop, int threads) {
-    const RankedScore cut = rank_threshold(scores, drop, threads);
-    return {cut.score, cut.rank - cut.smaller(), cut.rank, cut.seen};
+Threshold threshold(Scores scores, double drop, double drop_hardest, int threads) {
+    const auto [low, high] = rank_threshold(scores, drop, drop_hardest, threads);
+    const Tail lowest{low.score, low.rank - low.smaller(), low.rank};
+    if (!high) return {lowest, {kInfinity, 0, 0}, low.seen};
+    const uint64_t dropped = high->seen - 1 - high->rank;
+    uint64_t above = 0;
+    for (uint64_t c = 0; c < high->chunks.size(); ++c)
+        above += larger(high->chunks[c], blocks_of(c, scores.n));
+    return {lowest, {high->score, dropped - above, dropped}, low.seen};
 }
 
 float percentile(Scores scores, double q, int threads) {
@@ -42,16 +82,28 @@ namespace {
 // Emits the blocks that a threshold keeps, for shuffle_multiset.
 class KeptBlocks {
   public:
-    KeptBlocks(Scores scores, const RankedScore& cut, bool keep_unseen)
-        : scores_(scores), cut_(cut.score), keep_unseen_(keep_unseen) {
-        uint64_t ties_left = cut.rank - cut.smaller();  // to drop, lowest ids first
-        for (size_t c = 0; c < cut.chunks.size(); ++c) {
-            const CutChunk& chunk = cut.chunks[c];
-            const uint64_t dropped_ties = std::min(ties_left, chunk.ties);
-            ties_left -= dropped_ties;
-            const uint64_t blocks = std::min(kChunk, scores.n - c * kChunk);
-            const uint64_t dropped = chunk.smaller + dropped_ties + (keep_unseen ? 0 : chunk.none);
-            chunks_.push_back({blocks - dropped, dropped_ties});
+    KeptBlocks(Scores scores, const Cuts& cuts, bool keep_unseen)
+        : scores_(scores),
+          low_(cuts.low.score),
+          high_(cuts.high ? cuts.high->score : kInfinity),
+          keep_unseen_(keep_unseen) {
+        uint64_t low_left = cuts.low.rank - cuts.low.smaller();  // ties to drop, lowest ids first
+        // Ties to keep, lowest ids first; where both cuts are the same score, ties that are dropped below
+        // count.
+        uint64_t high_left = cuts.high ? cuts.high->rank + 1 - cuts.high->smaller() : 0;
+        for (uint64_t c = 0; c < cuts.low.chunks.size(); ++c) {
+            const CutChunk& low = cuts.low.chunks[c];
+            Chunk chunk{blocks_of(c, scores.n), std::min(low_left, low.ties), kAllTies};
+            low_left -= chunk.dropped_ties;
+            chunk.kept -= low.smaller + chunk.dropped_ties + (keep_unseen ? 0 : low.none);
+            if (cuts.high) {
+                const CutChunk& high = cuts.high->chunks[c];
+                const uint64_t kept_ties = std::min(high_left, high.ties);
+                high_left -= kept_ties;
+                if (kept_ties < high.ties) chunk.kept_ties = kept_ties;
+                chunk.kept -= larger(high, blocks_of(c, scores.n)) + (high.ties - kept_ties);
+            }
+            chunks_.push_back(chunk);
         }
     }
 
@@ -60,25 +112,35 @@ class KeptBlocks {
     template <class Sink>
     void operator()(uint64_t number, uint64_t begin, uint64_t end, Sink&& sink) const {
         const Chunk& chunk = chunks_[number];
-        const float cut = cut_;
-        if (chunk.dropped_ties == 0 && keep_unseen_) {
-            choose(begin, end, sink, [=](float score) { return !(score < cut); });
-        } else if (chunk.dropped_ties == 0) {
-            choose(begin, end, sink, [=](float score) { return score >= cut; });
-        } else {  // few chunks have blocks that equal the cut exactly
-            uint64_t left = chunk.dropped_ties;
-            choose(begin, end, sink, [left, cut, unseen = keep_unseen_](float score) mutable {
-                const bool dropped = (score == cut) & (left > 0);
-                left -= dropped;
-                return ((score >= cut) & !dropped) | (unseen & (score != score));
+        const float low = low_, high = high_;
+        const bool unseen = keep_unseen_;
+        if (chunk.dropped_ties > 0 || chunk.kept_ties != kAllTies) {  // few chunks have ties to divide
+            uint64_t low_left = chunk.dropped_ties, high_left = chunk.kept_ties;
+            choose(begin, end, sink, [=](float score) mutable {
+                const bool dropped = (score == low) & (low_left > 0);
+                low_left -= dropped;
+                const bool beyond = (score == high) & (high_left == 0);
+                high_left -= (score == high) & !beyond;
+                return ((score >= low) & (score <= high) & !dropped & !beyond) | (unseen & (score != score));
             });
+        } else if (high < kInfinity && unseen) {
+            choose(begin, end, sink, [=](float score) { return !((score < low) | (score > high)); });
+        } else if (high < kInfinity) {
+            choose(begin, end, sink, [=](float score) { return (score >= low) & (score <= high); });
+        } else if (unseen) {
+            choose(begin, end, sink, [=](float score) { return !(score < low); });
+        } else {
+            choose(begin, end, sink, [=](float score) { return score >= low; });
         }
     }
 
   private:
+    static constexpr uint64_t kAllTies = UINT64_MAX;
+
     struct Chunk {
-        uint64_t kept;  // blocks
-        uint64_t dropped_ties;
+        uint64_t kept;          // blocks
+        uint64_t dropped_ties;  // at the lower cut
+        uint64_t kept_ties;     // at the upper cut
     };
 
     template <class Sink, class IsKept>
@@ -97,7 +159,7 @@ class KeptBlocks {
     }
 
     Scores scores_;
-    float cut_;
+    float low_, high_;
     bool keep_unseen_;
     std::vector<Chunk> chunks_;
 };
@@ -105,22 +167,23 @@ class KeptBlocks {
 }  // namespace
 
 template <class Id>
-void order_threshold(Scores scores, double drop, bool keep_unseen, uint64_t samples, uint64_t seed,
-                     int threads, Id* out) {
-    const RankedScore cut = rank_threshold(scores, drop, threads);
-    const uint64_t kept = (keep_unseen ? scores.n : cut.seen) - cut.rank;
+void order_threshold(Scores scores, double drop, double drop_hardest, bool keep_unseen, uint64_t samples,
+                     uint64_t seed, int threads, Id* out) {
+    const Cuts cuts = rank_threshold(scores, drop, drop_hardest, threads);
+    const Dropped dropped = count_dropped(drop, drop_hardest, cuts.low.seen);
+    const uint64_t kept = (keep_unseen ? scores.n : cuts.low.seen) - dropped.lowest - dropped.highest;
     if (kept == 0 && samples > 0)
         throw std::invalid_argument("scores: no block has one, so none can be drawn");
-    const KeptBlocks blocks(scores, cut, keep_unseen);
+    const KeptBlocks blocks(scores, cuts, keep_unseen);
     fill_passes(
         kept, samples,
-        [&](uint64_t pass, Id* to) {
-            shuffle_multiset(scores.n, kept, derive(seed, pass), threads, blocks, to);
+        [&](uint64_t pass, uint64_t count, Id* to) {
+            shuffle_multiset(scores.n, kept, derive(seed, pass), threads, blocks, to, count);
         },
         out);
 }
 
-template void order_threshold<uint32_t>(Scores, double, bool, uint64_t, uint64_t, int, uint32_t*);
-template void order_threshold<uint64_t>(Scores, double, bool, uint64_t, uint64_t, int, uint64_t*);
+template void order_threshold<uint32_t>(Scores, double, double, bool, uint64_t, uint64_t, int, uint32_t*);
+template void order_threshold<uint64_t>(Scores, double, double, bool, uint64_t, uint64_t, int, uint64_t*);
 
 }  // namespace mlfr

@@ -33,21 +33,31 @@ struct BlockWeights::Tally {
     }
 };
 
-BlockWeights::BlockWeights(Scores scores, const std::vector<double>& cuts, double cap, int threads)
+BlockWeights::BlockWeights(Scores scores, const std::vector<double>& cuts, const Weighing& weighing,
+                           int threads)
     : scores_(scores),
       intervals_(cuts),
-      cap_(static_cast<float>(cap)),
+      weighing_(weighing),
+      cap_(static_cast<float>(weighing.cap)),
+      low_(static_cast<float>(weighing.low)),
+      high_(static_cast<float>(weighing.high)),
+      per_unit_(high_ > low_ ? 1.0f / (high_ - low_) : 0.0f),
       unit_(integer_unit(scores.n)),
-      reference_(intervals_.count() + 1, 0.0f),
-      counts_(intervals_.count() + 1, 0) {
+      reference_(intervals_.count() + (weighing.factors ? 2 : 1), 0.0f),
+      counts_(reference_.size(), 0) {
     if (!(cap_ > -std::numeric_limits<float>::infinity())) {
         throw std::invalid_argument("cap: must be finite, or +inf for none");
     }
-    const ScoreRange range = find_range(scores, threads);
-    for (size_t c = 0; c < intervals_.count(); ++c) {
-        reference_[c] = std::min({cap_, range.high, intervals_.upper_edge(c)});
+    if (!(high_ >= low_ && std::isfinite(high_ - low_))) {
+        throw std::invalid_argument("low, high: must ascend, and differ by a finite number");
     }
-    if (intervals_.count() == 1) {
+    const ScoreRange range = find_range(scores, threads);
+    if (weighing.rule == WeightRule::kPerplexity) {
+        for (size_t c = 0; c < intervals_.count(); ++c) {
+            reference_[c] = std::min({cap_, range.high, intervals_.upper_edge(c)});
+        }
+    }
+    if (intervals_.count() == 1 && !weighing.factors) {
         counts_ = {range.seen, scores.n - range.seen};
     } else {
         tally_all(threads);
@@ -57,7 +67,7 @@ BlockWeights::BlockWeights(Scores scores, const std::vector<double>& cuts, doubl
 // Fills counts_ and sums_. Where a cluster ends well below its upper edge, its reference is lowered first.
 void BlockWeights::tally_all(int threads) {
     std::vector<Tally> chunks = tally(threads);
-    if (!are_heavy(chunks)) {
+    if (weighing_.rule == WeightRule::kPerplexity && !are_heavy(chunks)) {
         const std::vector<float> heaviest = find_heaviest(threads);
         auto near = [](float reference, float block) { return reference - block <= 1.0f; };
         if (!std::equal(reference_.begin(), reference_.end(), heaviest.begin(), near)) {
@@ -99,7 +109,7 @@ std::vector<BlockWeights::Tally> BlockWeights::tally(int threads) const {
     return chunks;
 }
 
-// The largest capped score of each cluster; 0 for the blocks without a score.
+// The largest capped score of each cluster; 0 for the blocks that are in none by their score.
 std::vector<float> BlockWeights::find_heaviest(int threads) const {
     const size_t k = clusters();
     const std::vector<float> none(k, -std::numeric_limits<float>::infinity());
@@ -107,7 +117,7 @@ std::vector<float> BlockWeights::find_heaviest(int threads) const {
         std::vector<float> heaviest = none;
         uint32_t cluster[kBatch];
         for_batches(begin, end, [&](uint64_t first, uint64_t count) {
-            intervals_.read(scores_.data + first, count, static_cast<uint32_t>(k - 1), cluster);
+            read_clusters(first, count, cluster);
             for (uint64_t j = 0; j < count; ++j) {
                 float& most = heaviest[cluster[j]];
                 most = std::max(most, std::min(scores_[first + j], cap_));
@@ -119,7 +129,7 @@ std::vector<float> BlockWeights::find_heaviest(int threads) const {
     for (const std::vector<float>& part : chunks) {
         for (size_t c = 0; c < k; ++c) heaviest[c] = std::max(heaviest[c], part[c]);
     }
-    heaviest[k - 1] = 0.0f;
+    std::fill(heaviest.begin() + static_cast<std::ptrdiff_t>(unseen()), heaviest.end(), 0.0f);
     return heaviest;
 }
 
@@ -136,35 +146,71 @@ std::vector<double> BlockWeights::means(int threads) const {
     return means;
 }
 
-void BlockWeights::read_here(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
+void BlockWeights::read_clusters(uint64_t first, uint64_t count, uint32_t* cluster) const {
+    const float* scores = scores_.data + first;
+    if (intervals_.count() == 1) {  // all scores are in the same interval
+        for (uint64_t j = 0; j < count; ++j) cluster[j] = std::isnan(scores[j]);
+    } else {
+        intervals_.read(scores, count, static_cast<uint32_t>(unseen()), cluster);
+    }
+}
+
+void BlockWeights::read_logarithms(uint64_t first, uint64_t count, const uint32_t* cluster,
+                                   float* log_relative) const {
     const float* scores = scores_.data + first;
     const float cap = cap_;
-    if (intervals_.count() == 1) {  // all scores are in the same interval
+    if (intervals_.count() == 1) {
         const float reference = reference_[0];
-        for (uint64_t j = 0; j < count; ++j) {
-            const float relative = std::max(-80.0f, std::min(scores[j], cap) - reference);
-            log_relative[j] = std::isnan(scores[j]) ? 0.0f : relative;
-            cluster[j] = std::isnan(scores[j]);
-        }
-        return;
+        for (uint64_t j = 0; j < count; ++j) log_relative[j] = reference;
+    } else {
+        for (uint64_t j = 0; j < count; ++j) log_relative[j] = reference_[cluster[j]];
     }
-    intervals_.read(scores, count, static_cast<uint32_t>(clusters() - 1), cluster);
-    for (uint64_t j = 0; j < count; ++j) log_relative[j] = reference_[cluster[j]];
     for (uint64_t j = 0; j < count; ++j) {
         const float relative = std::max(-80.0f, std::min(scores[j], cap) - log_relative[j]);
         log_relative[j] = std::isnan(scores[j]) ? 0.0f : relative;
     }
 }
 
-void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* log_relative) const {
-    run_vectorised([&] { read_here(first, count, cluster, log_relative); });
+// Multiplies relative weights by the factors of their blocks.
+void BlockWeights::apply_factors(uint64_t first, uint64_t count, uint32_t* cluster, float* relative) const {
+    const float* factors = weighing_.factors + first;
+    const auto excluded = static_cast<uint32_t>(clusters() - 1);
+    for (uint64_t j = 0; j < count; ++j) {
+        relative[j] *= factors[j];
+        cluster[j] = factors[j] > 0.0f ? cluster[j] : excluded;
+    }
+}
+
+void BlockWeights::read_here(uint64_t first, uint64_t count, uint32_t* cluster, float* relative) const {
+    const float* scores = scores_.data + first;
+    read_clusters(first, count, cluster);
+    if (weighing_.rule == WeightRule::kPerplexity) {
+        read_logarithms(first, count, cluster, relative);
+        if (!weighing_.factors) return;
+        for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
+    } else if (weighing_.rule == WeightRule::kCapped) {
+        const float low = low_, width = high_ - low_, slope = per_unit_ * (1.0f - 1.0f / kCappedRatio);
+        for (uint64_t j = 0; j < count; ++j) {
+            const float above = std::min(std::max(0.0f, scores[j] - low), width);  // 0 without a score
+            relative[j] = std::isnan(scores[j]) ? 1.0f : 1.0f / kCappedRatio + above * slope;
+        }
+    } else {
+        std::fill_n(relative, count, 1.0f);
+    }
+    if (weighing_.factors) apply_factors(first, count, cluster, relative);
+}
+
+void BlockWeights::read(uint64_t first, uint64_t count, uint32_t* cluster, float* relative) const {
+    run_vectorised([&] { read_here(first, count, cluster, relative); });
 }
 
 void BlockWeights::read_integers(uint64_t first, uint64_t count, uint32_t* cluster, uint64_t* weight) const {
     run_vectorised([&] {
         float relative[kBatch];
         read_here(first, count, cluster, relative);
-        for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
+        if (logarithmic()) {
+            for (uint64_t j = 0; j < count; ++j) relative[j] = det_expf(relative[j]);
+        }
         constexpr double kRound = 0x1p52;  // adding it leaves the nearest integer in the low bits
         for (uint64_t j = 0; j < count; ++j) {
             const double shifted = static_cast<double>(relative[j]) * unit_ + kRound;
@@ -176,14 +222,14 @@ void BlockWeights::read_integers(uint64_t first, uint64_t count, uint32_t* clust
 }
 
 std::vector<uint64_t> BlockWeights::chunk_sums(int threads) const {
-    if (intervals_.count() > 1) return sums_;
+    if (!sums_.empty()) return sums_;
     std::vector<uint64_t> sums;
     for (const Tally& part : tally(threads)) sums.push_back(part.sum);
     return sums;
 }
 
 Shares::Shares(const BlockWeights& weights, const Mass& mass) : share_(mass.clusters) {
-    if (mass.clusters.size() + 1 != weights.clusters()) {
+    if (mass.clusters.size() != weights.unseen()) {
         throw std::invalid_argument("mass: must have one more entry than cuts");
     }
     auto legal = [](double value) { return value >= 0.0 && std::isfinite(value); };
@@ -192,6 +238,7 @@ Shares::Shares(const BlockWeights& weights, const Mass& mass) : share_(mass.clus
     }
     if (!legal(mass.unseen)) throw std::invalid_argument("unseen_mass: must be finite and not negative");
     share_.push_back(mass.unseen);
+    share_.resize(weights.clusters(), 0.0);  // what is not drawn
     double total = 0.0;
     for (size_t c = 0; c < share_.size(); ++c) {
         if (weights.counts()[c] == 0) share_[c] = 0.0;

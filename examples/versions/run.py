@@ -30,10 +30,10 @@ from megatron_lfr.output import print_table
 from megatron_lfr.run_folder import RunFolder
 
 VERSIONS, BRANCH_SHARE, REPLAY = 4, 0.6, 0.25
-HELD_OUT = 0.1
-"""Share of each domain's documents that no version is trained on."""
+HELD_OUT = 16_000
+"""Bytes, and up to a document more, of each domain that no version is trained on."""
 STOPPED = 75
-BYTES_PER_STEP = 8 * 128
+BYTES_PER_STEP = 2 * 128
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Workshop:
     def evaluate(self, run: Path, held_out: list[str]) -> dict[str, float]:
         """Return the loss of a run on what is held out, of all and by domain."""
         file = run / "held_out.json"
-        self.command("evaluate", "--run", str(run), "--data-path", *held_out, "--json", str(file))
+        if not file.exists():
+            words = ["--data-path", *held_out, "--json", str(file), "--batch-size", "16"]
+            self.command("evaluate", "--run", str(run), *words)
         corpus = json.loads(file.read_text())["corpus"]
         return {"all": corpus["loss"], **{name: one["loss"] for name, one in corpus["domains"].items()}}
 
@@ -85,7 +87,7 @@ def continual(work: Workshop, folder: Path, prefixes: list[str], first: Path, re
         *old, new = prefixes[:version]
         data = [new] if not replay else [word for prefix in old for word in (str(replay / len(old)), prefix)]
         data += [str(1 - replay), new] if replay else []
-        start = ["--finetune", "--load", str(runs[-2]), "--train-iters", str(work.path.steps)]
+        start = ["--finetune", "--load", str(runs[-2]), "--train-iters", str(work.path.ends[0])]
         work.train(runs[-1], "--data-path", *data, *start)
     return runs
 
@@ -93,20 +95,19 @@ def continual(work: Workshop, folder: Path, prefixes: list[str], first: Path, re
 def path_switching(work: Workshop, folder: Path, prefixes: list[str], replay: float) -> list[Path]:
     """Train a main path at the peak rate, and a branch of it for each version."""
     path, trunk, runs = work.path, folder / "main", []
-    points = list(map(str, path.branch_points))
     for version in range(1, VERSIONS + 1):
         if version > 1:
-            more = ["--train-iters", f"+{path.steps}", "--replay", str(replay)]
+            more = ["--train-iters", f"+{path.ends[0]}", "--replay", str(replay)]
             work.command("extend", "--run", str(trunk), "--data-path", *prefixes[:version], *more)
         settings = ["--config", str(trunk / "config.yaml")] if version > 1 else []
-        keep = ["--lr-decay-style", "constant", "--save-retain-steps", *points[:version]]
-        length = ["--data-path", prefixes[0], "--train-iters", str(path.steps)] if version == 1 else []
+        keep = ["--lr-decay-style", "constant", "--branch-share", str(BRANCH_SHARE)]
+        length = ["--data-path", prefixes[0], "--train-iters", str(path.ends[0])] if version == 1 else []
         if version < VERSIONS:
             work.train(trunk, *settings, *keep, *length)
         else:  # what comes after the last branch point, no version needs
-            work.train(trunk, *settings, *keep, "--exit-interval", points[-1], codes=(STOPPED,))
+            work.train(trunk, *settings, *keep, "--exit-interval", str(path.end), codes=(STOPPED,))
         runs.append(folder / f"version{version}")
-        how = ["--at-step", points[version - 1], "--lr-decay-style", "cosine"]
+        how = ["--version", str(version), "--lr-decay-style", "cosine"]
         work.command("branch", "--from", str(trunk), *how, "--save", str(runs[-1]))
         work.command("train", "--config", str(runs[-1] / "config.yaml"))
     return runs
@@ -114,7 +115,7 @@ def path_switching(work: Workshop, folder: Path, prefixes: list[str], replay: fl
 
 def make_corpora(folder: Path, steps: int, seed: int) -> dict[str, list[str]]:
     """Write the corpora, and return the prefixes of the random parts, of the domains, and of what is held out."""
-    kilobytes = math.ceil(1.05 * steps * BYTES_PER_STEP / 1000 / (1 - HELD_OUT))
+    kilobytes = math.ceil((HELD_OUT + 6_000 + 1.05 * steps * BYTES_PER_STEP) / 1000)  # documents have up to 6 kB
     corpus, maker = folder / "corpus.jsonl", Path(__file__).parents[1] / "demo" / "make_corpus.py"
     words = [sys.executable, str(maker), str(corpus), "--kilobytes-per-domain", str(kilobytes)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
@@ -125,8 +126,10 @@ def make_corpora(folder: Path, steps: int, seed: int) -> dict[str, list[str]]:
     held, kept = [], []
     for name in names:
         of_domain = [row for row in rows if row["domain"] == name]
-        held += of_domain[: math.ceil(HELD_OUT * len(of_domain))]
-        kept += of_domain[math.ceil(HELD_OUT * len(of_domain)) :]
+        size = 0
+        for row in of_domain:
+            (held if size < HELD_OUT else kept).append(row)
+            size += len(row["text"].encode())
     choose.shuffle(kept)
     parts = [{"domain": f"part{i % VERSIONS + 1}", "text": row["text"]} for i, row in enumerate(kept)]
     prefixes = {}
@@ -180,7 +183,7 @@ def main() -> int:
     for kind in prefixes:
         given = ["--input", f"{args.output}/{kind}.jsonl", "--output-prefix", f"{args.output}/{kind}"]
         work.command("preprocess", *given, "--tokenizer", "bytes", "--domain-key", "domain")
-    results: dict[str, Any] = {"steps": args.steps, "seed": args.seed, "branch_steps": path.branch, "arrivals": {}}
+    results: dict[str, Any] = {"steps": args.steps, "seed": args.seed, "branch_steps": path.branches[0], "arrivals": {}}
     for kind, ways in train_all(work, prefixes).items():
         results["arrivals"][kind] = {
             way: {

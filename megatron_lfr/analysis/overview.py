@@ -34,11 +34,13 @@ _NO_SCORES = np.empty(0, np.float32)
 @dataclass(frozen=True)
 class FocusView:
     """What a Focus left out. Counts [domains] are numbers of blocks, of those that the phase is about: sizes says how
-    many these are; excluded blocks are unseen and left out."""
+    many these are; hardest ones are those dropped that are above the kept ones, excluded blocks are unseen and left
+    out."""
 
     sizes: Counts
     dropped: BlockSet
     dropped_by_domain: Counts
+    hardest_by_domain: Counts
     unseen_by_domain: Counts
     excluded_by_domain: Counts
 
@@ -181,6 +183,7 @@ def _view_focus(history: PhaseHistory, in_scope: npt.NDArray[np.bool_], corpus: 
         _count(in_scope, corpus),
         BlockSet.of(dropped, ~unseen & in_scope, starts),
         _count(dropped, corpus),
+        _count(dropped & ~history.selection.easiest(history.scores_at_start), corpus),
         _count(unseen, corpus),
         _count(left_out & unseen, corpus),
     )

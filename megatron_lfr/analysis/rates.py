@@ -37,7 +37,7 @@ def rates(view: RunView) -> Rates:
     done = int(steps[-1]) if len(steps) else 0
     if "lr" not in settings or done >= last:
         return Rates(steps, trained, np.empty(0, np.int64), np.empty(0))
-    rate = learning_rate_of(settings, plan.total_steps, plan.global_batch_size)
+    rate = learning_rate_of(settings, plan)
     ahead = np.unique(np.linspace(done + 1, last, min(last - done, _MOST_PLANNED)).astype(np.int64))
     return Rates(steps, trained, ahead, np.array([rate(step - 1) for step in ahead.tolist()], np.float64))
 

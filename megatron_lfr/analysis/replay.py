@@ -118,7 +118,7 @@ class Run:
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
             scores = start_phase(planned, ledger, self.seed, self.journal, self.arrays)
-            order, selection = self.plan.make_order(planned, scores, self.seed)
+            order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
             history = PhaseHistory(planned, order, nll, scores, selection)

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from megatron_lfr.checkpoint.hosts import bring_checkpoint, collect_files
 from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, write_manifest
 from megatron_lfr.checkpoint.state import STATE_FILE, dump_state, read_state
 from megatron_lfr.checkpoint.tensors import check_tensors, prepare_tensors, read_tensors, write_tensors
@@ -67,10 +68,11 @@ class CheckpointStore:
     """The checkpoints in `root`, of which the newest `keep` are kept (None: all), and those of iterations that
     `retains` is true for.
 
-    Every rank makes the same calls; `root` is on a file system that all of them see. Only one run may write there at a
-    time. `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save`
-    returns as soon as the tensors are copied, and `wait` when they are on the disk; `timeout` is how long the ranks
-    then wait for each other (None: PyTorch's default).
+    Every rank makes the same calls. `root` is best on a file system that all of them see; where hosts do not share one,
+    rank 0's has the checkpoints, and hosts get copies of those that are loaded. Only one run may write there at a time.
+    `group`: all ranks, over a backend that carries objects (None: the default group). `asynchronous`: `save` returns as
+    soon as the tensors are copied, and `wait` when they are on the disk; `timeout` is how long the ranks then wait for
+    each other (None: PyTorch's default).
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class CheckpointStore:
                     self.root.mkdir(parents=True, exist_ok=True)
                     self._clear_leftovers()
                     aside.mkdir()
-            records = self._write_files(aside, write, text)
+            records, is_another_folder = self._write_files(aside, write, text)
             with ranks.failing_together(group):
                 if ranks.rank(group) == 0:
                     write_manifest(aside, records)
@@ -153,6 +155,9 @@ class CheckpointStore:
                     note.replace(self.root / _LATEST)
                     fsync_directory(self.root)
                     self._prune(iteration)
+            if is_another_folder:
+                with suppress(OSError):  # it is only disk space
+                    self._clear_leftovers()
         except OSError as error:
             if ranks.rank(group) == 0:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -202,6 +207,7 @@ class CheckpointStore:
 
     def _open(self, iteration: int, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """Open the checkpoint in `folder`, or return what is wrong with it."""
+        bring_checkpoint(folder, self.root / (_ASIDE + folder.name), self.group)
         if damage := find_damage(folder, STATE_FILE, self.group):
             return None, damage
         values: dict[str, Any] = {}
@@ -213,9 +219,12 @@ class CheckpointStore:
         values, damage = ranks.from_first_rank((values, damage), self.group)
         return (None, damage) if damage else (Checkpoint(iteration, folder, values, self.group), None)
 
-    def _write_files(self, folder: Path, write: WriteTensors, text: str) -> dict[str, FileRecord]:
-        """Write every rank's shards and the state; returns the manifest's records of all files."""
+    def _write_files(self, folder: Path, write: WriteTensors, text: str) -> tuple[dict[str, FileRecord], bool]:
+        """Write every rank's shards and the state. Returns the manifest's records of all files, and whether rank 0 does
+        not see this rank's."""
         group = self._writing_group
+        with ranks.failing_together(group):
+            folder.mkdir(parents=True, exist_ok=True)  # where a host does not share rank 0's file system
         names = write(folder)
         with ranks.failing_together(group):
             if ranks.rank(group) == 0:
@@ -225,7 +234,7 @@ class CheckpointStore:
         records: dict[str, FileRecord] = {}
         for part in ranks.gather(local_records, group):
             records |= part
-        return records
+        return records, collect_files(folder, names, group)
 
     def _publish(self, aside: Path, final: Path) -> None:
         replaced = self.root / (_REPLACED + final.name)

@@ -86,13 +86,16 @@ def scope_problems(config: RunConfig) -> list[str]:
         )
     if config.deepspeed.cpu_optimizer and layout.sharding == "no_shard":
         problems.append("--cpu-optimizer needs ZeRO-1 or higher: zero_optimization.stage, or --zero-stage")
+    if config.training.compile and layout.sharding == "optim_grads_params":
+        problems.append(
+            "--compile is refused with ZeRO-3, which gathers weights inside of what is compiled; take ZeRO-2, or drop "
+            "--deepspeed"
+        )
     for flag, value, legal in (
         ("--num-distributed-optimizer-instances", layout.num_distributed_optimizer_instances, 1),
-        ("--compile", config.training.compile, False),
         ("--layer-kernels", config.training.layer_kernels, "torch"),
         ("--adam-kernel", config.optimizer.adam_kernel, "torch"),
     ):
         if value != legal:
-            named = flag if value is True else f"{flag} {value}"
-            problems.append(f"{named} is not supported with it yet; the native engine has it: drop --deepspeed")
+            problems.append(f"{flag} {value} is not supported with it yet; the native engine has it: drop --deepspeed")
     return problems

@@ -56,7 +56,7 @@ KEYS: dict[str, Key] = {
     **_keys("refused", "scheduler", "the learning rate is that of --lr, --lr-decay-style and --lr-warmup-iters"),
     **_keys("refused", "activation_checkpointing", "use --recompute-granularity full or selective"),
     **_keys("refused", "tensorboard csv_monitor wandb comet", _OWN_LOGS),
-    **_keys("refused", "compile", "use --compile without --deepspeed"),
+    **_keys("refused", "compile", "use --compile"),
     **_keys("refused", "tensor_parallel", "use --tensor-model-parallel-size"),
     **_keys("refused", "sequence_parallel_size", "use --context-parallel-size"),
     **_keys("refused", "pipeline", "use --pipeline-model-parallel-size without --deepspeed"),

@@ -24,8 +24,8 @@ class LFRConfig:
     """The Learn-Focus-Review schedule."""
 
     lfr_schedule: str = "lfr"
-    """Phases of the run: a preset (lfr, lfr-v1, lfr-clusters, uniform, static, learn-only, random-focus, focus-only), a
-    YAML file with a list of phases, or such a list itself."""
+    """Phases of the run: a preset (lfr, lfr-v1, lfr-v1-2reps, lfr-clusters, uniform, static, learn-only, random-focus,
+    focus-only), a YAML file with a list of phases, or such a list itself."""
     train_iters: int | None = None
     """Length of the run in optimizer steps. It scales a schedule whose phases are shares; for any other schedule it is
     not needed, and must equal the total of its phases."""
@@ -43,8 +43,9 @@ class LFRConfig:
     without weights its share of the blocks."""
     lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
     """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
-    schedule uses them by name (score: file:NAME or excess:NAME). FILE.npy holds float32, one number for each training
-    block, as commonness and evaluate --split train --per-block write it; it is read where it is."""
+    schedule uses them by name: score: file:NAME or excess:NAME, weight: file:NAME, and copies, for which NAME is
+    copies. FILE.npy holds float32 (for copies uint32), one number for each training block, as commonness and evaluate
+    --split train --per-block write it; it is read where it is."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""
@@ -80,6 +81,9 @@ class TrainingConfig:
     """Blocks of one forward and backward pass on each data-parallel rank."""
     global_batch_size: int | None = None
     """Blocks of one optimizer step over all ranks; by default one micro-batch on each."""
+    rampup_batch_size: list[int] | None = None
+    """START INCREMENT SAMPLES: begin with START blocks a step, and add INCREMENT at equal distances until
+    --global-batch-size is reached after SAMPLES samples. All blocks are learned meanwhile; the schedule comes after."""
     seed: int = 1234
     """Seed of the initial weights and of the order of the blocks."""
     bf16: bool = False
@@ -139,10 +143,27 @@ class TrainingConfig:
         if self.deterministic:
             check_environment()
         multiple = self.micro_batch_size * data_parallel_size
+        self._check_rampup(data_parallel_size)
         if self.blocks_per_step(data_parallel_size) % multiple:
             raise ValueError(
                 f"--global-batch-size {self.global_batch_size}: must be a multiple of --micro-batch-size "
                 f"{self.micro_batch_size} x {data_parallel_size} data-parallel ranks = {multiple}"
+            )
+
+    def _check_rampup(self, data_parallel_size: int) -> None:
+        ramp, end = self.rampup_batch_size, self.blocks_per_step(data_parallel_size)
+        if ramp is None:
+            return
+        multiple = self.micro_batch_size * data_parallel_size
+        if len(ramp) != 3 or min(ramp) < 1 or ramp[0] >= end or (end - ramp[0]) % ramp[1]:
+            raise ValueError(
+                f"--rampup-batch-size {' '.join(map(str, ramp))}: give START INCREMENT SAMPLES, where START and "
+                f"some times INCREMENT make --global-batch-size {end}"
+            )
+        if ramp[0] % multiple or ramp[1] % multiple:
+            raise ValueError(
+                f"--rampup-batch-size {' '.join(map(str, ramp))}: START and INCREMENT must be multiples of "
+                f"--micro-batch-size {self.micro_batch_size} x {data_parallel_size} data-parallel ranks = {multiple}"
             )
 
     def blocks_per_step(self, data_parallel_size: int) -> int:

@@ -33,15 +33,13 @@ class ForwardEngine:
     ) -> None:
         self.stages, self.parallel = list(stages), parallel
         self.parameters = sharded_parameters(self.stages, parallel)
-        per_rank = global_batch_size // parallel.data_parallel_size
         self._forward_backward: ForwardBackward
         if self.stages[0].stage.count == 1:
             synchronization = ShardedSynchronization(self.stages[0], parallel.config.sharding)
             self._forward_backward = MicroBatchLoop(self.stages[0], micro_batch_size, synchronization)
             self.eval_rows = micro_batch_size * parallel.data_parallel_size
         else:
-            micro_batches = per_rank // micro_batch_size
-            self._forward_backward = Pipeline(self.stages, micro_batch_size, micro_batches, seq_length, parallel)
+            self._forward_backward = Pipeline(self.stages, micro_batch_size, seq_length, parallel)
             self.eval_rows = global_batch_size
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -88,15 +89,16 @@ class Pipeline:
         self,
         stages: Sequence[Llama],
         micro_batch_size: int,
-        micro_batches: int,
         seq_length: int,
         parallel: ParallelState,
     ) -> None:
         self._losses: list[Loss] = []
         self._holds_first = stages[0].stage.is_first
+        self._micro_batch_size = micro_batch_size
         options: dict[str, Any] = {"loss_fn": self._collect, "scale_grads": False}
 
-        def schedule() -> Any:
+        @functools.cache
+        def schedule(purpose: str, micro_batches: int) -> Any:
             wrapped = [_pipeline_stage(model, micro_batch_size, seq_length, parallel) for model in stages]
             schedules: dict[str, Callable[[], Any]] = {
                 "1f1b": lambda: Schedule1F1B(wrapped[0], micro_batches, **options),
@@ -106,14 +108,18 @@ class Pipeline:
             return schedules[parallel.config.schedule]()
 
         # A schedule prepares its stages at its first run. In torch 2.11, one that has evaluated first cannot train.
-        self._training, self._evaluation = schedule(), schedule()
+        self._schedule = schedule
 
     def train(self, inputs: Inputs) -> list[Loss]:
-        return self._run(self._training.step, inputs)
+        return self._run(self._scheduled("training", inputs).step, inputs)
 
     @torch.no_grad()
     def evaluate(self, inputs: Inputs) -> list[Loss]:
-        return self._run(self._evaluation.eval, inputs)
+        return self._run(self._scheduled("evaluation", inputs).eval, inputs)
+
+    def _scheduled(self, purpose: str, inputs: Inputs) -> Any:
+        """Return the schedule of as many micro-batches as these rows have."""
+        return self._schedule(purpose, len(inputs["labels"]) // self._micro_batch_size)
 
     def _run(self, run: Callable[..., object], inputs: Inputs) -> list[Loss]:
         self._losses = []

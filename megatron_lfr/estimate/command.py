@@ -8,14 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_lfr.build import make_model_config, make_plan, make_tokenizer
-from megatron_lfr.config import RunConfig, fill_batch, parse_run_config
+from megatron_lfr.build import make_model_config, make_tokenizer
+from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.estimate import versions
+from megatron_lfr.estimate.deepspeed import deepspeed_memory
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take_options, with_defaults
 from megatron_lfr.lfr import Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
+from megatron_lfr.planning import make_new_plan
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] and
 
@@ -28,7 +30,8 @@ USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] an
 
 `megatron-lfr estimate versions --versions N --branch-share A` with the same flags compares ways to train N versions.
 
-Memory is what tensors take in the native engine, without the CUDA context, communication buffers and fragmentation.
+Memory is what tensors take, without the CUDA context, communication buffers and fragmentation. "host" is the host's
+memory that --deepspeed offloads to.
 """
 
 
@@ -60,8 +63,6 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     world_size = options.world_size or config.parallel.model_parallel_size
     config = fill_batch(config, world_size)
     warnings = []
-    if config.deepspeed.deepspeed:
-        warnings.append("--deepspeed is estimated as the native engine with the same sharding")
     if config.training.layer_kernels != "torch":
         warnings.append(f"--layer-kernels {config.training.layer_kernels} is estimated as torch")
     if config.training.compile:
@@ -69,7 +70,7 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     with_defaults(config, options).validate(world_size)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = corpus_blocks(config, options)
-    plan = make_plan(config, n_blocks, world_size, blend)
+    plan = make_new_plan(config, n_blocks, world_size, blend)
     memory = _memory(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
@@ -109,6 +110,10 @@ def _memory(config: RunConfig, model: ModelConfig, world_size: int, global_batch
     layout, batch = config.parallel, micro_batch(config, model)
     ranks = layout.data_parallel_size(world_size)
     micro_batches = global_batch_size // ranks // batch.rows
+    if config.deepspeed.deepspeed:
+        settings = deepspeed_settings(config, world_size)
+        memory = deepspeed_memory(batch, layout, micro_batches, ranks * layout.context_parallel_size, settings)
+        return [{"pipeline_rank": 0, **dataclasses.asdict(memory)}]
     return [
         {
             "pipeline_rank": rank,
@@ -151,7 +156,7 @@ def _print_tables(result: dict[str, Any]) -> None:
         f"{result['seq_length']:,} tokens, {result['global_batch_size']:,} a step"
     )
     memory = result["memory"]
-    names = [name for name in memory[0] if name != "pipeline_rank"]
+    names = [name for name in memory[0] if name != "pipeline_rank" and (name != "host" or memory[0]["host"])]
     print_table(
         ["pipeline rank", *names],
         [[str(rank["pipeline_rank"]), *(f"{rank[name] / 1e9:.3f}" for name in names)] for rank in memory],

@@ -42,11 +42,13 @@ class RankMemory:
     logits: int
     """Logits, their gradient, and the gradients computed from it."""
     peak: int
+    host: int = 0
+    """Bytes in the host's memory that DeepSpeed offloads, which are in no other part."""
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """Number of elements of a rank's weights before FSDP2 shards them, as its tensor-parallel layers hold them."""
+class HeldWeights:
+    """Number of elements of a rank's weights before they are sharded, as its tensor-parallel layers hold them."""
 
     layers: int
     one_layer: int
@@ -92,17 +94,17 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     stages = local_stages(
         model.num_layers, layout.num_stages(model.num_layers), rank, layout.pipeline_model_parallel_size
     )
-    held = _weights(model, stages, layout.tensor_model_parallel_size)
+    held = held_weights(model, stages, layout.tensor_model_parallel_size)
     shards = 1 if layout.sharding == "no_shard" else ranks // layout.num_distributed_optimizer_instances
     sharded = layout.sharding in ("optim_grads", "optim_grads_params")
-    weights = 4 * _share(held.total, shards) + 2 * 4 * model.max_position_embeddings * model.head_dim * len(stages)
-    optimizer = 8 * _share(held.total, shards)
+    weights = 4 * share_of(held.total, shards) + 2 * 4 * model.max_position_embeddings * model.head_dim * len(stages)
+    optimizer = 8 * share_of(held.total, shards)
 
     gathered = e * held.total
     if layout.sharding == "optim_grads_params":
         gathered = e * (held.embeddings + min(2 * held.one_layer, held.layers))
     # Gradients of earlier micro-batches: unsharded until the last one, or summed into the shards at once.
-    earlier = 0 if micro_batches == 1 else 4 * (_share(held.total, shards) if sharded else held.total)
+    earlier = 0 if micro_batches == 1 else 4 * (share_of(held.total, shards) if sharded else held.total)
     in_flight = micro_batches_in_flight(layout, micro_batches, stages, rank)
     kept = sum(number * stage_bytes(batch, stage) for number, stage in zip(in_flight, stages, strict=True))
     kept += _pipeline_buffers(batch, stages, in_flight, micro_batches)
@@ -116,10 +118,10 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     working = again + backward_bytes(batch) + e * (held.one_layer + held.output)
     rest = held.one_layer + held.embeddings
     # The gradients of the other layers are summed when the first one's are computed.
-    summed = 4 * _share(held.total if sharded and micro_batches > 1 else held.layers - held.one_layer, shards)
+    summed = 4 * share_of(held.total if sharded and micro_batches > 1 else held.layers - held.one_layer, shards)
     waiting = 0 if micro_batches == 1 or sharded else 4
-    final = 4 * _share(held.layers, shards) + int(reduced * held.embeddings) + 2 * e * held.tied
-    final += waiting * held.embeddings + (4 * _share(held.embeddings, shards) if sharded and micro_batches > 1 else 0)
+    final = 4 * share_of(held.layers, shards) + int(reduced * held.embeddings) + 2 * e * held.tied
+    final += waiting * held.embeddings + (4 * share_of(held.embeddings, shards) if sharded and micro_batches > 1 else 0)
     moments = (
         gathered + earlier + kept + logits,  # the loss
         gathered + earlier + kept + working,  # in the last layer's backward
@@ -138,7 +140,8 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     )
 
 
-def _weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> _Weights:
+def held_weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> HeldWeights:
+    """Count the weights of a rank's stages."""
     hidden = model.hidden_size
     matrices = 2 * (model.num_attention_heads + model.query_groups) * model.head_dim + 3 * model.ffn_size
     one_layer = hidden * matrices // tensor_ranks + 2 * hidden
@@ -153,7 +156,7 @@ def _weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> _Wei
             output = vocabulary
     layers = sum(stage.end_layer - stage.first_layer for stage in stages) * one_layer
     tied = vocabulary if is_tied and stages[0].is_first and stages[-1].is_last else 0
-    return _Weights(layers, one_layer, embeddings, output, tied)
+    return HeldWeights(layers, one_layer, embeddings, output, tied)
 
 
 def micro_batches_in_flight(layout: ParallelConfig, micro_batches: int, stages: list[Stage], rank: int) -> list[int]:
@@ -185,5 +188,6 @@ def _pipeline_buffers(batch: MicroBatch, stages: list[Stage], in_flight: list[in
     return buffers * batch.hidden
 
 
-def _share(elements: int, shards: int) -> int:
+def share_of(elements: int, shards: int) -> int:
+    """Return the elements of the largest shard."""
     return -(-elements // shards)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.build import make_blend, make_corpus
+from megatron_lfr.build import make_corpus
 from megatron_lfr.config import RunConfig, take_option
 from megatron_lfr.data.corpus.blocks import parse_split
 from megatron_lfr.lfr import Blend
+from megatron_lfr.planning import make_blend
 
 
 @dataclass(frozen=True)

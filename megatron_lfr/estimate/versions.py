@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_lfr.build import make_model_config, make_plan, make_tokenizer
+from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig, fill_batch, parse_run_config
 from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take_options, with_defaults
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.output import print_table
+from megatron_lfr.planning import make_new_plan
 
 USAGE = """megatron-lfr estimate versions --versions N --branch-share A [flags of megatron-lfr train, also --config] and
 
@@ -57,8 +58,8 @@ def estimate_versions(config: RunConfig, options: Options) -> dict[str, Any]:
     with_defaults(config, options).validate(world_size)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = corpus_blocks(config, options)
-    plan = make_plan(config, n_blocks, world_size, blend)
-    path = config.main_path.lay_out(plan.total_steps)
+    plan = make_new_plan(config, n_blocks, world_size, blend)
+    path = config.main_path.lay_out(plan)
     assert path is not None
     tokens = plan.global_batch_size * plan.seq_length
     flops = model.flops_per_token(plan.seq_length)
@@ -74,13 +75,11 @@ def estimate_versions(config: RunConfig, options: Options) -> dict[str, Any]:
         }
 
     return {
-        "version_steps": path.steps,
-        "branch_steps": path.branch,
+        "version_steps": path.ends[0],
+        "branch_steps": path.branches[0],
         "branch_points": path.branch_points,
         "ways": {way: row(steps) for way, steps in _steps(path).items()},
-        "shares_by_versions": {
-            count: _shares(MainPath(count, path.steps, path.branch)) for count in range(1, path.versions + 1)
-        },
+        "shares_by_versions": {count: _shares(path.first(count)) for count in range(1, path.versions + 1)},
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.lfr.phase import Phase, largest_remainder
 from megatron_lfr.lfr.selection import Order, Scores, Selection, has_score, make_order, phase_seed
+from megatron_lfr.lfr.weights import EQUAL, Counting
 
 FocusScope = Literal["global", "per-corpus"]
 
@@ -60,19 +61,27 @@ class Blend:
         return largest_remainder([weight / total for weight in weights], samples)
 
     def make_order(
-        self, phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
+        self,
+        phase: Phase,
+        scores: Scores,
+        samples: int,
+        seed: int,
+        phase_index: int,
+        counting: Counting = EQUAL,
     ) -> tuple[Order, Selection | BlendSelection | None]:
         """Make a phase's order as `selection.make_order` does, for each corpus where these are sampled separately."""
         separately = self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
         if not separately:
-            return make_order(phase, scores, samples, seed, phase_index)
+            return make_order(phase, scores, samples, seed, phase_index, counting)
         quotas = self.quotas(samples)
         order: Order = np.empty(samples, np.uint32 if len(scores) <= np.iinfo(np.uint32).max else np.uint64)
         selections: list[Selection | None] = []
         filled = 0
         for corpus, quota in enumerate(quotas):
             first, last = self.starts[corpus], self.starts[corpus + 1]
-            part, selection = _corpus_order(phase, scores[first:last], quota, _corpus_seed(seed, corpus), phase_index)
+            local = counting.part([(first, last)], [self.quotas(count)[corpus] for count in counting.earlier])
+            corpus_seed = _corpus_seed(seed, corpus)
+            part, selection = _corpus_order(phase, scores[first:last], quota, corpus_seed, phase_index, local)
             np.add(part, first, out=order[filled : filled + quota], casting="unsafe")
             selections.append(selection)
             filled += quota
@@ -96,6 +105,10 @@ class BlendSelection:
         return sum(part.dropped for part in self.parts if part is not None)
 
     @property
+    def dropped_hardest(self) -> int:
+        return sum(part.dropped_hardest for part in self.parts if part is not None)
+
+    @property
     def unseen(self) -> int:
         sizes = np.diff(self.starts)
         return sum(int(size) if part is None else part.unseen for size, part in zip(sizes, self.parts, strict=True))
@@ -110,24 +123,32 @@ class BlendSelection:
         """Share of the scored blocks that were dropped."""
         return self.dropped / max(1, self.n_blocks - self.unseen)
 
+    def easiest(self, scores: Scores) -> npt.NDArray[np.bool_]:
+        """Return a mask of the blocks that are left out as easy, given the scores that the phase was made from."""
+        return self._masks(scores, Selection.easiest)
+
     def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
         """Return a mask of the blocks that the phase leaves out, given the scores that it was made from."""
-        bounds = pairwise(self.starts)
-        corpora = [scores[first:last] for first, last in bounds]
+        return self._masks(scores, Selection.left_out)
+
+    def _masks(
+        self, scores: Scores, mask: Callable[[Selection, Scores], npt.NDArray[np.bool_]]
+    ) -> npt.NDArray[np.bool_]:
+        corpora = [scores[first:last] for first, last in pairwise(self.starts)]
         return np.concatenate(
             [
-                np.zeros(len(corpus), np.bool_) if part is None else part.left_out(corpus)
+                np.zeros(len(corpus), np.bool_) if part is None else mask(part, corpus)
                 for corpus, part in zip(corpora, self.parts, strict=True)
             ]
         )
 
 
 def _corpus_order(
-    phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
+    phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int, counting: Counting
 ) -> tuple[Order, Selection | None]:
     if phase.kind == "focus" and not has_score(scores):
-        phase = Phase("learn", phase.duration, phase.unit)
-    order, selection = make_order(phase, scores, max(samples, 1), seed, phase_index)
+        phase = replace(phase, kind="learn", drop=0.0, drop_hardest=0.0, explore=0.0)
+    order, selection = make_order(phase, scores, max(samples, 1), seed, phase_index, counting)
     return order[:samples], selection
 
 

@@ -46,18 +46,18 @@ class Coverage:
         parts = self._parts(corpora)
         if phase.kind != "focus":
             others = replayed(phase, samples)
-            self._sample_uniformly(parts, samples - others, corpora)
+            self._sample_everything(phase, parts, samples - others, corpora)
             if others and corpora is not None:
                 rest = outside(corpora, self._blend)
-                self._sample_uniformly(self._parts(rest), others, rest)
+                self._sample_everything(phase, self._parts(rest), others, rest)
         elif self._covers_all(phase, samples, parts):
             for part in parts:
                 self._fewest[part] = self._most[part] = self._size(part)
-        elif phase.keeps_unseen or phase.scores_all:
+        elif phase.keeps_unseen or phase.scores_all or phase.explore:
             for part in parts:
                 self._most[part] = min(self._size(part), self._most[part] + samples)
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
-            self._sample_unscored(parts, samples, corpora)
+            self._sample_unscored(phase, parts, samples, corpora)
 
     def kept(self, phase: Phase, corpora: Corpora = None) -> int:
         """Return how many blocks a Focus keeps if it drops exactly its share. Where the number of unseen blocks is not
@@ -69,14 +69,14 @@ class Coverage:
         if phase.scores_all:
             fewest = most = sizes
         if phase.keeps_unseen:
-            return max(1, sum(sizes) - sum(dropped_count(phase.drop, scored) for scored in most))
+            return max(1, sum(sizes) - sum(_dropped(phase, scored) for scored in most))
         if fewest != most:
             raise ValueError(
                 f"unit passes, unseen {phase.unseen}: leaves out blocks that have no score, and how many have one "
                 f"is not known before the run: {sum(fewest)} to {sum(most)} of {sum(sizes)}. Give the duration in "
                 "epochs or steps, or unseen: keep, or begin with a learn phase of one epoch or more"
             )
-        return max(1, sum(scored - dropped_count(phase.drop, scored) for scored in fewest))
+        return max(1, sum(scored - _dropped(phase, scored) for scored in fewest))
 
     def _size(self, part: int) -> int:
         return self._starts[part + 1] - self._starts[part]
@@ -105,13 +105,14 @@ class Coverage:
             self._fewest[part : part + 1] = [max(0, size - unscored) for size in sizes]
             self._most[part : part + 1] = [min(size, most) for size in sizes]
 
-    def _sample_uniformly(self, parts: Sequence[int], samples: int, corpora: Corpora) -> None:
+    def _sample_everything(self, phase: Phase, parts: Sequence[int], samples: int, corpora: Corpora) -> None:
         if self._blend.weights is not None:
             quotas = Scope(self._blend, self._corpora(corpora)).blend.quotas(samples)
             for part, quota in zip(parts, quotas, strict=True):
-                self._sample_part(part, quota)
-        elif len(parts) == 1:
-            self._sample_part(parts[0], samples)
+                self._sample_part(phase, part, quota)
+        elif len(parts) == 1 or not phase.counts_equally:
+            for part in parts:
+                self._sample_part(phase, part, samples)
         else:  # passes over all parts together: a part of one has any share of each
             size = sum(map(self._size, parts))
             for part in parts:
@@ -119,7 +120,7 @@ class Coverage:
                 self._fewest[part] = max(self._fewest[part], at_least)
                 self._most[part] = min(self._size(part), self._most[part] + samples)
 
-    def _sample_unscored(self, parts: Sequence[int], samples: int, corpora: Corpora) -> None:
+    def _sample_unscored(self, phase: Phase, parts: Sequence[int], samples: int, corpora: Corpora) -> None:
         quotas = [samples] * len(parts)
         if self._blend.weights is not None:
             quotas = Scope(self._blend, self._corpora(corpora)).blend.quotas(samples)
@@ -127,24 +128,33 @@ class Coverage:
             if self._blend.weights is None:
                 self._most[part] = min(self._size(part), self._most[part] + quota)
             elif self._most[part] == 0:
-                self._sample_part(part, quota)
+                self._sample_part(phase, part, quota)
 
     def _corpora(self, corpora: Corpora) -> Sequence[int]:
         return range(len(self._blend.sizes)) if corpora is None else corpora
 
-    def _sample_part(self, part: int, quota: int) -> None:
+    def _sample_part(self, phase: Phase, part: int, quota: int) -> None:
         size = self._size(part)
+        if not phase.counts_equally:  # some blocks may come again before others come at all
+            self._most[part] = min(size, self._most[part] + quota)
+            return
         self._fewest[part] = min(size, max(self._fewest[part], quota))
         self._most[part] = size if quota >= size else min(size, self._most[part] + quota)
 
     def _covers_all(self, phase: Phase, samples: int, parts: Sequence[int]) -> bool:
         """Whether a Focus trains on every unseen block, as in a complete pass over the blocks that it keeps."""
-        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus:
+        if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus or phase.explore:
+            return False
+        if not phase.counts_equally:
             return False
         dropped = 0
         if phase.selection == "threshold" and phase.sampling == "passes" and not phase.scores_all:
-            dropped = dropped_count(phase.drop, sum(self._fewest[part] for part in parts))
+            dropped = _dropped(phase, sum(self._fewest[part] for part in parts))
         return samples >= sum(map(self._size, parts)) - dropped
+
+
+def _dropped(phase: Phase, scored: int) -> int:
+    return dropped_count(phase.drop, scored) + dropped_count(phase.drop_hardest, scored)
 
 
 def dropped_count(drop: float, n_scored: int) -> int:

@@ -141,7 +141,7 @@ class Curriculum(BaseCurriculum):
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
         scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
-        order, selection = self.plan.make_order(planned, scores, self.seed)
+        order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
 

@@ -22,12 +22,16 @@ from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.plan import Plan, Segment, append_segment
 from megatron_lfr.lfr.schedule import Schedule
 from megatron_lfr.lfr.scores import used_arrays
+from megatron_lfr.lfr.weights import first_weights
 
 FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
 _NONE: Mapping[str, str] = {}
 
-_ADDED = {"scope": Phase.scope, "replay": Phase.replay}
+_ADDED = {
+    name: getattr(Phase, name)
+    for name in ("drop_hardest", "explore", "weight", "weight_power", "weight_cap", "copies", "scope", "replay")
+}
 """Fields of phases that the first runs did not have, with the values that mean what those did: they are stored only
 where they have another value, so that the facts of a run that does not use them stay the same."""
 
@@ -44,7 +48,7 @@ def _describe_segment(segment: Segment, arrays: Mapping[str, str]) -> dict[str, 
     facts = {
         "blocks": segment.n_blocks,
         "global_batch_size": segment.global_batch_size,
-        "schedule": [_describe_phase(planned.phase) for planned in segment.phases],
+        "schedule": [describe_phase(planned.phase) for planned in segment.phases],
         "samples": [planned.samples for planned in segment.phases],
         "blend": dataclasses.asdict(segment.blend),
         **({"scopes": scopes} if any(scopes) else {}),
@@ -63,8 +67,11 @@ def read_arrays(identity: Mapping[str, Any]) -> dict[str, str]:
     return arrays
 
 
-def _describe_phase(phase: Phase) -> dict[str, Any]:
-    facts = dataclasses.asdict(phase)
+def describe_phase(phase: Phase) -> dict[str, Any]:
+    """Return the facts of a phase."""
+    facts = dataclasses.asdict(phase) | {"weights": phase.weighting}
+    if phase.kind != "focus" or phase.sampling == "passes" or phase.weighting == first_weights(phase.sampling):
+        del facts["weights"]  # as in the first runs, which could not choose them
     return {name: value for name, value in facts.items() if name not in _ADDED or value != _ADDED[name]}
 
 
@@ -93,9 +100,16 @@ def read_plan(identity: Mapping[str, Any]) -> tuple[Plan, int]:
         raise ValueError(str(error)) from None
 
 
+def read_phase(facts: Any) -> Any:
+    """Return the fields of a phase from its facts; what is no mapping stays, for `Schedule` to refuse."""
+    if not isinstance(facts, Mapping):
+        return facts
+    return {"weights": first_weights(facts.get("sampling", "passes")), **facts}
+
+
 def _read_segment(segment: Mapping[str, Any], past: Plan | None, seq_length: int) -> Plan:
     """Return the plan of a segment and of those before it."""
-    phases = Schedule.from_dicts(segment["schedule"]).phases
+    phases = Schedule.from_dicts([read_phase(facts) for facts in segment["schedule"]]).phases
     samples = [int(count) for count in segment["samples"]]
     if len(samples) != len(phases) or min(samples) < 1:
         raise ValueError(f"samples {samples}: expected a number for each of {len(phases)} phases")

@@ -8,8 +8,10 @@ completely. Its tables and code were not at hand: the formulas are ours, made to
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 
 def branch_steps(version_steps: int, branch_share: float) -> int:
@@ -30,14 +32,11 @@ def branch_steps(version_steps: int, branch_share: float) -> int:
 
 @dataclass(frozen=True)
 class MainPath:
-    """Versions 1 to `versions`, each with `steps` steps of new data, of which the last `branch` are its branch's.
+    """Versions 1, 2, ... of a model. Each ends after a step of `ends`; its last `branches` steps are those of a branch,
+    which leaves the main path before them."""
 
-    Version i leaves the main path after step i·steps - branch, and ends after step i·steps.
-    """
-
-    versions: int
-    steps: int
-    branch: int
+    ends: tuple[int, ...]
+    branches: tuple[int, ...]
 
     @staticmethod
     def of(total_steps: int, versions: int, branch_share: float) -> MainPath:
@@ -47,17 +46,32 @@ class MainPath:
                 f"--versions {versions}: must divide the run's {total_steps} steps, of which each version adds as many"
             )
         steps = total_steps // versions
-        return MainPath(versions, steps, branch_steps(steps, branch_share))
+        return MainPath.ending([steps * version for version in range(1, versions + 1)], branch_share)
+
+    @staticmethod
+    def ending(ends: Sequence[int], branch_share: float) -> MainPath:
+        """Return the main path of versions that end after these steps, which ascend. ValueError names the flag where
+        one of them would have no branch."""
+        lengths = [end - before for before, end in pairwise([0, *ends])]
+        return MainPath(tuple(ends), tuple(branch_steps(length, branch_share) for length in lengths))
+
+    @property
+    def versions(self) -> int:
+        return len(self.ends)
+
+    def first(self, versions: int) -> MainPath:
+        """Return the main path of the first versions alone."""
+        return MainPath(self.ends[:versions], self.branches[:versions])
 
     def leaves_after(self, version: int) -> int:
         """Return the step after which a version leaves the main path."""
-        return self.ends_after(version) - self.branch
+        return self.ends_after(version) - self.branches[version - 1]
 
     def ends_after(self, version: int) -> int:
         """Return the last step of a version. ValueError for a version that the main path does not have."""
         if not 1 <= version <= self.versions:
             raise ValueError(f"--version {version}: the main path has versions 1 to {self.versions}")
-        return version * self.steps
+        return self.ends[version - 1]
 
     @property
     def branch_points(self) -> list[int]:
@@ -72,15 +86,14 @@ class MainPath:
     def path_switching_steps(self, to_the_end: bool = False) -> int:
         """Return the steps of the main path and all branches. to_the_end: of a main path that goes on to the last
         version's end instead of ending where that leaves."""
-        main = self.versions * self.steps if to_the_end else self.end
-        return main + self.versions * self.branch
+        return (self.ends[-1] if to_the_end else self.end) + sum(self.branches)
 
     @property
     def from_scratch_steps(self) -> int:
         """The steps of training each version from scratch, on all data so far."""
-        return self.steps * self.versions * (self.versions + 1) // 2
+        return sum(self.ends)
 
     @property
     def continual_steps(self) -> int:
         """The steps of training each version from the one before, on the new data."""
-        return self.steps * self.versions
+        return self.ends[-1]

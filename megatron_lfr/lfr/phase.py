@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from megatron_lfr.lfr.scores import check_score, split_score
+from megatron_lfr.lfr.scores import COPIES, check_score, split_score
+from megatron_lfr.lfr.weights import NO_WEIGHT, CountedCopies, Weights, check_weighting
 
 Kind = Literal["learn", "focus", "review"]
 Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
@@ -30,14 +31,18 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "selection": get_args(SelectionMode),
     "sampling": get_args(Sampling),
     "unseen": get_args(Unseen),
+    "weights": get_args(Weights),
+    "copies": get_args(CountedCopies),
 }
+_NUMBERS = ("duration", "drop", "clusters", "drop_hardest", "explore", "weight_power", "weight_cap", "replay")
 
 
 @dataclass(frozen=True)
 class Phase:
     """A phase of Learn-Focus-Review. Learn and Review train on every block in their scope, in a new random order.
 
-    The fields from `drop` to `clusters` shape a Focus and are ignored by the other kinds.
+    The fields from `drop` to `explore` shape a Focus and are ignored by the other kinds; `weight` and its two numbers
+    are for all kinds, `copies` is for Learn and Review.
     """
 
     kind: Kind
@@ -53,7 +58,7 @@ class Phase:
     at most that share is dropped (LFR v2; k-means on the score is our choice)."""
     sampling: Sampling = "passes"
     """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
-    its perplexity. choice: weighted without replacement, by perplexity."""
+    its weight. choice: weighted without replacement."""
     score: str = "recorded"
     """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
     changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
@@ -64,6 +69,24 @@ class Phase:
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8
     """Number of clusters of the k-means."""
+    drop_hardest: float = 0.0
+    """Share of the scored blocks that Focus leaves out, the hardest first, beside `drop`; both together below 1."""
+    weights: Weights = "auto"
+    """How much a kept block weighs in visits and choice. uniform: all the same. capped: 1 up to the score that 5 % of
+    the kept are below, 3 from that of 95 % on, linear between. perplexity: exp(score), up to the 99.9 % quantile. auto:
+    capped; uniform where sampling is passes."""
+    explore: float = 0.0
+    """Share of the samples that are drawn at random from all blocks, in [0, 1)."""
+    weight: str = NO_WEIGHT
+    """file:NAME: blocks count in proportion to the numbers of that array, also in Learn and Review, where each is
+    visited floor(e_i) or ceil(e_i) times; 0 leaves a block out."""
+    weight_power: float = 1.0
+    """Power to which `weight` is raised, before it is capped; below 1, weights are more alike."""
+    weight_cap: float = 4.0
+    """Most that a weight counts for, in multiples of the mean weight."""
+    copies: CountedCopies = "all"
+    """How often a block that there are n of counts in a pass of Learn and Review: once, 1 + floor(log2 n) times, or n
+    times (all); each copy has its turn. The array named copies says which blocks are copies of each other."""
     scope: str | tuple[str, ...] = "auto"
     """Which blocks the phase is about. all. new: those that no segment before had. A list of prefixes, by the names of
     their domains. auto: new for a Learn that begins a segment with new blocks, else all."""
@@ -81,6 +104,28 @@ class Phase:
         return split_score(self.score)[1] if self.kind == "focus" else None
 
     @property
+    def weighted_by(self) -> str | None:
+        """The name of the array of `weight`; None without one."""
+        return split_score(self.weight)[1]
+
+    @property
+    def grouped_by(self) -> str | None:
+        """The name of the array that says which blocks are copies; None where the phase does not need it."""
+        return None if self.copies == "all" else COPIES
+
+    @property
+    def weighting(self) -> str:
+        """What `weights` means with this sampling."""
+        if self.weights != "auto":
+            return self.weights
+        return "uniform" if self.sampling == "passes" else "capped"
+
+    @property
+    def counts_equally(self) -> bool:
+        """Whether every block counts the same, but for its score."""
+        return self.weighted_by is None and self.grouped_by is None
+
+    @property
     def is_rescored(self) -> bool:
         """Whether every block is rescored before the phase."""
         return self.kind == "focus" and self.score == "rescored"
@@ -95,7 +140,7 @@ class Phase:
             if getattr(self, name) not in legal:
                 raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
         check_score(self.score)
-        for name in ("duration", "drop", "clusters", "replay"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
                 raise ValueError(f"phase {name} {value!r}: must be a {'whole ' * (name == 'clusters')}number")
@@ -105,6 +150,7 @@ class Phase:
             raise ValueError(f"phase duration {self.duration}: must be a whole number of {self.unit}")
         if not 0.0 <= self.drop < 1.0:
             raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
+        check_weighting(self)
         if self.kind != "focus" and self.drop:
             raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, but this one is {self.kind}")
         self._check_scope()

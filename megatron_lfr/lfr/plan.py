@@ -13,7 +13,9 @@ import numpy.typing as npt
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scope import Scope, ScopedSelection, make_scoped_order, outside
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays
 from megatron_lfr.lfr.selection import Order, Scores, Selection, continue_passes
+from megatron_lfr.lfr.weights import count_in
 
 AnySelection = Selection | BlendSelection | ScopedSelection
 
@@ -72,20 +74,24 @@ class Segment:
         """Return the corpora that a phase is about."""
         return Scope(self.blend, range(len(self.blend.sizes)) if planned.corpora is None else planned.corpora)
 
-    def make_order(self, planned: PlannedPhase, scores: Scores, seed: int) -> tuple[Order, AnySelection | None]:
+    def make_order(
+        self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays
+    ) -> tuple[Order, AnySelection | None]:
         """Return the block ids [samples] of a phase, in the order in which they are trained on, and what a Focus left
-        out. scores: fp32 of the run's blocks, of which later segments may have more; see `selection.make_order`."""
+        out. scores: fp32 of the run's blocks, of which later segments may have more; arrays: those that phases name;
+        see `selection.make_order`."""
         phase, samples, known = planned.phase, planned.samples, scores[: self.n_blocks]
+        counting = count_in(planned, self, arrays)
         if planned.earlier:
             return continue_passes(self.n_blocks, planned.earlier, samples, seed, planned.passes_of), None
         if planned.corpora is None and len(known) == len(scores):
-            return self.blend.make_order(phase, scores, samples, seed, planned.index)
+            return self.blend.make_order(phase, scores, samples, seed, planned.index, counting)
         if planned.corpora is None:
-            order, selection = self.blend.make_order(phase, known, samples, seed, planned.index)
+            order, selection = self.blend.make_order(phase, known, samples, seed, planned.index, counting)
             return order, None if selection is None else ScopedSelection(selection, self.scope(planned), len(scores))
         others = outside(planned.corpora, self.blend)
         rest = Scope(self.blend, others) if others else None
-        return make_scoped_order(self.scope(planned), rest, phase, scores, samples, seed, planned.index)
+        return make_scoped_order(self.scope(planned), rest, phase, scores, samples, seed, planned.index, counting)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ class Plan:
     def global_batch_size(self) -> int:
         """That of the last segment; each phase has its own."""
         return self.segments[-1].global_batch_size
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The global batch sizes of the segments, each one once, in the order of the first."""
+        return list(dict.fromkeys(segment.global_batch_size for segment in self.segments))
 
     @property
     def total_steps(self) -> int:
@@ -142,9 +153,11 @@ class Plan:
         """Return a mask [n_blocks] of the blocks that a phase is about."""
         return self.segments[planned.segment].scope(planned).contains(self.n_blocks)
 
-    def make_order(self, planned: PlannedPhase, scores: Scores, seed: int) -> tuple[Order, AnySelection | None]:
+    def make_order(
+        self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays = NO_ARRAYS
+    ) -> tuple[Order, AnySelection | None]:
         """Make the order of a phase; see `Segment.make_order`."""
-        return self.segments[planned.segment].make_order(planned, scores, seed)
+        return self.segments[planned.segment].make_order(planned, scores, seed, arrays)
 
 
 def append_segment(
@@ -184,4 +197,6 @@ def _goes_on(before: Segment, first: PlannedPhase, blend: Blend) -> bool:
     of which counts the same."""
     last = before.phases[-1]
     is_same = list(before.blend.starts) == list(blend.starts) and before.blend.weights is None and blend.weights is None
-    return is_same and all(one.phase.kind == "learn" and one.corpora is None for one in (last, first))
+    return is_same and all(
+        one.phase.kind == "learn" and one.corpora is None and one.phase.counts_equally for one in (last, first)
+    )

@@ -8,8 +8,9 @@ from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.schedule import Schedule
 
 _LEARN = Phase("learn", 0.40, "share")
-_FOCUS = Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended")
+_FOCUS = Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended", weights="perplexity")
 _SHARPER = replace(_FOCUS, duration=0.10, drop=0.7)
+_CLUSTERS = Phase("focus", 1, "passes", selection="clusters", sampling="visits", weights="perplexity")
 _LFR = (_LEARN, _FOCUS, Phase("review", 0.20, "share"), _SHARPER, Phase("review", 0.16, "share"))
 
 PRESETS: dict[str, tuple[str, Schedule]] = {
@@ -30,15 +31,27 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
             )
         ),
     ),
+    "lfr-v1-2reps": (
+        "`lfr-v1` with the last Focus twice instead of five times: of the paper's two statements, the sentence says 5 "
+        "epochs and the parenthesis reps = 2. 3.1 epochs.",
+        Schedule(
+            (
+                Phase("learn", 1),
+                Phase("focus", 1, "passes", drop=0.5),
+                Phase("review", 1),
+                Phase("focus", 2, "passes", drop=0.7),
+            )
+        ),
+    ),
     "lfr-clusters": (
         "After the paper's second version: clusters instead of a threshold, visits weighted by perplexity. The "
         "lengths, k-means on the score and the weights are ours.",
         Schedule(
             (
                 Phase("learn", 1),
-                Phase("focus", 1, "passes", drop=0.5, selection="clusters", sampling="visits"),
+                replace(_CLUSTERS, duration=1, drop=0.5),
                 Phase("review", 1),
-                Phase("focus", 5, "passes", drop=0.7, selection="clusters", sampling="visits"),
+                replace(_CLUSTERS, duration=5, drop=0.7),
             )
         ),
     ),

@@ -14,6 +14,7 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.selection import Order, Scores, Selection, phase_seed
+from megatron_lfr.lfr.weights import EQUAL, Counting, join_ranges
 
 _CHUNK = 1 << 20
 
@@ -34,8 +35,7 @@ class Scope:
 
     def take(self, scores: Scores) -> Scores:
         """Return those of the scope's blocks, given the scores of all blocks."""
-        parts = [scores[first:last] for first, last in self.ranges]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return join_ranges(scores, self.ranges)
 
     def ids(self, order: Order, of: int) -> Order:
         """Return an order of the scope's blocks as ids among `of` blocks."""
@@ -80,6 +80,10 @@ class ScopedSelection:
         return self.selection.dropped
 
     @property
+    def dropped_hardest(self) -> int:
+        return self.selection.dropped_hardest
+
+    @property
     def unseen(self) -> int:
         return self.selection.unseen
 
@@ -92,29 +96,47 @@ class ScopedSelection:
         """Share of the scope's scored blocks that were dropped."""
         return self.selection.dropped_share
 
+    def easiest(self, scores: Scores) -> npt.NDArray[np.bool_]:
+        """Return a mask of the scope's blocks that are left out as easy, given the scores that the phase was made
+        from."""
+        return self._mask(self.selection.easiest(self.scope.take(scores)), len(scores), outside=False)
+
     def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
         """Return a mask of the blocks that the phase leaves out, given the scores that it was made from."""
-        mask = np.ones(len(scores), np.bool_)
-        inside = self.selection.left_out(self.scope.take(scores))
+        return self._mask(self.selection.left_out(self.scope.take(scores)), len(scores), outside=True)
+
+    def _mask(self, inside: npt.NDArray[np.bool_], n_blocks: int, outside: bool) -> npt.NDArray[np.bool_]:
+        mask = np.full(n_blocks, outside)
         for (first, last), start in zip(self.scope.ranges, self.scope.blend.starts, strict=False):
             mask[first:last] = inside[start : start + last - first]
         return mask
 
 
 def make_scoped_order(
-    scope: Scope, rest: Scope | None, phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
+    scope: Scope,
+    rest: Scope | None,
+    phase: Phase,
+    scores: Scores,
+    samples: int,
+    seed: int,
+    phase_index: int,
+    counting: Counting = EQUAL,
 ) -> tuple[Order, ScopedSelection | None]:
     """Make the order of a phase as `Blend.make_order` does, of the blocks in `scope`, and of the share `phase.replay`
     of the samples from those in `rest`, all of them mixed at random.
 
-    scores: fp32 [n_blocks], those of all blocks.
+    scores: fp32 [n_blocks], those of all blocks; counting: of all blocks, too.
     """
     others = replayed(phase, samples)
-    inside, selection = scope.blend.make_order(phase, scope.take(scores), max(1, samples - others), seed, phase_index)
+    local = counting.part(scope.ranges, [count - replayed(phase, count) for count in counting.earlier])
+    inside, selection = scope.blend.make_order(
+        phase, scope.take(scores), max(1, samples - others), seed, phase_index, local
+    )
     order = scope.ids(inside[: samples - others], len(scores))
     if others:
         assert rest is not None
-        old, _ = rest.blend.make_order(phase, rest.take(scores), others, _replay_seed(seed), phase_index)
+        local = counting.part(rest.ranges, [])
+        old, _ = rest.blend.make_order(phase, rest.take(scores), others, _replay_seed(seed), phase_index, local)
         quotas = [len(order), others]
         order = np.concatenate((order, rest.ids(old, len(scores))))
         order = _C.interleave(order, quotas, _replay_seed(phase_seed(seed, phase_index)))

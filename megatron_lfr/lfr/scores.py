@@ -24,6 +24,8 @@ NO_ARRAYS: Arrays = {}
 LossScore = Literal["recorded", "detrended", "rescored", "shuffled"]
 LOSS_SCORES: tuple[str, ...] = get_args(LossScore)
 FROM_ARRAYS = ("file", "excess")
+COPIES = "copies"
+"""The name of the array that says which blocks are copies of each other."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _CHUNK = 1 << 20
@@ -53,7 +55,7 @@ def is_name(text: str) -> bool:
 
 def used_arrays(phases: Iterable[Phase]) -> list[str]:
     """Return the names of the arrays that phases use, sorted."""
-    names = {phase.scored_by for phase in phases}
+    names = {name for phase in phases for name in (phase.scored_by, phase.weighted_by, phase.grouped_by)}
     return sorted(name for name in names if name is not None)
 
 
@@ -63,7 +65,11 @@ def check_arrays(plan: Plan, arrays: Arrays) -> None:
     for planned in plan.phases:
         index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
         try:
-            for name, check in ((planned.phase.scored_by, _check_finite),):
+            for name, check in (
+                (planned.phase.scored_by, _check_finite),
+                (planned.phase.weighted_by, _check_weights),
+                (planned.phase.grouped_by, _check_groups),
+            ):
                 if name is not None:
                     check(name, _array(arrays, name, n_blocks))
         except ValueError as error:
@@ -83,6 +89,19 @@ def _check_finite(name: str, array: npt.NDArray[np.number]) -> None:
     if array.dtype != np.float32:
         raise ValueError(f"array {name}: is of type {array.dtype}, must be float32")
     _check_each(name, array, np.isfinite, "a finite number")
+
+
+def _check_weights(name: str, array: npt.NDArray[np.number]) -> None:
+    _check_finite(name, array)
+    _check_each(name, array, lambda part: part >= 0, "0 or more, as a weight")
+    if not any(array[first : first + _CHUNK].any() for first in range(0, len(array), _CHUNK)):
+        raise ValueError(f"array {name}: every block has the weight 0")
+
+
+def _check_groups(name: str, array: npt.NDArray[np.number]) -> None:
+    if array.dtype != np.uint32:
+        raise ValueError(f"array {name}: is of type {array.dtype}, must be uint32, a number for each group of copies")
+    _check_each(name, array, lambda part: part < len(array), f"below the number of blocks, {len(array)}")
 
 
 def _check_each(name: str, array: npt.NDArray[np.number], is_legal: Test, legal: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,23 +11,28 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.phase import Phase
+from megatron_lfr.lfr.weights import EQUAL, Counting
 
 Scores = npt.NDArray[np.float32]
 Order = npt.NDArray[np.unsignedinteger]
 Doubles = npt.NDArray[np.float64]
+Groups = npt.NDArray[np.uint32]
 
 # Weights are clipped at this quantile of the scores (ours): the extreme tail of the perplexity is noise.
 CLIP_QUANTILE = 0.999
+CAPPED_QUANTILES = (0.05, 0.95)
+"""Between these quantiles of the kept scores, capped weights rise (ours)."""
 
 _NO_SCORE = "focus: no block has a score yet"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a Focus left out: the scored blocks below `cut`, and the unscored ones if `excludes_unseen`.
+    """What a Focus left out: the scored blocks below `cut` and above `cut_hardest`, and the unscored ones if
+    `excludes_unseen`.
 
-    The first `tie_quota` blocks, by id, whose score equals `cut` are dropped too, so that a threshold drops an exact
-    share.
+    The first `tie_quota` blocks, by id, whose score equals `cut` are dropped too, and the last `tie_quota_hardest` of
+    those whose score equals `cut_hardest`, so that a threshold drops exact shares. dropped: blocks at both ends.
     """
 
     cut: float
@@ -35,16 +41,29 @@ class Selection:
     dropped: int
     unseen: int
     n_blocks: int
+    cut_hardest: float = np.inf
+    tie_quota_hardest: int = 0
+    dropped_hardest: int = 0
 
     @property
     def dropped_share(self) -> float:
         """Share of the scored blocks that were dropped."""
         return self.dropped / max(1, self.n_blocks - self.unseen)
 
-    def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
-        """Return a mask of the blocks that the phase leaves out, given the scores that it was made from."""
+    def easiest(self, scores: Scores) -> npt.NDArray[np.bool_]:
+        """Return a mask of the blocks that are left out as easy, given the scores that the phase was made from."""
         mask: npt.NDArray[np.bool_] = scores < self.cut
         mask[np.flatnonzero(scores == np.float32(self.cut))[: self.tie_quota]] = True
+        return mask
+
+    def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
+        """Return a mask of the blocks that the phase leaves out, given the scores that it was made from. What it draws
+        at random (explore) may be among them."""
+        mask = self.easiest(scores)
+        if self.dropped_hardest:
+            mask |= scores > self.cut_hardest
+            ties = np.flatnonzero(scores == np.float32(self.cut_hardest))
+            mask[ties[len(ties) - self.tie_quota_hardest :]] = True
         if self.excludes_unseen:
             mask |= np.isnan(scores)
         return mask
@@ -63,7 +82,7 @@ def phase_seed(seed: int, phase_index: int) -> int:
 
 
 def make_order(
-    phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int
+    phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int, counting: Counting = EQUAL
 ) -> tuple[Order, Selection | None]:
     """Return the block ids [samples] of a phase, in the order in which they are trained on, and what a Focus left out.
 
@@ -71,18 +90,75 @@ def make_order(
     alone: it is the same on every machine, for any number of threads. The selection of Learn and Review is None.
     """
     seed = phase_seed(seed, phase_index)
+    factors = None
+    if phase.weighted_by is not None:
+        assert counting.weights is not None
+        factors = _C.temper_weights(counting.weights, phase.weight_power, phase.weight_cap)
     if phase.kind != "focus":
-        return _C.permutation(len(scores), _pass_seeds(seed, samples, len(scores)), samples=samples), None
-    if phase.selection == "threshold" and phase.sampling == "passes":
-        selection = _threshold(phase, scores)
-        return _C.order_threshold(scores, phase.drop, phase.keeps_unseen, samples, seed), selection
+        if phase.copies != "all":
+            assert counting.groups is not None
+            return _in_turns(counting.groups, phase.copies == "log", counting.earlier, factors, samples, seed), None
+        return _everything(len(scores), factors, samples, seed), None
+    explored = int(phase.explore * samples)
+    order, selection = _focus(phase, scores, factors, samples - explored, seed)
+    if explored:
+        order = _C.mix_in(order, _explored(len(scores), factors, explored, seed), phase_seed(seed, _MIXED))
+    return order, selection
+
+
+_EXPLORED, _MIXED = -1, -2
+"""Numbers of seeds that no pass has."""
+
+
+def _explored(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
+    """Sample from all blocks, without repetition up to a complete pass, or in proportion to `factors`."""
+    seed = phase_seed(seed, _EXPLORED)
+    if factors is None and samples <= n_blocks:
+        return _C.draw_distinct(n_blocks, samples, seed)
+    return _everything(n_blocks, factors, samples, seed)
+
+
+def _everything(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
+    """Sample from all blocks: in complete passes and a part of one, or in proportion to `factors`."""
+    if factors is None:
+        return _C.permutation(n_blocks, _pass_seeds(seed, samples, n_blocks), samples=samples)
+    weights = _C.BlockWeights(factors, [], np.inf, rule="uniform", factors=factors)
+    return _C.order_visits(weights, [1.0], 0.0, samples, seed)
+
+
+def _in_turns(
+    groups: Groups, logarithmic: bool, earlier: Sequence[int], factors: Scores | None, samples: int, seed: int
+) -> Order:
+    """Sample in passes in which of each group of copies only some count: each one has its turn. earlier: the samples of
+    the phases that have used up turns before."""
+    visits = _C.take_turns(groups, 0, logarithmic, factors)
+    size = int(visits.sum(dtype=np.int64))
+    turn = sum(-(-count // size) for count in earlier)
+    passes = []
+    for number, first in enumerate(range(0, samples, size)):
+        visits = _C.take_turns(groups, turn + number, logarithmic, factors)
+        count, pass_seed = min(size, samples - first), phase_seed(seed, number)
+        if factors is None:
+            passes.append(_C.shuffle_visits(visits, pass_seed, samples=count))
+        else:
+            passes.append(_everything(len(groups), factors * visits.astype(np.float32), count, pass_seed))
+    return np.concatenate(passes)
+
+
+def _focus(phase: Phase, scores: Scores, factors: Scores | None, samples: int, seed: int) -> tuple[Order, Selection]:
+    if phase.selection == "threshold" and phase.sampling == "passes" and factors is None:
+        selection = _threshold(phase, scores, split_ties=True)
+        order = _C.order_threshold(
+            scores, phase.drop, phase.keeps_unseen, samples, seed, drop_hardest=phase.drop_hardest
+        )
+        return order, selection
     if not has_score(scores):
         raise ValueError(_NO_SCORE)
-    selection, weights, mass, unseen_mass = _select(phase, scores)
-    if phase.sampling == "passes":
+    selection, weights, mass, unseen_mass = _select(phase, scores, factors)
+    if phase.sampling == "passes" and factors is None:
         kept = (~selection.left_out(scores)).astype(np.uint32)
         return _C.shuffle_visits(kept, _pass_seeds(seed, samples, int(kept.sum())), samples=samples), selection
-    weigh = _C.order_visits if phase.sampling == "visits" else _C.order_choice
+    weigh = _C.order_choice if phase.sampling == "choice" else _C.order_visits
     return weigh(weights, mass, unseen_mass, samples, seed), selection
 
 
@@ -100,47 +176,111 @@ def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:
     return [phase_seed(seed, number) for number in range(-(-samples // size))]
 
 
-def _select(phase: Phase, scores: Scores) -> tuple[Selection, _C.BlockWeights, Doubles, float]:
+def _select(phase: Phase, scores: Scores, factors: Scores | None) -> tuple[Selection, _C.BlockWeights, Doubles, float]:
     """Decide what to drop, and give the clusters that remain their masses, for weighted sampling.
 
     Returns (selection, weights of k clusters, mass [k], mass of the unseen). The mass of a cluster is its share of the
-    samples: its size x its mean perplexity (clipped, as weights are). Unseen blocks that are kept count as blocks of
-    mean perplexity (both ours).
+    samples: the sum of the weights of its blocks. Unseen blocks that are kept weigh as much as the kept ones do on
+    average (both ours).
     """
-    cap = _C.percentile(scores, CLIP_QUANTILE)
     if phase.selection == "threshold":
-        selection = _threshold(phase, scores)
-        weights = _C.BlockWeights(scores, [selection.cut], cap)
-        mass, kept_perplexity = np.array([0.0, float(len(scores) - selection.unseen - selection.dropped)]), 1.0
+        selection = _threshold(phase, scores, split_ties=False)
+        cuts = np.array([selection.cut])
+        if selection.dropped_hardest:
+            cuts = np.append(cuts, np.nextafter(np.float32(selection.cut_hardest), np.float32(np.inf)))
+        kept = slice(1, 2)
     else:
         cuts = _C.cluster(scores, phase.clusters)
-        weights = _C.BlockWeights(scores, cuts, cap)
-        counts = weights.counts
-        removed = _easy_clusters(counts, phase.drop)
-        cut = float(cuts[removed - 1]) if removed else -np.inf
-        dropped = int(counts[:removed].sum())
-        selection = Selection(cut, 0, not phase.keeps_unseen, dropped, weights.unseen, len(scores))
-        perplexity = weights.mean_perplexity()
-        if perplexity.max() > 2.0**512:  # only shares of it count, and the sum must be finite
-            perplexity = perplexity * 2.0**-512
-        mass = counts * perplexity
-        mass[:removed] = 0.0
-        kept_perplexity = float(mass.sum() / counts[removed:].sum())
-    unseen_mass = selection.unseen * kept_perplexity if phase.keeps_unseen else 0.0
-    return selection, weights, mass, unseen_mass
+        selection, kept = _drop_clusters(phase, scores, cuts)
+    weights = _weigh(phase.weighting, scores, cuts, selection, factors)
+    mass = np.zeros(len(cuts) + 1)
+    if factors is not None:
+        return selection, weights, *_masses_of_factors(phase, scores, cuts, kept, weights, factors, mass)
+    counts = weights.counts[kept]
+    if phase.selection == "threshold":  # one cluster: its mean weight is the unit
+        mass[kept], kept_weight = counts, 1.0
+    else:
+        mean = weights.mean_weights()[:-1]
+        if mean.max() > 2.0**512:  # only shares of it count, and the sum must be finite
+            mean = mean * 2.0**-512
+        mass[kept] = counts * mean[kept]
+        kept_weight = float(mass.sum() / counts.sum())
+    return selection, weights, mass, selection.unseen * kept_weight if phase.keeps_unseen else 0.0
 
 
-def _threshold(phase: Phase, scores: Scores) -> Selection:
-    """Decide what a drop by threshold leaves out."""
-    cut, tie_quota, dropped, seen = _C.threshold(scores, phase.drop)
+def _masses_of_factors(
+    phase: Phase,
+    scores: Scores,
+    cuts: Doubles,
+    kept: slice,
+    weights: _C.BlockWeights,
+    factors: Scores,
+    mass: Doubles,
+) -> tuple[Doubles, float]:
+    """Fill in the masses [k] of the clusters in `kept`, given weights that are multiplied by factors. Returns them, and
+    the mass of the unseen."""
+    counts = np.append(weights.counts, weights.unseen)
+    mean = weights.mean_weights()
+    if mean.max() > 2.0**512:
+        mean = mean * 2.0**-512
+    mass[kept] = (counts * mean)[kept]
+    if not phase.keeps_unseen or not weights.unseen:
+        return mass, 0.0
+    by_factor = counts * _C.BlockWeights(scores, cuts, np.inf, rule="uniform", factors=factors).mean_weights()
+    known = by_factor[kept].sum()
+    return mass, float(by_factor[-1] * (mass.sum() / known if known else 1.0))
+
+
+def _weigh(rule: str, scores: Scores, cuts: Doubles, selection: Selection, factors: Scores | None) -> _C.BlockWeights:
+    """Weigh the blocks by a rule of `Phase.weights`."""
+    if rule == "perplexity":
+        return _C.BlockWeights(scores, cuts, _C.percentile(scores, CLIP_QUANTILE), factors=factors)
+    if rule == "uniform":
+        return _C.BlockWeights(scores, cuts, np.inf, rule=rule, factors=factors)
+    scored = selection.n_blocks - selection.unseen
+    lowest, kept = selection.dropped - selection.dropped_hardest, scored - selection.dropped
+    low, high = (_C.percentile(scores, min(1.0, (lowest + share * kept) / scored)) for share in CAPPED_QUANTILES)
+    return _C.BlockWeights(scores, cuts, np.inf, rule=rule, low=low, high=high, factors=factors)
+
+
+def _threshold(phase: Phase, scores: Scores, split_ties: bool) -> Selection:
+    """Decide what a drop by threshold leaves out. Without `split_ties`, blocks whose scores equal a cut all stay."""
+    lowest, highest, seen = _C.threshold(scores, phase.drop, drop_hardest=phase.drop_hardest)
     if seen == 0:
         raise ValueError(_NO_SCORE)
-    if phase.sampling != "passes":  # clusters cannot split a tie: blocks with equal scores all stay
-        dropped, tie_quota = dropped - tie_quota, 0
-    return Selection(float(cut), tie_quota, not phase.keeps_unseen, dropped, len(scores) - seen, len(scores))
+    (cut, tie_quota, easiest), (cut_hardest, hard_quota, hardest) = lowest, highest
+    if not split_ties:  # clusters cannot split a tie
+        easiest, tie_quota, hardest, hard_quota = easiest - tie_quota, 0, hardest - hard_quota, 0
+    dropped, unseen = easiest + hardest, len(scores) - seen
+    excludes = not phase.keeps_unseen
+    return Selection(
+        float(cut), tie_quota, excludes, dropped, unseen, len(scores), float(cut_hardest), hard_quota, hardest
+    )
 
 
-def _easy_clusters(counts: npt.NDArray[np.int64], drop: float) -> int:
-    """Return how many of the easiest clusters to drop: as many as make up at most `drop` of the blocks, never all."""
+def _drop_clusters(phase: Phase, scores: Scores, cuts: Doubles) -> tuple[Selection, slice]:
+    """Decide which complete clusters to drop at both ends; returns the clusters that stay, too."""
+    sizes = _C.BlockWeights(scores, cuts, np.inf, rule="uniform")
+    counts = sizes.counts
+    easy = _droppable(counts, phase.drop)
+    hard = min(_droppable(counts[::-1], phase.drop_hardest), len(counts) - easy - 1)
+    kept = slice(easy, len(counts) - hard)
+    hardest = int(counts[kept.stop :].sum())
+    selection = Selection(
+        float(cuts[easy - 1]) if easy else -np.inf,
+        0,
+        not phase.keeps_unseen,
+        int(counts[:easy].sum()) + hardest,
+        sizes.unseen,
+        len(scores),
+        float(np.nextafter(np.float32(cuts[kept.stop - 1]), np.float32(-np.inf))) if hard else np.inf,
+        0,
+        hardest,
+    )
+    return selection, kept
+
+
+def _droppable(counts: npt.NDArray[np.int64], drop: float) -> int:
+    """Return how many of the first clusters to drop: as many as make up at most `drop` of the blocks, never all."""
     share = np.cumsum(counts) / counts.sum()
     return min(int((share <= drop + 1e-9).sum()), len(counts) - 1)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NoReturn
+
+import torch.distributed as dist
 
 from megatron_lfr.parallel.host_list import expand_hosts
 
@@ -72,7 +74,9 @@ _OPEN_MPI = _Names(
     "OMPI_COMM_WORLD_LOCAL_SIZE",
 )
 _HYDRA = _Names("mpirun (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", ("MPI_LOCALRANKID",), "MPI_LOCALNRANKS")
-_OTHERS = (_OPEN_MPI, _HYDRA, _SRUN)
+_PMI = replace(_HYDRA, launcher="mpirun (PMI)")
+"""As of other launchers; but srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, too."""
+_OTHERS = (_OPEN_MPI, _HYDRA, _SRUN, _PMI)
 """In this order: in an allocation of Slurm, mpirun may start its ranks in a step, with one task for each node."""
 _OF_A_LAUNCHER = (
     name
@@ -84,23 +88,33 @@ _SHOWN = dict.fromkeys((*_OF_A_LAUNCHER, "MASTER_ADDR", "MASTER_PORT", *_OF_A_JO
 """What an error lists."""
 
 
-def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> Launch:
-    """Find out which rank this process is, and set the variables as torchrun does. May be called again.
+def adopt_launcher() -> Launch:
+    """Find out which rank this process is, and set the environment's variables as torchrun does. May be called again.
 
-    Raises ValueError, which lists the variables, where they are incomplete, no numbers or contradict each other.
+    Where torch.distributed runs already, it says so. Raises ValueError, which lists the variables, where they are
+    incomplete, no numbers or contradict each other.
     """
-    launch = read_launch(environment)
+    if dist.is_initialized():
+        local_rank, node = os.environ.get("LOCAL_RANK", ""), os.environ.get("GROUP_RANK")
+        number = int(local_rank) if local_rank.isdecimal() else None
+        return Launch("torch.distributed", dist.get_rank(), dist.get_world_size(), number, node)
+    launch = read_launch(os.environ)
     if launch.launcher is not None:
-        values = {
-            "RANK": launch.rank,
-            "WORLD_SIZE": launch.world_size,
-            "LOCAL_RANK": launch.local_rank,
-            "GROUP_RANK": launch.node,
-            "MASTER_ADDR": launch.address,
-            "MASTER_PORT": launch.port,
-        }
-        environment.update({name: str(value) for name, value in values.items() if value is not None})
+        os.environ.update(torchrun_variables(launch))
     return launch
+
+
+def torchrun_variables(launch: Launch) -> dict[str, str]:
+    """Return the environment variables that torchrun sets for such a rank."""
+    values = {
+        "RANK": launch.rank,
+        "WORLD_SIZE": launch.world_size,
+        "LOCAL_RANK": launch.local_rank,
+        "GROUP_RANK": launch.node,
+        "MASTER_ADDR": launch.address,
+        "MASTER_PORT": launch.port,
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
@@ -126,10 +140,9 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _is_started_by(names: _Names, given: Mapping[str, str]) -> bool:
-    if names is _HYDRA:  # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, too
-        return "PMI_RANK" in given and "MPI_LOCALRANKID" in given
     if names is not _SRUN:
-        return names.rank in given or names.world_size in given
+        is_there = names.rank in given or names.world_size in given
+        return is_there and (names is not _HYDRA or "MPI_LOCALRANKID" in given)
     # The script of sbatch has SLURM_PROCID, SLURM_NTASKS and more, as a shell of salloc may have: only srun has a step.
     step = given.get("SLURM_STEP_ID", given.get("SLURM_STEPID", ""))
     is_step = step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
@@ -167,9 +180,9 @@ class _Reader:
 
     def fail(self, problem: str) -> NoReturn:
         """Raise the error."""
-        variables = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
+        found = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
         raise ValueError(
-            f"the launcher's variables: {problem}; set are {variables}; start ranks with {LAUNCHERS}, or unset these "
+            f"the launcher's variables: {problem}; set are {found}; start ranks with {LAUNCHERS}, or unset these "
             "variables for a run of one process"
         )
 

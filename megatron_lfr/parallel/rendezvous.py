@@ -18,7 +18,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import DistNetworkError
 
-from megatron_lfr.parallel.launchers import adopt_launcher
+from megatron_lfr.parallel.launchers import read_launch
 
 _POLL = 0.05
 """Seconds between two looks at the store."""
@@ -28,7 +28,7 @@ def connect(timeout: timedelta) -> TCPStore:
     """Open a new connection to the store of the launcher's ranks; rank 0 hosts the store where no launcher does. Raises
     ValueError where the launcher's variables are wrong, and ConnectionError, which names the store's address, where
     there is no connection."""
-    launch = adopt_launcher()
+    launch = read_launch(os.environ)
     launcher_hosts_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     hosts_store = launch.rank == 0 and not launcher_hosts_store
     try:

@@ -18,6 +18,7 @@ from megatron_lfr.report.tables import NONE, heat_table, table
 _PARTS = (
     ("kept", "kept"),
     ("dropped", "dropped as easy"),
+    ("hardest", "dropped as hard"),
     ("unseen", "never seen, kept"),
     ("excluded", "never seen, left out"),
 )
@@ -37,6 +38,8 @@ def focus_section(view: RunView) -> Html:
 
 def _has(kind: str, focus: FocusView) -> bool:
     """Return whether a Focus has unseen blocks that are drawn as `kind`."""
+    if kind == "hardest":
+        return bool(focus.hardest_by_domain.any())
     excluded = focus.excluded_by_domain
     return bool((excluded if kind == "excluded" else focus.unseen_by_domain - excluded).any())
 
@@ -44,7 +47,8 @@ def _has(kind: str, focus: FocusView) -> bool:
 def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
     sizes = focus.sizes
     unseen, dropped, excluded = focus.unseen_by_domain, focus.dropped_by_domain, focus.excluded_by_domain
-    counts = np.stack([sizes - dropped - unseen, dropped, unseen - excluded, excluded], axis=1)
+    hardest = focus.hardest_by_domain
+    counts = np.stack([sizes - dropped - unseen, dropped - hardest, hardest, unseen - excluded, excluded], axis=1)
     shown = [(name, row) for name, row, size in zip(view.corpus.domains, counts, sizes, strict=True) if size]
     names = [name for name, _ in shown]
     bars = [Bar(name, row.tolist()) for name, row in shown]
@@ -54,12 +58,23 @@ def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
     scored = int(sizes.sum() - unseen.sum())
     whose = "all blocks" if sizes.sum() == view.corpus.starts[-1] else "the blocks in its scope"
     how = {"threshold": "a threshold", "clusters": f"complete clusters, of {planned.clusters}"}[planned.selection]
+    score = planned.score if planned.scored_by else f"{planned.score} loss"
+    ends = f", {percent(hardest.sum() / max(1, scored), 1)} of them as the hardest" if hardest.any() else ""
     note = (
-        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks, by {how} on the "
-        f"{planned.score} loss; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of {whose}."
+        f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks{ends}, by {how} on the "
+        f"{score}; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of {whose}.{_weighting(phase)}"
     )
     plot = stacked_bars(bars, _PARTS, f"What phase {phase.name} kept and dropped, by domain")
     return figure(f"Phase {phase.name}", plot, note, _numbers(view, phase, focus))
+
+
+def _weighting(view: PhaseView) -> str:
+    """Describe how a Focus samples, as far as it is more than passes over what it keeps."""
+    phase = view.planned.phase
+    how = "" if phase.sampling == "passes" else f" Drawn by {phase.sampling}, weights {phase.weighting}."
+    if phase.weighted_by is not None:
+        how += f" Blocks count by {phase.weight}."
+    return how + (f" {percent(phase.explore, 1)} drawn at random from all blocks." if phase.explore else "")
 
 
 def _numbers(view: RunView, phase: PhaseView, focus: FocusView) -> Html:

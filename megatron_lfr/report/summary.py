@@ -69,6 +69,8 @@ def phase_table(view: RunView) -> Html:
         return element("p", "No phase has begun yet.", class_="note")
     after = {row.get("phase"): row["loss"] for row in evaluations(view)}
     head: list[Content] = ["phase", "steps", "blocks", "distinct", "tokens", "training loss", "validation loss after"]
+    if len(view.run.plan.segments) > 1:
+        head.insert(1, "segment, about")
     return table(head, [_phase_row(view, phase, after.get(phase.planned.index)) for phase in view.phases])
 
 
@@ -76,8 +78,11 @@ def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Con
     steps = -(-phase.samples_so_far // phase.planned.global_batch_size)
     mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
     complete = phase.samples_so_far == phase.planned.samples
+    segments = view.run.plan.segments
+    about = [_about(view, phase)] if len(segments) > 1 else []
     return [
         join([mark, phase.name]),
+        *about,
         f"{steps:,}" if complete else f"{steps:,} of {phase.planned.steps:,}",
         f"{phase.samples_so_far:,}",
         f"{phase.distinct:,}",
@@ -85,6 +90,16 @@ def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Con
         number(phase.mean_loss, missing=NONE),
         number(after, missing=NONE) if complete else NONE,
     ]
+
+
+def _about(view: RunView, phase: PhaseView) -> str:
+    """Return the number of a phase's segment, from 1, and the domains that the phase is about."""
+    planned, domains = phase.planned, view.corpus.domains
+    segment = f"{planned.segment + 1}"
+    if planned.corpora is None or len(domains) <= max(planned.corpora):  # the corpus is not at hand
+        return f"{segment}, all" if planned.corpora is None else f"{segment}, some prefixes"
+    replay = f" and {100 * planned.phase.replay:g} % others" if planned.phase.replay else ""
+    return f"{segment}, {', '.join(domains[corpus] for corpus in planned.corpora)}{replay}"
 
 
 def run_table(views: Sequence[RunView]) -> Html:

@@ -9,9 +9,7 @@ from typing import Any
 from megatron_lfr.build import (
     make_arrays,
     make_corpus,
-    make_learning_rate,
     make_model_config,
-    make_run_plan,
     make_tokenizer,
 )
 from megatron_lfr.config import RunConfig
@@ -21,11 +19,12 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
-from megatron_lfr.learning_rate import LearningRate
+from megatron_lfr.learning_rate import LearningRate, make_learning_rate
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel.launchers import adopt_launcher
+from megatron_lfr.planning import make_run_plan
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.lengthening import check_frozen
 
@@ -42,7 +41,7 @@ class Inputs:
     plan: Plan
     learning_rate: LearningRate
     main_path: MainPath | None
-    """Where versions branch off, for a run of --versions."""
+    """Where versions branch off, for a run of --branch-share."""
     arrays: dict[str, BlockValues]
     """The files of --lfr-scores that phases use, by name."""
     facts: dict[str, Any]
@@ -50,8 +49,9 @@ class Inputs:
 
     @property
     def end_step(self) -> int:
-        """Number of steps after which the run ends: a main path ends before its plan does."""
-        return self.plan.total_steps if self.main_path is None else self.main_path.end
+        """Number of steps after which the run ends: a main path of --versions ends before its plan does."""
+        has_last = self.main_path is not None and self.config.main_path.versions is not None
+        return self.main_path.end if self.main_path is not None and has_last else self.plan.total_steps
 
 
 def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> Inputs:
@@ -69,7 +69,7 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     if data.bos and not config.data.bos and adopt_launcher().rank == 0:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
-    check_frozen(folder, stored, corpus)
+    check_frozen(config, folder, stored, corpus)
     plan = make_run_plan(config, corpus, stored)
     learning_rate = make_learning_rate(config.optimizer, plan)
     config, main_path = _lay_out_main_path(config, plan, learning_rate)
@@ -82,7 +82,7 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
 def _lay_out_main_path(config: RunConfig, plan: Plan, rate: LearningRate) -> tuple[RunConfig, MainPath | None]:
     """Return the configuration with the branch points among the steps to retain, and the main path; None for a run that
     is none."""
-    path = config.main_path.lay_out(plan.total_steps)
+    path = config.main_path.lay_out(plan)
     if path is None:
         return config, None
     check_main_path(path, plan, rate)

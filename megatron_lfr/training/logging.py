@@ -23,7 +23,11 @@ def phase_title(start: PhaseStart) -> str:
     planned, selection = start.planned, start.selection
     title = f"phase {planned.index} {planned.phase.kind}: {planned.samples} blocks in {planned.steps} steps"
     if selection is not None:
-        title += f", without the easiest {100 * selection.dropped_share:.1f} % of the scored blocks"
+        scored = max(1, selection.n_blocks - selection.unseen)
+        hardest = 100 * selection.dropped_hardest / scored
+        title += f", without the easiest {100 * selection.dropped_share - hardest:.1f} % "
+        title += f"and the hardest {hardest:.1f} % " if hardest else ""
+        title += "of the scored blocks"
         if selection.unseen:
             title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
     return title

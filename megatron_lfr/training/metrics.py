@@ -46,6 +46,8 @@ class MetricsFile(Callback):
             in_scope = trainer.plan.in_scope(planned)
             row["dropped"] = selection.dropped
             row["dropped_share"] = selection.dropped_share
+            if selection.dropped_hardest:
+                row["dropped_hardest"] = selection.dropped_hardest
             row["unseen"] = selection.unseen
             row["left_out_by_domain"] = share_by_domain(source, left_out, in_scope)
         self._write(row, trainer, {})

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
@@ -21,9 +20,8 @@ from megatron_lfr.fileio import fsync_directory
 from megatron_lfr.lfr import Journal
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.files import broadcast_file
 from megatron_lfr.parallel.launchers import adopt_launcher
-
-_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -116,17 +114,6 @@ def broadcast_journal(journal: Journal | None, nodes: Nodes) -> None:
         for path in folder.glob("phase_*"):
             path.unlink()
     for name, size in names[0]:
-        _broadcast_file(folder / name, size, is_source, group)
+        broadcast_file(folder / name, size, True, group)
     if not is_source:
         fsync_directory(folder)
-
-
-def _broadcast_file(path: Path, size: int, is_source: bool, group: ProcessGroup) -> None:
-    with path.open("rb" if is_source else "wb") as file:
-        for first in range(0, size, _CHUNK_BYTES):
-            chunk = torch.empty(min(_CHUNK_BYTES, size - first), dtype=torch.uint8)
-            if is_source:
-                file.readinto(chunk.numpy())  # type: ignore[attr-defined]
-            dist.broadcast(chunk, src=0, group=group)
-            if not is_source:
-                file.write(chunk.numpy().tobytes())

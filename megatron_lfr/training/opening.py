@@ -83,9 +83,9 @@ def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> lis
 
 def describe_branches(path: MainPath, folder: Path) -> str:
     """Describe in one line where the versions of a finished main path leave it."""
-    points = ", ".join(map(str, path.branch_points))
+    points, ends = (", ".join(map(str, steps)) for steps in (path.branch_points, path.ends))
     return (
-        f"{folder}: versions 1 to {path.versions} leave after steps {points} and end every {path.steps}: "
+        f"{folder}: versions 1 to {path.versions} leave after steps {points} and end after {ends}: "
         f"megatron-lfr branch --from {folder} --version I --lr-decay-style STYLE --save NEW"
     )
 

@@ -21,7 +21,7 @@ from megatron_lfr.training.callbacks import Callback, callback_class
 from megatron_lfr.training.evaluation import make_rescore
 from megatron_lfr.training.inputs import open_inputs
 from megatron_lfr.training.launch import exit_code, start_ranks, take_nproc_per_node
-from megatron_lfr.training.lengthening import describe_lengthening, stored_plan, write_lengthening
+from megatron_lfr.training.lengthening import check_batches, describe_lengthening, stored_plan, write_lengthening
 from megatron_lfr.training.listeners import make_callbacks
 from megatron_lfr.training.nodes import broadcast_journal, find_nodes, share_orders
 from megatron_lfr.training.opening import announce, describe_branches
@@ -77,6 +77,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         stack.enter_context(held(folder))
 
         start = find_start(config, folder, inputs.facts, plan, model, parallel.control_group)
+        check_batches(config, plan, start.step)
         lengthening = describe_lengthening(config, stored, plan, start.step)
         deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
         engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)

@@ -78,19 +78,23 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed, version
     return Branch(new_plan.total_steps, tensors.bytes, tensors.are_linked, history.started_in)
 
 
-def find_version(parent: Path, version: int, branch_share: float | None) -> tuple[int, int]:
-    """Return (the step after which a version leaves the main path in `parent`, its last step). branch_share: None for
-    that of the main path. ValueError where the run there is no main path, or has no such version."""
+def find_version(parent: Path, version: int, branch_share: float | None) -> tuple[int, int | None]:
+    """Return (the step after which a version leaves the main path in `parent`, its last step, None for that of the
+    plan which the main path had there). branch_share: None for that of the main path. ValueError where the run there is
+    no main path, or has no such version."""
     folder = RunFolder(parent, "--from")
-    settings = folder.recorded_settings
+    settings, plan = folder.recorded_settings, folder.plan()[0]
     versions, share = settings.get("versions"), branch_share or settings.get("branch_share")
-    if versions is None or share is None:
+    if share is None:
         raise ValueError(
-            f"--version {version}: {parent} is no main path, which `megatron-lfr train --versions N --branch-share A` "
-            "makes; give the branch's beginning with --at-step and its end with --train-iters"
+            f"--version {version}: {parent} is no main path, which `megatron-lfr train --branch-share A` makes; give "
+            "--branch-share, or the branch's beginning with --at-step"
         )
-    path = MainPath.of(folder.plan()[0].total_steps, versions, share)
-    return path.leaves_after(version), path.ends_after(version)
+    ends = [segment.end_step for segment in plan.segments]
+    path = MainPath.ending(ends, share) if versions is None else MainPath.of(plan.total_steps, versions, share)
+    leaves, end = path.leaves_after(version), path.ends_after(version)
+    planned = plan.first(folder.history.segments_at(leaves)).total_steps
+    return leaves, None if end == planned else end
 
 
 def _check_target(parent: RunFolder, save: Path) -> None:

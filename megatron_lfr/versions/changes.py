@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.learning_rate import Decay, LearningRate, LearningRateConfig, first_difference, learning_rate_of
+from megatron_lfr.learning_rate import (
+    Decay,
+    LearningRate,
+    LearningRateConfig,
+    first_difference,
+    learning_rate_of,
+    make_learning_rate,
+)
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.schedule import with_length
 
@@ -51,7 +58,7 @@ def change_settings(
         new |= {"train_iters": changed.train_iters, "train_samples": None, "train_epochs": None}
         retained = settings.get("save_retain_steps") or []
         new |= {"save_retain_steps": [kept for kept in retained if kept <= after.total_steps]} if retained else {}
-    rate = learning_rate_of(settings, before.total_steps, before.global_batch_size)
+    rate = learning_rate_of(settings, before)
     parent = branch = rate.config
     if changed.decay_style is not None:
         if step and rate(step - 1) != parent.lr:
@@ -64,7 +71,7 @@ def change_settings(
         branch = _decaying(rate, changed, step, after.total_steps)
         branch.validate()
         new |= {name: value for name, value in dataclasses.asdict(branch).items() if value != getattr(parent, name)}
-    _check_past(rate, LearningRate(branch, after.total_steps, after.global_batch_size), step, after)
+    _check_past(rate, make_learning_rate(branch, after), step, after)
     return new
 
 

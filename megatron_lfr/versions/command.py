@@ -29,11 +29,12 @@ class BranchConfig:
     at_step: int | None = None
     """The step that the branch goes on from; the parent must have a checkpoint of it."""
     version: int | None = None
-    """Instead of --at-step, where the parent is a main path (train --versions N --branch-share A): the version that the
-    branch is, from 1 on. It leaves --branch-share of a version's steps before its end, which is the branch's."""
+    """Instead of --at-step: the version of a main path that the branch is, from 1 on. Versions are those of `train
+    --versions`, or else the segments of the parent. The branch leaves --branch-share of the version's steps before its
+    end, where it ends itself."""
     branch_share: float | None = None
-    """With --version: the share of a version's steps that the branch has; by default the main path's, whose checkpoints
-    are there."""
+    """With --version: the share of a version's steps that the branch has; by default the main path's, which keeps those
+    checkpoints."""
     lr_schedule: Literal["inherit"] | None = None
     """inherit: go on with the parent's learning rate."""
     lr_decay_style: Decay | None = None

@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.build import (
-    describe_rate_change,
-    make_blend,
-    make_corpus,
-    make_model_config,
-    make_plan,
-    make_tokenizer,
-)
+from megatron_lfr.build import make_corpus, make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
@@ -26,6 +19,7 @@ from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.identity import check_facts, check_old_corpora, recorded_settings
 from megatron_lfr.lfr import FocusScope, Plan
 from megatron_lfr.lfr.identity import describe_segments
+from megatron_lfr.planning import describe_rate_change, make_blend, make_plan
 from megatron_lfr.run_folder import RunFolder
 
 
@@ -111,7 +105,7 @@ def _new_config(folder: RunFolder, extension: Extension, before: Plan) -> RunCon
         "global_batch_size": extension.global_batch_size or before.global_batch_size,
         "override_opt_param_scheduler": False,
         "versions": None,  # the main path goes on: its branch points are retained, and no more follow from its length
-        "branch_share": None,
+        "branch_share": settings.get("branch_share") if settings.get("versions") is None else None,
     }
     if extension.data_path:
         settings |= {"data_path": list(extension.data_path), "data_args_path": None}

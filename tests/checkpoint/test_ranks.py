@@ -41,6 +41,23 @@ def test_each_rank_writes_its_part_and_the_manifest_lists_all(folder: Path) -> N
     assert sorted(json.loads((root / "manifest.json").read_text())["files"]) == [*shards, "state.json"]
 
 
+def test_hosts_need_not_share_a_file_system(folder: Path) -> None:
+    """Rank 0's host has the checkpoint, and gives it to the other one at a load."""
+    first, second = found_in(folder, "disks_of_their_own")
+    shards = [f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
+    files = [f"iter_0000001/{name}" for name in ("manifest.json", *shards, "state.json")]
+    assert first["saved"] == [*files, "latest_checkpointed_iteration.txt"]
+    assert second["saved"] == []
+    assert (first["equal"], second["equal"]) == (True, True)
+    assert (first["loaded"], second["loaded"]) == (first["saved"], files)
+    assert "the checkpoint of iteration 2 could not be written in run: File too large" in first["full"]
+    assert "the checkpoint of iteration 2 could not be written in run: rank 0: File too large" in second["full"]
+    assert first["after"] == first["saved"]
+    message = "run/iter_0000001: on host1 this is another checkpoint than on host0; remove it"
+    assert (first["other"], second["other"]) == (f"ValueError: rank 1: {message}", f"ValueError: {message}")
+    assert (first["again"], second["again"]) == ("none", "none")
+
+
 def test_one_rank_reads_whole_tensors_of_what_two_saved(folder: Path) -> None:
     checkpoint = CheckpointStore(folder / "save_and_load", keep=None).newest_complete()
     assert checkpoint is not None

@@ -100,7 +100,7 @@ def test_results_are_the_same_again_with_any_number_of_threads(tmp_path: Path, c
         assert main([*flags(tmp_path, corpus), "--threads", threads]) == 0
         written.append(files(tmp_path / "out"))
         written[-1].pop("commonness.json")
-    assert len(written[0]) == 10
+    assert len(written[0]) == 15
     assert written[0] == written[1]
 
 

@@ -23,7 +23,7 @@ def test_threads_change_no_statistic(threads: int) -> None:
     assert np.array_equal(_C.cluster(scores, num_threads=threads), cuts)
     one, several = _C.BlockWeights(scores, cuts, CAP, 1), _C.BlockWeights(scores, cuts, CAP, threads)
     assert np.array_equal(one.counts, several.counts)
-    assert np.array_equal(one.mean_perplexity(1), several.mean_perplexity(threads))
+    assert np.array_equal(one.mean_weights(1), several.mean_weights(threads))
     assert _C.percentile(scores, 0.9, 1) == _C.percentile(scores, 0.9, threads)
     assert _C.threshold(scores, 0.9, 1) == _C.threshold(scores, 0.9, threads)
     ids = np.arange(1_200_000, dtype=np.uint32)

@@ -22,7 +22,20 @@ SEVERAL_BUCKETS = 300_000  # samples: more than one bucket of the shuffle, and m
 NESTED_BUCKETS = 6_000_000  # buckets that are divided in turn
 
 levels = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 2.0, 3.25, float("nan")]), max_size=60)
-drops = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.95, 0.999999])
+tails = st.sampled_from(
+    [
+        (0.0, 0.0),
+        (0.1, 0.0),
+        (0.29, 0.3),
+        (0.5, 0.0),
+        (0.0, 0.5),
+        (0.7, 0.29),
+        (0.95, 0.0),
+        (0.999999, 0.0),
+        (0.3, 0.699),
+    ]
+)
+"""Shares of the easiest and of the hardest blocks that are dropped."""
 seeds = st.integers(0, 2**64 - 1)
 
 
@@ -155,15 +168,18 @@ def test_visits_are_kept_across_buckets() -> None:
     assert np.array_equal(np.bincount(_C.shuffle_visits(counts, 3), minlength=len(counts)), counts)
 
 
-@given(values=levels, drop=drops)
-def test_threshold_describes_what_is_kept(values: list[float], drop: float) -> None:
+@given(values=levels, tails=tails)
+def test_threshold_describes_what_is_kept(values: list[float], tails: tuple[float, float]) -> None:
     scores = np.array(values, np.float32)
-    cut, tie_quota, dropped, seen = _C.threshold(scores, drop)
-    ties = np.flatnonzero(scores == cut)
-    kept = np.union1d(np.flatnonzero(scores > cut), ties[tie_quota:])
-    assert kept.tolist() == kept_by_threshold(scores, drop, keep_unseen=False)
+    low, high, seen = _C.threshold(scores, tails[0], drop_hardest=tails[1])
+    dropped = (scores < low[0]) | (scores > high[0])
+    dropped[np.flatnonzero(scores == low[0])[: low[1]]] = True
+    ties = np.flatnonzero(scores == high[0])
+    dropped[ties[len(ties) - high[1] :]] = True
+    kept = np.flatnonzero(~dropped & ~np.isnan(scores))
+    assert kept.tolist() == kept_by_threshold(scores, tails[0], False, tails[1])
     assert seen == np.count_nonzero(~np.isnan(scores))
-    assert dropped == seen - len(kept)
+    assert low[2] + high[2] == seen - len(kept)
 
 
 def _misleading(n: int) -> npt.NDArray[np.float32]:
@@ -187,25 +203,32 @@ def _misleading(n: int) -> npt.NDArray[np.float32]:
 def test_ranks_of_many_blocks(scores: npt.NDArray[np.float32], share: float) -> None:
     """The rank is exact, whether or not a sample of the scores leads near it."""
     ordered = np.sort(scores[~np.isnan(scores)])
-    cut, tie_quota, dropped, seen = _C.threshold(scores, share)
+    (cut, tie_quota, dropped), highest, seen = _C.threshold(scores, share)
     assert seen == len(ordered)
     assert dropped == min(math.floor(Fraction(str(share)) * seen), seen - 1)
     assert cut == ordered[dropped]
     assert tie_quota == dropped - np.searchsorted(ordered, cut)
+    assert highest == (np.inf, 0, 0)
+    lowest, (cut, tie_quota, dropped), _ = _C.threshold(scores, 0.0, drop_hardest=share)
+    assert lowest == (ordered[0], 0, 0)
+    assert dropped == min(math.floor(Fraction(str(share)) * seen), seen - 1)
+    assert cut == (ordered[seen - 1 - dropped] if share else np.inf)
+    assert tie_quota == dropped - (seen - np.searchsorted(ordered, np.float32(cut), side="right"))
     assert _C.percentile(scores, share) == ordered[max(math.ceil(Fraction(str(share)) * seen), 1) - 1]
 
 
-@given(values=levels, drop=drops, keep_unseen=st.booleans(), samples=st.integers(0, 200), seed=seeds)
+@given(values=levels, tails=tails, keep_unseen=st.booleans(), samples=st.integers(0, 200), seed=seeds)
 def test_threshold_order_makes_whole_passes(
-    values: list[float], drop: float, keep_unseen: bool, samples: int, seed: int
+    values: list[float], tails: tuple[float, float], keep_unseen: bool, samples: int, seed: int
 ) -> None:
     scores = np.array(values, np.float32)
-    kept = kept_by_threshold(scores, drop, keep_unseen)
+    drop, drop_hardest = tails
+    kept = kept_by_threshold(scores, drop, keep_unseen, drop_hardest)
     if not kept and samples:
         with pytest.raises(ValueError, match="no block"):
-            _C.order_threshold(scores, drop, keep_unseen, samples, seed)
+            _C.order_threshold(scores, drop, keep_unseen, samples, seed, drop_hardest=drop_hardest)
         return
-    order = _C.order_threshold(scores, drop, keep_unseen, samples, seed).tolist()
+    order = _C.order_threshold(scores, drop, keep_unseen, samples, seed, drop_hardest=drop_hardest).tolist()
     assert len(order) == samples
     for first in range(0, samples, len(kept) or 1):
         part = order[first : first + len(kept)]
@@ -213,10 +236,12 @@ def test_threshold_order_makes_whole_passes(
         assert set(part) <= set(kept)
 
 
-def test_threshold_order_of_many_blocks() -> None:
+@pytest.mark.parametrize("drop_hardest", [0.0, 0.25])
+@pytest.mark.parametrize("keep_unseen", [True, False])
+def test_threshold_order_of_many_blocks(drop_hardest: float, keep_unseen: bool) -> None:
     scores = _rounded_scores(600_000)  # three chunks, with ties across them
-    kept = kept_by_threshold(scores, 0.4, keep_unseen=True)
-    order = _C.order_threshold(scores, 0.4, True, 2 * len(kept) + 1000, 9)
+    kept = kept_by_threshold(scores, 0.4, keep_unseen, drop_hardest)
+    order = _C.order_threshold(scores, 0.4, keep_unseen, 2 * len(kept) + 1000, 9, drop_hardest=drop_hardest)
     first, second, rest = np.split(order, [len(kept), 2 * len(kept)])
     assert np.array_equal(np.sort(first), kept)
     assert np.array_equal(np.sort(second), kept)
@@ -238,18 +263,22 @@ def test_the_part_of_the_last_pass_is_a_uniform_choice() -> None:
 
 @pytest.mark.parametrize(("drop", "seen", "dropped"), [(0.29, 100, 29), (0.7, 10, 7), (0.57, 1_000_000, 570_000)])
 def test_decimal_shares_are_meant_as_written(drop: float, seen: int, dropped: int) -> None:
-    assert _C.threshold(np.zeros(seen, np.float32), drop)[2] == dropped
+    assert _C.threshold(np.zeros(seen, np.float32), drop)[0][2] == dropped
+    assert _C.threshold(np.zeros(seen, np.float32), 0.0, drop_hardest=drop)[1][2] == dropped
 
 
 def test_without_scores_nothing_is_dropped() -> None:
     scores = np.full(5, np.nan, np.float32)
-    assert _C.threshold(scores, 0.9) == (-np.inf, 0, 0, 0)
+    assert _C.threshold(scores, 0.9, drop_hardest=0.05) == ((-np.inf, 0, 0), (np.inf, 0, 0), 0)
     assert np.sort(_C.order_threshold(scores, 0.9, True, 5, 0)).tolist() == [0, 1, 2, 3, 4]
     assert _C.order_threshold(scores, 0.9, False, 0, 0).tolist() == []
 
 
 def test_a_share_below_one_never_drops_every_block() -> None:
-    assert _C.threshold(np.zeros(3, np.float32), 1 - 2**-53) == (0.0, 2, 2, 3)
+    zeros = np.zeros(3, np.float32)
+    assert _C.threshold(zeros, 1 - 2**-53) == ((0.0, 2, 2), (np.inf, 0, 0), 3)
+    assert _C.threshold(zeros, 0.5, drop_hardest=0.5 - 2**-53) == ((0.0, 1, 1), (0.0, 1, 1), 3)
+    assert _C.threshold(zeros, 0.0, drop_hardest=1 - 2**-53) == ((0.0, 0, 0), (0.0, 2, 2), 3)
 
 
 @pytest.mark.parametrize("id_type", [np.uint32, np.uint64])

@@ -16,13 +16,14 @@ pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
 from megatron_lfr.cli import main
 from megatron_lfr.parallel import session
 from support import deepspeed_cases as cases
+from support import deepspeed_memory
 from support.close_runs import assert_close
 from support.engine_cases import BOUNDS, Errors
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "deepspeed"
-TP, SP, CP = matrix.TP, matrix.SP, matrix.CP
+TP, SP = matrix.TP, matrix.SP
 BF16_LOSS = 6e-4
 """Largest difference of a loss in bf16. Two layouts of the native engine differ by 1e-4."""
 
@@ -34,13 +35,12 @@ def example(name: str) -> list[str]:
 RUNS: dict[str, tuple[int, str, list[str]]] = {
     "ZeRO-2": (2, "tied", example("zero2")),
     "ZeRO-3": (2, "tied, full recomputation", example("zero3")),
-    "ZeRO-3, offloaded": (2, "tied", example("zero3_offload")),
-    "TP2 SP, ZeRO-1": (2, "untied, selective recomputation", [TP, "2", SP, *example("zero1")]),
-    "killed": (2, "tied", ["--save-interval", "4", "--async-save", *example("zero2")]),
-    "branch of a native run": (2, "tied", example("zero1")),
-    "TP2 DP2 SP, ZeRO-3": (4, "untied", [TP, "2", SP, *example("zero3")]),
+    "killed": (2, "tied", ["--save-interval", "4", "--async-save", *example("zero3_offload")]),
+    "branch, TP2 SP, ZeRO-1": (2, "untied", [TP, "2", SP, *example("zero1")]),
+    "TP2 DP2 SP, ZeRO-3": (4, "untied, selective recomputation", [TP, "2", SP, *example("zero3")]),
 }
-"""Name → (ranks, variant, flags). One has begun before, and was killed in a save; one goes on from a native run."""
+"""Name → (ranks, variant, flags). One has begun before, and was killed in a save; one goes on from the native engine's
+run of its variant."""
 CUT = 10
 """Step that branches go on from, in the first Focus."""
 RETAINED = ["--save-retain-steps", str(CUT)]
@@ -75,7 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     legs = [matrix.Case("chain", ranks, flags) for ranks, flags in CHAIN]
     references = [matrix.Case(variant, 1, [*matrix.VARIANTS[variant], *RETAINED]) for variant in ("tied", "untied")]
     matrix.run_here([*references, legs[0]], folder, prefixes)
-    branch(folder / "tied", folder / "branch of a native run")
+    branch(folder / "untied", folder / "branch, TP2 SP, ZeRO-1")
     killed = matrix.Case("killed", 2, RUNS["killed"][2])
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
         mp.start_processes(cases.killed_main, (str(folder), killed, prefixes), nprocs=2, start_method="forkserver")
@@ -108,6 +108,13 @@ def test_bf16_equals_the_native_engine_in_bf16(name: str, results: Results) -> N
     assert len(losses) == 10
     assert losses == json.loads((results.folder / "1.bf16.json").read_text())[name]
     assert max(abs(ours - theirs) for ours, theirs in zip(losses, results.native_bf16, strict=True)) <= BF16_LOSS
+
+
+@pytest.mark.parametrize("name", deepspeed_memory.CASES)
+def test_memory_is_what_estimate_says(name: str, results: Results) -> None:
+    for rank in range(2):
+        measured = json.loads((results.folder / f"{rank}.memory.json").read_text())[name]
+        assert measured == pytest.approx(deepspeed_memory.CASES[name].expected(), rel=0.1), rank
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -138,3 +138,28 @@ def test_document_masks_by_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.99 < (dense - without) / (2 * 4 * 1024 * 1024) <= 1
     assert main(["estimate", *RUN, "--train-epochs", "1", "--blocks", "9", "--attention-backend", "flex"]) == 2
     assert "--attention-backend flex: goes with --reset-attention-mask" in capsys.readouterr().err
+
+
+def test_deepspeed_is_estimated_by_stage_and_offloading(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("hjson", reason="the deepspeed extra is not installed")
+
+    def memory(stage: int, **zero: Any) -> dict[str, int]:
+        path = tmp_path / "ds.json"
+        sizes = {"reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 1000, "stage3_max_live_parameters": 1000}
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage, **sizes, **zero}}))
+        flags = ["--blocks", "10000", "--world-size", "8", "--deepspeed", "--deepspeed-config", str(path)]
+        (rank,) = estimate(capsys, *flags)[0]["memory"]
+        return {name: int(size) for name, size in rank.items()}
+
+    cpu = {"device": "cpu"}
+    stages = [memory(stage) for stage in range(4)]
+    assert [rank["peak"] for rank in stages] == sorted((rank["peak"] for rank in stages), reverse=True)
+    assert all(rank["host"] == 0 for rank in stages)
+    elements = stages[0]["optimizer"] / 8
+    assert stages[1]["optimizer"] == pytest.approx(elements, rel=1e-6)  # 8 bytes by 8 ranks
+    offloaded = memory(2, offload_optimizer=cpu)
+    assert offloaded["optimizer"] == 0
+    assert offloaded["peak"] < stages[2]["peak"]
+    assert offloaded["host"] > 12 * elements / 8
+    everything = memory(3, offload_optimizer=cpu, offload_param=cpu)
+    assert everything["peak"] < memory(3, offload_optimizer=cpu)["peak"]

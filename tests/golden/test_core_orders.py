@@ -15,6 +15,11 @@ GOLDEN = {
     "order_visits": 0x3B6952B5748EBD64,
     "order_choice": 0xC18E1C29DE2B00DA,
     "interleave": 0x6B3D6B7A00F18C59,
+    "order_threshold, both tails": 0x6F64F9097C661461,
+    "order_visits, uniform with factors": 0xFDB2C05E443D1DC7,
+    "order_choice, capped with factors": 0x3791155EDC003A9A,
+    "draw_distinct, mix_in": 0x59F5627679960A77,
+    "take_turns": 0xB5F7F8FFE4CBCAB4,
 }
 
 

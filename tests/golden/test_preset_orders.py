@@ -6,13 +6,13 @@ from __future__ import annotations
 import pytest
 
 from support import golden
-from support.golden_orders import BLENDS, orders_of, schedules
+from support.golden_orders import BLENDS, names, orders_of
 
 STORED = golden.read(golden.ORDERS)
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-@pytest.mark.parametrize("schedule", sorted({*STORED, *schedules()}))
+@pytest.mark.parametrize("schedule", sorted({*STORED, *names()}))
 def test_orders_never_change(schedule: str, blend: str) -> None:
-    orders = orders_of(schedules()[schedule], BLENDS[blend])
+    orders = orders_of(schedule, BLENDS[blend])
     assert not golden.changes(STORED[schedule][blend], orders, f"{schedule}, {blend}")

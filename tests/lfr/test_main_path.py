@@ -13,7 +13,7 @@ def test_four_versions_as_in_the_paper() -> None:
     path = MainPath.of(4000, 4, 0.6)
     assert path.branch_points == [400, 1400, 2400, 3400]
     assert [path.ends_after(version) for version in (1, 2, 3, 4)] == [1000, 2000, 3000, 4000]
-    assert (path.end, path.branch) == (3400, 600)
+    assert (path.end, path.branches) == (3400, (600,) * 4)
     assert path.path_switching_steps() == 3400 + 4 * 600 == 5800
     assert (path.from_scratch_steps, path.continual_steps) == (10_000, 4000)
 
@@ -40,7 +40,7 @@ def test_steps_add_up(versions: int, steps: int, thousandths: int) -> None:
             branch_steps(steps, share)
         return
     path = MainPath.of(versions * steps, versions, share)
-    assert path.branch == rounded
+    assert path.branches == (rounded,) * versions
     assert path.path_switching_steps() == versions * steps + (versions - 1) * rounded
     main = path.branch_points[-1]
     assert main + sum(path.ends_after(i) - path.leaves_after(i) for i in range(1, versions + 1)) == (
@@ -52,6 +52,14 @@ def test_a_half_is_rounded_upwards_and_a_share_is_the_decimal_number() -> None:
     assert branch_steps(5, 0.5) == 3
     assert branch_steps(1000, 0.29) == 290  # 0.29 * 1000 is 289.99999999999994 in floating point
     assert branch_steps(50, 0.29) == 15  # 14.5
+
+
+def test_versions_of_different_lengths() -> None:
+    path = MainPath.ending([10, 30, 35], 0.5)
+    assert path.branch_points == [5, 20, 32]
+    assert (path.from_scratch_steps, path.continual_steps) == (75, 35)
+    assert path.path_switching_steps() == 32 + 5 + 10 + 3
+    assert path.path_switching_steps(to_the_end=True) == 35 + 5 + 10 + 3
 
 
 def test_what_cannot_be_divided_is_refused() -> None:

@@ -73,7 +73,7 @@ def test_clusters_go_whole_and_never_beyond_the_drop(sampling: str, drop: float)
 
 def test_cluster_visits_follow_perplexity() -> None:
     scores = skewed_scores(4000)
-    phase = Phase("focus", 1, drop=0.5, selection="clusters", sampling="visits")
+    phase = Phase("focus", 1, drop=0.5, selection="clusters", sampling="visits", weights="perplexity")
     order, selection = make_order(phase, scores, 3000, 1, 1)
     assert selection is not None
     kept = ~selection.left_out(scores)

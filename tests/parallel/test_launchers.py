@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from contextlib import ExitStack
@@ -10,9 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_lfr.parallel.launchers import Launch, adopt_launcher, read_launch
+from megatron_lfr.parallel import shutdown
+from megatron_lfr.parallel.launchers import Launch, adopt_launcher, read_launch, torchrun_variables
 from megatron_lfr.parallel.rendezvous import connect
 from support import launcher_cases
 from support.launcher_environments import BATCH, EXPECTED, JOB, LAUNCHERS, SHELL, Environment, srun, task, torchrun
@@ -28,8 +31,8 @@ def test_each_launcher(name: str, rank: int) -> None:
     assert (launch.local_rank, launch.node) == (local_ranks[rank], nodes[rank])
     assert launch.address == "127.0.0.1"
     assert launch.port == 29_511 or "MASTER_PORT" not in environment
-    adopt_launcher(environment)
-    again = adopt_launcher(environment)
+    environment |= torchrun_variables(launch)
+    again = read_launch(environment)
     assert (again.rank, again.world_size, again.local_rank, again.node, again.address, again.port) == (
         (rank, 2, launch.local_rank, launch.node, launch.address, launch.port)
     )
@@ -49,17 +52,16 @@ def test_each_launcher(name: str, rank: int) -> None:
         JOB,
         BATCH,
         SHELL,
+        {name: value for name, value in SHELL.items() if name != "SLURM_STEP_NUM_TASKS"},
+        {**SHELL, "SLURM_STEP_NUM_TASKS": "2"},
         task(0, ranks=1, nodes=1),
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
-        {"PMI_RANK": "1", "PMI_SIZE": "2"},  # of a launcher that nothing else tells of
         {"RANK": "", "WORLD_SIZE": ""},
     ],
-    ids=["nothing", "device", "address", "job", "script", "shell", "one task", "one rank", "PMI alone", "empty"],
+    ids=["nothing", "device", "address", "job", "script", "shell", "older", "of two", "one task", "one rank", "empty"],
 )
 def test_what_is_no_launch(environment: Environment) -> None:
-    before = dict(environment)
-    assert adopt_launcher(environment) == Launch()
-    assert environment == before
+    assert read_launch(environment) == Launch()
 
 
 def test_a_node_list_gives_the_address_and_the_job_a_port() -> None:
@@ -80,6 +82,12 @@ def test_a_node_list_gives_the_address_and_the_job_a_port() -> None:
     assert (launch.address, launch.local_rank, launch.node) == ("127.0.0.1", 3, "0")
     without_step = {name: value for name, value in first.items() if name != "SLURM_STEP_NODELIST"}
     assert read_launch({**without_step, "SLURM_JOB_NODELIST": "a[3-4]"}).address == "a3"
+
+
+def test_other_launchers_that_speak_pmi() -> None:
+    meeting = {"MASTER_ADDR": "head", "MASTER_PORT": "1234"}
+    launch = read_launch({"PMI_RANK": "1", "PMI_SIZE": "2", **meeting})
+    assert launch == Launch("mpirun (PMI)", 1, 2, None, None, "head", 1234)
 
 
 def test_a_world_size_that_users_export_beside_srun_is_compared() -> None:
@@ -123,6 +131,9 @@ ERRORS: list[tuple[Environment, str]] = [
     (without(MPI, "OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK is not set, though other variables of mpirun (Open"),
     (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "MASTER_ADDR, the host of rank 0, is not set"),
     (without(MPI, "PMIX_NAMESPACE"), "MASTER_PORT, a free port on the host of rank 0, is not set"),
+    (without(MPI, "OMPI_COMM_WORLD_SIZE") | {"RANK": "1"}, "OMPI_COMM_WORLD_SIZE is not set"),
+    ({"PMI_SIZE": "2"}, "PMI_RANK is not set, though other variables of mpirun (PMI) are"),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "MASTER_ADDR, the host of rank 0, is not set"),
     (without(HYDRA, "PMI_SIZE"), "PMI_SIZE is not set, though other variables of mpirun (MPICH, Intel MPI) are"),
 ]
 
@@ -130,7 +141,7 @@ ERRORS: list[tuple[Environment, str]] = [
 @pytest.mark.parametrize(("environment", "problem"), ERRORS)
 def test_one_error_lists_what_was_found(environment: Environment, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)) as error:
-        adopt_launcher({**environment, "HOME": "/home/me"})
+        read_launch({**environment, "HOME": "/home/me"})
     names = [
         "RANK",
         "WORLD_SIZE",
@@ -145,6 +156,20 @@ def test_one_error_lists_what_was_found(environment: Environment, problem: str) 
         assert (f"{name}={environment.get(name)}" in str(error.value)) == bool(environment.get(name)), name
     assert "HOME" not in str(error.value)
     assert "start ranks with torchrun" in str(error.value)
+
+
+def test_a_process_group_that_runs_already_says_which_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():  # of whoever made the group
+        monkeypatch.setenv(name, value)
+    shutdown()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert adopt_launcher() == Launch("torch.distributed", 0, 1, 1)
+        assert "MASTER_ADDR" not in os.environ
+    finally:
+        dist.destroy_process_group()
 
 
 def test_two_ranks_of_each_launcher_meet(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ For all tests:
     slurm: a cluster that runs the scripts of jobs on this machine.
     close_runs: whether two runs differ by rounding alone.
     folder_bytes: a folder's content, to see that nothing has touched it.
+    script: a script of the repository, in a process of its own.
     peers: packages that a test compares with.
     golden: what must never change; stores it anew. golden_orders, golden_losses: how it is computed.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from megatron_lfr.lfr import PRESETS, Blend, Curriculum, Journal, Schedule, preset
+from megatron_lfr.lfr import PRESETS, Blend, Curriculum, Journal, Plan, Schedule, preset
 
 N_BLOCKS = 2003
 SEQ_LENGTH = 16
@@ -27,6 +28,10 @@ BLENDS: dict[str, Blend | None] = {
     "weights, per-corpus": Blend(STARTS, [1.0, 0.01, 2.0], "per-corpus"),
     "per-corpus": Blend(STARTS, focus_scope="per-corpus"),
 }
+OLD = [0, 301, 302]
+"""The corpora of the first segment of a run that is extended; those of the second are STARTS."""
+EXTENDED = ("lfr", "lfr-v1", "lfr-clusters", "uniform", "random-focus", "rescored.yaml")
+"""Schedules that are also trained twice, over OLD and then over STARTS."""
 SCHEDULES = Path(__file__).parents[1] / "golden" / "schedules"
 
 Orders = dict[str, list[str] | None]
@@ -40,26 +45,52 @@ def schedules() -> dict[str, Schedule]:
     return {name: preset(name) for name in PRESETS} | files
 
 
+def names() -> list[str]:
+    """Return the names of the schedules, and of those of runs that are extended."""
+    return [*schedules(), *(f"{name}, extended" for name in EXTENDED)]
+
+
 def all_orders() -> dict[str, Orders]:
     """By schedule and by blend, what `orders_of` says of each phase."""
-    return {
-        name: {label: orders_of(schedule, blend) for label, blend in BLENDS.items()}
-        for name, schedule in schedules().items()
-    }
+    return {name: {label: orders_of(name, blend) for label, blend in BLENDS.items()} for name in names()}
 
 
-def orders_of(schedule: Schedule, blend: Blend | None) -> list[str] | None:
+def orders_of(name: str, blend: Blend | None) -> list[str] | None:
     """Of each phase: its first step, the order's hash that checkpoints hold, and a hash of all rows that were served,
     padding included. None where the schedule is refused for this blend, since a pass has no length."""
+    schedule = schedules()[name.removesuffix(", extended")]
     budget = {"train_epochs": 2.5} if schedule.in_shares else {}
     try:
-        plan = schedule.plan(N_BLOCKS, SEQ_LENGTH, BATCH, blend=blend, **budget)
+        if name.endswith(", extended"):
+            plan = extended_plan(schedule, blend)
+        else:
+            plan = schedule.plan(N_BLOCKS, SEQ_LENGTH, BATCH, blend=blend, **budget)
     except ValueError:
         return None
+    return orders_of_plan(plan)
+
+
+def extended_plan(schedule: Schedule, blend: Blend | None) -> Plan:
+    """Plan two segments with this schedule; the second has more blocks, replays, and has another batch size."""
+    old, new = Blend(OLD), Blend(STARTS)
+    if blend is not None:
+        weights = blend.weights
+        old = Blend(OLD, None if weights is None else weights[:2], blend.focus_scope)
+        new = blend
+    budgets = [{"train_epochs": 2.5}, {"train_iters": 90}] if schedule.in_shares else [{}, {}]
+    first = schedule.plan(OLD[-1], SEQ_LENGTH, BATCH, blend=old, **budgets[0])
+    if schedule.phases[0].kind != "focus":
+        schedule = Schedule((replace(schedule.phases[0], replay=0.25), *schedule.phases[1:]))
+    return schedule.plan(N_BLOCKS, SEQ_LENGTH, BATCH // 2, blend=new, past=first, **budgets[1])
+
+
+def orders_of_plan(plan: Plan) -> list[str]:
+    """Return what `orders_of` does, of the phases of a plan."""
     heads: list[str] = []
     served = [hashlib.blake2b(digest_size=8) for _ in plan.phases]
     with tempfile.TemporaryDirectory() as folder:
-        curriculum = Curriculum(plan, Journal(Path(folder), {}), seed=17, rescore=rescored_losses)
+        journal = Journal(Path(folder), {})
+        curriculum = Curriculum(plan, journal, 17, rescored_losses, arrays=outside_arrays())
         for step, block_ids in curriculum.steps():
             start = curriculum.current
             assert start is not None
@@ -90,6 +121,18 @@ def rescored_losses(block_ids: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np
     """Return the losses of a forward-only pass, in batches."""
     for part in np.array_split(block_ids, max(1, len(block_ids) // 100)):
         yield (np.floor(_mixed(part + 77) * 5 * 1024) / 1024).astype(np.float32)
+
+
+def outside_arrays() -> dict[str, npt.NDArray[np.number]]:
+    """Numbers of blocks from outside of the run, as a schedule names them: a reference's losses, weights of which an
+    eighth are 0, and groups of copies."""
+    blocks = np.arange(N_BLOCKS)
+    weights = np.maximum(0, np.floor(_mixed(blocks + 5) * 1024) - 128) / 256
+    return {
+        "ref": (np.floor((2 + 3 * _mixed(blocks + 3)) * 1024) / 1024).astype(np.float32),
+        "weights": weights.astype(np.float32),
+        "copies": np.where(_mixed(blocks + 11) < 0.4, blocks // 100, blocks).astype(np.uint32),
+    }
 
 
 def _mixed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -76,3 +76,33 @@ def kill_branches(_: int, parent: str, step: int, output: str) -> None:
     for number, (owner, name) in enumerate(BRANCH_MOMENTS):
         words = ["branch", "--from", parent, "--at-step", str(step), "--save", str(Path(output, str(number)))]
         assert_killed(functools.partial(setattr, owner, name, die), [*words, "--lr-schedule", "inherit"])
+
+
+EXTENSION_MOMENTS = 5
+"""Files that an extension puts in place: its log, three files that are replaced, and the log that goes."""
+
+
+def kill_extensions(_: int, runs: list[str], data_path: list[str]) -> None:
+    """Extend each of `runs`, to be killed before it puts its 1st, 2nd, ... file in place."""
+    torch.set_num_threads(1)
+    for number, run in enumerate(runs):
+        words = ["extend", "--run", run, "--data-path", *data_path, "--train-iters", "+8"]
+        assert_killed(functools.partial(_die_at_change, number), words)
+
+
+def _die_at_change(number: int) -> None:
+    """Kill this process before the file system's change `number`, from 0, of those that replace or remove a file."""
+    left = number
+
+    def armed(change: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(self: Path, *rest: Any, **more: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                die()
+            left -= 1
+            return change(self, *rest, **more)
+
+        return counted
+
+    Path.replace = armed(Path.replace)  # type: ignore[method-assign]
+    Path.unlink = armed(Path.unlink)  # type: ignore[method-assign]

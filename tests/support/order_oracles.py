@@ -13,11 +13,16 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 
 
-def kept_by_threshold(scores: npt.NDArray[np.float32], drop: float, keep_unseen: bool) -> list[int]:
-    """Return the ascending ids that are kept when the floor(drop * scored) lowest scores are dropped, ties by id."""
+def kept_by_threshold(
+    scores: npt.NDArray[np.float32], drop: float, keep_unseen: bool, drop_hardest: float = 0.0
+) -> list[int]:
+    """Return the ascending ids that are kept when the floor(drop * scored) lowest scores are dropped and then, while
+    one is left, the floor(drop_hardest * scored) highest; ties by id."""
     scored = [i for i in range(len(scores)) if not math.isnan(scores[i])]
     ranked = sorted(scored, key=lambda i: (scores[i], i))
-    kept = ranked[math.floor(Fraction(str(drop)) * len(scored)) :]
+    lowest = min(math.floor(Fraction(str(drop)) * len(scored)), max(0, len(scored) - 1))
+    highest = math.floor(Fraction(str(drop_hardest)) * len(scored))
+    kept = ranked[lowest : max(lowest + 1, len(scored) - highest)]
     unseen = [i for i in range(len(scores)) if math.isnan(scores[i])]
     return sorted(kept + (unseen if keep_unseen else []))
 
@@ -34,17 +39,27 @@ def probabilities(
     mass: Sequence[float],
     unseen_mass: float,
     cap: float,
+    rule: str = "perplexity",
+    bounds: tuple[float, float] = (0.0, 0.0),
+    factors: npt.NDArray[np.float32] | None = None,
 ) -> Doubles:
-    """Return the probability of each block in one weighted draw."""
+    """Return the probability of each block in one weighted draw. bounds: of the rule "capped"."""
     clusters = clusters_of(scores, cuts)
-    weights = np.exp(np.minimum(np.where(np.isnan(scores), 0.0, scores.astype(np.float64)), cap))
+    known = np.where(np.isnan(scores), 0.0, scores.astype(np.float64))
+    weights = np.ones(len(scores))
+    if rule == "perplexity":
+        weights = np.exp(np.minimum(known, cap))
+    elif rule == "capped" and bounds[0] < bounds[1]:
+        weights = 1 + 2 * np.clip((known - bounds[0]) / (bounds[1] - bounds[0]), 0, 1)
     weights[np.isnan(scores)] = 1.0
+    if factors is not None:
+        weights *= factors
     masses = np.array([*mass, unseen_mass], np.float64)
-    masses[[not (clusters == c).any() for c in range(len(masses))]] = 0.0
+    masses[[not (weights[clusters == c] > 0).any() for c in range(len(masses))]] = 0.0
     result = np.zeros(len(scores))
     for c, share in enumerate(masses / masses.sum()):
         members = clusters == c
-        if members.any():
+        if share > 0:
             result[members] = share * weights[members] / weights[members].sum()
     return result
 

@@ -19,6 +19,12 @@ def spread_scores(n: int) -> npt.NDArray[np.float32]:
     return scores
 
 
+def factors_of(scores: npt.NDArray[np.float32], threads: int) -> npt.NDArray[np.float32]:
+    """Weights from outside that go with the scores, of which an eighth are 0."""
+    weights = ((np.arange(len(scores)) * 1640531527 % 2**32) / 2**32).astype(np.float32)
+    return _C.temper_weights(np.maximum(0, weights - np.float32(0.125)), 0.7, 1.5, threads)
+
+
 CUTS, CAP = [1.0, 3.0], 5.0
 MASS = ([1.0, 2.0, 3.0], 0.5)
 
@@ -34,6 +40,29 @@ ORDERS: dict[str, Callable[[npt.NDArray[np.float32], int], Order]] = {
     "order_choice": lambda scores, threads: _C.order_choice(
         _C.BlockWeights(scores, CUTS, CAP, threads), *MASS, len(scores) // 3, 7, threads
     ),
+    "order_threshold, both tails": lambda scores, threads: _C.order_threshold(
+        scores, 0.3, True, len(scores) * 5 // 3, 7, threads, 0.2
+    ),
+    "order_visits, uniform with factors": lambda scores, threads: _C.order_visits(
+        _C.BlockWeights(scores, CUTS, CAP, threads, "uniform", factors=factors_of(scores, threads)),
+        *MASS,
+        len(scores) * 2 // 3,
+        7,
+        threads,
+    ),
+    "order_choice, capped with factors": lambda scores, threads: _C.order_choice(
+        _C.BlockWeights(scores, CUTS, CAP, threads, "capped", 0.5, 4.5, factors_of(scores, threads)),
+        *MASS,
+        len(scores) // 3,
+        7,
+        threads,
+    ),
+    "draw_distinct, mix_in": lambda scores, threads: _C.mix_in(
+        _C.permutation(len(scores), 7, threads), _C.draw_distinct(len(scores), len(scores) // 5, 8, threads), 9, threads
+    ),
+    "take_turns": lambda scores, threads: np.flatnonzero(
+        _C.take_turns(np.arange(len(scores), dtype=np.uint32) // 3, 7, True, factors_of(scores, threads))
+    ).astype(np.uint32),
     "interleave": lambda scores, threads: _C.interleave(
         np.arange(len(scores), dtype=np.uint32), [len(scores) // 4, len(scores) * 3 // 4], 7, threads
     ),

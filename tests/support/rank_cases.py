@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -147,10 +150,45 @@ def stop_on_one_rank(root: Path, mesh: DeviceMesh) -> dict[str, object]:
     return {"reason": stopping.reason, "looks": looks}
 
 
+def disks_of_their_own(root: Path, mesh: DeviceMesh) -> dict[str, object]:
+    """Ranks of hosts that share no file system: the same path is another folder on each."""
+    rank, before = dist.get_rank(), Path.cwd()
+    disk = root / f"disk{rank}"
+    disk.mkdir(parents=True)
+    os.chdir(disk)
+    with mock.patch.object(socket, "gethostname", return_value=f"host{rank}"):
+        store = CheckpointStore(Path("run"), keep=None)
+        folder = store.save(1, on_this_rank(full_tensors(), mesh), {})
+        results: dict[str, object] = {"saved": all_names(Path("run"))}
+        newest = store.newest_complete()
+        assert newest is not None
+        target = zeros(mesh)
+        newest.load_into(target)
+        results |= {"equal": equal_to_full(target), "loaded": all_names(Path("run"))}
+        with no_file_above(10_000) if rank == 0 else nullcontext():  # rank 1's file does not fit on the disk of rank 0
+            results["full"] = error_of(lambda: store.save(2, {f"big.{rank}": torch.zeros(10 + 50_000 * rank)}, {}))
+        results["after"] = all_names(Path("run"))
+        if rank == 1:
+            (folder / "manifest.json").write_text("{}")
+        results["other"] = error_of(store.newest_complete)
+        if rank == 1:
+            shutil.rmtree(folder)
+        results["again"] = error_of(store.newest_complete)
+    os.chdir(before)
+    return results
+
+
+def all_names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 Case = Callable[[Path, DeviceMesh], dict[str, object]]
 CASES: dict[str, Case] = {
     case.__name__: case
-    for case in (save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage, stop_on_one_rank)
+    for case in (
+        *(save_and_load, load_what_one_rank_saved, errors_on_one_rank, damage, stop_on_one_rank),
+        disks_of_their_own,
+    )
 }
 
 

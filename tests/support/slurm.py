@@ -76,7 +76,7 @@ class Slurm:
         return {
             "PATH": f"{self._folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             FOLDER: str(self._folder),
-            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_ID": str(os.getpid()),  # the port follows from it
             "SLURM_JOB_NODELIST": f"127.0.0.[1-{nodes}]",
             "SLURM_NNODES": str(nodes),
             "SLURM_NTASKS": str(nodes * tasks),

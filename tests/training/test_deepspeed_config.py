@@ -128,7 +128,8 @@ def test_comments_and_trailing_commas(flag: str, tmp_path: Path) -> None:
         ({"wandb": {"enabled": True}}, [], "--wandb-project"),
         ({"train_batch_size": 0}, [], "train_batch_size 0: must be a number of at least 1"),
         ({}, ["--pipeline-model-parallel-size", "2", "--global-batch-size", "8"], "drop --deepspeed, add"),
-        ({}, ["--compile"], "--compile is not supported with it yet"),
+        (zero(3), ["--compile"], "--compile is refused with ZeRO-3"),
+        (zero(3), ["--num-distributed-optimizer-instances", "2"], "instances 2 is not supported with it yet"),
     ],
 )  # fmt: skip
 def test_bad_configurations_name_the_key(
@@ -149,6 +150,11 @@ def test_what_is_off_is_accepted(tmp_path: Path) -> None:
         **zero(1, zero_hpz_partition_size=1, offload_param={"device": "none", "ratio": 0.5}, compute_grad_norm=True),
     }
     assert given(tmp_path, off)["zero_optimization"] == {"stage": 1}
+
+
+def test_compiling_goes_with_stages_that_keep_weights_whole(tmp_path: Path) -> None:
+    for stage in (0, 1, 2):
+        given(tmp_path, zero(stage), "--compile")
 
 
 def test_bf16_is_deepspeeds_but_at_stage_0(tmp_path: Path) -> None:

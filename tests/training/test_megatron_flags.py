@@ -159,11 +159,11 @@ def test_a_list_goes_up_to_the_next_flag() -> None:
 
 def test_every_problem_is_named_in_one_error() -> None:
     with pytest.raises(ValueError) as caught:
-        strip_megatron_flags(["--fp16", "--swiglu", "--rampup-batch-size", "16", "8", "300", "--optimizer", "sgd"])
+        strip_megatron_flags(["--fp16", "--swiglu", "--step-batch-size-schedule", "0:16", "--optimizer", "sgd"])
     lines = str(caught.value).splitlines()
     assert [line.partition(": refused")[0] for line in lines] == [
         "--fp16",
-        "--rampup-batch-size",
+        "--step-batch-size-schedule",
         "--optimizer sgd",
     ]
 

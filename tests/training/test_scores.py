@@ -163,3 +163,58 @@ def test_what_is_no_score_is_refused(score: str, corpus: list[str], tmp_path: Pa
     assert "choose from recorded, detrended, rescored, shuffled, file:NAME" in error_of(
         flags_of(corpus, tmp_path / "run", score), capsys
     )
+
+
+def test_a_run_from_before_weights_keeps_its_own(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its schedule file says nothing of weights, which then meant exp(score); what it remembers neither."""
+    path = tmp_path / "schedule.yaml"
+    focus = "{kind: focus, duration: 0.4, drop: 0.5, sampling: choice%s}"
+    flags = flags_of(corpus, tmp_path / "run", "recorded")
+    flags[flags.index("--lfr-schedule") + 1] = str(path)
+    learn = "- {kind: learn, duration: 0.6}\n- "
+    path.write_text(learn + focus % ", weights: perplexity")
+    assert main(["train", *flags, "--exit-interval", "4"]) == STOPPED
+    remembered = json.loads((tmp_path / "run/journal/meta.json").read_text())["segments"][0]["schedule"]
+    assert {"weights", "drop_hardest", "explore", "weight", "copies"}.isdisjoint(remembered[1])
+    path.write_text(learn + focus % ", weights: capped")
+    assert "schedule.yaml has changed since the run began" in error_of(flags, capsys)
+    path.write_text(learn + focus % "")
+    assert main(["train", *flags, "--exit-interval", "12"]) in (0, STOPPED)
+    assert [phase.weighting for phase in (p.phase for p in open_run(tmp_path / "run").plan.phases)][1] == "perplexity"
+
+
+def test_weights_and_copies_are_checked_before_a_run_begins(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n = blocks(corpus)
+    arrays = {
+        "negative": np.where(np.arange(n) == 5, -1, 1).astype(np.float32),
+        "zero": np.zeros(n, np.float32),
+        "groups": np.arange(n, dtype=np.uint32),
+        "beyond": np.arange(1, n + 1, dtype=np.uint32),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    for phase, words, message in (
+        ("weight: 'file:x'", "x=negative", "phase 0: array x: block 5 has -1.0, must be 0 or more, as a weight"),
+        ("weight: 'file:x'", "x=zero", "phase 0: array x: every block has the weight 0"),
+        ("weight: 'file:x'", "x=groups", "phase 0: array x: is of type uint32, must be float32"),
+        ("copies: once", "copies=zero", "phase 0: array copies: is of type float32, must be uint32"),
+        (
+            "copies: log",
+            "copies=beyond",
+            f"array copies: block {n - 1} has {n}, must be below the number of blocks, {n}",
+        ),
+        ("copies: log", "x=groups", "phase 0: there is no array 'copies'"),
+    ):
+        flags = flags_of(
+            corpus, tmp_path / "run", "recorded", "--lfr-scores", f"{words.replace('=', f'={tmp_path}/')}.npy"
+        )
+        flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 1, {phase}}}]"
+        assert message in error_of(flags, capsys)
+    flags[flags.index("--lfr-schedule") + 1] = "[{kind: learn, duration: 0.2, copies: once}]"
+    flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/groups.npy"
+    assert main(["train", *flags, "--lfr-scores", f"more={tmp_path}/zero.npy"]) == 0
+    assert "--lfr-scores more: no phase of the schedule uses it" in capsys.readouterr().out

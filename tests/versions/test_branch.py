@@ -138,7 +138,7 @@ def test_a_decay_has_the_bits_of_one_run_with_it(corpus: list[str], trunk: Path,
 def test_every_decay_is_complete(style: str, trunk: Path, tmp_path: Path) -> None:
     assert branch(trunk, tmp_path / "v1", "--lr-decay-style", style) == 0
     settings = RunFolder(tmp_path / "v1").recorded_settings
-    rate = learning_rate_of(settings, 20, 8)
+    rate = learning_rate_of(settings, RunFolder(tmp_path / "v1").plan()[0])
     assert rate(CUT - 1) == 1e-2
     assert 1e-2 > rate(CUT) > rate(15) > rate(19) == 0
 
@@ -146,7 +146,7 @@ def test_every_decay_is_complete(style: str, trunk: Path, tmp_path: Path) -> Non
 def test_a_knee_and_steps_have_settings_of_their_own(trunk: Path, tmp_path: Path) -> None:
     def rates(save: Path, *how: str) -> list[float]:
         assert branch(trunk, save, "--lr-decay-style", *how, "--min-lr", "1e-4") == 0
-        rate = learning_rate_of(RunFolder(save).recorded_settings, 20, 8)
+        rate = learning_rate_of(RunFolder(save).recorded_settings, RunFolder(save).plan()[0])
         return [rate(step) for step in range(CUT - 1, 20)]
 
     knee = rates(tmp_path / "knee", "knee", "--lr-knee-explore", "0.6")

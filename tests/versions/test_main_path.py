@@ -15,6 +15,7 @@ from megatron_lfr.analysis.overview import view_run
 from megatron_lfr.analysis.rates import rates
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
+from megatron_lfr.run_folder import RunFolder
 from support.folder_bytes import folder_bytes
 from support.run_process import Run
 from support.same_run import assert_same_last_checkpoint, assert_same_run, metrics_without_time
@@ -160,8 +161,45 @@ def test_a_finished_main_path_says_so_and_where_versions_leave(
     assert main(["train", *main_path_flags(corpus), "--save", str(path)]) == 0
     said = capsys.readouterr().out
     assert f"{path} is finished at step 34" in said
-    assert f"{path}: versions 1 to 4 leave after steps 4, 14, 24, 34 and end every 10" in said
+    assert f"{path}: versions 1 to 4 leave after steps 4, 14, 24, 34 and end after 10, 20, 30, 40" in said
     assert steps_of(path)[-1] == 34
+
+
+def test_segments_are_versions(corpus: list[str], tmp_path: Path) -> None:
+    """A corpus that grows: the second version has the bits, and the orders of its Focus phases, of one run over the
+    same segments that warms up, is stable and decays."""
+    trunk, save, one = tmp_path / "main", tmp_path / "v2", tmp_path / "one"
+
+    def two_segments(folder: Path, *rate: str) -> None:
+        words = [*flags(corpus, "--train-iters", "10", *rate), "--save", str(folder)]
+        words[words.index("--data-path") + 2 : words.index("--data-path") + 3] = []  # the first prefix alone
+        assert main(["train", *words]) == 0
+        more = ["--data-path", *corpus, "--train-iters", "+15", "--lfr-schedule", "lfr"]
+        assert main(["extend", "--run", str(folder), *more]) == 0
+        assert main(["train", "--config", str(folder / "config.yaml")]) == 0
+
+    two_segments(trunk, "--lr-decay-style", "constant", "--branch-share", "0.6", "--keep-last", "1")
+    assert CheckpointStore(trunk / "checkpoints", keep=None).iterations() == [4, 16, 25]
+    before = folder_bytes(trunk)
+    how = ["--version", "2", "--lr-decay-style", "linear"]
+    assert main(["branch", "--from", str(trunk), *how, "--save", str(save)]) == 0
+    assert main(["train", "--config", str(save / "config.yaml")]) == 0
+    wsd = ["--lr-decay-style", "WSD", "--lr-wsd-decay-style", "linear", "--lr-wsd-decay-iters", "9"]
+    two_segments(one, *wsd, "--lr-decay-iters", "25")
+    orders = [
+        [row["order_hash"] for row in metrics_without_time(run) if row["event"] == "phase"] for run in (one, save)
+    ]
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 6
+    assert losses(one) == losses(save)
+    assert_same_last_checkpoint(one, save)
+    assert folder_bytes(trunk) == before
+    first = tmp_path / "v1"
+    assert (
+        main(["branch", "--from", str(trunk), "--version", "1", "--lr-decay-style", "linear", "--save", str(first)])
+        == 0
+    )
+    assert RunFolder(first).plan()[0].total_steps == 10
 
 
 def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
@@ -178,7 +216,7 @@ def test_versions_that_cannot_be_are_refused(
     def train(*more: str) -> str:
         return refused(capsys, "train", *main_path_flags(corpus, *more), *new)
 
-    assert "--versions and --branch-share: go together" in refused(
+    assert "--versions 4: give --branch-share too" in refused(
         capsys, "train", *flags(corpus, "--train-iters", "40", "--versions", "4"), *new
     )
     assert "--versions 3: must divide the run's 40 steps" in train("--versions", "3")

@@ -92,33 +92,43 @@ void check_threshold(const Case& input, Reader& reader) {
     const double drop = fuzz::take_share(reader);
     const bool keep_unseen = reader.take<uint8_t>() % 2 == 0;
     const uint64_t samples = take_samples(reader), seen = input.seen();
-    const bool legal = drop >= 0.0 && drop < 1.0 && input.finite();
+    const double drop_hardest = reader.take<uint8_t>() % 2 == 0 ? 0.0 : fuzz::take_share(reader);
+    const bool legal = drop >= 0.0 && drop < 1.0 && drop_hardest >= 0.0 && drop_hardest < 1.0 &&
+                       drop + drop_hardest < 1.0 && input.finite();
     mlfr::Threshold found{};
-    const bool refused =
-        throws<std::invalid_argument>([&] { found = mlfr::threshold(input.view(), drop, input.threads); });
+    const bool refused = throws<std::invalid_argument>(
+        [&] { found = mlfr::threshold(input.view(), drop, drop_hardest, input.threads); });
     require(refused != legal, "threshold refuses what is illegal");
     if (!legal) return;
-    require(found.seen == seen && (seen == 0 ? found.dropped == 0 : found.dropped < seen),
+    const uint64_t lowest = found.lowest.dropped, highest = found.highest.dropped;
+    require(found.seen == seen && (seen == 0 ? lowest + highest == 0 : lowest + highest < seen),
             "counts of a threshold");
-    require(std::abs(static_cast<double>(found.dropped) - drop * static_cast<double>(seen)) <= 1.0,
-            "share dropped");
+    require(std::abs(static_cast<double>(lowest) - drop * static_cast<double>(seen)) <= 1.0 &&
+                std::abs(static_cast<double>(highest) - drop_hardest * static_cast<double>(seen)) <= 1.0,
+            "shares dropped");
 
     const std::vector<uint64_t> ids = ranked(input);
     std::vector<bool> kept(input.scores.size(), keep_unseen);
-    for (uint64_t rank = 0; rank < seen; ++rank) kept[ids[rank]] = rank >= found.dropped;
-    if (seen > 0)
-        require(input.scores[ids[found.dropped]] == found.cut, "the cut is the lowest score that is kept");
+    for (uint64_t rank = 0; rank < seen; ++rank) {
+        kept[ids[rank]] = rank >= lowest && rank < seen - highest;
+    }
+    if (seen > 0) {
+        require(input.scores[ids[lowest]] == found.lowest.cut, "the cut is the lowest score that is kept");
+        if (drop_hardest > 0.0) {
+            require(input.scores[ids[seen - 1 - highest]] == found.highest.cut, "the highest that is kept");
+        }
+    }
     const auto size = static_cast<uint64_t>(std::count(kept.begin(), kept.end(), true));
+    auto order = [&](uint64_t count, uint64_t seed, int threads, auto* out) {
+        mlfr::order_threshold(input.view(), drop, drop_hardest, keep_unseen, count, seed, threads, out);
+    };
     if (size == 0 && samples > 0) {
         uint32_t none;
-        require(throws<std::invalid_argument>(
-                    [&] { mlfr::order_threshold(input.view(), drop, keep_unseen, samples, 0, 1, &none); }),
-                "nothing to draw from");
+        require(throws<std::invalid_argument>([&] { order(samples, 0, 1, &none); }), "nothing to draw from");
         return;
     }
-    const auto counts = sample_counts(input, samples, [&](int threads, auto* out) {
-        mlfr::order_threshold(input.view(), drop, keep_unseen, samples, input.seed, threads, out);
-    });
+    const auto counts = sample_counts(
+        input, samples, [&](int threads, auto* out) { order(samples, input.seed, threads, out); });
     for (uint64_t i = 0; i < counts.size(); ++i) {
         const bool right = kept[i] ? counts[i] - samples / size <= (samples % size > 0) : counts[i] == 0;
         require(right, "complete passes over what is kept");

@@ -10,6 +10,7 @@
 #include "fuzz.h"
 #include "io/dataset.h"
 #include "orders/cluster.h"
+#include "orders/factors.h"
 #include "orders/order.h"
 #include "orders/weights.h"
 
@@ -40,8 +41,15 @@ std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
     mlfr::shuffle_visits(visits.data(), n, mlfr::sum_visits(visits.data(), n, threads), seed, threads,
                          ids.data());
     add(n);
-    mlfr::order_threshold(view, 0.3, true, n, seed, threads, ids.data());
+    mlfr::order_threshold(view, 0.3, 0.2, true, n, seed, threads, ids.data());
     add(n);
+    std::vector<float> factors(n);
+    for (uint64_t i = 0; i < n; ++i) factors[i] = static_cast<float>(i % 5);
+    mlfr::temper_weights(factors.data(), n, 0.7, 1.5, threads, factors.data());
+    const mlfr::Weighing capped{mlfr::WeightRule::kCapped, 5.0, 0.5, 4.0, factors.data()};
+    const mlfr::BlockWeights weighed(view, {1.0, 3.0}, capped, threads);
+    mlfr::order_choice(weighed, mass, n / 3, seed, threads, ids.data());
+    add(n / 3);
     mlfr::order_visits(weights, mass, n / 3, seed, threads, ids.data());
     add(n / 3);
     mlfr::order_choice(weights, mass, n / 3, seed, threads, ids.data());
@@ -60,7 +68,7 @@ std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
 void check_errors(std::vector<float> scores, int threads) {
     for (uint64_t i = 5; i < scores.size(); i += 1000) scores[i] = std::numeric_limits<float>::infinity();
     try {
-        mlfr::threshold({scores.data(), scores.size()}, 0.5, threads);
+        mlfr::threshold({scores.data(), scores.size()}, 0.5, 0.0, threads);
         require(false, "an infinite score is refused");
     } catch (const std::invalid_argument& error) {
         require(std::string(error.what()).find("block 5 ") != std::string::npos, "the lowest block is named");

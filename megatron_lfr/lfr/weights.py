@@ -1,0 +1,114 @@
+"""How much a block counts in a phase: by its score, by a weight from outside of the run, as one of several copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lfr.lfr.scores import COPIES, Arrays, is_name, split_score
+
+if TYPE_CHECKING:
+    from megatron_lfr.lfr.phase import Phase
+    from megatron_lfr.lfr.plan import PlannedPhase, Segment
+
+Weights = Literal["auto", "uniform", "capped", "perplexity"]
+CountedCopies = Literal["once", "log", "all"]
+NO_WEIGHT = "none"
+T = TypeVar("T", bound=np.generic)
+
+_LARGEST_POWER = 16.0
+
+
+def check_weighting(phase: Phase) -> None:
+    """Raise ValueError for a phase whose tails, weights, exploration or copies are illegal, or do not go together."""
+    if not (math.isfinite(phase.drop_hardest) and phase.drop_hardest >= 0 and phase.drop + phase.drop_hardest < 1):
+        raise ValueError(
+            f"phase drop_hardest {phase.drop_hardest}: must be at least 0, and below 1 together with drop {phase.drop}"
+        )
+    if not 0 <= phase.explore < 1:
+        raise ValueError(f"phase explore {phase.explore}: must be at least 0 and below 1")
+    if not 0 < phase.weight_power <= _LARGEST_POWER:
+        raise ValueError(f"phase weight_power {phase.weight_power}: must be above 0, and at most {_LARGEST_POWER:g}")
+    if not 1 <= phase.weight_cap < math.inf:
+        raise ValueError(f"phase weight_cap {phase.weight_cap}: must be at least 1 and finite")
+    mode, name = split_score(phase.weight)
+    if phase.weight != NO_WEIGHT and (mode != "file" or name is None or not is_name(name)):
+        raise ValueError(f"phase weight {phase.weight!r}: choose from {NO_WEIGHT}, file:NAME")
+    if phase.kind == "focus":
+        if phase.copies != "all":
+            raise ValueError(f"phase copies {phase.copies}: only a learn or review phase counts copies; use weight")
+        if phase.sampling == "passes" and phase.weights in ("capped", "perplexity"):
+            raise ValueError(
+                f"phase weights {phase.weights}: a pass visits every kept block once; use sampling visits or choice"
+            )
+    else:
+        for field in ("drop_hardest", "explore"):
+            if value := getattr(phase, field):
+                raise ValueError(f"phase {field} {value}: only a focus phase has it, but this one is {phase.kind}")
+    if phase.unit == "passes" and (phase.weight != NO_WEIGHT or phase.copies != "all"):
+        raise ValueError("phase unit passes: a pass has no length with weight or copies; use epochs, steps or share")
+
+
+def as_begun(phases: Sequence[Phase], begun: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Return phases with the weights of a run that was begun with them before weights could be chosen. begun: the
+    phases of that run; none before it has begun."""
+    if len(phases) != len(begun):
+        return tuple(phases)
+    return tuple(
+        replace(phase, weights=old.weights)
+        if phase.weights == "auto" and old.weights == first_weights(phase.sampling)
+        else phase
+        for phase, old in zip(phases, begun, strict=True)
+    )
+
+
+def first_weights(sampling: str) -> Weights:
+    """Return the weights that `sampling` had before they could be chosen."""
+    return "auto" if sampling == "passes" else "perplexity"
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What makes blocks count differently in a phase, whatever their scores. None of it: every block counts the same.
+
+    weights: fp32 [n_blocks], as they are in the file. groups: uint32 [n_blocks], the same number for copies of each
+    other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies.
+    """
+
+    weights: npt.NDArray[np.float32] | None = None
+    groups: npt.NDArray[np.uint32] | None = None
+    earlier: tuple[int, ...] = ()
+
+    def part(self, ranges: Sequence[tuple[int, int]], earlier: Iterable[int]) -> Counting:
+        """Return the same for the blocks of some ranges, each from its first block to before its last."""
+        weights = None if self.weights is None else join_ranges(self.weights, ranges)
+        groups = None if self.groups is None else join_ranges(self.groups, ranges)
+        return Counting(weights, groups, tuple(earlier))
+
+
+EQUAL = Counting()
+
+
+def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays) -> Counting:
+    """Return what makes the blocks of a segment count differently in one of its phases, given the arrays that its
+    phases name."""
+    phase = planned.phase
+    weights = None if phase.weighted_by is None else arrays[phase.weighted_by].view(np.float32)
+    groups = None if phase.copies == "all" else arrays[COPIES].view(np.uint32)
+    earlier = [
+        other.samples
+        for other in segment.phases
+        if other.index < planned.index and other.phase.kind != "focus" and other.corpora == planned.corpora
+    ]
+    return Counting(weights, groups, tuple(earlier))
+
+
+def join_ranges(values: npt.NDArray[T], ranges: Sequence[tuple[int, int]]) -> npt.NDArray[T]:
+    """Return the values of the blocks of some ranges; those of one range are not copied."""
+    parts = [values[first:last] for first, last in ranges]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

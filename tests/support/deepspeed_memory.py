@@ -1,0 +1,103 @@
+"""What two ranks measure of the memory that DeepSpeed's engine takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from megatron_lfr.config import RunConfig
+from megatron_lfr.config.deepspeed_given import fill
+from megatron_lfr.config.deepspeed_stated import STRATEGIES
+from megatron_lfr.config.training import TrainingConfig
+from megatron_lfr.engine import build_stages
+from megatron_lfr.engine.deepspeed import DeepSpeedEngine
+from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.estimate.activations import MicroBatch
+from megatron_lfr.estimate.deepspeed import deepspeed_memory
+from megatron_lfr.parallel import ParallelConfig, initialize
+from support.measured import sample, step_peak
+from support.rank_memory_cases import MODEL
+
+CPU = {"device": "cpu"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage and what is added to its section; bytes of an activation; rows and tokens of a micro-batch."""
+
+    stage: int
+    zero: dict[str, Any] = field(default_factory=dict)
+    itemsize: int = 4
+    rows: int = 2
+    seq_length: int = 128
+    micro_batches: int = 2
+
+    @property
+    def batch(self) -> MicroBatch:
+        return MicroBatch(MODEL, self.rows, self.seq_length, itemsize=self.itemsize, on_gpu=False)
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig(
+            model=MODEL,
+            training=TrainingConfig(micro_batch_size=self.rows, bf16=self.itemsize == 2),
+            parallel=ParallelConfig(data_parallel_sharding_strategy=STRATEGIES[self.stage]),  # type: ignore[arg-type]
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        sizes = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000}
+        sizes |= {"stage3_param_persistence_threshold": 0} if self.stage == 3 else {}
+        return fill({"zero_optimization": {**sizes, **self.zero}}, self.config)
+
+    def expected(self) -> int:
+        """Return the estimate; on a CPU, the host's memory is the device's."""
+        memory = deepspeed_memory(self.batch, self.config.parallel, self.micro_batches, 2, self.settings)
+        return memory.peak + memory.host
+
+    def measured(self) -> int:
+        """Measure the tensors that exist after a step, and the peak of the next one."""
+        gc.collect()
+        before = _storages()
+        parallel = initialize(self.config.parallel)
+        dtype = torch.bfloat16 if self.itemsize == 2 else torch.float32
+        (model,) = build_stages(MODEL, parallel, compute_dtype=dtype)
+        adamw = OptimizerConfig(lr=1e-3)
+        engine = DeepSpeedEngine(model, adamw, parallel, self.settings, micro_batch_size=self.rows, seed=1)
+        count = self.rows * self.micro_batches
+        rows = slice(parallel.data_rank * count, (parallel.data_rank + 1) * count)
+        both = sample(self.batch, 2 * self.micro_batches)
+        share = {name: getattr(both, name)[rows] for name in ("tokens", "labels", "loss_mask")}
+        inputs = dataclasses.replace(both, rows=rows, valid_tokens=share["labels"].numel(), **share)
+        engine.train_step(inputs, 1e-3).wait()
+        gc.collect()
+        constant = sum(size for address, size in _storages().items() if address not in before)
+        return constant + step_peak(engine, inputs)
+
+
+def _storages() -> dict[int, int]:
+    """Sizes of the memory of all tensors, by address."""
+    sizes = {}
+    for found in gc.get_objects():
+        if type(found) in (torch.Tensor, torch.nn.Parameter) and found.device.type == "cpu":
+            storage = found.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sizes
+
+
+_OFFLOADED = {"offload_optimizer": CPU}
+CASES = {
+    **{f"ZeRO-{stage}": Case(stage) for stage in range(4)},
+    **{f"ZeRO-{stage}, bf16": Case(stage, itemsize=2) for stage in range(4)},
+    "ZeRO-1, offloaded": Case(1, _OFFLOADED),
+    "ZeRO-2, offloaded, bf16": Case(2, _OFFLOADED, itemsize=2),
+    "ZeRO-3, all offloaded, bf16": Case(3, {**_OFFLOADED, "offload_param": CPU}, itemsize=2),
+    **{  # weights and gradients are most of it
+        f"ZeRO-{stage}, few tokens": Case(stage, rows=1, seq_length=8, micro_batches=1) for stage in range(4)
+    },
+    "ZeRO-1, bf16, few tokens": Case(1, itemsize=2, rows=1, seq_length=8, micro_batches=1),
+}
