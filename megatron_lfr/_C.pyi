@@ -185,9 +185,6 @@ def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0)
 def draw_distinct(n: int, count: int, seed: int, num_threads: int = 0) -> Ids:
     """Return `count` different ids below n; every sequence of them is equally likely."""
 
-def mix_in(ids: Ids, extra: Ids, seed: int, num_threads: int = 0) -> Ids:
-    """Merge `extra`, of the same type, into `ids` at uniformly random positions, keeping the order of `ids`."""
-
 def count_parts(ids: Ids, sizes: Sequence[int], num_threads: int = 0) -> npt.NDArray[np.uint64]:
     """Count the ids in each of the parts of sizes[0], sizes[1], ... into which 0 ... sum(sizes) - 1 is divided.
 

@@ -61,7 +61,7 @@ def test_the_librarys_figures_are_those_of_the_record() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_pages_name_exist(page: Path) -> None:
-    named = set(re.findall(r"`((?:examples|benchmarks|docs|tests|tools)/[\w./-]+)", page.read_text()))
+    named = set(re.findall(r"`((?:examples|benchmarks|docs|studies|tests|tools)/[\w./-]+)", page.read_text()))
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
 

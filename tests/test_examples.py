@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -37,6 +38,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
+    sys.modules[name] = example  # where dataclasses look for their types
     spec.loader.exec_module(example)
     return example
 
@@ -301,3 +303,23 @@ def test_the_megatron_loop_on_two_ranks_and_in_two_parts(tmp_path: Path) -> None
     with torch.no_grad():
         exact = ((model(**batch) * mask).sum(1) / mask.sum(1)).tolist()
     assert losses[0][:16].tolist() == pytest.approx(exact, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_versions_in_all_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each way takes the steps that it should; T = 50, of which 30 are a branch's."""
+    example = load("versions/run")
+    monkeypatch.setattr(example, "VERSIONS", 2)
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "out"), "--steps", "50"])
+    assert example.main() == 0
+    arrivals = json.loads((tmp_path / "out" / "results.json").read_text())["arrivals"]
+    assert list(arrivals) == ["mixture", "domains", "domains, replay"]
+    for ways in arrivals.values():
+        steps = {way: one["steps"] for way, one in ways.items()}
+        assert steps == {"from scratch": 50 + 100, "continual": 2 * 50, "path switching": 2 * 50 + 30}
+        losses = [one["all"] for way in ways.values() for one in way["versions"]]
+        assert all(0.5 < loss < 5 for loss in losses)
+        assert len(set(losses)) == 4  # first versions are one: the branch leaves where the warm-up ends
+    assert "Held-out loss, nats a byte: domains, replay" in capsys.readouterr().out

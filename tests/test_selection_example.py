@@ -58,8 +58,8 @@ def test_the_example_leads_from_commonness_to_a_run(
     assert (weight == 0).mean() == pytest.approx(0.12, abs=0.01)
     documents = open_corpus(open_run("run").folder).documents
     is_junk = [labels[documents(block)[1]] in JUNK for block in range(len(weight))]
-    found = float(np.mean([is_junk[block] for block in np.flatnonzero(weight == 0)]))
-    assert found > 2.5 * np.mean(is_junk)
+    share = float(np.mean([is_junk[block] for block in np.flatnonzero(weight == 0)]))
+    assert share > 2.5 * np.mean(is_junk)
     assert {"unique", "copy", "copy edited", "boilerplate", "shuffled"} <= set(labels)
     learn, focus, review = open_run("run").phases()
     for phase in (learn, focus, review):

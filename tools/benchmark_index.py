@@ -178,8 +178,10 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
         return _C.order_choice(weights, [1.0], 0.0, samples, 1, threads)
 
     def explored(threads: int) -> Any:
-        focused = _C.order_threshold(scores, 0.5, True, kept - kept // 10, 1, threads)
-        return _C.mix_in(focused, _C.draw_distinct(blocks, kept // 10, 2, threads), 3, threads)
+        order = _C.order_threshold(scores, 0.5, True, kept, 1, threads)
+        positions = _C.draw_distinct(kept, kept // 10, 2, threads)
+        order[positions] = _C.draw_distinct(blocks, kept // 10, 3, threads)
+        return order
 
     def weighted(threads: int) -> Any:
         weights = _C.BlockWeights(factors, [], 0.0, threads, "uniform", factors=factors)

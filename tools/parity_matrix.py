@@ -319,7 +319,9 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["native", "deepspeed"], default="native")
-    parser.add_argument("--only", help="names of layouts, separated by commas; of DeepSpeed's, how they begin, by ;")
+    parser.add_argument(
+        "--only", help="names of the layouts, separated by commas; of DeepSpeed's, how they begin, by ;"
+    )
     parser.add_argument("--variants", choices=["all", "tied"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -243,20 +243,6 @@ py::array py_draw_distinct(const Integer& n, const Integer& count, const Integer
                     [&](auto* out) { draw_distinct(blocks, samples, number, threads, out); });
 }
 
-py::array py_mix_in(const py::object& ids, const py::object& extra, const Integer& seed,
-                    const Integer& num_threads) {
-    const uint64_t number = to_unsigned(seed, "seed");
-    const int threads = to_threads(num_threads);
-    return with_ids(ids, [&](const auto& items) {
-        const auto* data = items.data();
-        using Id = std::decay_t<decltype(*data)>;
-        const Array<Id> more = to_array<Id>(extra, "extra");
-        const auto count = static_cast<uint64_t>(items.size()), added = static_cast<uint64_t>(more.size());
-        return fill_array<Id>(
-            count + added, [&](Id* out) { mix_in(data, count, more.data(), added, number, threads, out); });
-    });
-}
-
 py::array py_count_parts(const py::object& ids, const std::vector<uint64_t>& sizes,
                          const Integer& num_threads) {
     const int threads = to_threads(num_threads);
@@ -364,7 +350,6 @@ void bind_orders(py::module_& module) {
     module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
     module.def("draw_distinct", &py_draw_distinct, "n"_a, "count"_a, "seed"_a, "num_threads"_a = 0);
-    module.def("mix_in", &py_mix_in, "ids"_a, "extra"_a, "seed"_a, "num_threads"_a = 0);
     module.def("count_parts", &py_count_parts, "ids"_a, "sizes"_a, "num_threads"_a = 0);
     module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
 }

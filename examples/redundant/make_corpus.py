@@ -63,8 +63,8 @@ def multiplicity(draw: random.Random) -> int:
 def edited(text: str, words: list[str], draw: random.Random) -> str:
     """Return a copy in which a few words are others."""
     parts = text.split(" ")
-    for place in draw.sample(range(len(parts)), max(1, round(draw.uniform(*EDITED_WORDS) * len(parts)))):
-        parts[place] = draw.choice(words)
+    for index in draw.sample(range(len(parts)), max(1, round(draw.uniform(*EDITED_WORDS) * len(parts)))):
+        parts[index] = draw.choice(words)
     return " ".join(parts)
 
 

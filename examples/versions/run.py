@@ -123,7 +123,8 @@ def make_corpora(folder: Path, steps: int, seed: int) -> dict[str, list[str]]:
     names = list(dict.fromkeys(row["domain"] for row in rows))
     choose = random.Random(seed)
     choose.shuffle(rows)
-    held, kept = [], []
+    held: list[dict[str, str]] = []
+    kept: list[dict[str, str]] = []
     for name in names:
         of_domain = [row for row in rows if row["domain"] == name]
         size = 0

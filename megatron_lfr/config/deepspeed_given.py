@@ -32,10 +32,8 @@ def fill(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
 def _precision(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections that make DeepSpeed keep bf16 weights beside its fp32 ones. At stage 0, where it would sum
     gradients in bf16, it is given fp32 weights, which the layers cast."""
-    section = values.get("bf16", values.get("bfloat16", {}))
-    early = given(section, "immediate_grad_update")
     return {
-        "bf16": {"enabled": True, **({} if early is None else {"immediate_grad_update": early})},
+        "bf16": {"enabled": True},
         "data_types": {"grad_accum_dtype": given(values.get("data_types") or {}, "grad_accum_dtype") or "fp32"},
         "communication_data_type": "fp32",
     }

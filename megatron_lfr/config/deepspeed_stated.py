@@ -51,8 +51,7 @@ def _stated_precision(values: Mapping[str, Any]) -> list[Stated]:
         section = values.get(name, {})
         if not isinstance(section, dict):
             raise ValueError(f"{name}: expected an object of keys and values")
-        passed = ("enabled", "immediate_grad_update")
-        if others := [key for key, value in section.items() if key not in passed and not is_off(key, value)]:
+        if others := [key for key, value in section.items() if key != "enabled" and not is_off(key, value)]:
             raise ValueError(
                 f"{name}.{others[0]}: refused: the weights that are updated, sums of gradients and the optimizer's "
                 "state are fp32, and steps whose gradient is not finite are skipped"

@@ -97,8 +97,8 @@ def sharing_problems(folder: Path, sees: list[bool], is_kept_out: list[bool], ho
     if not all(sees):
         others = ", ".join(host for host, sees_it in zip(hosts, sees, strict=True) if not sees_it)
         problems.append(
-            f"{folder} is not the same folder on {others} as on {hosts[0]}: a checkpoint would have its files on "
-            "several machines"
+            f"{folder} is not the same folder on {others} as on {hosts[0]}, which alone would have the run: "
+            "checkpoints are sent there, and back at a resume. Is something not mounted?"
         )
     unlocked = [host for host, sees_it, out in zip(hosts, sees, is_kept_out, strict=True) if sees_it and not out]
     if unlocked:

@@ -148,7 +148,7 @@ class DeepSpeedEngine:
         return FlatShard(flat, start, weight.local_shape, weight.full_shape, weight.origin)
 
     def _valid_tokens(self, batch: Batch) -> Tensor:
-        """Tokens that count in the loss of the whole step: an fp64 scalar."""
+        """Return the number of tokens that count in the loss of the step, over all ranks: an fp64 scalar."""
         first = group_rank(self.parallel.context_group) == 0
         tokens = torch.full((), batch.valid_tokens if first else 0, dtype=torch.float64, device=self.parallel.device)
         return _sum_over_ranks(tokens, self.parallel)
@@ -159,7 +159,8 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.nan
 
     def _step_replicated(self) -> float:
-        """The same for ZeRO-0, where DeepSpeed takes a gradient as it is: no norm, no clipping, no check."""
+        """Clip and step at ZeRO-0, where DeepSpeed neither clips nor checks; returns the gradient's norm before that. A
+        step whose norm is not finite is left out."""
         grads = {w: parameter.grad for w, parameter in self._weights.items() if parameter.grad is not None}
         first = group_rank(self.parallel.tensor_group) == 0
         counted = [grad for weight, grad in grads.items() if first or weight.shard_dim is not None]
@@ -204,7 +205,7 @@ class _Boundaries:
 
 
 def _sum_over_ranks(value: Tensor, parallel: ParallelState) -> Tensor:
-    """The sum of a scalar over the ranks that report losses, on every rank."""
+    """Return the sum of a scalar over the ranks that report losses, on every rank."""
     total = value.clone() if parallel.reports_losses else torch.zeros_like(value)
     dist.all_reduce(total)
     return total

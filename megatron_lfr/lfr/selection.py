@@ -100,13 +100,14 @@ def make_order(
             return _in_turns(counting.groups, phase.copies == "log", counting.earlier, factors, samples, seed), None
         return _everything(len(scores), factors, samples, seed), None
     explored = int(phase.explore * samples)
-    order, selection = _focus(phase, scores, factors, samples - explored, seed)
-    if explored:
-        order = _C.mix_in(order, _explored(len(scores), factors, explored, seed), phase_seed(seed, _MIXED))
+    order, selection = _focus(phase, scores, factors, samples, seed)
+    if explored:  # random blocks take the positions of random samples
+        positions = _C.draw_distinct(samples, explored, phase_seed(seed, _POSITIONS))
+        order[positions] = _explored(len(scores), factors, explored, seed)
     return order, selection
 
 
-_EXPLORED, _MIXED = -1, -2
+_EXPLORED, _POSITIONS = -1, -2
 """Numbers of seeds that no pass has."""
 
 

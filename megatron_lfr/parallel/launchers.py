@@ -180,9 +180,9 @@ class _Reader:
 
     def fail(self, problem: str) -> NoReturn:
         """Raise the error."""
-        found = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
+        variables = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
         raise ValueError(
-            f"the launcher's variables: {problem}; set are {found}; start ranks with {LAUNCHERS}, or unset these "
+            f"the launcher's variables: {problem}; set are {variables}; start ranks with {LAUNCHERS}, or unset these "
             "variables for a run of one process"
         )
 

@@ -66,7 +66,7 @@ class Watch:
         except (RuntimeError, OSError) as store_error:  # the store ended with the process that hosted it
             if _is_local(error):
                 return None
-            return f"the launcher's store is gone ({store_error}); rank 0 or its machine is, too"
+            return _describe_lost_store(store_error)
         return cause
 
     def _cause(self, error: BaseException) -> str | None:
@@ -85,7 +85,7 @@ class Watch:
         try:
             failure = self._watch()
         except (RuntimeError, OSError) as error:
-            failure = f"the launcher's store is gone ({error}); rank 0 or its machine is, too"
+            failure = _describe_lost_store(error)
         # The main thread may wait in a collective call that nothing can interrupt. Or it is ending by itself with a
         # better message, for which there is time.
         if failure is not None and not self._stopped.wait(2 * _SILENCE):
@@ -126,6 +126,11 @@ class Watch:
 
     def _declare(self, store: Store, message: str) -> None:
         store.compare_set("failure", "", message)  # keeps the first one
+
+
+def _describe_lost_store(error: BaseException) -> str:
+    host = os.environ.get("MASTER_ADDR", "rank 0's machine")
+    return f"the launcher's store on {host} is gone ({error}); rank 0 or its machine is, too"
 
 
 def _is_local(error: BaseException) -> bool:

@@ -146,7 +146,7 @@ def _learning(history: PhaseHistory, corpus: Corpus) -> dict[str, list[float | N
 
 def _save_arrays(target: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomic(target, buffer.getvalue())
 
 

@@ -148,13 +148,14 @@ def test_its_run_is_evaluated_and_reported_as_any(results: Results, tmp_path: Pa
 
 
 def test_no_score_is_near_a_threshold(results: Results) -> None:
-    """Else rounding could choose other blocks, and the same orders would be luck."""
+    """Else rounding, which moves losses by less than 1e-5, could choose other blocks, and the same orders would be
+    luck."""
     folder = results.folder
     prefixes = [str(path).removesuffix(".idx") for path in sorted(folder.glob("*.idx"))]
     for variant in ("tied", "untied"):
         gaps = matrix.threshold_gaps(folder / variant, prefixes, matrix.VARIANTS[variant])
         assert len(gaps) == 2
-        assert min(gaps) > 0.1
+        assert min(gaps) > 1e-3
 
 
 def test_what_deepspeed_was_given_is_in_the_run_folder(results: Results) -> None:

@@ -41,7 +41,7 @@ VERDICTS: dict[str, list[str]] = {
     ],
     "folders": [
         r"numpy of rank 0 \(node0\) is 1\.0, and not installed elsewhere",
-        r".*/run0 is not the same folder on node1, node2, node3 as on node0: .*",
+        r".*/run0 is not the same folder on node1, node2, node3 as on node0, which alone would have the run: .*",
     ],
 }
 

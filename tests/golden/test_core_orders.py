@@ -18,7 +18,7 @@ GOLDEN = {
     "order_threshold, both tails": 0x6F64F9097C661461,
     "order_visits, uniform with factors": 0xFDB2C05E443D1DC7,
     "order_choice, capped with factors": 0x3791155EDC003A9A,
-    "draw_distinct, mix_in": 0x59F5627679960A77,
+    "draw_distinct": 0x4254A9EB702DD829,
     "take_turns": 0xB5F7F8FFE4CBCAB4,
 }
 

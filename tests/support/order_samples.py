@@ -57,9 +57,7 @@ ORDERS: dict[str, Callable[[npt.NDArray[np.float32], int], Order]] = {
         7,
         threads,
     ),
-    "draw_distinct, mix_in": lambda scores, threads: _C.mix_in(
-        _C.permutation(len(scores), 7, threads), _C.draw_distinct(len(scores), len(scores) // 5, 8, threads), 9, threads
-    ),
+    "draw_distinct": lambda scores, threads: _C.draw_distinct(len(scores), len(scores) // 5, 8, threads),
     "take_turns": lambda scores, threads: np.flatnonzero(
         _C.take_turns(np.arange(len(scores), dtype=np.uint32) // 3, 7, True, factors_of(scores, threads))
     ).astype(np.uint32),
