@@ -50,7 +50,7 @@ def study(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, second = (f"toy.S.cosine.uniform.s{seed}" for seed in (1, 2))
     checkpoint = folder / "out" / "runs" / second / "run" / "checkpoints" / "iter_0000020"
     killed = start(folder, "--only", "*.uniform.*")
-    assert wait_until(checkpoint.exists, lambda: killed.poll() is None)
+    assert wait_until(checkpoint.exists, lambda: killed.poll() is None), finish(killed)
     killed.kill()
     finish(killed)
     assert (folder / "out" / "results" / f"{first}.json").exists()
