@@ -56,8 +56,8 @@ def clean(
                 for document in chosen.tolist():
                     writer.add_document(dataset.document(document))
                 if sidecar := read_sidecar(dataset):
-                    counts = {"documents": writer.num_documents, "tokens": writer.num_tokens}
-                    writer.meta = dataclasses.replace(sidecar, **counts).to_json()
+                    documents, written = writer.num_documents, writer.num_tokens
+                    writer.meta = dataclasses.replace(sidecar, documents=documents, tokens=written).to_json()
                 tokens += writer.num_tokens
             kept.append(before + chosen)
             before += dataset.num_documents
