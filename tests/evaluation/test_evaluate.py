@@ -80,7 +80,7 @@ def test_per_block_losses_are_those_of_transformers(
     expected = block_losses(run, oracle, "test")
     assert (losses.dtype, losses.shape) == (np.float32, (len(expected),))
     np.testing.assert_allclose(losses, expected, atol=1e-5)
-    assert [path.name for path in tmp_path.iterdir()] == ["blocks.npy"]
+    assert {path.name for path in tmp_path.iterdir()} == {"blocks.npy", "blocks.npy.json"}
 
 
 def test_another_corpus_is_taken_whole(run: Path, tmp_path: Path) -> None:
