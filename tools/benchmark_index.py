@@ -179,7 +179,7 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
 
     def explored(threads: int) -> Any:
         order = _C.order_threshold(scores, 0.5, True, kept, 1, threads)
-        positions = _C.draw_distinct(kept, kept // 10, 2, threads)
+        positions = np.arange(kept // 10, dtype=np.int64) * 10
         order[positions] = _C.draw_distinct(blocks, kept // 10, 3, threads)
         return order
 

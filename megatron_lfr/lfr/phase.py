@@ -76,7 +76,7 @@ class Phase:
     the kept are below, 3 from that of 95 % on, linear between. perplexity: exp(score), up to the 99.9 % quantile. auto:
     capped; uniform where sampling is passes."""
     explore: float = 0.0
-    """Share of the samples, in [0, 1), that give their positions to blocks drawn at random from all."""
+    """Share of the samples, in [0, 1), that give their places, evenly spaced, to blocks drawn at random from all."""
     weight: str = NO_WEIGHT
     """file:NAME: blocks count in proportion to the numbers of that array, also in Learn and Review, where each is
     visited floor(e_i) or ceil(e_i) times; 0 leaves a block out."""

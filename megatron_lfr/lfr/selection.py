@@ -101,14 +101,15 @@ def make_order(
         return _everything(len(scores), factors, samples, seed), None
     explored = int(phase.explore * samples)
     order, selection = _focus(phase, scores, factors, samples, seed)
-    if explored:  # random blocks take the positions of random samples
-        positions = _C.draw_distinct(samples, explored, phase_seed(seed, _POSITIONS))
-        order[positions] = _explored(len(scores), factors, explored, seed)
+    if explored:  # the order is random, so evenly spaced positions are those of random samples
+        numbers = np.arange(explored, dtype=np.uint64)
+        step, rest = divmod(samples, explored)
+        order[numbers * step + numbers * rest // explored] = _explored(len(scores), factors, explored, seed)
     return order, selection
 
 
-_EXPLORED, _POSITIONS = -1, -2
-"""Numbers of seeds that no pass has."""
+_EXPLORED = -1
+"""The number of a seed that no pass has."""
 
 
 def _explored(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:

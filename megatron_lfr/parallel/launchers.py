@@ -95,9 +95,10 @@ def adopt_launcher() -> Launch:
     incomplete, no numbers or contradict each other.
     """
     if dist.is_initialized():
-        local_rank, node = os.environ.get("LOCAL_RANK", ""), os.environ.get("GROUP_RANK")
-        number = int(local_rank) if local_rank.isdecimal() else None
-        return Launch("torch.distributed", dist.get_rank(), dist.get_world_size(), number, node)
+        numbers = (os.environ.get(name, "") for name in _TORCH.local_ranks)
+        local_rank = next((int(number) for number in numbers if number.isdecimal()), None)
+        node = os.environ.get("GROUP_RANK")
+        return Launch("torch.distributed", dist.get_rank(), dist.get_world_size(), local_rank, node)
     launch = read_launch(os.environ)
     if launch.launcher is not None:
         os.environ.update(torchrun_variables(launch))

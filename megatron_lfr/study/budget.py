@@ -67,7 +67,9 @@ def fit_budget(
         lfr = {} if schedule.in_shares else {"lfr_schedule": _scaled(plan_run(config, corpus, where), steps)}
         training = float(steps * step_tokens)
     sized = {**lfr, "train_iters": steps}
-    plan_run(_with_length(config, lfr, steps), corpus, where)
+    plan = plan_run(_with_length(config, lfr, steps), corpus, where)
+    if plan.total_samples * plan.seq_length != training:
+        raise ValueError(f"{where}: --rampup-batch-size: not in a study, whose steps are all of one size")
     return Compute(budget, training, rescoring, preparation), sized
 
 
@@ -100,6 +102,7 @@ def rescored_blocks(plan: Plan) -> int:
 def plan_run(config: RunConfig, corpus: BlockDataset, where: str) -> Plan:
     """Lay out a run over its corpus; a ValueError begins with `where`."""
     try:
-        return make_new_plan(config, corpus.train.num_blocks, 1, make_blend(config, corpus))
+        blend = make_blend(config, corpus)
+        return make_new_plan(config, corpus.train.num_blocks, 1, blend, corpus.train.domains)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

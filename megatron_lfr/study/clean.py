@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
-from megatron_lfr.data.corpus.indexed import META, with_suffix
+from megatron_lfr.data.corpus.sidecar import read_sidecar
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.fileio import new_folder
 
@@ -52,10 +53,11 @@ def clean(
         for number, dataset in enumerate(BlockDataset(data_path, 1, split).datasets):
             chosen = np.flatnonzero(keep[starts[number] : starts[number + 1]])
             with IndexedDatasetWriter(aside / prefixes[number].name, dataset.dtype) as writer:
-                meta = with_suffix(dataset.prefix, META)
-                writer.meta = meta.read_text(encoding="utf-8") if meta.exists() else None
                 for document in chosen.tolist():
                     writer.add_document(dataset.document(document))
+                if sidecar := read_sidecar(dataset):
+                    documents, written = writer.num_documents, writer.num_tokens
+                    writer.meta = dataclasses.replace(sidecar, documents=documents, tokens=written).to_json()
                 tokens += writer.num_tokens
             kept.append(before + chosen)
             before += dataset.num_documents

@@ -167,6 +167,10 @@ def test_a_process_group_that_runs_already_says_which_rank(monkeypatch: pytest.M
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         assert adopt_launcher() == Launch("torch.distributed", 0, 1, 1)
+        monkeypatch.delenv("LOCAL_RANK")
+        assert adopt_launcher().local_rank is None
+        monkeypatch.setenv("SLURM_LOCALID", "3")
+        assert adopt_launcher().local_rank == 3
         assert "MASTER_ADDR" not in os.environ
     finally:
         dist.destroy_process_group()

@@ -13,6 +13,7 @@ import pytest
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.sidecar import Sidecar, read_sidecar
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.study.clean import KEPT, clean
 from megatron_lfr.study.labels import kinds_of_blocks
@@ -69,6 +70,7 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_the_lowest_ratios(t
         with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
             for document in range(4):
                 writer.add_document(np.full(3, 10 * number + document, np.uint16))
+            writer.meta = Sidecar("bytes", "0", 64, None, None, "ab", 4, 12).to_json()
     common = tmp_path / "common"
     common.mkdir()
     np.save(common / "document_representative.npy", np.array([0, 1, 0, 3, 4, 1, 6, 7], np.uint32))
@@ -79,6 +81,9 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_the_lowest_ratios(t
     for prefix, tokens in zip(("a", "b"), kept, strict=True):
         dataset = IndexedDataset(tmp_path / "cleaned" / prefix)
         assert [int(dataset.document(i)[0]) for i in range(dataset.num_documents)] == tokens
+        sidecar = read_sidecar(dataset)
+        assert sidecar is not None
+        assert (sidecar.vocab_size, sidecar.documents, sidecar.tokens) == (64, len(tokens), 3 * len(tokens))
     assert np.load(tmp_path / "cleaned" / KEPT).tolist() == [0, 1, 4, 6, 7]
     assert (counts["documents"], counts["kept_documents"], counts["kept_tokens"]) == (8, 5, 15)
 
