@@ -93,10 +93,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         return Results(folder, cases.bf16_losses(cases.native_bf16_engine))
 
 
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("name", [*cases.CASES, *cases.OF_FOUR])
 def test_equals_the_oracle(name: str, results: Results) -> None:
-    for rank in range(2):
-        errors: Errors = json.loads((results.folder / f"{rank}.json").read_text())[name]
+    ranks = 4 if name in cases.OF_FOUR else 2
+    for rank in range(ranks):
+        errors: Errors = json.loads((results.folder / f"{rank} of {ranks}.json").read_text())[name]
         assert errors
         for quantity, error in errors.items():
             assert error <= BOUNDS.get(quantity, 0.0), (rank, quantity, error)

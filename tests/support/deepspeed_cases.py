@@ -307,6 +307,11 @@ CASES: dict[str, Callable[[], Errors]] = {
     "names, ZeRO-3": lambda: names(3, zero_hpz_partition_size=2, **_SMALL),
 }
 """What two ranks do, by name."""
+OF_FOUR: dict[str, Callable[[], Errors]] = {
+    "TP2 DP2, ZeRO-3, hpZ": lambda: follow(Layout(4, 4, {TP: 2}), 3, zero_hpz_partition_size=2),
+    "DP4, ZeRO-3, hpZ": lambda: follow(Layout(4, 2, {}), 3, zero_hpz_partition_size=2),
+}
+"""What four ranks do."""
 BF16 = {f"ZeRO-{stage}": (stage, dict[str, Any]()) for stage in range(4)} | {
     name: _OFFLOADED[name] for name in ("ZeRO-1, offloaded", "ZeRO-3, all offloaded")
 }
@@ -314,15 +319,15 @@ BF16 = {f"ZeRO-{stage}": (stage, dict[str, Any]()) for stage in range(4)} | {
 
 
 def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: list[str]) -> None:
-    """On two ranks, compute the errors of all cases and the losses in bf16, and write them into `folder`; then train
-    the runs into it."""
+    """Compute the errors of all cases of so many ranks, and on two ranks the losses in bf16 and the memory, and write
+    them into `folder`; then train the runs into it."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
+    errors = {name: case() for name, case in (CASES if ranks == 2 else OF_FOUR).items()}
+    Path(folder, f"{rank} of {ranks}.json").write_text(json.dumps(errors))
     if ranks == 2:
-        errors = {name: case() for name, case in CASES.items()}
-        Path(folder, f"{rank}.json").write_text(json.dumps(errors))
         losses = {n: bf16_losses(functools.partial(bf16_engine, stage, zero)) for n, (stage, zero) in BF16.items()}
         Path(folder, f"{rank}.bf16.json").write_text(json.dumps(losses))
         measured = {name: case.measured() for name, case in deepspeed_memory.CASES.items()}
