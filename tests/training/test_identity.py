@@ -190,7 +190,11 @@ DAMAGE = {
     ),
     "code in YAML": ("config_history.yaml", b"!!python/object/apply:os.system [ls]", "config_history.yaml: not YAML"),
     "deep YAML": ("config_history.yaml", b"[" * 3000, "config_history.yaml: not YAML: maximum recursion depth"),
-    "no segment": ("journal/meta.json", b'{"format": 2, "segments": []}', "meta.json: segments: this version"),
+    "no segment": (
+        "journal/meta.json",
+        b'{"format": 2, "segments": []}',
+        "meta.json: segments: expected a list of one or more",
+    ),
     "deep JSON": ("journal/meta.json", b"[" * 100_000, "meta.json: not readable as JSON"),
     "another metrics.jsonl": ("metrics.jsonl", b"[" + b" " * 20_000 + b"]\n", "no line ends after"),
     "no metrics": ("metrics.jsonl", b"\xff\n" * 5000, "metrics.jsonl:1: not JSON"),
