@@ -95,7 +95,7 @@ def _open_dataset(folder: RunFolder, data_path: Sequence[str] = ()) -> BlockData
             raise ValueError("its config.yaml names no split")
     except ValueError as error:
         raise ValueError(f"{folder.path}: no corpus is known ({error})") from None
-    named = [len(segment.blend.sizes) for segment in plan.segments]
+    named = [len(segment.blend.sizes) for segment in plan.segments[:-1]]
     dataset = BlockDataset(paths, plan.seq_length, str(split), named=named)
     if dataset.digests() != folder.identity().get("corpus") or dataset.train.num_blocks != plan.n_blocks:
         raise ValueError(f"--data-path {' '.join(map(str, paths))}: not the corpus that {folder.path} trained on")

@@ -77,7 +77,8 @@ def test_a_stop_inside_the_ramp_changes_nothing(ramped: Path, corpus: list[str],
 
 
 def test_a_pipeline_takes_any_number_of_micro_batches(ramped: Path, corpus: list[str], tmp_path: Path) -> None:
-    words = [*flags(corpus), "--save", str(tmp_path / "run"), "--pipeline-model-parallel-size", "2"]
+    words = [*flags(corpus), "--micro-batch-size", "2", "--pipeline-model-parallel-size", "2"]
+    words += ["--save", str(tmp_path / "run")]
     train_two_ranks(words, tmp_path / "printed")
     one, two = ([row for row in metrics_without_time(run) if "loss" in row] for run in (ramped, tmp_path / "run"))
     np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-4)
