@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_lfr.build import make_model_config, make_tokenizer
@@ -38,21 +38,31 @@ memory that --deepspeed offloads to.
 def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr estimate`; returns the exit code."""
     if argv and argv[0] == "versions":
-        return versions.main(argv[1:])
+        _print(argv[1:], versions.USAGE, versions.estimate_versions, versions.print_tables)
+    else:
+        _print(argv, USAGE, estimate, _print_tables)
+    return 0
+
+
+def _print(
+    argv: Sequence[str],
+    usage: str,
+    estimator: Callable[[RunConfig, Options], dict[str, Any]],
+    print_tables: Callable[[dict[str, Any]], None],
+) -> None:
     if "-h" in argv or "--help" in argv:
-        print(USAGE)
+        print(usage)
     options, rest = take_options(argv)
     config, notes = parse_run_config(rest)
     for note in notes:
         print(note, file=sys.stderr)
-    result = estimate(config, options)
+    result = estimator(config, options)
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        _print_tables(result)
-    for warning in result["warnings"]:
+        print_tables(result)
+    for warning in result.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
-    return 0
 
 
 def estimate(config: RunConfig, options: Options) -> dict[str, Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 from megatron_lfr.build import make_model_config, make_tokenizer
-from megatron_lfr.config import RunConfig, fill_batch, parse_run_config
-from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take_options, with_defaults
+from megatron_lfr.config import RunConfig, fill_batch
+from megatron_lfr.estimate.options import Options, corpus_blocks, duration, with_defaults
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.output import print_table
 from megatron_lfr.planning import make_new_plan
@@ -30,22 +27,6 @@ _WAYS = {
     "path_switching": "path switching",
     "path_switching_to_the_end": "path switching, main path to its end",
 }
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `megatron-lfr estimate versions`; returns the exit code."""
-    if "-h" in argv or "--help" in argv:
-        print(USAGE)
-    options, rest = take_options(argv)
-    config, notes = parse_run_config(rest)
-    for note in notes:
-        print(note, file=sys.stderr)
-    result = estimate_versions(config, options)
-    if options.json:
-        print(json.dumps(result, indent=1))
-    else:
-        _print_tables(result)
-    return 0
 
 
 def estimate_versions(config: RunConfig, options: Options) -> dict[str, Any]:
@@ -92,7 +73,8 @@ def _shares(path: MainPath) -> dict[str, float]:
     return {way: steps / path.from_scratch_steps for way, steps in _steps(path).items()}
 
 
-def _print_tables(result: dict[str, Any]) -> None:
+def print_tables(result: dict[str, Any]) -> None:
+    """Print what `estimate_versions` returns."""
     points = ", ".join(map(str, result["branch_points"]))
     print(
         f"versions of {result['version_steps']:,} steps of new data each; branches of {result['branch_steps']:,}, "
