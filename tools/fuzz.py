@@ -23,8 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, FUZZ = ROOT / "csrc", ROOT / "tests" / "csrc" / "fuzz"
 
-ORDERS = ["order", "rank", "threshold", "interleave", "visits", "choice", "weights", "cluster", "partition"]
-CORE = {"dataset": ["io/dataset", "io/file"], "orders": [f"orders/{name}" for name in ORDERS]}
+CORE = {"dataset": ["io/dataset", "io/file"], "orders": [f"orders/{p.stem}" for p in sorted(CSRC.glob("orders/*.cpp"))]}
 OWN = {"dataset": ["dataset_target", "dataset_input"], "orders": ["orders_target"]}
 
 MEMORY = ["-fsanitize=address,undefined,float-cast-overflow,float-divide-by-zero", "-fno-sanitize-recover=all"]

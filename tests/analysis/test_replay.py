@@ -172,7 +172,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ({"segments": [segment | {"samples": [1]}]}, "expected a number for each of 4 phases"),
         ({"segments": [segment | {"blocks": "many"}]}, "blocks 'many': expected a positive number"),
         ({"segments": [segment | {"schedule": [{"kind": "nap", "duration": 1}]}]}, "choose from learn, focus, review"),
-        ({"segments": [segment, segment]}, "reads runs of one"),
+        (
+            {"segments": [segment, segment | {"blocks": 5, "blend": {**segment["blend"], "starts": [0, 5]}}]},
+            "the first corpora must be those of the segments before",
+        ),
         ({"format": 3}, "format 3: this version of megatron_lfr reads format 2"),
     ):
         meta.write_text(json.dumps(good | change))
