@@ -39,13 +39,17 @@ def broadcast_file(path: Path, size: int, writes: bool, group: ProcessGroup | No
 def send_to_first_rank(path: Path, source: int, group: ProcessGroup | None) -> None:
     """Write the file that rank `source` has under `path` on rank 0. Collective; errors as for `broadcast_file`."""
     rank = ranks.rank(group)
+    # A network's file system may show rank 0 a file of another host late: writing in its place would cut that short.
+    aside = path.with_name(f"{path.name}.part")
     with ranks.failing_together(group):
-        file = FileIO(path, "rb" if rank == source else "wb") if rank in (0, source) else None
+        file = None
+        if rank in (0, source):
+            file = FileIO(path, "rb") if rank == source else FileIO(aside, "wb")
     with ranks.failing_together(group):
         if file is None:
             return
         failure: OSError | None = None
-        size = torch.tensor([path.stat().st_size])
+        size = torch.tensor([path.stat().st_size if rank == source else 0])
         _pass_on(size, rank, source, group)
         for chunk in _chunks(int(size.item())):
             if rank == source and failure is None:
@@ -55,6 +59,7 @@ def send_to_first_rank(path: Path, source: int, group: ProcessGroup | None) -> N
                 failure = _try_write(file, chunk)
         if rank == 0 and failure is None:
             os.fsync(file.fileno())
+            aside.replace(path)
         file.close()
         if failure is not None:
             raise failure
