@@ -80,7 +80,7 @@ def test_sigterm_and_ctrl_c_let_processes_save(tmp_path: Path) -> None:
             [sys.executable, "-c", STUDY, str(log)], env=environment, stderr=subprocess.PIPE, text=True
         )
         started = wait_until(
-            lambda log=log: log.exists() and "runs" in log.read_text(), lambda p=process: p.poll() is None
+            lambda log=log: log.exists() and "runs\n" in log.read_text(), lambda p=process: p.poll() is None
         )
         assert started
         process.send_signal(number)
