@@ -23,7 +23,7 @@ VERDICTS: dict[str, list[str]] = {
     "nothing": [],
     "ranks": [
         r"its code of rank 3 \(node3\) is 0123456789ab, and [0-9a-f]{12} elsewhere",
-        r"torch of rank 2 \(node2\) is 2\.11\.0, and 2\.\S+ elsewhere",
+        r"torch of rank 2 \(node2\) is 1\.13\.1, and 2\.\S+ elsewhere",
         r"rank 1 \(node1\): NCCL_SOCKET_IFNAME=no_such,\^no names no interface of this machine, .*",
         r"the clock of node1 is \d\d\.\d s behind that of node0: .*",
         r"node2 is slow with every other node: 0\.01 GB/s with \w+, .*0\.01 GB/s with \w+; 0\.52 are expected",

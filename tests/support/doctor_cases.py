@@ -31,7 +31,7 @@ Plant = Callable[[int, Patch], None]
 def other_torch(rank: int, patch: Patch) -> None:
     version = metadata.version
     if rank == 2:
-        patch(metadata, "version", lambda name: "2.11.0" if name == "torch" else version(name))
+        patch(metadata, "version", lambda name: "1.13.1" if name == "torch" else version(name))
 
 
 def other_code(rank: int, patch: Patch) -> None:
