@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import math
@@ -73,6 +74,12 @@ def visible(text: str, keep: str = "") -> str:
         c if c.isprintable() or c in keep or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def did_you_mean(name: str, legal: Collection[str], cutoff: float = 0.6) -> str:
+    """Return a hint at the legal names that resemble `name`; empty where none does. cutoff: as in difflib."""
+    close = difflib.get_close_matches(name, list(legal), n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def is_number(value: Any) -> bool:

@@ -8,7 +8,6 @@ result.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from megatron_lfr.config.deepspeed_given import fill
 from megatron_lfr.config.deepspeed_keys import KEYS, OFFLOAD_KEYS, ZERO_KEYS, Key, is_off
 from megatron_lfr.config.deepspeed_stated import given, stated_settings
 from megatron_lfr.fileio import describe
+from megatron_lfr.output import did_you_mean
 from megatron_lfr.run_folder.folder import DEEPSPEED_COPY
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def _key_problems(values: Mapping[str, Any], keys: Mapping[str, Key], prefix: st
     problems = []
     for name, value in values.items():
         if name not in keys:
-            close = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            problems.append(f"unknown key {prefix}{name}{hint}")
+            problems.append(f"unknown key {prefix}{name}{did_you_mean(name, keys)}")
         elif keys[name].verdict == "refused" and not is_off(name, value):
             problems.append(f"{prefix}{name}: refused: {keys[name].reason}")
         elif keys[name].verdict == "passed" and (expected := _expected(keys[name], value)):

@@ -7,7 +7,6 @@ Flags are generated from the fields of these dataclasses, and their help from th
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
 from megatron_lfr.model.loss import LossConfig
+from megatron_lfr.output import did_you_mean
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.replacing import current_bytes
@@ -245,9 +245,7 @@ def _settings_to_argv(settings: Mapping[str, Any], source: str) -> tuple[str | N
     for key, value in settings.items():
         name = str(key).replace("-", "_")
         if name not in legal:
-            close = difflib.get_close_matches(name, legal, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"{source}: unknown key {key!r}{hint}")
+            raise ValueError(f"{source}: unknown key {key!r}{did_you_mean(name, legal, cutoff=0.5)}")
         if name != "model_preset":
             argv += _as_flag(name, value)
     chosen = settings.get("model_preset", settings.get("model-preset"))

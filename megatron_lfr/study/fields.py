@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from megatron_lfr.output import did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
@@ -101,8 +102,7 @@ def check_choice(name: str, legal: Collection[str], where: str) -> str:
 
 def close_matches(name: Any, legal: Collection[str]) -> str:
     """Return a hint at the legal names that resemble `name`, or at all of them."""
-    close = difflib.get_close_matches(str(name), list(legal), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; legal: {', '.join(legal) or 'none'}"
+    return did_you_mean(str(name), legal) or f"; legal: {', '.join(legal) or 'none'}"
 
 
 def _is_positive(value: Any) -> bool:

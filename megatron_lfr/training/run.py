@@ -64,7 +64,6 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
     stored = stored_plan(folder)
     inputs = open_inputs(config, folder, stored)
     config, model, plan = inputs.config, inputs.model, inputs.plan
-    assert config.checkpoint.save is not None
     timeout = timedelta(minutes=config.training.distributed_timeout_minutes)
     with ExitStack() as stack:
         stack.enter_context(session())

@@ -154,7 +154,7 @@ def test_what_is_off_is_accepted(tmp_path: Path) -> None:
 
 def test_compiling_goes_with_stages_that_keep_weights_whole(tmp_path: Path) -> None:
     for stage in (0, 1, 2):
-        given(tmp_path, zero(stage), "--compile")
+        assert given(tmp_path, zero(stage), "--compile")["zero_optimization"]["stage"] == stage
 
 
 def test_bf16_is_deepspeeds_but_at_stage_0(tmp_path: Path) -> None:
