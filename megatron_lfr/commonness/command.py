@@ -22,7 +22,7 @@ from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_fo
 from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, training_prefixes
 from megatron_lfr.commonness.likelihood import Floats, count_ngrams, score, vocabulary_of
 from megatron_lfr.commonness.page import make_page
-from megatron_lfr.commonness.results import Items, summarize, unique_shares
+from megatron_lfr.commonness.results import Items, block_means, summarize, weights
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import check_tokenizer
@@ -66,6 +66,9 @@ class CommonnessConfig:
     """Near copies are those that share runs of so many consecutive tokens."""
     near_threshold: float = 0.5
     """The share of these runs, of all that either has (the Jaccard similarity), from which on two are near copies."""
+    junk_share: float = 0.0
+    """The share of the corpus' tokens to take for junk, those in documents of lowest ratio: their weight is 0. Needs
+    --reference-data-path."""
     memory_gb: float = 4.0
     """Memory that may be used, in GB (10^9 bytes). What copies do not need goes to the 4-gram model's table."""
     threads: int = 0
@@ -79,6 +82,10 @@ class CommonnessConfig:
             raise ValueError(
                 f"--near-threshold {self.near_threshold}: must be from 0.4, below which most pairs are missed, to 1"
             )
+        if not 0 <= self.junk_share < 1:
+            raise ValueError(f"--junk-share {self.junk_share}: must be at least 0 and below 1")
+        if self.junk_share and not self.reference_data_path:
+            raise ValueError(f"--junk-share {self.junk_share}: needs --reference-data-path, trusted text")
         if not 0 < self.memory_gb < math.inf:
             raise ValueError(f"--memory-gb {self.memory_gb}: must be positive and finite")
         if not 0 <= self.threads <= 4096:
@@ -204,10 +211,13 @@ def _items(
     starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
     lengths = np.concatenate([np.diff(prefix.offsets) for prefix in prefixes])
     of_blocks = np.full(inputs.corpus.train.num_blocks, config.seq_length, np.int64)
-    shares = unique_shares(prefixes, documents.near_copies, starts)
+    unique = block_means(prefixes, 1 / documents.near_copies, starts)
+    weight = weights(documents.near_copies, ratios[0], lengths, config.junk_share)
+    block_weight = block_means(prefixes, weight, starts)
+    block_starts = inputs.corpus.train.domain_starts
     return (
-        Items(starts, lengths, documents, likely.documents, by_trust[0], ratios[0]),
-        Items(inputs.corpus.train.domain_starts, of_blocks, blocks, likely.blocks, by_trust[1], ratios[1], shares),
+        Items(starts, lengths, documents, likely.documents, by_trust[0], ratios[0], weight),
+        Items(block_starts, of_blocks, blocks, likely.blocks, by_trust[1], ratios[1], block_weight, unique),
     )
 
 
