@@ -112,19 +112,6 @@ def summarize(items: Items, domains: list[str]) -> dict[str, Any]:
     return {**items.summary(slice(0, starts[-1])), "domains": by_domain}
 
 
-def weights(near_copies: npt.NDArray[np.uint32], ratio: Floats | None, lengths: Int64s, junk_share: float) -> Floats:
-    """Return how much each document should count: 1 / near copies, and 0 for junk.
-
-    Junk are the documents of lowest ratio that together have at most `junk_share` of all tokens.
-    """
-    weight = (1 / near_copies).astype(np.float32)
-    if ratio is not None and junk_share > 0:
-        order = np.argsort(ratio, kind="stable")  # what has no tokens has no ratio, and comes last
-        running = np.cumsum(lengths[order])
-        weight[order[: np.searchsorted(running, junk_share * running[-1], side="right")]] = 0
-    return weight
-
-
 def block_means(prefixes: list[Prefix], values: Floats | Doubles, starts: Int64s) -> Floats:
     """Return, for each block, the mean over its labels of what their documents have: values [documents].
 

@@ -141,7 +141,7 @@ def test_weights_of_prefixes_are_ignored(tmp_path: Path, corpus: list[str]) -> N
         (["--memory-gb", "nan"], "--memory-gb nan: must be positive"),
         (["--shingle-tokens", "0"], "--shingle-tokens 0: must be from 1 to 1024"),
         (["--near-threshold", "0.1"], "--near-threshold 0.1: must be from 0.4"),
-        (["--junk-share", "1"], "--junk-share 1.0: must be at least 0 and below 1"),
+        (["--junk-share", "1"], "--junk-share 1.0: must be auto, or at least 0 and below 1"),
         (["--junk-share", "0.1"], "--junk-share 0.1: needs --reference-data-path"),
         (["--threads", "-1"], "--threads -1: must be from 0 to 4096"),
         (["--seq-length", "1000000"], "fewer than the 1000001"),
