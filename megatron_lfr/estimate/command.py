@@ -81,7 +81,7 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = corpus_blocks(config, options)
     plan = make_new_plan(config, n_blocks, world_size, blend)
-    memory = _memory(config, model, world_size, plan.global_batch_size)
+    memory = memory_by_stage(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
         warnings.append(
@@ -115,7 +115,9 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     }
 
 
-def _memory(config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
+def memory_by_stage(
+    config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int
+) -> list[dict[str, int]]:
     """Return the memory of each pipeline rank; all ranks of a stage hold the same."""
     layout, batch = config.parallel, micro_batch(config, model)
     ranks = layout.data_parallel_size(world_size)
