@@ -6,16 +6,20 @@ import dataclasses
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from megatron_lfr.model import layers
 from megatron_lfr.parallel import ParallelState, ranks
 
 OPERATIONS = {
@@ -59,7 +63,7 @@ class CollectiveCounter(TorchDispatchMode):
     def __init__(self, parallel: ParallelState) -> None:
         super().__init__()
         self.counts: Counter[Collective] = Counter()
-        self._groups = named_groups(parallel)
+        self.groups = named_groups(parallel)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func.namespace in ("c10d", "_c10d_functional") and func._opname in OPERATIONS:
@@ -68,15 +72,28 @@ class CollectiveCounter(TorchDispatchMode):
 
     def _count(self, operation: str, is_functional: bool, args: tuple[Any, ...]) -> None:
         name = args[-1] if is_functional else next(_group(arg).group_name for arg in args if _is_group(arg))
-        if name not in self._groups:
+        if name not in self.groups:
             return
-        label, group = self._groups[name]
+        label, group = self.groups[name]
         sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in map(_tensors, args)]
         size, first = max(sizes), next(tensor for arg in args for tensor in _tensors(arg))
         if is_functional and operation == "all-gather":  # its output is no argument
             size *= group.size()
         members = tuple(dist.get_process_group_ranks(group))
         self.counts[Collective(label, operation, size, members, str(first.dtype).removeprefix("torch."))] += 1
+
+
+@contextmanager
+def counting(parallel: ParallelState) -> Iterator[CollectiveCounter]:
+    """Count the collectives of the block. PyTorch cannot make its causal bias of context-parallel attention while
+    operators are watched, so they are not where that is made."""
+
+    def unwatched(*args: Any) -> Any:
+        with _disable_current_modes():
+            return causal_lower_right(*args)
+
+    with mock.patch.object(layers, "causal_lower_right", unwatched), CollectiveCounter(parallel) as counter:
+        yield counter
 
 
 def _is_group(value: Any) -> bool:
@@ -147,7 +164,11 @@ def describe(counter: CollectiveCounter, parallel: ParallelState) -> list[dict[s
 def _bus(operation: str, size: int, count: int, seconds: float | None) -> float | None:
     if not seconds:
         return None
-    factors = {"all-reduce": 2 * (size - 1) / size, "all-gather": (size - 1) / size, "reduce-scatter": (size - 1) / size}
+    factors = {
+        "all-reduce": 2 * (size - 1) / size,
+        "all-gather": (size - 1) / size,
+        "reduce-scatter": (size - 1) / size,
+    }
     return factors.get(operation, 1.0) * count / seconds / 1e9
 
 
@@ -156,7 +177,7 @@ def _time_alone(
 ) -> dict[Collective, float]:
     """Return the seconds of each collective that every member of its group has counted. All ranks go through them in
     the same order, so that none waits for one that is in another group."""
-    groups = {label: group for label, group in counter._groups.values()}
+    groups = dict(counter.groups.values())
     seconds = {}
     for one in sorted(counter.counts):
         on_device = parallel.device if one.group != "control" else torch.device("cpu")

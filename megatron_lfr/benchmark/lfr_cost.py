@@ -1,4 +1,4 @@
-"""What Learn-Focus-Review itself costs: recording, orders and rescoring, over the steps of the run that is configured."""
+"""What Learn-Focus-Review itself costs: recording, orders and rescoring, over the steps of the configured run."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
         loader = make_loader(config, inputs.source, inputs.tokenizer, parallel)
         journal = Journal(scratch / "journal", {}) if nodes.is_leader else None
         rescore = make_rescore(engine, loader, Stopping(config.training, parallel.control_group), Stopwatch())
-        curriculum = make_curriculum(
-            config, inputs.plan, journal, share_orders(nodes, scratch), rescore, inputs.arrays
-        )
+        curriculum = make_curriculum(config, inputs.plan, journal, share_orders(nodes, scratch), rescore, inputs.arrays)
         rate = make_learning_rate(config.optimizer, inputs.plan)
         collecting = stack.enter_context(collecting_together(config.training))
         steps = Steps(config, engine, loader, curriculum, rate, [collecting])

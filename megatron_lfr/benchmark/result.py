@@ -144,4 +144,3 @@ def _peak_source(peak: float | None, is_given: bool, parallel: ParallelState, is
 
 def _processor() -> str:
     return platform.processor() or platform.machine()
-

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from megatron_lfr.benchmark.collectives import CollectiveCounter
+from megatron_lfr.benchmark.collectives import CollectiveCounter, counting
 from megatron_lfr.benchmark.parts import STEP, PartTimer, timing
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.corpus.loader import Batch, Loader, check_vocabulary
@@ -64,7 +64,7 @@ class Steps:
     def count_collectives(self) -> CollectiveCounter:
         """Take a step, and count what the ranks send each other."""
         batch, waited = next(self._batches)
-        with CollectiveCounter(self._engine.parallel) as counter:
+        with counting(self._engine.parallel) as counter:
             self._step(batch, waited)
             self._settle()
         self._reports.clear()
@@ -78,9 +78,7 @@ class Steps:
         while True:
             self._recorder.finish()
             self._curriculum.enter_phase()
-            yield from self._times.each(
-                "waiting for data", self._loader.iterate(self._curriculum.remaining_steps())
-            )
+            yield from self._times.each("waiting for data", self._loader.iterate(self._curriculum.remaining_steps()))
 
     def _step(self, batch: Batch, waited: float, to_end: bool = False) -> None:
         check_vocabulary(batch, self._engine.vocab_size)

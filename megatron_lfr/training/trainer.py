@@ -25,8 +25,8 @@ from megatron_lfr.training.upkeep import AfterStep
 
 class Trainer:
     """Trains one engine by a curriculum, to its end or to a signal. Every rank runs a trainer; only rank 0 has
-    callbacks and prints. end_step: the last step, which may come before that of the curriculum's plan. peak_tflops: of a
-    device, None where it is not known. after_step: is called with the number of steps so far, once each is launched.
+    callbacks and prints. end_step: the last step, which may come before that of the curriculum's plan. peak_tflops: a
+    device's, None where it is not known. after_step: is called with the number of steps so far, once each is launched.
 
     A step's events come in this order, so that a checkpoint holds everything that belongs to it: record, log, evaluate,
     save. What only one feature needs is a callback.

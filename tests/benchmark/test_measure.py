@@ -129,5 +129,5 @@ def test_nothing_stays(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_too_short_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the run has 3 steps, of which the benchmark needs 7: fewer --steps"):
-        cases.run([*cases.FLAGS, "--train-iters", "3"])
+    with pytest.raises(ValueError, match=r"the run has 6 steps, of which the benchmark needs 7: fewer --steps"):
+        cases.run([*cases.FLAGS, "--train-iters", "6"])

@@ -56,5 +56,3 @@ def run(flags: list[str], is_slow: bool = False) -> dict[str, Any]:
 
     with mock.patch.object(Llama, "forward", slow_forward if is_slow else forward):
         return measure(parse_run_config(flags)[0], OPTIONS)
-
-
