@@ -92,9 +92,7 @@ def megatron_flops_per_token(shape: Shape, seq_length: int) -> float:
     """Return the operations of a token with full recomputation, by equation 3 of Narayanan et al. 2021
     (https://arxiv.org/abs/2104.04473), in which Megatron-LM's figures are given."""
     layers, hidden = shape.layers, shape.hidden
-    return (
-        96 * layers * hidden**2 * (1 + seq_length / (6 * hidden) + shape.vocabulary / (16 * layers * hidden))
-    )
+    return 96 * layers * hidden**2 * (1 + seq_length / (6 * hidden) + shape.vocabulary / (16 * layers * hidden))
 
 
 def fit(rows: Sequence[Row]) -> Constants:
@@ -132,7 +130,9 @@ def tables(rows: Sequence[Row], constants: Constants) -> str:
             f"| {source} | {len(errors)} | {100 * statistics.median(errors):.0f} % | {100 * max(errors):.0f} % | {used} |"
         )
     others = [abs(error(row, constants)) for row in rows if row.source != FITTED_ON]
-    lines.append(f"| all but {FITTED_ON} | {len(others)} | {100 * statistics.median(others):.0f} % | {100 * max(others):.0f} % | |")
+    lines.append(
+        f"| all but {FITTED_ON} | {len(others)} | {100 * statistics.median(others):.0f} % | {100 * max(others):.0f} % | |"
+    )
     lines += ["", *_orders(rows, constants), ""]
     lines += ["| source | figure | measured | predicted | error |", "|---|---|---|---|---|"]
     lines += [

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
+from megatron_lfr.estimate.layouts import legal_layouts, read_device
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.estimate.options import Options, corpus_blocks, with_defaults
 from megatron_lfr.estimate.step_time import LATENCY, Hardware, Layout, StepTime, shape_of, step_time
 from megatron_lfr.lfr import Plan
 from megatron_lfr.model.config import ModelConfig
-from megatron_lfr.output import is_number, print_table
-from megatron_lfr.parallel.config import ParallelConfig
-from megatron_lfr.parallel.devices import DEVICES, Device
+from megatron_lfr.output import print_table
 from megatron_lfr.planning import make_new_plan
 
 USABLE = 0.9
@@ -64,9 +60,7 @@ class Candidate:
         if layout.pipeline > 1:
             words.append(f"--pipeline-model-parallel-size {layout.pipeline}")
         if parallel.num_layers_per_virtual_pipeline_stage is not None:
-            words.append(
-                f"--num-layers-per-virtual-pipeline-stage {parallel.num_layers_per_virtual_pipeline_stage}"
-            )
+            words.append(f"--num-layers-per-virtual-pipeline-stage {parallel.num_layers_per_virtual_pipeline_stage}")
         if layout.context > 1:
             words.append(f"--context-parallel-size {layout.context}")
         if layout.sharding != "no_shard":
@@ -74,24 +68,6 @@ class Candidate:
         if layout.recompute != "none":
             words.append(f"--recompute-granularity {layout.recompute}")
         return " ".join(words)
-
-
-def read_device(name: str) -> Device:
-    """Return a device of the table by its name, or what a JSON file says of one. ValueError names --gpu."""
-    if name in DEVICES:
-        return DEVICES[name]
-    path, fields = Path(name), [field.name for field in dataclasses.fields(Device)]
-    if not path.is_file():
-        raise ValueError(f"--gpu {name}: choose from {', '.join(DEVICES)}, or name a JSON file")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f"--gpu {name}: not a JSON file") from None
-    needed = [field for field in fields if field != "fp32_tflops"]
-    good = isinstance(values, dict) and all(is_number(values.get(field)) and values[field] > 0 for field in needed)
-    if not good or set(values) - set(fields):
-        raise ValueError(f"--gpu {name}: must be an object of positive numbers: {', '.join(needed)}")
-    return Device(**{"fp32_tflops": None, **values})
 
 
 def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
@@ -107,7 +83,9 @@ def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
         raise ValueError("--plan: is about the native engine; leave out --deepspeed")
     config = with_defaults(config, options)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
-    candidates = [measured(one, model, world_size, hardware) for one in legal_layouts(config, model, world_size, hardware)]
+    candidates = [
+        predict(one, model, world_size, hardware) for one in legal_layouts(config, model, world_size, hardware)
+    ]
     if not candidates:
         raise ValueError(
             f"--plan: no legal layout of {world_size} GPUs; --global-batch-size {config.training.global_batch_size} "
@@ -129,67 +107,7 @@ def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
     }
 
 
-def legal_layouts(config: RunConfig, model: ModelConfig, world_size: int, hardware: Hardware) -> Iterator[RunConfig]:
-    """Yield the configurations of all legal layouts: those of powers of two, and of a last factor that is none."""
-    for tensor in _divisors(min(world_size, hardware.gpus_per_node)):
-        for pipeline in _divisors(world_size // tensor if world_size % tensor == 0 else 1):
-            for context in _divisors(world_size // tensor // pipeline):
-                if context > 1 and config.data.seq_length % (2 * context):
-                    continue
-                yield from _with_options(config, model, world_size, tensor, pipeline, context)
-
-
-def _with_options(
-    config: RunConfig, model: ModelConfig, world_size: int, tensor: int, pipeline: int, context: int
-) -> Iterator[RunConfig]:
-    blocks = config.training.global_batch_size or 0
-    data = world_size // tensor // pipeline // context
-    if world_size % (tensor * pipeline * context) or blocks % data:
-        return
-    rows = [size for size in (1, 2, 4, 8, 16) if blocks // data % size == 0]
-    stages: list[int | None] = [None]
-    if pipeline > 1:
-        stages += [n for n in (1, 2, 4, 8) if model.num_layers % (pipeline * n) == 0 and model.num_layers // pipeline > n]
-    shardings = ["no_shard", "optim"] if pipeline > 1 else ["no_shard", "optim", "optim_grads", "optim_grads_params"]
-    for layers in stages:
-        for sharding in shardings if data * context > 1 else ["no_shard"]:
-            parallel = ParallelConfig(
-                tensor_model_parallel_size=tensor,
-                sequence_parallel=tensor > 1,
-                pipeline_model_parallel_size=pipeline,
-                num_layers_per_virtual_pipeline_stage=layers,
-                context_parallel_size=context,
-                data_parallel_sharding_strategy=sharding,  # type: ignore[arg-type]
-            )
-            for size in rows:
-                if _is_legal(parallel, model, world_size, config.data.seq_length, size, blocks // data // size):
-                    for recompute in (None, "selective", "full"):
-                        training = dataclasses.replace(
-                            config.training,
-                            micro_batch_size=size,
-                            recompute_granularity=recompute,  # type: ignore[arg-type]
-                        )
-                        yield dataclasses.replace(config, parallel=parallel, training=training)
-
-
-def _is_legal(
-    parallel: ParallelConfig, model: ModelConfig, world_size: int, seq_length: int, rows: int, micro_batches: int
-) -> bool:
-    """Return whether `train` takes a layout, by its own checks."""
-    try:
-        parallel.validate(world_size)
-        model.validate(parallel.tensor_model_parallel_size)
-        parallel.check_batches(model.num_layers, seq_length, rows, micro_batches)
-    except ValueError:
-        return False
-    return True
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def measured(config: RunConfig, model: ModelConfig, world_size: int, hardware: Hardware) -> Candidate:
+def predict(config: RunConfig, model: ModelConfig, world_size: int, hardware: Hardware) -> Candidate:
     """Predict a configuration's step time and memory."""
     parallel, training = config.parallel, config.training
     data = parallel.data_parallel_size(world_size)
@@ -210,9 +128,7 @@ def measured(config: RunConfig, model: ModelConfig, world_size: int, hardware: H
         is_compiled=training.compile,
     )
     batch, shards = micro_batch(config, model), data * parallel.context_parallel_size
-    memory = max(
-        rank_memory(batch, parallel, micro_batches, shards, rank).peak for rank in {0, pipeline - 1}
-    )
+    memory = max(rank_memory(batch, parallel, micro_batches, shards, rank).peak for rank in {0, pipeline - 1})
     return Candidate(config, layout, step_time(shape_of(model), layout, hardware), memory)
 
 
@@ -237,13 +153,15 @@ def _usual(
 ) -> list[dict[str, Any]]:
     """Say of the layouts that one would try first why they are not among the best."""
     node = hardware.gpus_per_node
-    kinds = {
-        "data parallel, sharded optimizer (ZeRO-1)": lambda l: l.ranks == l.data and l.sharding == "optim",
-        "data parallel, all sharded (ZeRO-3)": lambda l: l.ranks == l.data and l.sharding == "optim_grads_params",
-        "tensor parallel over a node, no pipeline": lambda l: l.tensor == node and l.pipeline * l.context == 1,
-        "tensor parallel over a node, pipeline over the others": lambda l: l.tensor == node
-        and l.pipeline * node == l.ranks
-        and l.pipeline > 1,
+    kinds: dict[str, Callable[[Layout], bool]] = {
+        "data parallel, sharded optimizer (ZeRO-1)": lambda one: one.ranks == one.data and one.sharding == "optim",
+        "data parallel, all sharded (ZeRO-3)": lambda one: (
+            one.ranks == one.data and one.sharding == "optim_grads_params"
+        ),
+        "tensor parallel over a node, no pipeline": lambda one: one.tensor == node and one.pipeline * one.context == 1,
+        "tensor parallel over a node, pipeline over the others": lambda one: (
+            one.tensor == node and one.pipeline * node == one.ranks and one.pipeline > 1
+        ),
     }
     rows = []
     for name, belongs in kinds.items():
@@ -307,7 +225,9 @@ def print_plan(result: dict[str, Any]) -> None:
         print_table(head, rows, "Predicted; docs/planner.md says how far off predictions have been", left=head[:2])
     for number, one in enumerate(result["best"], 1):
         print(f"{number:3d}  {one['flags']}")
-    print_table(["usual layout", "why not"], [list(row.values()) for row in result["usual"]], left=["usual layout", "why not"])
+    print_table(
+        ["usual layout", "why not"], [list(row.values()) for row in result["usual"]], left=["usual layout", "why not"]
+    )
     lfr = result["lfr"]
     share = "" if lfr["order_share"] is None else f", {100 * lfr['order_share']:.4f} % of the run"
     print(

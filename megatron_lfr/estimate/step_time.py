@@ -158,9 +158,9 @@ def step_time(shape: Shape, layout: Layout, hardware: Hardware, constants: Const
     peak = hardware.device.bf16_tflops * 1e12
     matrices = 2 * n * weights / layout.tensor / (constants.matrices * peak)
     attention = layers * _attention(shape, layout, hardware, constants)
-    memory = (
-        layers * _layer_bytes(shape, layout) + loss_share * 16 * n * shape.vocabulary / layout.tensor
-    ) / (constants.memory * hardware.device.memory_gb_per_second * 1e9)
+    memory = (layers * _layer_bytes(shape, layout) + loss_share * 16 * n * shape.vocabulary / layout.tensor) / (
+        constants.memory * hardware.device.memory_gb_per_second * 1e9
+    )
     tensor = layers * _tensor_seconds(shape, layout, hardware, constants)
     computing = micro_batches * (matrices + attention + memory + tensor)
     rounds = micro_batches * layout.stages_per_rank
@@ -244,9 +244,7 @@ def _pipeline_seconds(shape: Shape, layout: Layout, hardware: Hardware, constant
     return 2 * layout.micro_batches * layout.stages_per_rank * (size / rate + LATENCY)
 
 
-def _data_seconds(
-    shape: Shape, layout: Layout, hardware: Hardware, constants: Constants, micro_batch: float
-) -> float:
+def _data_seconds(shape: Shape, layout: Layout, hardware: Hardware, constants: Constants, micro_batch: float) -> float:
     """Return the seconds of summing gradients (fp32) and gathering weights (bf16) that computation does not hide.
 
     micro_batch: seconds of computing one. Sharded weights are gathered in forward and backward of each micro-batch, and
