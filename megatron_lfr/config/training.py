@@ -115,6 +115,11 @@ class TrainingConfig:
     """Save and exit (code 75) when the step number is a multiple of this number."""
     exit_duration_in_mins: float | None = None
     """Save and exit (code 75) after this many minutes."""
+    manual_gc: bool = True
+    """Collect Python's garbage on all ranks after the same steps, and at no other time. It has no effect on a single
+    rank."""
+    manual_gc_interval: int = 100
+    """With --manual-gc: steps between collections; 0 collects nothing after the start."""
     distributed_timeout_minutes: int = 10
     """Minutes that a rank waits for the others before it gives up."""
 
@@ -131,6 +136,8 @@ class TrainingConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if self.manual_gc_interval < 0:
+            raise ValueError(f"--manual-gc-interval {self.manual_gc_interval}: must be 0 or more")
         if self.distributed_timeout_minutes > _LONGEST_TIMEOUT:
             raise ValueError(
                 f"--distributed-timeout-minutes {self.distributed_timeout_minutes}: at most {_LONGEST_TIMEOUT}, a year"
@@ -293,6 +300,17 @@ class LoggingConfig:
     """Name of the run in Weights & Biases."""
     callback: list[str] = field(default_factory=list)
     """Callback classes of your own that listen to the run, as package.module:Name (see docs/library.md)."""
+    peak_tflops: float | None = None
+    """What one device can compute at most, in units of 10^12 floating-point operations a second, for the utilisation
+    (MFU) in the log; by default the data sheet's rate of an A100, H100, H200 or B200 in the type of the run."""
+    profile: bool = False
+    """Record some steps with PyTorch's profiler, as traces in profile/ in the run folder."""
+    profile_step_start: int = 10
+    """With --profile: number of steps after which the profile begins."""
+    profile_step_end: int = 12
+    """With --profile: the last step of the profile."""
+    profile_ranks: list[int] = field(default_factory=lambda: [0])
+    """With --profile: the ranks that record one."""
     print_config: bool = False
     """Print the effective configuration as YAML and exit."""
 
@@ -301,6 +319,13 @@ class LoggingConfig:
         return Path(self.tensorboard_dir) if self.tensorboard_dir else default
 
     def validate(self) -> None:
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"--peak-tflops {self.peak_tflops}: must be positive")
+        if self.profile and not 0 <= self.profile_step_start < self.profile_step_end:
+            raise ValueError(
+                f"--profile-step-start {self.profile_step_start} --profile-step-end {self.profile_step_end}: must be "
+                "at least 0, and the end after the start"
+            )
         if self.log_interval < 1:
             raise ValueError(f"--log-interval {self.log_interval}: must be at least 1")
         if self.wandb_project and find_spec("wandb") is None:
