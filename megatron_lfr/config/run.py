@@ -27,6 +27,7 @@ from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
@@ -132,7 +133,7 @@ def resolve_schedule(text: str) -> Schedule:
     try:
         if text.lstrip().startswith("["):
             return Schedule.from_dicts(parse_yaml(text))
-        if not Path(text).is_file():
+        if not (exists(text) and Path(text).is_file()):
             raise ValueError(f"neither a preset ({', '.join(PRESETS)}) nor a file")
         rows = parse_yaml(Path(text).read_bytes())
         if not isinstance(rows, list):

@@ -14,6 +14,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
+from megatron_lfr.run_folder.settings import dump_yaml, located
 from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 
@@ -279,6 +280,16 @@ def test_a_file_is_read_first_and_flags_go_over_it(tmp_path: Path) -> None:
     config, _ = parse_run_config(["--config", str(path), "--no-bf16", "--lfr-schedule", "lfr"])
     assert not config.training.bf16
     assert resolve_schedule(config.lfr.lfr_schedule) == preset("lfr")
+
+
+def test_a_schedule_may_be_longer_than_the_name_of_a_file(tmp_path: Path) -> None:
+    phases = [{"kind": "learn", "duration": 0.1, "unit": "share", "weight": "file:weight"} for _ in range(10)]
+    settings = {"lfr_schedule": dump_yaml(phases), "data_path": ["a"]}
+    assert located(settings, tmp_path)["lfr_schedule"] == settings["lfr_schedule"]
+    flow = str(phases)
+    assert len(resolve_schedule(flow).phases) == 10
+    with pytest.raises(ValueError, match="neither a preset .* nor a file"):
+        resolve_schedule("no-such-preset" * 30)
 
 
 def test_the_effective_configuration_is_a_configuration_file(
