@@ -72,7 +72,9 @@ class Candidate:
 
 def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
     """Return what --plan prints, as plain values. ValueError for whatever no layout can make legal."""
-    assert options.gpu is not None and options.nodes is not None and options.gpus_per_node is not None
+    assert options.gpu is not None
+    assert options.nodes is not None
+    assert options.gpus_per_node is not None
     hardware = Hardware(read_device(options.gpu), options.gpus_per_node)
     world_size = options.nodes * options.gpus_per_node
     if config.training.global_batch_size is None:
@@ -231,8 +233,9 @@ def print_plan(result: dict[str, Any]) -> None:
     lfr = result["lfr"]
     share = "" if lfr["order_share"] is None else f", {100 * lfr['order_share']:.4f} % of the run"
     print(
-        f"Learn-Focus-Review over {lfr['blocks']:,} blocks and {lfr['steps']:,} steps: journal "
-        f"{lfr['journal_bytes'] / 1e9:.3f} GB; orders {lfr['order_seconds']:.1f} s in all (two cores of a node){share}, "
-        f"the largest {lfr['order_bytes'] / 1e9:.3f} GB; sum of a step's losses over all ranks "
-        f"{1000 * lfr['losses_all_reduce_seconds']:.3f} ms, beside the next step"
+        f"Learn-Focus-Review over {lfr['blocks']:,} blocks and {lfr['steps']:,} steps: "
+        f"journal {lfr['journal_bytes'] / 1e9:.3f} GB; "
+        f"orders {lfr['order_seconds']:.1f} s in all (two cores of a node){share}, "
+        f"the largest {lfr['order_bytes'] / 1e9:.3f} GB; "
+        f"sum of a step's losses over all ranks {1000 * lfr['losses_all_reduce_seconds']:.3f} ms, beside the next step"
     )

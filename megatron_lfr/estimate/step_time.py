@@ -1,8 +1,8 @@
 """The time of a training step on given hardware, from operations, memory traffic and messages.
 
 An open model: every term is a count over a rate, and five numbers, which `tools/planner_validation.py` fits, say which
-share of its data sheet the hardware reaches. What it leaves out: the launch of kernels (models far below 1B parameters),
-the host, stragglers, and contention between overlapping parts.
+share of its data sheet the hardware reaches. It leaves out the launch of kernels (models far below 1B parameters), the
+host, stragglers, and contention between overlapping parts.
 """
 
 from __future__ import annotations
