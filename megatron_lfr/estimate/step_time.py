@@ -145,7 +145,8 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return sum(vars(self).values())
+        parts = (self.matrices, self.attention, self.memory, self.tensor, self.pipeline)
+        return sum(parts) + self.bubble + self.data + self.optimizer
 
 
 def step_time(shape: Shape, layout: Layout, hardware: Hardware, constants: Constants = CONSTANTS) -> StepTime:
