@@ -180,13 +180,13 @@ def _why(same: list[Candidate], inside: list[Candidate], fitting: list[Candidate
         least = min(one.memory for one in same)
         return f"needs at least {least / 1e9:.1f} GB of tensors a GPU, and {limit / 1e9:.1f} are there"
     best, first = inside[0], fitting[0]
-    place = fitting.index(best) + 1
+    position = fitting.index(best) + 1
     slower = best.time.total / first.time.total
     more = {name: vars(best.time)[name] - value for name, value in vars(first.time).items()}
     worst = max(more, key=lambda name: more[name])
-    if place == 1:
+    if position == 1:
         return "it is the best"
-    return f"number {place}, {100 * (slower - 1):.0f} % slower; most by {worst} (+{1000 * more[worst]:.0f} ms)"
+    return f"number {position}, {100 * (slower - 1):.0f} % slower; most by {worst} (+{1000 * more[worst]:.0f} ms)"
 
 
 def lfr_at_scale(plan: Plan, world_size: int, step: float | None, hardware: Hardware) -> dict[str, Any]:
