@@ -2,9 +2,10 @@
 
     python tools/benchmark_megatron_core.py [--steps 30] [--only TP2,DP2] [--json OUT.json]
 
-One thread a process, fp32, gloo. In turn, all ranks take a step with our engine and one with Megatron-core's GPT of the same
-sizes (tools/megatron_core_on_cpu.py), in alternating order, on the same batch; the ratio of each such pair is taken, and the
-median ratio with a 95 % bootstrap interval printed. Needs megatron-core and a machine that does nothing else.
+One thread a process, fp32, gloo. In turn, all ranks take a step with our engine and one with Megatron-core's GPT of the
+same sizes (tools/megatron_core_on_cpu.py), alternating which goes first, on the same batch; the ratio of each such pair
+is taken, and the median ratio with a 95 % bootstrap interval printed. Needs megatron-core and a machine that does nothing
+else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Megatron-core's GPT on a CPU: the few places that ask for CUDA are given the CPU, and fused kernels are turned off.
 
-What is replaced runs once a step or less, except for the device of new tensors; so a step's time is Megatron-core's own.
+Except for the device of new tensors, what is replaced runs once a step at most: the time is Megatron-core's.
 """
 
 from __future__ import annotations

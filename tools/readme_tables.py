@@ -36,7 +36,7 @@ def text(entry: dict[str, Any], records: Path) -> str:
     for search in entry["find"]:
         matches = re.findall(search["pattern"], content)
         if len(matches) != 1:
-            raise ValueError(f"{entry['record']}: {len(matches)} matches of {place['pattern']}")
+            raise ValueError(f"{entry['record']}: {len(matches)} matches of {search['pattern']}")
         words = matches[0] if isinstance(matches[0], tuple) else (matches[0],)
         values |= {name: _number(word) for name, word in zip(search["names"], words, strict=True)}
     if among := [values[name] for name in entry.get("extremes", [])]:
