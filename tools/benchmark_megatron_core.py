@@ -3,8 +3,8 @@
     python tools/benchmark_megatron_core.py [--steps 30] [--only TP2,DP2] [--json OUT.json]
 
 One thread a process, fp32, gloo. In turn, all ranks take a step with our engine and one with Megatron-core's GPT of the
-same sizes (tools/megatron_core_on_cpu.py), alternating which goes first, on the same batch; the ratio of each such pair
-is taken, and the median ratio with a 95 % bootstrap interval printed. Needs megatron-core and a machine that does nothing
+same sizes (tools/megatron_core_on_cpu.py), alternating which goes first, on the same batch; the ratio of each pair is
+taken, and the median ratio with a 95 % bootstrap interval printed. Needs megatron-core and a machine that does nothing
 else.
 """
 
