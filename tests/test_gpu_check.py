@@ -102,6 +102,21 @@ def test_the_parts_name_what_there_is() -> None:
     assert gpu_parts.SECONDS + gpu_parts.GRACE_SECONDS < 8 * 60
 
 
+def test_the_table_has_the_benchmark() -> None:
+    parts = {"forward": {"mean": 0.1}, "step": {"mean": 0.3}}
+    figures = {
+        "tokens_per_second": 5e4,
+        "flops": {"causal": {"mfu": 0.4}},
+        "memory": {"peak_bytes": 2**30},
+        "lfr": {"share_of_step": 0.01},
+        "parts": parts,
+    }
+    part = {"state": "passed", "seconds": 1.0, "why": "", "figures": figures}
+    text = gpu_table.render({"mode": "measure", "card": "NVIDIA H100", "parts": {"benchmark": part}})
+    assert "50000 tokens/s, MFU 0.400 (causal), 1.0 GiB, 1.00 % for choosing blocks" in text
+    assert "forward 100.0, step 300.0" in text
+
+
 def test_the_table_holds_bars_against_figures() -> None:
     both = {
         name: {"ms": [ms, ms, ms], "peak_bytes": 0, "beyond_bytes": memory}

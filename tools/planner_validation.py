@@ -124,15 +124,10 @@ def tables(rows: Sequence[Row], constants: Constants) -> str:
     lines += [f"| {name} | {value:g} |" for name, value in vars(constants).items()]
     lines += ["", "| source | rows | median error | largest | used to fit |", "|---|---|---|---|---|"]
     for source in dict.fromkeys(row.source for row in rows):
-        errors = [abs(error(row, constants)) for row in rows if row.source == source]
-        used = "yes" if source == FITTED_ON else "no"
-        lines.append(
-            f"| {source} | {len(errors)} | {100 * statistics.median(errors):.0f} % | {100 * max(errors):.0f} % | {used} |"
-        )
-    others = [abs(error(row, constants)) for row in rows if row.source != FITTED_ON]
-    lines.append(
-        f"| all but {FITTED_ON} | {len(others)} | {100 * statistics.median(others):.0f} % | {100 * max(others):.0f} % | |"
-    )
+        same = [row for row in rows if row.source == source]
+        lines.append(_summary(source, same, constants) + (" yes |" if source == FITTED_ON else " no |"))
+    others = [row for row in rows if row.source != FITTED_ON]
+    lines.append(_summary(f"all but {FITTED_ON}", others, constants) + " |")
     lines += ["", *_orders(rows, constants), ""]
     lines += ["| source | figure | measured | predicted | error |", "|---|---|---|---|---|"]
     lines += [
@@ -141,6 +136,11 @@ def tables(rows: Sequence[Row], constants: Constants) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def _summary(name: str, rows: Sequence[Row], constants: Constants) -> str:
+    errors = [100 * abs(error(row, constants)) for row in rows]
+    return f"| {name} | {len(errors)} | {statistics.median(errors):.0f} % | {max(errors):.0f} % |"
 
 
 def pairs_in_order(rows: Sequence[Row], constants: Constants) -> tuple[int, int]:

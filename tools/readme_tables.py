@@ -33,12 +33,12 @@ def text(entry: dict[str, Any], records: Path) -> str:
     """Return what a row says, with the figures of its record."""
     content = (records / entry["record"]).read_text(encoding="utf-8")
     values: dict[str, float] = {}
-    for place in entry["find"]:
-        matches = re.findall(place["pattern"], content)
+    for search in entry["find"]:
+        matches = re.findall(search["pattern"], content)
         if len(matches) != 1:
-            raise ValueError(f"{entry['record']}: {len(matches)} matches of {place['pattern']}")
+            raise ValueError(f"{entry['record']}: {len(matches)} matches of {search['pattern']}")
         words = matches[0] if isinstance(matches[0], tuple) else (matches[0],)
-        values |= {name: _number(word) for name, word in zip(place["names"], words, strict=True)}
+        values |= {name: _number(word) for name, word in zip(search["names"], words, strict=True)}
     if among := [values[name] for name in entry.get("extremes", [])]:
         values |= {"least": min(among), "most": max(among)}
     filled: str = entry["text"].format(**values)

@@ -57,11 +57,11 @@ class Collective:
     dtype: str
 
 
-class CollectiveCounter(TorchDispatchMode):
+class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the collectives of this rank during the block, by the group and the size."""
 
     def __init__(self, parallel: ParallelState) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[Collective] = Counter()
         self.groups = named_groups(parallel)
 
@@ -224,8 +224,5 @@ def _median_seconds(call: Callable[[], object], group: ProcessGroup, device: tor
 def total_seconds(rows: Iterable[dict[str, Any]], *groups: str) -> float:
     """Return the seconds that the collectives of groups for these purposes would take in a step, one after the
     other."""
-    return sum(
-        row["calls"] * row["seconds_alone"]
-        for row in rows
-        if row["seconds_alone"] is not None and set(row["group"].split("/")) & set(groups)
-    )
+    same = (row for row in rows if set(row["group"].split("/")) & set(groups))
+    return sum((row["calls"] * float(row["seconds_alone"] or 0.0) for row in same), 0.0)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.benchmark.compare import print_comparison, read_result
+from megatron_lfr.benchmark.inputs import complete
 from megatron_lfr.benchmark.measure import measure
 from megatron_lfr.benchmark.options import Options, take_options
 from megatron_lfr.benchmark.result import FORMAT
 from megatron_lfr.benchmark.sweep import parse_sweep, print_sweep, run_sweep
 from megatron_lfr.benchmark.tables import print_result
-from megatron_lfr.config import parse_run_config, take_option
+from megatron_lfr.config import fill_batch, parse_run_config, take_option
 from megatron_lfr.fileio import check_replaces, json_value, write_atomic
 from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.training.launch import start_ranks, take_nproc_per_node
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     local_ranks, rest = take_nproc_per_node(rest)
     config, notes = parse_run_config(rest)
     if local_ranks is not None:
+        complete(fill_batch(config, local_ranks), options).validate(local_ranks)
         _, words = take_nproc_per_node(argv)
         return start_ranks(local_ranks, ["-m", "megatron_lfr", "benchmark", *words])
     result = measure(config, options)

@@ -65,7 +65,7 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
         collecting = stack.enter_context(collecting_together(config.training))
         steps = Steps(config, engine, loader, curriculum, rate, [collecting])
         try:
-            measured = _measure(steps, engine, options)
+            measured = _measure(steps, engine, options, config.training.bf16)
         finally:
             steps.close()
         orders = []
@@ -85,7 +85,7 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
         return make_result(config, options, inputs, parallel, measured)
 
 
-def _measure(steps: Steps, engine: Engine, options: Options) -> Measured:
+def _measure(steps: Steps, engine: Engine, options: Options, is_bf16: bool) -> Measured:
     parallel = engine.parallel
     if options.warmup:
         steps.train(options.warmup)
@@ -95,6 +95,8 @@ def _measure(steps: Steps, engine: Engine, options: Options) -> Measured:
     memory = peak_memory(parallel.device)
     traced, parts = steps.trace(options.traced_steps)
     counter = steps.count_collectives()
+    if parallel.device.type == "cuda":
+        torch.cuda.empty_cache()  # what follows allocates tensors of other sizes
     local = {
         "host": adopt_launcher().node or "",
         "step_seconds": [report.seconds for report in reports],
@@ -103,14 +105,10 @@ def _measure(steps: Steps, engine: Engine, options: Options) -> Measured:
         "traced_step_seconds": float(np.median([report.seconds for report in traced])),
         "parts": {name: float(np.median([one[name] for one in parts])) for name in parts[0]},
         "peak_memory_bytes": memory,
-        "matmul_tflops": matmul_tflops(parallel.device, torch.bfloat16 if _is_bf16(engine) else torch.float32),
+        "matmul_tflops": matmul_tflops(parallel.device, torch.bfloat16 if is_bf16 else torch.float32),
     }
     by_rank = ranks.gather(local, parallel.control_group)
     return Measured(by_rank, max(ranks.gather(seconds, parallel.control_group)), describe(counter, parallel))
-
-
-def _is_bf16(engine: Engine) -> bool:
-    return any(tensor.dtype == torch.bfloat16 for tensor in engine.weights().values())
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:

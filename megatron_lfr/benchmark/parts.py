@@ -65,8 +65,8 @@ class PartTimer:
                 alone[mark.outer] -= length
         seconds = dict.fromkeys((*PARTS, STEP, MICRO_BATCHES), 0.0)
         names = {STEP: REST, MICRO_BATCHES: PIPELINE if is_pipeline else REST}
-        for mark, length, own in zip(marks, lengths, alone, strict=True):
-            seconds[names.get(mark.name, mark.name)] += own
+        for mark, length, exclusive in zip(marks, lengths, alone, strict=True):
+            seconds[names.get(mark.name, mark.name)] += exclusive
             if mark.name in (STEP, MICRO_BATCHES):
                 seconds[mark.name] += length
         return seconds

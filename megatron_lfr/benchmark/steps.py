@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -74,7 +74,7 @@ class Steps:
         """Stop reading ahead."""
         self._batches.close()
 
-    def _iterate(self) -> Iterator[tuple[Batch, float]]:
+    def _iterate(self) -> Generator[tuple[Batch, float], None, None]:
         while True:
             self._recorder.finish()
             self._curriculum.enter_phase()

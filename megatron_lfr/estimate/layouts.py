@@ -74,7 +74,7 @@ def _with_options(
                         training = dataclasses.replace(
                             config.training,
                             micro_batch_size=size,
-                            recompute_granularity=recompute,  # type: ignore[arg-type]
+                            recompute_granularity=recompute,
                         )
                         yield dataclasses.replace(config, parallel=parallel, training=training)
 

@@ -72,7 +72,9 @@ class Candidate:
 
 def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
     """Return what --plan prints, as plain values. ValueError for whatever no layout can make legal."""
-    assert options.gpu is not None and options.nodes is not None and options.gpus_per_node is not None
+    assert options.gpu is not None
+    assert options.nodes is not None
+    assert options.gpus_per_node is not None
     hardware = Hardware(read_device(options.gpu), options.gpus_per_node)
     world_size = options.nodes * options.gpus_per_node
     if config.training.global_batch_size is None:
@@ -178,13 +180,13 @@ def _why(same: list[Candidate], inside: list[Candidate], fitting: list[Candidate
         least = min(one.memory for one in same)
         return f"needs at least {least / 1e9:.1f} GB of tensors a GPU, and {limit / 1e9:.1f} are there"
     best, first = inside[0], fitting[0]
-    place = fitting.index(best) + 1
+    position = fitting.index(best) + 1
     slower = best.time.total / first.time.total
     more = {name: vars(best.time)[name] - value for name, value in vars(first.time).items()}
     worst = max(more, key=lambda name: more[name])
-    if place == 1:
+    if position == 1:
         return "it is the best"
-    return f"number {place}, {100 * (slower - 1):.0f} % slower; most by {worst} (+{1000 * more[worst]:.0f} ms)"
+    return f"number {position}, {100 * (slower - 1):.0f} % slower; most by {worst} (+{1000 * more[worst]:.0f} ms)"
 
 
 def lfr_at_scale(plan: Plan, world_size: int, step: float | None, hardware: Hardware) -> dict[str, Any]:
@@ -231,8 +233,9 @@ def print_plan(result: dict[str, Any]) -> None:
     lfr = result["lfr"]
     share = "" if lfr["order_share"] is None else f", {100 * lfr['order_share']:.4f} % of the run"
     print(
-        f"Learn-Focus-Review over {lfr['blocks']:,} blocks and {lfr['steps']:,} steps: journal "
-        f"{lfr['journal_bytes'] / 1e9:.3f} GB; orders {lfr['order_seconds']:.1f} s in all (two cores of a node){share}, "
-        f"the largest {lfr['order_bytes'] / 1e9:.3f} GB; sum of a step's losses over all ranks "
-        f"{1000 * lfr['losses_all_reduce_seconds']:.3f} ms, beside the next step"
+        f"Learn-Focus-Review over {lfr['blocks']:,} blocks and {lfr['steps']:,} steps: "
+        f"journal {lfr['journal_bytes'] / 1e9:.3f} GB; "
+        f"orders {lfr['order_seconds']:.1f} s in all (two cores of a node){share}, "
+        f"the largest {lfr['order_bytes'] / 1e9:.3f} GB; "
+        f"sum of a step's losses over all ranks {1000 * lfr['losses_all_reduce_seconds']:.3f} ms, beside the next step"
     )

@@ -1,8 +1,8 @@
 """The time of a training step on given hardware, from operations, memory traffic and messages.
 
 An open model: every term is a count over a rate, and five numbers, which `tools/planner_validation.py` fits, say which
-share of its data sheet the hardware reaches. What it leaves out: the launch of kernels (models far below 1B parameters),
-the host, stragglers, and contention between overlapping parts.
+share of its data sheet the hardware reaches. It leaves out the launch of kernels (models far below 1B parameters), the
+host, stragglers, and contention between overlapping parts.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return sum(vars(self).values())
+        parts = (self.matrices, self.attention, self.memory, self.tensor, self.pipeline)
+        return sum(parts) + self.bubble + self.data + self.optimizer
 
 
 def step_time(shape: Shape, layout: Layout, hardware: Hardware, constants: Constants = CONSTANTS) -> StepTime:

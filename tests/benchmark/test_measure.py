@@ -101,6 +101,15 @@ def test_every_step_sends_its_losses_and_asks_whether_to_stop(results: Results) 
         assert calls(result, "control", "all-reduce", 2 * 4) == 1
 
 
+@pytest.mark.skipif(cases.DEEPSPEED not in cases.CASES, reason="deepspeed is not installed")
+def test_deepspeed_reduces_every_gradient(results: Results) -> None:
+    """Its ZeRO-2 sums gradients in fp32 after each micro-batch."""
+    result = results[cases.DEEPSPEED]
+    reduced = [row for row in result["collectives"] if row["operation"] in ("all-reduce", "reduce-scatter", "reduce")]
+    moved = sum(row["calls"] * row["bytes"] for row in reduced)
+    assert moved >= 4 * result["parameters"] * MICRO_BATCHES // 2
+
+
 def test_a_slow_rank_shows(results: Results) -> None:
     fast, slow = (rank["parts"]["forward"] for rank in results[cases.SLOW]["by_rank"])
     passes = MICRO_BATCHES // 2  # of each of the two ranks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,12 +37,22 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+DEEPSPEED = "DP2 ZeRO-2"
+if find_spec("deepspeed") is not None:
+    CASES[DEEPSPEED] = ["--deepspeed", "--deepspeed-config"]  # main adds the file
+
+
 def main(rank: int, port: int, folder: str) -> None:
     """Run all cases as one rank of two."""
     torch.set_num_threads(1)
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environment.items()})
-    results = {name: run([*FLAGS, *flags], rank == 1 and name == SLOW) for name, flags in CASES.items()}
+    config = Path(folder, f"deepspeed_{rank}.json")
+    config.write_text('{"zero_optimization": {"stage": 2}}')
+    results = {}
+    for name, flags in CASES.items():
+        file = [str(config)] if name == DEEPSPEED else []
+        results[name] = run([*FLAGS, *flags, *file], rank == 1 and name == SLOW)
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
 
