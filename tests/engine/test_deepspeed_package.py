@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_lfr.config.training import DeepSpeedConfig
+from megatron_lfr.config.deepspeed_file import DeepSpeedConfig
 from megatron_lfr.engine import deepspeed_partitions as partitions
 from megatron_lfr.engine.deepspeed_package import VERSION, import_deepspeed
 
