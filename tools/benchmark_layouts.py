@@ -130,8 +130,8 @@ def begin(description: str | None, cases: Iterable[str]) -> argparse.Namespace:
     args.only = args.only.split(";") if args.only else list(cases)
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread a process, "
-        f"torch {torch.__version__}, {MODEL.num_parameters():,} parameters, {GLOBAL_BATCH} x {SEQ_LENGTH} tokens a step, "
-        f"{args.steps} pairs of steps"
+        f"torch {torch.__version__}, {MODEL.num_parameters():,} parameters, {GLOBAL_BATCH} x {SEQ_LENGTH} tokens a "
+        f"step, {args.steps} pairs of steps"
     )
     return args
 
