@@ -291,7 +291,7 @@ CASES: dict[int, dict[str, Callable[[], Errors]]] = {
 """What so many ranks do, by name."""
 BF16: dict[str, tuple[int, dict[str, Any]]] = {
     **{f"ZeRO-{stage}": (stage, {}) for stage in range(4)},
-    "ZeRO-1, offloaded": (1, _OFFLOADED),
+    **{f"ZeRO-{stage}, offloaded": (stage, _OFFLOADED) for stage in (1, 2)},
     "ZeRO-3, all offloaded": (3, _ALL_OFFLOADED),
 }
 """Ten steps in bf16 on two ranks: name → (stage, its settings)."""

@@ -206,6 +206,8 @@ def test_one_message_for_the_three_batch_numbers(tmp_path: Path) -> None:
     given(tmp_path, numbers, ranks=4)
     given(tmp_path, numbers, "--tensor-model-parallel-size", "2", ranks=8)
     assert re.search(r"--micro-batch-size 1 x", refusal(tmp_path, numbers, "--micro-batch-size", "1")[0])
+    # A batch that grows: the numbers are those of its end.
+    given(tmp_path, numbers, "--rampup-batch-size", "16", "16", "64", ranks=4)
     (line,) = refusal(tmp_path, {"train_batch_size": 6}, "--micro-batch-size", "4", ranks=1)
     assert "must be a multiple of --micro-batch-size 4" in line
 
