@@ -17,14 +17,10 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.deepspeed import (
-    apply_deepspeed,
-    deepspeed_settings,
-    effect_notes,
-    read_deepspeed,
-)
+from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, effect_notes
+from megatron_lfr.config.deepspeed_file import DeepSpeedConfig
 from megatron_lfr.config.main_path import MainPathConfig
-from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
+from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.fileio import exists
@@ -165,12 +161,10 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     default = _preset_config(model_preset)
     config = parse(default)
     if config.deepspeed.deepspeed and config.deepspeed.deepspeed_config:
-        values = read_deepspeed(config.deepspeed.deepspeed_config)
-        config = parse(apply_deepspeed(default, values))
-        # The run may be continued from another folder, with the config.yaml that this goes into.
-        path = str(Path(config.deepspeed.deepspeed_config or "").absolute())
-        config = dataclasses.replace(config, deepspeed=dataclasses.replace(config.deepspeed, deepspeed_config=path))
-        notes += [f"--deepspeed-config: {note}" for note in effect_notes(values)]
+        file = config.deepspeed
+        # The same object: what it has read is not read again.
+        config = dataclasses.replace(parse(apply_deepspeed(default, file.values)), deepspeed=file)
+        notes += [f"--deepspeed-config: {note}" for note in effect_notes(file.values)]
     return config, notes
 
 

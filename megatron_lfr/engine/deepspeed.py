@@ -159,7 +159,10 @@ class DeepSpeedEngine:
     def _step_partitioned(self) -> float:
         """Let DeepSpeed clip and step; returns the gradient's norm before that, NaN where it has left the step out."""
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.nan
+        if self._engine.was_step_applied():
+            return float(self._engine.get_global_grad_norm())
+        self._partitions.discard_gradients()
+        return math.nan
 
     def _step_replicated(self) -> float:
         """Clip and step at ZeRO-0, where DeepSpeed neither clips nor checks; returns the gradient's norm before that. A
