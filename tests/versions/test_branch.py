@@ -178,8 +178,12 @@ def test_what_cannot_be_is_refused(
     assert "not a run folder" in refused(capsys, tmp_path / "empty", save)
     assert "decays already at step 10" in refused(capsys, parent, save, *DECAY)
     assert "either --lr-schedule inherit or" in refused(capsys, parent, save, "--lr-schedule", "inherit", *DECAY[:2])
-    assert "would have had other blocks" in _shortened(capsys, parent, save)
-    assert "must be more than 10, the step" in refused(capsys, trunk, save, *DECAY, "--train-iters", "10")
+    assert "phase 0 (learn) is trained, with 64 samples until step 8, where the schedule has 48" in _shortened(
+        capsys, parent, save
+    )
+    assert "--train-iters 10: must be at least 11, as the branch goes on from step 10" in refused(
+        capsys, trunk, save, *DECAY, "--train-iters", "10"
+    )
     assert "--lr-knee-explore: goes with --lr-decay-style knee" in refused(
         capsys, trunk, save, *DECAY, "--lr-knee-explore", "0.1"
     )
