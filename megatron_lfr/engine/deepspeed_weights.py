@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 from megatron_lfr.parallel.layers import ShardedWeight
 
 
@@ -24,7 +24,7 @@ class Weight:
         return len(self.local_shape) > 1
 
 
-def describe_weights(model: Llama) -> list[Weight]:
+def describe_weights(model: Decoder) -> list[Weight]:
     """Describe the parameters of a model that nothing has sharded yet over data-parallel ranks."""
     modules = dict(model.named_modules())
     weights = []

@@ -132,7 +132,7 @@ def _write_tokenizer(
     settings = {
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
+        "model_input_names": ["input_ids", "attention_mask"],  # no token types
         **(read_json_object(beside) if beside.is_file() else {}),
         # A specific class would tokenize some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest logit. Both compute in fp32 and differ only in the order of sums, by
@@ -78,7 +78,7 @@ def compare_tokenizers(tokenizer: Tokenizer, hf_folder: Path) -> str:
 
 @torch.no_grad()
 def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    model, stored = Llama(config, seed=None), StoredTensors(checkpoint)
+    model, stored = Decoder(config, seed=None), StoredTensors(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored.read(f"model.{name}", tuple(parameter.shape)).to(dtype))
     return model.logits(model.hidden_states(tokens).flatten(0, 1)).view(*tokens.shape, -1)

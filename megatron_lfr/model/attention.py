@@ -102,7 +102,7 @@ def attention_mask(
 ) -> Mask:
     """Make the mask of a micro-batch's sequences of `length` tokens, for all layers; the host waits for no device.
 
-    rows int64 [R]: positions of the tokens that attend; document_ids int64 [B, S], see Llama.forward; dtype: of the
+    rows int64 [R]: positions of the tokens that attend; document_ids int64 [B, S], see Decoder.forward; dtype: of the
     activations.
     """
     if backend == "flex" and (document_ids is not None or len(rows) < length):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_lfr.model import Llama, ModelConfig, attention
+from megatron_lfr.model import Decoder, ModelConfig, attention
 from megatron_lfr.model.attention import (
     AttentionBackend,
     attention_mask,
@@ -196,7 +196,7 @@ def test_a_model_computes_the_same_with_both(compiled: bool, recompute: Any) -> 
     results = []
     with flex_on_cpu():
         for backend in ("sdpa", "flex"):
-            model = Llama(CONFIG, 1, attention_backend=backend, recompute_granularity=recompute)  # type: ignore[arg-type]
+            model = Decoder(CONFIG, 1, attention_backend=backend, recompute_granularity=recompute)  # type: ignore[arg-type]
             for layer in model.layers.values():
                 if compiled:
                     layer.compile(fullgraph=True, backend="aot_eager")
@@ -241,7 +241,7 @@ def test_a_gpu_gets_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.device("meta"):
         tokens = torch.empty(rows, length, dtype=torch.int64)
         for backend in (choose_backend("auto", **CHOICE), choose_backend("sdpa", **CHOICE)):
-            model = Llama(CONFIG, None, attention_backend=backend, compute_dtype=torch.bfloat16)
+            model = Decoder(CONFIG, None, attention_backend=backend, compute_dtype=torch.bfloat16)
             with Sizes() as sizes:
                 hidden = model.hidden_states(tokens, document_ids=tokens)
             assert hidden.shape == (rows, length, CONFIG.hidden_size)

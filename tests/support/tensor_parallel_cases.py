@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lfr.kernels import block_cross_entropy
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.parallel import ParallelConfig, TensorParallel, initialize
 from megatron_lfr.parallel.layers import ShardedWeight
 from support.waiting import LIMIT
@@ -117,8 +117,8 @@ def llama(
     config = dataclasses.replace(TOY, **changes)
     tp = TensorParallel(dist.group.WORLD, sequence)
     options = {"compute_dtype": compute_dtype, "loss_mode": mode}
-    both = Llama(config, 3, tp=tp, recompute_granularity=recompute, **options)
-    one = Llama(config, 3, **options)
+    both = Decoder(config, 3, tp=tp, recompute_granularity=recompute, **options)
+    one = Decoder(config, 3, **options)
     dims = {f"{n}.weight": m.shard_dim for n, m in both.named_modules() if isinstance(m, ShardedWeight)}
     tokens = torch.randint(0, 50, (3, 21), generator=torch.Generator().manual_seed(2))
     inputs = (tokens[:, :-1], tokens[:, 1:], torch.full((3, 20), 1 / 60))

@@ -47,7 +47,7 @@ class Loss(NamedTuple):
     """Number of tokens in each row's sum: fp32 [B]."""
 
 
-class Llama(nn.Module):
+class Decoder(nn.Module):
     """One pipeline stage of a Llama (by default the whole model) on one rank; its initial weights depend on `seed`
     only.
 
