@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from megatron_lfr.model.decoder import Decoder
 from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.groups import ParallelState
-from megatron_lfr.parallel.layers import ShardedWeight
+from megatron_lfr.parallel.layers import shard_dims
 
 
 def shard_stages(stages: list[Decoder], parallel: ParallelState, seed: int | None) -> list[Decoder]:
@@ -114,14 +114,12 @@ def sharded_parameters(stages: Sequence[Decoder], parallel: ParallelState) -> li
     first_tensor_rank = parallel.mesh.get_local_rank("tensor") == 0
     parameters = []
     for model in stages:
-        modules = dict(model.named_modules())
+        dims = shard_dims(model)
         for name, parameter in model.named_parameters():
-            module = modules[name.rpartition(".")[0]]
-            shape = list(parameter.shape)
-            dim = module.shard_dim if isinstance(module, ShardedWeight) else None
+            shape, dim = list(parameter.shape), dims[name]
             if dim is not None:
                 shape[dim] *= model.tp.size
-            is_tied_copy = module is model.embedding and not model.stage.is_first
+            is_tied_copy = name == "embedding.weight" and not model.stage.is_first
             parameters.append(
                 ShardedParameter(
                     name,

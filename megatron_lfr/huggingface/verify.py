@@ -36,7 +36,7 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
     """Compare the logits of random tokens (with a fixed seed), in fp32, and return the result as a sentence.
 
     `dtype`: type of the weights in `hf_folder`, to which ours are rounded first. If our logits are capped, which
-    transformers' Llama cannot do, its logits are capped here. Raises ValueError where the two differ by more than
+    transformers' models do not do, their logits are capped here. Raises ValueError where the two differ by more than
     TOLERANCE.
     """
     assert config.vocab_size is not None
@@ -86,9 +86,9 @@ def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: to
 
 @torch.no_grad()
 def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits
