@@ -206,7 +206,7 @@ def test_a_cap_of_the_logits_comes_in_and_does_not_go_out(tmp_path: Path, capsys
     assert 1.0 < float(largest[1]) <= 2.0
     assert yaml.safe_load((tmp_path / "capped" / "config.yaml").read_text())["final_logit_softcapping"] == 2.0
     assert convert("to-hf", "--run", tmp_path / "capped", "--output", tmp_path / "back") == 2
-    assert "--final-logit-softcapping 2.0: transformers' LlamaForCausalLM does not cap" in capsys.readouterr().err
+    assert "LlamaForCausalLM cannot be a model with --final-logit-softcapping 2.0" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
 
 
