@@ -27,8 +27,9 @@ from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
-from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
+from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.loss import LossConfig
+from megatron_lfr.model.presets import MODEL_PRESETS
 from megatron_lfr.output import did_you_mean
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
@@ -38,7 +39,7 @@ from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Pretrain a Llama with Learn-Focus-Review.
+    """Pretrain a decoder, by default a Llama, with Learn-Focus-Review.
 
     Further flags: --config FILE.yaml reads settings from a file whose keys are flags (the command line overrides it),
     --model-preset NAME takes a model's sizes by name, and --nproc-per-node N starts N ranks on this machine (use
@@ -105,6 +106,7 @@ class RunConfig:
             self.training.attention_backend,
             on_gpu=on_gpu,
             has_documents=self.data.reset_attention_mask,
+            has_window=self.model.window(self.data.seq_length) is not None,
             context_ranks=self.parallel.context_parallel_size,
             is_compiled=self.training.compile,
             head_dim=self.model.head_dim,
