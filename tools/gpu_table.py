@@ -97,7 +97,8 @@ def benchmark_line(result: dict[str, Any]) -> str:
     mfu = result["flops"]["causal"]["mfu"]
     parts = ", ".join(f"{name} {1000 * part['mean']:.1f}" for name, part in result["parts"].items())
     return (
-        f"  benchmark: {result['tokens_per_second']:.0f} tokens/s, MFU {'-' if mfu is None else f'{mfu:.3f}'} (causal), "
+        f"  benchmark: {result['tokens_per_second']:.0f} tokens/s, "
+        f"MFU {'-' if mfu is None else f'{mfu:.3f}'} (causal), "
         f"{result['memory']['peak_bytes'] / 2**30:.1f} GiB, {100 * result['lfr']['share_of_step']:.2f} % for choosing "
         f"blocks; ms of a step: {parts}"
     )

@@ -289,7 +289,7 @@ def test_a_schedule_may_be_longer_than_the_name_of_a_file(tmp_path: Path) -> Non
     assert located(settings, tmp_path)["lfr_schedule"] == settings["lfr_schedule"]
     flow = str(phases)
     assert len(resolve_schedule(flow).phases) == 10
-    with pytest.raises(ValueError, match="neither a preset .* nor a file"):
+    with pytest.raises(ValueError, match=r"neither a preset .* nor a file"):
         resolve_schedule("no-such-preset" * 30)
 
 
