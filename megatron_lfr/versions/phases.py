@@ -61,7 +61,7 @@ def change_phases(changed: Changed, folder: RunFolder, plan: Plan, settings: Map
         lengths = {name: settings.get(name) for name in lengths}
         if not any(lengths.values()):  # the parent's phases have a length of their own
             lengths["train_iters"] = plan.total_steps
-    new = {"lfr_schedule": _from_anywhere(changed.lfr_schedule), **lengths}
+    new: dict[str, Any] = {"lfr_schedule": _from_anywhere(changed.lfr_schedule), **lengths}
     if changed.lfr_focus_scope is not None:
         new["lfr_focus_scope"] = changed.lfr_focus_scope
     if changed.lfr_scores:
