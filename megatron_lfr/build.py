@@ -28,7 +28,7 @@ from megatron_lfr.lfr import (
 )
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.parallel import ParallelState
 
 
@@ -92,14 +92,14 @@ def make_arrays(config: RunConfig, corpus: Callable[[], Sequence[str]], plan: Pl
 
 def make_stages(
     config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
-) -> list[Llama]:
+) -> list[Decoder]:
     """Build this rank's part of the model, with its initial weights, or with undefined ones for a checkpoint to
     replace."""
     stages = _build_stages(config, model, parallel)
     return shard_stages(stages, parallel, config.training.seed if initialize_weights else None)
 
 
-def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState) -> list[Llama]:
+def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState) -> list[Decoder]:
     training = config.training
     return build_stages(
         model,

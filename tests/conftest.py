@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Before anything imports torch, for this process and those it starts: tiny matrices gain nothing from a second thread,
@@ -21,7 +21,10 @@ if not torch.cuda.is_available():
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+
+from megatron_lfr.parallel.launchers import ALL_VARIABLES
 
 # A shell that runs the tests in the background has it ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +38,21 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_ranks_are_left() -> Iterator[None]:
+    """Fail the file whose tests leave ranks behind, and not another one, later, that happens to share its process."""
+    before = {name: os.environ.get(name) for name in ALL_VARIABLES}
+    yield
+    for name, value in before.items():  # DeepSpeed sets LOCAL_RANK where it is imported
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    is_left = dist.is_initialized()
+    if is_left:
+        dist.destroy_process_group()
+    assert not is_left, "a process group is left: use megatron_lfr.parallel.session"
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Random numbers with a fixed seed."""
@@ -44,22 +62,22 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def forbid_drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, drawing an initial weight is an error, and a weight that nothing is loaded into is NaN."""
-    from megatron_lfr.model import Llama
+    from megatron_lfr.model import Decoder
     from megatron_lfr.parallel import layers
 
-    empty_on = Llama.empty_on
+    empty_on = Decoder.empty_on
 
     def fails(*arguments: Any, **options: Any) -> None:
         raise AssertionError("initial weights are drawn, and a checkpoint is to be loaded")
 
-    def empty_with_nan(model: Llama, device: torch.device) -> None:
+    def empty_with_nan(model: Decoder, device: torch.device) -> None:
         empty_on(model, device)
         for parameter in model.parameters():
             layers.local_rows(parameter.detach())[0].fill_(float("nan"))
 
     def forbid() -> None:
         monkeypatch.setattr(layers, "fill_normal", fails)
-        monkeypatch.setattr(Llama, "empty_on", empty_with_nan)
+        monkeypatch.setattr(Decoder, "empty_on", empty_with_nan)
 
     return forbid
 

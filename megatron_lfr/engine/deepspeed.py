@@ -23,14 +23,15 @@ from megatron_lfr.engine.deepspeed_weights import Weight, describe_weights
 from megatron_lfr.engine.forward_backward import MicroBatchLoop, model_inputs
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import all_reduce_sum, group_rank
 from megatron_lfr.parallel.flat_shard import FlatShard
+from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, span
 
 
 class DeepSpeedEngine:
-    """Trains a Llama in one stage on this rank's share of each global batch; sizes as for ForwardEngine.
+    """Trains a model in one stage on this rank's share of each global batch; sizes as for ForwardEngine.
 
     model: on the meta device. settings: what `deepspeed.initialize` is given. seed: that of the initial weights; None
     leaves them undefined, for a checkpoint to replace. The host waits for each step's gradient norm, as DeepSpeed's
@@ -39,7 +40,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         config: OptimizerConfig,
         parallel: ParallelState,
         settings: Mapping[str, Any],
@@ -120,12 +121,14 @@ class DeepSpeedEngine:
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
         # DeepSpeed clips where it steps, so that the gradient must have its normaliser before.
         scale = 1.0 / self._valid_tokens(batch).clamp(min=1.0)
-        losses = self._loop.train(model_inputs(batch, self.parallel.device, scale.float()))
+        with span(MICRO_BATCHES):
+            losses = self._loop.train(model_inputs(batch, self.parallel.device, scale.float()))
         blocks = reduce_losses(batch, losses, self.parallel)
         loss = _sum_over_ranks(sum_losses(losses, self.parallel.device).double(), self.parallel)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._step_replicated() if self._stage == 0 else self._step_partitioned()
+        with span(OPTIMIZER):
+            norm = self._step_replicated() if self._stage == 0 else self._step_partitioned()
         skipped = not math.isfinite(norm)
         return LaunchedStep(blocks, torch.stack((loss, *loss.new_tensor((norm * norm, 1.0, float(skipped))))))
 
@@ -156,7 +159,10 @@ class DeepSpeedEngine:
     def _step_partitioned(self) -> float:
         """Let DeepSpeed clip and step; returns the gradient's norm before that, NaN where it has left the step out."""
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.nan
+        if self._engine.was_step_applied():
+            return float(self._engine.get_global_grad_norm())
+        self._partitions.discard_gradients()
+        return math.nan
 
     def _step_replicated(self) -> float:
         """Clip and step at ZeRO-0, where DeepSpeed neither clips nor checks; returns the gradient's norm before that. A

@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.phase import Phase, largest_remainder
@@ -43,7 +43,7 @@ def fit_budget(
     arm: Arm, config: RunConfig, corpus: BlockDataset, budget: float, preparation: float, where: str
 ) -> tuple[Compute, Settings, Plan]:
     """Return what a run computes within `budget`, the settings that give it that length, and its plan."""
-    schedule = resolve_schedule(config.lfr.lfr_schedule)
+    schedule = run_schedule(config.lfr)
     step_tokens = config.training.blocks_per_step(1) * config.data.seq_length
     rescored = sum(phase.is_rescored for phase in schedule.phases) * corpus.train.num_blocks * corpus.seq_length
     rescoring = FORWARD * rescored
