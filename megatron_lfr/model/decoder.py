@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn import functional as F
 
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
@@ -28,6 +27,7 @@ from megatron_lfr.model.rope import grows, rope_tables
 from megatron_lfr.parallel.collectives import group_size
 from megatron_lfr.parallel.context import take_local
 from megatron_lfr.parallel.layers import (
+    PositionEmbedding,
     RowParallelLinear,
     ShardedWeight,
     TensorParallel,
@@ -94,13 +94,13 @@ class Decoder(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         tied = not config.untie_embeddings_and_output_weights
         self.embedding: VocabParallelEmbedding | None = None
-        self.position_embedding: ShardedWeight | None = None
+        self.position_embedding: PositionEmbedding | None = None
         self.final_norm: Norm | None = None
         self.output: ShardedWeight | None = None
         if stage.is_first or (stage.is_last and tied):
             self.embedding = VocabParallelEmbedding(*shape, tp, rows)
         if stage.is_first and not config.has_rope:
-            self.position_embedding = ShardedWeight((config.max_position_embeddings, config.hidden_size), None, tp)
+            self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size, tp)
         self.layers = nn.ModuleDict(
             {
                 str(number): TransformerLayer(config, tp, context_group, recompute_granularity, kernels)
@@ -228,8 +228,7 @@ class Decoder(nn.Module):
         assert self.embedding is not None
         x: Tensor = self.embedding(tokens.flatten())
         if self.position_embedding is not None:
-            local = self.tp.take_local(positions.expand_as(tokens).flatten())
-            x = x + F.embedding(local, self.position_embedding.weight)
+            x = x + self.position_embedding(positions.expand_as(tokens).flatten())
         return x.to(self.compute_dtype)
 
     def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:

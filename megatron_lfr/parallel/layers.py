@@ -176,3 +176,13 @@ class VocabParallelEmbedding(ShardedWeight):
         elsewhere = (local < 0) | (local >= rows)
         embedded = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
         return self.tp.leave(embedded.masked_fill(elsewhere.unsqueeze(-1), 0.0))
+
+
+class PositionEmbedding(ShardedWeight):
+    """Embeds positions, of which every rank holds all: int64 [N] → [N or N / ranks, hidden]."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, tp: TensorParallel) -> None:
+        super().__init__((num_embeddings, embedding_dim), None, tp)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return F.embedding(self.tp.take_local(positions), self.weight)

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
 
 from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
-from megatron_lfr.estimate.memory import micro_batches_in_flight, rank_memory
-from megatron_lfr.model import ModelConfig
+from megatron_lfr.estimate.memory import held_weights, micro_batches_in_flight, rank_memory
+from megatron_lfr.model import Decoder, ModelConfig
+from megatron_lfr.model.presets import FAMILIES
 from megatron_lfr.parallel import ParallelConfig, session
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
 from support import rank_memory_cases
@@ -47,6 +49,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 def _ranks_of_a_file() -> Iterator[None]:
     with session():
         yield
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_ranks_weights_are_counted_for_every_family(family: str, ranks: int) -> None:
+    sizes = {"num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "vocab_size": 500}
+    model = dataclasses.replace(FAMILIES[family], **sizes)
+    tp: Any = SimpleNamespace(size=ranks, rank=0, sequence=False, group=None)
+    for stage in (make_stage(3), make_stage(3, 2, 0), make_stage(3, 2, 1)):
+        with torch.device("meta"):
+            decoder = Decoder(model, None, tp=tp, stage=stage)
+        assert held_weights(model, [stage], ranks).total == sum(p.numel() for p in decoder.parameters())
 
 
 def batch_of(shape: str, **settings: Any) -> MicroBatch:
