@@ -339,6 +339,8 @@ def test_megatrons_own_llama3_scripts(name: str) -> None:
             assert flag in noted
         elif values and isinstance(honoured[flag], (int, float)) and not isinstance(honoured[flag], bool):
             assert honoured[flag] == float(values[0])
+        elif isinstance(honoured[flag], list):
+            assert [str(value) for value in honoured[flag]] == values
         elif values and honoured[flag] not in (values, values[0]):  # Megatron's name for one of our values
             assert f"{flag} {values[0]}: accepted as {honoured[flag]}" in noted
         elif not values:
