@@ -6,7 +6,7 @@ tokenizer -> model's sizes;  ranks -> stages, engine, loader;  plan (planning.py
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from megatron_lfr.lfr import (
 )
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.parallel import ParallelState
 
 
@@ -72,13 +72,13 @@ def make_corpus(data: DataConfig, stored: Plan | None = None) -> BlockDataset:
     return BlockDataset(data.corpora()[0], data.seq_length, data.split, named=named)
 
 
-def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str, BlockValues]:
-    """Map the files of --lfr-scores that phases use. ValueError names the flag for a file of another corpus, and for
-    numbers that a phase cannot use."""
+def make_arrays(config: RunConfig, corpus: Callable[[], Sequence[str]], plan: Plan) -> dict[str, BlockValues]:
+    """Map the files of --lfr-scores that phases use. corpus: returns the digests of its prefixes. ValueError names the
+    flag for a file of another corpus, and for numbers that a phase cannot use."""
     flag = "--lfr-scores"
     files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
     arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
-    digests = corpus.digests() if arrays else []
+    digests = corpus() if arrays else []
     for segment in plan.segments:
         for name in used_arrays(planned.phase for planned in segment.phases):
             if name in arrays:
@@ -92,14 +92,14 @@ def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str
 
 def make_stages(
     config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
-) -> list[Llama]:
+) -> list[Decoder]:
     """Build this rank's part of the model, with its initial weights, or with undefined ones for a checkpoint to
     replace."""
     stages = _build_stages(config, model, parallel)
     return shard_stages(stages, parallel, config.training.seed if initialize_weights else None)
 
 
-def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState) -> list[Llama]:
+def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState) -> list[Decoder]:
     training = config.training
     return build_stages(
         model,

@@ -15,7 +15,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
   merge        join indexed corpora into one
   commonness   find exact and near copies in a corpus, and what in it is unlike text
-  train        pretrain a Llama with Learn-Focus-Review, or continue a run that was stopped
+  train        pretrain a decoder, by default a Llama, with Learn-Focus-Review, or continue a run that was stopped
   branch       begin a run that goes on from a saved step of another one
   extend       give a run one more segment: new blocks, phases, steps or another batch size
   evaluate     compute the losses of a run's model on a corpus, and its results on tasks

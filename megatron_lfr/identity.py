@@ -35,7 +35,27 @@ _ROPE_SCALING = (
     "rope_high_freq_factor",
     "rope_original_max_position_embeddings",
 )
-_ADDED: dict[str, dict[str, Any]] = {"model": {"final_logit_softcapping": 0.0}}
+_ADDED: dict[str, dict[str, Any]] = {
+    "model": {
+        "final_logit_softcapping": 0.0,
+        "swiglu": True,
+        "normalization": "RMSNorm",
+        "norm_after_sublayers": False,
+        "qk_layernorm": False,
+        "qk_layernorm_across_heads": False,
+        "disable_bias_linear": True,
+        "add_qkv_bias": False,
+        "add_attention_output_bias": False,
+        "add_mlp_bias": False,
+        "sliding_window": None,
+        "position_embedding_type": "rope",
+        "rope_scaling_type": "llama3",
+        "yarn_beta_fast": 32.0,
+        "yarn_beta_slow": 1.0,
+        "yarn_truncate": True,
+        "yarn_attention_factor": None,
+    }
+}
 """Facts added after the first runs, by section, with the values that mean what runs did before. They are stored only
 where they have another value, so that the facts of a run that does not use them stay the same."""
 _NOT_OF_DOCUMENTS = ("data_path", "data_args_path", "split", "seq_length", "tokenizer_model", "eod_token", "prefetch")
@@ -199,10 +219,11 @@ def _of_model(facts: Facts) -> dict[str, Any]:
 
 
 def _model_facts(model: ModelConfig) -> dict[str, Any]:
-    facts = _without(model, _MODEL_MAY_CHANGE)
-    facts |= {"num_query_groups": model.query_groups, "kv_channels": model.head_dim, "ffn_hidden_size": model.ffn_size}
+    facts = _without(model.canonical(), _MODEL_MAY_CHANGE)
     if not model.use_rope_scaling:
         facts |= dict.fromkeys(_ROPE_SCALING)
+    if not model.has_rope:  # an embedding for each position
+        facts["max_position_embeddings"] = model.max_position_embeddings
     return {name: value for name, value in facts.items() if (name, value) not in _ADDED["model"].items()}
 
 
@@ -235,7 +256,7 @@ _FOLLOWS = {
     "model.num_query_groups": ("model.num_attention_heads",),
     "model.kv_channels": ("model.num_attention_heads", "model.hidden_size"),
     "model.ffn_hidden_size": ("model.hidden_size",),
-    **{f"model.{name}": ("model.use_rope_scaling",) for name in _ROPE_SCALING},
+    **{f"model.{name}": ("model.use_rope_scaling",) for name in (*_ROPE_SCALING, "rope_scaling_type")},
     "model.vocab_size": ("tokenizer.fingerprint",),
     "tokenizer.eod": ("tokenizer.fingerprint",),
     "corpus": ("seq_length", "split"),

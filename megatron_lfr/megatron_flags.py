@@ -75,6 +75,9 @@ TRANSLATED: dict[str, dict[str, str]] = {
     "--attention-backend": {"flash": "auto", "fused": "auto"},
     "--zero-stage": {"0": "no_shard", "1": "optim", "2": "optim_grads", "3": "optim_grads_params"},
     "--num-key-value-heads": {},
+    "--normalization": {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"},
+    "--use-rotary-position-embeddings": {"": "rope"},
+    "--no-position-embedding": {"": "rope"},
     "--checkpoint-activations": {"": "full"},
 }
 """Flags with Megatron's values, and those of ours that they amount to; "" is a flag without a value."""
@@ -83,6 +86,8 @@ RENAMED = {
     "--zero-stage": "--data-parallel-sharding-strategy",
     "--num-key-value-heads": "--num-query-groups",
     "--checkpoint-activations": "--recompute-granularity",
+    "--use-rotary-position-embeddings": "--position-embedding-type",
+    "--no-position-embedding": "--position-embedding-type",
 }
 """Those of TRANSLATED whose setting has another name."""
 

@@ -62,22 +62,22 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def forbid_drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, drawing an initial weight is an error, and a weight that nothing is loaded into is NaN."""
-    from megatron_lfr.model import Llama
+    from megatron_lfr.model import Decoder
     from megatron_lfr.parallel import layers
 
-    empty_on = Llama.empty_on
+    empty_on = Decoder.empty_on
 
     def fails(*arguments: Any, **options: Any) -> None:
         raise AssertionError("initial weights are drawn, and a checkpoint is to be loaded")
 
-    def empty_with_nan(model: Llama, device: torch.device) -> None:
+    def empty_with_nan(model: Decoder, device: torch.device) -> None:
         empty_on(model, device)
         for parameter in model.parameters():
             layers.local_rows(parameter.detach())[0].fill_(float("nan"))
 
     def forbid() -> None:
         monkeypatch.setattr(layers, "fill_normal", fails)
-        monkeypatch.setattr(Llama, "empty_on", empty_with_nan)
+        monkeypatch.setattr(Decoder, "empty_on", empty_with_nan)
 
     return forbid
 

@@ -2,7 +2,7 @@
 
     python tools/benchmark_layers.py [--model-preset 1.1B] [--tokens 8192] [--rounds 20] [--json OUT.json]
 
-Of RMSNorm, rotary positions and SwiGLU, the medians of a forward and backward in bf16 on a GPU, in rounds that take all
+Of norms, rotary positions and SwiGLU, the medians of a forward and backward in bf16 on a GPU, in rounds that take all
 of them in turn; and of the fewest bytes that they can move (inputs, results and all gradients once; inputs that the
 backward needs once more), how many a second that makes. "before" is without PyTorch's fused bf16 RMSNorm, rotations in
 mixed dtypes, and a backward that computes silu(gate) again. Without a GPU the times say nothing about one.
@@ -44,7 +44,7 @@ class Case:
     def least_bytes(self) -> int:
         """Return the bytes that one kernel for the forward and one for the backward read or write."""
         trained = sum(x.nbytes for x in self.inputs if x.requires_grad)
-        result = self.inputs[0].nbytes  # of all three parts, the results are as large as the first input
+        result = self.inputs[0].nbytes  # of all parts, the results are as large as the first input
         return 2 * (trained + result) + trained * self.keeps_inputs
 
 
@@ -59,6 +59,12 @@ def make_cases(config: ModelConfig, tokens: int, device: str) -> dict[str, Case]
     hidden, gated = (tokens, config.hidden_size), (tokens, config.ffn_size)
     return {
         "RMSNorm": Case("rms_norm", (random(*hidden), random(config.hidden_size)), (config.norm_epsilon,), True),
+        "LayerNorm": Case(
+            "layer_norm",
+            (random(*hidden), random(config.hidden_size), random(config.hidden_size)),
+            (config.norm_epsilon,),
+            True,
+        ),
         "rotary positions": Case("split_and_rotate", (qkv, *tables), (heads,), False),
         "SwiGLU": Case("swiglu", (random(*gated), random(*gated)), (), True),
     }

@@ -31,7 +31,7 @@ from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine import NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.lfr import Curriculum, Journal, Phase, Schedule
-from megatron_lfr.model import MODEL_PRESETS, Llama, ModelConfig
+from megatron_lfr.model import MODEL_PRESETS, Decoder, ModelConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
 
 
@@ -59,7 +59,7 @@ class PlainLoop:
 class WithoutRecording(PlainLoop):
     """Our model with PyTorch's cross-entropy: no per-block losses come out of the step."""
 
-    model: Llama
+    model: Decoder
 
     def loss(self, batch: Batch) -> Tensor:
         logits = self.model.logits(self.model.hidden_states(batch.tokens).flatten(0, 1))
@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace, config: ModelConfig) -> dict[str, object]:
     """Make all comparisons, on random tokens."""
     rng = np.random.default_rng(0)
     ours = make_engine(config, args.seq_length, args.batch)
-    plain = WithoutRecording(Llama(config, seed=1))
+    plain = WithoutRecording(Decoder(config, seed=1))
     theirs = Transformers(config, args.vocab_size)
     n_steps = 3 * args.pairs + 20
     plan = Schedule((Phase("learn", n_steps, "steps"),)).plan(n_steps * args.batch, args.seq_length, args.batch)

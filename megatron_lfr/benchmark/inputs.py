@@ -79,7 +79,7 @@ def open_inputs(config: RunConfig, options: Options, world_size: int) -> Inputs:
         corpus = make_corpus(config.data)
         source = corpus.train
         plan = make_new_plan(config, source.num_blocks, world_size, make_blend(config, corpus), source.domains)
-        arrays = make_arrays(config, corpus, plan)
+        arrays = make_arrays(config, corpus.digests, plan)
     if plan.total_steps < options.all_steps:
         raise ValueError(
             f"the run has {plan.total_steps} steps, of which the benchmark needs {options.all_steps}: fewer --steps, "

@@ -17,21 +17,19 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.deepspeed import (
-    apply_deepspeed,
-    deepspeed_settings,
-    effect_notes,
-    read_deepspeed,
-)
+from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, effect_notes
+from megatron_lfr.config.deepspeed_file import DeepSpeedConfig
 from megatron_lfr.config.main_path import MainPathConfig
-from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
+from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import PRESETS, Schedule, preset
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
-from megatron_lfr.model.config import MODEL_PRESETS, ModelConfig
+from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.loss import LossConfig
+from megatron_lfr.model.presets import MODEL_PRESETS
 from megatron_lfr.output import did_you_mean
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
@@ -41,7 +39,7 @@ from megatron_lfr.run_folder.settings import dump_yaml, parse_yaml
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Pretrain a Llama with Learn-Focus-Review.
+    """Pretrain a decoder, by default a Llama, with Learn-Focus-Review.
 
     Further flags: --config FILE.yaml reads settings from a file whose keys are flags (the command line overrides it),
     --model-preset NAME takes a model's sizes by name, and --nproc-per-node N starts N ranks on this machine (use
@@ -108,6 +106,7 @@ class RunConfig:
             self.training.attention_backend,
             on_gpu=on_gpu,
             has_documents=self.data.reset_attention_mask,
+            has_window=self.model.window(self.data.seq_length) is not None,
             context_ranks=self.parallel.context_parallel_size,
             is_compiled=self.training.compile,
             head_dim=self.model.head_dim,
@@ -132,7 +131,7 @@ def resolve_schedule(text: str) -> Schedule:
     try:
         if text.lstrip().startswith("["):
             return Schedule.from_dicts(parse_yaml(text))
-        if not Path(text).is_file():
+        if not (exists(text) and Path(text).is_file()):
             raise ValueError(f"neither a preset ({', '.join(PRESETS)}) nor a file")
         rows = parse_yaml(Path(text).read_bytes())
         if not isinstance(rows, list):
@@ -164,12 +163,10 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     default = _preset_config(model_preset)
     config = parse(default)
     if config.deepspeed.deepspeed and config.deepspeed.deepspeed_config:
-        values = read_deepspeed(config.deepspeed.deepspeed_config)
-        config = parse(apply_deepspeed(default, values))
-        # The run may be continued from another folder, with the config.yaml that this goes into.
-        path = str(Path(config.deepspeed.deepspeed_config or "").absolute())
-        config = dataclasses.replace(config, deepspeed=dataclasses.replace(config.deepspeed, deepspeed_config=path))
-        notes += [f"--deepspeed-config: {note}" for note in effect_notes(values)]
+        file = config.deepspeed
+        # The same object: what it has read is not read again.
+        config = dataclasses.replace(parse(apply_deepspeed(default, file.values)), deepspeed=file)
+        notes += [f"--deepspeed-config: {note}" for note in effect_notes(file.values)]
     return config, notes
 
 

@@ -179,33 +179,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class DeepSpeedConfig:
-    """DeepSpeed instead of the native engine."""
-
-    deepspeed: bool = False
-    """Train with DeepSpeed's ZeRO, stages 0 to 3, as --deepspeed-config says; needs the deepspeed extra."""
-    deepspeed_config: str | None = None
-    """With --deepspeed: DeepSpeed's configuration, a JSON file. What it says of the run's settings counts like
-    --config; a flag that says something else is an error, and so is a key that is unknown or asks for what is not done
-    here."""
-    cpu_optimizer: bool = False
-    """With --deepspeed: keep the fp32 weights and AdamW's state in the host's memory, and update them there, as
-    offload_optimizer does in DeepSpeed's configuration."""
-
-    def validate(self) -> None:
-        if not self.deepspeed:
-            if self.deepspeed_config is not None:
-                raise ValueError(f"--deepspeed-config {self.deepspeed_config}: goes with --deepspeed")
-            if self.cpu_optimizer:
-                raise ValueError("--cpu-optimizer: goes with --deepspeed")
-            return
-        if self.deepspeed_config is None:
-            raise ValueError("--deepspeed: give DeepSpeed's configuration with --deepspeed-config FILE")
-        if find_spec("deepspeed") is None:
-            raise ValueError("--deepspeed: needs the deepspeed package (pip install 'megatron-lfr[deepspeed]')")
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """The run folder."""
 

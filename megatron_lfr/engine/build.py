@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megatron_lfr.kernels.block_cross_entropy import Mode
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.attention import AttentionBackend
 from megatron_lfr.model.fused import KernelPackage, layer_kernels
 from megatron_lfr.model.layers import RecomputeGranularity
@@ -25,7 +25,7 @@ def build_stages(
     kernels: KernelPackage = "torch",
     loss: LossConfig | None = None,
     attention_backend: AttentionBackend = "sdpa",
-) -> list[Llama]:
+) -> list[Decoder]:
     """Build the pipeline stages of this rank on the meta device."""
     layout = parallel.config
     tp = TensorParallel(parallel.tensor_group, layout.sequence_parallel and layout.tensor_model_parallel_size > 1)
@@ -36,7 +36,7 @@ def build_stages(
     stages = []
     for stage in local_stages(config.num_layers, layout.num_stages(config.num_layers), rank, ranks):
         with torch.device("meta"):
-            model = Llama(
+            model = Decoder(
                 config,
                 None,
                 tp=tp,

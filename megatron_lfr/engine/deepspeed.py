@@ -23,7 +23,7 @@ from megatron_lfr.engine.deepspeed_weights import Weight, describe_weights
 from megatron_lfr.engine.forward_backward import MicroBatchLoop, model_inputs
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import all_reduce_sum, group_rank
 from megatron_lfr.parallel.flat_shard import FlatShard
@@ -31,7 +31,7 @@ from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, span
 
 
 class DeepSpeedEngine:
-    """Trains a Llama in one stage on this rank's share of each global batch; sizes as for ForwardEngine.
+    """Trains a model in one stage on this rank's share of each global batch; sizes as for ForwardEngine.
 
     model: on the meta device. settings: what `deepspeed.initialize` is given. seed: that of the initial weights; None
     leaves them undefined, for a checkpoint to replace. The host waits for each step's gradient norm, as DeepSpeed's
@@ -40,7 +40,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         config: OptimizerConfig,
         parallel: ParallelState,
         settings: Mapping[str, Any],
@@ -159,7 +159,10 @@ class DeepSpeedEngine:
     def _step_partitioned(self) -> float:
         """Let DeepSpeed clip and step; returns the gradient's norm before that, NaN where it has left the step out."""
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.nan
+        if self._engine.was_step_applied():
+            return float(self._engine.get_global_grad_norm())
+        self._partitions.discard_gradients()
+        return math.nan
 
     def _step_replicated(self) -> float:
         """Clip and step at ZeRO-0, where DeepSpeed neither clips nor checks; returns the gradient's norm before that. A

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_lfr.model import Llama
-from megatron_lfr.parallel.layers import ShardedWeight
+from megatron_lfr.model import Decoder
+from megatron_lfr.parallel.layers import shard_dims
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,11 @@ class Weight:
         return len(self.local_shape) > 1
 
 
-def describe_weights(model: Llama) -> list[Weight]:
+def describe_weights(model: Decoder) -> list[Weight]:
     """Describe the parameters of a model that nothing has sharded yet over data-parallel ranks."""
-    modules = dict(model.named_modules())
-    weights = []
+    dims, weights = shard_dims(model), []
     for name, parameter in model.named_parameters():
-        module = modules[name.rpartition(".")[0]]
-        dim = module.shard_dim if isinstance(module, ShardedWeight) else None
+        dim = dims[name]
         full, origin = list(parameter.shape), [0] * parameter.ndim
         if dim is not None:
             full[dim] *= model.tp.size

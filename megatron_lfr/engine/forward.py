@@ -11,12 +11,12 @@ from megatron_lfr.engine.base import PendingLosses
 from megatron_lfr.engine.forward_backward import ForwardBackward, MicroBatchLoop, Pipeline, model_inputs
 from megatron_lfr.engine.losses import reduce_losses
 from megatron_lfr.engine.sharding import ShardedSynchronization, reshard, sharded_parameters
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelState
 
 
 class ForwardEngine:
-    """Runs this rank's stages of a Llama, sharded by `shard_stages`, forward on its share of each global batch.
+    """Runs this rank's stages of a model, sharded by `shard_stages`, forward on its share of each global batch.
 
     seq_length: tokens of a block. global_batch_size: blocks of a step over all ranks, a multiple of micro_batch_size
     times the data-parallel ranks.
@@ -24,7 +24,7 @@ class ForwardEngine:
 
     def __init__(
         self,
-        stages: Sequence[Llama],
+        stages: Sequence[Decoder],
         parallel: ParallelState,
         *,
         seq_length: int,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from megatron_lfr.data.corpus.loader import Batch
-from megatron_lfr.model.llama import Llama, Loss
+from megatron_lfr.model.decoder import Decoder, Loss
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.spans import BACKWARD, FORWARD, span
 
@@ -60,7 +60,7 @@ class MicroBatchLoop:
     """Runs a single stage: forward and backward of one micro-batch after the other."""
 
     model: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """A Llama, or what calls it."""
+    """A Decoder, or what calls it."""
     micro_batch_size: int
     synchronization: Synchronization
 
@@ -90,7 +90,7 @@ class Pipeline:
 
     def __init__(
         self,
-        stages: Sequence[Llama],
+        stages: Sequence[Decoder],
         micro_batch_size: int,
         seq_length: int,
         parallel: ParallelState,
@@ -147,7 +147,7 @@ class _Stage(PipelineStage):
             return super().backward_one_chunk(*args, **kwargs)
 
 
-def _pipeline_stage(model: Llama, rows: int, seq_length: int, parallel: ParallelState) -> PipelineStage:
+def _pipeline_stage(model: Decoder, rows: int, seq_length: int, parallel: ParallelState) -> PipelineStage:
     """Wrap a stage together with the shapes of its inputs and outputs, so that no trial run has to find them."""
     tokens = rows * seq_length // parallel.config.context_parallel_size
     if model.tp.sequence:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_lfr.engine.sharding import ShardedParameter
-from megatron_lfr.model.llama import Llama
+from megatron_lfr.model.decoder import Decoder
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.mesh import make_subgroup
 
@@ -19,7 +19,7 @@ class Gradients:
     """The gradients of this rank's parts of the weights."""
 
     def __init__(
-        self, stages: Sequence[Llama], parameters: Sequence[ShardedParameter], parallel: ParallelState
+        self, stages: Sequence[Decoder], parameters: Sequence[ShardedParameter], parallel: ParallelState
     ) -> None:
         self._parameters = parameters
         self._tensor_group = parallel.tensor_group
@@ -54,7 +54,7 @@ class Gradients:
         torch._foreach_mul_([p.local_grad() for p in self._parameters], factor.float())
 
 
-def _make_tied_group(stages: Sequence[Llama], parallel: ParallelState) -> ProcessGroup | None:
+def _make_tied_group(stages: Sequence[Decoder], parallel: ParallelState) -> ProcessGroup | None:
     """Group the ranks of the first and last stage that hold the same part of the embedding; None for one stage."""
     config, count = stages[0].config, parallel.mesh["pipeline"].size()
     if count == 1 or config.untie_embeddings_and_output_weights:

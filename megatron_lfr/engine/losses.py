@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import BlockLosses
-from megatron_lfr.model.llama import Loss
+from megatron_lfr.model.decoder import Loss
 from megatron_lfr.parallel import ParallelState
 
 

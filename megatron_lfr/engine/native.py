@@ -15,19 +15,19 @@ from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.gradients import Gradients
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
-from megatron_lfr.model import Llama
-from megatron_lfr.model.llama import Loss
+from megatron_lfr.model import Decoder
+from megatron_lfr.model.decoder import Loss
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import group_rank
 from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, REDUCTION, span
 
 
 class NativeEngine(ForwardEngine):
-    """Trains this rank's pipeline stages of a Llama on its share of each global batch; sizes as for ForwardEngine."""
+    """Trains this rank's pipeline stages of a model on its share of each global batch; sizes as for ForwardEngine."""
 
     def __init__(
         self,
-        stages: Sequence[Llama],
+        stages: Sequence[Decoder],
         config: OptimizerConfig,
         parallel: ParallelState,
         *,

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from megatron_lfr.model.llama import Llama
+from megatron_lfr.model.decoder import Decoder
 from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.groups import ParallelState
-from megatron_lfr.parallel.layers import ShardedWeight
+from megatron_lfr.parallel.layers import shard_dims
 
 
-def shard_stages(stages: list[Llama], parallel: ParallelState, seed: int | None) -> list[Llama]:
+def shard_stages(stages: list[Decoder], parallel: ParallelState, seed: int | None) -> list[Decoder]:
     """Shard stages of `build_stages` over the data-parallel ranks and give them memory; returns them. No rank computes
     or holds more than its shards of the initial weights at any time. If seed is None, the weights stay undefined, for
     a checkpoint to replace."""
@@ -28,7 +28,7 @@ def shard_stages(stages: list[Llama], parallel: ParallelState, seed: int | None)
     return stages
 
 
-def _shard(model: Llama, parallel: ParallelState) -> None:
+def _shard(model: Decoder, parallel: ParallelState) -> None:
     """Shard a stage's weights, gradients and optimizer state over the data-parallel ranks, in place.
 
     Weights are gathered in the model's compute dtype, gradients summed in fp32. FSDP2 is also used for one rank, and
@@ -53,7 +53,7 @@ def _shard(model: Llama, parallel: ParallelState) -> None:
 class ShardedSynchronization:
     """Decides when FSDP2 sums gradients over the ranks, and frees the weights that it has gathered."""
 
-    model: Llama
+    model: Decoder
     sharding: ShardingStrategy
 
     def before_micro_batch(self, is_last: bool) -> None:
@@ -108,20 +108,18 @@ class ShardedParameter:
         )
 
 
-def sharded_parameters(stages: Sequence[Llama], parallel: ParallelState) -> list[ShardedParameter]:
+def sharded_parameters(stages: Sequence[Decoder], parallel: ParallelState) -> list[ShardedParameter]:
     """List the weights that this rank has a part of, in all its stages."""
     first_replica = parallel.mesh.get_local_rank("replicate") == 0
     first_tensor_rank = parallel.mesh.get_local_rank("tensor") == 0
     parameters = []
     for model in stages:
-        modules = dict(model.named_modules())
+        dims = shard_dims(model)
         for name, parameter in model.named_parameters():
-            module = modules[name.rpartition(".")[0]]
-            shape = list(parameter.shape)
-            dim = module.shard_dim if isinstance(module, ShardedWeight) else None
+            shape, dim = list(parameter.shape), dims[name]
             if dim is not None:
                 shape[dim] *= model.tp.size
-            is_tied_copy = module is model.embedding and not model.stage.is_first
+            is_tied_copy = name == "embedding.weight" and not model.stage.is_first
             parameters.append(
                 ShardedParameter(
                     name,
@@ -134,7 +132,7 @@ def sharded_parameters(stages: Sequence[Llama], parallel: ParallelState) -> list
     return parameters
 
 
-def reshard(stages: Sequence[Llama]) -> None:
+def reshard(stages: Sequence[Decoder]) -> None:
     """Free weights that an evaluation has left gathered: they would be stale once the shards are written to."""
     for module in (module for stage in stages for module in stage.modules()):
         if isinstance(module, FSDPModule):

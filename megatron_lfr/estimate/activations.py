@@ -86,12 +86,20 @@ def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
     """Return the bytes that a pipeline stage keeps, without what the loss keeps."""
     model, length = batch.model, batch.seq_length // batch.context_ranks
     kept = (stage.end_layer - stage.first_layer) * layer_bytes(batch)
-    kept += 2 * 4 * (batch.rows if batch.has_positions else 1) * length * model.head_dim  # cosines and sines
+    if model.has_rope:
+        kept += 2 * 4 * (batch.rows if batch.has_positions else 1) * length * model.head_dim  # cosines and sines
     kept += mask_bytes(
-        batch.attention_backend, batch.rows, batch.seq_length, batch.context_ranks, batch.has_mask, batch.itemsize
+        batch.attention_backend,
+        batch.rows,
+        batch.seq_length,
+        batch.context_ranks,
+        batch.has_mask,
+        model.window(batch.seq_length) is not None,
+        batch.itemsize,
     )
     if stage.is_first:
         kept += 8 * batch.tokens  # the token ids
+        kept += 0 if model.has_rope else 8 * batch.tokens_between  # their positions
     if stage.is_last:
         kept += _norm(batch) + (batch.itemsize * batch.tokens * model.hidden_size if batch.keeps_logits else 0)
     return kept
@@ -128,13 +136,14 @@ def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
     model, e = batch.model, batch.itemsize
     attention = _attention_kept(batch) if recomputes_attention else _attention(batch)
     inputs = 2 * e * batch.tokens * model.hidden_size  # of the first products of attention and feed-forward
-    feed_forward = 3 * e * batch.tokens * model.ffn_size // batch.tensor_ranks  # gate, up, silu(gate) · up
+    widths = 3 if model.swiglu else 2  # gate, up, silu(gate) · up, or up, gelu(up)
+    feed_forward = widths * e * batch.tokens * model.ffn_size // batch.tensor_ranks
     return 2 * _norm(batch) + inputs + attention + feed_forward
 
 
 def _norm(batch: MicroBatch) -> int:
-    """Return the bytes that a norm keeps: its input, and each token's scale in fp32."""
-    return batch.hidden + 4 * batch.tokens_between
+    """Return the bytes that a norm keeps: its input, and each token's scale in fp32, and mean for a LayerNorm."""
+    return batch.hidden + (8 if batch.model.normalization == "LayerNorm" else 4) * batch.tokens_between
 
 
 def _widths(batch: MicroBatch) -> tuple[int, int]:
@@ -159,7 +168,18 @@ def _attention(batch: MicroBatch) -> int:
         joined = e * tokens * queries if batch.attention_backend == "sdpa" else 0
         held = (copied or rotated) + 2 * e * tokens * batch.context_ranks * keys + joined
     sums = 4 * tokens * model.num_attention_heads // batch.tensor_ranks
-    return held + sums + e * tokens * queries
+    return held + sums + e * tokens * queries + _query_key_norms(batch)
+
+
+def _query_key_norms(batch: MicroBatch) -> int:
+    """Return the bytes that the norms of queries and keys keep: their inputs, with which values are one tensor, or,
+    where a norm takes all heads, the queries and keys in fp32, before and after."""
+    model, (queries, keys) = batch.model, _widths(batch)
+    if not model.qk_layernorm:
+        return 0
+    if model.qk_layernorm_across_heads:
+        return batch.tokens * (2 * 4 * (queries + keys) + 2 * 4)
+    return batch.tokens * (batch.itemsize * (queries + 2 * keys) + 4 * (queries + keys) // model.head_dim)
 
 
 def _attention_kept(batch: MicroBatch) -> int:

@@ -97,7 +97,8 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     held = held_weights(model, stages, layout.tensor_model_parallel_size)
     shards = 1 if layout.sharding == "no_shard" else ranks // layout.num_distributed_optimizer_instances
     sharded = layout.sharding in ("optim_grads", "optim_grads_params")
-    weights = 4 * share_of(held.total, shards) + 2 * 4 * model.max_position_embeddings * model.head_dim * len(stages)
+    tables = 2 * 4 * model.max_position_embeddings * model.head_dim * len(stages) if model.has_rope else 0
+    weights = 4 * share_of(held.total, shards) + tables
     optimizer = 8 * share_of(held.total, shards)
 
     gathered = e * held.total
@@ -143,16 +144,17 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
 def held_weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> HeldWeights:
     """Count the weights of a rank's stages."""
     hidden = model.hidden_size
-    matrices = 2 * (model.num_attention_heads + model.query_groups) * model.head_dim + 3 * model.ffn_size
-    one_layer = hidden * matrices // tensor_ranks + 2 * hidden
+    one_layer = model.layer_parameters(tensor_ranks)
     vocabulary = model.padded_vocab_size // tensor_ranks * hidden
     is_tied = not model.untie_embeddings_and_output_weights
     embeddings = output = 0
     for stage in stages:
         if stage.is_first or (stage.is_last and is_tied):
             embeddings += vocabulary
+        if stage.is_first and not model.has_rope:
+            embeddings += model.max_position_embeddings * hidden
         if stage.is_last:
-            embeddings += hidden + (0 if is_tied else vocabulary)
+            embeddings += model.norm_parameters + (0 if is_tied else vocabulary)
             output = vocabulary
     layers = sum(stage.end_layer - stage.first_layer for stage in stages) * one_layer
     tied = vocabulary if is_tied and stages[0].is_first and stages[-1].is_last else 0

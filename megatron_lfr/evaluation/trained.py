@@ -16,7 +16,7 @@ from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.identity import check_trained_with
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
 from megatron_lfr.run_folder import RunFolder
 
@@ -36,7 +36,7 @@ class TrainedModel:
     """A digest of each prefix that the run was trained on; None where they are not known."""
 
     @property
-    def model(self) -> Llama:
+    def model(self) -> Decoder:
         return self.engine.stages[0]
 
     @property
@@ -53,7 +53,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def score_next(self, tokens: Tensor, labels: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """Call Llama.score_next with tensors in the host's memory, and return such."""
+        """Call Decoder.score_next with tensors in the host's memory, and return such."""
         device = self.parallel.device
         logprobs, likeliest = self.model.score_next(tokens.to(device), labels.to(device), where.to(device))
         return logprobs.cpu(), likeliest.cpu()

@@ -1,39 +1,19 @@
-"""The keys that a Llama's config.json may have: those that matter with their legal values, and those that do not."""
+"""The keys that a config.json may have: those that matter with their legal values, and those that do not."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-ARCHITECTURE = "LlamaForCausalLM"
+from megatron_lfr.huggingface.families import Family
+
 CAP = "final_logit_softcapping"
 """Key of the bound on the logits, as Gemma 2 names it."""
 
-READ = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "pretraining_tp",
-    CAP,
-    "eos_token_id",
-)
-"""Keys that the conversion reads."""
+_READ = ("model_type", "architectures", "tie_word_embeddings", "pretraining_tp", CAP, "eos_token_id")
+"""Keys that the conversion reads for every family."""
 
-REQUIRED: dict[str, tuple[object, ...]] = {
-    "architectures": ([ARCHITECTURE],),
-    "model_type": ("llama",),
-    "hidden_act": ("silu", "swish"),
+_LEGAL: dict[str, tuple[object, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "attention_dropout": (0, None),
@@ -43,7 +23,8 @@ REQUIRED: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
-"""Keys of what transformers' Llama can do and ours cannot, with their only legal values."""
+"""Keys of what transformers' models can do and ours cannot, with their only legal values, where a family does not read
+them."""
 
 _ORDINARY = (
     "_name_or_path",
@@ -62,7 +43,7 @@ _ORDINARY = (
     "label2id",
     "problem_type",
 )
-"""Keys that transformers itself writes for a Llama, and that do not concern its logits."""
+"""Keys that transformers itself writes for every model, and that do not concern its logits."""
 
 # fmt: off
 _HARMLESS = (
@@ -78,43 +59,52 @@ _HARMLESS = (
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "prefix", "sep_token_id",
     "decoder_start_token_id", "task_specific_params", "finetuning_task", "tokenizer_class", "tf_legacy_loss",
     "torchscript", "use_bfloat16", "tie_encoder_decoder", "cross_attention_hidden_size", "is_decoder",
+    # GPT-2's, of heads of other tasks.
+    "n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
 )
 # fmt: on
 """Keys that do not change the logits, whatever their value."""
 
+_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout")
+"""Keys of GPT-2's dropout, which changes no logit of a trained model."""
+
 _HARMLESS_VALUES: dict[str, tuple[object, ...]] = {
     "rope_interleaved": (False,),
+    "use_mrope": (False,),
     "use_sliding_window": (False,),
     "pruned_heads": ({}, None),
-    "resid_pdrop": (0,),
-    "embd_pdrop": (0,),
-    "attn_pdrop": (0,),
     "hidden_dropout": (0,),
 }
 """Keys that do not change the logits with these values, which switch a feature off."""
 
 
-def check_keys(settings: Mapping[str, Any], allowed: Collection[str] = ()) -> list[str]:
-    """Check the keys of a config.json, except the values of those in READ. Returns notes on keys that are ignored.
+def check_keys(settings: Mapping[str, Any], family: Family, allowed: Collection[str] = ()) -> list[str]:
+    """Check the keys of a config.json, except the values of those that the conversion reads. Returns notes on keys that
+    are ignored.
 
     `allowed`: keys that are accepted although they are unknown. Raises ValueError that names a key that is unknown and
     not allowed, or a value that our model does not support.
     """
-    harmless = []
+    read, harmless = {*_READ, *family.read_keys()}, []
+    legal = {**_LEGAL, **family.legal}
     for key, value in settings.items():
-        if key in REQUIRED:
-            if value not in REQUIRED[key]:
-                raise ValueError(f"{key} {value!r} is not supported; only {REQUIRED[key][0]!r} is")
+        if key in read:
+            continue
+        if key in legal:
+            if value not in legal[key]:
+                raise ValueError(f"{key} {value!r} is not supported; only {legal[key][0]!r} is")
         elif key in _HARMLESS or value in _HARMLESS_VALUES.get(key, ()):
             harmless.append(key)
-        elif key not in READ and key not in _ORDINARY and key not in allowed:
+        elif key in _DROPOUT:
+            harmless.append(f"{key} {value}")
+        elif key not in _ORDINARY and key not in allowed:
             known = f"; it changes nothing only as {_HARMLESS_VALUES[key][0]!r}" if key in _HARMLESS_VALUES else ""
             raise ValueError(
                 f"unknown key {key!r} ({value!r:.60}){known}; if it does not change what the model computes, let it "
                 f"through with --allow-config-key {key}"
             )
     notes = [f"{', '.join(harmless)}: left out, as they do not change the logits"] if harmless else []
-    let_through = [key for key in settings if key in allowed and key not in (*READ, *_ORDINARY, *REQUIRED, *harmless)]
+    let_through = [key for key in settings if key in allowed and key not in (*read, *_ORDINARY, *legal, *harmless)]
     if let_through:
         notes.append(f"{', '.join(let_through)}: let through by --allow-config-key and not converted")
     if unused := [key for key in allowed if key not in settings]:

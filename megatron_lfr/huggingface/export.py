@@ -18,7 +18,8 @@ from megatron_lfr.config import read_run_config
 from megatron_lfr.data.corpus.special_tokens import Role
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
-from megatron_lfr.huggingface.config import read_json_object, to_hf_config
+from megatron_lfr.huggingface.config import to_hf_config
+from megatron_lfr.huggingface.json_values import read_json_object
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
 from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
@@ -43,6 +44,9 @@ class ToHF:
     """Where the run's tokenizer is now, if it was moved."""
     max_shard_size: str = "5GB"
     """Largest size of the weights in one file: a number and KB, MB or GB."""
+    model_type: str | None = None
+    """Family of transformers' models to write the weights as, where several can be this model; by default the first of
+    llama, mistral, qwen2, qwen3, olmo2, gpt2."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are written; a run's weights are float32."""
     verify: bool = False
@@ -60,7 +64,7 @@ def export(options: ToHF) -> None:
     tokenizer = make_tokenizer(config.data)
     model = make_model_config(config, tokenizer)
     eod, bos = (None, None) if tokenizer is None else (tokenizer.eod, tokenizer.bos(config.data.bos))
-    hf_config = to_hf_config(model, options.dtype, eod, bos)
+    hf_config = to_hf_config(model, options.dtype, eod, bos, options.model_type)
     checkpoint = run.checkpoint(options.iteration)
     check_trained_with(run, checkpoint, config, model, tokenizer)
     stored = StoredTensors(checkpoint.folder)
@@ -132,7 +136,7 @@ def _write_tokenizer(
     settings = {
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token types
+        "model_input_names": ["input_ids", "attention_mask"],  # no token types
         **(read_json_object(beside) if beside.is_file() else {}),
         # A specific class would tokenize some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",

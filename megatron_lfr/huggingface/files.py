@@ -10,22 +10,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_lfr.huggingface.config import read_json_object
+from megatron_lfr.huggingface.json_values import read_json_object
 from megatron_lfr.huggingface.names import Weight, check_finite, weights
 from megatron_lfr.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DTYPES = ("F32", "BF16", "F16")
-_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # old exports have them
+_OUTPUT = "lm_head.weight"
+_DERIVED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|transformer\.h\.\d+\.attn\.(bias|masked_bias)"
+)
+"""What old exports hold beside weights: frequencies, masks."""
 
 
 class WeightFiles:
     """The weights of a model of `config` in `folder`, checked to be complete, of the right shapes, and without others.
 
-    A tied embedding may be stored under the output's name only. Raises ValueError that names the file or weight that is
-    wrong.
+    A tied embedding may be stored under the output's name only, and names may lack their first part, as those of a
+    model without a head do. Raises ValueError that names the file or weight that is wrong.
     """
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -39,12 +42,16 @@ class WeightFiles:
                 self._files[name], headers[name] = path, header
         if index is not None:
             self._check_index(folder, index)
-        is_tied = not config.untie_embeddings_and_output_weights
-        self._renamed = {_EMBEDDING: _OUTPUT} if is_tied and _OUTPUT in headers and _EMBEDDING not in headers else {}
+        is_tied, (embedding,) = not config.untie_embeddings_and_output_weights, weights(config)[0].theirs
+        prefix = embedding.partition(".")[0] + "."
+        is_bare = not any(name.startswith(prefix) for name in headers)
+        self._renamed = {prefix + name: name for name in headers if name != _OUTPUT} if is_bare else {}
+        if is_tied and _OUTPUT in headers and embedding not in {*headers, *self._renamed}:
+            self._renamed[embedding] = _OUTPUT
         for name, stored in self._renamed.items():
             headers[name] = headers.pop(stored)
-        _check_headers(folder, headers, config)
-        if is_tied and _OUTPUT in headers and not torch.equal(self._read(_OUTPUT), self._read(_EMBEDDING)):
+        _check_headers(folder, headers, config, embedding)
+        if is_tied and _OUTPUT in headers and not torch.equal(self._read(_OUTPUT), self._read(embedding)):
             raise ValueError(f"{folder}: tie_word_embeddings is true, but {_OUTPUT} is not the embedding")
 
     def read(self, weight: Weight) -> list[Tensor]:
@@ -109,7 +116,9 @@ def _read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
 
 
-def _check_headers(folder: Path, headers: dict[str, tuple[str, list[int]]], config: ModelConfig) -> None:
+def _check_headers(
+    folder: Path, headers: dict[str, tuple[str, list[int]]], config: ModelConfig, embedding: str
+) -> None:
     if config.num_layers > len(headers):  # checked before that many names are made
         raise ValueError(f"{folder}: num_hidden_layers is {config.num_layers}, but it holds {len(headers)} weights")
     shapes = {
@@ -118,14 +127,16 @@ def _check_headers(folder: Path, headers: dict[str, tuple[str, list[int]]], conf
         for name, shape in zip(weight.theirs, weight.shapes, strict=True)
     }
     if not config.untie_embeddings_and_output_weights and _OUTPUT in headers:
-        shapes[_OUTPUT] = shapes[_EMBEDDING]
+        shapes[_OUTPUT] = shapes[embedding]
     for name, shape in shapes.items():
         if name not in headers:
             raise ValueError(f"{folder}: the weight {name} is missing")
         if headers[name][1] != shape:
             raise ValueError(f"{folder}: {name} is {headers[name][1]}; after config.json it should be {shape}")
     for name, (dtype, _) in headers.items():
-        if name not in shapes and not _DERIVED.fullmatch(name):
-            raise ValueError(f"{folder}: holds the weight {name}, which a Llama of its config.json does not have")
+        if _DERIVED.fullmatch(name) and name not in shapes:
+            continue
+        if name not in shapes:
+            raise ValueError(f"{folder}: holds the weight {name}, which a model of its config.json does not have")
         if dtype not in _DTYPES:
             raise ValueError(f"{folder}: {name} is {dtype}; only {', '.join(_DTYPES)} can be read")

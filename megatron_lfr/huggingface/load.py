@@ -16,8 +16,9 @@ from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.fileio import check_space, fsync_file, new_folder
-from megatron_lfr.huggingface.config import from_hf_config, read_json_object
+from megatron_lfr.huggingface.config import from_hf_config
 from megatron_lfr.huggingface.files import WeightFiles
+from megatron_lfr.huggingface.json_values import read_json_object
 from megatron_lfr.huggingface.names import to_ours, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream
 from megatron_lfr.huggingface.tokenizer_files import FolderTokenizer, find_tokenizer
@@ -33,7 +34,7 @@ _REMAINING_FLAGS = "--input and --output-prefix; --data-path, --save, --lr, the 
 
 @dataclass(frozen=True)
 class FromHF:
-    """Read a Llama from a Hugging Face folder into a run folder, for `train --load RUN --finetune`."""
+    """Read a model from a Hugging Face folder into a run folder, for `train --load RUN --finetune`."""
 
     input: Path
     """The Hugging Face folder: config.json, safetensors files, and tokenizer.json if there is one."""
@@ -90,7 +91,7 @@ def _write_checkpoint(root: Path, files: WeightFiles, model: ModelConfig, identi
         entries = [Entry(f"model.{weight.ours}", weight.shape(model), torch.float32) for weight in model_weights]
         with SafetensorsStream(folder / _FILE, entries) as stream:
             for weight, entry in zip(model_weights, entries, strict=True):
-                tensor = to_ours(weight, files.read(weight), model)
+                tensor = to_ours(weight, files.read(weight), model).contiguous()
                 if missing := entry.shape[0] - len(tensor):  # the vocabulary's padding
                     tensor = F.pad(tensor, (0, 0, 0, missing))
                 stream.write(entry.name, tensor)

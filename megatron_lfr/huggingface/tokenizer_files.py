@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_lfr.data.corpus.tokenizer import FileTokenizer
 from megatron_lfr.fileio import write_atomic
-from megatron_lfr.huggingface.config import read_json_object
+from megatron_lfr.huggingface.json_values import read_json_object
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 

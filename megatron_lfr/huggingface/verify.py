@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest logit. Both compute in fp32 and differ only in the order of sums, by
@@ -36,7 +36,7 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
     """Compare the logits of random tokens (with a fixed seed), in fp32, and return the result as a sentence.
 
     `dtype`: type of the weights in `hf_folder`, to which ours are rounded first. If our logits are capped, which
-    transformers' Llama cannot do, its logits are capped here. Raises ValueError where the two differ by more than
+    transformers' models do not do, their logits are capped here. Raises ValueError where the two differ by more than
     TOLERANCE.
     """
     assert config.vocab_size is not None
@@ -78,7 +78,7 @@ def compare_tokenizers(tokenizer: Tokenizer, hf_folder: Path) -> str:
 
 @torch.no_grad()
 def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    model, stored = Llama(config, seed=None), StoredTensors(checkpoint)
+    model, stored = Decoder(config, seed=None), StoredTensors(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored.read(f"model.{name}", tuple(parameter.shape)).to(dtype))
     return model.logits(model.hidden_states(tokens).flatten(0, 1)).view(*tokens.shape, -1)
@@ -86,9 +86,9 @@ def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: to
 
 @torch.no_grad()
 def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits

@@ -1,10 +1,10 @@
 """Attention's kernels and the masks that they take.
 
 Causal attention over all tokens of a row needs no mask: PyTorch's scaled_dot_product_attention ("sdpa") has fused
-kernels for it. Documents that do not see each other, and the tokens of a context-parallel rank, need one. Sdpa takes it
-dense, of all queries times all keys, for which a GPU has few fused kernels; flex_attention ("flex",
-https://arxiv.org/abs/2412.05496) skips the blocks of 128 x 128 tokens that the mask hides, and asks a function about
-those that it cuts.
+kernels for it. Documents that do not see each other, a window of the tokens that each sees, and the tokens of a
+context-parallel rank need one. Sdpa takes it dense, of all queries times all keys, for which a GPU has few fused
+kernels; flex_attention ("flex", https://arxiv.org/abs/2412.05496) skips the blocks of 128 x 128 tokens that the mask
+hides, and asks a function about those that it cuts.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def choose_backend(
     *,
     on_gpu: bool,
     has_documents: bool,
+    has_window: bool,
     context_ranks: int,
     is_compiled: bool,
     head_dim: int,
@@ -51,27 +52,37 @@ def choose_backend(
                 f"--attention-backend flex: needs heads of {_SMALLEST_HEAD} channels, not {head_dim} "
                 "(--kv-channels, or --hidden-size / --num-attention-heads); choose from auto, sdpa"
             )
-        if not has_documents and context_ranks == 1:
+        if not has_documents and not has_window and context_ranks == 1:
             raise ValueError(
-                "--attention-backend flex: goes with --reset-attention-mask or --context-parallel-size above 1; "
-                "without, attention needs no mask. Choose from auto, sdpa"
+                "--attention-backend flex: goes with --reset-attention-mask, --context-parallel-size above 1, or "
+                "--sliding-window below --seq-length; without, attention needs no mask. Choose from auto, sdpa"
             )
         return "flex"
-    needs_dense = has_documents or (context_ranks > 1 and is_compiled)
+    needs_dense = has_documents or has_window or (context_ranks > 1 and is_compiled)
     return "flex" if backend == "auto" and on_gpu and needs_dense and head_dim >= _SMALLEST_HEAD else "sdpa"
 
 
 def mask_bytes(
-    backend: AttentionBackend, rows: int, seq_length: int, context_ranks: int, has_documents: bool, itemsize: int
+    backend: AttentionBackend,
+    rows: int,
+    seq_length: int,
+    context_ranks: int,
+    has_documents: bool,
+    has_window: bool,
+    itemsize: int,
 ) -> int:
     """Return the bytes that a micro-batch's mask takes on one rank, as attention_mask makes it for `rows` sequences."""
     queries = seq_length // context_ranks
-    if backend == "sdpa" or (not has_documents and context_ranks == 1):
-        return itemsize * rows * queries * seq_length if has_documents else 0
+    if not has_documents:
+        rows = 1
+    if backend == "sdpa":
+        return itemsize * rows * queries * seq_length if has_documents or has_window else 0
+    if not has_documents and not has_window and context_ranks == 1:
+        return 0
     down, across = -(-queries // BLOCK), -(-seq_length // BLOCK)
     # The numbers and indices of the blocks that are seen in part and in full, each by queries and by keys.
     blocks = 2 * 4 * (down + across + 2 * down * across)
-    return 8 * queries + (rows * (blocks + 8 * (queries + seq_length)) if has_documents else blocks)
+    return 8 * queries + rows * (blocks + (8 * (queries + seq_length) if has_documents else 0))
 
 
 def describe(
@@ -81,16 +92,19 @@ def describe(
     seq_length: int,
     context_ranks: int,
     has_documents: bool,
+    has_window: bool,
     is_compiled: bool,
     itemsize: int,
 ) -> str:
     """Describe in one line which kernel computes attention, and what its mask takes."""
-    size = mask_bytes(backend, rows, seq_length, context_ranks, has_documents, itemsize)
+    size = mask_bytes(backend, rows, seq_length, context_ranks, has_documents, has_window, itemsize)
     if backend == "flex":
         return f"attention: flex_attention, with a block mask of {size:,} bytes a micro-batch and no dense mask"
     kernel = "attention: scaled_dot_product_attention"
-    if has_documents:
-        return f"{kernel}, with a dense document mask of {size:,} bytes a micro-batch"
+    if has_documents or has_window:
+        return (
+            f"{kernel}, with a dense {'document' if has_documents else 'window'} mask of {size:,} bytes a micro-batch"
+        )
     if context_ranks > 1 and is_compiled:
         chunk = seq_length // (2 * context_ranks)
         return f"{kernel}, with dense causal masks of {(2 * context_ranks + 1) * chunk**2:,} bytes a layer"
@@ -98,50 +112,64 @@ def describe(
 
 
 def attention_mask(
-    backend: AttentionBackend, rows: Tensor, length: int, document_ids: Tensor | None, dtype: torch.dtype
+    backend: AttentionBackend,
+    rows: Tensor,
+    length: int,
+    document_ids: Tensor | None,
+    window: int | None,
+    dtype: torch.dtype,
 ) -> Mask:
     """Make the mask of a micro-batch's sequences of `length` tokens, for all layers; the host waits for no device.
 
-    rows int64 [R]: positions of the tokens that attend; document_ids int64 [B, S], see Llama.forward; dtype: of the
-    activations.
+    rows int64 [R]: positions of the tokens that attend; document_ids int64 [B, S], see Decoder.forward; window: number
+    of tokens that each sees, itself included; dtype: of the activations.
     """
-    if backend == "flex" and (document_ids is not None or len(rows) < length):
-        return block_mask(rows, length, document_ids)
-    return None if document_ids is None else document_mask(document_ids, rows, dtype)
+    masks = document_ids is not None or window is not None
+    if backend == "flex" and (masks or len(rows) < length):
+        return block_mask(rows, length, document_ids, window)
+    return dense_mask(rows, length, document_ids, window, dtype) if masks else None
 
 
-def document_mask(document_ids: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Make what sdpa adds to its scores: 0 for a token itself and earlier ones of its document, else −inf.
+def dense_mask(
+    rows: Tensor, length: int, document_ids: Tensor | None, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """Make what sdpa adds to its scores: 0 for a token itself and earlier ones of its document and window, else −inf.
 
-    document_ids [B, S]; rows [R], the positions of the tokens that attend. Returns [B, 1, R, S] in `dtype`.
+    Arguments as of attention_mask. Returns [B, 1, R, S] in `dtype`, where B is 1 without documents.
     """
-    same = document_ids[:, rows, None] == document_ids[:, None, :]
-    visible = same & (rows[:, None] >= torch.arange(document_ids.shape[1], device=rows.device))
+    keys = torch.arange(length, device=rows.device)
+    visible = (rows[:, None] >= keys).unsqueeze(0)
+    if window is not None:
+        visible = visible & (rows[:, None] - keys < window)
+    if document_ids is not None:
+        visible = visible & (document_ids[:, rows, None] == document_ids[:, None, :])
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)
 
 
-def block_mask(rows: Tensor, length: int, document_ids: Tensor | None) -> BlockMask:
-    """Make flex_attention's mask of the same tokens, or a causal one where there are no documents.
+def block_mask(rows: Tensor, length: int, document_ids: Tensor | None, window: int | None = None) -> BlockMask:
+    """Make flex_attention's mask of the same tokens.
 
     It follows from the least and the largest position and document of each block of tokens, where create_block_mask
     would first make a mask of all pairs of tokens. Where document ids do not ascend, flex_attention visits blocks in
     vain, which changes no result.
     """
-    if document_ids is None:
+    of_queries = None if document_ids is None else document_ids[:, rows]
 
-        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return rows[query] >= key
-    else:
-        of_queries = document_ids[:, rows]
-
-        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (rows[query] >= key) & (of_queries[batch, query] == document_ids[batch, key])
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        sees = rows[query] >= key
+        if window is not None:
+            sees = sees & (rows[query] - key < window)
+        if document_ids is not None and of_queries is not None:
+            sees = sees & (of_queries[batch, query] == document_ids[batch, key])
+        return sees
 
     first_row, last_row = _block_ranges(rows[None], rows=True)
     first_key, last_key = _block_ranges(torch.arange(length, device=rows.device)[None], rows=False)
     seen, full = last_row >= first_key, first_row >= last_key
-    if document_ids is not None:
+    if window is not None:
+        seen, full = seen & (first_row - last_key < window), full & (last_row - first_key < window)
+    if document_ids is not None and of_queries is not None:
         first, last = _block_ranges(of_queries, rows=True)
         first_of_keys, last_of_keys = _block_ranges(document_ids, rows=False)
         seen = seen & (first <= last_of_keys) & (last >= first_of_keys)

@@ -1,14 +1,17 @@
-"""The shape of a Llama, with Megatron's names, and presets by size."""
+"""The shape of a decoder, with Megatron's names: by default a Llama's."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, Literal
+
+RopeScaling = Literal["llama3", "linear", "dynamic", "yarn"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and initial weights of a Llama."""
+    """Sizes, parts and initial weights of a decoder; by default its parts are those of a Llama."""
 
     num_layers: int = 0
     """Number of transformer layers. Required, unless --model-preset gives it."""
@@ -21,7 +24,30 @@ class ModelConfig:
     kv_channels: int | None = None
     """Size of an attention head; by default --hidden-size / --num-attention-heads."""
     ffn_hidden_size: int | None = None
-    """Width of the feed-forward layer; by default 8/3 of --hidden-size, rounded up to a multiple of 64."""
+    """Width of the feed-forward layer; by default 8/3 of --hidden-size, rounded up to a multiple of 64, or with
+    --no-swiglu 4 times --hidden-size."""
+    swiglu: bool = True
+    """Gate the feed-forward layer by SwiGLU. With --no-swiglu it has no gate, and its activation is GELU in the
+    approximation by tanh, as GPT-2's."""
+    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    """What norms compute. LayerNorm has a bias."""
+    norm_after_sublayers: bool = False
+    """Apply norms to what attention and feed-forward layers return instead of to their inputs, as OLMo 2 does."""
+    qk_layernorm: bool = False
+    """Apply a norm to queries and keys, to each head by itself, as Qwen3 does."""
+    qk_layernorm_across_heads: bool = False
+    """With --qk-layernorm: apply it to all heads of a token together, as OLMo 2 does."""
+    disable_bias_linear: bool = True
+    """Leave out the biases of all linear layers. With --no-disable-bias-linear all of them have one, as GPT-2's do."""
+    add_qkv_bias: bool = False
+    """With --disable-bias-linear: give queries, keys and values a bias, as Qwen2 does."""
+    add_attention_output_bias: bool = False
+    """With --disable-bias-linear: give the linear layer after attention a bias."""
+    add_mlp_bias: bool = False
+    """With --disable-bias-linear: give the linear layers of the feed-forward a bias."""
+    sliding_window: int | None = None
+    """Number of tokens that a token attends to: itself and those just before it, as in Mistral. By default, all earlier
+    ones. Megatron's --window-size counts one less."""
     vocab_size: int | None = None
     """Number of tokens in the vocabulary; by default the tokenizer's."""
     make_vocab_size_divisible_by: int = 128
@@ -30,22 +56,39 @@ class ModelConfig:
     """Give the output layer its own weight instead of sharing the embedding's."""
     max_position_embeddings: int = 8192
     """Longest sequence, in tokens."""
+    position_embedding_type: Literal["rope", "learned_absolute"] = "rope"
+    """How the model knows positions: by rotating queries and keys, or by an embedding for each, as GPT-2's."""
     rotary_base: float = 10000.0
     """Base of the rotary positions' wavelengths (rope theta)."""
     use_rope_scaling: bool = False
-    """Stretch the long wavelengths of the rotary positions as Llama 3.1 does."""
+    """Stretch the long wavelengths of the rotary positions, by default as Llama 3.1 does."""
+    rope_scaling_type: RopeScaling = "llama3"
+    """With --use-rope-scaling: how wavelengths are stretched. linear stretches all of them alike; dynamic only those of
+    a sequence beyond --rope-original-max-position-embeddings, the more the longer it is; yarn
+    (https://arxiv.org/abs/2309.00071) and llama3 the long ones."""
     rope_scaling_factor: float = 8.0
-    """Factor by which --use-rope-scaling stretches the long wavelengths."""
+    """Factor by which --use-rope-scaling stretches the wavelengths."""
     rope_low_freq_factor: float = 1.0
-    """With --use-rope-scaling: wavelengths above --rope-original-max-position-embeddings divided by this number are
-    stretched in full."""
+    """With --rope-scaling-type llama3: wavelengths above --rope-original-max-position-embeddings divided by this number
+    are stretched in full."""
     rope_high_freq_factor: float = 4.0
-    """With --use-rope-scaling: wavelengths below --rope-original-max-position-embeddings divided by this number are not
-    stretched."""
+    """With --rope-scaling-type llama3: wavelengths below --rope-original-max-position-embeddings divided by this number
+    are not stretched."""
     rope_original_max_position_embeddings: int = 8192
     """With --use-rope-scaling: the context length, in tokens, before the stretching."""
+    yarn_beta_fast: float = 32.0
+    """With --rope-scaling-type yarn: wavelengths that turn at least this often in the original context are not
+    stretched."""
+    yarn_beta_slow: float = 1.0
+    """With --rope-scaling-type yarn: wavelengths that turn at most this often in the original context are stretched in
+    full."""
+    yarn_truncate: bool = True
+    """With --rope-scaling-type yarn: round the range between the two outwards, to whole channels."""
+    yarn_attention_factor: float | None = None
+    """With --rope-scaling-type yarn: factor on rotated queries and keys; by default 1 and a tenth of the natural
+    logarithm of --rope-scaling-factor."""
     norm_epsilon: float = 1e-5
-    """Term added to the mean square in RMSNorm."""
+    """Term added to the mean square, or to the variance, in norms."""
     final_logit_softcapping: float = 0.0
     """Bound c on the logits, which become c · tanh(logits / c); Gemma 2 has 30 (https://arxiv.org/abs/2408.00118). 0
     sets no bound."""
@@ -66,7 +109,52 @@ class ModelConfig:
     @property
     def ffn_size(self) -> int:
         """Width of the feed-forward layer."""
-        return self.ffn_hidden_size or -(-8 * self.hidden_size // (3 * 64)) * 64
+        default = -(-8 * self.hidden_size // (3 * 64)) * 64 if self.swiglu else 4 * self.hidden_size
+        return self.ffn_hidden_size or default
+
+    @property
+    def has_rope(self) -> bool:
+        """Whether positions are rotary."""
+        return self.position_embedding_type == "rope"
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return self.add_qkv_bias or not self.disable_bias_linear
+
+    @property
+    def has_attention_output_bias(self) -> bool:
+        """Whether the linear layer after attention has a bias."""
+        return self.add_attention_output_bias or not self.disable_bias_linear
+
+    @property
+    def has_mlp_bias(self) -> bool:
+        """Whether the linear layers of the feed-forward have a bias."""
+        return self.add_mlp_bias or not self.disable_bias_linear
+
+    def window(self, seq_length: int) -> int | None:
+        """Return the sliding window of sequences of `seq_length` tokens; None where tokens see all earlier ones."""
+        return None if self.sliding_window is None or self.sliding_window >= seq_length else self.sliding_window
+
+    def canonical(self) -> ModelConfig:
+        """Return the same model with the sizes that defaults stand for, and with defaults where nothing depends on a
+        setting."""
+        biases = {
+            "add_qkv_bias": self.has_qkv_bias,
+            "add_attention_output_bias": self.has_attention_output_bias,
+            "add_mlp_bias": self.has_mlp_bias,
+        }
+        has_all = all(biases.values())
+        changes: dict[str, Any] = {
+            "num_query_groups": self.query_groups,
+            "kv_channels": self.head_dim,
+            "ffn_hidden_size": self.ffn_size,
+            "qk_layernorm_across_heads": self.qk_layernorm and self.qk_layernorm_across_heads,
+            "disable_bias_linear": not has_all,
+            **(dict.fromkeys(biases, False) if has_all else biases),
+            **{name: _DEFAULTS[name] for name in _without_effect(self)},
+        }
+        return dataclasses.replace(self, **changes)
 
     def validate(self, tensor_model_parallel_size: int = 1) -> None:
         """Check that the sizes fit together; ValueError names the flag and the legal values."""
@@ -76,11 +164,17 @@ class ModelConfig:
             raise ValueError(
                 f"--num-attention-heads {heads}: must divide --hidden-size {self.hidden_size}, or give --kv-channels"
             )
-        if self.head_dim % 2:
+        if self.has_rope and self.head_dim % 2:
             raise ValueError(
                 f"--kv-channels {self.head_dim} (by default --hidden-size / --num-attention-heads): must be even "
                 "for rotary positions"
             )
+        if self.use_rope_scaling and not self.has_rope:
+            raise ValueError(
+                f"--use-rope-scaling: needs --position-embedding-type rope, not {self.position_embedding_type}"
+            )
+        if self.qk_layernorm_across_heads and self.normalization != "RMSNorm":
+            raise ValueError(f"--qk-layernorm-across-heads: needs --normalization RMSNorm, not {self.normalization}")
         if heads % groups:
             raise ValueError(f"--num-query-groups {groups}: must divide --num-attention-heads {heads}")
         if not self.rope_low_freq_factor < self.rope_high_freq_factor:
@@ -88,14 +182,20 @@ class ModelConfig:
                 f"--rope-low-freq-factor {self.rope_low_freq_factor}: must be below --rope-high-freq-factor "
                 f"{self.rope_high_freq_factor}"
             )
+        if not self.yarn_beta_slow < self.yarn_beta_fast:
+            raise ValueError(
+                f"--yarn-beta-slow {self.yarn_beta_slow}: must be below --yarn-beta-fast {self.yarn_beta_fast}"
+            )
         for flag, size in (
             ("--num-query-groups", groups),
             ("--ffn-hidden-size", self.ffn_size),
             ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
         ):
             if size % tensor_model_parallel_size:
+                divisors = ", ".join(str(n) for n in range(1, min(size, 1024) + 1) if size % n == 0)
                 raise ValueError(
-                    f"{flag} {size}: must be a multiple of --tensor-model-parallel-size {tensor_model_parallel_size}"
+                    f"{flag} {size}: must be a multiple of --tensor-model-parallel-size {tensor_model_parallel_size}; "
+                    f"legal sizes: {divisors}"
                 )
 
     def _check_ranges(self) -> None:
@@ -113,6 +213,7 @@ class ModelConfig:
             ("--num-query-groups", self.num_query_groups),
             ("--kv-channels", self.kv_channels),
             ("--ffn-hidden-size", self.ffn_hidden_size),
+            ("--sliding-window", self.sliding_window),
             ("--vocab-size", self.vocab_size),
             ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
             ("--max-position-embeddings", self.max_position_embeddings),
@@ -124,6 +225,9 @@ class ModelConfig:
             ("--rotary-base", self.rotary_base),
             ("--rope-scaling-factor", self.rope_scaling_factor),
             ("--rope-low-freq-factor", self.rope_low_freq_factor),
+            ("--yarn-beta-fast", self.yarn_beta_fast),
+            ("--yarn-beta-slow", self.yarn_beta_slow),
+            ("--yarn-attention-factor", 1.0 if self.yarn_attention_factor is None else self.yarn_attention_factor),
             ("--norm-epsilon", self.norm_epsilon),
             ("--init-method-std", self.init_method_std),
         ):
@@ -144,8 +248,30 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Return the number of the model's weights, without the padding of the vocabulary."""
         embeddings = (1 + self.untie_embeddings_and_output_weights) * self._vocabulary() * self.hidden_size
-        norms = (2 * self.num_layers + 1) * self.hidden_size
-        return embeddings + self._layer_matrices() + norms
+        positions = 0 if self.has_rope else self.max_position_embeddings * self.hidden_size
+        return embeddings + positions + self.num_layers * self.layer_parameters() + self.norm_parameters
+
+    def layer_parameters(self, tensor_ranks: int = 1) -> int:
+        """Return the number of a layer's weights that a tensor-parallel rank holds."""
+        queries, keys = self.num_attention_heads * self.head_dim, self.query_groups * self.head_dim
+        spread = self._layer_matrices() + self.has_qkv_bias * (queries + 2 * keys)
+        spread += self.has_mlp_bias * (1 + self.swiglu) * self.ffn_size
+        copied = 2 * self.norm_parameters
+        copied += (self.has_attention_output_bias + self.has_mlp_bias) * self.hidden_size
+        if self.qk_layernorm_across_heads:
+            spread += queries + keys
+        elif self.qk_layernorm:
+            copied += 2 * self.head_dim * self._weights_of_norms
+        return spread // tensor_ranks + copied
+
+    @property
+    def norm_parameters(self) -> int:
+        """Number of weights of a norm of the residual stream."""
+        return self._weights_of_norms * self.hidden_size
+
+    @property
+    def _weights_of_norms(self) -> int:
+        return 2 if self.normalization == "LayerNorm" else 1
 
     def flops_per_token(self, seq_length: int, *, causal: bool = True) -> float:
         """Return the floating-point operations of training on one token: forward and backward, without recomputation.
@@ -154,13 +280,13 @@ class ModelConfig:
         the attention of each layer 12 · heads · head size · (seq_length + 1) / 2, as a causal mask leaves half of the
         score matrix. With causal=False the whole matrix counts, as in Megatron-LM: 12 · heads · head size · seq_length.
         """
-        products = self._layer_matrices() + self._vocabulary() * self.hidden_size
+        products = self.num_layers * self._layer_matrices() + self._vocabulary() * self.hidden_size
         keys = (seq_length + 1) / 2 if causal else seq_length
         return 6.0 * products + 12.0 * self.num_layers * self.num_attention_heads * self.head_dim * keys
 
     def _layer_matrices(self) -> int:
         attention = 2 * (self.num_attention_heads + self.query_groups) * self.head_dim * self.hidden_size
-        return self.num_layers * (attention + 3 * self.hidden_size * self.ffn_size)
+        return attention + (2 + self.swiglu) * self.hidden_size * self.ffn_size
 
     def _vocabulary(self) -> int:
         if self.vocab_size is None:
@@ -168,67 +294,23 @@ class ModelConfig:
         return self.vocab_size
 
 
-MODEL_PRESETS: dict[str, ModelConfig] = {
-    # Parameters with a vocabulary of 2048; the sizes below with 32000 (120M to 1.1B) and 128256 (8B, 70B).
-    "demo": ModelConfig(
-        num_layers=4,
-        hidden_size=128,
-        num_attention_heads=4,
-        num_query_groups=2,
-        ffn_hidden_size=352,
-        max_position_embeddings=1024,
-    ),
-    "120M": ModelConfig(
-        num_layers=12,
-        hidden_size=768,
-        num_attention_heads=12,
-        ffn_hidden_size=2304,
-        max_position_embeddings=4096,
-    ),
-    "300M": ModelConfig(
-        num_layers=24,
-        hidden_size=1024,
-        num_attention_heads=16,
-        num_query_groups=4,
-        ffn_hidden_size=2816,
-        max_position_embeddings=4096,
-    ),
-    "500M": ModelConfig(
-        num_layers=24,
-        hidden_size=1280,
-        num_attention_heads=20,
-        num_query_groups=4,
-        ffn_hidden_size=3840,
-        max_position_embeddings=4096,
-    ),
-    # TinyLlama-1.1B
-    "1.1B": ModelConfig(
-        num_layers=22,
-        hidden_size=2048,
-        num_attention_heads=32,
-        num_query_groups=4,
-        ffn_hidden_size=5632,
-        max_position_embeddings=2048,
-        untie_embeddings_and_output_weights=True,
-    ),
-    # Llama 3
-    "8B": ModelConfig(
-        num_layers=32,
-        hidden_size=4096,
-        num_attention_heads=32,
-        num_query_groups=8,
-        ffn_hidden_size=14336,
-        rotary_base=500000.0,
-        untie_embeddings_and_output_weights=True,
-    ),
-    "70B": ModelConfig(
-        num_layers=80,
-        hidden_size=8192,
-        num_attention_heads=64,
-        num_query_groups=8,
-        ffn_hidden_size=28672,
-        rotary_base=500000.0,
-        untie_embeddings_and_output_weights=True,
-    ),
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+_SCALINGS: dict[str, tuple[RopeScaling, ...]] = {
+    "rope_scaling_type": ("llama3", "linear", "dynamic", "yarn"),
+    "rope_scaling_factor": ("llama3", "linear", "dynamic", "yarn"),
+    "rope_low_freq_factor": ("llama3",),
+    "rope_high_freq_factor": ("llama3",),
+    "rope_original_max_position_embeddings": ("llama3", "dynamic", "yarn"),
+    "yarn_beta_fast": ("yarn",),
+    "yarn_beta_slow": ("yarn",),
+    "yarn_truncate": ("yarn",),
+    "yarn_attention_factor": ("yarn",),
 }
-"""The models that --model-preset knows, by name."""
+"""Settings of how rotary positions are stretched, and the ways of stretching that they matter to."""
+
+
+def _without_effect(config: ModelConfig) -> list[str]:
+    """Return the settings of positions that change nothing in a model."""
+    names = [] if config.has_rope else ["rotary_base"]
+    kind = config.rope_scaling_type if config.use_rope_scaling else None
+    return [*names, *(name for name, kinds in _SCALINGS.items() if kind not in kinds)]

@@ -1,4 +1,4 @@
-"""Choice of what computes RMSNorm, rotary positions and SwiGLU: our plain ones, or an installed package's fused
+"""Choice of what computes norms, rotary positions and SwiGLU: our plain ones, or an installed package's fused
 kernels.
 
 Liger's (https://github.com/linkedin/Liger-Kernel) and apex's (https://github.com/NVIDIA/apex) need a GPU.
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_lfr.model.norm import rms_norm
+from megatron_lfr.model.norm import layer_norm, rms_norm
 from megatron_lfr.model.rope import split_and_rotate
 from megatron_lfr.model.swiglu import swiglu
 
@@ -37,17 +37,19 @@ class LayerKernels:
     """Takes (qkv, cos, sin, heads), as rope.split_and_rotate does."""
     swiglu: Callable[[Tensor, Tensor], Tensor] = swiglu
     """Takes (gate, up), as swiglu.swiglu does."""
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = layer_norm
+    """Takes (x, weight, bias, epsilon), as norm.layer_norm does."""
 
 
 def layer_kernels(package: KernelPackage) -> LayerKernels:
     """Return the kernels of a package, with plain ones for those that it lacks."""
     if package == "liger":
         return LayerKernels(_liger_rms_norm, _liger_split_and_rotate, _liger_swiglu)
-    return LayerKernels(rms_norm=_apex_rms_norm) if package == "apex" else LayerKernels()
+    return LayerKernels(rms_norm=_apex_rms_norm, layer_norm=_apex_layer_norm) if package == "apex" else LayerKernels()
 
 
 def describe_layers(device_type: str, compiled: bool, package: KernelPackage) -> str:
-    """Return the line at a run's start that names what computes RMSNorm, rotary positions and SwiGLU.
+    """Return the line at a run's start that names what computes norms, rotary positions and SwiGLU.
 
     Layers are not compiled by default, not even on a GPU: a short run would wait longer than it gains, only those who
     asked for a compiler should meet its failures, and the gain over these kernels is not measured yet
@@ -100,4 +102,11 @@ def _apex_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     from apex.normalization.fused_layer_norm import fused_rms_norm_affine
 
     y: Tensor = fused_rms_norm_affine(x, weight.to(x.dtype), weight.shape, epsilon)
+    return y
+
+
+def _apex_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+
+    y: Tensor = fused_layer_norm_affine(x, weight.to(x.dtype), bias.to(x.dtype), weight.shape, epsilon)
     return y

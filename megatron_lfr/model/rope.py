@@ -11,34 +11,77 @@ from torch import Tensor
 from megatron_lfr.model.config import ModelConfig
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Return the angle per position, in radians, of each pair of channels: fp32 [head_dim / 2]."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / config.rotary_base**exponents
-    return _stretch(frequencies, config) if config.use_rope_scaling else frequencies
+def rope_frequencies(config: ModelConfig, length: int = 0) -> Tensor:
+    """Return the angle per position, in radians, of each pair of channels: fp32 [head_dim / 2].
+
+    length: of the sequence, in tokens; it matters to dynamic scaling alone.
+    """
+    base, size = config.rotary_base, config.head_dim
+    if grows(config, length):
+        stretch = config.rope_scaling_factor * (length / config.rope_original_max_position_embeddings - 1) + 1
+        base *= stretch ** (size / (size - 2))
+    exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
+    frequencies = 1.0 / base**exponents
+    if not config.use_rope_scaling or config.rope_scaling_type == "dynamic":
+        return frequencies
+    if config.rope_scaling_type == "linear":
+        return frequencies / config.rope_scaling_factor
+    kept = _kept_by_yarn(config) if config.rope_scaling_type == "yarn" else _kept_by_llama3(frequencies, config)
+    return kept * frequencies + (1.0 - kept) * frequencies / config.rope_scaling_factor
 
 
-def _stretch(frequencies: Tensor, config: ModelConfig) -> Tensor:
-    """Apply Llama 3.1's scaling: short wavelengths stay, long ones are multiplied by the factor, those between blend
-    linearly.
+def grows(config: ModelConfig, length: int) -> bool:
+    """Return whether dynamic scaling stretches the positions of a sequence of `length` tokens (NTK-aware, as in
+    transformers' modeling_rope_utils.py)."""
+    is_dynamic = config.use_rope_scaling and config.rope_scaling_type == "dynamic"
+    return is_dynamic and length > config.rope_original_max_position_embeddings
+
+
+def _kept_by_llama3(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """Return the share of each frequency that Llama 3.1's scaling keeps: short wavelengths stay, long ones are
+    multiplied by the factor, those between blend linearly.
 
     Source: https://github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
     """
     low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
     turns = config.rope_original_max_position_embeddings * frequencies / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return keep * frequencies + (1.0 - keep) * frequencies / config.rope_scaling_factor
+    return ((turns - low) / (high - low)).clamp(0.0, 1.0)
 
 
-def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+def _kept_by_yarn(config: ModelConfig) -> Tensor:
+    """Return the share of each frequency that YaRN keeps (Peng et al. 2023, https://arxiv.org/abs/2309.00071, section
+    3.2): pairs of channels between those that turn beta_fast and beta_slow times blend linearly, by their numbers."""
+    size, original = config.head_dim, config.rope_original_max_position_embeddings
+
+    def pair(turns: float) -> float:
+        return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_base))
+
+    first, last = pair(config.yarn_beta_fast), pair(config.yarn_beta_slow)
+    if config.yarn_truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    width = last - first or 0.001
+    return 1.0 - ((torch.arange(size // 2, dtype=torch.float32) - first) / width).clamp(0.0, 1.0)
+
+
+def _attention_factor(config: ModelConfig) -> float:
+    """Return the factor on rotated queries and keys, which is 1 but for YaRN."""
+    if not config.use_rope_scaling or config.rope_scaling_type != "yarn":
+        return 1.0
+    return config.yarn_attention_factor or 0.1 * math.log(max(config.rope_scaling_factor, 1.0)) + 1.0
+
+
+def rope_tables(config: ModelConfig, length: int = 0) -> tuple[Tensor, Tensor]:
     """Return (cos, signed sin) of every position's angles: fp32 [max_position_embeddings, head_dim].
 
     Channels i and i + head_dim / 2 are a pair and share an angle; the first of the two has −sin, so that
-    rotated = x · cos + (x with its halves swapped) · sin.
+    rotated = x · cos + (x with its halves swapped) · sin. length: as of rope_frequencies.
     """
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
-    angles = torch.outer(positions, rope_frequencies(config))
-    cos, sin = angles.cos(), angles.sin()
+    angles = torch.outer(positions, rope_frequencies(config, length))
+    cos, sin, factor = angles.cos(), angles.sin(), _attention_factor(config)
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 

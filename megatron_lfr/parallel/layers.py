@@ -48,39 +48,64 @@ class TensorParallel:
         of."""
         return gather_rows(x, self.group) if self.sequence else copy_to_group(x, self.group)
 
+    def take_local(self, x: Tensor) -> Tensor:
+        """Take this rank's tokens between the layers, as `leave` returns them: [N, ...] → [N or N / ranks, ...]."""
+        return x.chunk(self.size)[self.rank] if self.sequence else x
+
+    def share(self, weight: Tensor) -> Tensor:
+        """Use a weight, equal on all ranks, in computations that differ by rank: its gradients are summed.
+
+        With `sequence`, this happens after the backward, together with those of all weights that ranks have copies of.
+        """
+        return weight if self.sequence else copy_to_group(weight, self.group)
+
     def leave(self, x: Tensor) -> Tensor:
         """Sum what the ranks computed for all tokens: [N, ...] → [N or N / ranks, ...]."""
         return scatter_sum(x, self.group) if self.sequence else reduce_from_group(x, self.group)
 
 
 class ShardedWeight(nn.Module):
-    """A layer with one weight, of which this rank holds a slice along `shard_dim`; its values are undefined at first.
+    """A layer with one matrix, of which this rank holds a slice along `shard_dim` (None: all of it), and, if asked, a
+    bias for each of its rows, which is sliced as these are; their values are undefined at first.
 
     `full_shape` is the shape of the weight over all ranks, without padding. The sharded dimension is padded with zeros
     to `padded_size`, which must be a multiple of the number of ranks; ValueError otherwise.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
-        self, full_shape: tuple[int, int], shard_dim: int, tp: TensorParallel, padded_size: int | None = None
+        self,
+        full_shape: tuple[int, int],
+        shard_dim: int | None,
+        tp: TensorParallel,
+        padded_size: int | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        size = padded_size or full_shape[shard_dim]
-        if size % tp.size or size < full_shape[shard_dim]:
-            raise ValueError(
-                f"a weight of shape {full_shape} does not spread over {tp.size} ranks (padded size {size})"
-            )
         self.full_shape, self.shard_dim, self.tp = full_shape, shard_dim, tp
+        self.shard_dims = {"weight": shard_dim, "bias": 0 if shard_dim == 0 else None}
         local_shape = list(full_shape)
-        local_shape[shard_dim] = size // tp.size
+        if shard_dim is not None:
+            size = padded_size or full_shape[shard_dim]
+            if size % tp.size or size < full_shape[shard_dim]:
+                raise ValueError(
+                    f"a weight of shape {full_shape} does not spread over {tp.size} ranks (padded size {size})"
+                )
+            local_shape[shard_dim] = size // tp.size
         self.weight = nn.Parameter(torch.empty(local_shape, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(local_shape[0], dtype=torch.float32)) if bias else None
 
     @torch.no_grad()
     def init_normal(self, name: str, seed: int, std: float) -> None:
-        """Draw this rank's part of the initial weight, as `init_part` does."""
+        """Draw this rank's part of the initial weight, as `init_part` does; a bias becomes zero."""
         local, first = local_rows(self.weight)
         start = [first, 0]
-        start[self.shard_dim] += self.tp.rank * self.weight.shape[self.shard_dim]
+        if self.shard_dim is not None:
+            start[self.shard_dim] += self.tp.rank * self.weight.shape[self.shard_dim]
         self.init_part(local, start, name, seed, std)
+        if self.bias is not None:
+            local_rows(self.bias)[0].zero_()
 
     @torch.no_grad()
     def init_part(self, part: Tensor, start: Sequence[int], name: str, seed: int, std: float) -> None:
@@ -90,6 +115,16 @@ class ShardedWeight(nn.Module):
         fill_normal(part[:rows, :columns], std, seed=seed, name=name, first_row=start[0], first_column=start[1])
         part[rows:].zero_()
         part[:, columns:].zero_()
+
+
+def shard_dims(model: nn.Module) -> dict[str, int | None]:
+    """Return, for each parameter by name, the dimension along which tensor-parallel ranks share it; None where each
+    rank holds all of it."""
+    dims: dict[str, int | None] = {}
+    for name, _ in model.named_parameters():
+        layer, _, parameter = name.rpartition(".")
+        dims[name] = getattr(model.get_submodule(layer), "shard_dims", {}).get(parameter)
+    return dims
 
 
 def local_rows(weight: Tensor) -> tuple[Tensor, int]:
@@ -102,27 +137,28 @@ def local_rows(weight: Tensor) -> tuple[Tensor, int]:
 
 
 class ColumnParallelLinear(ShardedWeight):
-    """Computes y = x Wᵀ with the outputs spread over the ranks: [N, in_features] → [N, out_features / ranks].
+    """Computes y = x Wᵀ + b with the outputs spread over the ranks: [N, in_features] → [N, out_features / ranks].
 
     `x` must be the result of `tp.enter`, which several such layers can share.
     """
 
-    def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
-        super().__init__((out_features, in_features), 0, tp)
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel, bias: bool = False) -> None:
+        super().__init__((out_features, in_features), 0, tp, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class RowParallelLinear(ShardedWeight):
-    """Computes y = x Wᵀ with the inputs spread over the ranks: [N, in_features / ranks] → [N or N / ranks,
+    """Computes y = x Wᵀ + b with the inputs spread over the ranks: [N, in_features / ranks] → [N or N / ranks,
     out_features]."""
 
-    def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
-        super().__init__((out_features, in_features), 1, tp)
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel, bias: bool = False) -> None:
+        super().__init__((out_features, in_features), 1, tp, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tp.leave(F.linear(x, self.weight.to(x.dtype)))
+        y = self.tp.leave(F.linear(x, self.weight.to(x.dtype)))
+        return y if self.bias is None else y + self.bias.to(y.dtype)  # once, after the sum over the ranks
 
 
 class VocabParallelEmbedding(ShardedWeight):

@@ -98,6 +98,7 @@ def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
         seq_length=config.data.seq_length,
         context_ranks=config.parallel.context_parallel_size,
         has_documents=config.data.reset_attention_mask,
+        has_window=config.model.window(config.data.seq_length) is not None,
         is_compiled=config.training.compile,
         itemsize=2 if config.training.bf16 else 4,
     )

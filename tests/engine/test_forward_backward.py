@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_lfr.engine.forward_backward import MicroBatchLoop
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 
 ROWS, LENGTH = 6, 8
 
@@ -29,7 +29,7 @@ def test_a_plain_model_in_micro_batches_has_the_gradients_of_the_batch(size: int
     config = ModelConfig(
         num_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=20, max_position_embeddings=LENGTH
     )
-    model, reference, strategy = Llama(config, 1), Llama(config, 1), Noted()
+    model, reference, strategy = Decoder(config, 1), Decoder(config, 1), Noted()
     tokens = torch.randint(0, 20, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(2))
     inputs = {
         "x": tokens[:, :-1].contiguous(),

@@ -44,6 +44,7 @@ def test_equals_the_plain_layers(package: KernelPackage, dtype: torch.dtype) -> 
     tables = (torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1))
     for name, inputs, options in (
         ("rms_norm", (x, weight), (1e-5,)),
+        ("layer_norm", (x, weight, weight), (1e-5,)),
         ("swiglu", (gate, up), ()),
         ("split_and_rotate", (qkv, *tables), (2,)),
     ):

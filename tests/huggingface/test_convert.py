@@ -20,7 +20,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.config import from_hf_config
 from megatron_lfr.huggingface.verify import verify
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 from support import kill_cases, two_rank_checkpoints
 from support.hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 
@@ -149,7 +149,7 @@ def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     mp.start_processes(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     expected = {
-        f"model.{name}": value for name, value in Llama(BASE, seed=two_rank_checkpoints.SEED).named_parameters()
+        f"model.{name}": value for name, value in Decoder(BASE, seed=two_rank_checkpoints.SEED).named_parameters()
     }
     for name in two_rank_checkpoints.LAYOUTS:
         run = tmp_path / name
@@ -206,7 +206,7 @@ def test_a_cap_of_the_logits_comes_in_and_does_not_go_out(tmp_path: Path, capsys
     assert 1.0 < float(largest[1]) <= 2.0
     assert yaml.safe_load((tmp_path / "capped" / "config.yaml").read_text())["final_logit_softcapping"] == 2.0
     assert convert("to-hf", "--run", tmp_path / "capped", "--output", tmp_path / "back") == 2
-    assert "--final-logit-softcapping 2.0: transformers' LlamaForCausalLM does not cap" in capsys.readouterr().err
+    assert "LlamaForCausalLM cannot be a model with --final-logit-softcapping 2.0" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
 
 

@@ -61,9 +61,15 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
     ("changes", "message"),
     [
         ({"architectures": ["MistralForCausalLM"]}, "architectures ['MistralForCausalLM'] is not supported"),
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported"),
-        ({"attention_bias": True}, "attention_bias True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias True is not supported"),
+        ({"model_type": "gemma"}, "model_type 'gemma' is not supported; only llama, mistral, qwen2,"),
+        ({"model_type": "qwen2"}, "only ['Qwen2ForCausalLM'] is"),
+        ({"attention_bias": True}, "the weight model.layers.0.self_attn.q_proj.bias is missing"),
+        ({"mlp_bias": True}, "the weight model.layers.0.mlp.gate_proj.bias is missing"),
+        ({"mlp_bias": 1}, "mlp_bias is 1; expected true or false"),
+        (
+            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "layer_types": ["full_attention", 1]},
+            "a window in some layers alone is not supported",
+        ),
         ({"sliding_window": 4096}, "sliding_window 4096 is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported"),
@@ -77,8 +83,8 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"rope_scaling": LLAMA3}, "disagree"),
         ({"rope_scaling": {**LLAMA3, "type": "linear"}}, "rope_type is given twice, as 'llama3' and, under type,"),
         ({"rope_scaling": {**LLAMA3, "rope_theta": 7.0}, "rope_parameters": LLAMA3}, "as 7.0 and as 10000.0"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope' is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "disagree"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
         ({"rope_parameters": {"mscale": 1.0}}, "rope parameter 'mscale' is not supported"),
         ({"rope_parameters": [1]}, "expected an object"),
@@ -125,10 +131,10 @@ def test_keys_that_change_nothing_pass_with_a_note(hf: Path, capsys: pytest.Capt
 
 
 def test_a_flag_does_not_let_through_what_the_model_cannot_follow(hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit(hf / "config.json", attention_bias=True)
-    flags = ("--input", str(hf), "--output", str(hf.with_name("run")), "--allow-config-key", "attention_bias")
+    edit(hf / "config.json", quantization_config={"bits": 4})
+    flags = ("--input", str(hf), "--output", str(hf.with_name("run")), "--allow-config-key", "quantization_config")
     assert main(["convert", "from-hf", *flags]) == 2
-    assert "attention_bias True is not supported" in capsys.readouterr().err
+    assert "quantization_config {'bits': 4} is not supported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_lfr.model import Llama, ModelConfig, attention
+from megatron_lfr.model import Decoder, ModelConfig, attention
 from megatron_lfr.model.attention import (
     AttentionBackend,
     attention_mask,
@@ -38,6 +38,7 @@ CONFIG = ModelConfig(
 CHOICE: dict[str, Any] = {
     "on_gpu": True,
     "has_documents": True,
+    "has_window": False,
     "context_ranks": 1,
     "is_compiled": False,
     "head_dim": 64,
@@ -61,7 +62,7 @@ def chunks_of(rank: int, ranks: int, length: int) -> Tensor:
     return torch.cat((chunks[rank], chunks[2 * ranks - 1 - rank]))
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, rows: Tensor) -> Tensor:
+def exact(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, rows: Tensor, window: int | None = None) -> Tensor:
     """Compute a softmax over what each query sees, in fp64."""
     heads = q.shape[2] // k.shape[2]
     k, v = (x.double().repeat_interleave(heads, 2) for x in (k, v))
@@ -69,6 +70,8 @@ def exact(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, rows: Tensor) -> 
     for batch in range(len(q)):
         for number, position in enumerate(rows.tolist()):
             hidden = torch.arange(k.shape[1]) > position
+            if window is not None:
+                hidden |= torch.arange(k.shape[1]) <= position - window
             if ids is not None:
                 hidden |= ids[batch] != ids[batch, position]
             scores[batch, :, number, hidden] = -torch.inf
@@ -89,10 +92,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
     return dot_product(q, k, v, mask, is_causal=False)
 
 
-def assert_equal_to_fp64(backend: AttentionBackend, ids: Tensor, rows: Tensor, heads: int, groups: int) -> None:
+def assert_equal_to_fp64(
+    backend: AttentionBackend, ids: Tensor, rows: Tensor, heads: int, groups: int, window: int | None = None
+) -> None:
     q, k, v, gradient = make_inputs(ids, len(rows), heads, groups)
-    mixed = attend(q, k, v, attention_mask(backend, rows, ids.shape[1], ids, q.dtype))
-    expected = exact(q, k, v, ids, rows)
+    mixed = attend(q, k, v, attention_mask(backend, rows, ids.shape[1], ids, window, q.dtype))
+    expected = exact(q, k, v, ids, rows, window)
     gradients = torch.autograd.grad(mixed, (q, k, v), gradient)
     torch.testing.assert_close(mixed, expected.float(), atol=1e-5, rtol=1e-5)
     for one, other in zip(gradients, torch.autograd.grad(expected, (q, k, v), gradient.double()), strict=True):
@@ -119,6 +124,17 @@ def test_one_key_a_query_and_one_key_for_all(groups: int, backend: AttentionBack
 def test_the_tokens_of_a_context_parallel_rank(rank: int, backend: AttentionBackend) -> None:
     with flex_on_cpu():
         assert_equal_to_fp64(backend, ids_of([[300, 84], [3, 381]]), chunks_of(rank, 2, 384), 4, 2)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("window", [1, 5, 128, 200])
+def test_a_window_of_earlier_tokens(window: int, backend: AttentionBackend) -> None:
+    with flex_on_cpu():
+        assert_equal_to_fp64(backend, ids_of([[300, 84], [3, 381]]), chunks_of(0, 2, 384), 4, 2, window)
+        q, k, v, _ = make_inputs(ids_of([[384]]), 384)
+        rows = torch.arange(384)
+        mixed = attend(q, k, v, attention_mask(backend, rows, 384, None, window, q.dtype))
+        torch.testing.assert_close(mixed, exact(q, k, v, None, rows, window).float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -152,6 +168,15 @@ def listed(counts: Tensor | None, indices: Tensor | None) -> list[list[list[int]
         [sorted(indices[b, 0, row, :count].tolist()) for row, count in enumerate(counts[b, 0].tolist())]
         for b in range(len(counts))
     ]
+
+
+@pytest.mark.parametrize("window", [100, 129, 500])
+def test_blocks_of_a_window_are_those_of_all_pairs(window: int) -> None:
+    mask = block_mask(torch.arange(1000), 1000, None, window)
+    expected = create_block_mask(mask.mask_mod, None, None, 1000, 1000, "cpu")
+    for kind in ("kv", "full_kv"):
+        one, other = (listed(getattr(m, f"{kind}_num_blocks"), getattr(m, f"{kind}_indices")) for m in (mask, expected))
+        assert one == other
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -196,7 +221,7 @@ def test_a_model_computes_the_same_with_both(compiled: bool, recompute: Any) -> 
     results = []
     with flex_on_cpu():
         for backend in ("sdpa", "flex"):
-            model = Llama(CONFIG, 1, attention_backend=backend, recompute_granularity=recompute)  # type: ignore[arg-type]
+            model = Decoder(CONFIG, 1, attention_backend=backend, recompute_granularity=recompute)  # type: ignore[arg-type]
             for layer in model.layers.values():
                 if compiled:
                     layer.compile(fullgraph=True, backend="aot_eager")
@@ -241,7 +266,7 @@ def test_a_gpu_gets_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.device("meta"):
         tokens = torch.empty(rows, length, dtype=torch.int64)
         for backend in (choose_backend("auto", **CHOICE), choose_backend("sdpa", **CHOICE)):
-            model = Llama(CONFIG, None, attention_backend=backend, compute_dtype=torch.bfloat16)
+            model = Decoder(CONFIG, None, attention_backend=backend, compute_dtype=torch.bfloat16)
             with Sizes() as sizes:
                 hidden = model.hidden_states(tokens, document_ids=tokens)
             assert hidden.shape == (rows, length, CONFIG.hidden_size)
@@ -268,20 +293,23 @@ def test_the_compiler_is_given_flex_attention() -> None:
 
 
 @pytest.mark.parametrize("context_ranks", [1, 2])
+@pytest.mark.parametrize("window", [None, 90])
 @pytest.mark.parametrize("has_documents", [False, True])
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
-def test_bytes_of_a_mask(backend: AttentionBackend, has_documents: bool, context_ranks: int) -> None:
+def test_bytes_of_a_mask(
+    backend: AttentionBackend, has_documents: bool, window: int | None, context_ranks: int
+) -> None:
     ids = ids_of([[100, 500], [600, 0], [300, 300]])
     rows = chunks_of(0, context_ranks, 600)
-    mask = attention_mask(backend, rows, 600, ids if has_documents else None, torch.bfloat16)
+    mask = attention_mask(backend, rows, 600, ids if has_documents else None, window, torch.bfloat16)
     bytes_held = 0
     if isinstance(mask, Tensor):
         bytes_held = mask.nbytes
     elif mask is not None:
         parts = [part for part in mask.as_tuple() if isinstance(part, Tensor)]
         parts += [cell.cell_contents for cell in mask.mask_mod.__closure__]  # type: ignore[attr-defined]
-        bytes_held = sum(part.nbytes for part in parts)
-    assert bytes_held == mask_bytes(backend, 3, 600, context_ranks, has_documents, 2)
+        bytes_held = sum(part.nbytes for part in parts if isinstance(part, Tensor))
+    assert bytes_held == mask_bytes(backend, 3, 600, context_ranks, has_documents, window is not None, 2)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +323,7 @@ def test_bytes_of_a_mask(backend: AttentionBackend, has_documents: bool, context
         ({"has_documents": False, "context_ranks": 2}, "sdpa"),
         ({"has_documents": False, "context_ranks": 2, "is_compiled": True}, "flex"),
         ({"context_ranks": 2}, "flex"),
+        ({"has_documents": False, "has_window": True}, "flex"),
     ],
 )
 def test_what_auto_takes(changes: dict[str, Any], chosen: str) -> None:
@@ -307,7 +336,7 @@ def test_what_auto_takes(changes: dict[str, Any], chosen: str) -> None:
     [
         ({"on_gpu": False}, "no backward pass on a CPU; choose from auto, sdpa"),
         ({"head_dim": 8}, "needs heads of 16 channels, not 8 .*choose from auto, sdpa"),
-        ({"has_documents": False}, "goes with --reset-attention-mask or --context-parallel-size.*Choose from auto"),
+        ({"has_documents": False}, "goes with --reset-attention-mask, --context-parallel-size.*Choose from auto"),
     ],
 )
 def test_flex_is_refused_where_it_cannot_be_had(changes: dict[str, Any], message: str) -> None:
@@ -319,12 +348,13 @@ def test_flex_is_refused_where_it_cannot_be_had(changes: dict[str, Any], message
 def test_every_kernel_is_named_with_its_mask() -> None:
     def line(backend: AttentionBackend, **changes: Any) -> str:
         facts: dict[str, Any] = {"rows": 4, "seq_length": 8192, "context_ranks": 1, "has_documents": True}
-        return describe(backend, **facts | {"is_compiled": False, "itemsize": 2} | changes)
+        return describe(backend, **facts | {"has_window": False, "is_compiled": False, "itemsize": 2} | changes)
 
     assert "scaled_dot_product_attention, with a dense document mask of 536,870,912 bytes a mi" in line("sdpa")
     assert "flex_attention, with a block mask of " in line("flex")
     assert "causal and without a mask" in line("sdpa", has_documents=False, context_ranks=2)
+    assert "dense window mask of 134,217,728 bytes" in line("sdpa", has_documents=False, has_window=True)
     chunk = 8192 // 4
     dense = chunk * chunk + chunk * 4 * chunk  # of rank 0: chunks 0 and 3
     assert f" {dense:,} bytes a layer" in line("sdpa", has_documents=False, context_ranks=2, is_compiled=True)
-    assert mask_bytes("flex", 4, 8192, 1, True, 2) < 536_870_912 / 100
+    assert mask_bytes("flex", 4, 8192, 1, True, False, 2) < 536_870_912 / 100

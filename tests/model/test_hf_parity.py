@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from support.hf_weights import hf_model, load_hf, to_hf
 
 BASE = ModelConfig(
@@ -55,7 +55,7 @@ def test_logits_loss_and_gradients_equal_transformers(case: str) -> None:
     torch.manual_seed(7)
     config = dataclasses.replace(BASE, **CASES[case])
     theirs = hf_model(config)
-    ours = Llama(config, seed=1)
+    ours = Decoder(config, seed=1)
     load_hf(ours, theirs.state_dict())
     tokens, labels = sample(config, 2, 200)
 
@@ -78,7 +78,7 @@ def test_logits_loss_and_gradients_equal_transformers(case: str) -> None:
 
 def test_our_initial_weights_give_transformers_our_logits() -> None:
     config = dataclasses.replace(BASE, num_query_groups=2, untie_embeddings_and_output_weights=True)
-    ours = Llama(config, seed=5)
+    ours = Decoder(config, seed=5)
     theirs = hf_model(config)
     theirs.load_state_dict(to_hf(ours.state_dict(), config))
     tokens, _ = sample(config, 2, 100)
@@ -91,7 +91,7 @@ def test_bfloat16_stays_near_and_its_gradients_are_fp32() -> None:
     config = dataclasses.replace(BASE, num_query_groups=2)
     tokens, labels = sample(config, 2, 100)
     weight = torch.full(labels.shape, 1 / labels.numel())
-    exact, rounded = Llama(config, seed=5), Llama(config, seed=5, compute_dtype=torch.bfloat16)
+    exact, rounded = Decoder(config, seed=5), Decoder(config, seed=5, compute_dtype=torch.bfloat16)
     assert rounded.hidden_states(tokens).dtype == torch.bfloat16
     losses = []
     for model in (exact, rounded):

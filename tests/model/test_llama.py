@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.loss import LossConfig
 
 CONFIG = ModelConfig(
@@ -28,7 +28,7 @@ def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def larger_weights(model: Llama) -> Llama:
+def larger_weights(model: Decoder) -> Decoder:
     """Weights large enough for attention to look at something."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,7 +39,7 @@ def larger_weights(model: Llama) -> Llama:
 
 @torch.no_grad()
 def test_documents_do_not_see_each_other() -> None:
-    model = larger_weights(Llama(CONFIG, seed=1))
+    model = larger_weights(Decoder(CONFIG, seed=1))
     lengths = [(5, 20, 7), (16, 1, 15)]
     documents = [[tokens_of(1, n, seed=10 * r + i) for i, n in enumerate(row)] for r, row in enumerate(lengths)]
     joined = torch.cat([torch.cat(row, 1) for row in documents])
@@ -53,7 +53,7 @@ def test_documents_do_not_see_each_other() -> None:
 
 @torch.no_grad()
 def test_attention_is_causal() -> None:
-    model = larger_weights(Llama(CONFIG, seed=1))
+    model = larger_weights(Decoder(CONFIG, seed=1))
     tokens = tokens_of(2, 30)
     changed = tokens.clone()
     changed[:, 17:] = (changed[:, 17:] + 1) % 50
@@ -63,7 +63,7 @@ def test_attention_is_causal() -> None:
 
 
 def test_positions_are_counted_from_zero_by_default() -> None:
-    model = larger_weights(Llama(CONFIG, seed=1))
+    model = larger_weights(Decoder(CONFIG, seed=1))
     tokens = tokens_of(2, 30)
     positions = torch.arange(30).expand(2, -1)
     assert torch.equal(model.hidden_states(tokens), model.hidden_states(tokens, positions))
@@ -78,7 +78,7 @@ def test_recomputation_changes_no_bit(granularity: str, with_documents: bool, dt
     ids = (torch.arange(30) // 11).expand(2, -1) if with_documents else None
     results, calls = [], []
     for chosen in (None, granularity):
-        model = Llama(CONFIG, seed=1, compute_dtype=dtype, recompute_granularity=chosen)  # type: ignore[arg-type]
+        model = Decoder(CONFIG, seed=1, compute_dtype=dtype, recompute_granularity=chosen)  # type: ignore[arg-type]
         count = [0]
         for layer in model.layers.values():
             layer.attention_norm.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
@@ -93,7 +93,7 @@ def test_recomputation_changes_no_bit(granularity: str, with_documents: bool, dt
 def test_selective_recomputation_keeps_less() -> None:
     kept = []
     for granularity in (None, "selective", "full"):
-        model = Llama(CONFIG, seed=1, recompute_granularity=granularity)  # type: ignore[arg-type]
+        model = Decoder(CONFIG, seed=1, recompute_granularity=granularity)  # type: ignore[arg-type]
         sizes: dict[int, int] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: (sizes.__setitem__(t.data_ptr(), t.numel()), t)[1],  # type: ignore[misc]
@@ -105,8 +105,8 @@ def test_selective_recomputation_keeps_less() -> None:
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:
-    one, two, other = Llama(CONFIG, seed=1), Llama(CONFIG, seed=1), Llama(CONFIG, seed=2)
-    deeper = Llama(dataclasses.replace(CONFIG, num_layers=3, make_vocab_size_divisible_by=64), seed=1)
+    one, two, other = Decoder(CONFIG, seed=1), Decoder(CONFIG, seed=1), Decoder(CONFIG, seed=2)
+    deeper = Decoder(dataclasses.replace(CONFIG, num_layers=3, make_vocab_size_divisible_by=64), seed=1)
     weights, deep = one.state_dict(), deeper.state_dict()
     for name, weight in weights.items():
         assert torch.equal(weight, two.state_dict()[name])
@@ -119,7 +119,7 @@ def test_initial_weights_depend_on_seed_and_name_alone() -> None:
 
 def test_spread_of_the_initial_weights() -> None:
     config = dataclasses.replace(CONFIG, hidden_size=256, ffn_hidden_size=512, init_method_std=0.03)
-    weights = Llama(config, seed=1).state_dict()
+    weights = Decoder(config, seed=1).state_dict()
     for name, expected in {
         "layers.0.attention.qkv.weight": 0.03,
         "layers.1.feed_forward.gate.weight": 0.03,
@@ -134,7 +134,7 @@ def test_spread_of_the_initial_weights() -> None:
 
 @pytest.mark.parametrize("untied", [False, True])
 def test_padding_of_the_vocabulary_stays_zero(untied: bool) -> None:
-    model = Llama(dataclasses.replace(CONFIG, untie_embeddings_and_output_weights=untied), seed=1)
+    model = Decoder(dataclasses.replace(CONFIG, untie_embeddings_and_output_weights=untied), seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     tokens, labels = tokens_of(2, 30), tokens_of(2, 30, seed=1)
     before = model.output_weight.detach().clone()
@@ -149,7 +149,7 @@ def test_padding_of_the_vocabulary_stays_zero(untied: bool) -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    model = Llama(CONFIG, seed=1)
+    model = Decoder(CONFIG, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     tokens = (torch.arange(33) * 3 % 50).expand(4, -1)
     losses = []
@@ -165,7 +165,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_the_loss_is_plain_where_there_is_no_gradient() -> None:
-    plain, model = Llama(CONFIG, seed=1), Llama(CONFIG, seed=1, loss=LossConfig(0.01, 0.1))
+    plain, model = Decoder(CONFIG, seed=1), Decoder(CONFIG, seed=1, loss=LossConfig(0.01, 0.1))
     inputs = tokens_of(2, 30), tokens_of(2, 30, seed=1), torch.full((2, 30), 1 / 60)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(plain(*inputs), model(*inputs), strict=True))
@@ -176,7 +176,7 @@ def test_the_loss_is_plain_where_there_is_no_gradient() -> None:
 
 @pytest.mark.parametrize("cap", [0.0, 1.0])
 def test_logits_are_those_of_the_loss(cap: float) -> None:
-    model = larger_weights(Llama(dataclasses.replace(CONFIG, final_logit_softcapping=cap), seed=1))
+    model = larger_weights(Decoder(dataclasses.replace(CONFIG, final_logit_softcapping=cap), seed=1))
     tokens, labels, everywhere = tokens_of(2, 30), tokens_of(2, 30, seed=1), torch.ones(2, 30, dtype=torch.bool)
     with torch.no_grad():
         hidden = model.hidden_states(tokens).flatten(0, 1)
@@ -192,4 +192,4 @@ def test_logits_are_those_of_the_loss(cap: float) -> None:
 
 def test_too_long_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="65 tokens is longer than --max-position-embeddings 64"):
-        Llama(CONFIG, seed=1).hidden_states(tokens_of(1, 65))
+        Decoder(CONFIG, seed=1).hidden_states(tokens_of(1, 65))

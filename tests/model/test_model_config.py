@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_lfr.model import MODEL_PRESETS, Llama, ModelConfig
+from megatron_lfr.model import MODEL_PRESETS, Decoder, ModelConfig
 
 DEMO = dataclasses.replace(MODEL_PRESETS["demo"], vocab_size=500)
 
@@ -79,14 +79,14 @@ def test_a_vocabulary_is_needed() -> None:
 @pytest.mark.parametrize("change", [{}, {"untie_embeddings_and_output_weights": True}, {"kv_channels": 64}])
 def test_number_of_parameters(change: dict[str, bool]) -> None:
     config = dataclasses.replace(DEMO, make_vocab_size_divisible_by=1, **change)  # type: ignore[arg-type]
-    assert config.num_parameters() == sum(p.numel() for p in Llama(config, seed=1).parameters())
+    assert config.num_parameters() == sum(p.numel() for p in Decoder(config, seed=1).parameters())
 
 
 def test_floating_point_operations() -> None:
     config = dataclasses.replace(DEMO, make_vocab_size_divisible_by=1)
     tokens = torch.zeros(2, 64, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        Llama(config, seed=1)(tokens, tokens, torch.full((2, 64), 1 / 128))[0].backward()
+        Decoder(config, seed=1)(tokens, tokens, torch.full((2, 64), 1 / 128))[0].backward()
     # PyTorch counts the products (CPU attention is unknown to it).
     attention = 6 * 4 * 128 * 65
     assert config.flops_per_token(64) - attention == counter.get_total_flops() / 128

@@ -137,7 +137,9 @@ def share_of(batch: GlobalBatch, parallel: ParallelState, length: int | None = N
     )
 
 
-def make_engine(layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int = SEED, **options: Any) -> NativeEngine:
+def make_engine(
+    layout: Layout, adamw: OptimizerConfig = ADAMW, seed: int | None = SEED, **options: Any
+) -> NativeEngine:
     parallel = initialize(layout.config)
     config = options.pop("config", TOY)
     layout.config.check_batches(

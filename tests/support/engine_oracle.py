@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_lfr.engine.optimizer import OptimizerConfig
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.loss import LossConfig
 
 
@@ -35,13 +35,13 @@ class Step:
 
 
 class Oracle:
-    """A Llama with the initial weights of `Llama(config, seed)`, trained on whole batches."""
+    """A Llama with the initial weights of `Decoder(config, seed)`, trained on whole batches."""
 
     def __init__(
         self, config: ModelConfig, seed: int, optimizer: OptimizerConfig, loss: LossConfig | None = None
     ) -> None:
         self.config, self.clip_grad, self.loss = config, optimizer.clip_grad, loss or LossConfig()
-        self.weights = {n: nn.Parameter(p.detach().double()) for n, p in Llama(config, seed).named_parameters()}
+        self.weights = {n: nn.Parameter(p.detach().double()) for n, p in Decoder(config, seed).named_parameters()}
         matrices = [w for w in self.weights.values() if w.ndim == 2]
         norms = [w for w in self.weights.values() if w.ndim == 1]
         self.adamw = torch.optim.AdamW(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 
 BASE = ModelConfig(
     num_layers=3,
@@ -42,8 +42,8 @@ MODELS = {
 }
 
 
-def random_model(config: ModelConfig) -> Llama:
-    model = Llama(config, seed=3)
+def random_model(config: ModelConfig) -> Decoder:
+    model = Decoder(config, seed=3)
     generator = torch.Generator().manual_seed(4)
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -51,7 +51,7 @@ def random_model(config: ModelConfig) -> Llama:
     return model
 
 
-def make_run(folder: Path, config: ModelConfig, tokenizer: Path | None = None) -> Llama:
+def make_run(folder: Path, config: ModelConfig, tokenizer: Path | None = None) -> Decoder:
     """Write a run folder with checkpoints of iterations 5 (zeros) and 7; return the model of 7."""
     model = random_model(config)
     store = CheckpointStore(folder / "checkpoints", keep=None)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_lfr.huggingface.names import to_ours, to_theirs, weights
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 
 
 def to_hf(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -19,7 +19,7 @@ def to_hf(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_hf(model: Llama, theirs: dict[str, Tensor]) -> None:
+def load_hf(model: Decoder, theirs: dict[str, Tensor]) -> None:
     """Copy weights by Hugging Face's names into our model."""
     for weight in weights(model.config):
         full = to_ours(weight, [theirs[name] for name in weight.theirs], model.config)

@@ -1,9 +1,10 @@
-"""The argument lists of Megatron-LM's Llama-3 example scripts.
+"""The argument lists of Megatron-LM's Llama-3 example scripts, and of its GPT-3 one.
 
 From https://github.com/NVIDIA/Megatron-LM, commit d98e8a64ddf34856e74b24714e3bedb2f5a39553 (2026-08-22):
 
 - examples/llama/train_llama3_8b_h100_fp8.sh
 - examples/megatron_fsdp/train_llama3_8b_fsdp_h100_fp8.sh
+- examples/gpt3/train_gpt3_175b_distributed.sh
 - examples/post_training/modelopt/conf/meta-llama/Llama-3.1-8B-Instruct.sh and Llama-3.2-1B-Instruct.sh
   (the MODEL_ARGS that finetune.sh and its neighbours begin their lists with)
 
@@ -119,6 +120,18 @@ LLAMA3_SCRIPTS: dict[str, list[str]] = {
     ),
 }
 """Script and branch to the words that Megatron's parser gets."""
+
+GPT3_SCRIPT = _argv(
+    "--num-layers 96 --hidden-size 12288 --num-attention-heads 96 --seq-length 2048 --max-position-embeddings 2048",
+    "--attention-backend auto --micro-batch-size 1 --global-batch-size 1536 --rampup-batch-size 16 16 5859375",
+    "--train-iters 500000 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --init-method-std 0.006",
+    "--clip-grad 1.0 --fp16 --lr 6.0e-5 --lr-decay-style cosine --min-lr 6.0e-6 --lr-warmup-fraction .001",
+    "--lr-decay-iters 430000 --tensor-model-parallel-size 8 --pipeline-model-parallel-size 16",
+    "--data-path data/my_text_document --vocab-file vocab.json --merge-file merges.txt --split 949,50,1",
+    "--log-interval 100 --save-interval 10000 --eval-interval 1000 --save checkpoints --load checkpoints",
+    "--eval-iters 10 --tensorboard-dir tensorboard_logs",
+)
+"""Words of train_gpt3_175b_distributed.sh, with the GPT-2 family's parts to be given by --model-preset gpt2."""
 
 _REFUSED_EVERYWHERE = {
     *("--decoupled-lr", "--decoupled-min-lr"),

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lfr.kernels import block_cross_entropy
-from megatron_lfr.model import Llama, ModelConfig
+from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.parallel import ParallelConfig, TensorParallel, initialize
-from megatron_lfr.parallel.layers import ShardedWeight
+from megatron_lfr.parallel.layers import shard_dims
 from support.waiting import LIMIT
 
 TOY = ModelConfig(
@@ -117,9 +117,9 @@ def llama(
     config = dataclasses.replace(TOY, **changes)
     tp = TensorParallel(dist.group.WORLD, sequence)
     options = {"compute_dtype": compute_dtype, "loss_mode": mode}
-    both = Llama(config, 3, tp=tp, recompute_granularity=recompute, **options)
-    one = Llama(config, 3, **options)
-    dims = {f"{n}.weight": m.shard_dim for n, m in both.named_modules() if isinstance(m, ShardedWeight)}
+    both = Decoder(config, 3, tp=tp, recompute_granularity=recompute, **options)
+    one = Decoder(config, 3, **options)
+    dims = shard_dims(both)
     tokens = torch.randint(0, 50, (3, 21), generator=torch.Generator().manual_seed(2))
     inputs = (tokens[:, :-1], tokens[:, 1:], torch.full((3, 20), 1 / 60))
     documents = torch.arange(20).div(7, rounding_mode="floor").expand(3, -1)
@@ -133,7 +133,7 @@ def llama(
     errors["ranks"] += differs_by_rank(*losses[0])
     full = dict(one.named_parameters())
     for name, parameter in both.named_parameters():
-        dim = dims.get(name)
+        dim = dims[name]
         assert parameter.grad is not None
         assert full[name].grad is not None
         if dim is None and sequence:  # each rank has seen its own tokens

@@ -14,7 +14,9 @@ from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
-from support.megatron_argument_lists import LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
+from megatron_lfr.model import MODEL_PRESETS
+from megatron_lfr.run_folder.settings import dump_yaml, located
+from support.megatron_argument_lists import GPT3_SCRIPT, LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 
 def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -281,6 +283,16 @@ def test_a_file_is_read_first_and_flags_go_over_it(tmp_path: Path) -> None:
     assert resolve_schedule(config.lfr.lfr_schedule) == preset("lfr")
 
 
+def test_a_schedule_may_be_longer_than_the_name_of_a_file(tmp_path: Path) -> None:
+    phases = [{"kind": "learn", "duration": 0.1, "unit": "share", "weight": "file:weight"} for _ in range(10)]
+    settings = {"lfr_schedule": dump_yaml(phases), "data_path": ["a"]}
+    assert located(settings, tmp_path)["lfr_schedule"] == settings["lfr_schedule"]
+    flow = str(phases)
+    assert len(resolve_schedule(flow).phases) == 10
+    with pytest.raises(ValueError, match=r"neither a preset .* nor a file"):
+        resolve_schedule("no-such-preset" * 30)
+
+
 def test_the_effective_configuration_is_a_configuration_file(
     tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -381,3 +393,26 @@ def test_bad_blend_files(tiny_args: list[str], tmp_path: Path, capsys: pytest.Ca
     assert "give at least one prefix" in refusal([*with_file, *rest], capsys)
     path.write_text("1 a b")
     assert f"--data-args-path {path}: give a weight" in refusal([*with_file, *rest], capsys)
+
+
+def test_megatrons_gpt3_script_is_honoured_but_for_what_is_refused_by_name() -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_run_config(GPT3_SCRIPT)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": refused")[0] for line in lines] == ["--fp16", "--vocab-file", "--merge-file"]
+    assert lines[0].endswith("instead: --bf16")
+    assert all("--tokenizer-model with the tokenizer.json" in line for line in lines[1:])
+    refused = {"--fp16", "--vocab-file", "--merge-file"}
+    words = [word for group in split_flags(GPT3_SCRIPT) if group[0] not in refused for word in group]
+    config, notes = parse_run_config([*words, "--bf16", "--model-preset", "gpt2", "--vocab-size", "50257"])
+    assert not notes
+    assert config.model.num_parameters() == pytest.approx(175e9, rel=0.01)
+    assert config.model == dataclasses.replace(MODEL_PRESETS["gpt3-175B"], vocab_size=50257, init_method_std=0.006)
+    assert (config.parallel.tensor_model_parallel_size, config.training.rampup_batch_size) == (8, [16, 16, 5859375])
+
+
+def test_heads_that_do_not_divide_name_the_sizes_that_do() -> None:
+    config = MODEL_PRESETS["gpt2-1.5B"]
+    with pytest.raises(ValueError, match=r"^--num-query-groups 25: .*-size 2; legal sizes: 1, 5, 25$"):
+        config.validate(2)
+    config.validate(5)

@@ -19,7 +19,9 @@ import yaml
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig, parse_run_config
 from megatron_lfr.fileio import lock_file
+from megatron_lfr.identity import weights_identity
 from megatron_lfr.lfr import Journal
+from megatron_lfr.model import ModelConfig
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.start import Start, open_journal
 from support.tiny_run import tiny_flags
@@ -84,6 +86,40 @@ def test_another_run_is_refused_by_its_flags(
     assert content(folder) == before
 
 
+PARTS: dict[str, Any] = {
+    "swiglu": False,
+    "normalization": "LayerNorm",
+    "norm_after_sublayers": True,
+    "qk_layernorm": True,
+    "qk_layernorm_across_heads": True,
+    "disable_bias_linear": False,
+    "add_qkv_bias": True,
+    "add_attention_output_bias": True,
+    "add_mlp_bias": True,
+    "sliding_window": 5,
+    "position_embedding_type": "learned_absolute",
+    "rope_scaling_type": "linear",
+    "yarn_beta_fast": 3.0,
+    "yarn_beta_slow": 3.0,
+    "yarn_truncate": False,
+    "yarn_attention_factor": 2.0,
+}
+"""What a model is made of: settings that runs of earlier versions did not have."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_part_of_a_model_is_a_fact_where_it_is_not_a_llamas(name: str) -> None:
+    changes: dict[str, Any] = {"qk_layernorm": True} if name.startswith("qk") else {}
+    if name.startswith(("rope", "yarn")):
+        changes = {"use_rope_scaling": True, "rope_scaling_type": "yarn"}
+    plain = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=9)
+    before = dataclasses.replace(plain, **({} if name == "qk_layernorm" else changes))
+    after = dataclasses.replace(before, **{name: PARTS[name]})
+    facts = [weights_identity(model, None)["model"] for model in (before, after)]
+    assert facts[0] != facts[1]
+    assert not PARTS.keys() & weights_identity(plain, None)["model"].keys()
+
+
 def test_each_setting_is_compared_or_recorded(
     trained: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +130,7 @@ def test_each_setting_is_compared_or_recorded(
     compared |= {"tokenizer_model", "eod_token", "bos", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"}
     config = RunConfig()
     shapes = {f.name for part in (config.model, config.data, config.lfr) for f in dataclasses.fields(part)}
-    compared |= {"replay"}  # with several segments
+    compared |= {"replay", *PARTS}  # with several segments
     compared |= {"lfr_scores"}  # test_scores.py: a file that phases use
     assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir"}
 

@@ -105,25 +105,29 @@ def test_flags_of_megatron_deepspeed_under_our_names() -> None:
         "--num-key-value-heads 4: accepted as --num-query-groups 4",
         "--checkpoint-activations: accepted as --recompute-granularity full",
     ]
+    rotary = ["--use-rotary-position-embeddings", "--no-position-embedding", "--normalization", "rmsnorm"]
+    assert strip_megatron_flags(rotary)[0] == [
+        *("--position-embedding-type", "rope", "--position-embedding-type", "rope", "--normalization", "RMSNorm")
+    ]
     with pytest.raises(ValueError, match=r"^--deepspeed-activation-checkpointing: needs --recompute-granularity$"):
         strip_megatron_flags(["--deepspeed-activation-checkpointing"])
 
 
 def test_a_value_for_a_flag_that_takes_none_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"--swiglu: takes no value, got 'true'"):
-        strip_megatron_flags(["--swiglu=true"])
+    with pytest.raises(ValueError, match=r"--manual-gc: takes no value, got 'true'"):
+        strip_megatron_flags(["--manual-gc=true"])
 
 
 def test_a_flag_of_no_value_leaves_the_next_word_alone() -> None:
-    assert strip_megatron_flags(["--swiglu", "word"])[0] == ["word"]
+    assert strip_megatron_flags(["--manual-gc", "word"])[0] == ["word"]
 
 
 def test_equals_signs_and_underscores() -> None:
-    argv = ["--position_embedding_type=rope", "--rotary_percent", "1", "--data-cache-path=a=b", "--log_throughput"]
+    argv = ["--rope_type=rope", "--rotary_percent", "1", "--data-cache-path=a=b", "--log_throughput"]
     rest, notes = strip_megatron_flags(argv)
     assert rest == []
     assert [note.partition(":")[0] for note in notes] == [
-        "--position-embedding-type rope",
+        "--rope-type rope",
         "--rotary-percent 1",
         "--data-cache-path a=b",
         "--log-throughput",
@@ -159,7 +163,7 @@ def test_a_list_goes_up_to_the_next_flag() -> None:
 
 def test_every_problem_is_named_in_one_error() -> None:
     with pytest.raises(ValueError) as caught:
-        strip_megatron_flags(["--fp16", "--swiglu", "--step-batch-size-schedule", "0:16", "--optimizer", "sgd"])
+        strip_megatron_flags(["--fp16", "--manual-gc", "--step-batch-size-schedule", "0:16", "--optimizer", "sgd"])
     lines = str(caught.value).splitlines()
     assert [line.partition(": refused")[0] for line in lines] == [
         "--fp16",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_lfr.cli import main
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
@@ -29,19 +29,19 @@ def test_a_step_passes_the_listed_functions_and_no_others(
     tiny_args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stacks = []
-    forward = Llama.forward
+    forward = Decoder.forward
 
-    def noting(model: Llama, *arguments: Any, **options: Any) -> Any:
+    def noting(model: Decoder, *arguments: Any, **options: Any) -> Any:
         codes = [frame.f_code for frame, _ in traceback.walk_stack(None)][1:]
         ours = [code for code in reversed(codes) if Path(code.co_filename).is_relative_to(ROOT / "megatron_lfr")]
         stacks.append([(str(Path(code.co_filename).relative_to(ROOT)), code.co_qualname) for code in ours])
         return forward(model, *arguments, **options)
 
-    monkeypatch.setattr(Llama, "forward", noting)
+    monkeypatch.setattr(Decoder, "forward", noting)
     assert main(["train", *tiny_args, "--train-epochs", "0.5"]) == 0
     *calls, model = listed("The way of a step")
     assert stacks[0] == calls
-    assert model == ("megatron_lfr/model/llama.py", "Llama.forward")
+    assert model == ("megatron_lfr/model/decoder.py", "Decoder.forward")
 
 
 def test_a_block_id_passes_the_listed_functions_in_turn(tiny_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971; grouped queries and positions as in Llama 3)."""
+"""The decoder: embedding, transformer layers, final norm and loss. ModelConfig says what they are made of.
+
+By default they are those of Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971; grouped queries and positions
+as in Llama 3); docs/models.md lists the families that it can be.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
 from megatron_lfr.kernels import BlockStats, block_cross_entropy
 from megatron_lfr.kernels.block_cross_entropy import Mode
@@ -16,10 +21,10 @@ from megatron_lfr.kernels.matmul import matmul
 from megatron_lfr.model.attention import AttentionBackend, attention_mask
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.fused import LayerKernels
-from megatron_lfr.model.layers import RecomputeGranularity, TransformerLayer
+from megatron_lfr.model.layers import RecomputeGranularity, Tokens, TransformerLayer, make_norm
 from megatron_lfr.model.loss import LossConfig
-from megatron_lfr.model.norm import RMSNorm
-from megatron_lfr.model.rope import rope_tables
+from megatron_lfr.model.norm import Norm, RMSNormAcrossHeads
+from megatron_lfr.model.rope import grows, rope_tables
 from megatron_lfr.parallel.collectives import group_size
 from megatron_lfr.parallel.context import take_local
 from megatron_lfr.parallel.layers import (
@@ -47,8 +52,8 @@ class Loss(NamedTuple):
     """Number of tokens in each row's sum: fp32 [B]."""
 
 
-class Llama(nn.Module):
-    """One pipeline stage of a Llama (by default the whole model) on one rank; its initial weights depend on `seed`
+class Decoder(nn.Module):
+    """One pipeline stage of a model (by default the whole model) on one rank; its initial weights depend on `seed`
     only.
 
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
@@ -58,8 +63,8 @@ class Llama(nn.Module):
     configuration that does not fit.
     """
 
-    rope_cos: Tensor
-    rope_sin: Tensor
+    rope_cos: Tensor | None
+    rope_sin: Tensor | None
 
     def __init__(
         self,
@@ -89,10 +94,13 @@ class Llama(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         tied = not config.untie_embeddings_and_output_weights
         self.embedding: VocabParallelEmbedding | None = None
-        self.final_norm: RMSNorm | None = None
+        self.position_embedding: ShardedWeight | None = None
+        self.final_norm: Norm | None = None
         self.output: ShardedWeight | None = None
         if stage.is_first or (stage.is_last and tied):
             self.embedding = VocabParallelEmbedding(*shape, tp, rows)
+        if stage.is_first and not config.has_rope:
+            self.position_embedding = ShardedWeight((config.max_position_embeddings, config.hidden_size), None, tp)
         self.layers = nn.ModuleDict(
             {
                 str(number): TransformerLayer(config, tp, context_group, recompute_granularity, kernels)
@@ -100,9 +108,9 @@ class Llama(nn.Module):
             }
         )
         if stage.is_last:
-            self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon, kernels.rms_norm)
+            self.final_norm = make_norm(config, config.hidden_size, kernels)
             self.output = None if tied else ShardedWeight(shape, 0, tp, rows)
-        for name, table in zip(("rope_cos", "rope_sin"), rope_tables(config), strict=True):
+        for name, table in zip(("rope_cos", "rope_sin"), self._rope_tables(), strict=True):
             self.register_buffer(name, table, persistent=False)
         if seed is not None:
             self.init_weights(seed)
@@ -110,23 +118,24 @@ class Llama(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draw this rank's part of the initial weights from a normal distribution, whose standard deviation is divided
-        by √(2 · layers) where a layer writes into the residual stream."""
+        by √(2 · layers) where a layer writes into the residual stream. Norms begin as 1, biases as 0."""
         for name, module in self.named_modules():
             if isinstance(module, ShardedWeight):
                 module.init_normal(f"{name}.weight", seed, self._init_std(module))
-            elif isinstance(module, RMSNorm):
-                local_rows(module.weight)[0].fill_(1.0)
+            elif isinstance(module, Norm | RMSNormAcrossHeads):
+                for kind, parameter in module.named_parameters():
+                    local_rows(parameter)[0].fill_(float(kind == "weight"))
 
     @torch.no_grad()
     def init_part(self, name: str, part: Tensor, start: Sequence[int], seed: int) -> None:
         """Draw a part of an initial weight, with the values that `init_weights` gives it: `part`, fp32, is the
         rectangle of the full weight whose first element is at `start`."""
-        module = self.get_submodule(name.removesuffix(".weight"))
-        if isinstance(module, ShardedWeight):
+        layer, _, kind = name.rpartition(".")
+        module = self.get_submodule(layer)
+        if isinstance(module, ShardedWeight) and kind == "weight":
             module.init_part(part, start, name, seed, self._init_std(module))
         else:
-            assert isinstance(module, RMSNorm)
-            part.fill_(1.0)
+            part.fill_(float(kind == "weight"))
 
     def _init_std(self, module: ShardedWeight) -> float:
         scale = 1 / math.sqrt(2 * self.config.num_layers) if isinstance(module, RowParallelLinear) else 1.0
@@ -143,8 +152,9 @@ class Llama(nn.Module):
             for module in self.modules():
                 module.to_empty(device=device, recurse=False)
                 then(module)
-        for buffer, table in zip((self.rope_cos, self.rope_sin), rope_tables(self.config), strict=True):
-            buffer.copy_(table)
+        for buffer, table in zip((self.rope_cos, self.rope_sin), self._rope_tables(), strict=True):
+            if buffer is not None and table is not None:
+                buffer.copy_(table)
 
     @property
     def output_weight(self) -> Tensor:
@@ -202,15 +212,25 @@ class Llama(nn.Module):
         return torch.cat(logprobs), torch.cat(likeliest)
 
     def _run_layers(self, x: Tensor, rows: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
-        cos, sin = self._rope(rows, position_ids)
         length = len(rows) * group_size(self.context_group)
-        mask = attention_mask(self.attention_backend, rows, length, document_ids, self.compute_dtype)
+        positions = rows.unsqueeze(0) if position_ids is None else position_ids[:, rows]
+        window = self.config.window(length)
+        mask = attention_mask(self.attention_backend, rows, length, document_ids, window, self.compute_dtype)
         if self.stage.is_first:
-            assert self.embedding is not None
-            x = self.embedding(take_local(x, self.context_group).flatten()).to(self.compute_dtype)
+            x = self._embed(take_local(x, self.context_group), positions)
+        tokens = Tokens(len(rows), self._rope(positions, length), mask)
         for layer in self.layers.values():
-            x = layer(x, cos, sin, mask)
+            x = layer(x, tokens)
         return x if self.final_norm is None else self.final_norm(x)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Embed this rank's tokens [B, S] at positions [B or 1, S]: [N, H]."""
+        assert self.embedding is not None
+        x: Tensor = self.embedding(tokens.flatten())
+        if self.position_embedding is not None:
+            local = self.tp.take_local(positions.expand_as(tokens).flatten())
+            x = x + F.embedding(local, self.position_embedding.weight)
+        return x.to(self.compute_dtype)
 
     def _loss(self, hidden: Tensor, labels: Tensor, token_weight: Tensor) -> tuple[Tensor, BlockStats]:
         # Without a gradient, only the blocks' plain losses matter, so the loss is plain as well.
@@ -236,7 +256,14 @@ class Llama(nn.Module):
             raise ValueError(f"a sequence of {length} tokens is longer than --max-position-embeddings {longest}")
         return take_local(torch.arange(length, device=tokens.device).unsqueeze(0), self.context_group)[0]
 
-    def _rope(self, rows: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return cos and sin at each position: [B or 1, S, 1, 1, head_dim]."""
-        positions = rows.unsqueeze(0) if position_ids is None else position_ids[:, rows]
-        return self.rope_cos[positions][:, :, None, None], self.rope_sin[positions][:, :, None, None]
+    def _rope(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
+        """Return cos and sin at each position [B or 1, S] of sequences of `length` tokens: [B or 1, S, 1, 1, head_dim];
+        None without rotary positions."""
+        tables = self.rope_cos, self.rope_sin
+        if grows(self.config, length):
+            tables = self._rope_tables(length)
+        cos, sin = (None if table is None else table.to(positions.device)[positions] for table in tables)
+        return None if cos is None or sin is None else (cos[:, :, None, None], sin[:, :, None, None])
+
+    def _rope_tables(self, length: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        return rope_tables(self.config, length) if self.config.has_rope else (None, None)
