@@ -44,8 +44,9 @@ class LFRConfig:
     lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
     """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
     schedule uses them by name: score: file:NAME or excess:NAME, weight: file:NAME, and copies, for which NAME is
-    copies. FILE.npy holds float32 (for copies uint32), one number for each training block, as commonness and evaluate
-    --split train --per-block write it; it is read where it is."""
+    copies. One named weight weighs every phase of a preset as well. FILE.npy holds float32 (for copies uint32), one
+    number for each training block, as commonness and evaluate --split train --per-block write it; it is read where it
+    is."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""
