@@ -22,6 +22,7 @@ from megatron_lfr.huggingface.config import to_hf_config
 from megatron_lfr.huggingface.json_values import read_json_object
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
+from megatron_lfr.huggingface.tokenizer_files import GENERATION, copy_chat, generation_settings
 from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
 from megatron_lfr.identity import check_trained_with
 from megatron_lfr.model.config import ModelConfig
@@ -75,8 +76,10 @@ def export(options: ToHF) -> None:
     with new_folder(options.output) as folder:
         files = _write_weights(folder, stored, model, dtype, shard_bytes)
         _write_json(folder / "config.json", hf_config)
-        _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eod})
-        note = _write_tokenizer(folder, tokenizer, {"eos": eod, "bos": bos}, model.max_position_embeddings)
+        marks: dict[Role, int | None] = {"bos": bos, "eos": eod}
+        source = None if tokenizer is None or tokenizer.name == "bytes" else Path(tokenizer.name)
+        _write_json(folder / GENERATION, generation_settings(source, marks))
+        note = _write_tokenizer(folder, tokenizer, marks, model.max_position_embeddings)
         if options.verify:
             print(verify(checkpoint.folder, model, folder, dtype))
             if tokenizer is not None and note is None:
@@ -132,6 +135,7 @@ def _write_tokenizer(
         return f"No tokenizer was written: the run has {'none' if tokenizer is None else 'the one of plain bytes'}."
     source = Path(tokenizer.name)
     shutil.copyfile(source, folder / "tokenizer.json")
+    copy_chat(source, folder)
     beside = source.with_name("tokenizer_config.json")
     settings = {
         "model_max_length": longest,

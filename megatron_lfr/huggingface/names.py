@@ -57,9 +57,9 @@ def _llama_weights(config: ModelConfig) -> list[Weight]:
         ours, theirs = f"layers.{number}.", f"model.layers.{number}."
         attention, projections = f"{theirs}self_attn.", tuple(f"{theirs}self_attn.{x}_proj." for x in "qkv")
         listed.append(_one(f"{ours}attention_norm.weight", f"{theirs}{norms[0]}.weight", hidden))
-        for kind, columns in (("weight", (hidden,)), *([("bias", ())] if config.has_qkv_bias else [])):
+        for kind, inputs in (("weight", (hidden,)), *([("bias", ())] if config.has_qkv_bias else [])):
             names = tuple(f"{projection}{kind}" for projection in projections)
-            shapes = tuple((rows, *columns) for rows in (queries, keys, keys))
+            shapes = tuple((rows, *inputs) for rows in (queries, keys, keys))
             listed.append(Weight(f"{ours}attention.qkv.{kind}", names, shapes, has_qkv=True))
         if config.qk_layernorm:
             listed += [

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lfr.data.corpus.special_tokens import Role
 from megatron_lfr.data.corpus.tokenizer import FileTokenizer
 from megatron_lfr.fileio import write_atomic
 from megatron_lfr.huggingface.json_values import read_json_object
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+GENERATION, CHAT = "generation_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class FolderTokenizer:
         shutil.copyfile(self.path, folder / FILE)
         if self.settings:
             write_atomic(folder / SETTINGS, json.dumps(self.settings, indent=2, ensure_ascii=False))
+        copy_chat(self.path, folder)
+        if (generation := self.path.with_name(GENERATION)).is_file():
+            write_atomic(folder / GENERATION, json.dumps(read_json_object(generation), indent=2, ensure_ascii=False))
 
 
 def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> FolderTokenizer | None:
@@ -61,6 +66,24 @@ def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> Fold
         eod, notes = None, [str(error)]
     notes += _missing_tokens(folder, settings, tokenizer.vocabulary)
     return FolderTokenizer(tokenizer, path, settings, eod, notes)
+
+
+def copy_chat(tokenizer: Path, folder: Path) -> None:
+    """Copy the template of a chat that lies beside a tokenizer.json, if there is one, into a folder."""
+    if (chat := tokenizer.with_name(CHAT)).is_file():
+        shutil.copyfile(chat, folder / CHAT)
+
+
+def generation_settings(tokenizer: Path | None, marks: Mapping[Role, int | None]) -> dict[str, Any]:
+    """Return the content of generation_config.json: what lies beside the tokenizer.json, if anything, with the ids of
+    `marks`. A list of ids that end a generation, as those of chats are, stays where it has the one of `marks`."""
+    beside = None if tokenizer is None else tokenizer.with_name(GENERATION)
+    settings = read_json_object(beside) if beside is not None and beside.is_file() else {}
+    for role, number in marks.items():
+        given = settings.get(f"{role}_token_id")
+        if not (isinstance(given, list) and number in given):
+            settings[f"{role}_token_id"] = number
+    return settings
 
 
 def _check_fits(path: Path, vocabulary: Mapping[str, int], vocab_size: int) -> None:

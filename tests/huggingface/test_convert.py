@@ -24,6 +24,14 @@ from megatron_lfr.model import Decoder
 from support import kill_cases, two_rank_checkpoints
 from support.hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
 
+SECOND_END = {
+    **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+    "id": 9,
+    "content": "w9",
+    "special": True,
+}
+"""Word 9 as a special token."""
+
 
 def convert(*words: object) -> int:
     return main(["convert", *map(str, words)])
@@ -122,6 +130,26 @@ def test_what_starts_documents_goes_there_and_back(
     assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "back") == 0
     back = yaml.safe_load((tmp_path / "back" / "config.yaml").read_text())
     assert (back["bos"], back["eod_token"]) == (True, "</s>")
+
+
+def test_a_chat_models_ends_and_template_go_there_and_back(tmp_path: Path) -> None:
+    """transformers ends a generation where it does with the original."""
+    make_run(tmp_path / "run", BASE, make_tokenizer(tmp_path / "tokenizer.json", 101))
+    assert convert("to-hf", "--run", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    tokenizer = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    edit(tmp_path / "hf" / "tokenizer.json", added_tokens=[*tokenizer["added_tokens"], SECOND_END])
+    edit(tmp_path / "hf" / "generation_config.json", eos_token_id=[100, 9], pad_token_id=3, top_p=0.9)
+    (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages }}")
+    assert convert("from-hf", "--input", tmp_path / "hf", "--output", tmp_path / "back") == 0
+    assert convert("to-hf", "--run", tmp_path / "back", "--output", tmp_path / "again") == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    generation = loaded.generation_config
+    assert (generation.eos_token_id, generation.pad_token_id, generation.top_p) == ([100, 9], 3, 0.9)
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").chat_template == "{{ messages }}"
+    # A run whose documents end otherwise says so.
+    edit(tmp_path / "back" / "tokenizer" / "generation_config.json", eos_token_id=[9, 8])
+    assert convert("to-hf", "--run", tmp_path / "back", "--output", tmp_path / "other") == 0
+    assert json.loads((tmp_path / "other" / "generation_config.json").read_text())["eos_token_id"] == 100
 
 
 def test_files_that_disagree_about_the_end_name_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,9 +107,9 @@ def test_a_schedule_in_steps_has_a_length_of_its_own(corpus: list[str], tmp_path
     words = flags(corpus, "--lfr-schedule", "uniform", "--train-iters", str(STEPS), "--split", "100,0,0")
     parent = train(tmp_path / "parent", *words, "--save-retain-steps", str(LEARNED))
     assert fork(parent, tmp_path / "fork", LEARNED, *INHERIT, "--lfr-schedule", RESCORED) == 0
-    own = flags(corpus, "--lfr-schedule", RESCORED, "--split", "100,0,0")
-    one = train(tmp_path / "one", *own)
-    assert_same_run(one, train(tmp_path / "fork", *own))
+    words_of_steps = flags(corpus, "--lfr-schedule", RESCORED, "--split", "100,0,0")
+    one = train(tmp_path / "one", *words_of_steps)
+    assert_same_run(one, train(tmp_path / "fork", *words_of_steps))
     assert metrics_without_time(one)[-1]["step"] == 22
     # Scores that were made by the weights of the cut are not made again; those of later weights are not taken.
     longer = RESCORED.replace("duration: 8", "duration: 10").replace("duration: 9", "duration: 7")
