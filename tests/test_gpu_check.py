@@ -113,7 +113,7 @@ def test_the_table_has_the_benchmark() -> None:
     }
     part = {"state": "passed", "seconds": 1.0, "why": "", "figures": figures}
     text = gpu_table.render({"mode": "measure", "card": "NVIDIA H100", "parts": {"benchmark": part}})
-    assert "50000 tokens/s, MFU 0.400 (causal), 1.0 GiB, 1.00 % for choosing blocks" in text
+    assert "50000 tokens/s, MFU 0.4 (causal), 1.0 GiB, 1.00 % for choosing blocks" in text
     assert "forward 100.0, step 300.0" in text
 
 

@@ -94,13 +94,11 @@ def render(results: dict[str, Any]) -> str:
 
 def benchmark_line(result: dict[str, Any]) -> str:
     """Return the speed and the parts of a result of `megatron-lfr benchmark`."""
-    mfu = result["flops"]["causal"]["mfu"]
+    mfu, memory = short(result["flops"]["causal"]["mfu"]), result["memory"]["peak_bytes"] / 2**30
     parts = ", ".join(f"{name} {1000 * part['mean']:.1f}" for name, part in result["parts"].items())
     return (
-        f"  benchmark: {result['tokens_per_second']:.0f} tokens/s, "
-        f"MFU {'-' if mfu is None else f'{mfu:.3f}'} (causal), "
-        f"{result['memory']['peak_bytes'] / 2**30:.1f} GiB, {100 * result['lfr']['share_of_step']:.2f} % for choosing "
-        f"blocks; ms of a step: {parts}"
+        f"  benchmark: {result['tokens_per_second']:.0f} tokens/s, MFU {mfu} (causal), {memory:.1f} GiB, "
+        f"{100 * result['lfr']['share_of_step']:.2f} % for choosing blocks; ms of a step: {parts}"
     )
 
 

@@ -79,14 +79,14 @@ class Shape:
 
 
 def shape_of(model: ModelConfig) -> Shape:
-    """Return the sizes of a Llama."""
+    """Return the sizes of a model."""
     return Shape(
         layers=model.num_layers,
         hidden=model.hidden_size,
         queries=model.num_attention_heads * model.head_dim,
         keys=model.query_groups * model.head_dim,
         ffn=model.ffn_size,
-        is_gated=True,
+        is_gated=model.swiglu,
         vocabulary=model.padded_vocab_size,
         is_tied=not model.untie_embeddings_and_output_weights,
     )

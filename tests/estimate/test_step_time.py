@@ -19,7 +19,7 @@ from megatron_lfr.estimate.step_time import (
     shape_of,
     step_time,
 )
-from megatron_lfr.model.config import MODEL_PRESETS
+from megatron_lfr.model import MODEL_PRESETS
 from megatron_lfr.parallel.devices import DEVICES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))

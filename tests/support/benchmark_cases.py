@@ -15,7 +15,7 @@ import torch
 from megatron_lfr.benchmark.measure import measure
 from megatron_lfr.benchmark.options import Options
 from megatron_lfr.config import parse_run_config
-from megatron_lfr.model import Llama
+from megatron_lfr.model import Decoder
 
 HIDDEN, LAYERS, LENGTH, ROWS, BATCH, VOCAB = 32, 4, 16, 2, 8, 64
 FLAGS = [
@@ -59,11 +59,11 @@ def main(rank: int, port: int, folder: str) -> None:
 
 def run(flags: list[str], is_slow: bool = False) -> dict[str, Any]:
     """Benchmark as this rank, whose forward passes in training take longer where it `is_slow`."""
-    forward = Llama.forward
+    forward = Decoder.forward
 
     def slow_forward(*args: Any, **kwargs: Any) -> Any:
         time.sleep(SECONDS if torch.is_grad_enabled() else 0.0)
         return forward(*args, **kwargs)
 
-    with mock.patch.object(Llama, "forward", slow_forward if is_slow else forward):
+    with mock.patch.object(Decoder, "forward", slow_forward if is_slow else forward):
         return measure(parse_run_config(flags)[0], OPTIONS)
