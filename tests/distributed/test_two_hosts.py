@@ -124,8 +124,8 @@ def test_one_folder_for_both_hosts(
     arguments, said = ["train", *flags(prefixes, folder)], [tmp_path / f"said {number}" for number in range(4)]
 
     begun = [*arguments, "--exit-interval", "10"]
-    codes = finish([host.start(torchrun(hosts, index, begun), said[index]) for index, host in enumerate(hosts)])
-    assert 0 not in codes  # as the run has not ended
+    processes = [host.start(torchrun(hosts, index, begun), said[index]) for index, host in enumerate(hosts)]
+    assert finish(processes) == [0, 0], said[0].read_text() + said[1].read_text()
     assert len(matrix.read_steps(folder)) == 10, said[0].read_text()
 
     address = ["--master_addr", hosts[0].name, "--module", "megatron_lfr", *arguments]
