@@ -22,8 +22,8 @@ def found_share(folder: Path, corpus: list[list[int]], trusted: list[list[int]])
     """Return the share of the corpus' tokens that is taken for junk."""
     prefixes, reference = opened(folder / "corpus", corpus), opened(folder / "trusted", trusted)
     model = count_ngrams(prefixes, 22, VOCAB_SIZE, 2)
-    own, of_trusted = score(model, prefixes, True, 2), score(model, reference, False, 2)
-    trust = compare(prefixes, own, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
+    by_corpus, of_trusted = score(model, prefixes, True, 2), score(model, reference, False, 2)
+    trust = compare(prefixes, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
     lengths = np.array([len(text) for text in corpus])
     return float(lengths[trust.documents < trust.junk_below].sum() / lengths.sum())
 
