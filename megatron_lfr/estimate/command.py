@@ -6,9 +6,10 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from megatron_lfr.build import make_model_config, make_tokenizer
+from megatron_lfr.build import make_corpus, make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.estimate import plan, versions
 from megatron_lfr.estimate.deepspeed import deepspeed_memory
@@ -17,7 +18,8 @@ from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take
 from megatron_lfr.lfr import Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
-from megatron_lfr.planning import make_new_plan
+from megatron_lfr.planning import make_new_plan, make_run_plan
+from megatron_lfr.run_folder import RunFolder
 
 USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] and
 
@@ -85,8 +87,7 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
         warnings.append("--compile is estimated as without; it keeps fewer activations")
     with_defaults(config, options).validate(world_size)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
-    n_blocks, blend = corpus_blocks(config, options)
-    plan = make_new_plan(config, n_blocks, world_size, blend)
+    plan = _lay_out(config, options, world_size)
     memory = memory_by_stage(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
@@ -121,6 +122,19 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     }
 
 
+def _lay_out(config: RunConfig, options: Options, world_size: int) -> Plan:
+    """Lay out a new run, or one that was extended, which keeps its segments."""
+    save = config.checkpoint.save
+    if save is not None and (Path(save) / "journal" / "meta.json").exists():
+        stored, _ = RunFolder(save, "--save").plan()
+        if len(stored.segments) > 1:
+            if options.blocks or options.corpus_tokens:
+                raise ValueError(f"--blocks, --corpus-tokens: the run in {save} was extended; leave them out")
+            return make_run_plan(config, make_corpus(config.data, stored), stored)
+    n_blocks, blend = corpus_blocks(config, options)
+    return make_new_plan(config, n_blocks, world_size, blend)
+
+
 def memory_by_stage(
     config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int
 ) -> list[dict[str, int]]:
@@ -153,7 +167,7 @@ def _phases(plan: Plan, model: ModelConfig, tokens_per_second: float | None) -> 
                 "blocks": planned.samples,
                 "steps": planned.steps,
                 "tokens": tokens,
-                "epochs": planned.samples / plan.n_blocks,
+                "epochs": planned.samples / plan.segments[planned.segment].n_blocks,
                 "flops": tokens * causal,
                 "flops_full_attention": tokens * full,
                 "seconds": None if tokens_per_second is None else tokens / tokens_per_second,

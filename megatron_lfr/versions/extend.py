@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.build import make_corpus, make_model_config, make_tokenizer
+from megatron_lfr.build import make_arrays, make_corpus, make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
@@ -69,8 +69,9 @@ def extend_run(path: Path, extension: Extension) -> Extended:
         _check_documents(config, corpus)
         blend = make_blend(config, corpus)
         plan = make_plan(config, corpus.train.num_blocks, 1, blend, before, corpus.train.domains)
+        digests = {name: values.sha256 for name, values in make_arrays(config, corpus.digests, plan).items()}
         notes = [*_score_notes(plan), *_rate_notes(config, extension, before, plan, step)]
-        facts = {**stored, "corpus": corpus.digests(), "segments": describe_segments(plan)}
+        facts = {**stored, "corpus": corpus.digests(), "segments": describe_segments(plan, digests)}
         settings = recorded_settings(config)
         history = folder.history.continued(
             settings, step, Path.cwd(), RunConfig().to_flat(), segments=len(plan.segments)

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 import yaml
 
 from megatron_lfr.cli import main
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.run_folder import RunFolder
 from support import kill_cases
@@ -312,3 +313,37 @@ def test_pages_follow(extended: Path, tmp_path: Path) -> None:
     assert visits[:6] == [0] * 5 + [36]
     history = yaml.safe_load((extended / "config_history.yaml").read_text())
     assert [entry.get("segments", 1) for entry in history] == [1, 2, 2]
+
+
+def test_an_extended_run_is_estimated_with_its_segments(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    words = ["estimate", "--config", str(extended / "config.yaml"), "--save", str(extended), "--json"]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["phases"]
+    plan, _ = RunFolder(extended).plan()
+    assert [(row["blocks"], row["steps"]) for row in rows] == [(one.samples, one.steps) for one in plan.phases]
+    assert len(plan.segments) == 2
+    assert main([*words, "--blocks", "100"]) == 2
+    assert "was extended" in capsys.readouterr().err
+
+
+def test_arrays_of_scores_go_on_where_they_fit(
+    corpus: list[str], grown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An array has a number for each block of its segment: new blocks have none."""
+    schedule = (
+        "[{kind: learn, duration: 0.5, unit: share}, {kind: focus, duration: 0.5, unit: share, drop: 0.3, "
+        "score: file:ref}]"
+    )
+    run, words = tmp_path / "main", flags(corpus, "--lfr-schedule", schedule, "--train-iters", "4")
+    array = tmp_path / "ref.npy"
+    np.save(array, np.arange(BlockDataset(corpus, 16, "90,10,0").train.num_blocks, dtype=np.float32))
+    assert train(*words, "--lfr-scores", f"ref={array}", "--save", str(run)) == 0
+    before = folder_bytes(run)
+    capsys.readouterr()
+    assert extend(run, "--data-path", *grown, "--train-iters", "+4") == 2
+    assert "--lfr-scores: phase 3: array ref: has the shape" in capsys.readouterr().err
+    assert folder_bytes(run) == before
+    assert extend(run, "--train-iters", "+4") == 0
+    assert go_on(run) == 0
+    assert [list(segment["arrays"]) for segment in RunFolder(run).identity()["segments"]] == [["ref"], ["ref"]]
