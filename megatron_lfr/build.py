@@ -6,7 +6,7 @@ tokenizer -> model's sizes;  ranks -> stages, engine, loader;  plan (planning.py
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,13 +72,13 @@ def make_corpus(data: DataConfig, stored: Plan | None = None) -> BlockDataset:
     return BlockDataset(data.corpora()[0], data.seq_length, data.split, named=named)
 
 
-def make_arrays(config: RunConfig, corpus: BlockDataset, plan: Plan) -> dict[str, BlockValues]:
-    """Map the files of --lfr-scores that phases use. ValueError names the flag for a file of another corpus, and for
-    numbers that a phase cannot use."""
+def make_arrays(config: RunConfig, corpus: Callable[[], Sequence[str]], plan: Plan) -> dict[str, BlockValues]:
+    """Map the files of --lfr-scores that phases use. corpus: returns the digests of its prefixes. ValueError names the
+    flag for a file of another corpus, and for numbers that a phase cannot use."""
     flag = "--lfr-scores"
     files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
     arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
-    digests = corpus.digests() if arrays else []
+    digests = corpus() if arrays else []
     for segment in plan.segments:
         for name in used_arrays(planned.phase for planned in segment.phases):
             if name in arrays:

@@ -24,6 +24,7 @@ USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help 
   study        compare ways of choosing data at equal compute: arms, seeds, sizes; one page
   convert      turn a run's weights into a Hugging Face folder (to-hf), or such a folder into a run (from-hf)
   estimate     estimate memory, tokens, steps and FLOPs of a configuration, without running it
+  benchmark    measure the speed of a configuration, and where the time of its steps goes
   doctor       check the ranks of an allocation: versions, devices, clocks, network, the run folder's file system
 """
 
@@ -127,6 +128,12 @@ def _estimate(argv: Sequence[str]) -> int:
     return estimate(argv)
 
 
+def _benchmark(argv: Sequence[str]) -> int:
+    from megatron_lfr.benchmark.command import main as benchmark
+
+    return benchmark(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from megatron_lfr.doctor.command import main as doctor
 
@@ -147,6 +154,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "study": _study,
     "convert": _convert,
     "estimate": _estimate,
+    "benchmark": _benchmark,
     "doctor": _doctor,
 }
 

@@ -138,6 +138,14 @@ def lock_file(path: Path, otherwise: str) -> BinaryIO:
         file.close()  # the process that held it has removed it in between
 
 
+def exists(path: str) -> bool:
+    """Return whether there is something at a path; False for words that are too long to be one, or hold a NUL."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def same_path(one: str | Path, two: str | Path) -> bool:
     """Return whether two names mean the same file or folder, which need not exist."""
     return os.path.realpath(one) == os.path.realpath(two)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.learning_rate import LearningRateConfig, first_difference, make_learning_rate
 from megatron_lfr.lfr import Blend, Phase, Plan, Schedule
@@ -37,7 +37,7 @@ def make_plan(
     budgets = _budgets(config, past)
     data_parallel_size = config.parallel.data_parallel_size(world_size or adopt_launcher().world_size)
     try:
-        phases = as_begun(resolve_schedule(lfr.lfr_schedule).phases, begun)
+        phases = as_begun(run_schedule(lfr).phases, begun)
         return with_replay(Schedule(phases), lfr.replay).plan(
             n_blocks,
             config.data.seq_length,
@@ -108,7 +108,7 @@ def _just_goes_on(config: RunConfig, blend: Blend, stored: Plan) -> bool:
         and steps > stored.total_steps
         and config.main_path.versions is None
         and is_learn
-        and resolve_schedule(config.lfr.lfr_schedule) == Schedule(phases)
+        and run_schedule(config.lfr) == Schedule(phases)
         and Schedule(phases).in_shares
         and list(blend.starts) == list(last.blend.starts)
         and (blend.weights, blend.focus_scope) == (last.blend.weights, last.blend.focus_scope)

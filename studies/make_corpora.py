@@ -1,13 +1,13 @@
 """Build the corpora of the studies: clean text, the same text among copies and junk, held-out and trusted text.
 
-    python studies/make_corpora.py OUT [--text FILE.jsonl] [--megabytes N]
+    python studies/make_corpora.py OUT [--text FILE.jsonl] [--megabytes N] [--apart SHARE]
 
 From nothing but the running Python's standard library (examples/demo/make_corpus.py: code, docstrings, language
 reference, sentences on characters), as large as that allows: about 7 MB. --text takes {"domain", "text"} lines instead.
 The same text and seed give the same files. OUT gets, as JSONL:
 
-    held_out    5 % of the documents of each domain
-    trusted     5 %, disjoint from all others: what a trusted reference model is trained on
+    held_out    5 % (--apart) of the documents of each domain
+    trusted     as many, disjoint from all others: what a trusted reference model is trained on
     clean       the rest
     redundant   clean (60 % of the bytes); copies (28 %); junk (12 %); spread over the domains
     redundant.labels    what was planted: a name for each document, those of the first domain first, in order of names
@@ -32,7 +32,6 @@ from pathlib import Path
 from megatron_lfr.fileio import write_atomic
 
 SEED = 2026
-HELD_OUT, TRUSTED = 0.05, 0.05
 UNIQUE, COPIES, JUNK = 0.60, 0.28, 0.12
 BOILERPLATE = 1 / 7
 EDITED_WORDS = 0.02
@@ -208,13 +207,18 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="the folder to write to")
     parser.add_argument("--text", type=Path, help="JSONL with domain and text, in the place of the standard library")
     parser.add_argument("--megabytes", type=float, help="size of the clean, held-out and trusted text together")
+    parser.add_argument(
+        "--apart", type=float, default=0.05, help="share of the documents that is held out, and that is trusted"
+    )
     args = parser.parse_args()
     if args.megabytes is not None and not args.megabytes > 0:
         parser.error("--megabytes: must be positive")
+    if not 0 < args.apart < 0.5:
+        parser.error("--apart: must be above 0 and below 0.5")
     texts = take(read_text(args.text) if args.text else library_text(), 1e6 * (args.megabytes or 1e9))
     parts: dict[str, list[Document]] = {"held_out": [], "trusted": [], "clean": []}
     for domain, documents in texts.items():
-        first, second = round(HELD_OUT * len(documents)), round((HELD_OUT + TRUSTED) * len(documents))
+        first, second = round(args.apart * len(documents)), round(2 * args.apart * len(documents))
         for name, chosen in zip(parts, (documents[:first], documents[first:second], documents[second:]), strict=True):
             parts[name] += [(domain, "unique", text) for text in chosen]
     parts["redundant"] = redundant(parts["clean"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Before anything imports torch, for this process and those it starts: tiny matrices gain nothing from a second thread,
@@ -21,7 +21,10 @@ if not torch.cuda.is_available():
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+
+from megatron_lfr.parallel.launchers import ALL_VARIABLES
 
 # A shell that runs the tests in the background has it ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,6 +36,21 @@ settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_ranks_are_left() -> Iterator[None]:
+    """Fail the file whose tests leave ranks behind, and not another one, later, that happens to share its process."""
+    before = {name: os.environ.get(name) for name in ALL_VARIABLES}
+    yield
+    for name, value in before.items():  # DeepSpeed sets LOCAL_RANK where it is imported
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    is_left = dist.is_initialized()
+    if is_left:
+        dist.destroy_process_group()
+    assert not is_left, "a process group is left: use megatron_lfr.parallel.session"
 
 
 @pytest.fixture

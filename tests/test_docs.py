@@ -86,5 +86,24 @@ def test_the_launchers_variables_are_those_that_are_read() -> None:
     page = (DOCS / "launch.md").read_text()
     section = page[page.index("## Launchers") : page.index("## File systems")]
     documented = set(re.findall(r"`((?:[A-Z]+_)*(?:RANK|SIZE|RANKID|LOCALNRANKS|[A-Z]+))`", section))
-    read = set(launchers._SHOWN) - {"", "SLURM_NTASKS"}  # which errors alone list
+    read = set(launchers.ALL_VARIABLES) - {"", "SLURM_NTASKS"}  # which errors alone list
     assert read == {name for name in documented if name.isupper()}
+
+
+def test_the_table_of_measurements_is_made_from_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import readme_tables
+
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert readme == readme_tables.with_table(readme, readme_tables.table()), "run tools/readme_tables.py"
+
+
+def test_the_keys_of_a_benchmarks_result_are_documented() -> None:
+    source = (ROOT / "megatron_lfr" / "benchmark" / "result.py").read_text("utf-8")
+    (function,) = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "make_result")
+    (result,) = (n for n in ast.walk(function) if isinstance(n, ast.Return))
+    assert isinstance(result.value, ast.Dict)
+    keys = [key.value for key in result.value.keys if isinstance(key, ast.Constant)]
+    assert len(keys) > 20
+    page = (DOCS / "benchmark.md").read_text("utf-8")
+    assert [key for key in keys if f"`{key}`" not in page] == []

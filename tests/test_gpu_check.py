@@ -20,6 +20,7 @@ import torch
 from megatron_lfr.config import parse_run_config
 from megatron_lfr.model import MODEL_PRESETS
 from megatron_lfr.model.fused import LayerKernels
+from megatron_lfr.parallel import session
 from megatron_lfr.training.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +100,21 @@ def test_the_parts_name_what_there_is() -> None:
         "tests/kernels/test_cross_entropy_mutants.py",
     }
     assert gpu_parts.SECONDS + gpu_parts.GRACE_SECONDS < 8 * 60
+
+
+def test_the_table_has_the_benchmark() -> None:
+    parts = {"forward": {"mean": 0.1}, "step": {"mean": 0.3}}
+    figures = {
+        "tokens_per_second": 5e4,
+        "flops": {"causal": {"mfu": 0.4}},
+        "memory": {"peak_bytes": 2**30},
+        "lfr": {"share_of_step": 0.01},
+        "parts": parts,
+    }
+    part = {"state": "passed", "seconds": 1.0, "why": "", "figures": figures}
+    text = gpu_table.render({"mode": "measure", "card": "NVIDIA H100", "parts": {"benchmark": part}})
+    assert "50000 tokens/s, MFU 0.400 (causal), 1.0 GiB, 1.00 % for choosing blocks" in text
+    assert "forward 100.0, step 300.0" in text
 
 
 def test_the_table_holds_bars_against_figures() -> None:
@@ -213,4 +229,5 @@ def test_what_needs_a_gpu_is_tried_on_a_toy(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(benchmark_training, "parse", lambda arguments: toy)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     lab = gpu_runs.Lab(tmp_path, on_gpu=True)
-    assert gpu_runs.syncs(lab) == {"waits in two steps": 0, "places": {}}
+    with session():
+        assert gpu_runs.syncs(lab) == {"waits in two steps": 0, "places": {}}

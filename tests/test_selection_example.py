@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,9 @@ import yaml
 
 from megatron_lfr.analysis import open_run
 from megatron_lfr.cli import main
-from megatron_lfr.run_folder import open_corpus
-from support.script import run_script
+from megatron_lfr.data.corpus.blocks import BlockDataset
 
-JUNK = ("shuffled", "base64", "hex", "digits")
+JUNK = ("shuffled", "coded")
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "selection.md").read_text()
 
@@ -27,43 +28,46 @@ def code(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
-def run_commands(block: str, demo_size: int) -> None:
+def run_commands(block: str) -> None:
     """Run the page's commands, on less text and for less long."""
     for line in block.replace("\\\n", " ").splitlines():
-        program, *words = shlex.split(line)
+        program, *words = (expanded for word in shlex.split(line) for expanded in expand_braces(word))
         if program == "megatron-lfr":
             assert main([*words, *(["--train-epochs", "0.6"] if words[0] == "train" else [])]) == 0, line
         else:
-            assert program == "python"
-            script = words[0].replace("$MEGATRON_LFR", str(ROOT))
-            more = ["--kilobytes-per-domain", str(demo_size)] if "demo" in script else []
-            run_script(script, *words[1:], *more)
+            script = program.replace("$MEGATRON_LFR", str(ROOT))
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            subprocess.run([script, *words, "--megabytes", "0.8"], env={**os.environ, "PATH": path}, check=True)
 
 
-def test_the_example_leads_from_commonness_to_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def expand_braces(word: str) -> list[str]:
+    """Expand a{b,c}d as a shell does."""
+    before, opening, rest = word.partition("{")
+    inner, _, after = rest.partition("}")
+    return [before + part + after for part in inner.split(",")] if opening else [word]
+
+
+def test_the_example_leads_from_commonness_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before, after = code("bash")
-    run_commands(before, demo_size=200)
-    (weigh,) = code("python")
-    exec(compile(weigh, "selection.md", "exec"), {})
+    run_commands(before)
     (schedule,) = code("yaml")
     Path("schedule.yaml").write_text(schedule)
-    run_commands(after, demo_size=0)
-    assert "weight.npy.json says of which corpus" in capsys.readouterr().out
+    run_commands(after)
 
-    weight = np.load("weight.npy")
-    labels = [json.loads(line)["kind"] for line in Path("data/labels.jsonl").read_text().splitlines()]
-    assert (weight == 0).mean() == pytest.approx(0.12, abs=0.01)
-    documents = open_corpus(open_run("run").folder).documents
-    is_junk = [labels[documents(block)[1]] in JUNK for block in range(len(weight))]
-    share = float(np.mean([is_junk[block] for block in np.flatnonzero(weight == 0)]))
-    assert share > 2.5 * np.mean(is_junk)
-    assert {"unique", "copy", "copy edited", "boilerplate", "shuffled"} <= set(labels)
+    weight = np.load("commonness/block_weight.npy")
+    labels = Path("redundant.labels").read_text().splitlines()
+    prefixes = expand_braces("data/redundant_{code,docstrings,reference,unicode}_text_document")
+    corpus = BlockDataset(prefixes, 128, "99,1,0")
+    starts = np.cumsum([0, *(prefix.num_documents for prefix in corpus.datasets)])
+    domains = np.searchsorted(corpus.train.domain_starts, np.arange(len(weight)), side="right") - 1
+    last = [starts[domain] + corpus.train.documents_of(block)[-1] for block, domain in enumerate(domains)]
+    is_junk = np.array([labels[document] in JUNK for document in last])
+    assert is_junk[weight == 0].mean() > 0.7
+    assert is_junk.mean() < 0.3
     learn, focus, review = open_run("run").phases()
     for phase in (learn, focus, review):
-        assert weight[phase.order].min() > 0  # the junk is never trained on
+        assert weight[phase.order].min() > 0  # what is junk alone is never trained on
     visits = np.bincount(np.concatenate((learn.order, review.order)), minlength=len(weight))
     copied = (weight > 0) & (weight < 0.4)
     assert 0 < visits[copied].mean() < 0.7 * visits[weight == 1].mean()

@@ -9,13 +9,9 @@ is sharded, in both engines. The last rows are of bf16 and of offloading, which 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import tempfile
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from benchmark_layouts import GLOBAL_BATCH, MODEL, SEQ_LENGTH, rows_of
+from benchmark_layouts import GLOBAL_BATCH, MODEL, SEQ_LENGTH, begin, join, rows_of
 from benchmark_step import interleave, make_batch
 
 from megatron_lfr.config import RunConfig
@@ -83,10 +79,7 @@ def make_engines(case: Case) -> tuple[DeepSpeedEngine, NativeEngine]:
 
 def measure(rank: int, names: list[str], steps: int, folder: str) -> None:
     """One rank, all cases; rank 0 writes what it measured to `folder`/result.json."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank))
-    store = dist.FileStore(f"{folder}/store", RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
+    join(rank, RANKS, folder)
     share, ids = GLOBAL_BATCH // RANKS, np.arange(GLOBAL_BATCH)
     rng = np.random.default_rng(0)
     results = {}
@@ -122,20 +115,10 @@ def _print_row(name: str, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", help="names of cases, separated by semicolons")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    print(
-        f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread a process, "
-        f"torch {torch.__version__}, {MODEL.num_parameters():,} parameters, {GLOBAL_BATCH} x {SEQ_LENGTH} tokens a "
-        f"step, {RANKS} ranks"
-    )
-    print(f"{'stage':28s} DeepSpeed  native    ratio (of times in ms)", flush=True)
-    names = args.only.split(";") if args.only else list(CASES)
+    args = begin(__doc__, CASES)
+    print(f"{'stage, on ' + str(RANKS) + ' ranks':28s} DeepSpeed  native    ratio (of times in ms)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(measure, (names, args.steps, folder), nprocs=RANKS, start_method="forkserver")
+        mp.start_processes(measure, (args.only, args.steps, folder), nprocs=RANKS, start_method="forkserver")
         if args.json:
             args.json.write_text(Path(folder, "result.json").read_text() + "\n")
 

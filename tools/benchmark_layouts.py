@@ -1,6 +1,6 @@
 """Measures step times of parallel layouts on a CPU, against transformers' LlamaForCausalLM in one process.
 
-    python tools/benchmark_layouts.py [--steps 30] [--only TP2,DP2] [--json OUT.json]
+    python tools/benchmark_layouts.py [--steps 30] [--only "TP2;DP2"] [--json OUT.json]
 
 One thread a process, fp32, gloo. In turn, all ranks take a step of the layout, then rank 0 takes one of the peer while
 the others wait; the ratio of each such pair is taken, and the median ratio with a 95 % bootstrap interval printed.
@@ -16,6 +16,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
@@ -65,10 +66,7 @@ LAYOUTS: dict[str, tuple[int, int, ParallelConfig]] = {
 
 def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> None:
     """Run one rank of one layout; rank 0 writes its times to `folder`/result.json."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    join(rank, world_size, folder)
     _, rows, layout = LAYOUTS[name]
     parallel = initialize(layout)
     engine = NativeEngine(
@@ -114,19 +112,35 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def join(rank: int, ranks: int, folder: str) -> None:
+    """Make this process one of some ranks that meet in a folder: one thread, gloo."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+
+
+def begin(description: str | None, cases: Iterable[str]) -> argparse.Namespace:
+    """Parse --steps, --only (some of the cases) and --json, and print what is measured on which machine."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", help="names of the layouts to measure, separated by commas (default: all)")
+    parser.add_argument("--only", help="names of what to measure, separated by semicolons (default: all)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    args.only = args.only.split(";") if args.only else list(cases)
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread a process, "
-        f"torch {torch.__version__}, {MODEL.num_parameters():,} parameters, {GLOBAL_BATCH} x {SEQ_LENGTH} tokens a step"
+        f"torch {torch.__version__}, {MODEL.num_parameters():,} parameters, {GLOBAL_BATCH} x {SEQ_LENGTH} tokens a "
+        f"step, {args.steps} pairs of steps"
     )
+    return args
+
+
+def main() -> None:
+    args = begin(__doc__, LAYOUTS)
     print(f"{'layout':24s} ranks  ours (ms)  transformers (ms)  ratio")
     results = {}
-    for name in args.only.split(",") if args.only else LAYOUTS:
+    for name in args.only:
         ranks = LAYOUTS[name][0]
         with tempfile.TemporaryDirectory() as folder:
             arguments = (ranks, name, args.steps, folder)

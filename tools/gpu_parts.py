@@ -66,6 +66,13 @@ def tool(name: str, limit: int, script: str, flags: str, toy_flags: str | None) 
     return Part(name, limit, [*start, *flags.split()], toy, alone=True)
 
 
+def benchmark(flags: str) -> Part:
+    """Make the part of the command itself: where the time of a step goes."""
+    start = [PYTHON, "-m", "megatron_lfr", "benchmark", "--json", "{json}", "--micro-batch-size", "4", "--warmup", "3"]
+    toy = "--model-preset demo --vocab-size 64 --seq-length 16 --steps 2 --traced-steps 1"
+    return Part("benchmark", 80, [*start, *flags.split()], [*start, *toy.split()], alone=True)
+
+
 TOY_KERNELS = "--rounds 1 --shapes 64x16x128"
 TOY_LAYERS = "--model-preset demo --tokens 16 --rounds 1"
 TOY_TRAINING = "--model-preset demo --vocab-size 64 --seq-length 16 --steps 1 --warmup 1 --profile"
@@ -94,6 +101,7 @@ PARTS = {
         tool("kernels 32000", 100, "benchmark_kernels", "--rounds 10 --shapes 8192x4096x32000", TOY_KERNELS),
         tool("training", 50, "benchmark_training", "--bf16 --profile", TOY_TRAINING),
         tool("compiled training", 80, "benchmark_training", "--bf16 --compile", None),
+        benchmark("--model-preset 1.1B --vocab-size 32000 --seq-length 2048 --global-batch-size 16 --bf16 --compile"),
         tool("layers", 60, "benchmark_layers", "", TOY_LAYERS),
         tool("profile", 40, "profile_kernels", "", "--shape 64x16x128"),
         Part("memory", 60, *2 * ([PYTHON, "tools/gpu_runs.py", "memory", "--json", "{json}"],), alone=True),

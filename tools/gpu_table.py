@@ -85,9 +85,23 @@ def render(results: dict[str, Any]) -> str:
                 f"  {name}: {part['tokens_per_second']:.0f} tokens/s, MFU {part['mfu']['causal']:.3f} (causal), "
                 f"{part['mfu']['full attention']:.3f} (whole square), {part['peak_memory_gib'] or 0:.1f} GiB"
             )
+        elif name == "benchmark":
+            lines.append(benchmark_line(part))
         elif name != "accuracy" and not name.startswith("kernels"):
             lines += [f"  {name}: {text}" for text in flat_lines(part)]
     return "\n".join(lines) + "\n"
+
+
+def benchmark_line(result: dict[str, Any]) -> str:
+    """Return the speed and the parts of a result of `megatron-lfr benchmark`."""
+    mfu = result["flops"]["causal"]["mfu"]
+    parts = ", ".join(f"{name} {1000 * part['mean']:.1f}" for name, part in result["parts"].items())
+    return (
+        f"  benchmark: {result['tokens_per_second']:.0f} tokens/s, "
+        f"MFU {'-' if mfu is None else f'{mfu:.3f}'} (causal), "
+        f"{result['memory']['peak_bytes'] / 2**30:.1f} GiB, {100 * result['lfr']['share_of_step']:.2f} % for choosing "
+        f"blocks; ms of a step: {parts}"
+    )
 
 
 def flat_lines(part: dict[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """Kills random ranks of a run at random moments, starts it again each time, and compares with a run left alone.
 
-    python tools/kill_ranks.py [--kills 50] [--nproc-per-node 2] [--seed 0] [-- flags of the layout]
+    python tools/kill_ranks.py [--kills 50] [--nproc-per-node 2] [--seed 0] [--engine deepspeed] [-- flags of a layout]
 
 Each time, torchrun must have ended by itself within --limit seconds of the kill, naming the rank; every other start
-saves asynchronously. At the end, losses, journal, orders and weights must have the same bits.
+saves asynchronously. At the end, losses, journal, orders and weights must
+have the same bits. Without flags, the layout is tensor parallelism; with --engine deepspeed, ZeRO-3.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ from pathlib import Path
 
 import numpy as np
 from parity_matrix import read_run, run_flags, write_corpus
+
+LAYOUTS = {
+    "native": ["--tensor-model-parallel-size", "2"],
+    "deepspeed": [
+        "--deepspeed",
+        "--deepspeed-config",
+        str(Path(__file__).parents[1] / "examples/deepspeed/zero3.json"),
+    ],
+}
 
 
 def start(arguments: list[str], ranks: int) -> subprocess.Popen[str]:
@@ -69,8 +79,10 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=15.0, help="seconds from a start to the latest kill")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds within which the others must have stopped")
     parser.add_argument("--train-epochs", default="60")
-    parser.add_argument("layout", nargs="*", default=["--tensor-model-parallel-size", "2"])
+    parser.add_argument("--engine", choices=list(LAYOUTS), default="native")
+    parser.add_argument("layout", nargs="*")
     args = parser.parse_args()
+    layout = args.layout or LAYOUTS[args.engine]
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -78,7 +90,7 @@ def main() -> int:
 
         def arguments(name: str) -> list[str]:
             more = ["--lfr-schedule", "lfr", "--train-epochs", args.train_epochs, "--save-interval", "3"]
-            return [*run_flags(prefixes, folder / name), *more, *args.layout]
+            return [*run_flags(prefixes, folder / name), *more, *layout]
 
         alone = start(arguments("alone"), args.nproc_per_node)
         out, _ = alone.communicate()

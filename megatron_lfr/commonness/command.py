@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -20,9 +20,10 @@ from megatron_lfr import _C
 from megatron_lfr.commonness.copies import Copies, find_copies
 from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_folder, results_folder
 from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, training_prefixes
-from megatron_lfr.commonness.likelihood import Floats, count_ngrams, score, vocabulary_of
+from megatron_lfr.commonness.likelihood import Likelihoods, count_ngrams, score, vocabulary_of
 from megatron_lfr.commonness.page import make_page
-from megatron_lfr.commonness.results import Items, summarize, unique_shares
+from megatron_lfr.commonness.results import Items, block_means, summarize
+from megatron_lfr.commonness.trust import compare, lengths_of, weights
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import check_tokenizer
@@ -66,6 +67,9 @@ class CommonnessConfig:
     """Near copies are those that share runs of so many consecutive tokens."""
     near_threshold: float = 0.5
     """The share of these runs, of all that either has (the Jaccard similarity), from which on two are near copies."""
+    junk_share: float | Literal["auto"] = "auto"
+    """The share of the corpus' tokens to take for junk, those in documents of lowest ratio: their weight is 0. Needs
+    --reference-data-path. auto: documents of lower ratio than 99 % of the trusted text has itself."""
     memory_gb: float = 4.0
     """Memory that may be used, in GB (10^9 bytes). What copies do not need goes to the 4-gram model's table."""
     threads: int = 0
@@ -79,6 +83,10 @@ class CommonnessConfig:
             raise ValueError(
                 f"--near-threshold {self.near_threshold}: must be from 0.4, below which most pairs are missed, to 1"
             )
+        if self.junk_share != "auto" and not 0 <= self.junk_share < 1:
+            raise ValueError(f"--junk-share {self.junk_share}: must be auto, or at least 0 and below 1")
+        if self.junk_share not in ("auto", 0) and not self.reference_data_path:
+            raise ValueError(f"--junk-share {self.junk_share}: needs --reference-data-path, trusted text")
         if not 0 < self.memory_gb < math.inf:
             raise ValueError(f"--memory-gb {self.memory_gb}: must be positive and finite")
         if not 0 <= self.threads <= 4096:
@@ -108,6 +116,9 @@ def main(argv: Sequence[str]) -> int:
             f"{100 * (row['share_exact_copies'] or 0):.1f} % exact and "
             f"{100 * (row['share_near_copies'] or 0):.1f} % near copies"
         )
+    if summary["junk"]:
+        share, below = summary["junk"]["share"], summary["junk"]["ratio_below"]
+        print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {below:.2f}")
     print(f"commonness: {config.output / PAGE}")
     return 0
 
@@ -133,11 +144,12 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
             )
         ]
         between = time.perf_counter()
-        of_documents, of_blocks = _items(config, inputs, log2_slots, copied[0], copied[1])
+        of_documents, of_blocks, junk_below = _items(config, inputs, log2_slots, copied[0], copied[1])
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
         of_documents.save(folder, "document")
         of_blocks.save(folder, "block", inputs.corpus.digests())
         summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
+        summary["junk"] = _junk(of_documents, junk_below)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
         page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
         (folder / PAGE).write_text(page, encoding="utf-8")
@@ -189,26 +201,45 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
 
 def _items(
     config: CommonnessConfig, inputs: _Inputs, log2_slots: int, documents: Copies, blocks: Copies
-) -> tuple[Items, Items]:
-    """Add likelihoods to what was copied."""
-    prefixes, threads = inputs.prefixes, config.threads
-    vocab_size = vocabulary_of([*prefixes, *inputs.reference_prefixes], threads)
-    likely = score(count_ngrams(prefixes, log2_slots, vocab_size, threads), prefixes, True, threads)
-    by_trust: tuple[Floats | None, Floats | None] = (None, None)
-    ratios: tuple[Floats | None, Floats | None] = (None, None)
-    if inputs.reference_prefixes:
-        model = count_ngrams(inputs.reference_prefixes, log2_slots, vocab_size, threads)
-        trusted = score(model, prefixes, False, threads)
-        by_trust = trusted.documents, trusted.blocks
-        ratios = trusted.documents - likely.documents_unigram, trusted.blocks - likely.blocks_unigram
+) -> tuple[Items, Items, float | None]:
+    """Add likelihoods to what was copied. Returns documents, blocks, and with trusted text the ratio below which a
+    document is junk."""
+    prefixes, trusted, threads = inputs.prefixes, inputs.reference_prefixes, config.threads
+    vocab_size = vocabulary_of([*prefixes, *trusted], threads)
+    likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, (log2_slots, vocab_size, threads))
+    trust = None
+    if trusted_by_corpus is not None:
+        size = log2_slots, vocab_size, threads
+        trust = compare(prefixes, likely, trusted, trusted_by_corpus, size, config.junk_share)
     starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
-    lengths = np.concatenate([np.diff(prefix.offsets) for prefix in prefixes])
+    block_starts = inputs.corpus.train.domain_starts
     of_blocks = np.full(inputs.corpus.train.num_blocks, config.seq_length, np.int64)
-    shares = unique_shares(prefixes, documents.near_copies, starts)
+    weight = weights(documents.near_copies, trust)
+    unique, block_weight = (block_means(prefixes, each, starts) for each in (1 / documents.near_copies, weight))
+    by_trust = (None, None) if trust is None else (trust.likelihoods.documents, trust.likelihoods.blocks)
+    ratios = (None, None) if trust is None else (trust.documents, trust.blocks)
     return (
-        Items(starts, lengths, documents, likely.documents, by_trust[0], ratios[0]),
-        Items(inputs.corpus.train.domain_starts, of_blocks, blocks, likely.blocks, by_trust[1], ratios[1], shares),
+        Items(starts, lengths_of(prefixes), documents, likely.documents, by_trust[0], ratios[0], weight),
+        Items(block_starts, of_blocks, blocks, likely.blocks, by_trust[1], ratios[1], block_weight, unique),
+        None if trust is None else trust.junk_below,
     )
+
+
+def _junk(documents: Items, below: float | None) -> dict[str, float] | None:
+    """Return the share of the tokens that is taken for junk, and the ratio that it is below; None without a ratio."""
+    if below is None:
+        return None
+    junk = documents.lengths[documents.weight == 0].sum() / max(1, documents.lengths.sum())
+    return {"share": float(junk), "ratio_below": below}
+
+
+def _score_by_corpus(
+    corpus: list[Prefix], trusted: list[Prefix], size: tuple[int, int, int]
+) -> tuple[Likelihoods, Likelihoods | None]:
+    """Score both texts by the corpus' own model. It is gone afterwards: the memory has room for one."""
+    log2_slots, vocab_size, threads = size
+    model = count_ngrams(corpus, log2_slots, vocab_size, threads)
+    return score(model, corpus, True, threads), score(model, trusted, False, threads) if trusted else None
 
 
 def _summary(

@@ -24,6 +24,7 @@ class Items:
     starts [domains + 1]: prefix d has the items from starts[d] to before starts[d + 1]. lengths: tokens of each.
     log_likelihood: nats a token under the corpus' own model. reference_log_likelihood and ratio: None without a
     reference. unique_share, of blocks: the mean over their labels of one over the near copies of the label's document.
+    weight: the same, but 0 for what is taken for junk.
     """
 
     starts: Int64s
@@ -32,6 +33,7 @@ class Items:
     log_likelihood: Floats
     reference_log_likelihood: Floats | None
     ratio: Floats | None
+    weight: Floats
     unique_share: Floats | None = None
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -43,6 +45,7 @@ class Items:
             "log_likelihood": self.log_likelihood,
             "reference_log_likelihood": self.reference_log_likelihood,
             "ratio": self.ratio,
+            "weight": self.weight,
             "unique_share": self.unique_share,
         }
         return {name: array for name, array in stored.items() if array is not None}
@@ -81,7 +84,7 @@ class Items:
             "share_near_copies": near / total if total else None,
             "share_exact_copies": exact / total if total else None,
         }
-        for name in ("log_likelihood", "reference_log_likelihood", "ratio", "unique_share"):
+        for name in ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share"):
             values = getattr(self, name)
             if values is not None:
                 figures[name] = quantiles(values[members])
@@ -109,14 +112,14 @@ def summarize(items: Items, domains: list[str]) -> dict[str, Any]:
     return {**items.summary(slice(0, starts[-1])), "domains": by_domain}
 
 
-def unique_shares(prefixes: list[Prefix], near_copies: npt.NDArray[np.uint32], starts: Int64s) -> Floats:
-    """Return, for each block, the mean over its labels of 1 / near copies of their document: 1 where none is copied.
+def block_means(prefixes: list[Prefix], values: Floats | Doubles, starts: Int64s) -> Floats:
+    """Return, for each block, the mean over its labels of what their documents have: values [documents].
 
     Blocks begin anywhere in a document, so that copies of documents lie in blocks that are no copies of each other.
     """
-    shares: list[Doubles] = []
+    means: list[Doubles] = []
     for prefix, first, last in zip(prefixes, starts, starts[1:], strict=False):
-        unique = np.diff(prefix.offsets) / near_copies[first:last]
-        running = np.concatenate(([0.0], np.cumsum(unique)))
-        shares.append(np.diff(np.interp(prefix.block_edges, prefix.offsets, running)) / prefix.seq_length)
-    return np.concatenate(shares).astype(np.float32)
+        totals = np.diff(prefix.offsets) * values[first:last].astype(np.float64)
+        running = np.concatenate(([0.0], np.cumsum(totals)))
+        means.append(np.diff(np.interp(prefix.block_edges, prefix.offsets, running)) / prefix.seq_length)
+    return np.concatenate(means).astype(np.float32)

@@ -1,7 +1,14 @@
 """The configuration of a run, composed from the dataclass beside each component; that of the loop is here."""
 
 from megatron_lfr.config.deepspeed import deepspeed_settings, fill_batch
-from megatron_lfr.config.run import RunConfig, parse_run_config, read_run_config, resolve_schedule, take_option
+from megatron_lfr.config.run import (
+    RunConfig,
+    parse_run_config,
+    read_run_config,
+    resolve_schedule,
+    run_schedule,
+    take_option,
+)
 from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 
 __all__ = [
@@ -15,5 +22,6 @@ __all__ = [
     "parse_run_config",
     "read_run_config",
     "resolve_schedule",
+    "run_schedule",
     "take_option",
 ]

@@ -17,17 +17,16 @@ import torch
 import tyro
 import yaml
 
-from megatron_lfr.config.deepspeed import (
-    apply_deepspeed,
-    deepspeed_settings,
-    effect_notes,
-    read_deepspeed,
-)
+from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, effect_notes
+from megatron_lfr.config.deepspeed_file import DeepSpeedConfig
 from megatron_lfr.config.main_path import MainPathConfig
-from megatron_lfr.config.training import CheckpointConfig, DeepSpeedConfig, LFRConfig, LoggingConfig, TrainingConfig
+from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import PRESETS, Schedule, preset
+from megatron_lfr.lfr.scores import WEIGHT
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import ModelConfig
@@ -101,7 +100,7 @@ class RunConfig:
                 f"--seq-length {self.data.seq_length}: longer than --max-position-embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        resolve_schedule(self.lfr.lfr_schedule)
+        run_schedule(self.lfr)
 
     def attention_backend(self, on_gpu: bool) -> AttentionBackend:
         """Choose what computes attention; ValueError where --attention-backend asks for one that cannot run here."""
@@ -134,7 +133,7 @@ def resolve_schedule(text: str) -> Schedule:
     try:
         if text.lstrip().startswith("["):
             return Schedule.from_dicts(parse_yaml(text))
-        if not Path(text).is_file():
+        if not (exists(text) and Path(text).is_file()):
             raise ValueError(f"neither a preset ({', '.join(PRESETS)}) nor a file")
         rows = parse_yaml(Path(text).read_bytes())
         if not isinstance(rows, list):
@@ -142,6 +141,18 @@ def resolve_schedule(text: str) -> Schedule:
         return Schedule.from_dicts(rows)
     except ValueError as error:
         raise ValueError(f"--lfr-schedule {text}: {error}") from None
+
+
+def run_schedule(lfr: LFRConfig) -> Schedule:
+    """Return the schedule of a run: that of --lfr-schedule, every phase of a preset by the array `weight` of
+    --lfr-scores where there is one."""
+    schedule, flag = resolve_schedule(lfr.lfr_schedule), "--lfr-scores"
+    if lfr.lfr_schedule not in PRESETS or WEIGHT not in parse_names(lfr.lfr_scores, flag):
+        return schedule
+    try:
+        return Schedule(tuple(dataclasses.replace(phase, weight=f"file:{WEIGHT}") for phase in schedule.phases))
+    except ValueError as error:
+        raise ValueError(f"{flag} {WEIGHT}: weighs every phase of --lfr-schedule {lfr.lfr_schedule}: {error}") from None
 
 
 def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
@@ -166,12 +177,10 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     default = _preset_config(model_preset)
     config = parse(default)
     if config.deepspeed.deepspeed and config.deepspeed.deepspeed_config:
-        values = read_deepspeed(config.deepspeed.deepspeed_config)
-        config = parse(apply_deepspeed(default, values))
-        # The run may be continued from another folder, with the config.yaml that this goes into.
-        path = str(Path(config.deepspeed.deepspeed_config or "").absolute())
-        config = dataclasses.replace(config, deepspeed=dataclasses.replace(config.deepspeed, deepspeed_config=path))
-        notes += [f"--deepspeed-config: {note}" for note in effect_notes(values)]
+        file = config.deepspeed
+        # The same object: what it has read is not read again.
+        config = dataclasses.replace(parse(apply_deepspeed(default, file.values)), deepspeed=file)
+        notes += [f"--deepspeed-config: {note}" for note in effect_notes(file.values)]
     return config, notes
 
 

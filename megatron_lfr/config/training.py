@@ -44,8 +44,9 @@ class LFRConfig:
     lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
     """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
     schedule uses them by name: score: file:NAME or excess:NAME, weight: file:NAME, and copies, for which NAME is
-    copies. FILE.npy holds float32 (for copies uint32), one number for each training block, as commonness and evaluate
-    --split train --per-block write it; it is read where it is."""
+    copies. One named weight weighs every phase of a preset as well. FILE.npy holds float32 (for copies uint32), one
+    number for each training block, as commonness and evaluate --split train --per-block write it; it is read where it
+    is."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""
@@ -115,6 +116,11 @@ class TrainingConfig:
     """Save and exit (code 75) when the step number is a multiple of this number."""
     exit_duration_in_mins: float | None = None
     """Save and exit (code 75) after this many minutes."""
+    manual_gc: bool = True
+    """Collect Python's garbage on all ranks after the same steps, and at no other time. It has no effect on a single
+    rank."""
+    manual_gc_interval: int = 100
+    """With --manual-gc: steps between collections; 0 collects nothing after the start."""
     distributed_timeout_minutes: int = 10
     """Minutes that a rank waits for the others before it gives up."""
 
@@ -131,6 +137,8 @@ class TrainingConfig:
         ):
             if value is not None and not value > 0:
                 raise ValueError(f"{flag} {value}: must be positive")
+        if self.manual_gc_interval < 0:
+            raise ValueError(f"--manual-gc-interval {self.manual_gc_interval}: must be 0 or more")
         if self.distributed_timeout_minutes > _LONGEST_TIMEOUT:
             raise ValueError(
                 f"--distributed-timeout-minutes {self.distributed_timeout_minutes}: at most {_LONGEST_TIMEOUT}, a year"
@@ -169,33 +177,6 @@ class TrainingConfig:
     def blocks_per_step(self, data_parallel_size: int) -> int:
         """Return the global batch size in force, in blocks."""
         return self.global_batch_size or self.micro_batch_size * data_parallel_size
-
-
-@dataclass(frozen=True)
-class DeepSpeedConfig:
-    """DeepSpeed instead of the native engine."""
-
-    deepspeed: bool = False
-    """Train with DeepSpeed's ZeRO, stages 0 to 3, as --deepspeed-config says; needs the deepspeed extra."""
-    deepspeed_config: str | None = None
-    """With --deepspeed: DeepSpeed's configuration, a JSON file. What it says of the run's settings counts like
-    --config; a flag that says something else is an error, and so is a key that is unknown or asks for what is not done
-    here."""
-    cpu_optimizer: bool = False
-    """With --deepspeed: keep the fp32 weights and AdamW's state in the host's memory, and update them there, as
-    offload_optimizer does in DeepSpeed's configuration."""
-
-    def validate(self) -> None:
-        if not self.deepspeed:
-            if self.deepspeed_config is not None:
-                raise ValueError(f"--deepspeed-config {self.deepspeed_config}: goes with --deepspeed")
-            if self.cpu_optimizer:
-                raise ValueError("--cpu-optimizer: goes with --deepspeed")
-            return
-        if self.deepspeed_config is None:
-            raise ValueError("--deepspeed: give DeepSpeed's configuration with --deepspeed-config FILE")
-        if find_spec("deepspeed") is None:
-            raise ValueError("--deepspeed: needs the deepspeed package (pip install 'megatron-lfr[deepspeed]')")
 
 
 @dataclass(frozen=True)
@@ -293,6 +274,17 @@ class LoggingConfig:
     """Name of the run in Weights & Biases."""
     callback: list[str] = field(default_factory=list)
     """Callback classes of your own that listen to the run, as package.module:Name (see docs/library.md)."""
+    peak_tflops: float | None = None
+    """What one device can compute at most, in units of 10^12 floating-point operations a second, for the utilisation
+    (MFU) in the log; by default the data sheet's rate of an A100, H100, H200 or B200 in the type of the run."""
+    profile: bool = False
+    """Record some steps with PyTorch's profiler, as traces in profile/ in the run folder."""
+    profile_step_start: int = 10
+    """With --profile: number of steps after which the profile begins."""
+    profile_step_end: int = 12
+    """With --profile: the last step of the profile."""
+    profile_ranks: list[int] = field(default_factory=lambda: [0])
+    """With --profile: the ranks that record one."""
     print_config: bool = False
     """Print the effective configuration as YAML and exit."""
 
@@ -301,6 +293,13 @@ class LoggingConfig:
         return Path(self.tensorboard_dir) if self.tensorboard_dir else default
 
     def validate(self) -> None:
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"--peak-tflops {self.peak_tflops}: must be positive")
+        if self.profile and not 0 <= self.profile_step_start < self.profile_step_end:
+            raise ValueError(
+                f"--profile-step-start {self.profile_step_start} --profile-step-end {self.profile_step_end}: must be "
+                "at least 0, and the end after the start"
+            )
         if self.log_interval < 1:
             raise ValueError(f"--log-interval {self.log_interval}: must be at least 1")
         if self.wandb_project and find_spec("wandb") is None:

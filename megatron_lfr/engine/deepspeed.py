@@ -27,6 +27,7 @@ from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import all_reduce_sum, group_rank
 from megatron_lfr.parallel.flat_shard import FlatShard
+from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, span
 
 
 class DeepSpeedEngine:
@@ -120,12 +121,14 @@ class DeepSpeedEngine:
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
         # DeepSpeed clips where it steps, so that the gradient must have its normaliser before.
         scale = 1.0 / self._valid_tokens(batch).clamp(min=1.0)
-        losses = self._loop.train(model_inputs(batch, self.parallel.device, scale.float()))
+        with span(MICRO_BATCHES):
+            losses = self._loop.train(model_inputs(batch, self.parallel.device, scale.float()))
         blocks = reduce_losses(batch, losses, self.parallel)
         loss = _sum_over_ranks(sum_losses(losses, self.parallel.device).double(), self.parallel)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._step_replicated() if self._stage == 0 else self._step_partitioned()
+        with span(OPTIMIZER):
+            norm = self._step_replicated() if self._stage == 0 else self._step_partitioned()
         skipped = not math.isfinite(norm)
         return LaunchedStep(blocks, torch.stack((loss, *loss.new_tensor((norm * norm, 1.0, float(skipped))))))
 
@@ -156,7 +159,10 @@ class DeepSpeedEngine:
     def _step_partitioned(self) -> float:
         """Let DeepSpeed clip and step; returns the gradient's norm before that, NaN where it has left the step out."""
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.nan
+        if self._engine.was_step_applied():
+            return float(self._engine.get_global_grad_norm())
+        self._partitions.discard_gradients()
+        return math.nan
 
     def _step_replicated(self) -> float:
         """Clip and step at ZeRO-0, where DeepSpeed neither clips nor checks; returns the gradient's norm before that. A

@@ -35,6 +35,10 @@ class Partitions(Protocol):
         """Copy the fp32 weights, into which something was written, to where the model computes. Collective."""
         ...
 
+    def discard_gradients(self) -> None:
+        """Forget the gradients of a step that was left out, as far as DeepSpeed does not."""
+        ...
+
 
 def make_partitions(optimizer: Any, stage: int) -> Partitions:
     """Make the view of what `engine.optimizer` of a ZeRO stage holds. ValueError names what DeepSpeed lacks."""
@@ -72,15 +76,27 @@ class Replicated:
     def loaded(self) -> None:
         pass
 
+    def discard_gradients(self) -> None:
+        pass
+
 
 class FlatGroups:
     """ZeRO-1 and 2, where the weights of each parameter group are one flat buffer, of which each rank holds a range."""
 
     FLATS, WEIGHTS = "single_partition_of_fp32_groups", "bit16_groups"
     """Names of this rank's ranges and of the groups' weights."""
+    SUMS: tuple[str, ...] = ("averaged_gradients",)
+    """Name of the groups' sums of gradients, where a step that is left out may leave some."""
 
     def __init__(self, optimizer: Any) -> None:
-        names = (self.FLATS, self.WEIGHTS, "_lazy_init_hp_params_optimizer_state", "update_lp_params", "optimizer")
+        names = (
+            self.FLATS,
+            self.WEIGHTS,
+            *self.SUMS,
+            "_lazy_init_hp_params_optimizer_state",
+            "update_lp_params",
+            "optimizer",
+        )
         _require(optimizer, *names)
         self._optimizer, self._state = optimizer, optimizer.optimizer.state
         flats, groups = getattr(optimizer, self.FLATS), getattr(optimizer, self.WEIGHTS)
@@ -103,11 +119,19 @@ class FlatGroups:
     def loaded(self) -> None:
         self._optimizer.update_lp_params()
 
+    def discard_gradients(self) -> None:
+        # With bf16 and the optimizer offloaded, DeepSpeed adds to the sums of the step that was left out for them, so
+        # that no later step would ever be finite.
+        for name in self.SUMS:
+            sums = getattr(self._optimizer, name)
+            for group in sums:
+                sums[group] = None
+
 
 class Bf16Groups(FlatGroups):
     """ZeRO-1 with weights in bf16, for which DeepSpeed has an optimizer apart, with other names."""
 
-    FLATS, WEIGHTS = "fp32_groups_flat_partition", "bf16_groups"
+    FLATS, WEIGHTS, SUMS = "fp32_groups_flat_partition", "bf16_groups", ()
 
 
 class ShardedParameters:
@@ -147,6 +171,9 @@ class ShardedParameters:
             small[0].partition(small)
             small[0].all_gather(small)
         optimizer.invalidate_secondary_tensor()
+
+    def discard_gradients(self) -> None:
+        pass
 
     def _partition(self, parameter: nn.Parameter, moment: str | None) -> tuple[Tensor, int]:
         """Return this rank's range with its padding, and the number of its group."""

@@ -14,6 +14,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.model.decoder import Decoder, Loss
 from megatron_lfr.parallel import ParallelState
+from megatron_lfr.parallel.spans import BACKWARD, FORWARD, span
 
 Inputs = dict[str, Tensor]
 
@@ -68,8 +69,10 @@ class MicroBatchLoop:
         losses = []
         for number, part in enumerate(parts, 1):
             self.synchronization.before_micro_batch(is_last=number == len(parts))
-            loss = Loss(*self.model(**part))
-            self.synchronization.backward(loss.loss)
+            with span(FORWARD):
+                loss = Loss(*self.model(**part))
+            with span(BACKWARD):
+                self.synchronization.backward(loss.loss)
             losses.append(loss)
         return losses
 
@@ -134,6 +137,16 @@ class Pipeline:
         return output[0]
 
 
+class _Stage(PipelineStage):
+    def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        with span(FORWARD):
+            return super().forward_one_chunk(*args, **kwargs)
+
+    def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        with span(BACKWARD):
+            return super().backward_one_chunk(*args, **kwargs)
+
+
 def _pipeline_stage(model: Decoder, rows: int, seq_length: int, parallel: ParallelState) -> PipelineStage:
     """Wrap a stage together with the shapes of its inputs and outputs, so that no trial run has to find them."""
     tokens = rows * seq_length // parallel.config.context_parallel_size
@@ -145,7 +158,7 @@ def _pipeline_stage(model: Decoder, rows: int, seq_length: int, parallel: Parall
 
     hidden = meta(tokens, model.config.hidden_size, dtype=model.compute_dtype, requires_grad=True)
     loss = (meta(requires_grad=True), meta(rows), meta(rows))
-    return PipelineStage(
+    return _Stage(
         model,
         model.stage.index,
         model.stage.count,

@@ -19,6 +19,7 @@ from megatron_lfr.model import Decoder
 from megatron_lfr.model.decoder import Loss
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import group_rank
+from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, REDUCTION, span
 
 
 class NativeEngine(ForwardEngine):
@@ -56,10 +57,18 @@ class NativeEngine(ForwardEngine):
         # Each rank knows only which of its tokens are masked: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
-        losses = self._forward_backward.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
+        with span(MICRO_BATCHES):
+            losses = self._forward_backward.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
         blocks = reduce_losses(batch, losses, self.parallel)
-        self.gradients.finish()
-        loss, valid, squares = self._sum_over_ranks(batch, losses).unbind()
+        with span(REDUCTION):
+            self.gradients.finish()
+        with span(OPTIMIZER):
+            return LaunchedStep(blocks, self._step(self._sum_over_ranks(batch, losses), expected, lr))
+
+    def _step(self, sums: Tensor, expected: int, lr: float) -> Tensor:
+        """Clip the gradient, and take the optimizer's step. sums: (loss, valid tokens, squared gradient norm) over all
+        ranks, which were divided by the `expected` tokens. Returns the figures of a LaunchedStep."""
+        loss, valid, squares = sums.unbind()
         # All of this stays on the device. The numerators are tensors: of a number, PyTorch would take the reciprocal.
         correction = loss.new_full((), expected) / valid.clamp(min=1.0)
         loss, grad_norm = loss * correction, squares.sqrt() * correction
@@ -72,7 +81,7 @@ class NativeEngine(ForwardEngine):
         self._update(lr, skipped)
         for parameter in self.parameters:
             parameter.parameter.grad = None
-        return LaunchedStep(blocks, torch.stack((loss, squares, correction, skipped)))
+        return torch.stack((loss, squares, correction, skipped))
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.weights()

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
-from megatron_lfr.estimate import versions
+from megatron_lfr.estimate import plan, versions
 from megatron_lfr.estimate.deepspeed import deepspeed_memory
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take_options, with_defaults
@@ -27,6 +27,10 @@ USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] an
   --tokens-per-second X  throughput of all ranks together; adds times to the estimate
   --gpu-memory GB        warn if a rank needs more memory than this, in units of 10^9 bytes
   --json                 print JSON instead of tables
+
+`megatron-lfr estimate --plan --gpu a100|h100|h200|b200|FILE --nodes N --gpus-per-node N` with the same flags ranks all
+legal layouts by their predicted step time (docs/planner.md), with memory, bubble and communication of each, and prints
+the flags of the ten best. FILE: a JSON object of a device's rates.
 
 `megatron-lfr estimate versions --versions N --branch-share A` with the same flags compares ways to train N versions.
 
@@ -53,6 +57,8 @@ def _print(
     if "-h" in argv or "--help" in argv:
         print(usage)
     options, rest = take_options(argv)
+    if options.plan:
+        estimator, print_tables = plan.plan_layouts, plan.print_plan
     config, notes = parse_run_config(rest)
     for note in notes:
         print(note, file=sys.stderr)
@@ -81,7 +87,7 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     n_blocks, blend = corpus_blocks(config, options)
     plan = make_new_plan(config, n_blocks, world_size, blend)
-    memory = _memory(config, model, world_size, plan.global_batch_size)
+    memory = memory_by_stage(config, model, world_size, plan.global_batch_size)
     largest = max(rank["peak"] for rank in memory)
     if options.gpu_memory is not None and largest > options.gpu_memory * 1e9:
         warnings.append(
@@ -115,7 +121,9 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
     }
 
 
-def _memory(config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int) -> list[dict[str, int]]:
+def memory_by_stage(
+    config: RunConfig, model: ModelConfig, world_size: int, global_batch_size: int
+) -> list[dict[str, int]]:
     """Return the memory of each pipeline rank; all ranks of a stage hold the same."""
     layout, batch = config.parallel, micro_batch(config, model)
     ranks = layout.data_parallel_size(world_size)

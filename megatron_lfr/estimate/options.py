@@ -24,12 +24,16 @@ class Options:
     tokens_per_second: float | None
     gpu_memory: float | None
     json: bool
+    plan: bool = False
+    gpu: str | None = None
+    nodes: int | None = None
+    gpus_per_node: int | None = None
 
 
 def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
     """Split the command line into our own flags and those of a run."""
-    rest = [word for word in argv if word != "--json"]
-    wants_json = len(rest) < len(argv)
+    switches = {"json": "--json" in argv, "plan": "--plan" in argv}
+    gpu, rest = take_option([word for word in argv if word not in ("--json", "--plan")], "--gpu")
     values: dict[str, Any] = {}
     for flag, kind in (
         ("--world-size", int),
@@ -37,6 +41,8 @@ def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         ("--corpus-tokens", int),
         ("--tokens-per-second", float),
         ("--gpu-memory", float),
+        ("--nodes", int),
+        ("--gpus-per-node", int),
     ):
         text, rest = take_option(rest, flag)
         value = None
@@ -50,7 +56,12 @@ def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         values[flag[2:].replace("-", "_")] = value
     if values["blocks"] and values["corpus_tokens"]:
         raise ValueError("give one of --blocks and --corpus-tokens")
-    return Options(**values, json=wants_json), rest
+    for flag in ("gpu", "nodes", "gpus_per_node"):
+        given = gpu if flag == "gpu" else values[flag]
+        if (given is not None) != switches["plan"]:
+            name = "--" + flag.replace("_", "-")
+            raise ValueError(f"{name}: goes with --plan" if given is not None else f"--plan: needs {name}")
+    return Options(**values, **switches, gpu=gpu), rest
 
 
 def with_defaults(config: RunConfig, options: Options) -> RunConfig:

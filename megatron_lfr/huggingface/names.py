@@ -70,9 +70,9 @@ def _llama_weights(config: ModelConfig) -> list[Weight]:
             f"{ours}attention.output", f"{attention}o_proj", hidden, queries, config.has_attention_output_bias
         )
         listed.append(_one(f"{ours}feed_forward_norm.weight", f"{theirs}{norms[1]}.weight", hidden))
-        for name, rows, columns in (("gate", ffn, hidden), ("up", ffn, hidden), ("down", hidden, ffn)):
+        for name, outputs, inputs in (("gate", ffn, hidden), ("up", ffn, hidden), ("down", hidden, ffn)):
             layer = f"{ours}feed_forward.{name}", f"{theirs}mlp.{name}_proj"
-            listed += _linear(*layer, rows, columns, config.has_mlp_bias)
+            listed += _linear(*layer, outputs, inputs, config.has_mlp_bias)
     listed.append(_one("final_norm.weight", "model.norm.weight", hidden))
     if config.untie_embeddings_and_output_weights:
         listed.append(_one("output.weight", "lm_head.weight", _vocabulary(config), hidden))

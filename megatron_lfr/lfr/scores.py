@@ -26,6 +26,8 @@ LOSS_SCORES: tuple[str, ...] = get_args(LossScore)
 FROM_ARRAYS = ("file", "excess")
 COPIES = "copies"
 """The name of the array that says which blocks are copies of each other."""
+WEIGHT = "weight"
+"""The name of the array that weighs every phase of a preset."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _CHUNK = 1 << 20

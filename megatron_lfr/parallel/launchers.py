@@ -84,8 +84,8 @@ _OF_A_LAUNCHER = (
     for name in (names.rank, names.world_size, *names.local_ranks, names.local_size, *names.nodes)
 )
 _OF_A_JOB = ("SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_STEP_NUM_NODES", _STEP_NODES, _JOB_NODES, *_JOBS)
-_SHOWN = dict.fromkeys((*_OF_A_LAUNCHER, "MASTER_ADDR", "MASTER_PORT", *_OF_A_JOB))
-"""What an error lists."""
+ALL_VARIABLES = tuple(dict.fromkeys((*_OF_A_LAUNCHER, "MASTER_ADDR", "MASTER_PORT", *_OF_A_JOB)))
+"""All that is read here. What an error lists."""
 
 
 def adopt_launcher() -> Launch:
@@ -181,7 +181,7 @@ class _Reader:
 
     def fail(self, problem: str) -> NoReturn:
         """Raise the error."""
-        variables = ", ".join(f"{name}={self._given[name]}" for name in _SHOWN if name in self._given)
+        variables = ", ".join(f"{name}={self._given[name]}" for name in ALL_VARIABLES if name in self._given)
         raise ValueError(
             f"the launcher's variables: {problem}; set are {variables}; start ranks with {LAUNCHERS}, or unset these "
             "variables for a run of one process"

@@ -7,6 +7,7 @@ metrics.jsonl          losses, evaluations and phases, one JSON object a line (t
 journal/               the loss of every block at every visit, and what the run is (lfr/journal.py)
 checkpoints/           weights, optimizer and the position in the curriculum (checkpoint/store.py)
 tensorboard/           scalars
+profile/               with --profile: a trace of each rank that records one
 extension.json         only after a kill within an extension (replacing.py)
 deepspeed_config.json  with --deepspeed: a copy of the file of --deepspeed-config
 deepspeed.json         with --deepspeed: what DeepSpeed was given, of that file and of the settings
@@ -81,6 +82,10 @@ class RunFolder:
     @property
     def tensorboard_folder(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def profile_folder(self) -> Path:
+        return self.path / "profile"
 
     @property
     def _history_file(self) -> Path:

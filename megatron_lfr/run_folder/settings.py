@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from megatron_lfr.data.config import DataConfig, parse_blend
+from megatron_lfr.fileio import exists
 
 _OF_THE_COMMAND = ("save", "load", "print_config", "override_opt_param_scheduler")
 """Settings that concern a command only, not the run."""
@@ -149,6 +150,6 @@ def _locate(name: str, start: Path, suffixes: tuple[str, ...], keep: bool = Fals
     """Look for `name` from `start`, then from the present folder. If it is in neither, return the path from `start`, or
     with `keep`, the name unchanged."""
     for folder in (start, Path.cwd()):
-        if any(Path(f"{folder / name}{suffix}").exists() for suffix in suffixes):
+        if any(exists(f"{folder / name}{suffix}") for suffix in suffixes):
             return str(folder / name)
     return name if keep else str(start / name)

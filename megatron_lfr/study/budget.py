@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_lfr.config import RunConfig, resolve_schedule
+from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.phase import Phase, largest_remainder
@@ -41,9 +41,9 @@ class Compute:
 
 def fit_budget(
     arm: Arm, config: RunConfig, corpus: BlockDataset, budget: float, preparation: float, where: str
-) -> tuple[Compute, Settings]:
-    """Return what a run computes within `budget`, and the settings that give it that length."""
-    schedule = resolve_schedule(config.lfr.lfr_schedule)
+) -> tuple[Compute, Settings, Plan]:
+    """Return what a run computes within `budget`, the settings that give it that length, and its plan."""
+    schedule = run_schedule(config.lfr)
     step_tokens = config.training.blocks_per_step(1) * config.data.seq_length
     rescored = sum(phase.is_rescored for phase in schedule.phases) * corpus.train.num_blocks * corpus.seq_length
     rescoring = FORWARD * rescored
@@ -70,7 +70,7 @@ def fit_budget(
     plan = plan_run(_with_length(config, lfr, steps), corpus, where)
     if plan.total_samples * plan.seq_length != training:
         raise ValueError(f"{where}: --rampup-batch-size: not in a study, whose steps are all of one size")
-    return Compute(budget, training, rescoring, preparation), sized
+    return Compute(budget, training, rescoring, preparation), sized, plan
 
 
 def _with_length(config: RunConfig, lfr: Settings, steps: int) -> RunConfig:
@@ -83,12 +83,12 @@ def _scaled(plan: Plan, steps: int) -> list[dict[str, Any]]:
     shares = [planned.samples / plan.total_samples for planned in plan.phases]
     lengths = largest_remainder(shares, steps, at_least=1)
     return [
-        _short(dataclasses.replace(planned.phase, duration=length, unit="steps"))
+        plain_phase(dataclasses.replace(planned.phase, duration=length, unit="steps"))
         for planned, length in zip(plan.phases, lengths, strict=True)
     ]
 
 
-def _short(phase: Phase) -> dict[str, Any]:
+def plain_phase(phase: Phase) -> dict[str, Any]:
     """Return a phase as YAML gives it, without what is as by default."""
     plain = dataclasses.asdict(Phase(phase.kind, phase.duration))
     return {k: v for k, v in dataclasses.asdict(phase).items() if k in ("kind", "duration") or v != plain[k]}

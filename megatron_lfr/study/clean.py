@@ -35,17 +35,15 @@ def clean(
 ) -> dict[str, Any]:
     """Write the training documents that the rules keep as a corpus into `folder`, all at once.
 
-    rules: near_copies: keep one of each cluster of near copies (by default); drop_lowest_ratio: the share of the
-    documents to drop whose ratio, likeness to trusted text, is lowest (by default 0). Returns counts for the JSON.
+    rules: near_copies: keep one of each cluster of near copies (by default); junk: drop what commonness gives no weight
+    (by default). Returns counts for the JSON.
     """
     representative = np.load(commonness / "document_representative.npy", allow_pickle=False)
     keep: npt.NDArray[np.bool_] = np.ones(len(representative), np.bool_)
     if rules.get("near_copies", True):
         keep &= representative == np.arange(len(representative))
-    share = float(rules.get("drop_lowest_ratio", 0.0))
-    if share:
-        ratio = np.load(commonness / "document_ratio.npy", allow_pickle=False)
-        keep &= ~(ratio < np.nanquantile(ratio, share))
+    if rules.get("junk", True):
+        keep &= np.load(commonness / "document_weight.npy", allow_pickle=False) > 0
     starts = json.loads((commonness / "commonness.json").read_bytes())["document_starts"]
     prefixes, kept, before, tokens = cleaned_prefixes(data_path, folder), [], 0, 0
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it was noted as done

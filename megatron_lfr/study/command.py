@@ -15,7 +15,7 @@ from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.page import write_report
 from megatron_lfr.study.results import load_results
-from megatron_lfr.study.runner import choose, read_result, run_study
+from megatron_lfr.study.runner import choose, find_forks, read_result, run_study
 from megatron_lfr.study.statistics import require_scipy
 from megatron_lfr.study.summary import summarize
 
@@ -117,7 +117,14 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
     for key in layout.steps:
         if key in steps:
             print(f"before them: {key}: {layout.steps[key].flops:.3g} FLOP")
-    open_flops = sum(run.compute.training * run.token_flops for run in runs if results[run.name] is None)
+    open_runs = [run for run in runs if results[run.name] is None]
+    saved = 0.0
+    for beginning, first, members, flops in find_forks(layout, output, open_runs).savings():
+        print(f"trained once: {beginning.key}: steps {first + 1:,} to {beginning.steps:,} of {members} runs")
+        saved += flops
+    if saved:
+        print(f"that saves {saved:.3g} FLOP; each run counts as if it had trained all of its steps")
+    open_flops = sum(run.compute.training * run.token_flops for run in open_runs) - saved
     open_flops += sum(step.flops for key, step in layout.steps.items() if key in steps)
     if speed is None:
         print(f"{open_flops:.3g} FLOP; no run is done yet that would say how long that takes")

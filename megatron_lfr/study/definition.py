@@ -24,7 +24,7 @@ _STEP_KEYS: dict[StepKind, tuple[str, ...]] = {
     "train": ("size", "rate"),
     "evaluate": (),
     "commonness": (),
-    "clean": ("near_copies", "drop_lowest_ratio"),
+    "clean": ("near_copies", "junk"),
 }
 
 
@@ -287,13 +287,11 @@ def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names)
 
 
 def _check_cleaning(rules: Settings, source: Step, where: str) -> None:
-    near_copies, share = rules.get("near_copies", True), rules.get("drop_lowest_ratio", 0.0)
-    if not isinstance(near_copies, bool):
-        raise ValueError(f"{where}: near_copies: expected true or false, got {near_copies!r}")
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(f"{where}: drop_lowest_ratio: expected a share from 0 to below 1, got {share!r}")
-    if share and not source.settings.get("reference_data_path"):
-        raise ValueError(f"{where}: drop_lowest_ratio: needs reference_data_path in the step {source.name}")
+    for key in ("near_copies", "junk"):
+        if not isinstance(rules.get(key, True), bool):
+            raise ValueError(f"{where}: {key}: expected true or false, got {rules[key]!r}")
+    if rules.get("junk") and not source.settings.get("reference_data_path"):
+        raise ValueError(f"{where}: junk: needs reference_data_path in the step {source.name}")
 
 
 def _compute(top: Fields, sizes: Mapping[str, Any]) -> dict[str, float]:

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.fileio import describe, write_atomic
+from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.settings import dump_yaml
+from megatron_lfr.study.schedule import STOPPED
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,6 +49,9 @@ def run_job(job: dict[str, Any]) -> int:
             return code
     result = {**job["describes"], **_collect(job)}
     result |= {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds()}
+    if fork := job.get("fork"):  # as if the run had trained its beginning itself
+        beginning = json.loads(Path(fork["result"]).read_bytes())
+        result |= {name: result[name] + beginning[name] for name in ("seconds", "cpu_seconds")}
     write_atomic(Path(job["result"]), json.dumps(result, indent=1, allow_nan=False) + "\n")
     return 0
 
@@ -54,6 +59,8 @@ def run_job(job: dict[str, Any]) -> int:
 def _collect(job: dict[str, Any]) -> dict[str, Any]:
     from megatron_lfr.study.collect import collect, collect_step
 
+    if job["kind"] == "beginning":
+        return {}
     if job["kind"] == "clean":
         from megatron_lfr.study.clean import clean
 
@@ -62,13 +69,39 @@ def _collect(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(job: dict[str, Any]) -> int:
-    """Train the run, or continue it."""
+    """Train the run, or continue it; to its end, or to the step `job["stop_after"]`."""
     from megatron_lfr.training.run import main as train
 
-    folder, run = Path(job["folder"]), Path(job["train"]["save"])
+    folder, run, stop = Path(job["folder"]), Path(job["train"]["save"]), job.get("stop_after")
     write_atomic(folder / "settings.yaml", dump_yaml(job["train"]))
     wait_until_free(run / "lock")
-    return train(["--config", str(folder / "settings.yaml")])
+    if job.get("fork") and not run.exists():
+        _fork(job["fork"], job["train"])
+    if stop is not None and _step(run) == stop:
+        return 0
+    code = train(["--config", str(folder / "settings.yaml")])
+    return 0 if code == STOPPED and stop is not None and _step(run) == stop else code
+
+
+def _fork(fork: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Make a run of these settings that goes on from a step of the one that has trained its beginning."""
+    from megatron_lfr.config.training import LFRConfig
+    from megatron_lfr.versions.branch import create_branch
+    from megatron_lfr.versions.changes import Changed
+
+    schedule, scores = settings.get("lfr_schedule", LFRConfig.lfr_schedule), settings.get("lfr_scores")
+    changed = Changed(
+        train_iters=settings["train_iters"],
+        lfr_schedule=schedule if isinstance(schedule, str) else json.dumps(schedule),
+        lfr_scores=[scores] if isinstance(scores, str) else scores,
+    )
+    create_branch(Path(fork["run"]), fork["step"], Path(settings["save"]), changed)
+
+
+def _step(run: Path) -> int | None:
+    """Return the step of a run's newest checkpoint; None where there is none."""
+    checkpoint = RunFolder(run).find_checkpoint()
+    return None if checkpoint is None else checkpoint.iteration
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.lfr import Plan
 from megatron_lfr.study.budget import FORWARD, Compute, fit_budget, plan_run, rescored_blocks
 from megatron_lfr.study.clean import cleaned_prefixes
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
@@ -54,6 +55,7 @@ class PlannedRun:
     settings: Settings
     digest: str
     steps: int
+    plan: Plan
     step_tokens: int
     token_flops: float
     compute: Compute
@@ -126,7 +128,7 @@ class _Bench:
         blocks = self.inputs.check(config, corpus, where)
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * point
-        compute, length = fit_budget(arm, config, blocks, budget, preparation / token_flops, where)
+        compute, length, plan = fit_budget(arm, config, blocks, budget, preparation / token_flops, where)
         identity = {
             "settings": {**settings, **length},
             "steps": list(outputs.values()),
@@ -146,6 +148,7 @@ class _Bench:
             settings={**given, **length},
             digest=_digest(identity),
             steps=length["train_iters"],
+            plan=plan,
             step_tokens=config.training.blocks_per_step(1) * config.data.seq_length,
             token_flops=token_flops,
             compute=compute,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatron_lfr.fileio import lock_file, write_atomic
+from megatron_lfr.study.beginnings import Beginning, Forks, choose_forks, find_beginnings
 from megatron_lfr.study.clean import KEPT
 from megatron_lfr.study.definition import Study
 from megatron_lfr.study.layout import Layout, PlannedRun, PlannedStep
@@ -62,7 +63,7 @@ def run_study(
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
         open_runs = [run for run in runs if read_result(output, run) is None]
-        wanted = _needed(layout, open_runs)
+        wanted, forks = _needed(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
             Task(
                 f"prepare {step.key}",
@@ -72,15 +73,46 @@ def run_study(
             )
             for step in wanted
         ]
-        keys = {step.key for step in wanted}
+        keys, beginnings = {step.key for step in wanted}, forks.open()
         tasks += [
-            Task(run.name, _job(output, run.folder, _run_job(study, layout, output, run)), run.folder / "log.txt",
-                 tuple(f"prepare {need}" for need in run.needs if need in keys))
+            Task(
+                f"beginning {one.key}",
+                _job(output, one.folder, _beginning_job(one, forks)),
+                one.folder / "log.txt",
+                _before(one.needs, keys, forks.shorter[one.key], beginnings),
+            )
+            for one in beginnings
+        ]
+        tasks += [
+            Task(
+                run.name,
+                _job(output, run.folder, _run_job(study, layout, output, run, forks.runs.get(run.name))),
+                run.folder / "log.txt",
+                _before(run.needs, keys, forks.runs.get(run.name), beginnings),
+            )
             for run in open_runs
-        ]  # fmt: skip
-        print(f"{len(runs)} runs: {len(runs) - len(open_runs)} are done; {len(environments)} processes side by side")
+        ]
+        shared = f"; {len(forks.runs)} fork from a beginning that is trained once" if forks.runs else ""
+        print(
+            f"{len(runs)} runs: {len(runs) - len(open_runs)} are done; {len(environments)} processes side by side"
+            f"{shared}"
+        )
         with ending_on_sigterm():
             return run_tasks(tasks, len(environments), environments, _Progress(len(tasks)))
+
+
+def find_forks(layout: Layout, output: Path, open_runs: Sequence[PlannedRun]) -> Forks:
+    """Find which of the runs without a result fork from a common beginning. One that has begun goes on as it is."""
+    new = [run for run in open_runs if not (run.folder / "run").exists()]
+    return choose_forks(find_beginnings(layout.runs.values(), output), new)
+
+
+def _before(
+    needs: Sequence[str], steps: Collection[str], source: Beginning | None, beginnings: Sequence[Beginning]
+) -> tuple[str, ...]:
+    """Return the names of the tasks that a run waits for: steps, and the beginning that it forks from."""
+    forked = [f"beginning {source.key}"] if source in beginnings and source is not None else []
+    return *(f"prepare {need}" for need in needs if need in steps), *forked
 
 
 def _needed(layout: Layout, runs: Sequence[PlannedRun]) -> list[PlannedStep]:
@@ -120,7 +152,24 @@ def _job(output: Path, folder: Path, job: dict[str, Any]) -> tuple[str, ...]:
     return "-m", "megatron_lfr.study.job", str(path)
 
 
-def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun) -> dict[str, Any]:
+def _fork(source: Beginning | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    return {"fork": {"run": str(source.run), "step": source.steps, "result": str(source.result)}}
+
+
+def _beginning_job(beginning: Beginning, forks: Forks) -> dict[str, Any]:
+    return {
+        "kind": "beginning",
+        "result": str(beginning.result),
+        "train": beginning.settings,
+        "stop_after": beginning.steps,
+        **_fork(forks.shorter[beginning.key]),
+        "describes": {"format": 1, "steps": beginning.steps, "runs": beginning.runs},
+    }
+
+
+def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source: Beginning | None) -> dict[str, Any]:
     folder = run.folder
     words = [
         *("--run", str(folder / "run"), "--split", "all", "--data-path", *study.held_out),
@@ -137,6 +186,7 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun) -> dic
         "kind": "run",
         "result": str(result_file(output, run.name)),
         "train": run.settings,
+        **_fork(source),
         "commands": [["evaluate", words]],
         "steps": [str(step_result(step)) for step in steps],
         "labels": labels,

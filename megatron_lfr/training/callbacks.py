@@ -32,6 +32,11 @@ class Training(Protocol):
     def times(self) -> Stopwatch: ...
 
     @property
+    def peak_tflops(self) -> float | None:
+        """What one device computes at most, in 10^12 operations a second; None where it is not known."""
+        ...
+
+    @property
     def consumed_samples(self) -> int:
         """Number of samples of all recorded steps."""
         ...

@@ -137,9 +137,9 @@ class Validation:
 
     def run(self, done: int) -> Evaluation | None:
         """Evaluate after step `done`. None where there is nothing to evaluate on, or the run is to stop. Collective."""
-        if self._loader.source.num_blocks == 0:
+        self.is_owed = self._loader.source.num_blocks > 0
+        if not self.is_owed:
             return None
-        self.is_owed = True
         phase = self._plan.at_step(done - 1).index
         with suppress(StoppedError), self._times.part("evaluation"):
             evaluation = evaluate(self._engine, self._loader, self.blocks, done, phase, between=self._stopping.look)

@@ -74,7 +74,7 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     learning_rate = make_learning_rate(config.optimizer, plan)
     config, main_path = _lay_out_main_path(config, plan, learning_rate)
     config.checkpoint.check_retained(plan.total_steps)
-    arrays = make_arrays(config, corpus, plan)
+    arrays = make_arrays(config, corpus.digests, plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, arrays)
     return Inputs(config, tokenizer, model, corpus, plan, learning_rate, main_path, arrays, facts)
 

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megatron_lfr.lfr.base import PhaseStart
-from megatron_lfr.parallel import ranks
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
-from megatron_lfr.training.metrics import Window
+from megatron_lfr.training.metrics import Window, peak_memory, speed
 from megatron_lfr.training.recording import StepReport
 
 
@@ -58,14 +57,16 @@ class MegatronLines(Callback):
             return
         window, self._window = self._window, Window()
         times = window.times(trainer)
-        flops = times["tokens_per_second"] * trainer.engine.flops_per_token(trainer.plan.seq_length)
-        teraflops = flops / ranks.world_size() / 1e12
         loss = float("nan") if window.mean_loss is None else window.mean_loss
+        utilisation = f" MFU: {100 * times['mfu']:.1f} % |" if "mfu" in times else ""
         print(
             f" [{time.strftime('%Y-%m-%d %H:%M:%S')}] iteration {report.step:8d}/{trainer.plan.total_steps:8d} |"
             f" consumed samples: {trainer.consumed_samples:12d} |"
             f" elapsed time per iteration (ms): {times['step_ms']:.1f} |"
-            f" throughput per GPU (TFLOP/s/GPU): {teraflops:.3f} |"
+            f" waiting for data (ms): {times['loader_wait_ms']:.1f} |"
+            f" throughput per GPU (TFLOP/s/GPU): {times['tflops_per_gpu']:.3f} |"
+            f"{utilisation}"
+            f" peak memory (GB): {times['peak_memory_bytes'] / 1e9:.2f} |"
             f" learning rate: {report.lr:.6E} |"
             f" global batch size: {report.blocks.shape[1]:5d} |"
             f" lm loss: {loss:.6E} |"
@@ -199,6 +200,7 @@ class WeightsAndBiases(Callback):
 
 def step_scalars(trainer: Training, report: StepReport) -> dict[str, float]:
     """Return the scalars of one step by their dashboard names."""
+    tokens = report.blocks.shape[1] * trainer.plan.seq_length
     return {
         "train/loss": report.loss,
         "train/grad_norm": report.grad_norm,
@@ -207,6 +209,8 @@ def step_scalars(trainer: Training, report: StepReport) -> dict[str, float]:
         "train/phase": trainer.plan.at_step(report.step - 1).index,
         "time/step_ms": 1000 * report.seconds,
         "time/loader_wait_ms": 1000 * report.wait_seconds,
+        **{f"time/{name}": value for name, value in speed(trainer, tokens / max(report.seconds, 1e-9)).items()},
+        "memory/peak_gb": peak_memory(trainer.engine.parallel.device) / 1e9,
     }
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.fileio import json_value
 from megatron_lfr.lfr.base import PhaseStart
+from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder.phase_row import describe_order
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
@@ -137,17 +140,37 @@ class Window:
         return self.nll / self.tokens if self.tokens else None
 
     def times(self, trainer: Training) -> dict[str, float]:
-        """Return the mean milliseconds of a step, those of waiting for data and of recording losses, and the speed."""
+        """Return the mean milliseconds of a step, those of waiting for data and of recording losses, the speed, and the
+        most memory so far on rank 0."""
         scale = 1000.0 / max(1, self.steps)
+        tokens_per_second = self.rows * trainer.plan.seq_length / max(self.seconds, 1e-9)
         return {
             "step_ms": self.seconds * scale,
             "loader_wait_ms": self.wait * scale,
             "lfr_record_ms": self.record * scale,
-            "tokens_per_second": self.rows * trainer.plan.seq_length / max(self.seconds, 1e-9),
+            **speed(trainer, tokens_per_second),
+            "peak_memory_bytes": peak_memory(trainer.engine.parallel.device),
         }
 
     def state(self) -> dict[str, float]:
         return {"nll": self.nll, "tokens": self.tokens}
+
+
+def speed(trainer: Training, tokens_per_second: float) -> dict[str, float]:
+    """Return the speed in tokens a second over all ranks, in 10^12 floating-point operations a second of each rank
+    (a causal mask halves attention, recomputation does not count), and as share of the peak where that is known."""
+    flops = tokens_per_second * trainer.engine.flops_per_token(trainer.plan.seq_length)
+    tflops = flops / ranks.world_size() / 1e12
+    figures = {"tokens_per_second": tokens_per_second, "tflops_per_gpu": tflops}
+    return figures if trainer.peak_tflops is None else {**figures, "mfu": tflops / trainer.peak_tflops}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that tensors have taken on this rank's GPU, or on a CPU the most that the process has had
+    in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def share_by_domain(

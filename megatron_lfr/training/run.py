@@ -14,6 +14,7 @@ from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.engine.determinism import deterministic
 from megatron_lfr.parallel import initialize, ranks, session
+from megatron_lfr.parallel.devices import peak_tflops
 from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.parallel.watch import watching
 from megatron_lfr.run_folder import RunFolder
@@ -30,6 +31,7 @@ from megatron_lfr.training.start import find_start, held, open_journal
 from megatron_lfr.training.stopping import Stopping
 from megatron_lfr.training.times import Stopwatch
 from megatron_lfr.training.trainer import Trainer
+from megatron_lfr.training.upkeep import collecting_together, profiling
 
 
 def main(argv: Sequence[str]) -> int:
@@ -118,6 +120,11 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
             stopping=stopping,
             times=times,
             patience=Patience(config.checkpoint.async_save),
+            peak_tflops=config.logging.peak_tflops or peak_tflops(parallel.device, config.training.bf16),
+            after_step=[
+                stack.enter_context(collecting_together(config.training)),
+                stack.enter_context(profiling(config.logging, folder.profile_folder, start.step)),
+            ],
         )
         broadcast_journal(journal, nodes)
         trainer.resume(start.state)

@@ -20,11 +20,13 @@ from megatron_lfr.training.recording import Recorder, StepReport
 from megatron_lfr.training.saving import Saving
 from megatron_lfr.training.stopping import StoppedError, Stopping
 from megatron_lfr.training.times import Stopwatch
+from megatron_lfr.training.upkeep import AfterStep
 
 
 class Trainer:
     """Trains one engine by a curriculum, to its end or to a signal. Every rank runs a trainer; only rank 0 has
-    callbacks and prints. end_step: the last step, which may come before that of the curriculum's plan.
+    callbacks and prints. end_step: the last step, which may come before that of the curriculum's plan. peak_tflops: a
+    device's, None where it is not known. after_step: is called with the number of steps so far, once each is launched.
 
     A step's events come in this order, so that a checkpoint holds everything that belongs to it: record, log, evaluate,
     save. What only one feature needs is a callback.
@@ -46,6 +48,8 @@ class Trainer:
         stopping: Stopping,
         times: Stopwatch,
         patience: Patience,
+        peak_tflops: float | None,
+        after_step: Sequence[AfterStep],
     ) -> None:
         self.engine = engine
         self.curriculum = curriculum
@@ -60,6 +64,8 @@ class Trainer:
         self.stopping = stopping
         self.times = times
         self.patience = patience
+        self.peak_tflops = peak_tflops
+        self.after_step = after_step
         self.recorder = Recorder(curriculum, config.max_skipped_steps, times, self._report)
         self.validation = Validation(engine, valid_loader, self.plan, config, stopping, times)
         self.saving = Saving(store, checkpoint, patience, times)
@@ -152,6 +158,8 @@ class Trainer:
 
             # Record and log: the step before, while this one computes, and this one where something needs it now.
             self.recorder.add(batch, losses, lr, launching.seconds + waited, waited)
+            for act in self.after_step:
+                act(done)
             evaluates = phase_ends or run_ends or self.validation.is_due(done)
             if not evaluates and not saves and self.stopping.reason is None:
                 continue

@@ -17,13 +17,14 @@ from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.manifest import NAME, record_file
 from megatron_lfr.fileio import check_space, new_folder
 from megatron_lfr.identity import facts_before
-from megatron_lfr.lfr.identity import describe_segments, read_arrays
+from megatron_lfr.lfr.identity import describe_segments
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.lineage import Parent
 from megatron_lfr.run_folder.position import read_position
 from megatron_lfr.run_folder.settings import OF_SEGMENT, History
-from megatron_lfr.versions.changes import Changed, change_plan, change_settings
+from megatron_lfr.versions.changes import Changed, change_settings
+from megatron_lfr.versions.phases import change_phases, check_trained, last_segment
 from megatron_lfr.versions.records import copy_journal, copy_metrics, replay_under
 from megatron_lfr.versions.tensors import Tensors
 
@@ -54,24 +55,32 @@ def create_branch(parent: Path, step: int, save: Path, changed: Changed, version
     position = read_position(checkpoint)
     plan, seed = folder.plan()
     plan = plan.first(folder.history.segments_at(step))
-    new_plan = change_plan(changed, plan)
-    segments = len(new_plan.segments)
-    settings = change_settings(changed, _settings_at(folder, step, segments), step, plan, new_plan)
+    segments = last_segment(changed, plan)
+    settings = _settings_at(folder, step, segments)
+    phases = change_phases(changed, folder, plan, settings)
+    new_plan, is_other = phases.plan, phases.plan is not plan
+    check_trained(changed, plan, new_plan, position)
+    settings = change_settings(changed, settings | phases.settings, step, plan, new_plan)
     settings |= _of_its_own(settings, save)
     history = _history(folder, settings, step, segments)
     identity = facts_before(folder.identity(), segments)
-    if changed.train_iters is not None:
-        identity["segments"] = describe_segments(new_plan, read_arrays(identity))
+    if is_other:
+        identity["segments"] = describe_segments(new_plan, phases.digests)
 
     with new_folder(save) as aside:
         new, tensors = RunFolder(aside), Tensors.of(checkpoint, aside)
         losses = 4 * (plan.samples_before(step) + plan.n_blocks)
         check_space("--save", save, losses + position.metrics_bytes + (0 if tensors.are_linked else tensors.bytes))
-        digest = copy_journal(folder.journal, new.journal.folder, identity, plan, position)
-        run = Run(new, plan, seed, folder.arrays())
-        current = None if changed.train_iters is None else replay_under(new_plan, run, position)
+        digest = copy_journal(folder.journal, new.journal.folder, identity, plan, new_plan, position)
+        run, current = Run(new, plan, seed, folder.arrays()), None
+        if is_other:
+            goes_on = Run(new, new_plan, seed, phases.arrays)
+            current = replay_under(goes_on, run, position, changed.schedule_flag)
         metrics_bytes = copy_metrics(folder, new, position, current, run)
         state = _new_state(checkpoint, identity, metrics_bytes, current)
+        state["owes_evaluation"] = state.get("owes_evaluation", False) or (
+            current is not None and current.is_complete and not _is_evaluated(new, step)
+        )
         tensors.save(CheckpointStore(new.checkpoint_folder, keep=None), step, state)
         manifest = record_file(checkpoint.folder / NAME).sha256
         new.write_branch(Parent(str(parent.resolve()), step, manifest, digest, version), settings, history)
@@ -144,6 +153,10 @@ def _history(parent: RunFolder, settings: Mapping[str, Any], step: int, segments
     if history.started_in is None:  # a run from before histories were kept
         return history
     return history.continued(settings, step, history.started_in, defaults={}, segments=segments)
+
+
+def _is_evaluated(run: RunFolder, step: int) -> bool:
+    return any(event.get("event") == "evaluation" and event.get("step") == step for event in run.events())
 
 
 def _new_state(

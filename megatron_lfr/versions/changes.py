@@ -1,4 +1,4 @@
-"""What a branch does otherwise than its parent from the cut on: the learning rate, and the length."""
+"""What a branch does otherwise than its parent from the cut on, and the learning rate that follows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from megatron_lfr.learning_rate import (
     learning_rate_of,
     make_learning_rate,
 )
-from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.schedule import with_length
+from megatron_lfr.lfr import FocusScope, Plan
 
 
 @dataclass(frozen=True)
 class Changed:
     """What the command asked for; None each: as the parent. decay_style: a decay from the cut to the end; min_lr, knee
-    and steps are settings of it."""
+    and steps are settings of it. lfr_schedule: that of the branch's last segment; lfr_scores and lfr_focus_scope go
+    with it."""
 
     decay_style: Decay | None = None
     min_lr: float | None = None
@@ -30,6 +30,16 @@ class Changed:
     lr_step_shares: list[float] | None = None
     lr_step_factors: list[float] | None = None
     train_iters: int | None = None
+    lfr_schedule: str | None = None
+    lfr_scores: list[str] | None = None
+    lfr_focus_scope: FocusScope | None = None
+
+    @property
+    def schedule_flag(self) -> str:
+        """The flag that gives the branch other phases than its parent's, and its value."""
+        if self.lfr_schedule is not None:
+            return f"--lfr-schedule {self.lfr_schedule}"
+        return f"--train-iters {self.train_iters}"
 
     def shape(self) -> dict[str, Any]:
         """Return the settings of the decay that the command gave."""
@@ -37,27 +47,18 @@ class Changed:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def change_plan(changed: Changed, plan: Plan) -> Plan:
-    """Return the branch's plan: the parent's, or one that ends at --train-iters. ValueError names the flag where the
-    schedule has another length."""
-    if changed.train_iters is None:
-        return plan
-    return with_length(plan, changed.train_iters)
-
-
 def change_settings(
     changed: Changed, settings: Mapping[str, Any], step: int, before: Plan, after: Plan
 ) -> dict[str, Any]:
-    """Return the branch's settings from `step` on, given the parent's there and the plans of both.
+    """Return the branch's settings from `step` on, given the plans of both, and the parent's settings there with those
+    of the branch's phases.
 
     ValueError where the parent's rate decays or warms up already and a new decay is asked for, or where another length
     would give the steps before another rate.
     """
     new = {**settings, "versions": None, "branch_share": None}  # a branch is no main path itself
-    if changed.train_iters is not None:
-        new |= {"train_iters": changed.train_iters, "train_samples": None, "train_epochs": None}
-        retained = settings.get("save_retain_steps") or []
-        new |= {"save_retain_steps": [kept for kept in retained if kept <= after.total_steps]} if retained else {}
+    if retained := settings.get("save_retain_steps"):
+        new |= {"save_retain_steps": [kept for kept in retained if kept <= after.total_steps]}
     rate = learning_rate_of(settings, before)
     parent = branch = rate.config
     if changed.decay_style is not None:
@@ -71,7 +72,7 @@ def change_settings(
         branch = _decaying(rate, changed, step, after.total_steps)
         branch.validate()
         new |= {name: value for name, value in dataclasses.asdict(branch).items() if value != getattr(parent, name)}
-    _check_past(rate, make_learning_rate(branch, after), step, after)
+    _check_past(changed, rate, make_learning_rate(branch, after), step)
     return new
 
 
@@ -92,11 +93,11 @@ def _decaying(rate: LearningRate, changed: Changed, step: int, end: int) -> Lear
     )
 
 
-def _check_past(before: LearningRate, after: LearningRate, step: int, plan: Plan) -> None:
+def _check_past(changed: Changed, before: LearningRate, after: LearningRate, step: int) -> None:
     """ValueError where a step before the cut would have had another rate."""
     past = first_difference(before, after, step)
     if past is not None:
         raise ValueError(
-            f"--train-iters {plan.total_steps}: the learning rate follows the run's length: step {past + 1}, which is "
+            f"{changed.schedule_flag}: the learning rate follows the run's length: step {past + 1}, which is "
             f"trained, would have had {after(past):g} instead of {before(past):g}. Leave the length as it is"
         )

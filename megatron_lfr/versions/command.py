@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from megatron_lfr.learning_rate import Decay
+from megatron_lfr.lfr import FocusScope
 from megatron_lfr.versions.branch import create_branch, find_version
 from megatron_lfr.versions.changes import Changed
 
@@ -54,7 +55,18 @@ class BranchConfig:
     default the parent's --lr-step-factors. A last factor of 0 ends at --min-lr."""
     train_iters: int | None = None
     """Steps from the parent's beginning to the branch's end; by default as many as the parent's, or with --version the
-    version's. Only where the orders of the steps before are the same, as with --lfr-schedule uniform."""
+    version's. Only where the orders of the steps before are the same, as with --lfr-schedule uniform. A branch that
+    ends at --at-step is one for `megatron-lfr extend`, which gives it other data."""
+    lfr_schedule: str | None = None
+    """Phases of the branch: a preset, a YAML file with a list of phases, or such a list itself; by default the
+    parent's. They are those of the run (where it was extended, of the segment that the branch ends in) from its
+    beginning, of which their shares are, too; what is trained until --at-step must be what they begin with."""
+    lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
+    """With --lfr-schedule: numbers for the blocks that its phases use, as NAME=FILE.npy, as in `megatron-lfr train`; by
+    default the parent's."""
+    lfr_focus_scope: FocusScope | None = None
+    """With --lfr-schedule: where its Focus phases look for the hard blocks, as in `megatron-lfr train`; by default as
+    in the parent."""
 
     def validate(self) -> None:
         """ValueError names the flag and the legal values."""
@@ -75,6 +87,9 @@ class BranchConfig:
         ):
             if value is not None and not fits:
                 raise ValueError(f"{flag}: goes with --lr-decay-style{needed}")
+        for flag, of_schedule in (("--lfr-scores", self.lfr_scores), ("--lfr-focus-scope", self.lfr_focus_scope)):
+            if of_schedule and self.lfr_schedule is None:
+                raise ValueError(f"{flag}: goes with --lfr-schedule")
         if self.min_lr is not None and not math.isfinite(self.min_lr):
             raise ValueError(f"--min-lr {self.min_lr}: must be a finite number")
 
@@ -86,8 +101,9 @@ class BranchConfig:
             step, version_end = find_version(self.parent, self.version, self.branch_share)
             end = end or version_end
         assert step is not None
-        if end is not None and end <= step:
-            raise ValueError(f"--train-iters {end}: must be more than {step}, the step that the branch goes on from")
+        first = step if self.lr_decay_style is None else step + 1
+        if end is not None and end < first:
+            raise ValueError(f"--train-iters {end}: must be at least {first}, as the branch goes on from step {step}")
         return step, end
 
 
@@ -97,12 +113,15 @@ def main(argv: Sequence[str]) -> int:
     config.validate()
     step, train_iters = config.cut()
     changed = Changed(
-        config.lr_decay_style,
-        config.min_lr,
-        config.lr_knee_explore,
-        config.lr_step_shares,
-        config.lr_step_factors,
-        train_iters,
+        decay_style=config.lr_decay_style,
+        min_lr=config.min_lr,
+        lr_knee_explore=config.lr_knee_explore,
+        lr_step_shares=config.lr_step_shares,
+        lr_step_factors=config.lr_step_factors,
+        train_iters=train_iters,
+        lfr_schedule=config.lfr_schedule,
+        lfr_scores=config.lfr_scores,
+        lfr_focus_scope=config.lfr_focus_scope,
     )
     branch = create_branch(config.parent, step, config.save, changed, config.version)
     tensors = "linked, not copied" if branch.is_linked else "copied"

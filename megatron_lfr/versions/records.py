@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -23,10 +22,10 @@ from megatron_lfr.run_folder.position import Position
 
 
 def copy_journal(
-    source: JournalReader, target: Path, identity: Mapping[str, Any], plan: Plan, position: Position
+    source: JournalReader, target: Path, identity: Mapping[str, Any], plan: Plan, after: Plan, position: Position
 ) -> str:
     """Write the losses of `source`, which was made as `plan` says, up to `position` into a journal with the facts
-    `identity`. Returns their SHA-256 in hexadecimal.
+    `identity`, which goes on as `after` says. Returns their SHA-256 in hexadecimal.
 
     ValueError where the journal ends before, or holds other losses than those that the checkpoint was written after.
     """
@@ -45,32 +44,24 @@ def copy_journal(
     journal.close()
     if checksum != position.checksum:
         raise ValueError(f"{source.folder}: its losses are not those that the checkpoint was written after")
-    following = position.phase + 1
-    is_complete = position.phase < 0 or position.entries == plan.phases[position.phase].samples
-    if is_complete and source.scores_path(following).exists():  # made by the weights of this step
-        shutil.copyfile(source.scores_path(following), journal.scores_path(following))
+    following = after.phases[position.phase + 1 : position.phase + 2]
+    ends_here = all(position.entries == one.phases[position.phase].samples for one in (plan, after))
+    for planned in following if ends_here else ():
+        if planned.phase.is_rescored and source.scores_path(planned.index).exists():  # by the weights of this step
+            shutil.copyfile(source.scores_path(planned.index), journal.scores_path(planned.index))
     return digest.hexdigest()
 
 
-def replay_under(plan: Plan, run: Run, position: Position) -> PhaseHistory:
-    """Return the current phase of `run`, whose journal ends at `position`, under another plan. ValueError where one of
-    the steps before would have served other blocks."""
-    error = ValueError(
-        f"--train-iters {plan.total_steps}: the {position.step} steps before would have had other blocks, as phases "
-        "and their orders follow the length; it can differ where one Learn without weights is all, as with uniform"
-    )
-    lengths = [(old.samples, new.samples) for old, new in zip(run.plan.phases, plan.phases, strict=False)]
-    before = lengths[: position.phase]
-    if (
-        len(lengths) <= position.phase
-        or any(old != new for old, new in before)
-        or lengths[position.phase][1] < position.entries
-    ):
-        raise error
-    histories = zip(run.phases(), dataclasses.replace(run, plan=plan).phases(), strict=True)
-    for old, new in histories:
+def replay_under(after: Run, before: Run, position: Position, flag: str) -> PhaseHistory:
+    """Return the current phase of a run, whose journal ends at `position`, as it was `before` and as it goes on
+    `after`. ValueError begins with `flag` where one of the steps before would have served other blocks."""
+    for old, new in zip(before.phases(), after.phases(), strict=True):
         if not np.array_equal(_served(old, position.step), _served(new, position.step)):
-            raise error
+            raise ValueError(
+                f"{flag}: the {position.step} steps before would have had other blocks, as the order of phase "
+                f"{old.planned.index} ({old.planned.phase.kind}) follows its length; it can end elsewhere where it is "
+                "a Learn without weights, as with uniform"
+            )
     return new
 
 

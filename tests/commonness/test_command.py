@@ -19,7 +19,7 @@ from megatron_lfr.fileio import lock_file
 from support.commonness_samples import documents, junk, tokenizer, write
 from support.waiting import LIMIT
 
-ARRAYS = {"copies": "<u4", "near_copies": "<u4", "representative": "<u4", "log_likelihood": "<f4"}
+ARRAYS = {"copies": "<u4", "near_copies": "<u4", "representative": "<u4", "log_likelihood": "<f4", "weight": "<f4"}
 WITH_REFERENCE = {"reference_log_likelihood": "<f4", "ratio": "<f4"}
 
 
@@ -85,6 +85,29 @@ def test_arrays_json_and_page(
     assert not any(path.name.startswith(".out") for path in tmp_path.iterdir())
 
 
+def test_what_is_least_like_trusted_text_weighs_nothing(tmp_path: Path, corpus: list[str], trusted: str) -> None:
+    share = 0.08
+    words = [*flags(tmp_path, corpus), "--split", "1", "--reference-data-path", trusted, "--junk-share", str(share)]
+    assert main(words) == 0
+    array = {path.stem: np.load(path) for path in (tmp_path / "out").glob("*.npy")}
+    weight, near = array["document_weight"], array["document_near_copies"]
+    datasets = BlockDataset(corpus, 128, "1").datasets
+    lengths = np.array([len(each.document(i)) for each in datasets for i in range(each.num_documents)])
+    order = np.argsort(array["document_ratio"])
+    junk = order[np.cumsum(lengths[order]) <= share * lengths.sum()]
+    assert set(range(60, 60 + 60)).isdisjoint(junk)
+    assert len(junk) >= 8
+    expected = 1 / near
+    expected[junk] = 0
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+    of_labels = np.repeat(weight.astype(float), lengths)
+    first = int(lengths[:60].sum())
+    blocks = json.loads((tmp_path / "out" / "commonness.json").read_text())["block_starts"]
+    for base, start, end in ((0, 0, blocks[1]), (first, blocks[1], blocks[2])):
+        means = [of_labels[base + 1 + 128 * i : base + 129 + 128 * i].mean() for i in range(end - start)]
+        np.testing.assert_allclose(array["block_weight"][start:end], means, rtol=1e-6)
+
+
 def test_text_is_escaped(tmp_path: Path) -> None:
     evil = [*b"<script>alert(1)</script>&\x1b[31m"] * 9
     prefix = write(tmp_path / "bytes", [evil, evil, [*b"plain text, of which there is little"] * 4])
@@ -100,7 +123,7 @@ def test_results_are_the_same_again_with_any_number_of_threads(tmp_path: Path, c
         assert main([*flags(tmp_path, corpus), "--threads", threads]) == 0
         written.append(files(tmp_path / "out"))
         written[-1].pop("commonness.json")
-    assert len(written[0]) == 15
+    assert len(written[0]) == 18
     assert written[0] == written[1]
 
 
@@ -118,6 +141,8 @@ def test_weights_of_prefixes_are_ignored(tmp_path: Path, corpus: list[str]) -> N
         (["--memory-gb", "nan"], "--memory-gb nan: must be positive"),
         (["--shingle-tokens", "0"], "--shingle-tokens 0: must be from 1 to 1024"),
         (["--near-threshold", "0.1"], "--near-threshold 0.1: must be from 0.4"),
+        (["--junk-share", "1"], "--junk-share 1.0: must be auto, or at least 0 and below 1"),
+        (["--junk-share", "0.1"], "--junk-share 0.1: needs --reference-data-path"),
         (["--threads", "-1"], "--threads -1: must be from 0 to 4096"),
         (["--seq-length", "1000000"], "fewer than the 1000001"),
         (["--output", "no/where"], "no/where: the folder"),

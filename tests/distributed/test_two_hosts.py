@@ -112,6 +112,33 @@ def test_a_host_is_cut_off_and_a_new_one_takes_its_place(
         assert (journals[0] / name).read_bytes() == (journals[1] / name).read_bytes()
 
 
+def test_one_folder_for_both_hosts(
+    hosts: tuple[Host, Host], prefixes: list[str], tmp_path: Path, reference: Path
+) -> None:
+    """Both hosts see the run folder. torchrun begins the run; deepspeed's launcher, started on each host without ssh,
+    ends it."""
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    (tmp_path / "hostfile").write_text("".join(f"{host.name} slots=1\n" for host in hosts))
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(tmp_path / "hostfile"), "--no_ssh"]
+    folder = tmp_path / "run"
+    arguments, said = ["train", *flags(prefixes, folder)], [tmp_path / f"said {number}" for number in range(4)]
+
+    begun = [*arguments, "--exit-interval", "10"]
+    codes = finish([host.start(torchrun(hosts, index, begun), said[index]) for index, host in enumerate(hosts)])
+    assert 0 not in codes  # as the run has not ended
+    assert len(matrix.read_steps(folder)) == 10, said[0].read_text()
+
+    address = ["--master_addr", hosts[0].name, "--module", "megatron_lfr", *arguments]
+    processes = [
+        host.start([*launcher, "--node_rank", str(index), *address], said[2 + index], DS_ACCELERATOR="cpu")
+        for index, host in enumerate(hosts)
+    ]
+    assert finish(processes) == [0, 0], said[2].read_text() + said[3].read_text()
+    assert "continuing" in said[2].read_text()
+    assert "--local_rank=0" in said[3].read_text()
+    assert_close(folder, reference)
+
+
 def test_deepspeeds_launcher_reaches_both_hosts(
     hosts: tuple[Host, Host], prefixes: list[str], tmp_path: Path, reference: Path
 ) -> None:

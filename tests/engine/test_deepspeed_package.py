@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_lfr.config.training import DeepSpeedConfig
+from megatron_lfr.config.deepspeed_file import DeepSpeedConfig
 from megatron_lfr.engine import deepspeed_partitions as partitions
 from megatron_lfr.engine.deepspeed_package import VERSION, import_deepspeed
 
@@ -60,7 +60,7 @@ def test_a_package_that_cannot_be_imported_is_named(package: Path) -> None:
 
 
 def test_a_missing_package_is_named_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_lfr.config.training.find_spec", lambda name: None)
+    monkeypatch.setattr("megatron_lfr.config.deepspeed_file.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--deepspeed: needs the deepspeed package \(pip install 'megatron-lfr\[deep"):
         DeepSpeedConfig(deepspeed=True, deepspeed_config="ds.json").validate()
 
@@ -74,6 +74,7 @@ class Optimizer(SimpleNamespace):
             optimizer=SimpleNamespace(state={}),
             single_partition_of_fp32_groups=flats,
             bit16_groups=[[]],
+            averaged_gradients={},
             fp32_groups_flat_partition=flats,
             bf16_groups=[[]],
             fp32_partitioned_groups_flat=flats,
@@ -95,7 +96,10 @@ class Optimizer(SimpleNamespace):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        *((partitions.FlatGroups, name) for name in ("single_partition_of_fp32_groups", "bit16_groups")),
+        *(
+            (partitions.FlatGroups, name)
+            for name in ("single_partition_of_fp32_groups", "bit16_groups", "averaged_gradients")
+        ),
         *((partitions.Bf16Groups, name) for name in ("fp32_groups_flat_partition", "bf16_groups")),
         *(
             (kind, name)

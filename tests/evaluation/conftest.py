@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from megatron_lfr.cli import main
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
+from megatron_lfr.parallel import session
 from support.text_run_oracle import SEQ, WORDS, Oracle
 
 
@@ -37,11 +39,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def _ranks_of_a_file() -> Iterator[None]:
+    with session():
+        yield
+
+
+@pytest.fixture(scope="module")
 def trained(run: Path) -> TrainedModel:
     return load_trained(run)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def oracle(trained: TrainedModel) -> Oracle:
     return Oracle(trained)

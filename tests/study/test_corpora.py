@@ -64,7 +64,7 @@ def test_held_out_blocks_belong_to_the_document_of_their_middle(corpus: list[str
     assert (clusters.domains == source.domain_of(np.arange(source.num_blocks))).all()
 
 
-def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_the_lowest_ratios(tmp_path: Path) -> None:
+def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_junk(tmp_path: Path) -> None:
     prefixes = [str(tmp_path / name) for name in ("a", "b")]
     for number, prefix in enumerate(prefixes):
         with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
@@ -74,9 +74,9 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_the_lowest_ratios(t
     common = tmp_path / "common"
     common.mkdir()
     np.save(common / "document_representative.npy", np.array([0, 1, 0, 3, 4, 1, 6, 7], np.uint32))
-    np.save(common / "document_ratio.npy", np.array([5, 6, 7, 1, 8, 9, 10, 11], np.float32))
+    np.save(common / "document_weight.npy", np.array([0.5, 0.5, 0.5, 0, 1, 0.5, 1, 1], np.float32))
     (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8]}))
-    counts = clean(common, prefixes, "1", tmp_path / "cleaned", {"drop_lowest_ratio": 0.125})
+    counts = clean(common, prefixes, "1", tmp_path / "cleaned", {})
     kept = [[0, 1], [10, 12, 13]]
     for prefix, tokens in zip(("a", "b"), kept, strict=True):
         dataset = IndexedDataset(tmp_path / "cleaned" / prefix)

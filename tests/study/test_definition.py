@@ -52,8 +52,8 @@ def put(keys: str, value: Any) -> Change:
         ),
         (put("arms.lfr.prepare", {"a": {"train": {}, "commonness": {}}}), "prepare: a: give one of train, evaluate"),
         (
-            put("arms.lfr.prepare", {"a": {"commonness": {}}, "b": {"clean": "a", "drop_lowest_ratio": 0.1}}),
-            "prepare: b: drop_lowest_ratio: needs reference_data_path in the step a",
+            put("arms.lfr.prepare", {"a": {"commonness": {}}, "b": {"clean": "a", "junk": True}}),
+            "prepare: b: junk: needs reference_data_path in the step a",
         ),
         (put("arms.lfr.prepare", {"a": {"train": {"save": "x"}}}), "prepare: a: where results go is set by the study"),
     ],

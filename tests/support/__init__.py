@@ -41,6 +41,7 @@ Cases, which run in processes that a test starts, and return their results to it
     family_cases: ranks that train a model of each family.
     launcher_cases, doctor_cases: ranks that meet under each launcher, and that a doctor looks at.
     deepspeed_cases, deepspeed_memory: ranks of DeepSpeed's engine, of runs under it, and what memory they take.
+    benchmark_cases: benchmarks on two ranks, each of a layout.
     order_file_cases, skipped_step_cases: two ranks that share orders, and that skip a step.
     rank_cases, async_cases: two ranks on one store, and on asynchronous ones.
     crash_cases, kill_cases: saves, conversions and branches that are killed.

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
 from megatron_lfr.parallel.flat_shard import FlatShard
 from support import deepspeed_memory
@@ -67,10 +68,10 @@ def settings(stage: int, adamw: OptimizerConfig, bf16: bool = False, **zero: Any
 
 
 def make_engine(
-    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, seed: int | None = SEED, **zero: Any
+    layout: Layout, stage: int, adamw: OptimizerConfig, config: ModelConfig = MODEL, seed: int = SEED, **zero: Any
 ) -> DeepSpeedEngine:
     parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
-    (model,) = build_stages(MODEL, parallel)
+    (model,) = build_stages(config, parallel)
     given = settings(stage, adamw, **zero)
     return DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=layout.micro_batch, seed=seed)
 
@@ -102,54 +103,57 @@ def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
 
 
-def follow(layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, **zero: Any) -> Errors:
+def follow(
+    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, config: ModelConfig = MODEL, **zero: Any
+) -> Errors:
     """Train and evaluate, and compare each step and the weights after it."""
-    engine, oracle = make_engine(layout, stage, adamw, **zero), Oracle(MODEL, SEED, adamw)
+    engine = make_engine(layout, stage, adamw, config, **zero)
+    return _train(engine, Oracle(config, SEED, adamw))
+
+
+def _train(engine: DeepSpeedEngine, oracle: Oracle) -> Errors:
+    """Take steps, of which the first has half the rows, and after it one that must be left out."""
     errors: Errors = {"initial weights": weight_error(engine, oracle)}
     batches = make_batches()
     for number, (batch, lr) in enumerate(zip(batches, RATES, strict=True)):
-        before = snapshot(engine)
+        before, rows = snapshot(engine), ROWS // 2 if number == 0 else ROWS
         merge(errors, eval_error(engine, oracle, batches[number - 1]))
         merge(errors, {"changed by an evaluation": changed(before, snapshot(engine))})
-        output = engine.train_step(share_of(batch, engine.parallel), lr)
-        merge(errors, step_errors(output, oracle.step(batch, lr)))
+        output = engine.train_step(share_of(batch, engine.parallel, rows), lr)
+        merge(errors, step_errors(output, oracle.step(first_rows(batch, rows), lr)))
+        if number == 0:
+            merge(errors, left_out(engine))
     merge(errors, {"weights": weight_error(engine, oracle)})
     return errors
 
 
-def not_finite(layout: Layout, stage: int, **zero: Any) -> Errors:
-    """Give the last data-parallel rank a mask that is no number: all leave the step out, and the next is right."""
-    first, second, _ = make_batches()
-    engine, oracle = make_engine(layout, stage, **zero), Oracle(MODEL, SEED, ADAMW)
-    output = engine.train_step(share_of(first, engine.parallel), RATES[0])
-    errors = step_errors(output, oracle.step(first, RATES[0]))
-    batch = share_of(first, engine.parallel)
+def first_rows(batch: GlobalBatch, rows: int) -> GlobalBatch:
+    return GlobalBatch(batch.tokens[:rows], batch.labels[:rows], batch.mask[:rows], batch.block_ids[:rows])
+
+
+def left_out(engine: DeepSpeedEngine) -> Errors:
+    """Give the last data-parallel rank a mask that is no number: all leave the step out."""
+    batch = share_of(make_batches()[0], engine.parallel)
     if engine.parallel.data_rank == engine.parallel.data_parallel_size - 1:
         batch.loss_mask[0, 0] = math.nan
     before = snapshot(engine)
     output = engine.train_step(batch, RATES[1])
     output.wait()
-    errors |= {
+    return {
         "not skipped": float(not output.skipped),
         "loss hides it": float(math.isfinite(output.loss)),
         "norm hides it": float(math.isfinite(output.grad_norm)),
         "changed by a skipped step": changed(before, snapshot(engine)),
     }
-    output = engine.train_step(share_of(second, engine.parallel), RATES[1])
-    merge(errors, step_errors(output, oracle.step(second, RATES[1])))
-    merge(errors, {"weights": weight_error(engine, oracle)})
-    return errors
 
 
-def load(layout: Layout, stage: int, **zero: Any) -> Errors:
-    """Write another engine's state into an engine's tensors, once before it has computed anything and once after."""
-    batches = make_batches()
-    engine, donor = make_engine(layout, stage, **zero), make_engine(layout, stage, seed=9, **zero)
-    oracle = Oracle(MODEL, 9, ADAMW)
-    errors: Errors = {}
+def complete(stage: int, **zero: Any) -> Errors:
+    """Train with clipping on two data-parallel ranks; then write the state into another engine, once before that has
+    computed anything and once after; then look where DeepSpeed keeps it."""
+    donor, oracle = make_engine(_DP2, stage, _CLIPPED, **zero), Oracle(MODEL, SEED, _CLIPPED)
+    errors = _train(donor, oracle)
+    engine, batches = make_engine(_DP2, stage, _CLIPPED, seed=9, **zero), make_batches()
     for number in range(2):
-        donor.train_step(share_of(batches[number], donor.parallel), RATES[number])
-        oracle.step(batches[number], RATES[number])
         given = donor.tensors()
         for name, tensor in engine.tensors().items():
             source = given[name]
@@ -158,15 +162,16 @@ def load(layout: Layout, stage: int, **zero: Any) -> Errors:
             )
         engine.loaded()
         merge(errors, eval_error(engine, oracle, batches[1 - number]))
+        (donor if number == 0 else engine).train_step(share_of(batches[number], donor.parallel), RATES[number])
+        oracle.step(batches[number], RATES[number])
     output = engine.train_step(share_of(batches[2], engine.parallel), RATES[2])
     merge(errors, step_errors(output, oracle.step(batches[2], RATES[2])))
-    merge(errors, {"weights": weight_error(engine, oracle)})
-    return errors
+    merge(errors, {"weights after loading": weight_error(engine, oracle)})
+    return errors | (names(engine, stage, zero) if stage else {})
 
 
-def names(stage: int, **zero: Any) -> Errors:
-    """Check what DeepSpeed's private names are taken for, each by itself: 0 where it is that."""
-    engine = make_engine(Layout(2, 2, {}), stage, **zero)
+def names(engine: DeepSpeedEngine, stage: int, zero: dict[str, Any]) -> Errors:
+    """Check what DeepSpeed's private names are taken for, each by itself: 0 where it is that. The weights are lost."""
     import deepspeed
 
     optimizer, partitions = engine._engine.optimizer, engine._partitions
@@ -198,7 +203,7 @@ def names(stage: int, **zero: Any) -> Errors:
         small = optimizer.persistent_parameters
         ranks = {optimizer._get_param_partition_rank(p) for p in parameters}
         errors |= {
-            "no small weights": float(not small),
+            "small weights": float(bool(small) != ("stage3_param_persistence_threshold" in zero)),
             "rank": float(ranks != {engine.parallel.mesh.get_local_rank("shard")}),
             "second copies": float(any(copy is not None for copy in copies)),
         }
@@ -219,9 +224,11 @@ WIDE = dataclasses.replace(
 """Of the runs in bf16: in a narrower model, single roundings weigh more."""
 
 
-def bf16_losses(make: Callable[[OptimizerConfig], Engine]) -> list[float]:
+BF16_ADAMW = dataclasses.replace(ADAMW, adam_eps=1e-8, clip_grad=0.5)
+
+
+def bf16_losses(engine: Engine) -> list[float]:
     """Return the losses of ten steps, with warm-up and clipping."""
-    engine = make(dataclasses.replace(ADAMW, adam_eps=1e-8, clip_grad=0.5))
     generator = torch.Generator().manual_seed(6)
     losses = []
     for step in range(10):
@@ -233,38 +240,30 @@ def bf16_losses(make: Callable[[OptimizerConfig], Engine]) -> list[float]:
     return losses
 
 
-def bf16_engine(stage: int, zero: dict[str, Any], adamw: OptimizerConfig) -> DeepSpeedEngine:
+def bf16_engine(stage: int, zero: dict[str, Any]) -> DeepSpeedEngine:
     """On two ranks, with what --bf16 makes of the configuration."""
     parallel = initialize(ParallelConfig(**{SHARDING: STRATEGIES[stage]}))
     (model,) = build_stages(WIDE, parallel, compute_dtype=torch.bfloat16)
-    given = settings(stage, adamw, bf16=True, **zero)
-    engine = DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=2, seed=SEED)
+    given = settings(stage, BF16_ADAMW, bf16=True, **zero)
+    engine = DeepSpeedEngine(model, BF16_ADAMW, parallel, given, micro_batch_size=2, seed=SEED)
     assert all(tensor.dtype == torch.float32 for tensor in engine.tensors().values())
     return engine
 
 
-def not_finite_in_bf16(stage: int) -> Errors:
-    """One rank has a mask that is no number: both leave the step out."""
-    engine = bf16_engine(stage, {}, ADAMW)
-    first, second, _ = make_batches()
-    engine.train_step(share_of(first, engine.parallel), RATES[0]).wait()
-    batch = share_of(second, engine.parallel)
-    if engine.parallel.data_rank == 1:
-        batch.loss_mask[0, 0] = math.nan
-    before = snapshot(engine)
-    output = engine.train_step(batch, RATES[1])
+def bf16(name: str) -> tuple[list[float], Errors]:
+    """Return the losses of a case of BF16, and whether its engine leaves out a step that is no number, and no other."""
+    engine = bf16_engine(*BF16[name])
+    losses, errors = bf16_losses(engine), left_out(engine)
+    output = engine.train_step(share_of(make_batches()[1], engine.parallel), RATES[1])
     output.wait()
-    errors = {"not skipped": float(not output.skipped), "changed by a skipped step": changed(before, snapshot(engine))}
-    output = engine.train_step(share_of(second, engine.parallel), RATES[1])
-    output.wait()
-    return errors | {"the next step is skipped": float(output.skipped)}
+    return losses, errors | {"the next step is skipped": float(output.skipped)}
 
 
-def native_bf16_engine(adamw: OptimizerConfig) -> NativeEngine:
+def native_bf16_engine() -> NativeEngine:
     """On one process."""
     parallel = initialize()
     stages = shard_stages(build_stages(WIDE, parallel, compute_dtype=torch.bfloat16), parallel, SEED)
-    return NativeEngine(stages, adamw, parallel, seq_length=32, micro_batch_size=1, global_batch_size=ROWS)
+    return NativeEngine(stages, BF16_ADAMW, parallel, seq_length=32, micro_batch_size=1, global_batch_size=ROWS)
 
 
 _DP2, _TP2, _TP2_SP, _CP2 = (
@@ -272,76 +271,55 @@ _DP2, _TP2, _TP2_SP, _CP2 = (
 )
 _CLIPPED = dataclasses.replace(ADAMW, clip_grad=0.05)
 _CPU = {"device": "cpu", "pin_memory": True}
-_OFFLOADED: dict[str, tuple[int, dict[str, Any]]] = {
-    "ZeRO-1, offloaded": (1, {"offload_optimizer": _CPU}),
-    "ZeRO-2, offloaded": (2, {"offload_optimizer": _CPU}),
-    "ZeRO-3, all offloaded": (3, {"offload_optimizer": _CPU, "offload_param": _CPU}),
-}
+_OFFLOADED = {"offload_optimizer": _CPU}
+_ALL_OFFLOADED = {**_OFFLOADED, "offload_param": _CPU}
+_UNTIED = dataclasses.replace(MODEL, untie_embeddings_and_output_weights=True)
 _SMALL = {"stage3_param_persistence_threshold": 100}
-CASES: dict[str, Callable[[], Errors]] = {
-    **{
-        f"{name}, ZeRO-{stage}": functools.partial(case, layout, stage, *more)
-        for stage in range(4)
-        for name, case, layout, more in (
-            ("DP2, clipped", follow, Layout(2, 1, {}), (_CLIPPED,)),
-            ("DP2, not finite", not_finite, _DP2, ()),
-            ("TP2 SP, clipped", follow, _TP2_SP, (_CLIPPED,)),
-            ("DP2, loaded", load, _DP2, ()),
-        )
+CASES: dict[int, dict[str, Callable[[], Errors]]] = {
+    2: {
+        **{f"DP2, ZeRO-{stage}": functools.partial(complete, stage) for stage in range(4)},
+        "DP2, ZeRO-1, offloaded": lambda: complete(1, **_OFFLOADED),
+        "DP2, ZeRO-3, all offloaded": lambda: complete(3, **_ALL_OFFLOADED),
+        "DP2, ZeRO-3, hpZ, small weights on every rank": lambda: complete(3, zero_hpz_partition_size=2, **_SMALL),
+        "DP2, ZeRO-2, offloaded": lambda: follow(_DP2, 2, _CLIPPED, **_OFFLOADED),
+        "TP2, ZeRO-2, offloaded": lambda: follow(_TP2, 2, _CLIPPED, **_OFFLOADED),
+        **{f"TP2 SP, ZeRO-{n}, untied": functools.partial(follow, _TP2_SP, n, _CLIPPED, _UNTIED) for n in range(4)},
+        **{f"CP2, ZeRO-{stage}": functools.partial(follow, _CP2, stage) for stage in (1, 3)},
     },
-    **{f"CP2, ZeRO-{stage}": functools.partial(follow, _CP2, stage) for stage in (1, 3)},
-    **{
-        f"DP2, {name}": functools.partial(follow, _DP2, stage, _CLIPPED, **zero)
-        for name, (stage, zero) in _OFFLOADED.items()
-    },
-    "TP2, ZeRO-1, clipped": lambda: follow(_TP2, 1, _CLIPPED),
-    "TP2, ZeRO-2, offloaded, clipped": lambda: follow(_TP2, 2, _CLIPPED, offload_optimizer=_CPU),
-    "DP2, ZeRO-2, offloaded, not finite": lambda: not_finite(_DP2, 2, offload_optimizer=_CPU),
-    "DP2, ZeRO-3, all offloaded, not finite": lambda: not_finite(_DP2, 3, **_OFFLOADED["ZeRO-3, all offloaded"][1]),
-    "DP2, ZeRO-1, offloaded, loaded": lambda: load(_DP2, 1, offload_optimizer=_CPU),
-    "DP2, ZeRO-3, all offloaded, loaded": lambda: load(_DP2, 3, **_OFFLOADED["ZeRO-3, all offloaded"][1]),
-    "DP2, ZeRO-3, hpZ, loaded": lambda: load(_DP2, 3, zero_hpz_partition_size=2),
-    "DP2, ZeRO-3, loaded, small weights on every rank": lambda: load(_DP2, 3, **_SMALL),
-    **{f"DP2, bf16, not finite, ZeRO-{n}": functools.partial(not_finite_in_bf16, n) for n in (1, 2, 3)},
-    "names, ZeRO-1": lambda: names(1),
-    "names, ZeRO-3": lambda: names(3, zero_hpz_partition_size=2, **_SMALL),
+    4: {"DP4, ZeRO-3, hpZ": lambda: follow(Layout(4, 1, {}), 3, zero_hpz_partition_size=2)},
 }
-"""What two ranks do, by name."""
-OF_FOUR: dict[str, Callable[[], Errors]] = {
-    "TP2 DP2, ZeRO-3, hpZ": lambda: follow(Layout(4, 4, {TP: 2}), 3, zero_hpz_partition_size=2),
-    "DP4, ZeRO-3, hpZ": lambda: follow(Layout(4, 2, {}), 3, zero_hpz_partition_size=2),
-}
-"""What four ranks do."""
-BF16 = {f"ZeRO-{stage}": (stage, dict[str, Any]()) for stage in range(4)} | {
-    name: _OFFLOADED[name] for name in ("ZeRO-1, offloaded", "ZeRO-3, all offloaded")
+"""What so many ranks do, by name."""
+BF16: dict[str, tuple[int, dict[str, Any]]] = {
+    **{f"ZeRO-{stage}": (stage, {}) for stage in range(4)},
+    **{f"ZeRO-{stage}, offloaded": (stage, _OFFLOADED) for stage in (1, 2)},
+    "ZeRO-3, all offloaded": (3, _ALL_OFFLOADED),
 }
 """Ten steps in bf16 on two ranks: name → (stage, its settings)."""
 
 
-def main(rank: int, ranks: int, folder: str, runs: list[matrix.Case], prefixes: list[str]) -> None:
+def main(
+    rank: int, ranks: int, folder: str, runs: Sequence[matrix.Case], killed: matrix.Case | None, prefixes: list[str]
+) -> None:
     """Compute the errors of all cases of so many ranks, and on two ranks the losses in bf16 and the memory, and write
-    them into `folder`; then train the runs into it."""
+    them into `folder`; then train the runs into it, and last one that is killed."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=LIMIT))
-    errors = {name: case() for name, case in (CASES if ranks == 2 else OF_FOUR).items()}
-    Path(folder, f"{rank} of {ranks}.json").write_text(json.dumps(errors))
+    results: dict[str, Any] = {"errors": {name: case() for name, case in CASES.get(ranks, {}).items()}}
     if ranks == 2:
-        losses = {n: bf16_losses(functools.partial(bf16_engine, stage, zero)) for n, (stage, zero) in BF16.items()}
-        Path(folder, f"{rank}.bf16.json").write_text(json.dumps(losses))
-        measured = {name: case.measured() for name, case in deepspeed_memory.CASES.items()}
-        Path(folder, f"{rank}.memory.json").write_text(json.dumps(measured))
+        results["bf16"] = {name: bf16(name) for name in BF16}
+        results["memory"] = {name: case.measured() for name, case in deepspeed_memory.CASES.items()}
+    Path(folder, f"{rank} of {ranks}.json").write_text(json.dumps(results))
     matrix.run_here(runs, Path(folder), prefixes)
+    if killed is not None:
+        _kill_in_second_save(rank)
+        matrix.run_here([killed], Path(folder), prefixes)
     dist.destroy_process_group()
 
 
-def killed_main(rank: int, folder: str, run: matrix.Case, prefixes: list[str]) -> None:
-    """On two ranks, train a run in whose second save one rank is killed: its files are written in part."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    store = dist.FileStore(f"{folder}/store of the killed", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+def _kill_in_second_save(rank: int) -> None:
+    """Kill rank 1 in the second save from here: its files are written in part."""
     write, saves = CheckpointStore._write_files, 0
 
     def die(self: CheckpointStore, aside: Path, *arguments: Any) -> Any:
@@ -353,4 +331,3 @@ def killed_main(rank: int, folder: str, run: matrix.Case, prefixes: list[str]) -
         return write(self, aside, *arguments)
 
     CheckpointStore._write_files = die  # type: ignore[method-assign]
-    matrix.run_here([run], Path(folder), prefixes)

@@ -20,8 +20,9 @@ from megatron_lfr.estimate.activations import MicroBatch
 from megatron_lfr.estimate.deepspeed import deepspeed_memory
 from megatron_lfr.parallel import ParallelConfig, initialize
 from support.measured import sample, step_peak
-from support.rank_memory_cases import MODEL
+from support.rank_memory_cases import MODEL as FOUR_LAYERS
 
+MODEL = dataclasses.replace(FOUR_LAYERS, num_layers=2)
 CPU = {"device": "cpu"}
 
 
@@ -61,8 +62,7 @@ class Case:
 
     def measured(self) -> int:
         """Return the bytes of the tensors that exist after a step, and of the peak of the next one."""
-        gc.collect()
-        before = _storages()
+        gc.freeze()  # what exists is not among the objects that are counted below
         parallel = initialize(self.config.parallel)
         dtype = torch.bfloat16 if self.itemsize == 2 else torch.float32
         (model,) = build_stages(MODEL, parallel, compute_dtype=dtype)
@@ -75,12 +75,11 @@ class Case:
         inputs = dataclasses.replace(both, rows=rows, valid_tokens=share["labels"].numel(), **share)
         engine.train_step(inputs, 1e-3).wait()
         gc.collect()
-        constant = sum(size for address, size in _storages().items() if address not in before)
-        return constant + step_peak(engine, inputs)
+        return sum(_storages().values()) + step_peak(engine, inputs)
 
 
 def _storages() -> dict[int, int]:
-    """Sizes of the memory of all tensors, by address."""
+    """Sizes of the memory of all tensors since `gc.freeze`, by address."""
     sizes = {}
     for tensor in gc.get_objects():
         if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu":
@@ -90,13 +89,16 @@ def _storages() -> dict[int, int]:
 
 
 _OFFLOADED = {"offload_optimizer": CPU}
+_FEW = {"rows": 1, "seq_length": 8, "micro_batches": 1}
 CASES = {
-    **{f"ZeRO-{stage}": Case(stage) for stage in range(4)},
-    **{f"ZeRO-{stage}, bf16": Case(stage, itemsize=2) for stage in (1, 3)},
+    "ZeRO-0": Case(0),
+    "ZeRO-2": Case(2),
+    "ZeRO-3": Case(3),
+    "ZeRO-1, bf16": Case(1, itemsize=2),
     "ZeRO-1, offloaded": Case(1, _OFFLOADED),
     "ZeRO-2, offloaded, bf16": Case(2, _OFFLOADED, itemsize=2),
     "ZeRO-3, all offloaded, bf16": Case(3, {**_OFFLOADED, "offload_param": CPU}, itemsize=2),
-    **{  # weights and gradients are most of it
-        f"ZeRO-{stage}, few tokens": Case(stage, rows=1, seq_length=8, micro_batches=1) for stage in (1, 3)
-    },
+    # Weights and gradients are most of it.
+    "ZeRO-1, few tokens": Case(1, **_FEW),
+    "ZeRO-3, few tokens, bf16": Case(3, itemsize=2, **_FEW),
 }

@@ -137,7 +137,7 @@ _REFUSED_EVERYWHERE = {
     *("--decoupled-lr", "--decoupled-min-lr"),
     *("--fp8-format", "--fp8-amax-history-len", "--fp8-amax-compute-algo", "--fp8-param-gather"),
 }
-_REFUSED_LLAMA = _REFUSED_EVERYWHERE | {"--grad-reduce-in-bf16", "--profile"}
+_REFUSED_LLAMA = _REFUSED_EVERYWHERE | {"--grad-reduce-in-bf16"}
 _REFUSED_MOCK = {"--mock-data", "--tokenizer-type"}
 
 REFUSED_IN_LLAMA3_SCRIPTS: dict[str, set[str]] = {
@@ -145,8 +145,7 @@ REFUSED_IN_LLAMA3_SCRIPTS: dict[str, set[str]] = {
     "train_llama3_8b_h100_fp8.sh, real data": _REFUSED_LLAMA,
     "train_llama3_8b_fsdp_h100_fp8.sh, mock data": _REFUSED_EVERYWHERE | _REFUSED_MOCK,
     "train_llama3_8b_fsdp_h100_fp8.sh, real data": _REFUSED_EVERYWHERE,
-    "train_llama3_8b_fsdp_h100_fp8.sh, real data, NSYS_PROFILE=1": _REFUSED_EVERYWHERE
-    | {"--profile", "--record-memory-history"},
+    "train_llama3_8b_fsdp_h100_fp8.sh, real data, NSYS_PROFILE=1": _REFUSED_EVERYWHERE | {"--record-memory-history"},
     "train_llama3_8b_fsdp_h100_fp8.sh, real data, USE_MEGATRON_FSDP=0": _REFUSED_EVERYWHERE,
     "Llama-3.1-8B-Instruct.sh": set(),
     "Llama-3.2-1B-Instruct.sh": set(),

@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from megatron_lfr.cli import main
-from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule
+from megatron_lfr.config import RunConfig, parse_run_config, resolve_schedule, run_schedule
+from megatron_lfr.config.training import LFRConfig
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.lfr import preset
 from megatron_lfr.model import MODEL_PRESETS
+from megatron_lfr.run_folder.settings import dump_yaml, located
 from support.megatron_argument_lists import GPT3_SCRIPT, LLAMA3_SCRIPTS, REFUSED_IN_LLAMA3_SCRIPTS, split_flags
 
 
@@ -282,6 +284,30 @@ def test_a_file_is_read_first_and_flags_go_over_it(tmp_path: Path) -> None:
     assert resolve_schedule(config.lfr.lfr_schedule) == preset("lfr")
 
 
+def test_a_schedule_may_be_longer_than_the_name_of_a_file(tmp_path: Path) -> None:
+    phases = [{"kind": "learn", "duration": 0.1, "unit": "share", "weight": "file:weight"} for _ in range(10)]
+    settings = {"lfr_schedule": dump_yaml(phases), "data_path": ["a"]}
+    assert located(settings, tmp_path)["lfr_schedule"] == settings["lfr_schedule"]
+    flow = str(phases)
+    assert len(resolve_schedule(flow).phases) == 10
+    with pytest.raises(ValueError, match=r"neither a preset .* nor a file"):
+        resolve_schedule("no-such-preset" * 30)
+
+
+def test_an_array_named_weight_weighs_every_phase_of_a_preset() -> None:
+    def config(schedule: str, *names: str) -> LFRConfig:
+        return LFRConfig(lfr_schedule=schedule, lfr_scores=[f"{name}=x.npy" for name in names])
+
+    plain, weighted = (run_schedule(config("lfr", *names)) for names in ((), ("other", "weight")))
+    assert plain == run_schedule(config("lfr", "other")) == preset("lfr")
+    assert [phase.weight for phase in weighted.phases] == ["file:weight"] * len(plain.phases)
+    assert [dataclasses.replace(phase, weight="none") for phase in weighted.phases] == list(plain.phases)
+    listed = "[{kind: learn, duration: 1}]"
+    assert run_schedule(config(listed, "weight")) == resolve_schedule(listed)
+    with pytest.raises(ValueError, match="weighs every phase of --lfr-schedule lfr-v1: phase unit passes"):
+        run_schedule(config("lfr-v1", "weight"))
+
+
 def test_the_effective_configuration_is_a_configuration_file(
     tiny_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,7 +366,9 @@ def test_megatrons_own_llama3_scripts(name: str) -> None:
             assert flag in noted
         elif values and isinstance(honoured[flag], (int, float)) and not isinstance(honoured[flag], bool):
             assert honoured[flag] == float(values[0])
-        elif values and honoured[flag] not in (values, values[0]):  # Megatron's name for one of our values
+        elif isinstance(honoured[flag], list):
+            assert [str(value) for value in honoured[flag]] == values
+        elif values and honoured[flag] != values[0]:  # Megatron's name for one of our values
             assert f"{flag} {values[0]}: accepted as {honoured[flag]}" in noted
         elif not values:
             assert honoured[flag] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,8 +179,12 @@ def test_what_cannot_be_is_refused(
     assert "not a run folder" in refused(capsys, tmp_path / "empty", save)
     assert "decays already at step 10" in refused(capsys, parent, save, *DECAY)
     assert "either --lr-schedule inherit or" in refused(capsys, parent, save, "--lr-schedule", "inherit", *DECAY[:2])
-    assert "would have had other blocks" in _shortened(capsys, parent, save)
-    assert "must be more than 10, the step" in refused(capsys, trunk, save, *DECAY, "--train-iters", "10")
+    assert "phase 0 (learn) is trained, with 64 samples until step 8, where the schedule has 48" in _shortened(
+        capsys, parent, save
+    )
+    assert "--train-iters 10: must be at least 11, as the branch goes on from step 10" in refused(
+        capsys, trunk, save, *DECAY, "--train-iters", "10"
+    )
     assert "--lr-knee-explore: goes with --lr-decay-style knee" in refused(
         capsys, trunk, save, *DECAY, "--lr-knee-explore", "0.1"
     )
@@ -189,18 +194,25 @@ def test_what_cannot_be_is_refused(
 
 def _shortened(capsys: pytest.CaptureFixture[str], parent: Path, save: Path) -> str:
     """Shorten a run whose phases are shares, at a rate that does not follow the length."""
-    constant = shutil.copytree(parent, save.with_name("constant"))
-    for name in ("config.yaml", "config_history.yaml"):
-        text = (constant / name).read_text()
-        (constant / name).write_text(text.replace("lr_decay_style: cosine", "lr_decay_style: constant"))
+    constant = with_decay_style("constant", parent, save.with_name("constant"))
     return refused(capsys, constant, save, "--lr-schedule", "inherit", "--train-iters", "16")
 
 
+def with_decay_style(style: str, run: Path, to: Path) -> Path:
+    """Copy a run as if it had been trained with this --lr-decay-style."""
+    shutil.copytree(run, to)
+    for name in ("config.yaml", "config_history.yaml"):
+        text = (to / name).read_text()
+        (to / name).write_text(re.sub("lr_decay_style: (cosine|constant)", f"lr_decay_style: {style}", text))
+    return to
+
+
 def test_another_length_does_not_change_rates_of_the_past(
-    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trunk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, parent, tmp_path / "v1", "--lr-schedule", "inherit", "--train-iters", "16")
-    assert "the learning rate follows the run's length: step 1," in said
+    cosine = with_decay_style("cosine", trunk, tmp_path / "cosine")
+    said = refused(capsys, cosine, tmp_path / "v1", "--lr-schedule", "inherit", "--train-iters", "16")
+    assert "the learning rate follows the run's length: step 4," in said  # after the warm-up
 
 
 def test_a_journal_of_another_run_is_refused(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

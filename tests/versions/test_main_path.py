@@ -235,5 +235,5 @@ def test_versions_that_cannot_be_are_refused(
     assert "has no checkpoint of that step; there are: 4, 14, 24, 34" in branch(
         "--version", "2", "--branch-share", "0.5"
     )
-    assert "--train-iters 14: must be more than 14" in branch("--version", "2", "--train-iters", "14")
+    assert "--train-iters 13: must be at least 14" in branch("--version", "2", "--train-iters", "13")
     assert not (tmp_path / "run").exists()

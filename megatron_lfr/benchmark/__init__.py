@@ -1,0 +1,1 @@
+"""`megatron-lfr benchmark`: how fast the steps of a configuration are, and where their time goes."""

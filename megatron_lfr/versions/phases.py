@@ -1,0 +1,127 @@
+"""What a branch trains on: its parent's phases, those over another length, or others.
+
+A new schedule is that of the branch's last segment from that segment's first step on, as if the run had always had it:
+shares are of the segment, and what is trained must be what the schedule would have begun with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lfr.build import make_arrays
+from megatron_lfr.config import RunConfig
+from megatron_lfr.config.run import parse_settings, resolve_schedule
+from megatron_lfr.data.corpus.block_values import parse_names
+from megatron_lfr.lfr import PRESETS, Plan, Schedule
+from megatron_lfr.lfr.identity import describe_phase, read_arrays
+from megatron_lfr.lfr.schedule import with_length
+from megatron_lfr.lfr.scores import Arrays
+from megatron_lfr.planning import make_plan
+from megatron_lfr.run_folder import RunFolder, open_corpus
+from megatron_lfr.run_folder.position import Position
+from megatron_lfr.run_folder.settings import located
+from megatron_lfr.versions.changes import Changed
+
+_OF_LENGTH = ("duration", "unit", "scope")
+"""Fields of a phase that say how long it is, and of which blocks: what they amount to is compared instead."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The plan of a branch, the settings of its last segment that are not its parent's, and the arrays that its phases
+    name, with their digests."""
+
+    plan: Plan
+    settings: dict[str, Any]
+    arrays: Arrays
+    digests: dict[str, str]
+
+
+def last_segment(changed: Changed, plan: Plan) -> int:
+    """Return the number of segments that a branch has: up to that of its last step, or all of `plan`."""
+    end = plan.total_steps if changed.train_iters is None else min(changed.train_iters, plan.total_steps)
+    return plan.at_step(end - 1).segment + 1
+
+
+def change_phases(changed: Changed, folder: RunFolder, plan: Plan, settings: Mapping[str, Any]) -> Phases:
+    """Lay out a branch of the run in `folder`, which has `plan` at the cut and `settings` for the branch's last
+    segment. ValueError names the flag that asks for what cannot be laid out, or for an array that does not fit."""
+    lengths = {"train_iters": changed.train_iters, "train_samples": None, "train_epochs": None}
+    if changed.lfr_schedule is None:
+        arrays, digests = folder.arrays(), read_arrays(folder.identity())
+        if changed.train_iters is None:
+            return Phases(plan, {}, arrays, digests)
+        return Phases(with_length(plan, changed.train_iters), lengths, arrays, digests)
+    schedule = resolve_schedule(changed.lfr_schedule)
+    if changed.train_iters is None and schedule.in_shares:
+        lengths = {name: settings.get(name) for name in lengths}
+        if not any(lengths.values()):  # the parent's phases have a length of their own
+            lengths["train_iters"] = plan.total_steps
+    new: dict[str, Any] = {"lfr_schedule": _from_anywhere(changed.lfr_schedule), **lengths}
+    if changed.lfr_focus_scope is not None:
+        new["lfr_focus_scope"] = changed.lfr_focus_scope
+    if changed.lfr_scores:
+        given = parse_names(changed.lfr_scores, "--lfr-scores")
+        new["lfr_scores"] = [f"{name}={path.absolute()}" for name, path in given.items()]
+    started_in = folder.history.started_in
+    parent = dict(settings) if started_in is None else located(settings, started_in)
+    config = parse_settings(parent | new, str(folder.config_file))
+    config.lfr.validate()
+    after = _lay_out(config, schedule, folder, plan, last_segment(changed, plan))
+    corpora = folder.identity()["corpus"][: len(after.segments[-1].blend.sizes)]
+    files = make_arrays(config, lambda: corpora, after)
+    values = {name: file.values for name, file in files.items()}
+    return Phases(after, new, values, {name: file.sha256 for name, file in files.items()})
+
+
+def _from_anywhere(schedule: str) -> str:
+    """Return --lfr-schedule with the path of a file in full, since a branch goes on where its parent was started."""
+    is_file = schedule not in PRESETS and not schedule.lstrip().startswith("[")
+    return str(Path(schedule).absolute()) if is_file else schedule
+
+
+def _lay_out(config: RunConfig, schedule: Schedule, folder: RunFolder, plan: Plan, segments: int) -> Plan:
+    """Return `plan` up to the segment before number `segments`, and that one with the configuration's phases."""
+    segment = plan.segments[segments - 1]
+    sized = dataclasses.replace(config.training, global_batch_size=segment.global_batch_size)
+    names = open_corpus(folder).domains if any(isinstance(phase.scope, tuple) for phase in schedule.phases) else []
+    return make_plan(
+        dataclasses.replace(config, training=sized),
+        segment.n_blocks,
+        1,
+        dataclasses.replace(segment.blend, focus_scope=config.lfr.lfr_focus_scope),
+        plan.first(segments - 1) if segments > 1 else None,
+        names[: len(segment.blend.sizes)],
+    )
+
+
+def check_trained(changed: Changed, before: Plan, after: Plan, position: Position) -> None:
+    """Check that the phases up to `position`, which were trained as `before` says, are those of `after`, but for the
+    length of the current one. ValueError names the flag, the first phase that differs, and how; the orders of the
+    phases are yet to be compared."""
+    for old in before.phases[: position.phase + 1]:
+        name = f"phase {old.index} ({old.phase.kind})"
+        if old.index >= len(after.phases):
+            raise ValueError(f"{changed.schedule_flag}: {name} is trained, but the schedule ends before it")
+        new = after.phases[old.index]
+        was, asked = describe_phase(old.phase), describe_phase(new.phase)
+        for field in was | asked:
+            if field not in _OF_LENGTH and was.get(field) != asked.get(field):
+                raise ValueError(
+                    f"{changed.schedule_flag}: {name} is trained, with {field} {was.get(field)}, where the schedule "
+                    f"has {asked.get(field)}: a branch's schedule begins as its parent's did"
+                )
+        if old.corpora != new.corpora:
+            raise ValueError(f"{changed.schedule_flag}: {name} is trained, on other prefixes (scope)")
+        is_current = old.index == position.phase
+        if new.samples < position.entries if is_current else new.samples != old.samples:
+            trained = position.entries if is_current else old.samples
+            raise ValueError(
+                f"{changed.schedule_flag}: {name} is trained, with {trained} samples until step "
+                f"{min(position.step, old.end_step)}, where the schedule has {new.samples} (shares are of the "
+                f"segment, which ends at step {after.total_steps})"
+            )
