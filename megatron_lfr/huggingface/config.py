@@ -91,16 +91,19 @@ def _read_window(given: Mapping[str, Any], family: Family, layers: int) -> int |
         return None
     if family.window == "switch" and not flag(given, "use_sliding_window"):
         return None
-    sliding, full = "sliding_attention", "full_attention"
     types = given.get("layer_types")
     if types is None and family.window == "switch":
         first = given.get("max_window_layers", 28)
-        types = [full] * layers if first == layers else [sliding] * layers if first == 0 else None
+        types = ["full_attention"] if first == layers else ["sliding_attention"] if first == 0 else None
     elif types is None:
-        types = [sliding]
-    if types not in ([sliding] * layers, [full] * layers, [sliding]):
+        types = ["sliding_attention"]
+    if (
+        not isinstance(types, list)
+        or types[1:] != types[:-1]
+        or types[:1] not in (["sliding_attention"], ["full_attention"])
+    ):
         raise ValueError("layer_types or max_window_layers: a window in some layers alone is not supported")
-    return None if full in types else integer(given, "sliding_window")
+    return None if types[0] == "full_attention" else integer(given, "sliding_window")
 
 
 def _write(config: ModelConfig, family: Family) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_lfr.huggingface.json_values import read_json_object
-from megatron_lfr.huggingface.names import Weight, check_finite, weights
+from megatron_lfr.huggingface.names import Weight, check_finite, embedding_name, weights
 from megatron_lfr.model.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -42,7 +42,7 @@ class WeightFiles:
                 self._files[name], headers[name] = path, header
         if index is not None:
             self._check_index(folder, index)
-        is_tied, (embedding,) = not config.untie_embeddings_and_output_weights, weights(config)[0].theirs
+        is_tied, embedding = not config.untie_embeddings_and_output_weights, embedding_name(config)
         prefix = embedding.partition(".")[0] + "."
         is_bare = not any(name.startswith(prefix) for name in headers)
         self._renamed = {prefix + name: name for name in headers if name != _OUTPUT} if is_bare else {}

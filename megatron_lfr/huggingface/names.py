@@ -44,6 +44,11 @@ def weights(config: ModelConfig) -> list[Weight]:
     return _llama_weights(config) if config.has_rope else _gpt2_weights(config)
 
 
+def embedding_name(config: ModelConfig) -> str:
+    """Return Hugging Face's name of the embedding; it takes no longer for any number of layers."""
+    return "model.embed_tokens.weight" if config.has_rope else "transformer.wte.weight"
+
+
 def _llama_weights(config: ModelConfig) -> list[Weight]:
     """List the weights of Llama and the families that have its names."""
     hidden, ffn = config.hidden_size, config.ffn_size
@@ -52,7 +57,7 @@ def _llama_weights(config: ModelConfig) -> list[Weight]:
     norms = ("input_layernorm", "post_attention_layernorm")
     if config.norm_after_sublayers:
         norms = ("post_attention_layernorm", "post_feedforward_layernorm")
-    listed = [_one("embedding.weight", "model.embed_tokens.weight", _vocabulary(config), hidden)]
+    listed = [_one("embedding.weight", embedding_name(config), _vocabulary(config), hidden)]
     for number in range(config.num_layers):
         ours, theirs = f"layers.{number}.", f"model.layers.{number}."
         attention, projections = f"{theirs}self_attn.", tuple(f"{theirs}self_attn.{x}_proj." for x in "qkv")
@@ -83,7 +88,7 @@ def _gpt2_weights(config: ModelConfig) -> list[Weight]:
     """List the weights of GPT-2, whose linear layers are matrices [inputs, outputs]."""
     hidden, ffn, longest = config.hidden_size, config.ffn_size, config.max_position_embeddings
     listed = [
-        _one("embedding.weight", "transformer.wte.weight", _vocabulary(config), hidden),
+        _one("embedding.weight", embedding_name(config), _vocabulary(config), hidden),
         _one("position_embedding.weight", "transformer.wpe.weight", longest, hidden),
     ]
     for number in range(config.num_layers):
