@@ -76,6 +76,8 @@ def test_activations(shape: str, recompute: Any, itemsize: int) -> None:
     batch = batch_of(shape, recompute=recompute, itemsize=itemsize)
     measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
     expected = stage_bytes(batch, make_stage(batch.model.num_layers)) + logits_kept(batch)
+    if recompute == "full":  # a checkpoint holds cosines and sines where autograd's hooks do not see them
+        expected -= 2 * 4 * batch.seq_length * batch.model.head_dim
     assert measured == pytest.approx(expected, rel=0.02)
 
 
