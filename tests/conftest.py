@@ -83,6 +83,8 @@ def forbid_drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 LONGEST = [
+    "distributed/test_deepspeed.py",
+    "huggingface/test_families.py",
     "distributed/test_faults.py",
     "training/test_resume.py",
     "distributed/test_parity.py",
