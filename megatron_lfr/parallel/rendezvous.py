@@ -58,29 +58,37 @@ def agree_on_session(store: Store, rank: int, world_size: int, timeout: timedelt
     """
     deadline = time.monotonic() + timeout.total_seconds()
     mine = uuid.uuid4().hex
-    store.set(f"word/{rank}", mine)
+    _post(store, f"word/{rank}", mine)
     confirmed: set[int] = set()
     while time.monotonic() < deadline:
         if rank == 0:
             words = [word.decode() for word in _get_all(store, "word", world_size)]
             proposal = json.dumps(words)
-            store.set("proposal", proposal)
+            _post(store, "proposal", proposal)
             name = hashlib.sha256(proposal.encode()).hexdigest()
             confirmed = {r for r, word in enumerate(_get_all(store, "confirmed", world_size)) if word.decode() == name}
             if len(confirmed) == world_size - 1:
-                store.set("session", name)
+                _post(store, "session", name)
                 return name
         elif store.check(["proposal"]):
             proposal = store.get("proposal").decode()
             name = hashlib.sha256(proposal.encode()).hexdigest()
             words = json.loads(proposal)
             if len(words) == world_size and words[rank] == mine:
-                store.set(f"confirmed/{rank}", name)
+                _post(store, f"confirmed/{rank}", name)
                 if store.check(["session"]) and store.get("session").decode() == name:
                     return name
         time.sleep(_POLL)
     missing = sorted(set(range(1, world_size)) - confirmed) if rank == 0 else [0]
     raise TimeoutError(f"rank {rank}: no answer from ranks {missing} in {timeout.total_seconds():.0f} s at the start")
+
+
+def _post(store: Store, key: str, value: str) -> None:
+    """Set a key that no other rank sets, until the store has it: nothing acknowledges TCPStore.set, and one has been
+    seen to get lost."""
+    store.set(key, value)
+    while not (store.check([key]) and store.get(key) == value.encode()):
+        store.set(key, value)
 
 
 def _get_all(store: Store, kind: str, world_size: int) -> list[bytes]:

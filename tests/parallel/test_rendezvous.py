@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from torch.distributed import TCPStore
@@ -53,6 +54,29 @@ def test_every_start_has_a_name_of_its_own(late: int) -> None:
     second, *others = meet(delays)
     assert others == [second] * (RANKS - 1)
     assert second != first
+
+
+class _Forgetful:
+    """A connection on which the first message that sets a key is lost."""
+
+    def __init__(self) -> None:
+        self.store, self.lost = connect(LONG), set[str]()
+        self.check, self.get = self.store.check, self.store.get
+
+    def set(self, key: str, value: str) -> None:
+        if key in self.lost:
+            self.store.set(key, value)
+        self.lost.add(key)
+
+
+@pytest.mark.usefixtures("server")
+def test_what_is_lost_on_the_way_to_the_store_is_said_again() -> None:
+    for _ in range(2):  # in the second start, every key has the value of the first
+        with ThreadPoolExecutor(RANKS) as pool:
+            names = set(
+                pool.map(lambda rank: agree_on_session(cast(Any, _Forgetful()), rank, RANKS, LONG), range(RANKS))
+            )
+        assert len(names) == 1
 
 
 @pytest.mark.usefixtures("server")
