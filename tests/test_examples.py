@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import torch
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Curriculum, Journal, Plan, preset
 from megatron_lfr.parallel import shutdown
+from support.ports import free_port
 from support.waiting import LIMIT
 
 ROOT = Path(__file__).parents[1]
@@ -45,8 +45,7 @@ def load(name: str) -> ModuleType:
 
 def run(*command: str, processes: int) -> str:
     """Return the output of `python *command` from the first of `processes` that are started as torchrun does."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     shared = {"PYTHONPATH": path, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = []

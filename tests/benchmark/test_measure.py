@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.multiprocessing as mp
 from megatron_lfr.benchmark.parts import PARTS, STEP
 from support import benchmark_cases as cases
 from support.benchmark_cases import BATCH, HIDDEN, LAYERS, LENGTH, ROWS
+from support.ports import free_port
 
 Results = dict[str, dict[str, Any]]
 MICRO_BATCHES = BATCH // ROWS
@@ -22,8 +22,7 @@ HIDDEN_BYTES = 4 * ROWS * LENGTH * HIDDEN
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("benchmark")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     mp.start_processes(cases.main, (port, str(folder)), nprocs=2, start_method="forkserver")
     results: Results = json.loads((folder / "results.json").read_text())
     return results

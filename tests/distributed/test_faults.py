@@ -15,6 +15,7 @@ import parity_matrix as matrix
 import pytest
 
 from megatron_lfr.checkpoint import CheckpointStore
+from support.ports import free_port
 from support.same_run import assert_same_bits
 from support.two_ranks import train_two_ranks
 from support.waiting import LIMIT, finish, wait_until
@@ -132,8 +133,7 @@ def test_a_signal_leaves_one_checkpoint_that_goes_on(
 @pytest.fixture
 def machines(prefixes: list[str], tmp_path: Path) -> Iterator[list[Process]]:
     """Two ranks of one machine each, started without torchrun: rank 0 keeps the store."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     processes = start_machines(prefixes, tmp_path / "run", port)
     yield processes
     for process in processes:

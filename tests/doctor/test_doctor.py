@@ -18,6 +18,7 @@ from megatron_lfr.doctor.findings import rank_problems
 from megatron_lfr.doctor.local import RankFacts, meeting_problems
 from megatron_lfr.doctor.network import Pair, find_slow
 from support import doctor_cases
+from support.ports import free_port
 
 VERDICTS: dict[str, list[str]] = {
     "nothing": [],
@@ -50,8 +51,7 @@ VERDICTS: dict[str, list[str]] = {
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """By rank, what each case printed."""
     folder = tmp_path_factory.mktemp("doctor")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     given = (port, str(folder))
     mp.start_processes(doctor_cases.main, given, nprocs=doctor_cases.NODES, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(doctor_cases.NODES)]

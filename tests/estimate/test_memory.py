@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from megatron_lfr.parallel import ParallelConfig, session
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
 from support import rank_memory_cases
 from support.measured import make_engine, sample, saved_bytes, step_peak
+from support.ports import free_port
 
 BASE = ModelConfig(
     num_layers=3,
@@ -129,9 +129,7 @@ def test_parts_and_peak(shape: str, settings: dict[str, Any], micro_batches: int
 
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.start_processes(rank_memory_cases.measure, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     for name, case in rank_memory_cases.CASES.items():
         for rank in range(2):

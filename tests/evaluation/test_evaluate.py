@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.engine import ForwardEngine
 from megatron_lfr.evaluation.block_file import BlockFile
+from support.ports import free_port
 from support.text_run_oracle import SEQ, Oracle
 from support.waiting import LIMIT
 
@@ -123,9 +123,7 @@ def test_two_ranks_share_the_work(run: Path, tmp_path: Path) -> None:
     for folder in (one, two):
         folder.mkdir()
     assert main([*words, "--json", str(one / "out.json"), "--per-block", str(one / "b.npy")]) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ours = [*words, "--json", str(two / "out.json"), "--per-block", str(two / "b.npy")]
     done = [
         subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from megatron_lfr.huggingface.verify import verify
 from megatron_lfr.model import Decoder
 from support import kill_cases, two_rank_checkpoints
 from support.hf_runs import BASE, MODELS, edit, make_run, make_tokenizer, stored_weights
+from support.ports import free_port
 
 SECOND_END = {
     **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
@@ -172,9 +172,7 @@ def test_files_that_disagree_about_the_end_name_the_flag(tmp_path: Path, capsys:
 
 @pytest.mark.slow
 def test_checkpoints_of_two_ranks(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.start_processes(two_rank_checkpoints.save, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     expected = {
         f"model.{name}": value for name, value in Decoder(BASE, seed=two_rank_checkpoints.SEED).named_parameters()

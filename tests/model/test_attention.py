@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ DOCUMENTS: dict[str, list[list[int]]] = {
     "of one token": [[1] * 300],
     "in whole blocks": [[200, 184], [130, 254]],
 }
+
+
+@pytest.fixture(autouse=True)
+def _compile_anew() -> Iterator[None]:
+    """Forget what a test has compiled: of one function, PyTorch compiles only so many kinds in a process."""
+    yield
+    torch._dynamo.reset()
 
 
 def ids_of(lengths: list[list[int]]) -> Tensor:

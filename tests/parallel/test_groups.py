@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +37,7 @@ from megatron_lfr.parallel.launchers import read_launch
 from megatron_lfr.parallel.layers import ShardedWeight
 from megatron_lfr.parallel.mesh import make_mesh, rank_grid
 from support import session_cases
+from support.ports import free_port
 
 GLOO = ParallelConfig(distributed_backend="gloo")
 STRATEGIES: tuple[ShardingStrategy, ...] = ("no_shard", "optim", "optim_grads", "optim_grads_params")
@@ -174,8 +174,7 @@ def test_a_session_ends_what_it_started() -> None:
 
 
 def test_sessions_follow_each_other_and_a_rank_that_fails_waits_for_none() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     mp.start_processes(session_cases.main, (port,), nprocs=2, start_method="forkserver")
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from megatron_lfr.parallel.launchers import Launch, adopt_launcher, read_launch,
 from megatron_lfr.parallel.rendezvous import connect
 from support import launcher_cases
 from support.launcher_environments import BATCH, EXPECTED, JOB, LAUNCHERS, SHELL, Environment, srun, task, torchrun
+from support.ports import free_port
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -177,9 +177,7 @@ def test_a_process_group_that_runs_already_says_which_rank(monkeypatch: pytest.M
 
 
 def test_two_ranks_of_each_launcher_meet(tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in LAUNCHERS]
-        ports = {name: server.getsockname()[1] for name, server in zip(LAUNCHERS, servers, strict=True)}
+    ports = {name: free_port() for name in LAUNCHERS}
     mp.start_processes(launcher_cases.main, (ports, str(tmp_path)), nprocs=2, start_method="forkserver")
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())

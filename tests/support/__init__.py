@@ -5,6 +5,7 @@ For all tests:
     tiny_run: the command line of a run that takes seconds.
     tiny_corpus: the corpus of such a run, as a fixture.
     study_samples: a study of such runs.
+    ports: for ranks to meet at.
     two_ranks: `megatron-lfr train` on two ranks without a launcher.
     run_process: `megatron-lfr train` in a process of its own, to be stopped and killed.
     same_run: whether two runs are the same, times apart.

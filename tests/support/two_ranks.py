@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 
 from megatron_lfr.cli import main
+from support.ports import free_port
 
 Prepare = Callable[[int], None]
 
@@ -21,8 +21,7 @@ def train_two_ranks(arguments: list[str], output: Path, machines: int = 1, prepa
 
     machines: 1, or 2 for ranks of a machine each. prepare: called by each rank, with its number, before it starts.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     given = (port, machines, str(output), prepare, arguments)
     mp.start_processes(_train, given, nprocs=2, start_method="forkserver")
     return output.read_text()
