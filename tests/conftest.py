@@ -24,6 +24,7 @@ import pytest
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 
+from megatron_lfr.parallel import session
 from megatron_lfr.parallel.launchers import ALL_VARIABLES
 
 # A shell that runs the tests in the background has it ignored, and so would be the processes that tests interrupt.
@@ -51,6 +52,13 @@ def _no_ranks_are_left() -> Iterator[None]:
     if is_left:
         dist.destroy_process_group()
     assert not is_left, "a process group is left: use megatron_lfr.parallel.session"
+
+
+@pytest.fixture(scope="module")
+def ranks_of_a_file() -> Iterator[None]:
+    """Let the tests of a file start ranks, which end with it."""
+    with session():
+        yield
 
 
 @pytest.fixture

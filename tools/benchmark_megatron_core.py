@@ -1,6 +1,6 @@
 """Measures step times of parallel layouts on a CPU, against Megatron-core on the same ranks.
 
-    python tools/benchmark_megatron_core.py [--steps 30] [--only TP2,DP2] [--json OUT.json]
+    python tools/benchmark_megatron_core.py [--steps 30] [--only "TP2;DP2"] [--json OUT.json]
 
 One thread a process, fp32, gloo. In turn, all ranks take a step with our engine and one with Megatron-core's GPT of the
 same sizes (tools/megatron_core_on_cpu.py), alternating which goes first, on the same batch; the ratio of each pair is
@@ -10,19 +10,14 @@ else.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import tempfile
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from benchmark_layouts import GLOBAL_BATCH, MODEL, SEQ_LENGTH, rows_of
+from benchmark_layouts import GLOBAL_BATCH, MODEL, SEQ_LENGTH, begin, join, rows_of
 from benchmark_step import interleave, make_batch
 from megatron_core_on_cpu import MegatronCore, replace_cuda
 
@@ -43,10 +38,7 @@ LAYOUTS: dict[str, tuple[int, int, ParallelConfig]] = {
 
 def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> None:
     """Run one rank of one layout; rank 0 writes its times to `folder`/result.json."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    join(rank, world_size, folder)
     _, rows, layout = LAYOUTS[name]
     parallel = initialize(layout)
     ours = NativeEngine(
@@ -91,18 +83,10 @@ def measure(rank: int, world_size: int, name: str, steps: int, folder: str) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", help="names of the layouts to measure, separated by commas (default: all)")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    print(
-        f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread a process, "
-        f"torch {torch.__version__}, {MODEL.num_parameters():,} parameters, {GLOBAL_BATCH} x {SEQ_LENGTH} tokens a step"
-    )
+    args = begin(__doc__, LAYOUTS)
     print(f"{'layout':12s} ranks  ours (ms)  Megatron-core (ms)  ratio")
     results = {}
-    for name in args.only.split(",") if args.only else LAYOUTS:
+    for name in args.only:
         ranks = LAYOUTS[name][0]
         with tempfile.TemporaryDirectory() as folder:
             arguments = (ranks, name, args.steps, folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from megatron_lfr.benchmark.parts import seconds_of
 from megatron_lfr.model import layers
 from megatron_lfr.parallel import ParallelState, ranks
 
@@ -183,7 +183,8 @@ def _time_alone(
         on_device = parallel.device if one.group != "control" else torch.device("cpu")
         call = _call(one, groups[one.group], on_device)
         if call is not None and all(one in by_rank[member] for member in one.members):
-            seconds[one] = _median_seconds(call, groups[one.group], on_device)
+            seconds_of(call, on_device)  # connects the ranks, and brings them together
+            seconds[one] = statistics.median(seconds_of(call, on_device) for _ in range(_REPEATS))
     return seconds
 
 
@@ -205,20 +206,6 @@ def _call(one: Collective, group: ProcessGroup, device: torch.device) -> Callabl
             return lambda: dist.broadcast(full, group_src=0, group=group)
         case _:
             return None
-
-
-def _median_seconds(call: Callable[[], object], group: ProcessGroup, device: torch.device) -> float:
-    def timed() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    timed()  # connects the ranks, and brings them together
-    return statistics.median(timed() for _ in range(_REPEATS))
 
 
 def total_seconds(rows: Iterable[dict[str, Any]], *groups: str) -> float:

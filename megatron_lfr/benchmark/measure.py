@@ -18,6 +18,7 @@ from megatron_lfr.benchmark.collectives import describe, total_seconds
 from megatron_lfr.benchmark.inputs import Inputs, complete, open_inputs
 from megatron_lfr.benchmark.lfr_cost import lfr_cost, time_orders
 from megatron_lfr.benchmark.options import Options
+from megatron_lfr.benchmark.parts import seconds_of
 from megatron_lfr.benchmark.result import Measured, make_result
 from megatron_lfr.benchmark.steps import Steps
 from megatron_lfr.build import make_curriculum, make_engine, make_loader
@@ -115,15 +116,7 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int | None = N
     """Return the speed of this rank's device in 10^12 operations a second, of one matrix product, to find slow ones."""
     size = size or (8192 if device.type == "cuda" else 512)
     one: Tensor = torch.ones(size, size, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(12):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        one @ one
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
+    seconds = [seconds_of(lambda: one @ one, device) for _ in range(12)]
     return 2 * size**3 / float(np.median(seconds[2:])) / 1e12
 
 

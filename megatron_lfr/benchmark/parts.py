@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,17 @@ PIPELINE = "waiting in the pipeline"
 REST = "rest"
 PARTS = (FORWARD, BACKWARD, REDUCTION, GATHERING, PIPELINE, OPTIMIZER, REST)
 """The parts that a step's time is divided into; none contains another one."""
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call, from and to where the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 @dataclass
@@ -107,8 +119,6 @@ def _private_methods() -> list[tuple[Any, str, str]]:
         (FSDPState, "_root_post_backward_final_callback", REDUCTION),
         (FSDPParamGroup, "wait_for_unshard", GATHERING),
     ]
-    import sys
-
     if engine := sys.modules.get("deepspeed.runtime.engine"):  # an engine of it is running
         methods.append((engine.DeepSpeedEngine, "allreduce_gradients", REDUCTION))
     return methods

@@ -205,11 +205,10 @@ def _items(
     """Add likelihoods to what was copied. Returns documents, blocks, and with trusted text the ratio below which a
     document is junk."""
     prefixes, trusted, threads = inputs.prefixes, inputs.reference_prefixes, config.threads
-    vocab_size = vocabulary_of([*prefixes, *trusted], threads)
-    likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, (log2_slots, vocab_size, threads))
+    size = log2_slots, vocabulary_of([*prefixes, *trusted], threads), threads
+    likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, size)
     trust = None
     if trusted_by_corpus is not None:
-        size = log2_slots, vocab_size, threads
         trust = compare(prefixes, likely, trusted, trusted_by_corpus, size, config.junk_share)
     starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
     block_starts = inputs.corpus.train.domain_starts

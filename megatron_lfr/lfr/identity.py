@@ -36,6 +36,10 @@ _ADDED = {
 where they have another value, so that the facts of a run that does not use them stay the same."""
 
 
+OF_LENGTH = ("duration", "unit", "scope")
+"""Fields of a phase that say how long it is, and of which blocks: its steps and its corpora say what they amount to."""
+
+
 def describe_segments(plan: Plan, arrays: Mapping[str, str] = _NONE) -> list[dict[str, Any]]:
     """Return the facts of each segment of a plan. arrays: the digest of each array that there is, of which those count
     that phases use."""

@@ -76,7 +76,7 @@ def agree_on_session(store: Store, rank: int, world_size: int, timeout: timedelt
             words = json.loads(proposal)
             if len(words) == world_size and words[rank] == mine:
                 _post(store, f"confirmed/{rank}", name)
-                if store.check(["session"]) and store.get("session").decode() == name:
+                if _get(store, "session").decode() == name:
                     return name
         time.sleep(_POLL)
     missing = sorted(set(range(1, world_size)) - confirmed) if rank == 0 else [0]
@@ -87,10 +87,14 @@ def _post(store: Store, key: str, value: str) -> None:
     """Set a key that no other rank sets, until the store has it: nothing acknowledges TCPStore.set, and one has been
     seen to get lost."""
     store.set(key, value)
-    while not (store.check([key]) and store.get(key) == value.encode()):
+    while _get(store, key) != value.encode():
         store.set(key, value)
 
 
 def _get_all(store: Store, kind: str, world_size: int) -> list[bytes]:
     """Return the values of the keys `kind`/0, `kind`/1, ...; a missing one is empty."""
-    return [store.get(key) if store.check([key]) else b"" for key in (f"{kind}/{r}" for r in range(world_size))]
+    return [_get(store, f"{kind}/{rank}") for rank in range(world_size)]
+
+
+def _get(store: Store, key: str) -> bytes:
+    return store.get(key) if store.check([key]) else b""

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.lfr import Phase, PlannedPhase
-from megatron_lfr.lfr.identity import describe_phase
+from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase
 from megatron_lfr.lfr.scores import used_arrays
 from megatron_lfr.study.budget import plain_phase
 from megatron_lfr.study.definition import Settings
@@ -24,8 +24,6 @@ from megatron_lfr.study.layout import PlannedRun
 
 _MAY_DIFFER = ("save", "lfr_schedule", "lfr_scores")
 """Settings that runs with one beginning need not have in common."""
-_OF_LENGTH = ("duration", "unit", "scope")
-"""Fields of a phase for which its steps and its corpora stand."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _until(run: PlannedRun, cut: int) -> list[Any] | None:
             return None
         if planned.end_step > cut and not _may_end_anywhere(run, planned):
             return None
-        described = {name: value for name, value in describe_phase(planned.phase).items() if name not in _OF_LENGTH}
+        described = {name: value for name, value in describe_phase(planned.phase).items() if name not in OF_LENGTH}
         facts.append([described, planned.corpora, steps])
     return [facts, _arrays(run, phases)]
 

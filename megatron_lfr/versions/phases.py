@@ -17,7 +17,7 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
 from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.lfr import PRESETS, Plan, Schedule
-from megatron_lfr.lfr.identity import describe_phase, read_arrays
+from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase, read_arrays
 from megatron_lfr.lfr.schedule import with_length
 from megatron_lfr.lfr.scores import Arrays
 from megatron_lfr.planning import make_plan
@@ -25,9 +25,6 @@ from megatron_lfr.run_folder import RunFolder, open_corpus
 from megatron_lfr.run_folder.position import Position
 from megatron_lfr.run_folder.settings import located
 from megatron_lfr.versions.changes import Changed
-
-_OF_LENGTH = ("duration", "unit", "scope")
-"""Fields of a phase that say how long it is, and of which blocks: what they amount to is compared instead."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def check_trained(changed: Changed, before: Plan, after: Plan, position: Positio
         new = after.phases[old.index]
         was, asked = describe_phase(old.phase), describe_phase(new.phase)
         for field in was | asked:
-            if field not in _OF_LENGTH and was.get(field) != asked.get(field):
+            if field not in OF_LENGTH and was.get(field) != asked.get(field):
                 raise ValueError(
                     f"{changed.schedule_flag}: {name} is trained, with {field} {was.get(field)}, where the schedule "
                     f"has {asked.get(field)}: a branch's schedule begins as its parent's did"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,13 @@ from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_byt
 from megatron_lfr.estimate.memory import held_weights, micro_batches_in_flight, rank_memory
 from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.presets import FAMILIES
-from megatron_lfr.parallel import ParallelConfig, session
+from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
 from support import rank_memory_cases
 from support.measured import make_engine, sample, saved_bytes, step_peak
 from support.ports import free_port
 
+pytestmark = pytest.mark.usefixtures("ranks_of_a_file")
 BASE = ModelConfig(
     num_layers=3,
     hidden_size=64,
@@ -43,12 +43,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deep": {"num_layers": 6, "vocab_size": 100},
     "capped logits": {"final_logit_softcapping": 30.0, "vocab_size": 2000},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ranks_of_a_file() -> Iterator[None]:
-    with session():
-        yield
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

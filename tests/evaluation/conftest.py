@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 
 from megatron_lfr.cli import main
 from megatron_lfr.evaluation.trained import TrainedModel, load_trained
-from megatron_lfr.parallel import session
 from support.text_run_oracle import SEQ, WORDS, Oracle
 
 
@@ -40,9 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ranks_of_a_file() -> Iterator[None]:
-    with session():
-        yield
+def _has_ranks(ranks_of_a_file: None) -> None:
+    """Every file here loads models."""
 
 
 @pytest.fixture(scope="module")
