@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -285,11 +285,16 @@ def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[
     return gaps
 
 
-def resume_elsewhere(folder: Path, prefixes: list[str], layouts: dict[str, tuple[int, list[str]]]) -> None:
-    """Continue the run in `folder`/saved in each of `layouts`, in folders of their own."""
+def resume_elsewhere(
+    folder: Path,
+    prefixes: list[str],
+    layouts: dict[str, tuple[int, list[str]]],
+    copy: Callable[[Path, Path], object] = shutil.copytree,
+) -> None:
+    """Continue the run in `folder`/saved in each of `layouts`, in folders of their own, which `copy` makes of it."""
     cases = [Case(f"resumed in {name}", *layout) for name, layout in layouts.items()]
     for case in cases:
-        shutil.copytree(folder / "saved", folder / case.name)
+        copy(folder / "saved", folder / case.name)
     run_cases(cases, folder, prefixes)
 
 
