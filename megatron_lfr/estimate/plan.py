@@ -23,7 +23,7 @@ from megatron_lfr.estimate.step_time import (
     shape_of,
     step_time,
 )
-from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr import Ledger, Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
 from megatron_lfr.planning import make_new_plan
@@ -197,6 +197,7 @@ def lfr_at_scale(plan: Plan, world_size: int, step: float | None, hardware: Hard
         "blocks": plan.n_blocks,
         "steps": plan.total_steps,
         "journal_bytes": 4 * plan.total_samples,
+        "ledger_bytes": Ledger.bytes_of(plan),
         "order_bytes": (4 if plan.n_blocks < 2**32 else 8) * max(planned.samples for planned in plan.phases),
         "order_seconds": orders,
         "order_share": None if step is None else orders / (plan.total_steps * step),
@@ -235,6 +236,7 @@ def print_plan(result: dict[str, Any]) -> None:
     print(
         f"Learn-Focus-Review over {lfr['blocks']:,} blocks and {lfr['steps']:,} steps: "
         f"journal {lfr['journal_bytes'] / 1e9:.3f} GB; "
+        f"ledger {lfr['ledger_bytes'] / 1e9:.3f} GB in the memory of each node; "
         f"orders {lfr['order_seconds']:.1f} s in all (two cores of a node){share}, "
         f"the largest {lfr['order_bytes'] / 1e9:.3f} GB; "
         f"sum of a step's losses over all ranks {1000 * lfr['losses_all_reduce_seconds']:.3f} ms, beside the next step"

@@ -170,6 +170,9 @@ def start_phase(
             scores = ledger.detrended_scores()
         case "shuffled":
             scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
+        case "improvement":
+            scores = ledger.improvement_scores()
+            prior = of_unit_spread(-scores)  # losses rise with a prior, and those that have just fallen are lower
         case "rescored":
             scores = prior = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
         case "file" | "excess" as mode:

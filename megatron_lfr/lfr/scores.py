@@ -21,7 +21,7 @@ Arrays = Mapping[str, npt.NDArray[np.number]]
 """A number for each block of a segment, by name: fp32 [n_blocks], or uint32 [n_blocks] for the groups of copies."""
 NO_ARRAYS: Arrays = {}
 
-LossScore = Literal["recorded", "detrended", "rescored", "shuffled"]
+LossScore = Literal["recorded", "detrended", "rescored", "shuffled", "improvement"]
 LOSS_SCORES: tuple[str, ...] = get_args(LossScore)
 FROM_ARRAYS = ("file", "excess")
 COPIES = "copies"
