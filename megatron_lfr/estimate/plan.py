@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ def predict(config: RunConfig, model: ModelConfig, world_size: int, hardware: Ha
     )
     batch, shards = micro_batch(config, model), data * parallel.context_parallel_size
     memory = max(rank_memory(batch, parallel, micro_batches, shards, rank).peak for rank in {0, pipeline - 1})
-    return Candidate(config, layout, step_time(shape_of(model), layout, hardware), memory)
+    shape = dataclasses.replace(shape_of(model), materializes_scores=config.dropout.attention_dropout > 0)
+    return Candidate(config, layout, step_time(shape, layout, hardware), memory)
 
 
 def _describe(one: Candidate, model: ModelConfig, hardware: Hardware) -> dict[str, Any]:
