@@ -117,6 +117,8 @@ def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState
         compile_layers=training.compile,
         kernels=training.layer_kernels,
         loss=config.loss,
+        dropout=config.dropout,
+        dropout_seed=training.seed,
         attention_backend=config.attention_backend(parallel.device.type == "cuda"),
     )
 

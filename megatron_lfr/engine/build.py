@@ -7,6 +7,7 @@ import torch
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.attention import AttentionBackend
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.fused import KernelPackage, layer_kernels
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.model.loss import LossConfig
@@ -24,6 +25,8 @@ def build_stages(
     compile_layers: bool = False,
     kernels: KernelPackage = "torch",
     loss: LossConfig | None = None,
+    dropout: DropoutConfig | None = None,
+    dropout_seed: int = 0,
     attention_backend: AttentionBackend = "sdpa",
 ) -> list[Decoder]:
     """Build the pipeline stages of this rank on the meta device."""
@@ -46,6 +49,8 @@ def build_stages(
                 recompute_granularity=recompute_granularity,
                 kernels=layer_kernels(kernels),
                 loss=loss,
+                dropout=dropout,
+                dropout_seed=dropout_seed,
                 attention_backend=attention_backend,
                 loss_mode=loss_mode,
             )

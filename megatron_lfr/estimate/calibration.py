@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lfr.config.run import parse_settings
-from megatron_lfr.estimate.layouts import layout_of
+from megatron_lfr.estimate.layouts import layout_of, shape_for
 from megatron_lfr.estimate.results import read_results
-from megatron_lfr.estimate.step_time import CONSTANTS, Constants, Hardware, Layout, Shape, StepTime, shape_of, step_time
+from megatron_lfr.estimate.step_time import CONSTANTS, Constants, Hardware, Layout, Shape, StepTime, step_time
 from megatron_lfr.output import print_table
 from megatron_lfr.parallel.devices import DEVICES, Device, device_key
 
@@ -84,7 +84,7 @@ def _measurement(result: dict[str, Any], device: Device) -> Measurement:
     if not all(value > 0 for value in seconds.values()):
         raise ValueError("has a part that took no time")
     hardware = Hardware(device, max(map(hosts.count, hosts)))
-    return Measurement(shape_of(model), layout_of(config, model, ranks), hardware, seconds)
+    return Measurement(shape_for(config, model), layout_of(config, model, ranks), hardware, seconds)
 
 
 def fit(measurements: Sequence[Measurement]) -> Constants:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.estimate.step_time import Hardware, Layout
+from megatron_lfr.estimate.step_time import Hardware, Layout, Shape, shape_of
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import is_number
 from megatron_lfr.parallel.config import ParallelConfig
@@ -31,6 +31,11 @@ def read_device(name: str) -> Device:
     if not good or set(values) - set(fields):
         raise ValueError(f"--gpu {name}: must be an object of positive numbers: {', '.join(needed)}")
     return Device(**{"fp32_tflops": None, **values})
+
+
+def shape_for(config: RunConfig, model: ModelConfig) -> Shape:
+    """Return the sizes of a model as a run computes it: with dropout in attention, scores go to memory."""
+    return dataclasses.replace(shape_of(model), materializes_scores=config.dropout.attention_dropout > 0)
 
 
 def layout_of(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:

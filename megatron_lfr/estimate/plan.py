@@ -10,7 +10,7 @@ from typing import Any
 from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
 from megatron_lfr.estimate.calibration import describe, fit, print_calibration, read_measurements
-from megatron_lfr.estimate.layouts import layout_of, legal_layouts, read_device
+from megatron_lfr.estimate.layouts import layout_of, legal_layouts, read_device, shape_for
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.estimate.options import Options, corpus_blocks, with_defaults
 from megatron_lfr.estimate.step_time import (
@@ -20,7 +20,6 @@ from megatron_lfr.estimate.step_time import (
     Hardware,
     Layout,
     StepTime,
-    shape_of,
     step_time,
 )
 from megatron_lfr.lfr import Ledger, Plan
@@ -129,7 +128,7 @@ def predict(
     batch, shards = micro_batch(config, model), layout.data * layout.context
     ranks = {0, layout.pipeline - 1}
     memory = max(rank_memory(batch, parallel, layout.micro_batches, shards, rank).peak for rank in ranks)
-    return Candidate(config, layout, step_time(shape_of(model), layout, hardware, constants), memory)
+    return Candidate(config, layout, step_time(shape_for(config, model), layout, hardware, constants), memory)
 
 
 def _describe(one: Candidate, model: ModelConfig, hardware: Hardware) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def describe_branches(path: MainPath, folder: Path) -> str:
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
     """Describe the attention of a run in one line."""
+    heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     return describe(
         config.attention_backend(parallel.device.type == "cuda"),
         rows=config.training.micro_batch_size,
@@ -102,4 +103,5 @@ def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
         has_window=config.model.window(config.data.seq_length) is not None,
         is_compiled=config.training.compile,
         itemsize=2 if config.training.bf16 else 4,
+        dropout_heads=heads if config.dropout.attention_dropout else 0,
     )
