@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.fileio import write_atomic
-from megatron_lfr.study.sample import Sample, make_sample
+from megatron_lfr.study.sample import ALL, Sample, make_sample
 
 DEFINITION = "pilot.yaml"
 BATCH = 16
@@ -75,6 +76,8 @@ class PilotConfig:
     """Runs of each way, at least 2."""
     jobs: int = 2
     """Runs side by side, one thread each."""
+    memory_gb: float = 4.0
+    """Memory for finding the copies of the corpus, in GB (10^9 bytes)."""
 
     def validate(self) -> None:
         """Check what can be checked before anything is read; errors name the flag and the legal values."""
@@ -101,9 +104,15 @@ def prepare(config: PilotConfig) -> Path:
             raise ValueError(f"--output {config.output}: holds the pilot of another command; name a new folder")
         return file
     compute = _tokens_of_a_run(config)
-    sample = make_sample(
-        config.data_path, config.reference_data_path, int(compute / config.epochs), config.seq_length, config.output
+    look = CommonnessConfig(
+        config.data_path,
+        config.output / "commonness",
+        seq_length=config.seq_length,
+        split=ALL,
+        memory_gb=config.memory_gb,
+        threads=config.jobs,
     )
+    sample = make_sample(look, config.reference_data_path, int(compute / config.epochs), config.output)
     compute = min(compute, sample.tokens * config.epochs)
     study = definition(config, sample, compute)
     config.output.mkdir(parents=True, exist_ok=True)

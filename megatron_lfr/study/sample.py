@@ -36,19 +36,18 @@ class Sample:
     tokens: int
 
 
-def make_sample(
-    data_path: Sequence[str], trusted_path: Sequence[str], tokens: int, seq_length: int, folder: Path
-) -> Sample:
+def make_sample(look: CommonnessConfig, trusted_path: Sequence[str], tokens: int, folder: Path) -> Sample:
     """Write `folder`/sample, held_out and, with trusted text, trusted; what an earlier attempt left is replaced.
 
-    The sample has some `tokens` tokens: clusters of near copies in random order, each complete, over all prefixes. What
-    is held out is of the trusted text, whose other documents tell junk from text; without it, of the corpus, of each
-    cluster one document. A prefix of which nothing is held out is not there. ValueError where too little is left.
+    look: how the copies of the corpus are found. The sample has some `tokens` tokens: clusters of near copies in random
+    order, each complete, over all prefixes. What is held out is of the trusted text, whose other documents tell junk
+    from text; without it, of the corpus, of each cluster one document. A prefix of which nothing is held out is not
+    there. ValueError where too little is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run(CommonnessConfig(list(data_path), folder / "commonness", seq_length=seq_length, split=ALL, junk_share=0))
-    cluster = np.load(folder / "commonness" / "document_representative.npy", allow_pickle=False).astype(np.int64)
-    corpus, trusted = _Text(data_path), _Text(trusted_path)
+    run(look)
+    cluster = np.load(look.output / "document_representative.npy", allow_pickle=False).astype(np.int64)
+    corpus, trusted = _Text(look.data_path), _Text(trusted_path)
     if trusted_path:
         held_out = first_clusters(np.arange(len(trusted.lengths)), trusted.lengths, trusted.held_out_tokens)
         sampled = first_clusters(cluster, corpus.lengths, tokens)

@@ -10,11 +10,12 @@ import pytest
 
 from megatron_lfr.cli import main
 from megatron_lfr.commonness.clean import KEPT
+from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import lay_out_study
 from megatron_lfr.study.pilot import PilotConfig, advice, prepare
-from megatron_lfr.study.sample import first_clusters, make_sample
+from megatron_lfr.study.sample import ALL, first_clusters, make_sample
 from support.commonness_samples import documents, write
 
 
@@ -28,6 +29,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def trusted(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(tmp_path_factory.mktemp("pilot_trusted") / "trusted", documents()[100:160])
+
+
+def look(corpus: list[str], folder: Path) -> CommonnessConfig:
+    return CommonnessConfig(corpus, folder / "commonness", seq_length=128, split=ALL)
 
 
 def read(prefixes: list[str]) -> list[bytes]:
@@ -53,7 +58,7 @@ def test_clusters_are_taken_whole_until_there_is_enough(tokens: int, rng: np.ran
 def test_copies_stay_together_and_are_not_held_out(corpus: list[str], tmp_path: Path) -> None:
     every = read(corpus)
     total = sum(len(one) // 2 for one in every)
-    sample = make_sample(corpus, [], total // 2, 128, tmp_path)
+    sample = make_sample(look(corpus, tmp_path), [], total // 2, tmp_path)
     sampled, held_out = read(sample.data_path), read(sample.held_out)
     assert sample.trusted == []
     assert held_out
@@ -66,7 +71,7 @@ def test_copies_stay_together_and_are_not_held_out(corpus: list[str], tmp_path: 
 
 
 def test_trusted_text_is_held_out_or_a_reference(corpus: list[str], trusted: str, tmp_path: Path) -> None:
-    sample = make_sample(corpus, [trusted], 10**9, 128, tmp_path)
+    sample = make_sample(look(corpus, tmp_path), [trusted], 10**9, tmp_path)
     assert sorted(read(sample.data_path)) == sorted(read(corpus))
     held_out, left = read(sample.held_out), read(sample.trusted)
     assert sorted([*held_out, *left]) == sorted(read([trusted]))
