@@ -147,7 +147,7 @@ def _score_notes(plan: Plan) -> list[str]:
         corpora = set(range(len(segment.blend.sizes))) if planned.corpora is None else set(planned.corpora)
         if planned.phase.kind == "focus":
             name = f"phase {planned.index} (focus, score: {planned.phase.score})"
-            if not corpora & old or planned.phase.is_rescored:
+            if not corpora & old or planned.phase.keeps_scores:
                 return []
             if planned.phase.score == "recorded":
                 return [
