@@ -105,7 +105,9 @@ def write_original(folder: Path, case: Case) -> None:
     """Write a model whose special tokens are some that it generates, the first row's and the second's, so that what
     ends a generation shows."""
     model = make_model(case.model)
-    rows = generate(model, eos_token_id=None, pad_token_id=0, **{**(case.generation or {}), "eos_token_id": None})
+    settings = {**case.config, **(case.generation or {})}
+    sampling = {key: value for key, value in settings.items() if not key.endswith("_id") and key != "max_new_tokens"}
+    rows = generate(model, pad_token_id=0, **sampling)
     turn = last_new(rows[0])
     ids = {TURN: turn, END: last_new(rows[1], turn)}
     ids |= dict(zip((START, PAD), (n for n in range(1, 50) if n not in ids.values()), strict=False))
