@@ -35,7 +35,7 @@ def test_logits_loss_and_gradients_equal_transformers(name: str) -> None:
     compare(Decoder(config, seed=1), theirs)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "olmo2"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_compiled_and_recomputed_layers_are_the_same(name: str) -> None:
     theirs = make_model(name)
     config, _ = from_hf_config(theirs.config.to_dict())
@@ -97,7 +97,7 @@ def test_trained_in_layouts_and_converted_both_ways(tmp_path: Path) -> None:
     for folder, name in folders.items():
         make_model(name).save_pretrained(tmp_path / folder / "hf")
         flags = ("--input", tmp_path / folder / "hf", "--output", tmp_path / folder / "run")
-        assert main(["convert", "from-hf", *map(str, flags)]) == 0
+        assert main(["convert", "from-hf", *map(str, flags), "--verify"]) == 0
     mp.start_processes(family_cases.main, (str(tmp_path), folders), nprocs=4, start_method="forkserver")
     by_rank = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
     for folder, name in folders.items():
