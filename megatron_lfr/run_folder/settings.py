@@ -100,6 +100,8 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
     if isinstance(scores := settings.get("lfr_scores"), list):
         named = (str(word).partition("=") for word in scores)
         settings["lfr_scores"] = [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
+    if settings.get("lora_rank") is not None and isinstance(settings.get("load"), str):  # the base, needed ever after
+        settings["load"] = _locate(settings["load"], start, ("",))
     words = settings.get("data_path") or []
     if settings.get("data_args_path"):
         prefixes, weights = DataConfig(data_args_path=settings.pop("data_args_path")).corpora()
