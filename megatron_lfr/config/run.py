@@ -32,6 +32,7 @@ from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.dropout import DropoutConfig
+from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.model.presets import MODEL_PRESETS
 from megatron_lfr.output import did_you_mean
@@ -52,6 +53,7 @@ class RunConfig:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lfr: LFRConfig = field(default_factory=LFRConfig)
     main_path: MainPathConfig = field(default_factory=MainPathConfig)
@@ -82,6 +84,7 @@ class RunConfig:
         self.main_path.validate()
         self.loss.validate()
         self.dropout.validate()
+        self._check_lora()
         self.optimizer.validate()
         self.parallel.validate(world_size)
         self.model.validate(self.parallel.tensor_model_parallel_size)
@@ -106,6 +109,19 @@ class RunConfig:
                 f"{self.model.max_position_embeddings}"
             )
         run_schedule(self.lfr)
+
+    def _check_lora(self) -> None:
+        """Check that adapters have an engine and an optimizer that can train them."""
+        is_rite = self.optimizer.optimizer == "lora-rite"
+        if self.lora.lora_rank is None:
+            if is_rite:
+                raise ValueError("--optimizer lora-rite: updates the adapters of --lora-rank; give it, too")
+            return
+        self.lora.validate(self.model)
+        if self.deepspeed.deepspeed and is_rite:
+            raise ValueError("--optimizer lora-rite: DeepSpeed computes AdamW only; leave out --deepspeed")
+        if self.deepspeed.deepspeed and self.parallel.sharding == "optim_grads_params":
+            raise ValueError("--lora-rank: goes with DeepSpeed's ZeRO stages 0 to 2, or without --deepspeed")
 
     def attention_backend(self, on_gpu: bool) -> AttentionBackend:
         """Choose what computes attention; ValueError where --attention-backend asks for one that cannot run here."""

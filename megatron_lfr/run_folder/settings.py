@@ -113,6 +113,8 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
             settings[name] = ",".join(_locate(file, start, ("",), keep=name == "lfr_schedule") for file in files)
     if isinstance(settings.get("lfr_scores"), list):
         settings["lfr_scores"] = _located_scores(settings["lfr_scores"], start)
+    if settings.get("lora_rank") is not None and isinstance(settings.get("load"), str):  # the base, needed ever after
+        settings["load"] = _locate(settings["load"], start, ("",))
     words = settings.get("data_path") or []
     if settings.get("data_args_path"):
         prefixes, weights = DataConfig(data_args_path=settings.pop("data_args_path")).corpora()

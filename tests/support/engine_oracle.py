@@ -61,6 +61,14 @@ class Oracle:
 
     def step(self, batch: GlobalBatch, lr: float) -> Step:
         """Train on `batch`."""
+        step = self._backward(batch)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        return step
+
+    def _backward(self, batch: GlobalBatch) -> Step:
+        """Compute the gradients of all trained weights, and clip them."""
         self.adamw.zero_grad()
         logits = self._logits(batch, Masks(self.dropout, self.seed, batch.step, *batch.tokens.shape))
         nll = _cross_entropy(logits, batch)
@@ -69,10 +77,8 @@ class Oracle:
         loss = (minimised * batch.mask).sum() / batch.mask.sum()
         loss.backward()
         limit = self.clip_grad or float("inf")
-        grad_norm = float(nn.utils.clip_grad_norm_(list(self.weights.values()), limit))
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
+        trained = [weight for group in self.adamw.param_groups for weight in group["params"]]
+        grad_norm = float(nn.utils.clip_grad_norm_(trained, limit))
         return Step(loss.item(), (nll * batch.mask).sum(1).detach(), batch.mask.double().sum(1), grad_norm)
 
     @torch.no_grad()
