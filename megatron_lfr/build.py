@@ -29,6 +29,7 @@ from megatron_lfr.lfr import (
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.model import Decoder, ModelConfig
+from megatron_lfr.model.lora import init_adapters
 from megatron_lfr.parallel import ParallelState
 
 
@@ -102,9 +103,12 @@ def make_stages(
     config: RunConfig, model: ModelConfig, parallel: ParallelState, initialize_weights: bool
 ) -> list[Decoder]:
     """Build this rank's part of the model, with its initial weights, or with undefined ones for a checkpoint to
-    replace."""
+    replace; adapters have their initial weights anyway."""
     stages = _build_stages(config, model, parallel)
-    return shard_stages(stages, parallel, config.training.seed if initialize_weights else None)
+    shard_stages(stages, parallel, config.training.seed if initialize_weights else None)
+    for stage in stages:
+        init_adapters(stage, config.training.seed)
+    return stages
 
 
 def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState) -> list[Decoder]:
@@ -117,7 +121,10 @@ def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState
         compile_layers=training.compile,
         kernels=training.layer_kernels,
         loss=config.loss,
+        dropout=config.dropout,
+        dropout_seed=training.seed,
         attention_backend=config.attention_backend(parallel.device.type == "cuda"),
+        lora=config.lora,
     )
 
 
@@ -161,7 +168,8 @@ def _make_deepspeed_engine(
         parallel,
         settings,
         micro_batch_size=config.training.micro_batch_size,
-        seed=config.training.seed if initialize_weights else None,
+        seed=config.training.seed if initialize_weights or config.lora.lora_rank is not None else None,
+        draws_base=initialize_weights,
     )
 
 

@@ -201,8 +201,8 @@ void erase_positions(std::vector<uint32_t>& list, const std::vector<uint32_t>& p
 std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t samples, uint64_t all,
                                            int threads) {
     const double share = static_cast<double>(samples) / static_cast<double>(all);
-    const auto bounds = guess_rank(
-        keys, [share](uint64_t count) { return static_cast<uint64_t>(share * static_cast<double>(count)); });
+    const auto bounds = KeySample(keys).guess(
+        [share](uint64_t count) { return static_cast<uint64_t>(share * static_cast<double>(count)); });
     if (!bounds) return std::nullopt;
     const uint64_t n = keys.size(), chunks = num_chunks(n);
     SampleLists lists(n);

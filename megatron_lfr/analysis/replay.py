@@ -19,9 +19,10 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
 from megatron_lfr.lfr.scores import Arrays, by_segment
-from megatron_lfr.lfr.selection import Order, Scores
+from megatron_lfr.lfr.selection import Order
 from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]
@@ -132,6 +133,11 @@ class Run:
     def empty_ledger(self) -> Ledger:
         """Return the ledger as it was before the first step."""
         return Ledger.of(self.plan)
+
+    @property
+    def ledger_bytes(self) -> int:
+        """Memory that the ledger takes while the run trains, without the 2 bytes a block more in a Focus."""
+        return Ledger.bytes_of(self.plan)
 
     def ledger(self) -> Ledger:
         """Replay the run. Returns each block's last loss, the step of that loss, and its number of visits."""

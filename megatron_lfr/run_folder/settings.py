@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megatron_lfr.data.config import DataConfig, parse_blend
+from megatron_lfr.data.config import DataConfig, parse_blend, vocabulary_and_merges
 from megatron_lfr.fileio import exists
 
 _OF_THE_COMMAND = ("save", "load", "print_config", "override_opt_param_scheduler")
@@ -109,9 +109,12 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
     settings = dict(settings)
     for name in ("data_args_path", "tokenizer_model", "lfr_schedule"):
         if isinstance(settings.get(name), str) and settings[name] != "bytes":
-            settings[name] = _locate(settings[name], start, ("",), keep=name == "lfr_schedule")
+            files = (name == "tokenizer_model" and vocabulary_and_merges(settings[name])) or (settings[name],)
+            settings[name] = ",".join(_locate(file, start, ("",), keep=name == "lfr_schedule") for file in files)
     if isinstance(settings.get("lfr_scores"), list):
         settings["lfr_scores"] = _located_scores(settings["lfr_scores"], start)
+    if settings.get("lora_rank") is not None and isinstance(settings.get("load"), str):  # the base, needed ever after
+        settings["load"] = _locate(settings["load"], start, ("",))
     words = settings.get("data_path") or []
     if settings.get("data_args_path"):
         prefixes, weights = DataConfig(data_args_path=settings.pop("data_args_path")).corpora()
