@@ -116,6 +116,7 @@ setup(
             "pyarrow>=15",
             "lm-eval>=0.4.9",
             "scipy>=1.11",
+            "peft>=0.17",
             "deepspeed==0.19.8",
         ],
         "lint": ["ruff", "mypy", "clang-format", "types-PyYAML"],

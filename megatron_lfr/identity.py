@@ -14,10 +14,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.checkpoint import Checkpoint
+from torch.distributed import ProcessGroup
+
+from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.corpus.block_values import BlockValues
+from megatron_lfr.data.corpus.block_values import BlockValues, digests_of
 from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document
 from megatron_lfr.lfr import Plan
@@ -70,6 +72,7 @@ _FLAGS = {
     "focus_scope": "lfr_focus_scope",
     "scopes": "lfr_schedule",
     "arrays": "lfr_scores",
+    "base": "load",
 }
 """The names of settings whose facts have another name, by the name of the fact."""
 
@@ -82,10 +85,10 @@ def run_identity(
     tokenizer: Tokenizer | None,
     corpus: BlockDataset,
     plan: Plan,
-    arrays: Mapping[str, BlockValues],
+    arrays: Sequence[Mapping[str, BlockValues]],
 ) -> dict[str, Any]:
-    """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it."""
-    digests = {name: values.sha256 for name, values in arrays.items()}
+    """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it. arrays:
+    the files of --lfr-scores of each segment."""
     facts = {
         "format": FORMAT,
         "seed": config.training.seed,
@@ -94,7 +97,8 @@ def run_identity(
         "split": [str(share) for share in parse_split(config.data.split)],
         **model_identity(config, model, tokenizer),
         "corpus": corpus.digests(),
-        "segments": describe_segments(plan, digests),
+        "segments": describe_segments(plan, digests_of(arrays)),
+        **lora_facts(config, model),
     }
     as_stored: dict[str, Any] = json.loads(json.dumps(facts))
     return as_stored
@@ -116,6 +120,20 @@ def weights_identity(model: ModelConfig, tokenizer: str | None) -> dict[str, Any
     """Return the facts of weights that were not trained by a run of ours: those of the model, and the fingerprint of
     their tokenizer."""
     return {"format": FORMAT, "model": _model_facts(model), "tokenizer": {"fingerprint": tokenizer}}
+
+
+def open_base(config: RunConfig, facts: Facts, group: ProcessGroup | None) -> Checkpoint:
+    """Open the weights that a run's adapters were made for, of --load. Collective; ValueError where they are missing,
+    or are others."""
+    assert config.checkpoint.load is not None
+    step, digest = config.checkpoint.ckpt_step, facts["lora"]["base"]
+    checkpoint = RunFolder(config.checkpoint.load, "--load").checkpoint(step, group)
+    if checkpoint.digest != digest:
+        raise ValueError(
+            f"--load {config.checkpoint.load}: iteration {checkpoint.iteration} is not the base of these adapters, "
+            f"whose digest is {digest[:16]}...; --ckpt-step chooses another iteration"
+        )
+    return checkpoint
 
 
 def check_facts(source: Path, stored: Any) -> None:
@@ -214,6 +232,19 @@ def describe_changes(changes: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{_flag(name)} {_shown(before)} -> {_shown(after)}" for name, (before, after) in changes.items())
 
 
+def lora_facts(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
+    """Return what the adapters of a run are, and the digest of their base; nothing for a run without adapters."""
+    lora, checkpoint = config.lora, config.checkpoint
+    if lora.lora_rank is None:
+        return {}
+    if not checkpoint.finetune or checkpoint.load is None:
+        raise ValueError("--lora-rank: adapts a model; give its run folder with --load, and --finetune")
+    store = CheckpointStore(RunFolder(checkpoint.load, "--load").checkpoint_folder, keep=None)
+    targets = lora.targets(model)
+    base = store.digest(checkpoint.ckpt_step)
+    return {"lora": {"lora_rank": lora.lora_rank, "lora_alpha": lora.lora_alpha, "lora_target": targets, "base": base}}
+
+
 def _of_model(facts: Facts) -> dict[str, Any]:
     return _flat({name: facts.get(name, {}) for name in ("model", "tokenizer", "documents")})
 
@@ -258,6 +289,7 @@ _FOLLOWS = {
     "model.ffn_hidden_size": ("model.hidden_size",),
     **{f"model.{name}": ("model.use_rope_scaling",) for name in (*_ROPE_SCALING, "rope_scaling_type")},
     "model.vocab_size": ("tokenizer.fingerprint",),
+    **{f"lora.{name}": ("lora.lora_rank",) for name in ("lora_alpha", "lora_target", "base")},
     "tokenizer.eod": ("tokenizer.fingerprint",),
     "corpus": ("seq_length", "split"),
     "segments": ("corpus",),
@@ -301,7 +333,7 @@ def _difference(name: str, old: Any, new: Any, was: Facts, settings: Facts) -> s
         return f"{flag}: prefix {index + 1} of {len(new)} is not the run's, or has changed"
     if before != now:
         return f"{flag} {_shown(now)}, the run has {_shown(before)}"
-    if setting in ("tokenizer_model", "lfr_schedule"):
+    if setting in ("tokenizer_model", "lfr_schedule", "load"):
         return f"{flag} {_shown(now)} has changed since the run began"
     return f"{flag} {_shown(new)}, the run has {_shown(old)}"
 

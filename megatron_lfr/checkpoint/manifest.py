@@ -73,6 +73,16 @@ def read_manifest(folder: Path, required: str) -> tuple[dict[str, FileRecord], s
     return records, f"{min(extra)} does not belong to it" if extra else None
 
 
+def tensors_digest(folder: Path, state_file: str) -> str:
+    """Return a SHA-256, in hexadecimal, of the files of a checkpoint's tensors, as its manifest names them; ValueError
+    where that is damaged."""
+    records, damage = read_manifest(folder, state_file)
+    if damage is not None:
+        raise ValueError(f"{folder}: the checkpoint is damaged: {damage}")
+    hashes = [f"{name} {record.sha256}\n" for name, record in sorted(records.items()) if name != state_file]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def _parse(manifest: Any) -> dict[str, FileRecord]:
     if not isinstance(manifest, dict) or manifest.get("version") != 1 or not isinstance(manifest.get("files"), dict):
         raise ValueError("it is not a manifest of version 1")

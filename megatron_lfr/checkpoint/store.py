@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_lfr.checkpoint.hosts import bring_checkpoint, collect_files
-from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, write_manifest
+from megatron_lfr.checkpoint.manifest import FileRecord, find_damage, record_file, tensors_digest, write_manifest
 from megatron_lfr.checkpoint.state import STATE_FILE, dump_state, read_state
 from megatron_lfr.checkpoint.tensors import check_tensors, prepare_tensors, read_tensors, write_tensors
 from megatron_lfr.fileio import describe, fsync_directory, write_atomic
@@ -55,13 +55,19 @@ class Checkpoint:
     group: ProcessGroup | None
     """The ranks that load it together."""
 
-    def load_into(self, tensors: Mapping[str, Tensor], *, allow_extra: bool = False) -> None:
+    @property
+    def digest(self) -> str:
+        """A digest of its tensors' files."""
+        return tensors_digest(self.folder, STATE_FILE)
+
+    def load_into(self, tensors: Mapping[str, Tensor], *, allow_extra: bool = False, rounds: bool = False) -> None:
         """Overwrite `tensors` in place with those of the same names. Collective.
 
         Raises ValueError that names the first tensor that is missing on either side, or differs in shape or type.
-        `allow_extra`: the checkpoint may hold tensors that are not in `tensors`.
+        `allow_extra`: the checkpoint may hold tensors that are not in `tensors`. `rounds`: those that are bf16 may be
+        fp32 in the checkpoint.
         """
-        read_tensors(self.folder, tensors, allow_extra=allow_extra, group=self.group)
+        read_tensors(self.folder, tensors, allow_extra=allow_extra, rounds=rounds, group=self.group)
 
 
 class CheckpointStore:
@@ -169,6 +175,16 @@ class CheckpointStore:
     def iterations(self) -> list[int]:
         """Return the iterations that have a folder, complete or not, in ascending order."""
         return sorted(_find_folders(self.root))
+
+    def digest(self, iteration: int | None = None) -> str:
+        """Return the digest of a checkpoint, by default of the last one, by its manifest alone. ValueError where there
+        is none."""
+        folders = _find_folders(self.root)
+        chosen = max(folders, default=None) if iteration is None else iteration
+        if chosen not in folders:
+            which = "" if iteration is None else f" of iteration {iteration}"
+            raise ValueError(f"{self.root}: holds no checkpoint{which}")
+        return tensors_digest(folders[chosen], STATE_FILE)
 
     def checkpoint(self, iteration: int) -> Checkpoint:
         """Open the checkpoint of an iteration; ValueError where it is missing or damaged. Collective."""

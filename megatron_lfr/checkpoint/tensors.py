@@ -109,11 +109,19 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup 
     return sorted(writer.file_names)
 
 
-def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bool, group: ProcessGroup | None) -> None:
+def read_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    allow_extra: bool,
+    group: ProcessGroup | None,
+    rounds: bool = False,
+) -> None:
     """Overwrite `tensors` in place with those stored under their names. Collective over `group`.
 
     Raises ValueError that names the first tensor that is missing on either side, or differs in shape or type, or a file
-    that is not valid. `allow_extra`: the folder may hold tensors that no rank needs.
+    that is not valid. `allow_extra`: the folder may hold tensors that no rank needs. `rounds`: tensors in bf16 may be
+    stored in fp32.
     """
     reader = HuggingFaceStorageReader(str(folder))
     with ranks.failing_together(group):
@@ -121,7 +129,9 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, allow_extra: bo
         targets = {name: _at_least_1d(tensor) for name, tensor in tensors.items()}
         stored = _read_shapes(folder, reader)
         for name, tensor in targets.items():
-            _check_match(folder, name, tensor, stored.get(name))
+            is_rounded = rounds and tensor.dtype == torch.bfloat16
+            expected = torch.empty(tensor.shape, dtype=torch.float32, device="meta") if is_rounded else tensor
+            _check_match(folder, name, expected, stored.get(name))
     needed: set[str] = set().union(*ranks.gather(set(targets), group))
     if not allow_extra and (extra := sorted(set(stored) - needed)):
         raise ValueError(f"{folder}: holds the tensor {extra[0]}, which is unknown here")

@@ -83,10 +83,16 @@ class Engine(Evaluator, Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the tensors that are weights of the model, by name: a part of `tensors`."""
+        """Return the tensors that are weights of the model, by name: a part of `tensors`. Where adapters are trained,
+        these are the adapters."""
+        ...
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """Return the weights that stay as they are while adapters are trained, by name; {} without adapters. They may
+        be bf16, where the model computes in it."""
         ...
 
     def loaded(self) -> None:
-        """Must be called after something was written into `tensors` or `weights`, before the next computation: an
-        engine may compute with copies of them."""
+        """Must be called after something was written into `tensors`, `weights` or `base_weights`, before the next
+        computation: an engine may compute with copies of them."""
         ...

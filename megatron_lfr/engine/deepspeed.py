@@ -24,9 +24,11 @@ from megatron_lfr.engine.forward_backward import MicroBatchLoop, model_inputs
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
 from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
 from megatron_lfr.model import Decoder
+from megatron_lfr.model.lora import flops_per_token
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import all_reduce_sum, group_rank
 from megatron_lfr.parallel.flat_shard import FlatShard
+from megatron_lfr.parallel.layers import partial_gradients
 from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, span
 
 
@@ -34,8 +36,8 @@ class DeepSpeedEngine:
     """Trains a model in one stage on this rank's share of each global batch; sizes as for ForwardEngine.
 
     model: on the meta device. settings: what `deepspeed.initialize` is given. seed: that of the initial weights; None
-    leaves them undefined, for a checkpoint to replace. The host waits for each step's gradient norm, as DeepSpeed's
-    does.
+    leaves them undefined, for a checkpoint to replace, as draws_base=False does with frozen ones. The host waits for
+    each step's gradient norm, as DeepSpeed's does.
     """
 
     def __init__(
@@ -47,19 +49,24 @@ class DeepSpeedEngine:
         *,
         micro_batch_size: int,
         seed: int | None,
+        draws_base: bool = True,
     ) -> None:
         deepspeed = import_deepspeed(parallel.device.type == "cpu")
         self.parallel, self._model, self._clip_grad = parallel, model, config.clip_grad
         self._stage = int(settings["zero_optimization"]["stage"])
         weights, groups = describe_weights(model), Groups(parallel)
         self._allocate(deepspeed, settings, groups)
-        self._weights = {weight: model.get_parameter(weight.name) for weight in weights}
+        parameters = {weight: model.get_parameter(weight.name) for weight in weights}
+        self._weights = {weight: parameter for weight, parameter in parameters.items() if parameter.requires_grad}
+        self._frozen = {weight: parameter for weight, parameter in parameters.items() if not parameter.requires_grad}
+        partial = partial_gradients(model, model.tp)
         for weight, parameter in self._weights.items():
             # Read by DeepSpeed's norm: parameters without it count on the first tensor-parallel rank alone.
             parameter.tensor_model_parallel = weight.shard_dim is not None  # type: ignore[attr-defined]
-            if weight.shard_dim is None and model.tp.sequence:  # each rank has seen some of the tokens only
+            if weight.name in partial:
                 parameter.register_hook(lambda grad: all_reduce_sum(grad, parallel.tensor_group))  # type: ignore[no-untyped-call]
-        optimizer = build_optimizer(config, list(self._weights.values()), [weight.is_matrix for weight in weights])
+        decayed = [weight.is_matrix for weight in self._weights]
+        optimizer = build_optimizer(config, list(self._weights.values()), decayed)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what memory it uses, for one of its optimizers
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -72,7 +79,7 @@ class DeepSpeedEngine:
         self._loop = MicroBatchLoop(self._engine, micro_batch_size, _Boundaries(self._engine, parallel))
         self.eval_rows = micro_batch_size * parallel.data_parallel_size
         if seed is not None:
-            self._init_weights(seed)
+            self._init_weights(seed, self.weights() | (self.base_weights() if draws_base else {}))
 
     def _allocate(self, deepspeed: Any, settings: Mapping[str, Any], groups: Groups) -> None:
         """Give the model memory. At stage 3, DeepSpeed shards each weight before the next one gets any."""
@@ -99,9 +106,9 @@ class DeepSpeedEngine:
 
         self._model.empty_on(device, then=shard)
 
-    def _init_weights(self, seed: int) -> None:
-        """Draw the initial weights: each rank draws no more than what it holds, in fp32."""
-        for name, view in self.weights().items():
+    def _init_weights(self, seed: int, weights: Mapping[str, Tensor]) -> None:
+        """Draw the initial values of weights: each rank draws no more than what it holds, in fp32."""
+        for name, view in weights.items():
             assert isinstance(view, FlatShard)
             for start, part in view.pieces.items():
                 self._model.init_part(name.removeprefix("model."), part, start, seed)
@@ -112,7 +119,7 @@ class DeepSpeedEngine:
         return self._model.vocab_size
 
     def flops_per_token(self, seq_length: int) -> float:
-        return self._model.config.flops_per_token(seq_length)
+        return flops_per_token(self._model, seq_length)
 
     def eval_step(self, batch: Batch) -> PendingLosses:
         losses = self._loop.evaluate(model_inputs(batch, self.parallel.device, 1.0))
@@ -121,8 +128,10 @@ class DeepSpeedEngine:
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
         # DeepSpeed clips where it steps, so that the gradient must have its normaliser before.
         scale = 1.0 / self._valid_tokens(batch).clamp(min=1.0)
+        device = self.parallel.device
+        keys = self._model.draw_sample_keys(batch.step, batch.rows, device)
         with span(MICRO_BATCHES):
-            losses = self._loop.train(model_inputs(batch, self.parallel.device, scale.float()))
+            losses = self._loop.train(model_inputs(batch, device, scale.float(), keys))
         blocks = reduce_losses(batch, losses, self.parallel)
         loss = _sum_over_ranks(sum_losses(losses, self.parallel.device).double(), self.parallel)
         for group in self._engine.optimizer.param_groups:
@@ -142,6 +151,12 @@ class DeepSpeedEngine:
 
     def weights(self) -> dict[str, Tensor]:
         return {f"model.{weight.name}": self._view(weight) for weight in self._weights}
+
+    def base_weights(self) -> dict[str, Tensor]:
+        return {
+            f"model.{w.name}": FlatShard(parameter.detach().view(-1), 0, w.local_shape, w.full_shape, w.origin)
+            for w, parameter in self._frozen.items()
+        }
 
     def loaded(self) -> None:
         self._partitions.loaded()

@@ -10,7 +10,7 @@ from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import PendingLosses
 from megatron_lfr.engine.forward_backward import ForwardBackward, MicroBatchLoop, Pipeline, model_inputs
 from megatron_lfr.engine.losses import reduce_losses
-from megatron_lfr.engine.sharding import ShardedSynchronization, reshard, sharded_parameters
+from megatron_lfr.engine.sharding import ShardedParameter, ShardedSynchronization, reshard, sharded_parameters
 from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelState
 
@@ -32,7 +32,9 @@ class ForwardEngine:
         global_batch_size: int,
     ) -> None:
         self.stages, self.parallel = list(stages), parallel
-        self.parameters = sharded_parameters(self.stages, parallel)
+        parameters = sharded_parameters(self.stages, parallel)
+        self.parameters = [p for p in parameters if p.parameter.requires_grad]
+        self._frozen = [p for p in parameters if not p.parameter.requires_grad]
         self._forward_backward: ForwardBackward
         if self.stages[0].stage.count == 1:
             synchronization = ShardedSynchronization(self.stages[0], parallel.config.sharding)
@@ -51,5 +53,11 @@ class ForwardEngine:
         return reduce_losses(batch, losses, self.parallel)
 
     def weights(self) -> dict[str, Tensor]:
+        return self._by_name(self.parameters)
+
+    def base_weights(self) -> dict[str, Tensor]:
+        return self._by_name(self._frozen)
+
+    def _by_name(self, parameters: Sequence[ShardedParameter]) -> dict[str, Tensor]:
         reshard(self.stages)
-        return {f"model.{p.name}": p.as_full(p.local(), self.parallel) for p in self.parameters}
+        return {f"model.{p.name}": p.as_full(p.local(), self.parallel) for p in parameters}

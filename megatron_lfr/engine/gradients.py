@@ -16,7 +16,7 @@ from megatron_lfr.parallel.mesh import make_subgroup
 
 
 class Gradients:
-    """The gradients of this rank's parts of the weights."""
+    """The gradients of this rank's parts of the weights that are trained."""
 
     def __init__(
         self, stages: Sequence[Decoder], parameters: Sequence[ShardedParameter], parallel: ParallelState
@@ -24,14 +24,14 @@ class Gradients:
         self._parameters = parameters
         self._tensor_group = parallel.tensor_group
         self._counted = [p for p in parameters if p.is_first_copy]
-        # Each rank has seen some of the tokens only.
-        self._partial = [p for p in parameters if p.is_replicated] if stages[0].tp.sequence else []
+        self._partial = [p for p in parameters if p.has_partial_gradient]
         self._tied_group = _make_tied_group(stages, parallel)
         self._tied = [p for p in parameters if p.name == "embedding.weight"] if self._tied_group else []
 
     def finish(self) -> None:
-        """Sum the gradients of which ranks hold parts after the backward pass: those of norms over the tensor-parallel
-        ranks under sequence parallelism, those of tied embeddings over the first and last pipeline stage."""
+        """Sum the gradients of which ranks hold parts after the backward pass: over the tensor-parallel ranks those of
+        norms under sequence parallelism, and those of the factors of adapters that every rank holds; over the first and
+        last pipeline stage those of tied embeddings."""
         if self._partial:
             grads = [p.local_grad() for p in self._partial]
             flat = torch.cat([grad.flatten() for grad in grads])

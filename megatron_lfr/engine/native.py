@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_lfr.data.corpus.loader import Batch
 from megatron_lfr.engine.base import StepLosses
@@ -14,9 +14,13 @@ from megatron_lfr.engine.forward import ForwardEngine
 from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.gradients import Gradients
 from megatron_lfr.engine.losses import LaunchedStep, reduce_losses, sum_losses
-from megatron_lfr.engine.optimizer import OptimizerConfig, build_optimizer
+from megatron_lfr.engine.optimizer import OptimizerConfig
+from megatron_lfr.engine.sharded_adamw import ShardedAdamW
+from megatron_lfr.engine.sharded_lora_rite import ShardedLoRARite
+from megatron_lfr.engine.sharded_optimizer import ShardedOptimizer
 from megatron_lfr.model import Decoder
 from megatron_lfr.model.decoder import Loss
+from megatron_lfr.model.lora import flops_per_token
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.collectives import group_rank
 from megatron_lfr.parallel.spans import MICRO_BATCHES, OPTIMIZER, REDUCTION, span
@@ -43,22 +47,21 @@ class NativeEngine(ForwardEngine):
             global_batch_size=global_batch_size,
         )
         self.clip_grad = config.clip_grad
-        # The optimizer gets this rank's parts as plain tensors: it need not know about meshes.
-        self._parts = [nn.Parameter(p.local()) for p in self.parameters]
-        decayed = [p.parameter.ndim >= 2 for p in self.parameters]
-        self.optimizer = build_optimizer(config, self._parts, decayed)
         self.gradients = Gradients(self.stages, self.parameters, parallel)
-        self._create_optimizer_state()
+        make_optimizer = ShardedLoRARite if config.optimizer == "lora-rite" else ShardedAdamW
+        self.optimizer: ShardedOptimizer = make_optimizer(config, self.parameters, parallel)
 
     def flops_per_token(self, seq_length: int) -> float:
-        return self.stages[0].config.flops_per_token(seq_length)
+        return flops_per_token(self.stages[0], seq_length)
 
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
         # Each rank knows only which of its tokens are masked: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
+        device = self.parallel.device
+        keys = self.stages[0].draw_sample_keys(batch.step, batch.rows, device)
         with span(MICRO_BATCHES):
-            losses = self._forward_backward.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
+            losses = self._forward_backward.train(model_inputs(batch, device, 1.0 / expected, keys))
         blocks = reduce_losses(batch, losses, self.parallel)
         with span(REDUCTION):
             self.gradients.finish()
@@ -78,18 +81,13 @@ class NativeEngine(ForwardEngine):
             clip = loss.new_full((), self.clip_grad) / (grad_norm + 1e-6)
             factor = correction * clip.clamp(max=1.0)
         self.gradients.scale(factor)
-        self._update(lr, skipped)
+        self.optimizer.step(lr, skipped)
         for parameter in self.parameters:
             parameter.parameter.grad = None
         return torch.stack((loss, squares, correction, skipped))
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = self.weights()
-        for parameter, part in zip(self.parameters, self._parts, strict=True):
-            for key, value in self.optimizer.state[part].items():
-                full = value if value.ndim == 0 else parameter.as_full(value, self.parallel)
-                tensors[f"optimizer.{parameter.name}.{key}"] = full
-        return tensors
+        return self.weights() | self.optimizer.tensors()
 
     def loaded(self) -> None:
         """Do nothing: the model computes with the tensors that `tensors` returns."""
@@ -105,19 +103,3 @@ class NativeEngine(ForwardEngine):
         values[2] = self.gradients.local_square_sum()
         dist.all_reduce(values)
         return values
-
-    def _update(self, lr: float, skipped: Tensor) -> None:
-        """Take AdamW's step. If `skipped` is 1, it changes neither weights nor moments nor step counts."""
-        for parameter, part in zip(self.parameters, self._parts, strict=True):
-            part.data, part.grad = parameter.local(), parameter.local_grad()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]  # read by fused AdamW
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def _create_optimizer_state(self) -> None:
-        """Make AdamW create its moments, by a step that is skipped, so that a checkpoint can be loaded into them."""
-        self._update(lr=0.0, skipped=torch.ones((), device=self.parallel.device))
-        for parameter in self.parameters:
-            parameter.parameter.grad = None

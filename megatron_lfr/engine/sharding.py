@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from megatron_lfr.model.decoder import Decoder
 from megatron_lfr.parallel.config import ShardingStrategy
 from megatron_lfr.parallel.groups import ParallelState
-from megatron_lfr.parallel.layers import shard_dims
+from megatron_lfr.parallel.layers import partial_gradients, shard_dims
 
 
 def shard_stages(stages: list[Decoder], parallel: ParallelState, seed: int | None) -> list[Decoder]:
@@ -82,10 +82,9 @@ class ShardedParameter:
     is_first_copy: bool
     """Whether this rank's part counts in norms: where several ranks hold the same part, only one of them counts it."""
 
-    @property
-    def is_replicated(self) -> bool:
-        """Whether every tensor-parallel rank holds the full weight."""
-        return self.placements[0].is_replicate()
+    has_partial_gradient: bool
+    """Whether the tensor-parallel ranks, which all hold this part, each have a part of its gradient after the backward:
+    `partial_gradients`."""
 
     def local(self) -> Tensor:
         """Return this rank's part; not a copy."""
@@ -109,12 +108,12 @@ class ShardedParameter:
 
 
 def sharded_parameters(stages: Sequence[Decoder], parallel: ParallelState) -> list[ShardedParameter]:
-    """List the weights that this rank has a part of, in all its stages."""
+    """List the weights that this rank has a part of, in all its stages, frozen ones too."""
     first_replica = parallel.mesh.get_local_rank("replicate") == 0
     first_tensor_rank = parallel.mesh.get_local_rank("tensor") == 0
     parameters = []
     for model in stages:
-        dims = shard_dims(model)
+        dims, partial = shard_dims(model), partial_gradients(model, model.tp)
         for name, parameter in model.named_parameters():
             shape, dim = list(parameter.shape), dims[name]
             if dim is not None:
@@ -127,6 +126,7 @@ def sharded_parameters(stages: Sequence[Decoder], parallel: ParallelState) -> li
                     torch.Size(shape),
                     (Replicate() if dim is None else Shard(dim), Shard(0)),
                     first_replica and not is_tied_copy and (dim is not None or first_tensor_rank),
+                    name in partial,
                 )
             )
     return parameters

@@ -15,7 +15,7 @@ from megatron_lfr.build import make_model_config, make_stages, make_tokenizer
 from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.engine import ForwardEngine
-from megatron_lfr.identity import check_trained_with
+from megatron_lfr.identity import check_trained_with, open_base
 from megatron_lfr.model import Decoder
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize, ranks
 from megatron_lfr.run_folder import RunFolder
@@ -83,6 +83,10 @@ def load_trained(
         micro_batch_size=size,
         global_batch_size=size * parallel.data_parallel_size,
     )
+    if base := engine.base_weights():
+        open_base(config, checkpoint.state["identity"], parallel.control_group).load_into(
+            base, allow_extra=True, rounds=True
+        )
     checkpoint.load_into(engine.weights(), allow_extra=True)
     register_fsdp_forward_method(engine.stages[0], "score_next")
     corpus = (checkpoint.state.get("identity") or {}).get("corpus")

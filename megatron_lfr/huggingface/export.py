@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,20 @@ from typing import Any, Literal
 import torch
 
 from megatron_lfr.build import make_model_config, make_tokenizer
+from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.checkpoint.tensors import StoredTensors
-from megatron_lfr.config import read_run_config
+from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.corpus.special_tokens import Role
-from megatron_lfr.data.corpus.tokenizer import Tokenizer
+from megatron_lfr.data.corpus.tokenizer import FileTokenizer, Tokenizer
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
+from megatron_lfr.huggingface.adapters import MergedWeights, WeightReader
 from megatron_lfr.huggingface.config import to_hf_config
 from megatron_lfr.huggingface.json_values import read_json_object
 from megatron_lfr.huggingface.names import Weight, check_finite, to_theirs, weights
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream, into_shards
 from megatron_lfr.huggingface.tokenizer_files import GENERATION, copy_chat, generation_settings
 from megatron_lfr.huggingface.verify import check_transformers, compare_tokenizers, verify
-from megatron_lfr.identity import check_trained_with
+from megatron_lfr.identity import check_trained_with, open_base
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.run_folder import RunFolder
 
@@ -50,6 +51,9 @@ class ToHF:
     llama, mistral, qwen2, qwen3, olmo2, gpt2."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are written; a run's weights are float32."""
+    merge: bool = False
+    """Write the weights of a run's base with its adapters added, for a run of --lora-rank; convert to-peft writes
+    adapters apart."""
     verify: bool = False
     """Compare the run's logits with those that transformers computes from the new folder. This needs memory for both
     models."""
@@ -68,7 +72,7 @@ def export(options: ToHF) -> None:
     hf_config = to_hf_config(model, options.dtype, eod, bos, options.model_type)
     checkpoint = run.checkpoint(options.iteration)
     check_trained_with(run, checkpoint, config, model, tokenizer)
-    stored = StoredTensors(checkpoint.folder)
+    stored = _open_weights(options, config, model, checkpoint)
     for weight in weights(model):
         stored.check(f"model.{weight.ours}", weight.shape(model))
     dtype: torch.dtype = getattr(torch, options.dtype)
@@ -77,11 +81,11 @@ def export(options: ToHF) -> None:
         files = _write_weights(folder, stored, model, dtype, shard_bytes)
         _write_json(folder / "config.json", hf_config)
         marks: dict[Role, int | None] = {"bos": bos, "eos": eod}
-        source = None if tokenizer is None or tokenizer.name == "bytes" else Path(tokenizer.name)
-        _write_json(folder / GENERATION, generation_settings(source, marks))
+        origin = tokenizer.path if isinstance(tokenizer, FileTokenizer) and tokenizer.has_neighbours else None
+        _write_json(folder / GENERATION, generation_settings(origin, marks))
         note = _write_tokenizer(folder, tokenizer, marks, model.max_position_embeddings)
         if options.verify:
-            print(verify(checkpoint.folder, model, folder, dtype))
+            print(verify(stored, model, folder, dtype))
             if tokenizer is not None and note is None:
                 print(compare_tokenizers(tokenizer, folder))
     print(f"{options.output}: iteration {checkpoint.iteration}, {model.num_parameters():,} parameters, {files} files")
@@ -89,7 +93,22 @@ def export(options: ToHF) -> None:
         print(note)
 
 
-def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtype: torch.dtype, limit: int) -> int:
+def _open_weights(options: ToHF, config: RunConfig, model: ModelConfig, checkpoint: Checkpoint) -> WeightReader:
+    """Open the weights to write: a checkpoint's own, or with --merge those of its base with its adapters."""
+    stored, has_adapters = StoredTensors(checkpoint.folder), config.lora.lora_rank is not None
+    if options.merge != has_adapters:
+        raise ValueError(
+            "--merge: the run has no adapters"
+            if options.merge
+            else f"--run {options.run}: holds adapters; --merge adds them to their base, convert to-peft writes them"
+        )
+    if not has_adapters:
+        return stored
+    base = open_base(config, checkpoint.state["identity"], None)
+    return MergedWeights(StoredTensors(base.folder), stored, model, config.lora)
+
+
+def _write_weights(folder: Path, stored: WeightReader, model: ModelConfig, dtype: torch.dtype, limit: int) -> int:
     """Write the weights, with one of ours in memory at a time; returns the number of files."""
     model_weights = weights(model)
     shards = into_shards(_entries(model_weights, dtype), limit)
@@ -109,7 +128,7 @@ def _write_weights(folder: Path, stored: StoredTensors, model: ModelConfig, dtyp
 
 
 def _tensors(
-    model_weights: list[Weight], stored: StoredTensors, model: ModelConfig, dtype: torch.dtype
+    model_weights: list[Weight], stored: WeightReader, model: ModelConfig, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) in the order of writing. Raises ValueError for a tensor that is not finite."""
     for weight in model_weights:
@@ -131,17 +150,18 @@ def _write_tokenizer(
 
     Returns a note where there is no tokenizer to copy, or where transformers will start texts with another token.
     """
-    if tokenizer is None or tokenizer.name == "bytes":
-        return f"No tokenizer was written: the run has {'none' if tokenizer is None else 'the one of plain bytes'}."
-    source = Path(tokenizer.name)
-    shutil.copyfile(source, folder / "tokenizer.json")
-    copy_chat(source, folder)
-    beside = source.with_name("tokenizer_config.json")
+    if not isinstance(tokenizer, FileTokenizer):
+        what = "none, so that generation_config.json names no end" if tokenizer is None else "the one of plain bytes"
+        return f"No tokenizer was written: the run has {what}."
+    tokenizer.write(folder / "tokenizer.json")
+    beside = tokenizer.path.with_name("tokenizer_config.json")
+    if tokenizer.has_neighbours:
+        copy_chat(tokenizer.path, folder)
     settings = {
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # no token types
-        **(read_json_object(beside) if beside.is_file() else {}),
+        **(read_json_object(beside) if tokenizer.has_neighbours and beside.is_file() else {}),
         # A specific class would tokenize some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }

@@ -36,7 +36,7 @@ class WeightFiles:
         headers: dict[str, tuple[str, list[int]]] = {}
         index = _read_index(folder)
         for path in [folder / _SINGLE] if index is None else dict.fromkeys(folder / name for name in index.values()):
-            for name, header in _read_header(path).items():
+            for name, header in read_header(path).items():
                 if name in headers:
                     raise ValueError(f"{path}: the weight {name} is in {self._files[name].name} too")
                 self._files[name], headers[name] = path, header
@@ -106,8 +106,8 @@ def _checked_name(folder: Path, name: str) -> str:
     return name
 
 
-def _read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """Read (type, shape) of each tensor in a file."""
+def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Read (type, shape) of each tensor in a safetensors file; ValueError where it is none."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict

@@ -13,6 +13,7 @@ import tyro
 from torch.nn import functional as F
 
 from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.fileio import check_space, fsync_file, new_folder
@@ -74,7 +75,7 @@ def load(options: FromHF) -> None:
         config = RunConfig(model=model, data=_data(options.output, tokenizer, model))
         run.write_config(config.to_flat())
         if options.verify:
-            print(verify(run.checkpoint().folder, model, options.input, torch.float32))
+            print(verify(StoredTensors(run.checkpoint().folder), model, options.input, torch.float32))
             if tokenizer is not None:
                 print(compare_tokenizers(tokenizer.tokenizer, options.input))
     for note in [*(f"config.json: {note}" for note in notes), *_notes_on_tokenizer(options.input, tokenizer)]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
+from megatron_lfr.huggingface.adapters import WeightReader
 from megatron_lfr.model import Decoder, ModelConfig
 
 TOLERANCE = 1e-4
@@ -32,7 +32,7 @@ def check_transformers() -> None:
         raise ValueError("--verify: compares with transformers, which is not installed; pip install transformers")
 
 
-def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.dtype) -> str:
+def verify(stored: WeightReader, config: ModelConfig, hf_folder: Path, dtype: torch.dtype) -> str:
     """Compare the logits of random tokens (with a fixed seed), in fp32, and return the result as a sentence.
 
     `dtype`: type of the weights in `hf_folder`, to which ours are rounded first. If our logits are capped, which
@@ -42,7 +42,7 @@ def verify(checkpoint: Path, config: ModelConfig, hf_folder: Path, dtype: torch.
     assert config.vocab_size is not None
     shape = (_ROWS, min(_LENGTH, config.max_position_embeddings))
     tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(_SEED))
-    ours, theirs = _our_logits(checkpoint, config, tokens, dtype), _their_logits(hf_folder, tokens)
+    ours, theirs = _our_logits(stored, config, tokens, dtype), _their_logits(hf_folder, tokens)
     if cap := config.final_logit_softcapping:
         theirs = theirs.div(cap).tanh().mul(cap)
     if ours.shape != theirs.shape:
@@ -77,8 +77,8 @@ def compare_tokenizers(tokenizer: Tokenizer, hf_folder: Path) -> str:
 
 
 @torch.no_grad()
-def _our_logits(checkpoint: Path, config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    model, stored = Decoder(config, seed=None), StoredTensors(checkpoint)
+def _our_logits(stored: WeightReader, config: ModelConfig, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    model = Decoder(config, seed=None)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored.read(f"model.{name}", tuple(parameter.shape)).to(dtype))
     return model.logits(model.hidden_states(tokens).flatten(0, 1)).view(*tokens.shape, -1)

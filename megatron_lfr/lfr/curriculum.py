@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
 from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks, write_scores
-from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, check_arrays
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, by_segment, check_arrays
 from megatron_lfr.lfr.selection import phase_seed
 
 
@@ -31,7 +32,7 @@ class Curriculum(BaseCurriculum):
 
     rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
     each node, its leader, has a Curriculum, the others have a CurriculumFollower. arrays: those that phases name, with
-    a number for each block of their segment; they are not copied.
+    a number for each block of their segment, by name, or such a mapping for each segment; they are not copied.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class Curriculum(BaseCurriculum):
         seed: int,
         rescore: Rescore | None = None,
         sharing: Sharing | None = None,
-        arrays: Arrays = NO_ARRAYS,
+        arrays: Arrays | Sequence[Arrays] = NO_ARRAYS,
     ) -> None:
         super().__init__(plan)
-        check_arrays(plan, arrays)
+        self.arrays = by_segment(plan, arrays)
+        check_arrays(plan, self.arrays)
         check_functions(plan)
-        self.arrays = arrays
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.journal = journal
@@ -145,8 +146,9 @@ class Curriculum(BaseCurriculum):
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
-        scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
-        order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
+        arrays = self.arrays[planned.segment]
+        scores = start_phase(planned, self.ledger, self.seed, self.journal, arrays)
+        order, selection = self.plan.make_order(planned, scores, self.seed, arrays)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
 
@@ -178,7 +180,7 @@ def start_phase(
     planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
 ) -> Scores:
     """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
-    its order is made."""
+    its order is made. arrays: those of the phase's segment."""
     phase, prior = planned.phase, None
     match phase.score_mode if phase.kind == "focus" else "recorded":
         case "detrended":

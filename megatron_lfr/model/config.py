@@ -280,9 +280,13 @@ class ModelConfig:
         the attention of each layer 12 · heads · head size · (seq_length + 1) / 2, as a causal mask leaves half of the
         score matrix. With causal=False the whole matrix counts, as in Megatron-LM: 12 · heads · head size · seq_length.
         """
-        products = self.num_layers * self._layer_matrices() + self._vocabulary() * self.hidden_size
         keys = (seq_length + 1) / 2 if causal else seq_length
-        return 6.0 * products + 12.0 * self.num_layers * self.num_attention_heads * self.head_dim * keys
+        return 6.0 * self.product_parameters + 12.0 * self.num_layers * self.num_attention_heads * self.head_dim * keys
+
+    @property
+    def product_parameters(self) -> int:
+        """Number of weights of the matrix products that each token takes."""
+        return self.num_layers * self._layer_matrices() + self._vocabulary() * self.hidden_size
 
     def _layer_matrices(self) -> int:
         attention = 2 * (self.num_attention_heads + self.query_groups) * self.head_dim * self.hidden_size

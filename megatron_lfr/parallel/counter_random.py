@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ _SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(5)]
 """sin x = x · (1 - x²/3! + x⁴/5! - ...): to 2e-9 for |x| ≤ π/4."""
 
 
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Turns two independent words in [0, 2³²), int64, into two independent numbers, fp32."""
+
+
 @torch.no_grad()
 def fill_normal(out: Tensor, std: float, *, seed: int, name: str, first_row: int = 0, first_column: int = 0) -> None:
     """Fill `out` fp32 [rows, columns] with normal deviates of mean 0 and standard deviation `std`.
@@ -39,6 +43,16 @@ def fill_normal(out: Tensor, std: float, *, seed: int, name: str, first_row: int
     Each is a function of `seed`, `name` and its row and column, counted from first_row and first_column. Memory beyond
     `out` is bounded.
     """
+    _fill(out, std, box_muller, seed, name, (first_row, first_column))
+
+
+@torch.no_grad()
+def fill_uniform(out: Tensor, bound: float, *, seed: int, name: str, first_row: int = 0, first_column: int = 0) -> None:
+    """Fill `out` fp32 [rows, columns] with numbers that are uniform in [-bound, bound); otherwise as `fill_normal`."""
+    _fill(out, bound, _symmetric, seed, name, (first_row, first_column))
+
+
+def _fill(out: Tensor, scale: float, draw: Draw, seed: int, name: str, first: tuple[int, int]) -> None:
     words = [int.from_bytes(part, "little") for part in _parts(hashlib.sha256(f"{seed}/{name}".encode()).digest())]
     rows, columns = out.shape
     elements = _PIECE_ON_CPU if out.device.type == "cpu" else _PIECE
@@ -47,16 +61,18 @@ def fill_normal(out: Tensor, std: float, *, seed: int, name: str, first_row: int
     for top in range(0, rows, height):
         for start in range(0, columns, width):
             tile = out[top : top + height, start : start + width]
-            tile.copy_(_normal(tile.shape, first_row + top, first_column + start, words, out.device).mul_(std))
+            drawn = _draw(draw, tile.shape, first[0] + top, first[1] + start, words, out.device)
+            tile.copy_(drawn.mul_(scale))
 
 
 def _parts(digest: bytes) -> list[bytes]:
     return [digest[first : first + 4] for first in range(0, 16, 4)]
 
 
-def _normal(shape: Sequence[int], row: int, column: int, words: Sequence[int], device: torch.device) -> Tensor:
-    """Draw standard normal deviates fp32 of `shape`, from (row, column) on. Each counter gives those of four
-    columns."""
+def _draw(
+    draw: Draw, shape: Sequence[int], row: int, column: int, words: Sequence[int], device: torch.device
+) -> Tensor:
+    """Draw numbers fp32 of `shape`, from (row, column) on. Each counter gives those of four columns."""
     rows, columns = shape
     first, end = column // 4, -(-(column + columns) // 4)
     counter = (
@@ -65,8 +81,14 @@ def _normal(shape: Sequence[int], row: int, column: int, words: Sequence[int], d
         *(torch.tensor(word, device=device) for word in words[2:]),
     )
     bits = philox([word.expand(rows, end - first) for word in counter], (words[0], words[1]))
-    pairs = box_muller(torch.stack(bits[::2], -1), torch.stack(bits[1::2], -1))  # [rows, counters, 2] each
+    pairs = draw(torch.stack(bits[::2], -1), torch.stack(bits[1::2], -1))  # [rows, counters, 2] each
     return torch.stack(pairs, -1).flatten(1).narrow(1, column - 4 * first, columns)
+
+
+def _symmetric(first_word: Tensor, second_word: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn words into numbers that are uniform in [-1, 1): their upper 24 bits, which fp32 holds exactly."""
+    first, second = ((word >> 8).float().mul_(2.0**-23).sub_(1.0) for word in (first_word, second_word))
+    return first, second
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

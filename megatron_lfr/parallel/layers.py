@@ -73,6 +73,10 @@ class ShardedWeight(nn.Module):
     """
 
     bias: nn.Parameter | None
+    lora: nn.Module | None
+    """What adds to a linear layer's outputs: see parallel/lora.py."""
+    has_partial_gradients = False
+    """Whether tensor-parallel ranks that hold the same weight each have a part of its gradient after the backward."""
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class ShardedWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.full_shape, self.shard_dim, self.tp = full_shape, shard_dim, tp
+        self.lora = None
         self.shard_dims = {"weight": shard_dim, "bias": 0 if shard_dim == 0 else None}
         local_shape = list(full_shape)
         if shard_dim is not None:
@@ -127,6 +132,16 @@ def shard_dims(model: nn.Module) -> dict[str, int | None]:
     return dims
 
 
+def partial_gradients(model: nn.Module, tp: TensorParallel) -> set[str]:
+    """Return the names of the parameters that every tensor-parallel rank holds all of, but has only a part of the
+    gradient of after the backward: the sum over the ranks is the gradient."""
+    if tp.size == 1:
+        return set()
+    copies = [name for name, dim in shard_dims(model).items() if dim is None]
+    layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in copies}
+    return {name for name in copies if tp.sequence or getattr(layers[name], "has_partial_gradients", False)}
+
+
 def local_rows(weight: Tensor) -> tuple[Tensor, int]:
     """Return the rows of `weight` that this rank holds under FSDP2, sharing memory, and the index of the first."""
     if not isinstance(weight, DTensor):
@@ -146,7 +161,8 @@ class ColumnParallelLinear(ShardedWeight):
         super().__init__((out_features, in_features), 0, tp, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        y = F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return y if self.lora is None else y + self.lora(x)
 
 
 class RowParallelLinear(ShardedWeight):
@@ -157,7 +173,8 @@ class RowParallelLinear(ShardedWeight):
         super().__init__((out_features, in_features), 1, tp, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.tp.leave(F.linear(x, self.weight.to(x.dtype)))
+        y = F.linear(x, self.weight.to(x.dtype))
+        y = self.tp.leave(y if self.lora is None else y + self.lora(x))
         return y if self.bias is None else y + self.bias.to(y.dtype)  # once, after the sum over the ranks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_lfr.config import RunConfig
@@ -12,6 +12,7 @@ from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.model.attention import describe
 from megatron_lfr.model.fused import describe_layers
+from megatron_lfr.model.lora import adapter_parameters
 from megatron_lfr.parallel import ParallelState, ranks
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.start import Start, checkpoint_bytes
@@ -25,16 +26,18 @@ def announce(
     parallel: ParallelState,
     start: Start,
     trainer: Trainer,
-    arrays: Mapping[str, BlockValues],
+    arrays: Sequence[Mapping[str, BlockValues]],
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
     put_in_force(config, folder, start, trainer.end_step, len(trainer.plan.segments))
     training = config.training
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
+    if config.lora.lora_rank is not None:
+        print(describe_adapters(config, model), flush=True)
     for line in notes_on_scores(config, arrays):
         print(line, flush=True)
-    if note := trainer.patience.expect(checkpoint_bytes(model), ranks.world_size()):
+    if note := trainer.patience.expect(checkpoint_bytes(model, config.lora), ranks.world_size()):
         print(note, flush=True)
     blocks = trainer.valid_source.num_blocks
     if trainer.validation.blocks < blocks:
@@ -55,7 +58,8 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: i
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
         return
     if start.checkpoint:
-        origin = f" (--load {config.checkpoint.load} was only used at its start)" if config.checkpoint.finetune else ""
+        is_used_up = config.checkpoint.finetune and config.lora.lora_rank is None
+        origin = f" (--load {config.checkpoint.load} was only used at its start)" if is_used_up else ""
         print(f"continuing {folder.path} at step {start.step} of {end_step}{origin}", flush=True)
     if start.discarded:
         print(
@@ -68,11 +72,12 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: i
     folder.write_settings(settings, start.step, defaults, segments)
 
 
-def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:
-    """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those in use."""
-    unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - arrays.keys()
+def notes_on_scores(config: RunConfig, arrays: Sequence[Mapping[str, BlockValues]]) -> list[str]:
+    """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those that each segment
+    uses."""
+    unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - set().union(*arrays)
     notes = [f"--lfr-scores {name}: no phase of the schedule uses it" for name in sorted(unused)]
-    for name, values in arrays.items():
+    for name, values in arrays[-1].items():
         if values.description is None:
             notes.append(
                 f"--lfr-scores {name}={values.path}: no {describing(values.path).name} says of which corpus; that its "
@@ -90,8 +95,18 @@ def describe_branches(path: MainPath, folder: Path) -> str:
     )
 
 
+def describe_adapters(config: RunConfig, model: ModelConfig) -> str:
+    """Describe the adapters of a run in one line."""
+    count, targets = adapter_parameters(model, config.lora), " ".join(config.lora.targets(model))
+    return (
+        f"adapters of rank {config.lora.lora_rank} ({targets}): {count:,} weights are trained, the "
+        f"{model.num_parameters():,} of --load {config.checkpoint.load} stay as they are"
+    )
+
+
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
     """Describe the attention of a run in one line."""
+    heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     return describe(
         config.attention_backend(parallel.device.type == "cuda"),
         rows=config.training.micro_batch_size,
@@ -101,4 +116,5 @@ def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
         has_window=config.model.window(config.data.seq_length) is not None,
         is_compiled=config.training.compile,
         itemsize=2 if config.training.bf16 else 4,
+        dropout_heads=heads if config.dropout.attention_dropout else 0,
     )

@@ -18,10 +18,11 @@ from megatron_lfr.checkpoint.state import STATE_FILE
 from megatron_lfr.config import RunConfig
 from megatron_lfr.engine import Engine
 from megatron_lfr.fileio import check_space
-from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings
+from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings, open_base
 from megatron_lfr.lfr import Journal, Plan
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.lora import LoRAConfig, adapter_parameters
 from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.position import read_position
@@ -35,7 +36,8 @@ class Start:
     checkpoint: Checkpoint | None
     """The checkpoint that it continues from; None at step 0."""
     weights: Checkpoint | None
-    """The checkpoint that holds its first weights, which are random without --finetune (None)."""
+    """The checkpoint that holds its first weights, which are random without --finetune (None); for a run of adapters,
+    their base, also where it continues."""
     discarded: int
     """Number of losses in the journal of a run that was stopped before its first checkpoint, and starts anew."""
 
@@ -56,9 +58,12 @@ class Start:
 
     def load_into(self, engine: Engine) -> None:
         """Load what the run begins with into the engine. Collective; errors as from `Checkpoint.load_into`."""
+        base = engine.base_weights()
+        if self.weights and base:
+            self.weights.load_into(base, allow_extra=True, rounds=True)
         if self.checkpoint:
             self.checkpoint.load_into(engine.tensors())
-        elif self.weights:
+        elif self.weights and not base:
             self.weights.load_into(engine.weights(), allow_extra=True)
         engine.loaded()
 
@@ -81,8 +86,9 @@ def find_start(
                 _check_run(folder, checkpoint, facts, config.to_flat())
             else:
                 folder.check_is_free()
-            _check_disk(folder, plan, model, config)
-    weights = None if checkpoint or not config.checkpoint.finetune else _find_weights(config, facts, group)
+            _check_disk(folder, plan, checkpoint_bytes(model, config.lora), config)
+    is_needed = config.checkpoint.finetune and (checkpoint is None or config.lora.lora_rank is not None)
+    weights = _find_weights(config, facts, group) if is_needed else None
     return Start(checkpoint, weights, discarded)
 
 
@@ -127,9 +133,11 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
     folder = RunFolder(config.checkpoint.load, "--load")
     step = config.checkpoint.ckpt_step
     try:
-        checkpoint = folder.checkpoint(step, group)
+        checkpoint = open_base(config, facts, group) if "lora" in facts else folder.checkpoint(step, group)
     except ValueError as error:
         raise error if step is None else ValueError(f"--ckpt-step {step}: {error}") from None
+    if "lora" in (checkpoint.state.get("identity") or {}):
+        raise ValueError(f"--load {folder.path}: holds adapters alone, no model to start from")
     legal, may_differ = comparable_settings(facts), config.checkpoint.finetune_change
     if unknown := [name for name in may_differ if name not in legal]:
         raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")
@@ -141,9 +149,8 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
     return checkpoint
 
 
-def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunConfig) -> None:
-    """OSError where the checkpoints and the journal will not fit on the disk."""
-    checkpoint = checkpoint_bytes(model)
+def _check_disk(folder: RunFolder, plan: Plan, checkpoint: int, config: RunConfig) -> None:
+    """OSError where the checkpoints, of so many bytes each, and the journal will not fit on the disk."""
     stored = sum(1 for _ in folder.checkpoint_folder.glob("iter_*"))
     retained = sum(map(config.checkpoint.retains, range(1, plan.total_steps + 1)))
     at_once = (config.checkpoint.keep_last or 1) + 1 + retained  # one while the newest is written beside the old ones
@@ -153,9 +160,9 @@ def _check_disk(folder: RunFolder, plan: Plan, model: ModelConfig, config: RunCo
     check_space("--save", folder.path, needed, f"{kept}) and the journal")
 
 
-def checkpoint_bytes(model: ModelConfig) -> int:
-    """Return the bytes of a checkpoint's tensors: weights and two moments in fp32."""
-    return 3 * 4 * model.num_parameters()
+def checkpoint_bytes(model: ModelConfig, lora: LoRAConfig) -> int:
+    """Return the bytes of a checkpoint's tensors: weights, or adapters, and two moments in fp32."""
+    return 3 * 4 * (model.num_parameters() if lora.lora_rank is None else adapter_parameters(model, lora))
 
 
 def open_journal(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from megatron_lfr.checkpoint import CheckpointStore
+from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
 from megatron_lfr.huggingface.config import from_hf_config
@@ -213,7 +214,7 @@ def test_verify_notices_another_model(tmp_path: Path) -> None:
     edit(tmp_path / "hf" / "config.json", rms_norm_eps=2e-3)
     folder = tmp_path / "run" / "checkpoints" / "iter_0000007"
     with pytest.raises(ValueError, match="the two are not the same model"):
-        verify(folder, MODELS["untied, grouped queries"], tmp_path / "hf", torch.float32)
+        verify(StoredTensors(folder), MODELS["untied, grouped queries"], tmp_path / "hf", torch.float32)
 
 
 def test_a_cap_of_the_logits_comes_in_and_does_not_go_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

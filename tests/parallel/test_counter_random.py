@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_lfr.parallel import counter_random
-from megatron_lfr.parallel.counter_random import box_muller, fill_normal, philox
+from megatron_lfr.parallel.counter_random import box_muller, fill_normal, fill_uniform, philox
 
 Words = tuple[int, ...]
 Doubles = npt.NDArray[np.float64]
@@ -90,17 +90,34 @@ def test_any_part_is_drawn_alone(piece: int, monkeypatch: pytest.MonkeyPatch, rn
 
 def test_no_more_than_a_piece_is_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    original = counter_random._normal
+    original = counter_random._draw
 
-    def spy(shape: torch.Size, *args: object) -> Tensor:
+    def spy(draw: counter_random.Draw, shape: torch.Size, *args: object) -> Tensor:
         sizes.append(shape.numel())
-        return original(shape, *args)  # type: ignore[arg-type]
+        return original(draw, shape, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(counter_random, "_normal", spy)
+    monkeypatch.setattr(counter_random, "_draw", spy)
     monkeypatch.setattr(counter_random, "_PIECE_ON_CPU", 64)
     drawn(30, 20), drawn(2, 300)
     assert max(sizes) <= 64
     assert sum(sizes) == 1200
+
+
+def test_uniform_numbers_are_philoxs_upper_bits_and_the_same_in_parts() -> None:
+    matrix = torch.empty(200, 301)
+    fill_uniform(matrix, 0.25, seed=5, name="layer")
+    assert -0.25 <= matrix.min() < -0.2499
+    assert 0.2499 < matrix.max() < 0.25
+    assert abs(float(matrix.mean())) < 0.25 / 3**0.5 / matrix.numel() ** 0.5 * 4
+    assert float(matrix.std()) == pytest.approx(0.25 / 3**0.5, rel=0.01)
+    part = torch.empty(7, 50)
+    fill_uniform(part, 0.25, seed=5, name="layer", first_row=90, first_column=203)
+    assert torch.equal(part, matrix[90:97, 203:253])
+    digest = hashlib.sha256(b"5/layer").digest()
+    key = [int.from_bytes(digest[i : i + 4], "little") for i in (0, 4, 8, 12)]
+    bits = [int(word) for word in philox(words(25, 90, key[2], key[3]), (key[0], key[1]))]  # of columns 100 to 103
+    expected = {0.25 * ((word >> 8) / 2**23 - 1) for word in bits}
+    assert {float(value) for value in matrix[90, 100:104]} == expected
 
 
 def test_a_part_of_a_larger_tensor_is_filled_and_nothing_beside_it() -> None:

@@ -26,12 +26,16 @@ from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
+from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
 from megatron_lfr.parallel.flat_shard import FlatShard
 from support import deepspeed_memory
 from support.engine_cases import (
     ADAMW,
+    ADAPTERS,
     CP,
+    DROPOUT,
     RATES,
     ROWS,
     SEED,
@@ -49,6 +53,7 @@ from support.engine_cases import (
     step_errors,
 )
 from support.engine_oracle import GlobalBatch, Oracle
+from support.lora_oracle import LoRAOracle, random_b
 from support.waiting import LIMIT
 
 MODEL = dataclasses.replace(TOY, num_layers=2)
@@ -68,10 +73,17 @@ def settings(stage: int, adamw: OptimizerConfig, bf16: bool = False, **zero: Any
 
 
 def make_engine(
-    layout: Layout, stage: int, adamw: OptimizerConfig, config: ModelConfig = MODEL, seed: int = SEED, **zero: Any
+    layout: Layout,
+    stage: int,
+    adamw: OptimizerConfig,
+    config: ModelConfig = MODEL,
+    seed: int | None = SEED,
+    dropout: DropoutConfig | None = None,
+    lora: LoRAConfig | None = None,
+    **zero: Any,
 ) -> DeepSpeedEngine:
     parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
-    (model,) = build_stages(config, parallel)
+    (model,) = build_stages(config, parallel, dropout=dropout, dropout_seed=SEED, lora=lora)
     given = settings(stage, adamw, **zero)
     return DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=layout.micro_batch, seed=seed)
 
@@ -104,11 +116,28 @@ def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 
 def follow(
-    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, config: ModelConfig = MODEL, **zero: Any
+    layout: Layout,
+    stage: int,
+    adamw: OptimizerConfig = ADAMW,
+    config: ModelConfig = MODEL,
+    dropout: DropoutConfig | None = None,
+    **zero: Any,
 ) -> Errors:
     """Train and evaluate, and compare each step and the weights after it."""
-    engine = make_engine(layout, stage, adamw, config, **zero)
-    return _train(engine, Oracle(config, SEED, adamw))
+    engine = make_engine(layout, stage, adamw, config, dropout=dropout, **zero)
+    return _train(engine, Oracle(config, SEED, adamw, dropout=dropout))
+
+
+def adapted(layout: Layout, stage: int, **zero: Any) -> Errors:
+    """Train adapters, of which B is not zero, with clipping."""
+    with random_b():
+        engine = make_engine(layout, stage, _CLIPPED, lora=ADAPTERS, **zero)
+        oracle = LoRAOracle(MODEL, SEED, _CLIPPED, ADAPTERS)
+    base = {name: view.flat.clone() for name, view in engine.base_weights().items()}  # type: ignore[attr-defined]
+    errors = _train(engine, oracle)
+    after = engine.base_weights()
+    errors["changed base"] = float(any(not torch.equal(after[n].flat, flat) for n, flat in base.items()))  # type: ignore[attr-defined]
+    return errors | {"base in the checkpoint": float(bool(base.keys() & engine.tensors().keys()))}
 
 
 def _train(engine: DeepSpeedEngine, oracle: Oracle) -> Errors:
@@ -128,7 +157,8 @@ def _train(engine: DeepSpeedEngine, oracle: Oracle) -> Errors:
 
 
 def first_rows(batch: GlobalBatch, rows: int) -> GlobalBatch:
-    return GlobalBatch(batch.tokens[:rows], batch.labels[:rows], batch.mask[:rows], batch.block_ids[:rows])
+    parts = (batch.tokens[:rows], batch.labels[:rows], batch.mask[:rows], batch.block_ids[:rows])
+    return GlobalBatch(*parts, step=batch.step)
 
 
 def left_out(engine: DeepSpeedEngine) -> Errors:
@@ -285,6 +315,11 @@ CASES: dict[int, dict[str, Callable[[], Errors]]] = {
         "TP2, ZeRO-2, offloaded": lambda: follow(_TP2, 2, _CLIPPED, **_OFFLOADED),
         **{f"TP2 SP, ZeRO-{n}, untied": functools.partial(follow, _TP2_SP, n, _CLIPPED, _UNTIED) for n in range(4)},
         **{f"CP2, ZeRO-{stage}": functools.partial(follow, _CP2, stage) for stage in (1, 3)},
+        "DP2, ZeRO-3, dropout": lambda: follow(_DP2, 3, dropout=DROPOUT),
+        **{f"DP2, ZeRO-{stage}, adapters": functools.partial(adapted, _DP2, stage) for stage in range(3)},
+        **{f"TP2, ZeRO-{stage}, adapters": functools.partial(adapted, _TP2, stage) for stage in (0, 1)},
+        "TP2 SP, ZeRO-2, adapters": lambda: adapted(_TP2_SP, 2),
+        "CP2, ZeRO-2, adapters, offloaded": lambda: adapted(_CP2, 2, **_OFFLOADED),
     },
     4: {"DP4, ZeRO-3, hpZ": lambda: follow(Layout(4, 1, {}), 3, zero_hpz_partition_size=2)},
 }

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,17 +22,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_lfr.config.training import TrainingConfig
 from megatron_lfr.data.corpus.loader import Batch
+from megatron_lfr.engine import build as engine_build
 from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.base import BlockLosses, StepLosses
 from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
+from megatron_lfr.model.lora import LoRAConfig, add_adapters, init_adapters
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
 from megatron_lfr.training.stopping import Stopping
 from support.engine_oracle import GlobalBatch, Oracle, Step
 from support.flex_on_cpu import flex_on_cpu
+from support.lora_oracle import LoRAOracle, random_b
 from support.waiting import LIMIT
 
 Errors = dict[str, float]
@@ -50,8 +55,12 @@ TOY = ModelConfig(
 )
 # With a large epsilon, a wrong scale of the gradients shows in the weights.
 ADAMW = OptimizerConfig(weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-3)
+ADAPTERS = LoRAConfig(lora_rank=3, lora_alpha=6.0)
+PARTLY = dataclasses.replace(ADAPTERS, lora_target="v,down")
+RITE = dataclasses.replace(ADAMW, optimizer="lora-rite", clip_grad=0.0, rite_clip=0.05)
 CAPPED = dataclasses.replace(TOY, final_logit_softcapping=1.0)
 LOSS = LossConfig(z_loss_coeff=0.02, label_smoothing=0.1)
+DROPOUT = DropoutConfig(attention_dropout=0.2, hidden_dropout=0.1)
 BOUNDS = {"loss": 1e-5, "nll": 1e-5, "grad_norm": 1e-5, "weights": 1e-4, "eval": 1e-5, "bf16 loss": 3e-2}
 """Of errors; quantities that are not here are exact: 0."""
 
@@ -111,7 +120,7 @@ def make_batches(documents: bool = False) -> list[GlobalBatch]:
         if documents:
             cuts = [torch.randint(1, LENGTH, (3,), generator=generator).unique().tolist() for _ in range(ROWS)]
             lengths = [[b - a for a, b in zip([0, *c], [*c, LENGTH], strict=True)] for c in cuts]
-        batches.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths))
+        batches.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths, step=number))
     return batches
 
 
@@ -125,7 +134,7 @@ def share_of(batch: GlobalBatch, parallel: ParallelState, length: int | None = N
         position_ids = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in mine])
         document_ids = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in mine])
     return Batch(
-        step=0,
+        step=batch.step,
         block_ids=np.array(batch.block_ids[:length]),
         rows=rows,
         tokens=batch.tokens[rows],
@@ -146,7 +155,7 @@ def make_engine(
         config.num_layers, LENGTH, layout.micro_batch, ROWS // parallel.data_parallel_size // layout.micro_batch
     )
     return NativeEngine(
-        shard_stages(build_stages(config, parallel, **options), parallel, seed),
+        shard_stages(build_stages(config, parallel, dropout_seed=SEED, **options), parallel, seed),
         adamw,
         parallel,
         seq_length=LENGTH,
@@ -200,7 +209,11 @@ def eval_error(engine: NativeEngine, oracle: Oracle, batch: GlobalBatch) -> Erro
 
 def snapshot(engine: NativeEngine) -> dict[str, Tensor]:
     """Return the bits of this rank's part of all that training continues from."""
-    local = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in engine.tensors().items()}
+    return bits(engine.tensors())
+
+
+def bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    local = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in tensors.items()}
     return {name: part.detach().clone().view(torch.int32) for name, part in local.items()}
 
 
@@ -214,13 +227,23 @@ def follow(
 ) -> Errors:
     """Train, and compare each step and the weights after it."""
     engine = make_engine(layout, adamw, **options)
-    oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
+    oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"), options.get("dropout"))
     errors: Errors = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
         output = engine.train_step(share_of(batch, engine.parallel), lr)
         merge(errors, step_errors(output, oracle.step(batch, lr)))
     merge(errors, {"weights": weight_error(engine, oracle)})
     return errors
+
+
+def dropped(layout: Layout, **options: Any) -> Errors:
+    """Dropout: the masks of the oracle in training, none in an evaluation, and not the losses of a run without."""
+    errors = follow(layout, dropout=DROPOUT, **options)
+    batch = make_batches()[0]
+    engine, plain = make_engine(layout, dropout=DROPOUT, **options), make_engine(layout)
+    merge(errors, eval_error(engine, Oracle(TOY, SEED, ADAMW), batch))
+    losses = [e.train_step(share_of(batch, e.parallel), RATES[0]).loss for e in (engine, plain)]
+    return errors | {"drops nothing": float(abs(losses[0] - losses[1]) < 1e-3)}
 
 
 def evaluate(layout: Layout) -> Errors:
@@ -384,7 +407,7 @@ def memory(layout: Layout, share: float) -> Errors:
     batch = share_of(make_batches()[0], engine.parallel)
     engine.train_step(batch, 1e-3)
     errors: Errors = {}
-    for parameter, part in zip(engine.parameters, engine._parts, strict=True):
+    for parameter, part in zip(engine.parameters, engine.optimizer.parts, strict=True):
         rows = math.ceil(parameter.full_shape[0] * share)
         full = parameter.full_shape.numel()
         row = full // parameter.full_shape[0]
@@ -427,11 +450,11 @@ class _Called(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def host_waits(layout: Layout) -> Errors:
+def host_waits(layout: Layout, dropout: DropoutConfig | None = None) -> Errors:
     """Check that, around forward and backward, nothing in a step lets the host wait for a GPU.
 
     Kernels look at their inputs on a CPU alone; tests/kernels has theirs."""
-    engine = make_engine(layout)
+    engine = make_engine(layout, dropout=dropout)
     batch = share_of(make_batches()[0], engine.parallel)
     losses = engine._forward_backward.train(model_inputs(batch, engine.parallel.device, 1.0))
     recorded: Any = SimpleNamespace(train=lambda _: losses)
@@ -459,12 +482,12 @@ def host_waits(layout: Layout) -> Errors:
     return {"waits in a step": step, "waits that are not counted": unseen, "nothing is read": float(reading == 0)}
 
 
-def compiled(layout: Layout) -> Errors:
+def compiled(layout: Layout, follow: Callable[..., Errors] = follow) -> Errors:
     """Compiled layers, two for speed; a layer is one graph."""
     torch._inductor.config.compile_threads = 1
     torch._dynamo.reset()
     config = dataclasses.replace(CAPPED, num_layers=2)
-    errors = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True)
+    errors = follow(layout, steps=2, config=config, loss=LOSS, dropout=DROPOUT, compile_layers=True)
     counters = torch._dynamo.utils.counters
     errors["graph breaks"] = float(sum(counters["graph_break"].values()))
     errors["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
@@ -475,6 +498,49 @@ def flex(layout: Layout, documents: bool = True, **options: Any) -> Errors:
     """Attention by flex_attention's block masks."""
     with flex_on_cpu():
         return follow(layout, documents=documents, steps=2, attention_backend="flex", **options)
+
+
+def adapted(
+    layout: Layout, adamw: OptimizerConfig = ADAMW, lora: LoRAConfig = ADAPTERS, steps: int = 2, **options: Any
+) -> Errors:
+    """Train adapters, of which B is not zero, so that all gradients show; nothing else of the model changes."""
+    with random_b():
+        engine = make_adapted(layout, lora, adamw, **options)
+        oracle = LoRAOracle(options.get("config", TOY), SEED, adamw, lora, options.get("loss"))
+    base = bits(engine.base_weights())
+    errors: Errors = {"adapters at the start": weight_error(engine, oracle)}
+    for batch, lr in zip(make_batches()[:steps], RATES, strict=False):
+        output = engine.train_step(share_of(batch, engine.parallel), lr)
+        merge(errors, step_errors(output, oracle.step(batch, lr)))
+    merge(errors, {"weights": weight_error(engine, oracle), "changed base": changed(base, bits(engine.base_weights()))})
+    return errors | {"base in the checkpoint": float(bool(base.keys() & engine.tensors().keys()))}
+
+
+def make_adapted(layout: Layout, lora: LoRAConfig, *arguments: Any, **options: Any) -> NativeEngine:
+    engine = make_engine(layout, *arguments, lora=lora, **options)
+    for stage in engine.stages:
+        init_adapters(stage, SEED)
+    return engine
+
+
+def adapted_in_bf16(layout: Layout) -> Errors:
+    """Compare a frozen base in bf16 with one in fp32, which the layers round: the same bits; adapters stay fp32."""
+    engine = make_adapted(layout, ADAPTERS, compute_dtype=torch.bfloat16)
+    with patch.object(
+        engine_build, "add_adapters", lambda model, lora, dtype: add_adapters(model, lora, torch.float32)
+    ):
+        other = make_adapted(layout, ADAPTERS, compute_dtype=torch.bfloat16)
+    oracle, errors = Oracle(TOY, SEED, ADAMW), []
+    for batch in make_batches()[:1]:
+        outputs = [e.train_step(share_of(batch, e.parallel), 1e-2) for e in (engine, other)]
+        errors.append(abs(outputs[0].loss - oracle.step(batch, 1e-2).loss))
+    dtypes = [{weight.dtype for weight in e.base_weights().values()} for e in (engine, other)]
+    return {
+        "bf16 loss": max(errors),
+        "other adapters than with fp32": changed(snapshot(engine), snapshot(other)),
+        "base not in bf16": float(dtypes != [{torch.bfloat16}, {torch.float32}]),
+        "adapters not fp32": float(any(tensor.dtype != torch.float32 for tensor in engine.tensors().values())),
+    }
 
 
 Case = tuple[int, Callable[[], Errors]]
@@ -506,6 +572,15 @@ def _cases() -> dict[str, Case]:
         add("documents", name, follow, documents=True)
     for name in ("DP2 optim_grads_params", "CP2", "PP2 interleaved", "TP2 SP"):
         add("documents without a dense mask", name, flex)
+    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params, micro-batch 1", "TP2", "PP2 1f1b", "CP2"):
+        add("dropout", name, dropped)
+    for name in ("TP2 SP", "PP2 interleaved", "TP2 PP2 SP", "DP2 CP2 optim"):
+        add("dropout", name, dropped)
+    for granularity in ("selective", "full"):
+        add(f"dropout, {granularity} recomputation", "TP2 SP", dropped, recompute_granularity=granularity)
+        add(f"dropout, {granularity} recomputation", "CP2", dropped, recompute_granularity=granularity)
+    add("dropout within documents", "one rank, micro-batch 2", follow, documents=True, dropout=DROPOUT)
+    add("dropout within documents", "DP2 CP2", follow, documents=True, dropout=DROPOUT)
     add("a context-parallel rank's chunks in one", "CP2", flex, documents=False, recompute_granularity="selective")
     for name in ("DP2", "DP2 optim_grads_params", "TP2 SP", "CP2", "PP2 1f1b", "TP2 PP2", "DP2 CP2 optim"):
         last = LAYOUTS[name].ranks - 1
@@ -524,13 +599,27 @@ def _cases() -> dict[str, Case]:
         add("bf16", name, bf16)
     for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "CP2"):
         add("waits of the host", name, host_waits)
+    add("waits of the host, dropout", "TP2 SP", host_waits, dropout=DROPOUT)
+    for name in LAYOUTS:
+        add("adapters", name, adapted)
+    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2", "TP2 SP", "PP2 1f1b", "CP2"):
+        add("adapters by LoRA-RITE", name, adapted, adamw=RITE)
+    for name in ("TP2 PP2 SP", "TP2 DP2 SP optim_grads_params", "DP4 in two copies"):
+        add("adapters by LoRA-RITE", name, adapted, adamw=RITE)
+    for name in ("TP2 SP", "PP2 1f1b"):
+        add("adapters of some modules, recomputed", name, adapted, lora=PARTLY, recompute_granularity="full")
+    for name in ("DP2 optim_grads_params", "TP2 SP"):
+        add("adapters in bf16", name, adapted_in_bf16)
     for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
         add("memory", name, memory, share)
     return cases
 
 
 CASES = _cases()
-COMPILED: dict[str, Case] = {"compiled: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"]))}
+COMPILED: dict[str, Case] = {
+    "compiled: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"])),
+    "compiled adapters: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"], adapted)),
+}
 
 
 def main(rank: int, ranks: int, folder: str, names: list[str]) -> None:

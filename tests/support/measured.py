@@ -23,6 +23,7 @@ def make_engine(batch: MicroBatch, layout: ParallelConfig, micro_batches: int) -
         parallel,
         compute_dtype=torch.bfloat16 if batch.itemsize == 2 else torch.float32,
         recompute_granularity=batch.recompute,
+        dropout=batch.dropout,
     )
     return NativeEngine(
         shard_stages(stages, parallel, 1),
@@ -70,6 +71,7 @@ def saved_bytes(engine: NativeEngine, inputs: Batch) -> int:
             inputs.loss_mask,
             position_ids=inputs.position_ids,
             document_ids=inputs.document_ids,
+            sample_keys=model.draw_sample_keys(0, inputs.rows, inputs.tokens.device),
         )
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     total = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
