@@ -114,7 +114,7 @@ def test_corpora_are_clustered_apart_where_they_are_ranked_apart() -> None:
     for scope, kept in (("per-corpus", {2, 3, 4, 5}), ("global", {4, 5, 0, 1})):
         blend = Blend([0, 4, 8], focus_scope=scope)  # type: ignore[arg-type]
         plan = schedule.plan(8, 4, 2, blend=blend)
-        check_arrays(plan, arrays)
+        check_arrays(plan, [arrays])
         order, selection = plan.make_order(plan.phases[1], scores, 1, arrays)
         assert set(order.tolist()) == kept
         assert selection is not None
@@ -136,7 +136,7 @@ def test_a_phase_says_which_array_it_needs() -> None:
     assert describe_phase(phase)["cluster_by"] == "file:topics"
     assert "cluster_by" not in describe_phase(Phase("focus", 1, selection="clusters"))
     plan = Schedule((Phase("learn", 1), phase)).plan(9, 4, 2)
-    facts = {"format": 2, "seed": 1, "seq_length": 4, "segments": describe_segments(plan, {"topics": "abc"})}
+    facts = {"format": 2, "seed": 1, "seq_length": 4, "segments": describe_segments(plan, [{"topics": "abc"}])}
     assert read_plan(facts)[0] == plan
     assert facts["segments"][0]["arrays"] == {"topics": "abc"}  # type: ignore[index]
     for array, message in (
@@ -145,9 +145,9 @@ def test_a_phase_says_which_array_it_needs() -> None:
         (np.full(9, 9, np.uint32), "block 0 has 9, must be below the number of blocks, 9"),
     ):
         with pytest.raises(ValueError, match=f"phase 1: array topics: {message}"):
-            check_arrays(plan, {"topics": array})
+            check_arrays(plan, [{"topics": array}])
     with pytest.raises(ValueError, match="phase 1: there is no array 'topics'"):
-        check_arrays(plan, {})
+        check_arrays(plan, [{}])
     for illegal in ("topics", "file:", "excess:topics", 3):
         with pytest.raises(ValueError, match="choose from score, file:NAME"):
             Phase("focus", 1, selection="clusters", cluster_by=illegal)  # type: ignore[arg-type]
