@@ -42,9 +42,10 @@ struct OfLogarithm {
     static float inverse_from_below(float log_relative) { return exp_from_below(-log_relative); }
 };
 
+// A relative weight is 0 where a block is in no cluster, and what is made of its inverse does not count.
 struct OfWeight {
-    static float inverse(float relative) { return 1.0f / relative; }
-    static float inverse_from_below(float relative) { return 1.0f / relative; }
+    static float inverse(float relative) { return 1.0f / (relative > 0.0f ? relative : 1.0f); }
+    static float inverse_from_below(float relative) { return inverse(relative); }
 };
 
 // Exponential keys (Efraimidis & Spirakis 2006): the k smallest of E_i / w_i, E_i standard exponential

@@ -159,8 +159,8 @@ def test_several_percentiles_are_those_of_each(n: int) -> None:
         expected = np.sort(scores.astype(np.float32))[ranks]
         for first in range(len(shares)):
             for last in range(first + 1, len(shares) + 1):
-                found = _C.percentiles(with_gaps, shares[first:last], 2)
-                np.testing.assert_array_equal(found, expected[first:last])
+                percentiles = _C.percentiles(with_gaps, shares[first:last], 2)
+                np.testing.assert_array_equal(percentiles, expected[first:last])
             if n > 1000 and first > 2:
                 break
 

@@ -67,6 +67,4 @@ def test_a_run_drops_clusters_of_content(corpus: list[str], tmp_path: Path, caps
     np.save(path, other)
     capsys.readouterr()
     assert main(["report", str(save)]) == 2
-    assert "has changed since the run began" in capsys.readouterr().err
-    assert main(["train", *flags[:-3], str(tmp_path / "new"), *flags[-2:]]) == 2
     assert "is not the file that clusters.npy.json beside it describes" in capsys.readouterr().err

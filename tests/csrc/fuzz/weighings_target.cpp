@@ -162,7 +162,10 @@ struct Expected {
         }
         double total = 0.0;
         for (size_t c = 0; c < k; ++c) total += counts[c] > 0 ? mass[c] : 0.0;
-        if (total == 0.0) return block.clear();
+        if (total == 0.0) {
+            block.clear();
+            return;
+        }
         for (size_t c = 0; c < k; ++c) {
             if (mass[c] == 0.0 || counts[c] == 0) continue;
             drawable += counts[c];
