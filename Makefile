@@ -17,7 +17,7 @@ demo: $(STAMP)
 # One process more than there are cores, as a third of the tests' time is waiting, and one thread in each: most models of
 # the tests are too small for more. Files in the order of tests/conftest.py: by the number of their tests, those of whole runs would come last, and leave one process to itself.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 REQUIRE_PEERS=1 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 REQUIRE_PEERS=1 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder --durations 25 \
 		-n $$($(PYTHON) -c 'import os; print(1 + os.cpu_count())')
 
 # Stores in tests/golden what the present code does, and prints what changed. NEW_RUN=1: the stored run too.

@@ -13,7 +13,7 @@ import torch
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
+from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
@@ -73,19 +73,27 @@ def make_corpus(data: DataConfig, stored: Plan | None = None) -> BlockDataset:
     return BlockDataset(data.corpora()[0], data.seq_length, data.split, named=named)
 
 
-def make_arrays(config: RunConfig, corpus: Callable[[], Sequence[str]], plan: Plan) -> dict[str, BlockValues]:
-    """Map the files of --lfr-scores that phases use. corpus: returns the digests of its prefixes. ValueError names the
-    flag for a file of another corpus, and for numbers that a phase cannot use."""
+def make_arrays(
+    config: RunConfig,
+    corpus: Callable[[], Sequence[str]],
+    plan: Plan,
+    begun: Sequence[Mapping[str, BlockValues]] = (),
+) -> list[Mapping[str, BlockValues]]:
+    """Map for each segment the files of --lfr-scores that its phases use. corpus: returns the digests of its prefixes.
+    begun: the files of the first segments, which keep those. ValueError names the flag for a file of another corpus,
+    and for numbers that a phase cannot use."""
     flag = "--lfr-scores"
-    files, phases = parse_names(config.lfr.lfr_scores, flag), [planned.phase for planned in plan.phases]
-    arrays = {name: open_values(name, files[name], flag) for name in used_arrays(phases) if name in files}
-    digests = corpus() if arrays else []
-    for segment in plan.segments:
-        for name in used_arrays(planned.phase for planned in segment.phases):
-            if name in arrays:
-                arrays[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
+    files = parse_names(config.lfr.lfr_scores, flag)
+    segments = plan.segments[len(begun) :]
+    used = [[name for name in used_arrays(p.phase for p in segment.phases) if name in files] for segment in segments]
+    opened = {name: open_values(name, files[name], flag) for name in sorted(set().union(*used))}
+    digests = corpus() if opened else []
+    for segment, names in zip(segments, used, strict=True):
+        for name in names:
+            opened[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
+    arrays = [*begun, *({name: opened[name] for name in names} for names in used)]
     try:
-        check_arrays(plan, {name: values.values for name, values in arrays.items()})
+        check_arrays(plan, numbers(arrays))
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from None
     return arrays
@@ -113,6 +121,8 @@ def _build_stages(config: RunConfig, model: ModelConfig, parallel: ParallelState
         compile_layers=training.compile,
         kernels=training.layer_kernels,
         loss=config.loss,
+        dropout=config.dropout,
+        dropout_seed=training.seed,
         attention_backend=config.attention_backend(parallel.device.type == "cuda"),
         lora=config.lora,
     )
@@ -185,14 +195,13 @@ def make_curriculum(
     journal: Journal | None,
     sharing: Sharing | None,
     rescore: Rescore,
-    arrays: Mapping[str, BlockValues],
+    arrays: Sequence[Mapping[str, BlockValues]],
 ) -> BaseCurriculum:
     """Make the curriculum of a rank that keeps a journal, or a follower for the other ranks.
 
     sharing: how the ranks agree on one order; None where there is only one rank.
     """
     if journal is not None:
-        values = {name: named.values for name, named in arrays.items()}
-        return Curriculum(plan, journal, config.training.seed, rescore, sharing, values)
+        return Curriculum(plan, journal, config.training.seed, rescore, sharing, numbers(arrays))
     assert sharing is not None
     return CurriculumFollower(plan, sharing, rescore)

@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.corpus.block_values import BlockValues
+from megatron_lfr.data.corpus.block_values import BlockValues, digests_of
 from megatron_lfr.data.corpus.blocks import BlockDataset, parse_split
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document
 from megatron_lfr.lfr import Plan
@@ -85,10 +85,10 @@ def run_identity(
     tokenizer: Tokenizer | None,
     corpus: BlockDataset,
     plan: Plan,
-    arrays: Mapping[str, BlockValues],
+    arrays: Sequence[Mapping[str, BlockValues]],
 ) -> dict[str, Any]:
-    """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it."""
-    digests = {name: values.sha256 for name, values in arrays.items()}
+    """Return the facts of a run, as JSON values, from its configuration and the parts that were built from it. arrays:
+    the files of --lfr-scores of each segment."""
     facts = {
         "format": FORMAT,
         "seed": config.training.seed,
@@ -97,7 +97,7 @@ def run_identity(
         "split": [str(share) for share in parse_split(config.data.split)],
         **model_identity(config, model, tokenizer),
         "corpus": corpus.digests(),
-        "segments": describe_segments(plan, digests),
+        "segments": describe_segments(plan, digests_of(arrays)),
         **lora_facts(config, model),
     }
     as_stored: dict[str, Any] = json.loads(json.dumps(facts))

@@ -128,6 +128,18 @@ def describe_rate_change(config: LearningRateConfig, before: Plan, after: Plan, 
     )
 
 
+def describe_rate_ahead(config: LearningRateConfig, before: Plan, after: Plan) -> str | None:
+    """Say where the plan `after` trains on at the end of a decay; None where its rate is another one."""
+    rate = make_learning_rate(config, after)
+    behind, first, last = (rate(step) for step in (before.total_steps - 1, before.total_steps, after.total_steps - 1))
+    if not behind == first == last < config.lr:
+        return None
+    return (
+        f"the learning rate has decayed by step {before.total_steps}, and stays at {first:g}: with another --lr or "
+        "--lr-decay-style, train goes on otherwise"
+    )
+
+
 def with_replay(schedule: Schedule, replay: float) -> Schedule:
     """Return a schedule whose first phase replays this share. ValueError where that is a Focus."""
     if not replay:

@@ -1,11 +1,12 @@
 """Trains one run in every parallel layout, and says how far its losses, weights and orders are from one process.
 
-    python tools/parity_matrix.py [--engine deepspeed] [--json OUT.json] [--only TP2,PP2] [--variants all]
+    python tools/parity_matrix.py [--engine deepspeed] [--json OUT.json] [--only TP2,PP2] [--variants all|families]
 
-Each layout trains a toy Llama through the whole product, on gloo and a CPU: 25 steps of Learn, Focus (a threshold on
-recorded losses), Review, Focus (on rescored losses), Review. The corpus is half easy, half hard, so that the losses on
-both sides of each threshold are far apart. Ranks are started once for each number of them. With --engine deepspeed, the
-layouts are those of DeepSpeed's stages, and the one process is the native engine.
+Each layout trains a toy model through the whole product, on gloo and a CPU: 25 steps of Learn, Focus (a threshold on
+recorded losses), Review, Focus (on rescored losses), Review. By default it is a Llama; --variants families trains one
+of each other family, and one with dropout. The corpus is half easy, half hard, so that the losses on both sides of each
+threshold are far apart. Ranks are started once for each number of them. With --engine deepspeed, the layouts are those
+of DeepSpeed's stages, and the one process is the native engine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -79,6 +80,14 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "TP2 PP2 DP2 SP optim": (8, [TP, "2", PP, "2", SP, "--use-distributed-optimizer"]),
 }
 """Name → (ranks, flags)."""
+FAMILIES: dict[str, list[str]] = {
+    "gpt2": ["--model-preset", "gpt2"],
+    "mistral, window": ["--model-preset", "mistral", "--sliding-window", "7"],
+    "qwen2": ["--model-preset", "qwen2"],
+    "qwen3": ["--model-preset", "qwen3"],
+    "olmo2": ["--model-preset", "olmo2"],
+    "dropout": ["--hidden-dropout", "0.1", "--attention-dropout", "0.1"],
+}
 VARIANTS: dict[str, list[str]] = {
     "tied": [],
     "untied": ["--untie-embeddings-and-output-weights"],
@@ -89,6 +98,7 @@ VARIANTS: dict[str, list[str]] = {
         "selective",
     ],
 }
+"""Name → flags."""
 RESUMED: dict[str, tuple[int, list[str]]] = {
     "1": (1, []),
     "TP4": (4, [TP, "4"]),
@@ -107,11 +117,12 @@ def _deepspeed_layouts() -> dict[str, tuple[int, list[str], str, dict[str, Any]]
     full, selective = "tied, full recomputation", "untied, selective recomputation"
     rows: list[tuple[str, int, list[str], dict[str, tuple[int, ...]]]] = [
         ("DP2", 2, [], {"tied": (0, 1, 2, 3), "untied": (1, 3), full: (1, 2, 3), selective: (3,)}),
+        ("DP2", 2, [], {"gpt2": (2, 3), "qwen3": (3,), "olmo2": (2,), "dropout": (2, 3)}),
         ("TP2", 2, tp, {"tied": (0, 1, 2, 3)}),
         ("TP2 SP", 2, sp, {"tied": (0, 1, 3), full: (3,)}),
         ("CP2", 2, [CP, "2"], {"tied": (1, 3)}),
         ("TP2 DP2", 4, tp, {"tied": (1, 2, 3)}),
-        ("TP2 DP2 SP", 4, sp, {"tied": (1, 2), full: (3,)}),
+        ("TP2 DP2 SP", 4, sp, {"tied": (1, 2), full: (3,), "gpt2": (3,), "dropout": (2,)}),
     ]
     layouts = {
         f"{name}, ZeRO-{stage} ({variant})": (ranks, flags, variant, {"stage": stage})
@@ -285,11 +296,16 @@ def threshold_gaps(folder: Path, prefixes: list[str], flags: list[str]) -> list[
     return gaps
 
 
-def resume_elsewhere(folder: Path, prefixes: list[str], layouts: dict[str, tuple[int, list[str]]]) -> None:
-    """Continue the run in `folder`/saved in each of `layouts`, in folders of their own."""
+def resume_elsewhere(
+    folder: Path,
+    prefixes: list[str],
+    layouts: dict[str, tuple[int, list[str]]],
+    copy: Callable[[Path, Path], object] = shutil.copytree,
+) -> None:
+    """Continue the run in `folder`/saved in each of `layouts`, in folders of their own, which `copy` makes of it."""
     cases = [Case(f"resumed in {name}", *layout) for name, layout in layouts.items()]
     for case in cases:
-        shutil.copytree(folder / "saved", folder / case.name)
+        copy(folder / "saved", folder / case.name)
     run_cases(cases, folder, prefixes)
 
 
@@ -312,7 +328,13 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
         persistent = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
         path = folder / f"deepspeed_{number}.json"
         path.write_text(json.dumps({"zero_optimization": {**zero, **persistent}}))
-        cases.append(Case(name, ranks, ["--deepspeed", "--deepspeed-config", str(path), *flags, *VARIANTS[variant]]))
+        cases.append(
+            Case(
+                name,
+                ranks,
+                ["--deepspeed", "--deepspeed-config", str(path), *flags, *{**VARIANTS, **FAMILIES}[variant]],
+            )
+        )
     return cases
 
 
@@ -322,13 +344,14 @@ def main() -> int:
     parser.add_argument(
         "--only", help="names of the layouts, separated by commas; of DeepSpeed's, how they begin, by ;"
     )
-    parser.add_argument("--variants", choices=["all", "tied"], default="all")
+    parser.add_argument("--variants", choices=["all", "tied", "families"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     is_native = args.engine == "native"
     only = args.only.split("," if is_native else ";") if args.only else []
     layouts = {name: LAYOUTS[name] for name in only or LAYOUTS} if is_native else {}
-    variants = VARIANTS if args.variants == "all" or not is_native else {"tied": []}
+    chosen = {"all": VARIANTS | FAMILIES, "tied": {"tied": []}, "families": FAMILIES}
+    variants = chosen[args.variants if is_native else "all"]
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -340,10 +363,11 @@ def main() -> int:
             for variant, more in variants.items()
         ]
         cases += [] if is_native else deepspeed_cases(folder, only)
-        saved = [Case("saved", *SAVED_IN)] if is_native and not only else []
+        saved = [Case("saved", *SAVED_IN)] if is_native and not only and "tied" in variants else []
         run_cases([*references, *cases, *saved], folder, prefixes)
-        gaps = threshold_gaps(folder / "tied", prefixes, [])
-        print(f"gaps at the thresholds: {', '.join(f'{gap:.3f}' for gap in gaps)}")
+        gaps = {name: threshold_gaps(folder / name, prefixes, flags) for name, flags in variants.items()}
+        for name, some in gaps.items():
+            print(f"gaps at the thresholds, {name}: {', '.join(f'{gap:.3f}' for gap in some)}")
         print(f"{'layout':56s} loss (in 1, 5, 10, 20 steps)          blocks   |grad|   weights  orders")
         for case in cases:
             variant = case.name.partition(" (")[2].removesuffix(")")

@@ -7,7 +7,7 @@ each of its samples or for each block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
-from megatron_lfr.lfr.scores import Arrays
+from megatron_lfr.lfr.scores import Arrays, by_segment
 from megatron_lfr.lfr.selection import Order, Scores
 from megatron_lfr.run_folder import RunFolder
 
@@ -84,8 +84,8 @@ class Run:
     folder: RunFolder
     plan: Plan
     seed: int
-    arrays: Arrays = field(default_factory=dict)
-    """Those that the phases name, fp32 or uint32 [blocks of the segment] each."""
+    arrays: Arrays | Sequence[Arrays] = field(default_factory=dict)
+    """Those that phases name, fp32 or uint32 [blocks of the segment] each; or these for each segment."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -110,6 +110,7 @@ class Run:
         leads to another order than the run was trained on.
         """
         ledger = self.empty_ledger() if ledger is None else ledger
+        arrays = by_segment(self.plan, self.arrays)
         hashes = {e["phase"]: e.get("order_hash") for e in self.folder.events() if e.get("event") == "phase"}
         for planned in self.plan.phases:
             nll = self.journal.read(planned.index)
@@ -117,8 +118,9 @@ class Run:
                 return
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
-            scores = start_phase(planned, ledger, self.seed, self.journal, self.arrays)
-            order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
+            named = arrays[planned.segment]
+            scores = start_phase(planned, ledger, self.seed, self.journal, named)
+            order, selection = self.plan.make_order(planned, scores, self.seed, named)
             if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
             history = PhaseHistory(planned, order, nll, scores, selection)
@@ -130,6 +132,11 @@ class Run:
     def empty_ledger(self) -> Ledger:
         """Return the ledger as it was before the first step."""
         return Ledger.of(self.plan)
+
+    @property
+    def ledger_bytes(self) -> int:
+        """Memory that the ledger takes while the run trains, without the 2 bytes a block more in a Focus."""
+        return Ledger.bytes_of(self.plan)
 
     def ledger(self) -> Ledger:
         """Replay the run. Returns each block's last loss, the step of that loss, and its number of visits."""

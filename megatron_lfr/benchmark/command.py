@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr.benchmark.compare import print_comparison, read_result
+from megatron_lfr.benchmark.compare import print_comparison
 from megatron_lfr.benchmark.inputs import complete
 from megatron_lfr.benchmark.measure import measure
 from megatron_lfr.benchmark.options import Options, take_options
-from megatron_lfr.benchmark.result import FORMAT
 from megatron_lfr.benchmark.sweep import parse_sweep, print_sweep, run_sweep
 from megatron_lfr.benchmark.tables import print_result
 from megatron_lfr.config import fill_batch, parse_run_config, take_option
+from megatron_lfr.estimate.results import FORMAT, read_result
 from megatron_lfr.fileio import check_replaces, json_value, write_atomic
 from megatron_lfr.parallel.launchers import adopt_launcher
 from megatron_lfr.training.launch import start_ranks, take_nproc_per_node
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     options, rest = take_options(argv)
-    old = None if options.against is None else read_result(options.against)
+    old = None if options.against is None else read_result(options.against, "--against")
     if options.json is not None and adopt_launcher().rank == 0:
         check_replaces("--json", options.json, b'{\n "format"')
     if options.sweep is not None:

@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from megatron_lfr.benchmark.result import FORMAT
 from megatron_lfr.benchmark.statistics import ratio
-from megatron_lfr.output import is_number, print_table
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read the result that --json has written. ValueError names the file where it holds none."""
-    try:
-        result = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f"--against {path}: not a JSON file") from None
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise ValueError(f"--against {path}: not a result of `megatron-lfr benchmark` of format {FORMAT}")
-    steps = result.get("step_seconds")
-    times = steps.get("all") if isinstance(steps, dict) else None
-    if not isinstance(times, list) or not times or not all(is_number(one) and one > 0 for one in times):
-        raise ValueError(f"--against {path}: has no times of steps (step_seconds.all)")
-    parts = result.get("parts")
-    if not isinstance(parts, dict) or not all(isinstance(v, dict) and is_number(v.get("mean")) for v in parts.values()):
-        raise ValueError(f"--against {path}: has no times of parts")
-    return result
+from megatron_lfr.output import print_table
 
 
 def print_comparison(new: dict[str, Any], old: dict[str, Any]) -> None:

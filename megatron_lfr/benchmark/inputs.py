@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ class Inputs:
     model: ModelConfig
     source: BlockSource
     plan: Plan
-    arrays: dict[str, BlockValues]
+    arrays: list[Mapping[str, BlockValues]]
 
 
 def complete(config: RunConfig, options: Options) -> RunConfig:
@@ -72,7 +73,8 @@ def open_inputs(config: RunConfig, options: Options, world_size: int) -> Inputs:
         source: BlockSource = RandomBlocks(
             options.blocks or 3 * options.all_steps * batch, config.data.seq_length, model.vocab_size
         )
-        plan, arrays = make_new_plan(config, source.num_blocks, world_size), {}
+        plan = make_new_plan(config, source.num_blocks, world_size)
+        arrays: list[Mapping[str, BlockValues]] = [{} for _ in plan.segments]
     elif options.blocks:
         raise ValueError(f"--blocks {options.blocks}: the number of random blocks; --data-path has its own")
     else:

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.corpus.block_values import BlockValues
+from megatron_lfr.data.corpus.block_values import BlockValues, numbers
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import Journal
 from megatron_lfr.lfr.ledger import Ledger
 
 
-def time_orders(plan: Plan, journal: Journal, seed: int, arrays: Mapping[str, BlockValues]) -> list[dict[str, Any]]:
+def time_orders(
+    plan: Plan, journal: Journal, seed: int, arrays: Sequence[Mapping[str, BlockValues]]
+) -> list[dict[str, Any]]:
     """Return for each phase of the plan the seconds that its order takes here, with losses that are drawn at random in
     the place of trained ones."""
-    values = {name: named.values for name, named in arrays.items()}
+    values = numbers(arrays)
     ledger, rng, rows = Ledger.of(plan), np.random.default_rng(seed), []
     for planned in plan.phases:
         # Scores of a rescoring come from a file that only a run has; the order takes as long from recorded losses.
         phase = dataclasses.replace(planned.phase, score="recorded") if planned.phase.is_rescored else planned.phase
         started = time.perf_counter()
         scored = dataclasses.replace(planned, phase=phase)
-        scores = start_phase(scored, ledger, seed, journal, values)
-        order, _ = plan.make_order(scored, scores, seed, values)
+        scores = start_phase(scored, ledger, seed, journal, values[planned.segment])
+        order, _ = plan.make_order(scored, scores, seed, values[planned.segment])
         seconds = time.perf_counter() - started
         losses = rng.gamma(4.0, 1.0, len(order)).astype(np.float32)
         ledger.record_phase(planned.first_step, planned.global_batch_size, order, losses)

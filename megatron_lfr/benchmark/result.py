@@ -17,12 +17,11 @@ from megatron_lfr.benchmark.parts import PARTS, PIPELINE, STEP
 from megatron_lfr.benchmark.statistics import summarize
 from megatron_lfr.config import RunConfig
 from megatron_lfr.estimate.command import memory_by_stage
+from megatron_lfr.estimate.results import FORMAT
 from megatron_lfr.parallel import ParallelState
 from megatron_lfr.parallel.devices import device_key, device_name, peak_tflops
 from megatron_lfr.parallel.spans import MICRO_BATCHES
 
-FORMAT = 1
-"""Version of the keys."""
 CONVENTIONS = {
     "causal": "6 x weights of matrix products + 12 x layers x heads x head size x (sequence + 1) / 2",
     "full attention": "6 x weights of matrix products + 12 x layers x heads x head size x sequence (Megatron-LM)",

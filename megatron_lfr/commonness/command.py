@@ -3,7 +3,6 @@ blocks."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import numpy as np
 import tyro
 
 from megatron_lfr import _C
+from megatron_lfr.commonness.clean import clean, cleaned_prefixes
 from megatron_lfr.commonness.copies import Copies, find_copies
 from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_folder, results_folder
 from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, training_prefixes
@@ -67,6 +67,9 @@ class CommonnessConfig:
     """Near copies are those that share runs of so many consecutive tokens."""
     near_threshold: float = 0.5
     """The share of these runs, of all that either has (the Jaccard similarity), from which on two are near copies."""
+    cleaned_output: Path | None = None
+    """New folder for the cleaned corpus: the same prefixes, with the training documents alone, of near copies one each,
+    and without junk. Train on all of it: --split 100,0,0."""
     junk_share: float | Literal["auto"] = "auto"
     """The share of the corpus' tokens to take for junk, those in documents of lowest ratio: their weight is 0. Needs
     --reference-data-path. auto: documents of lower ratio than 99 % of the trusted text has itself."""
@@ -92,6 +95,10 @@ class CommonnessConfig:
         if not 0 <= self.threads <= 4096:
             raise ValueError(f"--threads {self.threads}: must be from 0 to 4096")
         check_folder(self.output)
+        if self.cleaned_output is not None:
+            if self.cleaned_output.exists() or self.cleaned_output.is_symlink():
+                raise ValueError(f"--cleaned-output {self.cleaned_output}: exists already; name a new folder")
+            cleaned_prefixes(parse_blend(self.data_path, "--data-path")[0], self.cleaned_output)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,11 @@ def main(argv: Sequence[str]) -> int:
         share, below = summary["junk"]["share"], summary["junk"]["ratio_below"]
         print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {below:.2f}")
     print(f"commonness: {config.output / PAGE}")
+    if config.cleaned_output is not None:
+        prefixes, _ = parse_blend(config.data_path, "--data-path")
+        kept = clean(config.output, prefixes, config.split, config.cleaned_output, {})
+        size = f"{kept['kept_documents']} documents, {kept['kept_tokens']} tokens"
+        print(f"cleaned: {config.cleaned_output}: {size}; train on all of them, with --split 100,0,0")
     return 0
 
 
@@ -253,7 +265,10 @@ def _summary(
     return {
         "kind": KIND,
         "format": FORMAT,
-        "settings": dataclasses.asdict(config) | {"output": str(config.output), "table_slots": 1 << log2_slots},
+        "settings": {
+            **{name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
+            "table_slots": 1 << log2_slots,
+        },
         "corpus": inputs.corpus.digests(),
         "reference": inputs.reference.digests() if inputs.reference else None,
         "domains": domains,

@@ -23,6 +23,7 @@ from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.block_values import parse_names
+from megatron_lfr.data.corpus.gpt2_files import name_both
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import PRESETS, Schedule, preset
@@ -30,6 +31,7 @@ from megatron_lfr.lfr.scores import WEIGHT
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.model.presets import MODEL_PRESETS
@@ -45,8 +47,9 @@ class RunConfig:
     """Pretrain a decoder, by default a Llama, with Learn-Focus-Review.
 
     Further flags: --config FILE.yaml reads settings from a file whose keys are flags (the command line overrides it),
-    --model-preset NAME takes a model's sizes by name, and --nproc-per-node N starts N ranks on this machine (use
-    torchrun for several machines).
+    --model-preset NAME takes a model's sizes by name, --vocab-file VOCAB.json and --merge-file MERGES.txt stand for
+    --tokenizer-model VOCAB.json,MERGES.txt, and --nproc-per-node N starts N ranks on this machine (use torchrun for
+    several machines).
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -55,6 +58,7 @@ class RunConfig:
     lfr: LFRConfig = field(default_factory=LFRConfig)
     main_path: MainPathConfig = field(default_factory=MainPathConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -80,6 +84,7 @@ class RunConfig:
         self.main_path.validate()
         self.loss.validate()
         self._check_lora()
+        self.dropout.validate()
         self.optimizer.validate()
         self.parallel.validate(world_size)
         self.model.validate(self.parallel.tensor_model_parallel_size)
@@ -128,6 +133,7 @@ class RunConfig:
             context_ranks=self.parallel.context_parallel_size,
             is_compiled=self.training.compile,
             head_dim=self.model.head_dim,
+            has_dropout=self.dropout.attention_dropout > 0,
         )
 
     def to_flat(self) -> dict[str, Any]:
@@ -180,6 +186,7 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
     rest, notes = strip_megatron_flags(argv)
     config_file, rest = take_option(rest, "--config")
     model_preset, rest = take_option(rest, "--model-preset")
+    rest = _with_tokenizer_files(rest)
     from_file: list[str] = []
     if config_file is not None:
         file_preset, from_file = _yaml_to_argv(Path(config_file))
@@ -236,18 +243,31 @@ def _parse(argv: Sequence[str], default: RunConfig, prog: str) -> RunConfig:
     return config
 
 
+def _with_tokenizer_files(argv: Sequence[str]) -> list[str]:
+    """Return the command line with --vocab-file and --merge-file as --tokenizer-model."""
+    vocabulary, rest = take_option(argv, "--vocab-file")
+    merges, rest = take_option(rest, "--merge-file")
+    files = name_both(vocabulary, merges)
+    if files is None:
+        return rest
+    if take_option(rest, "--tokenizer-model")[0] is not None:
+        raise ValueError("give --tokenizer-model, or --vocab-file and --merge-file, not both")
+    return [*rest, "--tokenizer-model", files]
+
+
 def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """Return the value of `flag` (the last one counts), and the command line without it."""
     value, rest, words = None, [], iter(argv)
     for word in words:
-        if word == flag:
+        name, equals, given = word.partition("=")
+        if name.replace("_", "-") != flag:
+            rest.append(word)
+        elif equals:
+            value = given
+        else:
             value = next(words, None)
             if value is None:
                 raise ValueError(f"{flag}: needs a value")
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-        else:
-            rest.append(word)
     return value, rest
 
 

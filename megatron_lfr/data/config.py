@@ -24,8 +24,9 @@ class DataConfig:
     seq_length: int = 2048
     """Tokens in a block, which is one training sequence."""
     tokenizer_model: str | None = None
-    """The tokenizer that the corpus was made with: a `tokenizers` JSON file, a folder that holds tokenizer.json, or
-    `bytes`. It gives the size of the vocabulary and the end-of-document token."""
+    """The tokenizer that the corpus was made with: a `tokenizers` JSON file, a folder that holds tokenizer.json,
+    `bytes`, or the two files of a GPT-2 tokenizer, as VOCAB.json,MERGES.txt (which --vocab-file VOCAB.json
+    --merge-file MERGES.txt give as well). It gives the size of the vocabulary and the end-of-document token."""
     eod_token: str | None = None
     """The tokenizer's end-of-document token; needed only where neither the files beside tokenizer.json nor the names
     of its special tokens show which it is."""
@@ -64,6 +65,13 @@ class DataConfig:
         except UnicodeDecodeError:
             raise ValueError(f"--data-args-path {self.data_args_path}: not a text file") from None
         return parse_blend(words, f"--data-args-path {self.data_args_path}")
+
+
+def vocabulary_and_merges(tokenizer: str) -> tuple[str, str] | None:
+    """Return the two files that a value of --tokenizer-model names as VOCAB.json,MERGES.txt; None where it names one
+    file or folder, or is a word."""
+    vocabulary, comma, merges = tokenizer.partition(",")
+    return (vocabulary, merges) if comma and not Path(tokenizer).exists() else None
 
 
 def recorded_prefixes(config: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.attention import AttentionBackend
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.fused import KernelPackage, layer_kernels
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.model.lora import LoRAConfig, add_adapters
@@ -25,6 +26,8 @@ def build_stages(
     compile_layers: bool = False,
     kernels: KernelPackage = "torch",
     loss: LossConfig | None = None,
+    dropout: DropoutConfig | None = None,
+    dropout_seed: int = 0,
     attention_backend: AttentionBackend = "sdpa",
     lora: LoRAConfig | None = None,
 ) -> list[Decoder]:
@@ -49,6 +52,8 @@ def build_stages(
                 recompute_granularity=recompute_granularity,
                 kernels=layer_kernels(kernels),
                 loss=loss,
+                dropout=dropout,
+                dropout_seed=dropout_seed,
                 attention_backend=attention_backend,
                 loss_mode=loss_mode,
             )

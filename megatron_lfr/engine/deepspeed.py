@@ -128,8 +128,10 @@ class DeepSpeedEngine:
     def train_step(self, batch: Batch, lr: float) -> StepLosses:
         # DeepSpeed clips where it steps, so that the gradient must have its normaliser before.
         scale = 1.0 / self._valid_tokens(batch).clamp(min=1.0)
+        device = self.parallel.device
+        keys = self._model.draw_sample_keys(batch.step, batch.rows, device)
         with span(MICRO_BATCHES):
-            losses = self._loop.train(model_inputs(batch, self.parallel.device, scale.float()))
+            losses = self._loop.train(model_inputs(batch, device, scale.float(), keys))
         blocks = reduce_losses(batch, losses, self.parallel)
         loss = _sum_over_ranks(sum_losses(losses, self.parallel.device).double(), self.parallel)
         for group in self._engine.optimizer.param_groups:

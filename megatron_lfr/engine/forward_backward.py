@@ -31,8 +31,11 @@ class ForwardBackward(Protocol):
         ...
 
 
-def model_inputs(batch: Batch, device: torch.device, scale: float | Tensor) -> Inputs:
-    """Return the arguments of a model's forward; `token_weight` is the loss mask times `scale`."""
+def model_inputs(
+    batch: Batch, device: torch.device, scale: float | Tensor, sample_keys: Tensor | None = None
+) -> Inputs:
+    """Return the arguments of a model's forward; `token_weight` is the loss mask times `scale`. sample_keys: of the
+    batch's rows, where training drops."""
     inputs = {"x": batch.tokens, "labels": batch.labels, "token_weight": batch.loss_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
@@ -40,6 +43,8 @@ def model_inputs(batch: Batch, device: torch.device, scale: float | Tensor) -> I
         inputs["document_ids"] = batch.document_ids
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
     inputs["token_weight"] = inputs["token_weight"] * scale
+    if sample_keys is not None:
+        inputs["sample_keys"] = sample_keys
     return inputs
 
 

@@ -58,8 +58,10 @@ class NativeEngine(ForwardEngine):
         # Each rank knows only which of its tokens are masked: the gradient is normalised by the tokens of all blocks
         # first, and by the valid ones when it is clipped.
         expected = max(1, int((batch.block_ids >= 0).sum()) * batch.labels.shape[1])
+        device = self.parallel.device
+        keys = self.stages[0].draw_sample_keys(batch.step, batch.rows, device)
         with span(MICRO_BATCHES):
-            losses = self._forward_backward.train(model_inputs(batch, self.parallel.device, 1.0 / expected))
+            losses = self._forward_backward.train(model_inputs(batch, device, 1.0 / expected, keys))
         blocks = reduce_losses(batch, losses, self.parallel)
         with span(REDUCTION):
             self.gradients.finish()

@@ -6,11 +6,12 @@ matrix products. Tensors that do not grow with N (norms' weights) are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_lfr.kernels.block_cross_entropy import CHUNK_ROWS, SAVE_BUDGET_BYTES
-from megatron_lfr.model.attention import AttentionBackend, mask_bytes
+from megatron_lfr.model.attention import AttentionBackend, mask_bytes, scores_bytes
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.layers import RecomputeGranularity
 from megatron_lfr.parallel.pipeline import Stage
 
@@ -33,6 +34,7 @@ class MicroBatch:
     has_mask: bool = False
     """Value of --reset-attention-mask."""
     attention_backend: AttentionBackend = "sdpa"
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
     saves_logits: bool = False
     """Whether the logits' gradient is kept whatever its size, as under GPipe."""
     on_gpu: bool = True
@@ -51,6 +53,22 @@ class MicroBatch:
     def hidden(self) -> int:
         """Bytes of the residual stream, which pipeline stages send to each other."""
         return self.itemsize * self.tokens_between * self.model.hidden_size
+
+    @property
+    def masks(self) -> bool:
+        """Whether all layers share a mask of attention."""
+        return self.has_mask or self.model.window(self.seq_length) is not None
+
+    @property
+    def dropped(self) -> int:
+        """Bytes of what dropout keeps of the residual stream at one place: which elements it drops."""
+        return self.tokens_between * self.model.hidden_size if self.dropout.hidden_dropout else 0
+
+    @property
+    def scores(self) -> int:
+        """Number of attention's scores of a layer that this rank computes, where it computes all of them."""
+        heads = self.model.num_attention_heads // self.tensor_ranks
+        return self.tokens * self.seq_length * heads if self.dropout.attention_dropout else 0
 
     @property
     def vocabulary_rows(self) -> int:
@@ -79,7 +97,9 @@ def backward_bytes(batch: MicroBatch) -> int:
     """Return the bytes that a layer's backward holds at a time: gradients of activations (a norm's in fp32 on a
     CPU)."""
     norm = 2 * (batch.itemsize if batch.on_gpu else 4) * batch.tokens_between * batch.model.hidden_size
-    return batch.hidden + norm + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
+    feed_forward = batch.hidden + norm + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
+    # Attention with dropout: the gradients of its weights, and of its scores in fp32.
+    return max(feed_forward, batch.hidden + (batch.itemsize + 4) * batch.scores)
 
 
 def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
@@ -98,7 +118,7 @@ def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
         batch.itemsize,
     )
     if stage.is_first:
-        kept += 8 * batch.tokens  # the token ids
+        kept += 8 * batch.tokens + batch.dropped  # the token ids
         kept += 0 if model.has_rope else 8 * batch.tokens_between  # their positions
     if stage.is_last:
         kept += _norm(batch) + (batch.itemsize * batch.tokens * model.hidden_size if batch.keeps_logits else 0)
@@ -138,7 +158,7 @@ def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
     inputs = 2 * e * batch.tokens * model.hidden_size  # of the first products of attention and feed-forward
     widths = 3 if model.swiglu else 2  # gate, up, silu(gate) · up, or up, gelu(up)
     feed_forward = widths * e * batch.tokens * model.ffn_size // batch.tensor_ranks
-    return 2 * _norm(batch) + inputs + attention + feed_forward
+    return 2 * (_norm(batch) + batch.dropped) + inputs + attention + feed_forward
 
 
 def _norm(batch: MicroBatch) -> int:
@@ -159,6 +179,11 @@ def _attention(batch: MicroBatch) -> int:
     """Return the bytes that attention keeps: queries, keys, values, the softmax's sums and the output."""
     model, e, tokens = batch.model, batch.itemsize, batch.tokens
     queries, keys = _widths(batch)
+    if batch.scores:
+        # Queries, keys and values of all heads, the output, what each token sees, and the scores.
+        copies = e * tokens * queries * (2 + 2 * batch.context_ranks)
+        sees = 0 if batch.masks else batch.seq_length**2 // batch.context_ranks
+        return copies + sees + scores_bytes(batch.scores, e) + _query_key_norms(batch)
     is_grouped = queries > keys > model.head_dim
     rotated = e * tokens * (queries + keys)
     copied = e * tokens * queries if is_grouped else 0  # heads of several groups are brought together

@@ -32,7 +32,8 @@ USAGE = """megatron-lfr estimate [flags of megatron-lfr train, also --config] an
 
 `megatron-lfr estimate --plan --gpu a100|h100|h200|b200|FILE --nodes N --gpus-per-node N` with the same flags ranks all
 legal layouts by their predicted step time (docs/planner.md), with memory, bubble and communication of each, and prints
-the flags of the ten best. FILE: a JSON object of a device's rates.
+the flags of the ten best. FILE: a JSON object of a device's rates. --calibrate RESULT.json,... fits the constants to
+what `megatron-lfr benchmark --json` (or its --sweep) has measured on this device.
 
 `megatron-lfr estimate versions --versions N --branch-share A` with the same flags compares ways to train N versions.
 

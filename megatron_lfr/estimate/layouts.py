@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.estimate.step_time import Hardware
+from megatron_lfr.estimate.step_time import Hardware, Layout, Shape, shape_of
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import is_number
 from megatron_lfr.parallel.config import ParallelConfig
@@ -31,6 +31,31 @@ def read_device(name: str) -> Device:
     if not good or set(values) - set(fields):
         raise ValueError(f"--gpu {name}: must be an object of positive numbers: {', '.join(needed)}")
     return Device(**{"fp32_tflops": None, **values})
+
+
+def shape_for(config: RunConfig, model: ModelConfig) -> Shape:
+    """Return the sizes of a model as a run computes it: with dropout in attention, scores go to memory."""
+    return dataclasses.replace(shape_of(model), materializes_scores=config.dropout.attention_dropout > 0)
+
+
+def layout_of(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:
+    """Return what the model of step times needs to know of a configuration with a global batch size."""
+    parallel, training = config.parallel, config.training
+    data, pipeline = parallel.data_parallel_size(world_size), parallel.pipeline_model_parallel_size
+    return Layout(
+        seq_length=config.data.seq_length,
+        micro_batch=training.micro_batch_size,
+        micro_batches=(training.global_batch_size or 0) // data // training.micro_batch_size,
+        data=data,
+        tensor=parallel.tensor_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline=pipeline,
+        stages_per_rank=parallel.num_stages(model.num_layers) // pipeline,
+        context=parallel.context_parallel_size,
+        sharding=parallel.sharding,
+        recompute=training.recompute_granularity or "none",
+        is_compiled=training.compile,
+    )
 
 
 def legal_layouts(config: RunConfig, model: ModelConfig, world_size: int, hardware: Hardware) -> Iterator[RunConfig]:

@@ -83,6 +83,7 @@ def micro_batch(config: RunConfig, model: ModelConfig) -> MicroBatch:
         has_mask=config.data.reset_attention_mask,
         saves_logits=layout.schedule == "gpipe",
         attention_backend=config.attention_backend(on_gpu),
+        dropout=config.dropout,
         on_gpu=on_gpu,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_lfr.build import make_corpus
@@ -28,12 +29,16 @@ class Options:
     gpu: str | None = None
     nodes: int | None = None
     gpus_per_node: int | None = None
+    calibrate: tuple[Path, ...] = ()
 
 
 def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
     """Split the command line into our own flags and those of a run."""
     switches = {"json": "--json" in argv, "plan": "--plan" in argv}
     gpu, rest = take_option([word for word in argv if word not in ("--json", "--plan")], "--gpu")
+    measured, rest = take_option(rest, "--calibrate")
+    if measured is not None and not switches["plan"]:
+        raise ValueError("--calibrate: goes with --plan")
     values: dict[str, Any] = {}
     for flag, kind in (
         ("--world-size", int),
@@ -61,7 +66,8 @@ def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         if (given is not None) != switches["plan"]:
             name = "--" + flag.replace("_", "-")
             raise ValueError(f"{name}: goes with --plan" if given is not None else f"--plan: needs {name}")
-    return Options(**values, **switches, gpu=gpu), rest
+    calibrate = tuple(Path(name) for name in (measured or "").split(",") if name)
+    return Options(**values, **switches, gpu=gpu, calibrate=calibrate), rest
 
 
 def with_defaults(config: RunConfig, options: Options) -> RunConfig:

@@ -9,11 +9,20 @@ from typing import Any
 
 from megatron_lfr.build import make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
-from megatron_lfr.estimate.layouts import legal_layouts, read_device
+from megatron_lfr.estimate.calibration import describe, fit, print_calibration, read_measurements
+from megatron_lfr.estimate.layouts import layout_of, legal_layouts, read_device, shape_for
 from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.estimate.options import Options, corpus_blocks, with_defaults
-from megatron_lfr.estimate.step_time import LATENCY, Hardware, Layout, StepTime, shape_of, step_time
-from megatron_lfr.lfr import Plan
+from megatron_lfr.estimate.step_time import (
+    CONSTANTS,
+    LATENCY,
+    Constants,
+    Hardware,
+    Layout,
+    StepTime,
+    step_time,
+)
+from megatron_lfr.lfr import Ledger, Plan
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.output import print_table
 from megatron_lfr.planning import make_new_plan
@@ -85,9 +94,10 @@ def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
         raise ValueError("--plan: is about the native engine; leave out --deepspeed")
     config = with_defaults(config, options)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
-    candidates = [
-        predict(one, model, world_size, hardware) for one in legal_layouts(config, model, world_size, hardware)
-    ]
+    measurements = read_measurements(options.calibrate, hardware.device)
+    constants = fit(measurements) if measurements else CONSTANTS
+    layouts = legal_layouts(config, model, world_size, hardware)
+    candidates = [predict(one, model, world_size, hardware, constants) for one in layouts]
     if not candidates:
         raise ValueError(
             f"--plan: no legal layout of {world_size} GPUs; --global-batch-size {config.training.global_batch_size} "
@@ -105,33 +115,20 @@ def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
         "best": [_describe(one, model, hardware) for one in fitting[:SHOWN]],
         "usual": _usual(candidates, fitting, limit, hardware),
         "lfr": lfr_at_scale(plan, world_size, fitting[0].time.total if fitting else None, hardware),
+        "calibration": describe(measurements, constants) if measurements else None,
         "warnings": [] if fitting else ["no layout fits; give more nodes, or GPUs with more memory"],
     }
 
 
-def predict(config: RunConfig, model: ModelConfig, world_size: int, hardware: Hardware) -> Candidate:
+def predict(
+    config: RunConfig, model: ModelConfig, world_size: int, hardware: Hardware, constants: Constants = CONSTANTS
+) -> Candidate:
     """Predict a configuration's step time and memory."""
-    parallel, training = config.parallel, config.training
-    data = parallel.data_parallel_size(world_size)
-    micro_batches = (training.global_batch_size or 0) // data // training.micro_batch_size
-    pipeline = parallel.pipeline_model_parallel_size
-    layout = Layout(
-        seq_length=config.data.seq_length,
-        micro_batch=training.micro_batch_size,
-        micro_batches=micro_batches,
-        data=data,
-        tensor=parallel.tensor_model_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
-        pipeline=pipeline,
-        stages_per_rank=parallel.num_stages(model.num_layers) // pipeline,
-        context=parallel.context_parallel_size,
-        sharding=parallel.sharding,
-        recompute=training.recompute_granularity or "none",
-        is_compiled=training.compile,
-    )
-    batch, shards = micro_batch(config, model), data * parallel.context_parallel_size
-    memory = max(rank_memory(batch, parallel, micro_batches, shards, rank).peak for rank in {0, pipeline - 1})
-    return Candidate(config, layout, step_time(shape_of(model), layout, hardware), memory)
+    parallel, layout = config.parallel, layout_of(config, model, world_size)
+    batch, shards = micro_batch(config, model), layout.data * layout.context
+    ranks = {0, layout.pipeline - 1}
+    memory = max(rank_memory(batch, parallel, layout.micro_batches, shards, rank).peak for rank in ranks)
+    return Candidate(config, layout, step_time(shape_for(config, model), layout, hardware, constants), memory)
 
 
 def _describe(one: Candidate, model: ModelConfig, hardware: Hardware) -> dict[str, Any]:
@@ -199,6 +196,7 @@ def lfr_at_scale(plan: Plan, world_size: int, step: float | None, hardware: Hard
         "blocks": plan.n_blocks,
         "steps": plan.total_steps,
         "journal_bytes": 4 * plan.total_samples,
+        "ledger_bytes": Ledger.bytes_of(plan),
         "order_bytes": (4 if plan.n_blocks < 2**32 else 8) * max(planned.samples for planned in plan.phases),
         "order_seconds": orders,
         "order_share": None if step is None else orders / (plan.total_steps * step),
@@ -208,6 +206,8 @@ def lfr_at_scale(plan: Plan, world_size: int, step: float | None, hardware: Hard
 
 def print_plan(result: dict[str, Any]) -> None:
     """Print the ranking."""
+    if result["calibration"] is not None:
+        print_calibration(result["calibration"])
     print(f"{result['gpus']} GPUs: {result['layouts']:,} legal layouts, {result['fitting']:,} fit")
     head = ["", "layout", "step ms", "tokens/s/GPU", "MFU", "GB", "bubble", "messages"]
     rows = [
@@ -235,6 +235,7 @@ def print_plan(result: dict[str, Any]) -> None:
     print(
         f"Learn-Focus-Review over {lfr['blocks']:,} blocks and {lfr['steps']:,} steps: "
         f"journal {lfr['journal_bytes'] / 1e9:.3f} GB; "
+        f"ledger {lfr['ledger_bytes'] / 1e9:.3f} GB in the memory of each node; "
         f"orders {lfr['order_seconds']:.1f} s in all (two cores of a node){share}, "
         f"the largest {lfr['order_bytes'] / 1e9:.3f} GB; "
         f"sum of a step's losses over all ranks {1000 * lfr['losses_all_reduce_seconds']:.3f} ms, beside the next step"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from megatron_lfr.checkpoint import Checkpoint
 from megatron_lfr.checkpoint.tensors import StoredTensors
 from megatron_lfr.config import RunConfig, read_run_config
 from megatron_lfr.data.corpus.special_tokens import Role
-from megatron_lfr.data.corpus.tokenizer import Tokenizer
+from megatron_lfr.data.corpus.tokenizer import FileTokenizer, Tokenizer
 from megatron_lfr.fileio import check_space, new_folder, write_atomic
 from megatron_lfr.huggingface.adapters import MergedWeights, WeightReader
 from megatron_lfr.huggingface.config import to_hf_config
@@ -82,8 +81,8 @@ def export(options: ToHF) -> None:
         files = _write_weights(folder, stored, model, dtype, shard_bytes)
         _write_json(folder / "config.json", hf_config)
         marks: dict[Role, int | None] = {"bos": bos, "eos": eod}
-        source = None if tokenizer is None or tokenizer.name == "bytes" else Path(tokenizer.name)
-        _write_json(folder / GENERATION, generation_settings(source, marks))
+        has_neighbours = isinstance(tokenizer, FileTokenizer) and tokenizer.has_neighbours
+        _write_json(folder / GENERATION, generation_settings(tokenizer.path if has_neighbours else None, marks))
         note = _write_tokenizer(folder, tokenizer, marks, model.max_position_embeddings)
         if options.verify:
             print(verify(stored, model, folder, dtype))
@@ -151,17 +150,18 @@ def _write_tokenizer(
 
     Returns a note where there is no tokenizer to copy, or where transformers will start texts with another token.
     """
-    if tokenizer is None or tokenizer.name == "bytes":
-        return f"No tokenizer was written: the run has {'none' if tokenizer is None else 'the one of plain bytes'}."
-    source = Path(tokenizer.name)
-    shutil.copyfile(source, folder / "tokenizer.json")
-    copy_chat(source, folder)
-    beside = source.with_name("tokenizer_config.json")
+    if not isinstance(tokenizer, FileTokenizer):
+        what = "none, so that generation_config.json names no end" if tokenizer is None else "the one of plain bytes"
+        return f"No tokenizer was written: the run has {what}."
+    tokenizer.write(folder / "tokenizer.json")
+    beside = tokenizer.path.with_name("tokenizer_config.json")
+    if tokenizer.has_neighbours:
+        copy_chat(tokenizer.path, folder)
     settings = {
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # no token types
-        **(read_json_object(beside) if beside.is_file() else {}),
+        **(read_json_object(beside) if tokenizer.has_neighbours and beside.is_file() else {}),
         # A specific class would tokenize some texts in another way than tokenizer.json and the run do.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }

@@ -12,6 +12,7 @@ from typing import Any
 from megatron_lfr.data.corpus.special_tokens import Role
 from megatron_lfr.data.corpus.tokenizer import FileTokenizer
 from megatron_lfr.fileio import write_atomic
+from megatron_lfr.huggingface.config_keys import GENERATION as GENERATION_KEYS
 from megatron_lfr.huggingface.json_values import read_json_object
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -25,7 +26,7 @@ class FolderTokenizer:
     tokenizer: FileTokenizer
     path: Path
     settings: dict[str, Any]
-    """Content of tokenizer_config.json; empty where there is none."""
+    """Content of tokenizer_config.json, and the tokens that special_tokens_map.json alone names."""
     eod_token: str | None
     """The token that ends a document; None where the folder does not show which it is."""
     notes: list[str]
@@ -43,8 +44,8 @@ class FolderTokenizer:
         if self.settings:
             write_atomic(folder / SETTINGS, json.dumps(self.settings, indent=2, ensure_ascii=False))
         copy_chat(self.path, folder)
-        if (generation := self.path.with_name(GENERATION)).is_file():
-            write_atomic(folder / GENERATION, json.dumps(read_json_object(generation), indent=2, ensure_ascii=False))
+        if generation := _read_generation(self.path.parent):
+            write_atomic(folder / GENERATION, json.dumps(generation, indent=2, ensure_ascii=False))
 
 
 def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> FolderTokenizer | None:
@@ -59,7 +60,7 @@ def find_tokenizer(folder: Path, vocab_size: int, eod_token: str | None) -> Fold
         return None
     tokenizer = FileTokenizer(path, eod_token)
     _check_fits(path, tokenizer.vocabulary, vocab_size)
-    settings = read_json_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    settings = _read_settings(folder)
     try:
         eod, notes = tokenizer.token(tokenizer.eod), []
     except ValueError as error:  # the weights can be used without it
@@ -76,13 +77,32 @@ def copy_chat(tokenizer: Path, folder: Path) -> None:
 
 def generation_settings(tokenizer: Path | None, marks: Mapping[Role, int | None]) -> dict[str, Any]:
     """Return the content of generation_config.json: what lies beside the tokenizer.json, if anything, with the ids of
-    `marks`. A list of ids that end a generation, as those of chats are, stays where it has the one of `marks`."""
+    `marks`. A list of ids that end a generation, as those of chats are, stays where it has the one of `marks`; so does
+    the id that starts one, where documents start with none."""
     beside = None if tokenizer is None else tokenizer.with_name(GENERATION)
     settings = read_json_object(beside) if beside is not None and beside.is_file() else {}
     for role, number in marks.items():
         given = settings.get(f"{role}_token_id")
-        if not (isinstance(given, list) and number in given):
+        is_among = isinstance(given, list) and number in given
+        if not (is_among or (role == "bos" and number is None)):
             settings[f"{role}_token_id"] = number
+    return {"bos_token_id": None, **settings}
+
+
+def _read_generation(folder: Path) -> dict[str, Any]:
+    """Return how the model of a Hugging Face folder generates: its generation_config.json, or where there is none, what
+    transformers then reads in config.json."""
+    if (path := folder / GENERATION).is_file():
+        return read_json_object(path)
+    settings = read_json_object(folder / "config.json")
+    ids = (f"{role}_token_id" for role in ("bos", "eos", "pad"))
+    return {key: settings[key] for key in (*ids, *GENERATION_KEYS) if settings.get(key) is not None}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    settings = {}
+    for file in ("special_tokens_map.json", SETTINGS):  # the second one decides
+        settings |= read_json_object(folder / file) if (folder / file).is_file() else {}
     return settings
 
 

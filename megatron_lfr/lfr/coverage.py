@@ -68,6 +68,8 @@ class Coverage:
             sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
         if phase.scores_all:
             fewest = most = sizes
+        if phase.needs_two_visits:
+            fewest = [0] * len(sizes)
         if phase.keeps_unseen:
             return max(1, sum(sizes) - sum(_dropped(phase, scored) for scored in most))
         if fewest != most:
@@ -148,7 +150,8 @@ class Coverage:
         if not phase.counts_equally:
             return False
         dropped = 0
-        if phase.selection == "threshold" and phase.sampling == "passes" and not phase.scores_all:
+        is_known = not (phase.scores_all or phase.needs_two_visits)
+        if phase.selection == "threshold" and phase.sampling == "passes" and is_known:
             dropped = _dropped(phase, sum(self._fewest[part] for part in parts))
         return samples >= sum(map(self._size, parts)) - dropped
 

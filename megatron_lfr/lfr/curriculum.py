@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
 from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
-from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, check_arrays
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, by_segment, check_arrays
 from megatron_lfr.lfr.selection import Scores, phase_seed
 
 
@@ -29,7 +30,7 @@ class Curriculum(BaseCurriculum):
 
     rescore: needed where a phase's score mode is `rescored`. sharing: needed where a run has several processes: one on
     each node, its leader, has a Curriculum, the others have a CurriculumFollower. arrays: those that phases name, with
-    a number for each block of their segment; they are not copied.
+    a number for each block of their segment, by name, or such a mapping for each segment; they are not copied.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Curriculum(BaseCurriculum):
         seed: int,
         rescore: Rescore | None = None,
         sharing: Sharing | None = None,
-        arrays: Arrays = NO_ARRAYS,
+        arrays: Arrays | Sequence[Arrays] = NO_ARRAYS,
     ) -> None:
         super().__init__(plan)
-        check_arrays(plan, arrays)
-        self.arrays = arrays
+        self.arrays = by_segment(plan, arrays)
+        check_arrays(plan, self.arrays)
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.journal = journal
@@ -140,8 +141,9 @@ class Curriculum(BaseCurriculum):
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
-        scores = start_phase(planned, self.ledger, self.seed, self.journal, self.arrays)
-        order, selection = self.plan.make_order(planned, scores, self.seed, self.arrays)
+        arrays = self.arrays[planned.segment]
+        scores = start_phase(planned, self.ledger, self.seed, self.journal, arrays)
+        order, selection = self.plan.make_order(planned, scores, self.seed, arrays)
         self._order = order
         self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
 
@@ -161,13 +163,16 @@ def start_phase(
     planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
 ) -> Scores:
     """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
-    its order is made."""
+    its order is made. arrays: those of the phase's segment."""
     phase, prior = planned.phase, None
     match phase.score_mode if phase.kind == "focus" else "recorded":
         case "detrended":
             scores = ledger.detrended_scores()
         case "shuffled":
             scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
+        case "improvement":
+            scores = ledger.improvement_scores()
+            prior = of_unit_spread(-scores)  # losses rise with a prior, and those that have just fallen are lower
         case "rescored":
             scores = prior = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
         case "file" | "excess" as mode:

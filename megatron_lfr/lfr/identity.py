@@ -14,7 +14,7 @@ be replayed from the folder alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_lfr.lfr.blend import Blend
@@ -26,8 +26,6 @@ from megatron_lfr.lfr.weights import first_weights
 
 FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
-_NONE: Mapping[str, str] = {}
-
 _ADDED = {
     name: getattr(Phase, name)
     for name in ("drop_hardest", "explore", "weight", "weight_power", "weight_cap", "copies", "scope", "replay")
@@ -40,10 +38,11 @@ OF_LENGTH = ("duration", "unit", "scope")
 """Fields of a phase that say how long it is, and of which blocks: its steps and its corpora say what they amount to."""
 
 
-def describe_segments(plan: Plan, arrays: Mapping[str, str] = _NONE) -> list[dict[str, Any]]:
-    """Return the facts of each segment of a plan. arrays: the digest of each array that there is, of which those count
-    that phases use."""
-    return [_describe_segment(segment, arrays) for segment in plan.segments]
+def describe_segments(plan: Plan, arrays: Sequence[Mapping[str, str]] = ()) -> list[dict[str, Any]]:
+    """Return the facts of each segment of a plan. arrays: for each segment, the digest of each array that there is, of
+    which those count that its phases use."""
+    given = arrays or [{}] * len(plan.segments)
+    return [_describe_segment(segment, given[number]) for number, segment in enumerate(plan.segments)]
 
 
 def _describe_segment(segment: Segment, arrays: Mapping[str, str]) -> dict[str, Any]:
@@ -60,14 +59,12 @@ def _describe_segment(segment: Segment, arrays: Mapping[str, str]) -> dict[str, 
     return facts | ({"arrays": {name: arrays[name] for name in used}} if used else {})
 
 
-def read_arrays(identity: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of each array that the run's phases use, by name; ValueError for facts of none."""
-    arrays: dict[str, str] = {}
-    for segment in identity["segments"]:
-        stored = segment.get("arrays", {})
+def read_arrays(identity: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return for each segment the digest of each array that its phases use, by name; ValueError for facts of none."""
+    arrays = [segment.get("arrays", {}) for segment in identity["segments"]]
+    for stored in arrays:
         if not isinstance(stored, dict) or not all(isinstance(digest, str) for digest in stored.values()):
             raise ValueError("arrays: expected a digest by each name")
-        arrays |= stored
     return arrays
 
 

@@ -17,19 +17,22 @@ from megatron_lfr.lfr.reference import LARGEST, Curves, Population, Reference
 from megatron_lfr.lfr.selection import has_score
 
 _CHUNK = 1 << 16
+_SORTED = 1 << 22  # entries that are sorted at a time
 _SPREADS = 3.29
 """Standard deviations between the 5 % and the 95 % quantile of a normal distribution."""
 
 
 class Ledger:
     """Keeps the last loss of each block, the step at which it was recorded, and the number of visits: 10 bytes a block,
-    and 2 more in a Focus.
+    and 2 more in a Focus; where a phase ranks by improvement, also the loss before it and its step: 8 more.
 
     Attributes:
         nll: fp32 [n_blocks], mean negative log-likelihood a token (nats) when the block was last trained on; NaN
             if it never was.
         step: int32 [n_blocks], optimizer step of that record; -1 where there is none.
         visits: uint16 [n_blocks], how often the block was trained on, saturating.
+        previous_nll, previous_step: fp32 and int32 [n_blocks], loss and step of the visit before the last one, as `nll`
+            and `step`; empty unless `keep_previous`.
         references: what the losses of each step are measured against, one for the new blocks of each segment: where
             a phase is about new blocks, its losses say nothing of how hard the others are now.
 
@@ -37,19 +40,28 @@ class Ledger:
     is one segment.
     """
 
-    def __init__(self, n_blocks: int, total_steps: int, *blends: Blend) -> None:
+    def __init__(self, n_blocks: int, total_steps: int, *blends: Blend, keep_previous: bool = False) -> None:
         self._blends = blends or (Blend([0, n_blocks]),)
         self._starts = sorted({0, *(blend.starts[-1] for blend in self._blends)})
         self.nll = np.full(n_blocks, np.nan, np.float32)
         self.step = np.full(n_blocks, -1, np.int32)
         self.visits = np.zeros(n_blocks, np.uint16)
+        self._keeps_previous = keep_previous
+        self.previous_nll = np.full(n_blocks if keep_previous else 0, np.nan, np.float32)
+        self.previous_step = np.full(n_blocks if keep_previous else 0, -1, np.int32)
         self.references = [Reference(total_steps) for _ in pairwise(self._starts)]
         self._priors: npt.NDArray[np.float16] | None = None
 
     @staticmethod
     def of(plan: Plan) -> Ledger:
         """Return the ledger of a run before its first step."""
-        return Ledger(plan.n_blocks, plan.total_steps, *(segment.blend for segment in plan.segments))
+        blends = (segment.blend for segment in plan.segments)
+        return Ledger(plan.n_blocks, plan.total_steps, *blends, keep_previous=_needs_previous(plan))
+
+    @staticmethod
+    def bytes_of(plan: Plan) -> int:
+        """Return the memory of a run's ledger, without the 2 bytes a block more in a Focus."""
+        return plan.n_blocks * (18 if _needs_previous(plan) else 10)
 
     def n_blocks(self, segment: int) -> int:
         """Return the number of blocks of a segment; those of later ones come after them."""
@@ -82,8 +94,7 @@ class Ledger:
         it was. Where a block occurs twice, the later entry counts."""
         known = nll != UNRECORDED
         ids = block_ids[known]
-        self.nll[ids] = nll[known]
-        self.step[ids] = step
+        self._enter(ids, nll[known], np.full(len(ids), step, np.int32))
         unique, times = np.unique(ids, return_counts=True)
         self.visits[unique] = np.minimum(self.visits[unique].astype(np.int64) + times, np.iinfo(np.uint16).max)
         self._refer(step, max(1, len(nll)), block_ids, nll, known)
@@ -95,12 +106,27 @@ class Ledger:
         The result is the same as that of `record` for each step, to the last bit."""
         known = nll != UNRECORDED
         ids = block_ids[known]
-        self.nll[ids] = nll[known]
-        self.step[ids] = first_step + np.flatnonzero(known) // batch_size
+        self._enter(ids, nll[known], first_step + np.flatnonzero(known) // batch_size)
         times = np.zeros(len(self.visits), np.uint32)
         np.add.at(times, ids, np.uint32(1))  # of its own type: with an int, NumPy takes ten times as long
         self.visits = np.minimum(self.visits + times, np.iinfo(np.uint16).max).astype(np.uint16)
         self._refer(first_step, batch_size, block_ids, nll, known)
+
+    def _enter(
+        self, ids: npt.NDArray[np.integer], nll: npt.NDArray[np.float32], steps: npt.NDArray[np.integer]
+    ) -> None:
+        """Enter losses [n] in the order of training as the last ones of their blocks."""
+        if self._keeps_previous and len(ids) > _SORTED:
+            for first in range(0, len(ids), _SORTED):
+                part = slice(first, first + _SORTED)
+                self._enter(ids[part], nll[part], steps[part])
+            return
+        if self._keeps_previous:
+            self.previous_nll[ids], self.previous_step[ids] = self.nll[ids], self.step[ids]
+            by_block = np.argsort(ids, kind="stable")
+            again = by_block[:-1][ids[by_block[:-1]] == ids[by_block[1:]]]  # all entries of a block but its last one
+            self.previous_nll[ids[again]], self.previous_step[ids[again]] = nll[again], steps[again]
+        self.nll[ids], self.step[ids] = nll, steps  # of several entries of a block, the last one remains
 
     def _refer(
         self,
@@ -137,9 +163,24 @@ class Ledger:
         dropped more or less often than others.
         """
         scores = self.nll.copy()
-        for curves, part, standing in self._standings():
+        for curves, part, standing in self._standings(self.nll, self.step):
             location, spread = curves.level
             scores[part] = location + spread * standing
+        return scores
+
+    def improvement_scores(self) -> npt.NDArray[np.float32]:
+        """Return how much the loss of each block has fallen between its last two visits, beyond what the losses of all
+        blocks have (nats), fp32 [n_blocks]; negative where it has risen, NaN for blocks with fewer visits (ours).
+
+        It is what the earlier of both losses amounts to now less what the later one does (see `detrended_scores`), so
+        blocks whose visits lie further apart, or further back, are not favoured by the fall of the mean.
+        """
+        scores = np.full(len(self.nll), np.nan, np.float32)
+        before, after = (
+            self._standings(nll, step) for nll, step in ((self.previous_nll, self.previous_step), (self.nll, self.step))
+        )
+        for (curves, part, earlier), (_, _, later) in zip(before, after, strict=True):
+            scores[part] = curves.level[1] * (earlier - later)
         return scores
 
     def shuffled_scores(self, seed: int) -> npt.NDArray[np.float32]:
@@ -149,19 +190,21 @@ class Ledger:
         scores[seen] = scores[seen][_C.permutation(len(seen), seed)]
         return scores
 
-    def _standings(self) -> Iterator[tuple[Curves, slice, npt.NDArray[np.float64]]]:
-        """Yield, for one chunk of blocks after another, how many spreads their records lie above the mean of their
-        steps, NaN without a record; and the curves that have these means."""
+    def _standings(
+        self, nll: npt.NDArray[np.float32], steps: npt.NDArray[np.int32]
+    ) -> Iterator[tuple[Curves, slice, npt.NDArray[np.float64]]]:
+        """Yield, for one chunk of blocks after another, how many spreads their records `nll` [n_blocks] lie above the
+        mean of their `steps`, NaN without a record; and the curves that have these means."""
         for blocks, reference in self._parts():
             curves = reference.curves()
             for part in _chunks(blocks) if len(curves.spread) else ():
-                step = self.step[part]  # -1 reads the last step, but the loss is NaN then
-                standing = (self.nll[part].astype(np.float64) - curves.location[step]) / curves.spread[step]
+                step = steps[part]  # -1 reads the last step, but the loss is NaN then
+                standing = (nll[part].astype(np.float64) - curves.location[step]) / curves.spread[step]
                 yield curves, part, np.clip(standing, -LARGEST, LARGEST)
 
     def _present_standings(self) -> npt.NDArray[np.float16]:
         standings = np.full(len(self.nll), np.nan, np.float16)
-        for _, part, values in self._standings():
+        for _, part, values in self._standings(self.nll, self.step):
             standings[part] = values
         return standings
 
@@ -183,6 +226,10 @@ class Ledger:
             return Population.of_corpora(values, [blocks.start, blocks.stop], [1.0])
         first, last = inside[0], inside[-1] + 1
         return Population.of_corpora(values, blend.starts[first : last + 1], blend.weights[first:last])
+
+
+def _needs_previous(plan: Plan) -> bool:
+    return any(planned.phase.needs_two_visits for planned in plan.phases)
 
 
 def _chunks(blocks: slice) -> Iterator[slice]:

@@ -63,8 +63,10 @@ class Phase:
     """recorded: loss when last trained on (the paper). detrended: what that amounts to now, when the model has
     changed since (ours; see `Ledger.detrended_scores`). rescored: loss in a forward-only pass over the corpus before
     the phase (ours). shuffled: the detrended ones, dealt to the scored blocks at random: a control that drops and
-    repeats as often, but not by difficulty. file:NAME: the numbers of an array from outside of the run, higher is
-    harder. excess:NAME: the detrended score less that number, where the array holds a reference model's losses."""
+    repeats as often, but not by difficulty. improvement: how much a block's detrended loss has fallen between its last
+    two visits, none for a block with fewer (ours; see `Ledger.improvement_scores`). file:NAME: the numbers of an array
+    from outside of the run, higher is harder. excess:NAME: the detrended score less that number, where the array holds
+    a reference model's losses."""
     unseen: Unseen = "auto"
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8
@@ -134,6 +136,11 @@ class Phase:
     def scores_all(self) -> bool:
         """Whether every block has a score, whether it has been trained on or not."""
         return self.is_rescored or (self.kind == "focus" and self.score_mode == "file")
+
+    @property
+    def needs_two_visits(self) -> bool:
+        """Whether only blocks that have been trained on twice have a score."""
+        return self.kind == "focus" and self.score == "improvement"
 
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():

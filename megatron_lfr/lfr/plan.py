@@ -156,7 +156,7 @@ class Plan:
     def make_order(
         self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays = NO_ARRAYS
     ) -> tuple[Order, AnySelection | None]:
-        """Make the order of a phase; see `Segment.make_order`."""
+        """Make the order of a phase, given the arrays of its segment; see `Segment.make_order`."""
         return self.segments[planned.segment].make_order(planned, scores, seed, arrays)
 
 

@@ -13,6 +13,7 @@ from megatron_lfr.lfr.coverage import Coverage
 from megatron_lfr.lfr.phase import MOST_SAMPLES, MOST_STEPS, Phase, largest_remainder
 from megatron_lfr.lfr.plan import Plan, append_segment
 from megatron_lfr.lfr.scope import Scope
+from megatron_lfr.lfr.second_visits import check_second_visits
 
 _BUDGETS = ("--train-iters", "--train-samples", "--train-epochs")
 
@@ -103,6 +104,7 @@ class Schedule:
         else:
             samples = self._samples_of_durations(seq_length, global_batch_size, blend, past, corpora)
         plan = append_segment(past, self.phases, samples, corpora, blend, seq_length, global_batch_size)
+        check_second_visits(plan)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
         if max(samples) > MOST_SAMPLES:
@@ -207,6 +209,7 @@ def with_length(plan: Plan, train_iters: int) -> Plan:
         samples = schedule._samples_of_total(segment.n_blocks, batch, steps, None, None)
     corpora = [planned.corpora for planned in segment.phases]
     new = append_segment(past, schedule.phases, samples, corpora, segment.blend, plan.seq_length, batch)
+    check_second_visits(new)
     if not schedule.in_shares:
         _check_budget(new, steps, None, None)
     return new

@@ -7,7 +7,7 @@ array itself, `excess:NAME` the present loss minus it (the array then holds a re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from megatron_lfr.lfr.plan import Plan
 
 Arrays = Mapping[str, npt.NDArray[np.number]]
-"""A number for each block, by name: fp32 [n_blocks], or uint32 [n_blocks] for the groups of copies."""
+"""A number for each block of a segment, by name: fp32 [n_blocks], or uint32 [n_blocks] for the groups of copies."""
 NO_ARRAYS: Arrays = {}
 
-LossScore = Literal["recorded", "detrended", "rescored", "shuffled"]
+LossScore = Literal["recorded", "detrended", "rescored", "shuffled", "improvement"]
 LOSS_SCORES: tuple[str, ...] = get_args(LossScore)
 FROM_ARRAYS = ("file", "excess")
 COPIES = "copies"
@@ -61,9 +61,14 @@ def used_arrays(phases: Iterable[Phase]) -> list[str]:
     return sorted(name for name in names if name is not None)
 
 
-def check_arrays(plan: Plan, arrays: Arrays) -> None:
+def by_segment(plan: Plan, arrays: Arrays | Sequence[Arrays]) -> Sequence[Arrays]:
+    """Return the arrays of each segment of a plan, given these or those that all segments have."""
+    return [arrays] * len(plan.segments) if isinstance(arrays, Mapping) else arrays
+
+
+def check_arrays(plan: Plan, arrays: Sequence[Arrays]) -> None:
     """Check that there is a legal array for all that phases use, with a number for each block of their segment;
-    ValueError names phase, array and the first block that is wrong."""
+    ValueError names phase, array and the first block that is wrong. arrays: those of each segment."""
     for planned in plan.phases:
         index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
         try:
@@ -73,7 +78,7 @@ def check_arrays(plan: Plan, arrays: Arrays) -> None:
                 (planned.phase.grouped_by, _check_groups),
             ):
                 if name is not None:
-                    check(name, _array(arrays, name, n_blocks))
+                    check(name, _array(arrays[planned.segment], name, n_blocks))
         except ValueError as error:
             raise ValueError(f"phase {index}: {error}") from None
 

@@ -38,12 +38,18 @@ def choose_backend(
     context_ranks: int,
     is_compiled: bool,
     head_dim: int,
+    has_dropout: bool = False,
 ) -> AttentionBackend:
     """Choose what computes attention from --attention-backend; ValueError where that one cannot run.
 
     "auto" takes flex on a GPU wherever sdpa would need a dense mask. On a context-parallel rank without documents,
-    sdpa's fused kernels know the mask, except under torch.compile.
+    sdpa's fused kernels know the mask, except under torch.compile. Dropout of attention goes with sdpa alone, which
+    it takes the place of in training (dropping_product).
     """
+    if backend == "flex" and has_dropout:
+        raise ValueError("--attention-backend flex: goes without --attention-dropout; choose from auto, sdpa")
+    if has_dropout:
+        return "sdpa"
     if backend == "flex":
         if not on_gpu:
             raise ValueError("--attention-backend flex: has no backward pass on a CPU; choose from auto, sdpa")
@@ -95,9 +101,19 @@ def describe(
     has_window: bool,
     is_compiled: bool,
     itemsize: int,
+    dropout_heads: int = 0,
 ) -> str:
-    """Describe in one line which kernel computes attention, and what its mask takes."""
+    """Describe in one line which kernel computes attention, and what its mask takes. dropout_heads: number of heads of
+    this rank whose attention has dropout."""
     size = mask_bytes(backend, rows, seq_length, context_ranks, has_documents, has_window, itemsize)
+    if dropout_heads:
+        scores = scores_bytes(rows * dropout_heads * seq_length**2 // context_ranks, itemsize)
+        mask = f", and a dense mask of {size:,} bytes a micro-batch" if size else ""
+        return (
+            f"attention: with dropout, by matrix products that keep {scores:,} bytes of scores for each layer and "
+            f"micro-batch (--recompute-granularity keeps those of one layer){mask}; in evaluations, "
+            "scaled_dot_product_attention"
+        )
     if backend == "flex":
         return f"attention: flex_attention, with a block mask of {size:,} bytes a micro-batch and no dense mask"
     kernel = "attention: scaled_dot_product_attention"
@@ -210,6 +226,32 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool) -> 
         enable_gqa=q.shape[2] > k.shape[2],
     )
     return mixed.transpose(1, 2)
+
+
+def scores_bytes(scores: int, itemsize: int) -> int:
+    """Return the bytes that dropping_product keeps of that many scores: the softmax in fp32, what is dropped of it, and
+    the weights after that."""
+    return (4 + 1 + itemsize) * scores
+
+
+def dropping_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor, dropped: Tensor, rate: float
+) -> Tensor:
+    """Compute what dot_product does, with dropout after the softmax; shapes as there.
+
+    rows int64 [R]: positions of the queries' tokens, which see earlier ones where there is no `mask`; dropped: bool
+    [B, heads, R, S], a share `rate` of all weights.
+    """
+    shared = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(shared, 2), v.repeat_interleave(shared, 2)))
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is None:
+        scores = scores.masked_fill(rows[:, None] < torch.arange(k.shape[2], device=rows.device), -torch.inf)
+    else:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    mixed = weights.masked_fill(dropped, 0.0) @ v
+    return mixed.transpose(1, 2) * (1 / (1 - rate))
 
 
 def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:

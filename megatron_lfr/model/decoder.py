@@ -19,6 +19,7 @@ from megatron_lfr.kernels.block_cross_entropy import Mode
 from megatron_lfr.kernels.matmul import matmul
 from megatron_lfr.model.attention import AttentionBackend, attention_mask
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig, draw, draw_sample_keys, drop
 from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.layers import RecomputeGranularity, Tokens, TransformerLayer, make_norm
 from megatron_lfr.model.loss import LossConfig
@@ -59,8 +60,8 @@ class Decoder(nn.Module):
     Weights are fp32; activations are `compute_dtype`. `recompute_granularity` drops the activations of whole layers
     ("full") or of attention between its linear layers ("selective") and computes them again in the backward. Layers
     keep their global numbers, so that names do not depend on the layout. seed None leaves the weights undefined, to be
-    loaded. `loss` is what training minimises; it changes nothing where no gradient is computed. Raises ValueError for a
-    configuration that does not fit.
+    loaded. `loss` is what training minimises; it changes nothing where no gradient is computed. `dropout` changes
+    nothing where forward is given no sample_keys. Raises ValueError for a configuration that does not fit.
     """
 
     rope_cos: Tensor | None
@@ -78,6 +79,8 @@ class Decoder(nn.Module):
         recompute_granularity: RecomputeGranularity | None = None,
         kernels: LayerKernels | None = None,
         loss: LossConfig | None = None,
+        dropout: DropoutConfig | None = None,
+        dropout_seed: int = 0,
         attention_backend: AttentionBackend = "sdpa",
         loss_mode: Mode = "auto",
     ) -> None:
@@ -88,7 +91,11 @@ class Decoder(nn.Module):
         assert config.vocab_size is not None
         self.config, self.tp, self.context_group = config, tp, context_group
         self.stage = stage = stage or make_stage(config.num_layers)
-        self.loss_config = loss or LossConfig()
+        self.loss_config, self.dropout, self.dropout_seed = (
+            loss or LossConfig(),
+            dropout or DropoutConfig(),
+            dropout_seed,
+        )
         self.vocab_size, self.compute_dtype, self.loss_mode = config.vocab_size, compute_dtype, loss_mode
         self.attention_backend = attention_backend
         shape = (config.vocab_size, config.hidden_size)
@@ -103,7 +110,7 @@ class Decoder(nn.Module):
             self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size, tp)
         self.layers = nn.ModuleDict(
             {
-                str(number): TransformerLayer(config, tp, context_group, recompute_granularity, kernels)
+                str(number): TransformerLayer(config, tp, context_group, recompute_granularity, kernels, self.dropout)
                 for number in range(stage.first_layer, stage.end_layer)
             }
         )
@@ -170,16 +177,19 @@ class Decoder(nn.Module):
         token_weight: Tensor,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
+        sample_keys: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Run a micro-batch of B sequences of S tokens; returns the fields of its Loss, or what the next stage takes.
 
         x: tokens int64 [B, S] on the first stage, else what the stage before returned, [N, H] in `compute_dtype`.
         labels int64 and token_weight fp32 [B, S], see block_cross_entropy; position_ids int64 [B, S], by default
         0, 1, ...; document_ids int64 [B, S]: a token attends to the earlier tokens of its own document only, by default
-        to all earlier tokens of its row. All stages and context-parallel ranks are given whole sequences.
+        to all earlier tokens of its row; sample_keys int64 [B]: what dropout's masks follow from, see
+        draw_sample_keys, by default nothing is dropped. All stages and context-parallel ranks are given whole
+        sequences.
         """
         rows = self._positions(labels)
-        hidden = self._run_layers(x, rows, position_ids, document_ids)
+        hidden = self._run_layers(x, rows, position_ids, document_ids, sample_keys)
         if not self.stage.is_last:
             return hidden
         labels, token_weight = (take_local(tensor, self.context_group) for tensor in (labels, token_weight))
@@ -211,16 +221,32 @@ class Decoder(nn.Module):
             likeliest.append(logits.argmax(-1))
         return torch.cat(logprobs), torch.cat(likeliest)
 
-    def _run_layers(self, x: Tensor, rows: Tensor, position_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    def draw_sample_keys(self, step: int, rows: slice, device: torch.device) -> Tensor | None:
+        """Return what forward takes as sample_keys for `rows` of a step's global batch; None where training drops
+        nothing."""
+        return draw_sample_keys(self.dropout_seed, step, rows, device) if self.dropout.drops else None
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        position_ids: Tensor | None,
+        document_ids: Tensor | None,
+        sample_keys: Tensor | None = None,
+    ) -> Tensor:
         length = len(rows) * group_size(self.context_group)
         positions = rows.unsqueeze(0) if position_ids is None else position_ids[:, rows]
         window = self.config.window(length)
         mask = attention_mask(self.attention_backend, rows, length, document_ids, window, self.compute_dtype)
+        tokens = Tokens(rows, self._rope(positions, length), mask)
         if self.stage.is_first:
             x = self._embed(take_local(x, self.context_group), positions)
-        tokens = Tokens(len(rows), self._rope(positions, length), mask)
-        for layer in self.layers.values():
-            x = layer(x, tokens)
+            if sample_keys is not None and self.dropout.hidden_dropout:
+                keys = tokens.token_keys(draw(sample_keys, 0))
+                x = drop(x, self.tp.take_local(keys), self.dropout.hidden_dropout)
+        for number, layer in self.layers.items():
+            # Keys are tensors: a compiled layer must not depend on its number.
+            x = layer(x, tokens if sample_keys is None else tokens._replace(keys=draw(sample_keys, int(number) + 1)))
         return x if self.final_norm is None else self.final_norm(x)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:

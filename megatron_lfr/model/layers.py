@@ -17,8 +17,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from megatron_lfr.model.attention import Mask, block_sparse, dot_product
+from megatron_lfr.model.attention import Mask, block_sparse, dot_product, dropping_product
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig, Site, draw, draw_dropped, drop
 from megatron_lfr.model.fused import LayerKernels
 from megatron_lfr.model.norm import Norm, RMSNormAcrossHeads
 from megatron_lfr.parallel.collectives import group_size
@@ -31,11 +32,22 @@ RecomputeGranularity = Literal["full", "selective"]
 class Tokens(NamedTuple):
     """What layers know of the tokens of a micro-batch beside their hidden states."""
 
-    length: int
-    """Number of tokens S of each sequence on this rank."""
+    rows: Tensor
+    """Positions in their sequences of the S tokens of each sequence on this rank: int64 [S]."""
     rope: tuple[Tensor, Tensor] | None
     """Cosines and signed sines of their positions, each [B or 1, S, 1, 1, head_dim]; None without rotary positions."""
     mask: Mask
+    keys: Tensor | None = None
+    """Keys of the dropout in this layer, one for each sequence: int64 [B]; None where nothing is dropped."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens S of each sequence on this rank."""
+        return len(self.rows)
+
+    def token_keys(self, keys: Tensor) -> Tensor:
+        """Return the keys of all tokens [B · S] that follow from those of their sequences [B]."""
+        return draw(keys[:, None], self.rows).flatten()
 
 
 def make_norm(config: ModelConfig, size: int, kernels: LayerKernels, tp: TensorParallel | None = None) -> Norm:
@@ -59,6 +71,7 @@ class Attention(nn.Module):
         context_group: ProcessGroup | None,
         recompute: bool,
         kernels: LayerKernels,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -74,7 +87,8 @@ class Attention(nn.Module):
             self.query_norm = make_norm(config, config.head_dim, kernels, tp)
             self.key_norm = make_norm(config, config.head_dim, kernels, tp)
         self.output = RowParallelLinear(queries, config.hidden_size, tp, config.has_attention_output_bias)
-        self.tp, self.context_group, self.recompute = tp, context_group, recompute
+        self.tp, self.context_group, self.recompute, self.dropout = tp, context_group, recompute, dropout
+        self.tp_rank = tp.rank
         self.split_and_rotate = kernels.split_and_rotate
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
@@ -92,7 +106,11 @@ class Attention(nn.Module):
         q = q.flatten(2, 3)
         if self.context_group is not None and group_size(self.context_group) > 1:
             k, v = gather_sequence(torch.stack((k, v), 2), self.context_group).unbind(2)
-        if isinstance(mask, BlockMask):
+        if tokens.keys is not None and self.dropout:
+            assert not isinstance(mask, BlockMask)
+            dropped = self._draw_dropped(tokens.keys, tokens.rows, q.shape[2], k.shape[1])
+            mixed = dropping_product(q, k, v, mask, tokens.rows, dropped, self.dropout)
+        elif isinstance(mask, BlockMask):
             mixed = block_sparse(q, k, v, mask)
         elif group_size(self.context_group) == 1:
             mixed = dot_product(q, k, v, mask, is_causal=mask is None)
@@ -109,6 +127,12 @@ class Attention(nn.Module):
         if tokens.rope is None:
             return qkv[..., : self.heads, :], qkv[..., self.heads, :], qkv[..., self.heads + 1, :]
         return self.split_and_rotate(qkv, *tokens.rope, self.heads)
+
+    def _draw_dropped(self, keys: Tensor, rows: Tensor, heads: int, length: int) -> Tensor:
+        """Draw which weights of this rank's `heads` heads are dropped: bool [B, heads, R, S]."""
+        numbers = torch.arange(heads, device=rows.device) + self.tp_rank * heads
+        of_heads = draw(draw(keys, Site.ATTENTION)[:, None], numbers)
+        return draw_dropped(draw(of_heads[..., None], rows), length, self.dropout)
 
     def _attend_by_chunk(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Let each of this rank's two chunks of tokens attend to the whole sequence up to the chunk's end."""
@@ -162,13 +186,17 @@ class TransformerLayer(nn.Module):
         context_group: ProcessGroup | None,
         recompute: RecomputeGranularity | None,
         kernels: LayerKernels,
+        dropout: DropoutConfig,
     ) -> None:
         super().__init__()
         self.attention_norm = make_norm(config, config.hidden_size, kernels)
-        self.attention = Attention(config, tp, context_group, recompute == "selective", kernels)
+        self.attention = Attention(
+            config, tp, context_group, recompute == "selective", kernels, dropout.attention_dropout
+        )
         self.feed_forward_norm = make_norm(config, config.hidden_size, kernels)
         self.feed_forward = FeedForward(config, tp, kernels)
         self.recompute, self.norm_after_sublayers = recompute == "full", config.norm_after_sublayers
+        self.tp, self.dropout = tp, dropout.hidden_dropout
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -177,11 +205,14 @@ class TransformerLayer(nn.Module):
         return self._compute(x, tokens)
 
     def _compute(self, x: Tensor, tokens: Tokens) -> Tensor:
-        y: Tensor
         if self.norm_after_sublayers:
-            x = x + self.attention_norm(self.attention(x, tokens))
-            y = x + self.feed_forward_norm(self.feed_forward(x))
-        else:
-            x = x + self.attention(self.attention_norm(x), tokens)
-            y = x + self.feed_forward(self.feed_forward_norm(x))
-        return y
+            x = x + self._drop(self.attention_norm(self.attention(x, tokens)), tokens, Site.ATTENTION_OUTPUT)
+            return x + self._drop(self.feed_forward_norm(self.feed_forward(x)), tokens, Site.FEED_FORWARD)
+        x = x + self._drop(self.attention(self.attention_norm(x), tokens), tokens, Site.ATTENTION_OUTPUT)
+        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)), tokens, Site.FEED_FORWARD)
+
+    def _drop(self, y: Tensor, tokens: Tokens, site: Site) -> Tensor:
+        if tokens.keys is None or not self.dropout:
+            return y
+        keys = tokens.token_keys(draw(tokens.keys, site))
+        return drop(y, self.tp.take_local(keys), self.dropout)

@@ -46,7 +46,7 @@ def cost_section(view: RunView) -> Html:
 def _storage(view: RunView) -> Html:
     samples = int(view.visits.sum())
     rescored = sum(phase.planned.phase.is_rescored for phase in view.phases)
-    scores = 10 * view.run.plan.n_blocks
+    scores = view.run.ledger_bytes
     words = f"Journal: {si(4 * samples)}B on disk, four bytes for each visit. Scores in memory: {si(scores)}B."
     if rescored:
         tokens = rescored * view.run.plan.n_blocks * view.seq_length

@@ -58,11 +58,13 @@ def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
     scored = int(sizes.sum() - unseen.sum())
     whose = "all blocks" if sizes.sum() == view.corpus.starts[-1] else "the blocks in its scope"
     how = {"threshold": "a threshold", "clusters": f"complete clusters, of {planned.clusters}"}[planned.selection]
-    score = planned.score if planned.scored_by else f"{planned.score} loss"
+    twice = planned.needs_two_visits
+    score = planned.score if planned.scored_by else "improvement of the loss" if twice else f"{planned.score} loss"
+    without = "seen less than twice" if twice else "unseen"
     ends = f", {percent(hardest.sum() / max(1, scored), 1)} of them as the hardest" if hardest.any() else ""
     note = (
         f"Dropped {percent(focus.dropped.size / max(1, scored), 1)} of the scored blocks{ends}, by {how} on the "
-        f"{score}; unseen: {percent(unseen.sum() / sizes.sum(), 1)} of {whose}.{_weighting(phase)}"
+        f"{score}; {without}: {percent(unseen.sum() / sizes.sum(), 1)} of {whose}.{_weighting(phase)}"
     )
     plot = stacked_bars(bars, _PARTS, f"What phase {phase.name} kept and dropped, by domain")
     return figure(f"Phase {phase.name}", plot, note, _numbers(view, phase, focus))

@@ -20,7 +20,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.corpus.block_values import open_values, parse_names
+from megatron_lfr.data.corpus.block_values import BlockValues, numbers
 from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.identity import read_arrays, read_plan
 from megatron_lfr.lfr.journal import JournalReader, dump_identity, parse_identity
 from megatron_lfr.run_folder.lineage import Parent, parse_parent
 from megatron_lfr.run_folder.replacing import current_bytes, finish_replacing, replace_together
+from megatron_lfr.run_folder.score_files import ScoreFiles
 from megatron_lfr.run_folder.settings import (
     Changes,
     History,
@@ -167,24 +168,23 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
 
-    def arrays(self) -> dict[str, npt.NDArray[np.number]]:
-        """Map the arrays of --lfr-scores that the run's phases use. ValueError or OSError where a file is missing, or
-        is not the one that the run was begun with."""
+    def arrays(self, segments: int | None = None) -> list[dict[str, npt.NDArray[np.number]]]:
+        """Map the arrays of --lfr-scores that the phases of each segment use; errors as for `score_files`."""
+        return numbers(self.score_files(segments))
+
+    def score_files(self, segments: int | None = None, given: Sequence[str] = ()) -> list[dict[str, BlockValues]]:
+        """Map the files of --lfr-scores that the phases of each of the first `segments` segments use, by default of
+        all: of the files that a name has had, and those `given` now, the one that the segment was begun with.
+        ValueError or OSError where it is missing, or has changed."""
         identity = self.identity()
         try:
-            digests = read_arrays(identity)
+            digests = read_arrays(identity)[:segments]
         except ValueError as error:
             raise ValueError(f"{self.journal.folder}/meta.json: {error}") from None
-        files = parse_names(self.settings().get("lfr_scores") or [], "--lfr-scores") if digests else {}
-        arrays = {}
-        for name, digest in digests.items():
-            if name not in files:
-                raise ValueError(f"{self.config_file}: lfr_scores: names no file for {name}, which the run uses")
-            values = open_values(name, files[name], f"{self.path}: --lfr-scores")
-            if values.sha256 != digest:
-                raise ValueError(f"{self.path}: --lfr-scores {name}={files[name]}: has changed since the run began")
-            arrays[name] = values.values
-        return arrays
+        if not any(digests):
+            return [{} for _ in digests]
+        known = ScoreFiles(self.path, [*self.history.score_words(), *(self.settings().get("lfr_scores") or []), *given])
+        return [{name: known.find(name, digest) for name, digest in named.items()} for named in digests]
 
     def events(self, length: int | None = None) -> list[dict[str, Any]]:
         """Read the complete lines of metrics.jsonl, or of its first `length` bytes; none where there is no such file.

@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from megatron_lfr.data.config import DataConfig, parse_blend
+from megatron_lfr.data.config import DataConfig, parse_blend, vocabulary_and_merges
 from megatron_lfr.fileio import exists
 
 _OF_THE_COMMAND = ("save", "load", "print_config", "override_opt_param_scheduler")
 """Settings that concern a command only, not the run."""
 
 OF_SEGMENT = (
-    *("data_path", "data_args_path", "lfr_schedule", "lfr_focus_scope", "replay", "global_batch_size"),
-    *("train_iters", "train_samples", "train_epochs"),
+    *("data_path", "data_args_path", "lfr_schedule", "lfr_scores", "lfr_focus_scope", "replay"),
+    *("global_batch_size", "train_iters", "train_samples", "train_epochs"),
 )
 """Settings that describe the last segment of a run's plan."""
 
@@ -52,16 +52,29 @@ class History:
     def at(self, step: int) -> dict[str, Any]:
         """Return the settings with which the step after `step` was first trained; none where the history is empty."""
         settings: dict[str, Any] = {}
-        for entry in self.entries:
-            if entry["step"] <= step:
-                settings.update(entry.get("settings", {}))
-                settings.update({name: after for name, (_, after) in entry.get("changed", {}).items()})
+        for entry in self.until(step).entries:
+            settings.update(entry.get("settings", {}))
+            settings.update({name: after for name, (_, after) in entry.get("changed", {}).items()})
         return settings
 
     def segments_at(self, step: int) -> int:
         """Return how many segments the run's plan had when the step after `step` was first trained."""
-        known = [entry.get("segments", 1) for entry in self.entries if entry["step"] <= step]
+        known = [entry.get("segments", 1) for entry in self.until(step).entries]
         return int(known[-1]) if known else 1
+
+    def score_words(self) -> list[str]:
+        """Return all words of --lfr-scores that were given, the newest last, with the paths of their files resolved."""
+        words: list[str] = []
+        given: Any = []
+        for entry in self.entries:
+            given = entry.get("settings", {}).get("lfr_scores", given)
+            given = entry.get("changed", {}).get("lfr_scores", (None, given))[1]
+            words += _located_scores(given, Path(entry["folder"]))
+        return words
+
+    def until(self, step: int) -> History:
+        """Return the entries that were made up to `step`."""
+        return History([entry for entry in self.entries if entry["step"] <= step])
 
     def of_segments(self, segments: int) -> History:
         """Return the entries from before the run's plan had more than `segments` segments."""
@@ -72,7 +85,7 @@ class History:
         later steps, which will be trained again, are dropped. defaults: values of the settings that an earlier version
         did not have. segments: the number of segments of the plan."""
         of_plan = {"segments": segments} if segments > 1 else {}
-        kept = [entry for entry in self.entries if entry["step"] <= step] if step else []
+        kept = self.until(step).entries if step else []
         if not kept:
             return History([{"step": step, "folder": str(folder), "settings": dict(settings), **of_plan}])
         changed = differences({**defaults, **self.at(step)}, settings)
@@ -96,10 +109,10 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
     settings = dict(settings)
     for name in ("data_args_path", "tokenizer_model", "lfr_schedule"):
         if isinstance(settings.get(name), str) and settings[name] != "bytes":
-            settings[name] = _locate(settings[name], start, ("",), keep=name == "lfr_schedule")
-    if isinstance(scores := settings.get("lfr_scores"), list):
-        named = (str(word).partition("=") for word in scores)
-        settings["lfr_scores"] = [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
+            files = (name == "tokenizer_model" and vocabulary_and_merges(settings[name])) or (settings[name],)
+            settings[name] = ",".join(_locate(file, start, ("",), keep=name == "lfr_schedule") for file in files)
+    if isinstance(settings.get("lfr_scores"), list):
+        settings["lfr_scores"] = _located_scores(settings["lfr_scores"], start)
     if settings.get("lora_rank") is not None and isinstance(settings.get("load"), str):  # the base, needed ever after
         settings["load"] = _locate(settings["load"], start, ("",))
     words = settings.get("data_path") or []
@@ -114,6 +127,11 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
     if weights is not None:
         settings["data_path"] = [word for pair in zip(map(repr, weights), prefixes, strict=True) for word in pair]
     return settings
+
+
+def _located_scores(words: Any, start: Path) -> list[str]:
+    named = (str(word).partition("=") for word in (words if isinstance(words, list) else []))
+    return [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
 
 
 def parse_yaml(text: bytes | str) -> Any:

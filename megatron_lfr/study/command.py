@@ -6,16 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from megatron_lfr.output import print_table
-from megatron_lfr.study.definition import read_study
+from megatron_lfr.study.definition import Study, read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.page import write_report
+from megatron_lfr.study.pilot import PilotConfig, advice, prepare
 from megatron_lfr.study.results import load_results
 from megatron_lfr.study.runner import choose, find_forks, read_result, run_study
+from megatron_lfr.study.schedule import Ended
 from megatron_lfr.study.statistics import require_scipy
 from megatron_lfr.study.summary import summarize
 
@@ -53,9 +55,11 @@ class StudyConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr study`. Returns 0 where all runs are done, 1 where one has failed."""
+    require_scipy()
+    if "--pilot" in argv:
+        return _pilot([word for word in argv if word != "--pilot"])
     config = tyro.cli(StudyConfig, args=list(argv), prog="megatron-lfr study")
     config.validate()
-    require_scipy()
     study = read_study(config.study)
     output = config.output or Path(config.study.stem)
     layout = lay_out_study(study, output)
@@ -65,7 +69,25 @@ def main(argv: Sequence[str]) -> int:
         _print_plan(layout, output, runs, len(environments))
         return 0
     ended = [] if config.report_only else run_study(study, layout, output, runs, environments)
-    failed = [end for end in ended if end.code]
+    return _report(study, layout, output, ended)[0]
+
+
+def _pilot(argv: Sequence[str]) -> int:
+    """Ask what choosing data is worth on a corpus; returns as `main`."""
+    config = tyro.cli(PilotConfig, args=list(argv), prog="megatron-lfr study --pilot")
+    study = read_study(prepare(config))
+    layout = lay_out_study(study, config.output)
+    environments = [{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
+    ended = run_study(study, layout, config.output, choose(layout, []), environments)
+    code, summary = _report(study, layout, config.output, ended)
+    if summary is not None and not code:
+        print(f"to do: {advice(summary)}")
+    return code
+
+
+def _report(study: Study, layout: Layout, output: Path, ended: Sequence[Ended]) -> tuple[int, dict[str, Any] | None]:
+    """Write the page, print what it says and what was not done. Returns the exit code, and the figures if there are."""
+    failed, summary = [end for end in ended if end.code], None
     results = load_results(study, layout, output)
     if not results.runs:
         print(f"{output}: no run is done yet")
@@ -76,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
             print(cell["verdict"]["sentence"])
     for end in failed:
         print(f"not done: {end.task.name} ({end.task.log})")
-    return 1 if failed else 0
+    return (1 if failed else 0), summary
 
 
 def _environments(config: StudyConfig) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -62,8 +63,9 @@ def _collect(job: dict[str, Any]) -> dict[str, Any]:
     if job["kind"] == "beginning":
         return {}
     if job["kind"] == "clean":
-        from megatron_lfr.study.clean import clean
+        from megatron_lfr.commonness.clean import clean
 
+        shutil.rmtree(job["output"], ignore_errors=True)  # of an attempt that was killed before it was noted as done
         return clean(Path(job["commonness"]), job["data_path"], job["split"], Path(job["output"]), job["rules"])
     return collect(job) if job["kind"] == "run" else collect_step(job)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lfr.commonness.clean import cleaned_prefixes
 from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.lfr import Plan
 from megatron_lfr.study.budget import FORWARD, Compute, fit_budget, plan_run, rescored_blocks
-from megatron_lfr.study.clean import cleaned_prefixes
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
 from megatron_lfr.study.fields import Fields
 from megatron_lfr.study.inputs import Inputs

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_lfr.commonness.clean import KEPT
 from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.study.beginnings import Beginning, Forks, choose_forks, find_beginnings
-from megatron_lfr.study.clean import KEPT
 from megatron_lfr.study.definition import Study
 from megatron_lfr.study.layout import Layout, PlannedRun, PlannedStep
 from megatron_lfr.study.schedule import STOPPED, Ended, Task, ending_on_sigterm, run_tasks

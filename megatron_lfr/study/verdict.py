@@ -38,8 +38,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
+    """What the figures say of a cell. arm: the one that pays."""
+
     kind: Kind
     sentence: str
+    arm: str | None = None
 
 
 def decide(cell: str, reference: str, evidence: Sequence[Evidence], smallest: float) -> Verdict:
@@ -61,6 +64,7 @@ def decide(cell: str, reference: str, evidence: Sequence[Evidence], smallest: fl
             "pays",
             f"{cell}: {best.arm} pays: its held-out loss is {-best.by_seeds.mean:.3f} nats below that of {reference} at"
             f" equal compute ({_interval(best.by_seeds)} over {best.by_seeds.n} seeds; {kind}).",
+            best.arm,
         )
     if evidence and all(one.excludes_gain(smallest) for one in evidence):
         lowest = min(one.by_seeds.low for one in evidence if one.by_seeds.low is not None)

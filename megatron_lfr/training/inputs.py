@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,8 @@ class Inputs:
     learning_rate: LearningRate
     main_path: MainPath | None
     """Where versions branch off, for a run of --branch-share."""
-    arrays: dict[str, BlockValues]
-    """The files of --lfr-scores that phases use, by name."""
+    arrays: list[Mapping[str, BlockValues]]
+    """For each segment, the files of --lfr-scores that its phases use, by name."""
     facts: dict[str, Any]
     """The identity of the run, as from `run_identity`."""
 
@@ -74,7 +75,8 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     learning_rate = make_learning_rate(config.optimizer, plan)
     config, main_path = _lay_out_main_path(config, plan, learning_rate)
     config.checkpoint.check_retained(plan.total_steps)
-    arrays = make_arrays(config, corpus.digests, plan)
+    begun = [] if stored is None else folder.score_files(len(plan.segments) - 1, config.lfr.lfr_scores)
+    arrays = make_arrays(config, corpus.digests, plan, begun)
     facts = run_identity(config, model, tokenizer, corpus, plan, arrays)
     return Inputs(config, tokenizer, model, corpus, plan, learning_rate, main_path, arrays, facts)
 

@@ -11,7 +11,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.identity import check_old_corpora, recorded_settings
 from megatron_lfr.lfr import Plan
 from megatron_lfr.parallel.launchers import adopt_launcher
-from megatron_lfr.planning import describe_rate_change
+from megatron_lfr.planning import describe_rate_ahead, describe_rate_change
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.start import Start
 
@@ -64,7 +64,8 @@ def describe_lengthening(config: RunConfig, stored: Plan | None, plan: Plan, ste
         text += f" of {plan.global_batch_size} blocks each"
     problem = describe_rate_change(config.optimizer, stored, plan, step)
     if problem is None:
-        return f"{text}; the learning rate of the steps before is the same"
+        ahead = describe_rate_ahead(config.optimizer, stored, plan)
+        return f"{text}; {ahead or 'the learning rate of the steps before is the same'}"
     if not config.optimizer.override_opt_param_scheduler:
         raise ValueError(
             f"{text}, but {problem}. What is trained cannot be trained otherwise: leave the length as it is, or take "

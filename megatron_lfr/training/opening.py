@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_lfr.config import RunConfig
@@ -26,7 +26,7 @@ def announce(
     parallel: ParallelState,
     start: Start,
     trainer: Trainer,
-    arrays: Mapping[str, BlockValues],
+    arrays: Sequence[Mapping[str, BlockValues]],
 ) -> None:
     """Put the settings of a run that is about to train in force, and print what a user should know about it."""
     put_in_force(config, folder, start, trainer.end_step, len(trainer.plan.segments))
@@ -72,11 +72,12 @@ def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: i
     folder.write_settings(settings, start.step, defaults, segments)
 
 
-def notes_on_scores(config: RunConfig, arrays: Mapping[str, BlockValues]) -> list[str]:
-    """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those in use."""
-    unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - arrays.keys()
+def notes_on_scores(config: RunConfig, arrays: Sequence[Mapping[str, BlockValues]]) -> list[str]:
+    """Describe what a user should know about the files of --lfr-scores, of which `arrays` are those that each segment
+    uses."""
+    unused = parse_names(config.lfr.lfr_scores, "--lfr-scores").keys() - set().union(*arrays)
     notes = [f"--lfr-scores {name}: no phase of the schedule uses it" for name in sorted(unused)]
-    for name, values in arrays.items():
+    for name, values in arrays[-1].items():
         if values.description is None:
             notes.append(
                 f"--lfr-scores {name}={values.path}: no {describing(values.path).name} says of which corpus; that its "
@@ -105,6 +106,7 @@ def describe_adapters(config: RunConfig, model: ModelConfig) -> str:
 
 def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
     """Describe the attention of a run in one line."""
+    heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     return describe(
         config.attention_backend(parallel.device.type == "cuda"),
         rows=config.training.micro_batch_size,
@@ -114,4 +116,5 @@ def describe_attention(config: RunConfig, parallel: ParallelState) -> str:
         has_window=config.model.window(config.data.seq_length) is not None,
         is_compiled=config.training.compile,
         itemsize=2 if config.training.bf16 else 4,
+        dropout_heads=heads if config.dropout.attention_dropout else 0,
     )

@@ -128,6 +128,10 @@ def main(argv: Sequence[str]) -> int:
     name = "a branch" if config.version is None else f"version {config.version}, a branch"
     print(f"{config.save}: {name} of {config.parent} from step {step} of {branch.total_steps} on")
     print(f"  weights and optimizer: {branch.tensor_bytes / 1e9:.2f} GB, {tensors}")
-    started_in = f" (given in {branch.started_in})" if branch.started_in not in (None, Path.cwd()) else ""
-    print(f"  to go on: megatron-lfr train --config {config.save}/config.yaml --save {config.save}{started_in}")
+    if branch.rates is not None:
+        print(f"  learning rate: {branch.rates[0]:g} at its first step, {branch.rates[1]:g} at its last")
+    save, there = config.save, ""
+    if branch.started_in not in (None, Path.cwd()):  # where its relative paths lead from
+        save, there = save.absolute(), f"cd {branch.started_in} && "
+    print(f"  to go on: {there}megatron-lfr train --config {save}/config.yaml --save {save}")
     return 0

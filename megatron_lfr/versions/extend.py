@@ -14,12 +14,13 @@ from typing import Any
 from megatron_lfr.build import make_arrays, make_corpus, make_model_config, make_tokenizer
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
+from megatron_lfr.data.corpus.block_values import digests_of
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.identity import check_facts, check_old_corpora, recorded_settings
 from megatron_lfr.lfr import FocusScope, Plan
 from megatron_lfr.lfr.identity import describe_segments
-from megatron_lfr.planning import describe_rate_change, make_blend, make_plan
+from megatron_lfr.planning import describe_rate_ahead, describe_rate_change, make_blend, make_plan
 from megatron_lfr.run_folder import RunFolder
 
 
@@ -28,13 +29,15 @@ class Extension:
     """What the command asked for; None each: as in the segment before.
 
     steps, samples: the length of the new segment; none for a schedule whose phases have a length of their own.
-    data_path: words as of --data-path, the run's prefixes first.
+    data_path: words as of --data-path, the run's prefixes first. lfr_scores: NAME=FILE.npy for names whose files are
+    others from here on.
     """
 
     steps: int | None = None
     samples: int | None = None
     data_path: tuple[str, ...] = ()
     lfr_schedule: str | None = None
+    lfr_scores: tuple[str, ...] = ()
     lfr_focus_scope: FocusScope | None = None
     replay: float = 0.0
     global_batch_size: int | None = None
@@ -69,9 +72,9 @@ def extend_run(path: Path, extension: Extension) -> Extended:
         _check_documents(config, corpus)
         blend = make_blend(config, corpus)
         plan = make_plan(config, corpus.train.num_blocks, 1, blend, before, corpus.train.domains)
-        digests = {name: values.sha256 for name, values in make_arrays(config, corpus.digests, plan).items()}
-        notes = [*_score_notes(plan), *_rate_notes(config, extension, before, plan, step)]
-        facts = {**stored, "corpus": corpus.digests(), "segments": describe_segments(plan, digests)}
+        arrays = make_arrays(config, corpus.digests, plan, folder.score_files(given=extension.lfr_scores))
+        notes = [*_begun_notes(before, step), *_score_notes(plan), *_rate_notes(config, extension, before, plan, step)]
+        facts = {**stored, "corpus": corpus.digests(), "segments": describe_segments(plan, digests_of(arrays))}
         settings = recorded_settings(config)
         history = folder.history.continued(
             settings, step, Path.cwd(), RunConfig().to_flat(), segments=len(plan.segments)
@@ -110,6 +113,9 @@ def _new_config(folder: RunFolder, extension: Extension, before: Plan) -> RunCon
     }
     if extension.data_path:
         settings |= {"data_path": list(extension.data_path), "data_args_path": None}
+    if extension.lfr_scores:
+        before_it = [word for word in settings.get("lfr_scores") or [] if word not in extension.lfr_scores]
+        settings["lfr_scores"] = [*before_it, *extension.lfr_scores]  # the last file of a name counts
     for name in ("lfr_schedule", "lfr_focus_scope"):
         if (given := getattr(extension, name)) is not None:
             settings[name] = given
@@ -138,6 +144,18 @@ def _check_documents(config: RunConfig, corpus: BlockDataset) -> None:
         raise ValueError("--data-path: the new documents begin with a start-of-document token, but the run's do not")
 
 
+def _begun_notes(before: Plan, step: int) -> list[str]:
+    """Say where the last segment comes from an extension, too, of which nothing is trained: a second call by mistake
+    makes a run longer than it was meant to be."""
+    last = before.segments[-1]
+    if len(before.segments) == 1 or last.phases[0].first_step < step:
+        return []
+    first = last.phases[0].first_step + 1
+    return [
+        f"segment {len(before.segments)}, steps {first:,} to {last.end_step:,}, is still to come: this one follows it"
+    ]
+
+
 def _score_notes(plan: Plan) -> list[str]:
     """Say where the first Focus of the new segment ranks old blocks by scores that are not of the present model."""
     segment = plan.segments[-1]
@@ -147,7 +165,7 @@ def _score_notes(plan: Plan) -> list[str]:
         corpora = set(range(len(segment.blend.sizes))) if planned.corpora is None else set(planned.corpora)
         if planned.phase.kind == "focus":
             name = f"phase {planned.index} (focus, score: {planned.phase.score})"
-            if not corpora & old or planned.phase.is_rescored:
+            if not corpora & old or planned.phase.score_mode in ("rescored", "file", "shuffled"):
                 return []
             if planned.phase.score == "recorded":
                 return [
@@ -167,7 +185,8 @@ def _score_notes(plan: Plan) -> list[str]:
 def _rate_notes(config: RunConfig, extension: Extension, before: Plan, plan: Plan, step: int) -> list[str]:
     problem = describe_rate_change(config.optimizer, before, plan, step)
     if problem is None:
-        return []
+        ahead = describe_rate_ahead(config.optimizer, before, plan)
+        return [] if ahead is None else [ahead]
     if not extension.override_rate:
         raise ValueError(
             f"--train-iters: {problem}. What is trained cannot be trained otherwise: extend a run whose rate is "

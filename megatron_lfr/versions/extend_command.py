@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -36,6 +37,10 @@ class ExtendConfig:
     """Phases of the new segment: a preset, a YAML file with a list of phases, or such a list itself; by default as in
     the segment before. Shares are those of the segment. A Learn that comes first is about the new blocks, if there are
     any, unless it has another scope; all other phases are about all blocks."""
+    lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
+    """Numbers for all blocks of the new segment, old and new ones, that its phases use, as NAME=FILE.npy, as in
+    `megatron-lfr train`; may be given several times. By default those of the segment before, which fit where no block
+    is new. Segments before keep the files that they were begun with."""
     replay: float = 0.0
     """Share of the samples of the segment's first phase, where that is about new blocks, that come from the older
     blocks, at random."""
@@ -57,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         samples=_length("--train-samples", config.train_samples, config.run),
         data_path=tuple(config.data_path),
         lfr_schedule=config.lfr_schedule,
+        lfr_scores=tuple(config.lfr_scores),
         lfr_focus_scope=config.lfr_focus_scope,
         replay=config.replay,
         global_batch_size=config.global_batch_size,

@@ -7,7 +7,7 @@ shares are of the segment, and what is trained must be what the schedule would h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 from megatron_lfr.build import make_arrays
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
-from megatron_lfr.data.corpus.block_values import parse_names
+from megatron_lfr.data.corpus.block_values import BlockValues, parse_names
 from megatron_lfr.lfr import PRESETS, Plan, Schedule
-from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase, read_arrays
+from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase
 from megatron_lfr.lfr.schedule import with_length
-from megatron_lfr.lfr.scores import Arrays
 from megatron_lfr.planning import make_plan
 from megatron_lfr.run_folder import RunFolder, open_corpus
 from megatron_lfr.run_folder.position import Position
@@ -29,13 +28,12 @@ from megatron_lfr.versions.changes import Changed
 
 @dataclass(frozen=True)
 class Phases:
-    """The plan of a branch, the settings of its last segment that are not its parent's, and the arrays that its phases
-    name, with their digests."""
+    """The plan of a branch, the settings of its last segment that are not its parent's, and for each segment the files
+    of --lfr-scores that its phases use."""
 
     plan: Plan
     settings: dict[str, Any]
-    arrays: Arrays
-    digests: dict[str, str]
+    arrays: Sequence[Mapping[str, BlockValues]]
 
 
 def last_segment(changed: Changed, plan: Plan) -> int:
@@ -44,15 +42,15 @@ def last_segment(changed: Changed, plan: Plan) -> int:
     return plan.at_step(end - 1).segment + 1
 
 
-def change_phases(changed: Changed, folder: RunFolder, plan: Plan, settings: Mapping[str, Any]) -> Phases:
-    """Lay out a branch of the run in `folder`, which has `plan` at the cut and `settings` for the branch's last
-    segment. ValueError names the flag that asks for what cannot be laid out, or for an array that does not fit."""
+def change_phases(changed: Changed, folder: RunFolder, step: int, plan: Plan, settings: Mapping[str, Any]) -> Phases:
+    """Lay out a branch of the run in `folder`, which has `plan` at the cut, `step`, and `settings` for the branch's
+    last segment. ValueError names the flag that asks for what cannot be laid out, or for an array that does not fit."""
     lengths = {"train_iters": changed.train_iters, "train_samples": None, "train_epochs": None}
     if changed.lfr_schedule is None:
-        arrays, digests = folder.arrays(), read_arrays(folder.identity())
         if changed.train_iters is None:
-            return Phases(plan, {}, arrays, digests)
-        return Phases(with_length(plan, changed.train_iters), lengths, arrays, digests)
+            return Phases(plan, {}, folder.score_files(len(plan.segments)))
+        after = with_length(plan, changed.train_iters)
+        return Phases(after, lengths, folder.score_files(len(after.segments)))
     schedule = resolve_schedule(changed.lfr_schedule)
     if changed.train_iters is None and schedule.in_shares:
         lengths = {name: settings.get(name) for name in lengths}
@@ -64,15 +62,14 @@ def change_phases(changed: Changed, folder: RunFolder, plan: Plan, settings: Map
     if changed.lfr_scores:
         given = parse_names(changed.lfr_scores, "--lfr-scores")
         new["lfr_scores"] = [f"{name}={path.absolute()}" for name, path in given.items()]
-    started_in = folder.history.started_in
+    started_in = folder.history.until(step).started_in
     parent = dict(settings) if started_in is None else located(settings, started_in)
     config = parse_settings(parent | new, str(folder.config_file))
     config.lfr.validate()
     after = _lay_out(config, schedule, folder, plan, last_segment(changed, plan))
     corpora = folder.identity()["corpus"][: len(after.segments[-1].blend.sizes)]
-    files = make_arrays(config, lambda: corpora, after)
-    values = {name: file.values for name, file in files.items()}
-    return Phases(after, new, values, {name: file.sha256 for name, file in files.items()})
+    begun = folder.score_files(len(after.segments) - 1)
+    return Phases(after, new, make_arrays(config, lambda: corpora, after, begun))
 
 
 def _from_anywhere(schedule: str) -> str:

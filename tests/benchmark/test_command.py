@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from megatron_lfr.benchmark import sweep
-from megatron_lfr.benchmark.compare import differences, print_comparison, read_result
+from megatron_lfr.benchmark.compare import differences, print_comparison
 from megatron_lfr.benchmark.options import Options, take_options
 from megatron_lfr.benchmark.statistics import ratio, summarize
 from megatron_lfr.benchmark.sweep import parse_sweep, print_sweep, run_sweep
 from megatron_lfr.cli import main
+from megatron_lfr.estimate.results import read_result
 from support.benchmark_cases import FLAGS
 
 
@@ -67,7 +68,7 @@ def test_a_file_that_is_no_result_is_refused(content: str, tmp_path: Path) -> No
     path = tmp_path / "old.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"^--against "):
-        read_result(path)
+        read_result(path, "--against")
 
 
 def test_comparison(capsys: pytest.CaptureFixture[str], rng: np.random.Generator) -> None:
@@ -133,4 +134,4 @@ def read_result_of(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write a result and read it as --against does."""
     path = folder / "result.json"
     path.write_text(json.dumps(document))
-    return read_result(path)
+    return read_result(path, "--against")

@@ -44,6 +44,30 @@ def files(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+def test_a_cleaned_corpus_in_the_same_command(
+    tmp_path: Path, corpus: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of near copies one each: what the arrays say; never over what is there."""
+    cleaned = tmp_path / "cleaned"
+    assert main([*flags(tmp_path, corpus), "--split", "9,1", "--cleaned-output", str(cleaned)]) == 0
+    assert "--split 100,0,0" in capsys.readouterr().out
+    representative = np.load(tmp_path / "out" / "document_representative.npy")
+    first, second = BlockDataset([str(cleaned / Path(prefix).name) for prefix in corpus], 1, "1").datasets
+    before_cleaning = BlockDataset(corpus, 1, "1").datasets
+    kept = [i for i, cluster in enumerate(representative) if cluster == i]
+    expected = [before_cleaning[i >= 54].document(i - 54 * (i >= 54)).tolist() for i in kept]
+    texts = [part.document(i).tolist() for part in (first, second) for i in range(part.num_documents)]
+    assert texts == expected
+    assert len(kept) < len(representative)
+    before = files(cleaned)
+    assert main([*flags(tmp_path, corpus), "--cleaned-output", str(cleaned)]) == 2
+    assert "--cleaned-output" in capsys.readouterr().err
+    assert files(cleaned) == before
+    same = tmp_path / "other" / "corpus_web"
+    assert main([*flags(tmp_path, [*corpus, str(same)]), "--cleaned-output", str(tmp_path / "new")]) == 2
+    assert "need different names" in capsys.readouterr().err
+
+
 def test_arrays_json_and_page(
     tmp_path: Path, corpus: list[str], trusted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import GPT2TokenizerFast
 
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer, recorded_tokenizer
 
@@ -33,6 +34,50 @@ def test_bpe_is_the_librarys(bpe_file: Path, texts: list[str]) -> None:
 def test_a_folder_and_a_file_are_the_same(bpe_file: Path) -> None:
     text = ["the cat"]
     assert load_tokenizer(str(bpe_file.parent)).encode_batch(text) == load_tokenizer(str(bpe_file)).encode_batch(text)
+
+
+GPT2_TEXTS = ["the cat sat on the mat", "  spaces,\n\ttabs; it's 123", "<|endoftext|> the end", "Grüße, 日本語 🙂", ""]
+
+
+def write_gpt2_files(folder: Path, end: bool = True) -> tuple[Path, Path]:
+    """Write a small vocab.json and merges.txt as GPT-2's, with the token that ends documents last."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "t"), ("Ġ", "c"), ("Ġc", "at"), ("Ã", "¼")]
+    tokens = [*alphabet, *(a + b for a, b in merges), *(["<|endoftext|>"] if end else [])]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return folder / "vocab.json", folder / "merges.txt"
+
+
+def test_gpt2s_two_files_give_transformers_ids(tmp_path: Path) -> None:
+    vocabulary, merges = write_gpt2_files(tmp_path)
+    theirs = GPT2TokenizerFast(str(vocabulary), str(merges))
+    ours = load_tokenizer(f"{vocabulary},{merges}")
+    plain = [text for text in GPT2_TEXTS if "<|" not in text]
+    assert ours.encode_batch(plain) == [theirs(text).input_ids for text in plain]
+    assert ours.encode_batch(plain)[0][:2] == [theirs.get_vocab()["the"], theirs.get_vocab()["Ġcat"]]
+    (spelled,) = ours.encode_batch([GPT2_TEXTS[2]])
+    assert spelled == theirs(GPT2_TEXTS[2], split_special_tokens=True).input_ids  # no text ends its document
+    assert (ours.eod, ours.vocab_size, ours.bos(None)) == (theirs.eos_token_id, len(theirs), None)
+    assert [ours.decode(ids) for ids in ours.encode_batch(GPT2_TEXTS)] == GPT2_TEXTS
+
+
+def test_gpt2s_files_belong_to_the_identity_and_must_be_there(tmp_path: Path) -> None:
+    vocabulary, merges = write_gpt2_files(tmp_path)
+    prints = [load_tokenizer(f"{vocabulary},{merges}").fingerprint]
+    merges.write_text(merges.read_text().replace("Ġc at\n", ""))
+    prints.append(load_tokenizer(f"{vocabulary},{merges}").fingerprint)
+    (tmp_path / "other").mkdir()
+    write_gpt2_files(tmp_path / "other", end=False)
+    prints.append(load_tokenizer(f"{tmp_path}/other/vocab.json,{merges}", "!").fingerprint)
+    assert len(set(prints)) == 3
+    with pytest.raises(ValueError, match="no end-of-document token"):
+        _ = load_tokenizer(f"{tmp_path}/other/vocab.json,{merges}").eod
+    with pytest.raises(ValueError, match=rf"^tokenizer {tmp_path}/gone.txt: no such file"):
+        load_tokenizer(f"{vocabulary},{tmp_path}/gone.txt")
+    merges.write_text("#version: 0.2\nxx yy\n")
+    with pytest.raises(ValueError, match=rf"^tokenizer {vocabulary},{merges}: not a tokenizer file: "):
+        load_tokenizer(f"{vocabulary},{merges}")
 
 
 def test_truncation_padding_and_templates_of_the_file_are_not_applied(bpe_file: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from support import deepspeed_cases as cases
 from support import deepspeed_memory
 from support.close_runs import assert_close
 from support.engine_cases import BOUNDS, Errors
+from support.folder_bytes import folder_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +50,17 @@ GROWING = [
 """Steps of 6, 6, 6, 12, 12, 18, 18 and 4 blocks: two to six micro-batches on each of three ranks."""
 EXTENDED = ["--train-iters", "10", "--lfr-schedule", "uniform", "--global-batch-size", "24"]
 """What a run of GROWING is after `extend`: two steps more."""
-CLOSE = {"ZeRO-2": "tied", "TP2 DP2 SP, ZeRO-3, hpZ": "tied", "chain": "tied", "growing": "grown"}
-"""Run → that of one process. ZeRO-2 is one on two ranks; hpZ on four, with selective recomputation, stopped once."""
+CLOSE = {
+    "ZeRO-2": "tied",
+    "TP2 DP2 SP, ZeRO-3, hpZ": "tied",
+    "chain": "tied",
+    "growing": "grown",
+    "branch of ZeRO-2": "tied",
+    "branch of growing": "grown",
+}
+"""Run → that of one process. ZeRO-2 is one on two ranks; hpZ on four, with selective recomputation, stopped once. The
+branch of ZeRO-2 leaves it in a Focus, and goes on natively on one rank; that of growing, which was trained by ZeRO-3 on
+three ranks, is extended, and goes on by ZeRO-2 on two."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         arguments = (ranks, str(folder), runs, killed, prefixes)
         mp.start_processes(cases.main, arguments, nprocs=ranks, start_method="forkserver")
 
+    def branch(run: str, step: int) -> str:
+        before, save = folder_bytes(folder / run), folder / f"branch of {run}"
+        how = ["--at-step", str(step), "--lr-schedule", "inherit", "--save", str(save)]
+        assert main(["branch", "--from", str(folder / run), *how]) == 0
+        assert folder_bytes(folder / run) == before
+        return save.name
+
     def extend(run: str) -> None:
         words = ["--train-iters", "+2", "--lfr-schedule", "uniform", "--global-batch-size", "24"]
         assert main(["extend", "--run", str(folder / run), *words]) == 0
@@ -101,9 +118,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     train_here(grown)
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):  # steps 3 to 6, of which the last two are lost
         start(3, interrupted, killed=killed)
+    branched = branch("growing", 4)
     train_here(case("growing", 1, *GROWING))
-    extend("growing")
-    start(2, case("ZeRO-2", 2, *example("zero2")), extended, chain[1])
+    for run in ("growing", branched):
+        extend(run)
+    zero2 = case("ZeRO-2", 2, "--save-retain-steps", "10", *example("zero2"))
+    start(2, zero2, extended, case(branched, 2, *GROWING, *EXTENDED, *example("zero2")), chain[1])
+    train_here(case(branch("ZeRO-2", 10), 1))
     start(4, of_four_stopped, case(of_four_stopped.name, 4, *of_four), chain[2])
     train_here(chain[3])
     with session():
@@ -138,7 +159,7 @@ def test_memory_is_what_estimate_says(name: str, results: Results) -> None:
 
 @pytest.mark.parametrize("name", CLOSE)
 def test_a_run_equals_one_process(name: str, results: Results) -> None:
-    assert len(matrix.read_steps(results.folder / name)) == (10 if name == "growing" else 25)
+    assert len(matrix.read_steps(results.folder / name)) == (10 if "growing" in name else 25)
     assert_close(results.folder / name, results.folder / CLOSE[name])
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import parity_matrix as matrix
 import pytest
 
+from megatron_lfr.cli import main
 from support.close_runs import assert_close
+from support.folder_bytes import folder_bytes
 
 # Without gpipe and optim_grads, which differ from others of these inside of the engine alone: test_engine.py has them.
 LAYOUTS = {
@@ -21,13 +24,16 @@ LAYOUTS = {
     "DP2 optim_grads_params": "tied, full recomputation",
     "TP4 SP": "untied",
     "PP4": "tied",
-    "TP2 PP2": "tied",
+    "TP2 PP2": "dropout",
     "DP4 hybrid": "untied",
     "TP2 PP2 DP2 SP optim": "tied",
 }
+VARIANTS = matrix.VARIANTS | {"dropout": matrix.FAMILIES["dropout"]}
 # Two micro-batches in a step, not four: layers talk most here, and a call of gloo takes milliseconds.
 TWO_MICRO_BATCHES = ("TP2 SP", "TP4 SP")
-RESUMED = ("1", "PP2 interleaved", "DP4 optim_grads_params")
+RESUMED = ("1", "PP2 interleaved", "DP4 optim_grads_params", "CP2")
+BRANCHED = "CP2"
+"""Of these, the one that is a branch: it goes on in a folder of its own, and its parent stays as it is."""
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +41,31 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folders of all runs, by name; of the references by variant."""
     folder = tmp_path_factory.mktemp("parity")
     prefixes = matrix.write_corpus(folder)
-    references = [matrix.Case(v, 1, flags) for v, flags in matrix.VARIANTS.items()]
+    references = [matrix.Case(v, 1, flags) for v, flags in VARIANTS.items()]
     cases = []
     for name, variant in LAYOUTS.items():
         ranks, flags = matrix.LAYOUTS[name]
         size = ["--micro-batch-size", "4"] if name in TWO_MICRO_BATCHES else []
-        cases.append(matrix.Case(name, ranks, [*flags, *matrix.VARIANTS[variant], *size]))
+        cases.append(matrix.Case(name, ranks, [*flags, *VARIANTS[variant], *size]))
     matrix.run_cases([*references, *cases, matrix.Case("saved", *matrix.SAVED_IN)], folder, prefixes)
-    matrix.resume_elsewhere(folder, prefixes, {name: matrix.RESUMED[name] for name in RESUMED})
+    before = folder_bytes(folder / "saved")
+    layouts = matrix.LAYOUTS | matrix.RESUMED
+    matrix.resume_elsewhere(folder, prefixes, {name: layouts[name] for name in RESUMED}, copy_or_branch)
+    assert folder_bytes(folder / "saved") == before
     return folder
+
+
+def copy_or_branch(run: Path, to: Path) -> None:
+    if to.name.endswith(BRANCHED):
+        how = ["--at-step", "10", "--lr-schedule", "inherit"]
+        assert main(["branch", "--from", str(run), *how, "--save", str(to)]) == 0
+    else:
+        shutil.copytree(run, to)
 
 
 def test_losses_are_far_apart_at_every_threshold(runs: Path) -> None:
     """Else two layouts could order their blocks differently, both rightly."""
-    for variant in matrix.VARIANTS:
-        flags = matrix.VARIANTS[variant]
+    for variant, flags in VARIANTS.items():
         gaps = matrix.threshold_gaps(
             runs / variant, [str(runs / f"{d}_text_document") for d in ("easy", "hard")], flags
         )

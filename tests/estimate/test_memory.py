@@ -17,6 +17,7 @@ from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
 from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
 from megatron_lfr.estimate.memory import held_weights, micro_batches_in_flight, rank_memory
 from megatron_lfr.model import Decoder, ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.presets import FAMILIES
 from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
@@ -43,6 +44,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deep": {"num_layers": 6, "vocab_size": 100},
     "capped logits": {"final_logit_softcapping": 30.0, "vocab_size": 2000},
 }
+FAMILY_SIZES: dict[str, Any] = {
+    "num_layers": 3,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "vocab_size": 500,
+    "max_position_embeddings": 256,
+}
+DROPOUTS = [DropoutConfig(0.1, 0.0), DropoutConfig(0.0, 0.1), DropoutConfig(0.1, 0.1)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -76,6 +86,25 @@ def test_activations(shape: str, recompute: Any, itemsize: int) -> None:
 
 
 @pytest.mark.parametrize("itemsize", [4, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_of_every_family(family: str, itemsize: int) -> None:
+    model = dataclasses.replace(FAMILIES[family], **FAMILY_SIZES, sliding_window=50 if family == "mistral" else None)
+    batch = MicroBatch(model, 2, 128, on_gpu=False, itemsize=itemsize)
+    measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
+    assert measured == pytest.approx(stage_bytes(batch, make_stage(3)) + logits_kept(batch), rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", [None, "selective"])
+@pytest.mark.parametrize("itemsize", [4, 2])
+@pytest.mark.parametrize("dropout", DROPOUTS)
+@pytest.mark.parametrize("shape", ["grouped queries", "one key a query"])
+def test_activations_with_dropout(shape: str, dropout: DropoutConfig, itemsize: int, recompute: Any) -> None:
+    batch = batch_of(shape, dropout=dropout, itemsize=itemsize, recompute=recompute)
+    measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
+    assert measured == pytest.approx(stage_bytes(batch, make_stage(3)) + logits_kept(batch), rel=0.02)
+
+
+@pytest.mark.parametrize("itemsize", [4, 2])
 def test_activations_with_documents_kept_apart(itemsize: int) -> None:
     batch = batch_of("grouped queries", has_mask=True, has_positions=True, itemsize=itemsize)
     measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
@@ -104,6 +133,8 @@ def test_activations_where_the_logits_are_not_kept(monkeypatch: pytest.MonkeyPat
         ("deep", {"recompute": "full", "itemsize": 2}),
         ("untied", {"rows": 1, "seq_length": 8}),  # weights and gradients are most of it
         ("grouped queries", {"rows": 1, "seq_length": 8, "itemsize": 2}),
+        ("grouped queries", {"dropout": DROPOUTS[2]}),
+        ("one key a query", {"dropout": DROPOUTS[2], "itemsize": 2, "seq_length": 256}),
     ],
 )
 def test_parts_and_peak(shape: str, settings: dict[str, Any], micro_batches: int, strategy: Any) -> None:

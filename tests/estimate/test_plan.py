@@ -102,6 +102,7 @@ def test_what_choosing_blocks_adds_at_scale(capsys: pytest.CaptureFixture[str]) 
     assert main(["estimate", *flags, *sizes, "--train-epochs", "1", "--blocks", "10000000000", "--json"]) == 0
     lfr = json.loads(capsys.readouterr().out)["lfr"]
     assert lfr["journal_bytes"] == pytest.approx(4e10, rel=1e-3)
+    assert lfr["ledger_bytes"] == 10 * 10**10
     assert lfr["order_bytes"] == pytest.approx(8 * 0.4e10, rel=1e-3)  # the Learn of `lfr`
     assert 0 < lfr["losses_all_reduce_seconds"] < 1e-3
     assert 0 < lfr["order_share"] < 0.01

@@ -78,7 +78,6 @@ def refusal(hf: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"logit_scale": 0.5}, "with --allow-config-key logit_scale"),
         ({"rope_interleaved": True}, "unknown key 'rope_interleaved' (True); it changes nothing only as False"),
         ({"pretraining_tp": 0}, "pretraining_tp is 0; expected a positive integer"),
-        ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported; only 0 is"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_scaling": LLAMA3}, "disagree"),
         ({"rope_scaling": {**LLAMA3, "type": "linear"}}, "rope_type is given twice, as 'llama3' and, under type,"),

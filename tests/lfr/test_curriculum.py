@@ -92,10 +92,22 @@ def test_a_phases_last_batch_is_padded_and_nothing_is_lost(tmp_path: Path) -> No
     assert [len(np.load(tmp_path / f"journal/phase_{p:03d}.npy")) for p in range(2)] == [21, 5]
 
 
-@pytest.mark.parametrize("name", ["lfr", "lfr-v1", "lfr-clusters", "static", "focus-only", "random-focus"])
+IMPROVEMENT = Schedule(
+    (
+        Phase("learn", 1.5),
+        Phase("focus", 0.6, drop=0.3, score="improvement"),
+        Phase("focus", 0.4, drop=0.4, score="improvement", sampling="choice", unseen="exclude"),
+        Phase("review", 0.5),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["lfr", "lfr-v1", "lfr-clusters", "static", "focus-only", "random-focus", "improvement"]
+)
 def test_resuming_anywhere_serves_and_journals_the_same(tmp_path: Path, name: str) -> None:
     n, hard = 60, hardness(60)
-    schedule = preset(name)
+    schedule = IMPROVEMENT if name == "improvement" else preset(name)
     plan = schedule.plan(n, SEQ, 8, train_epochs=3.0) if schedule.in_shares else schedule.plan(n, SEQ, 8)
     unbroken = make(tmp_path / "whole", plan)
     expected = drive(unbroken, hard)
@@ -122,8 +134,9 @@ def test_resuming_anywhere_serves_and_journals_the_same(tmp_path: Path, name: st
             assert (folder / "journal" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_replay_rebuilds_the_ledger(tmp_path: Path) -> None:
-    plan = preset("lfr").plan(50, SEQ, 8, train_epochs=3.0)
+@pytest.mark.parametrize("schedule", [preset("lfr"), IMPROVEMENT])
+def test_replay_rebuilds_the_ledger(tmp_path: Path, schedule: Schedule) -> None:
+    plan = schedule.plan(50, SEQ, 8, train_epochs=3.0 if schedule.in_shares else None)
     first = make(tmp_path, plan)
     drive(first, hardness(50), stop=15)
     second = make(tmp_path, plan)
@@ -132,7 +145,7 @@ def test_replay_rebuilds_the_ledger(tmp_path: Path) -> None:
 
 
 def assert_same_ledger(one: Ledger, other: Ledger) -> None:
-    for field in ("nll", "step", "visits"):
+    for field in ("nll", "step", "visits", "previous_nll", "previous_step"):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
     np.testing.assert_array_equal(one.detrended_scores(), other.detrended_scores())
 

@@ -250,7 +250,7 @@ any_phase = st.builds(
     drop=st.sampled_from([0.0, 0.3, 0.5, 0.99]),
     selection=st.sampled_from(["threshold", "clusters"]),
     sampling=st.sampled_from(["passes", "visits", "choice"]),
-    score=st.sampled_from(["recorded", "detrended", "rescored", "shuffled"]),
+    score=st.sampled_from(["recorded", "detrended", "rescored", "shuffled", "improvement"]),
     unseen=st.sampled_from(["auto", "keep", "exclude"]),
     clusters=st.sampled_from([2, 8, 63]),
 )
@@ -285,7 +285,7 @@ def test_what_can_be_planned_can_be_made(
     if reason:
         assert re.match(r"phase \d: ", reason)
         return
-    ledger = Ledger(n, plan.total_steps)
+    ledger = Ledger.of(plan)
     with TemporaryDirectory() as folder:
         for planned in plan.phases:
             if planned.phase.is_rescored:
@@ -300,6 +300,51 @@ def test_what_can_be_planned_can_be_made(
                     assert planned.samples <= max(1, round(planned.phase.duration * kept))
             nll = (rng.gamma(2, 1, planned.samples) * scale).astype(np.float32)
             ledger.record_phase(planned.first_step, batch, order, nll)
+
+
+IMPROVEMENT = Phase("focus", 0.5, drop=0.5, score="improvement")
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "visits"),
+    [
+        ((Phase("learn", 1),), {}, 100),
+        ((Phase("learn", 0.5), Phase("review", 0.5)), {}, 100),
+        ((Phase("learn", 2, scope=("a",)),), {"scope": ("b",)}, 0),
+        ((Phase("learn", 1.9),), {"scope": ("b",)}, 60),
+        ((Phase("learn", 1, scope=("a",), replay=0.5),), {"scope": ("b",)}, 20),
+        ((Phase("learn", 1), Phase("focus", 0.5, drop=0.5)), {"scope": ("a",)}, 40),
+    ],
+)
+def test_improvement_needs_blocks_that_are_certain_to_come_twice(
+    before: tuple[Phase, ...], more: dict[str, Any], visits: int
+) -> None:
+    schedule = Schedule((*before, replace(IMPROVEMENT, **more)))
+    with pytest.raises(ValueError, match=rf"phase {len(before)}: score improvement .* {visits} times at least"):
+        schedule.plan(100, 4, 8, blend=Blend([0, 40, 100]), names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "blend"),
+    [
+        ((Phase("learn", 1.01),), {}, Blend([0, 40, 100])),
+        ((Phase("learn", 0.6), Phase("review", 0.5)), {}, Blend([0, 40, 100])),
+        ((Phase("learn", 1.1, scope=("b",)),), {"scope": ("b",)}, Blend([0, 40, 100])),
+        ((Phase("learn", 2),), {"scope": ("b",)}, Blend([0, 40, 100])),
+        ((Phase("learn", 1),), {"scope": ("a",)}, Blend([0, 40, 100], [0.5, 0.5])),
+        ((Phase("learn", 0.5),), {}, Blend([0, 40, 100], focus_scope="per-corpus")),
+    ],
+)
+def test_improvement_is_planned_where_blocks_come_twice(
+    before: tuple[Phase, ...], more: dict[str, Any], blend: Blend
+) -> None:
+    plan = Schedule((*before, replace(IMPROVEMENT, **more))).plan(100, 4, 8, blend=blend, names=["a", "b"])
+    ledger, journal = Ledger.of(plan), JournalFiles(Path("/nowhere"))
+    for planned in plan.phases:
+        scores = start_phase(planned, ledger, 1, journal)
+        order, _ = plan.make_order(planned, scores, 1)
+        ledger.record_phase(planned.first_step, 8, order, np.arange(len(order), dtype=np.float32) % 7)
+    assert len(order) == plan.phases[-1].samples
 
 
 def test_schedules_survive_a_round_trip_through_dicts() -> None:

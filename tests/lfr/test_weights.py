@@ -213,7 +213,7 @@ def test_plans_are_read_as_they_were_written(data: st.DataObject) -> None:
     copies = data.draw(st.sampled_from(["once", "log", "all"]))
     rows = [{"kind": "learn", "duration": 1, "copies": copies}, {"kind": "focus", "duration": 1, **more}]
     plan = Schedule.from_dicts(rows).plan(100, 8, 10)
-    digests = {"w": "1", "copies": "2"}
+    digests = [{"w": "1", "copies": "2"}]
     facts = describe_segments(plan, digests)
     read, _ = read_plan({"format": 2, "seed": 1, "seq_length": 8, "segments": facts})
     assert describe_segments(read, digests) == facts

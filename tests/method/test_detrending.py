@@ -297,6 +297,29 @@ def test_a_focus_by_rescored_losses_is_accounted_for() -> None:
     assert spread == pytest.approx(0.5 * np.hypot(1, 0.6), rel=0.08)
 
 
+@pytest.mark.parametrize("turns", [0.0, 2.0], ids=["difficulties that stay", "difficulties that change"])
+def test_a_focus_by_improvement_is_accounted_for(turns: float) -> None:
+    """It selects blocks that stand lower now than before, by luck or since the model has learned them: the mean of all
+    blocks is not theirs."""
+    rng, n, batch = np.random.default_rng(0), 20_000, 64
+    schedule = Schedule((Phase("learn", 2.3), Phase("focus", 0.6, drop=0.5, score="improvement")))
+    plan = schedule.plan(n, 8, batch)
+    steps = np.arange(plan.total_steps)
+    mean = 4 + 2 * np.exp(-steps / 300)
+    ledger, first, second = Ledger.of(plan), rng.normal(size=n), rng.normal(size=n)
+    for planned in plan.phases:
+        scores = start_phase(planned, ledger, 1, NO_JOURNAL)
+        ids, _ = plan.make_order(planned, scores, 1)
+        at = planned.first_step + np.arange(planned.samples) // batch
+        angle = turns * at / plan.total_steps
+        difficulty = np.cos(angle) * first[ids] + np.sin(angle) * second[ids]
+        nll = mean[at] + 0.5 * (difficulty + 0.6 * rng.normal(size=len(ids)))
+        ledger.record_phase(planned.first_step, batch, ids, nll.astype(np.float32))
+    curves, focus = ledger.references[0].curves(), slice(plan.phases[1].first_step, None)
+    assert float((curves.location - mean)[focus].mean()) == pytest.approx(0, abs=0.03)
+    assert float(curves.spread[focus].mean()) == pytest.approx(0.5 * np.hypot(1, 0.6), rel=0.04)
+
+
 def test_a_focus_after_a_blend_is_measured_against_the_blend() -> None:
     """A small hard corpus makes half of what Learn draws, and a tenth of the blocks that Focus chooses from."""
     rng, blend, batch = np.random.default_rng(3), Blend([0, 2000, 20_000], [1.0, 1.0]), 64

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_lfr.commonness.clean import KEPT, clean
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import Sidecar, read_sidecar
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
-from megatron_lfr.study.clean import KEPT, clean
 from megatron_lfr.study.labels import kinds_of_blocks
 from megatron_lfr.study.results import held_out_blocks
 

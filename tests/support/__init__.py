@@ -18,7 +18,7 @@ For all tests:
 
 Oracles, which say what must come out, plainly and without regard to speed:
     order_oracles: the orders of phases, from the definitions.
-    engine_oracle: steps of the engine, in fp64 on one process.
+    engine_oracle: steps of the engine, in fp64 on one process. dropout_oracle: what dropout drops in them.
     lora_oracle, rite_oracle: steps of adapters, and LoRA-RITE's update of them.
     cross_entropy_oracle: losses and gradients, token by token; and the cases that every path is run on.
     flex_on_cpu: flex_attention where there is no GPU, in eager mode.

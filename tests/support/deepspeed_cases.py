@@ -26,6 +26,7 @@ from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
 from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
 from megatron_lfr.parallel.flat_shard import FlatShard
@@ -34,6 +35,7 @@ from support.engine_cases import (
     ADAMW,
     ADAPTERS,
     CP,
+    DROPOUT,
     RATES,
     ROWS,
     SEED,
@@ -75,12 +77,13 @@ def make_engine(
     stage: int,
     adamw: OptimizerConfig,
     config: ModelConfig = MODEL,
-    seed: int = SEED,
+    seed: int | None = SEED,
+    dropout: DropoutConfig | None = None,
     lora: LoRAConfig | None = None,
     **zero: Any,
 ) -> DeepSpeedEngine:
     parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
-    (model,) = build_stages(config, parallel, lora=lora)
+    (model,) = build_stages(config, parallel, dropout=dropout, dropout_seed=SEED, lora=lora)
     given = settings(stage, adamw, **zero)
     return DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=layout.micro_batch, seed=seed)
 
@@ -113,11 +116,16 @@ def snapshot(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 
 def follow(
-    layout: Layout, stage: int, adamw: OptimizerConfig = ADAMW, config: ModelConfig = MODEL, **zero: Any
+    layout: Layout,
+    stage: int,
+    adamw: OptimizerConfig = ADAMW,
+    config: ModelConfig = MODEL,
+    dropout: DropoutConfig | None = None,
+    **zero: Any,
 ) -> Errors:
     """Train and evaluate, and compare each step and the weights after it."""
-    engine = make_engine(layout, stage, adamw, config, **zero)
-    return _train(engine, Oracle(config, SEED, adamw))
+    engine = make_engine(layout, stage, adamw, config, dropout=dropout, **zero)
+    return _train(engine, Oracle(config, SEED, adamw, dropout=dropout))
 
 
 def adapted(layout: Layout, stage: int, **zero: Any) -> Errors:
@@ -149,7 +157,8 @@ def _train(engine: DeepSpeedEngine, oracle: Oracle) -> Errors:
 
 
 def first_rows(batch: GlobalBatch, rows: int) -> GlobalBatch:
-    return GlobalBatch(batch.tokens[:rows], batch.labels[:rows], batch.mask[:rows], batch.block_ids[:rows])
+    parts = (batch.tokens[:rows], batch.labels[:rows], batch.mask[:rows], batch.block_ids[:rows])
+    return GlobalBatch(*parts, step=batch.step)
 
 
 def left_out(engine: DeepSpeedEngine) -> Errors:
@@ -310,6 +319,7 @@ CASES: dict[int, dict[str, Callable[[], Errors]]] = {
         **{f"TP2, ZeRO-{stage}, adapters": functools.partial(adapted, _TP2, stage) for stage in (0, 1)},
         "TP2 SP, ZeRO-2, adapters": lambda: adapted(_TP2_SP, 2),
         "CP2, ZeRO-2, adapters, offloaded": lambda: adapted(_CP2, 2, **_OFFLOADED),
+        "DP2, ZeRO-3, dropout": lambda: follow(_DP2, 3, dropout=DROPOUT),
     },
     4: {"DP4, ZeRO-3, hpZ": lambda: follow(Layout(4, 1, {}), 3, zero_hpz_partition_size=2)},
 }

@@ -29,6 +29,7 @@ from megatron_lfr.engine.forward_backward import model_inputs
 from megatron_lfr.engine.native import NativeEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.lora import LoRAConfig, add_adapters, init_adapters
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.parallel import ParallelConfig, ParallelState, initialize
@@ -59,6 +60,7 @@ PARTLY = dataclasses.replace(ADAPTERS, lora_target="v,down")
 RITE = dataclasses.replace(ADAMW, optimizer="lora-rite", clip_grad=0.0, rite_clip=0.05)
 CAPPED = dataclasses.replace(TOY, final_logit_softcapping=1.0)
 LOSS = LossConfig(z_loss_coeff=0.02, label_smoothing=0.1)
+DROPOUT = DropoutConfig(attention_dropout=0.2, hidden_dropout=0.1)
 BOUNDS = {"loss": 1e-5, "nll": 1e-5, "grad_norm": 1e-5, "weights": 1e-4, "eval": 1e-5, "bf16 loss": 3e-2}
 """Of errors; quantities that are not here are exact: 0."""
 
@@ -118,7 +120,7 @@ def make_batches(documents: bool = False) -> list[GlobalBatch]:
         if documents:
             cuts = [torch.randint(1, LENGTH, (3,), generator=generator).unique().tolist() for _ in range(ROWS)]
             lengths = [[b - a for a, b in zip([0, *c], [*c, LENGTH], strict=True)] for c in cuts]
-        batches.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths))
+        batches.append(GlobalBatch(tokens[:, :-1], tokens[:, 1:], mask, ids, lengths, step=number))
     return batches
 
 
@@ -132,7 +134,7 @@ def share_of(batch: GlobalBatch, parallel: ParallelState, length: int | None = N
         position_ids = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in mine])
         document_ids = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in mine])
     return Batch(
-        step=0,
+        step=batch.step,
         block_ids=np.array(batch.block_ids[:length]),
         rows=rows,
         tokens=batch.tokens[rows],
@@ -153,7 +155,7 @@ def make_engine(
         config.num_layers, LENGTH, layout.micro_batch, ROWS // parallel.data_parallel_size // layout.micro_batch
     )
     return NativeEngine(
-        shard_stages(build_stages(config, parallel, **options), parallel, seed),
+        shard_stages(build_stages(config, parallel, dropout_seed=SEED, **options), parallel, seed),
         adamw,
         parallel,
         seq_length=LENGTH,
@@ -225,13 +227,23 @@ def follow(
 ) -> Errors:
     """Train, and compare each step and the weights after it."""
     engine = make_engine(layout, adamw, **options)
-    oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"))
+    oracle = Oracle(options.get("config", TOY), SEED, adamw, options.get("loss"), options.get("dropout"))
     errors: Errors = {}
     for batch, lr in zip(make_batches(documents)[:steps], RATES, strict=False):
         output = engine.train_step(share_of(batch, engine.parallel), lr)
         merge(errors, step_errors(output, oracle.step(batch, lr)))
     merge(errors, {"weights": weight_error(engine, oracle)})
     return errors
+
+
+def dropped(layout: Layout, **options: Any) -> Errors:
+    """Dropout: the masks of the oracle in training, none in an evaluation, and not the losses of a run without."""
+    errors = follow(layout, dropout=DROPOUT, **options)
+    batch = make_batches()[0]
+    engine, plain = make_engine(layout, dropout=DROPOUT, **options), make_engine(layout)
+    merge(errors, eval_error(engine, Oracle(TOY, SEED, ADAMW), batch))
+    losses = [e.train_step(share_of(batch, e.parallel), RATES[0]).loss for e in (engine, plain)]
+    return errors | {"drops nothing": float(abs(losses[0] - losses[1]) < 1e-3)}
 
 
 def evaluate(layout: Layout) -> Errors:
@@ -438,11 +450,11 @@ class _Called(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def host_waits(layout: Layout) -> Errors:
+def host_waits(layout: Layout, dropout: DropoutConfig | None = None) -> Errors:
     """Check that, around forward and backward, nothing in a step lets the host wait for a GPU.
 
     Kernels look at their inputs on a CPU alone; tests/kernels has theirs."""
-    engine = make_engine(layout)
+    engine = make_engine(layout, dropout=dropout)
     batch = share_of(make_batches()[0], engine.parallel)
     losses = engine._forward_backward.train(model_inputs(batch, engine.parallel.device, 1.0))
     recorded: Any = SimpleNamespace(train=lambda _: losses)
@@ -475,7 +487,7 @@ def compiled(layout: Layout, follow: Callable[..., Errors] = follow) -> Errors:
     torch._inductor.config.compile_threads = 1
     torch._dynamo.reset()
     config = dataclasses.replace(CAPPED, num_layers=2)
-    errors = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True)
+    errors = follow(layout, steps=2, config=config, loss=LOSS, dropout=DROPOUT, compile_layers=True)
     counters = torch._dynamo.utils.counters
     errors["graph breaks"] = float(sum(counters["graph_break"].values()))
     errors["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
@@ -560,6 +572,15 @@ def _cases() -> dict[str, Case]:
         add("documents", name, follow, documents=True)
     for name in ("DP2 optim_grads_params", "CP2", "PP2 interleaved", "TP2 SP"):
         add("documents without a dense mask", name, flex)
+    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params, micro-batch 1", "TP2", "PP2 1f1b", "CP2"):
+        add("dropout", name, dropped)
+    for name in ("TP2 SP", "PP2 interleaved", "TP2 PP2 SP", "DP2 CP2 optim"):
+        add("dropout", name, dropped)
+    for granularity in ("selective", "full"):
+        add(f"dropout, {granularity} recomputation", "TP2 SP", dropped, recompute_granularity=granularity)
+        add(f"dropout, {granularity} recomputation", "CP2", dropped, recompute_granularity=granularity)
+    add("dropout within documents", "one rank, micro-batch 2", follow, documents=True, dropout=DROPOUT)
+    add("dropout within documents", "DP2 CP2", follow, documents=True, dropout=DROPOUT)
     add("a context-parallel rank's chunks in one", "CP2", flex, documents=False, recompute_granularity="selective")
     for name in ("DP2", "DP2 optim_grads_params", "TP2 SP", "CP2", "PP2 1f1b", "TP2 PP2", "DP2 CP2 optim"):
         last = LAYOUTS[name].ranks - 1
@@ -588,6 +609,7 @@ def _cases() -> dict[str, Case]:
         add("adapters of some modules, recomputed", name, adapted, lora=PARTLY, recompute_granularity="full")
     for name in ("DP2 optim_grads_params", "TP2 SP"):
         add("adapters in bf16", name, adapted_in_bf16)
+    add("waits of the host, dropout", "TP2 SP", host_waits, dropout=DROPOUT)
     for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
         add("memory", name, memory, share)
     return cases

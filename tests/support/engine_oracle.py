@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.model import Decoder, ModelConfig
+from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.loss import LossConfig
+from support.dropout_oracle import Masks
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class GlobalBatch:
     mask: Tensor
     block_ids: list[int]
     documents: list[list[int]] | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,15 @@ class Oracle:
     """A Llama with the initial weights of `Decoder(config, seed)`, trained on whole batches."""
 
     def __init__(
-        self, config: ModelConfig, seed: int, optimizer: OptimizerConfig, loss: LossConfig | None = None
+        self,
+        config: ModelConfig,
+        seed: int,
+        optimizer: OptimizerConfig,
+        loss: LossConfig | None = None,
+        dropout: DropoutConfig | None = None,
     ) -> None:
         self.config, self.clip_grad, self.loss = config, optimizer.clip_grad, loss or LossConfig()
+        self.dropout, self.seed = dropout or DropoutConfig(), seed
         self.weights = {n: nn.Parameter(p.detach().double()) for n, p in Decoder(config, seed).named_parameters()}
         matrices = [w for w in self.weights.values() if w.ndim == 2]
         norms = [w for w in self.weights.values() if w.ndim == 1]
@@ -61,7 +70,7 @@ class Oracle:
     def _backward(self, batch: GlobalBatch) -> Step:
         """Compute the gradients of all trained weights, and clip them."""
         self.adamw.zero_grad()
-        logits = self._logits(batch)
+        logits = self._logits(batch, Masks(self.dropout, self.seed, batch.step, *batch.tokens.shape))
         nll = _cross_entropy(logits, batch)
         minimised = _cross_entropy(logits, batch, self.loss.label_smoothing)
         minimised = minimised + self.loss.z_loss_coeff * logits.exp().sum(-1).log().square()
@@ -75,16 +84,17 @@ class Oracle:
     @torch.no_grad()
     def evaluate(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
         """Each row's summed negative log-likelihood and count."""
-        return (_cross_entropy(self._logits(batch), batch) * batch.mask).sum(1), batch.mask.double().sum(1)
+        nothing = Masks(DropoutConfig(), 0, 0, *batch.tokens.shape)
+        return (_cross_entropy(self._logits(batch, nothing), batch) * batch.mask).sum(1), batch.mask.double().sum(1)
 
-    def _logits(self, batch: GlobalBatch) -> Tensor:
+    def _logits(self, batch: GlobalBatch, masks: Masks) -> Tensor:
         rows, length = batch.tokens.shape
         documents = batch.documents or [[length]] * rows
         positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in documents])
         visible = torch.stack(
             [torch.block_diag(*[torch.ones(n, n).tril() for n in lengths]) for lengths in documents]
         ).bool()
-        logits = self._hidden_states(batch.tokens, positions, visible) @ self._output_weight().T
+        logits = self._hidden_states(batch.tokens, positions, visible, masks) @ self._output_weight().T
         logits, cap = logits[..., : self.config.vocab_size], self.config.final_logit_softcapping
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -92,30 +102,36 @@ class Oracle:
         untied = self.config.untie_embeddings_and_output_weights
         return self.weights["output.weight" if untied else "embedding.weight"]
 
-    def _hidden_states(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    def _hidden_states(self, tokens: Tensor, positions: Tensor, visible: Tensor, masks: Masks) -> Tensor:
         x = F.embedding(tokens, self.weights["embedding.weight"])
+        x = x * masks.of_embedding(x.shape[-1])
         for n in range(self.config.num_layers):
             layer = {k.removeprefix(f"layers.{n}."): w for k, w in self.weights.items() if k.startswith(f"layers.{n}.")}
             normed = self._norm(x, layer["attention_norm.weight"])
-            mixed = self._attend(normed @ layer["attention.qkv.weight"].T, positions, visible)
-            x = x + mixed @ layer["attention.output.weight"].T
+            kept = masks.of_attention(n, self.config.num_attention_heads)
+            mixed = self._attend(normed @ layer["attention.qkv.weight"].T, positions, visible, kept)
+            x = x + mixed @ layer["attention.output.weight"].T * masks.of_output(n, 1, x.shape[-1])
             normed = self._norm(x, layer["feed_forward_norm.weight"])
             gate = F.silu(normed @ layer["feed_forward.gate.weight"].T)
-            x = x + (gate * (normed @ layer["feed_forward.up.weight"].T)) @ layer["feed_forward.down.weight"].T
+            y = (gate * (normed @ layer["feed_forward.up.weight"].T)) @ layer["feed_forward.down.weight"].T
+            x = x + y * masks.of_output(n, 2, x.shape[-1])
         return self._norm(x, self.weights["final_norm.weight"])
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return weight * x / (x.square().mean(-1, keepdim=True) + self.config.norm_epsilon).sqrt()
 
-    def _attend(self, qkv: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """qkv [B, S, groups · (heads + 2) · D], each group's queries followed by its key and its value."""
+    def _attend(self, qkv: Tensor, positions: Tensor, visible: Tensor, kept: Tensor) -> Tensor:
+        """qkv [B, S, groups · (heads + 2) · D], each group's queries followed by its key and its value; kept: factors
+        of the weights [B, all heads, S, S]."""
         groups, size = self.config.query_groups, self.config.head_dim
         heads = self.config.num_attention_heads // groups
         qkv = qkv.unflatten(-1, (groups, heads + 2, size))
         q, k = (self._rotate(part, positions) for part in (qkv[..., :heads, :], qkv[..., heads, :].unsqueeze(-2)))
         scores = torch.einsum("bsghd,btgd->bghst", q, k.squeeze(-2)) / size**0.5
         scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
-        return torch.einsum("bghst,btgd->bsghd", scores.softmax(-1), qkv[..., heads + 1, :]).flatten(2)
+        return torch.einsum(
+            "bghst,btgd->bsghd", scores.softmax(-1) * kept.view_as(scores), qkv[..., heads + 1, :]
+        ).flatten(2)
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Channels i and i + D/2 of x [B, S, groups, heads, D] as a complex number, turned."""

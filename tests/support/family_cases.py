@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,32 +14,70 @@ import torch.distributed as dist
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import read_run_config
+from megatron_lfr.engine import Engine
+from megatron_lfr.model import ModelConfig
 from megatron_lfr.run_folder import RunFolder
-from support.engine_cases import LAYOUTS, RATES, make_batches, make_engine, share_of
+from support import deepspeed_cases
+from support.engine_cases import ADAMW, LAYOUTS, RATES, TP, Layout, make_batches, make_engine, share_of
+from support.engine_oracle import GlobalBatch
 from support.waiting import LIMIT
 
-NAMES = ("TP2 PP2", "TP2 PP2 SP", "DP2 CP2 optim")
-"""Layouts; the first one's weights are saved."""
+STEPS = 20
+"""Of the first layout, whose weights are saved; the others take three."""
 
 
-def main(rank: int, folder: str, models: list[str]) -> None:
-    """Train each model of `folder`/MODEL/run; write losses and gradient norms into `folder`/RANK.json, and the first
-    layout's weights into `folder`/MODEL/trained."""
+def _native(layout: str, recompute: str | None = None) -> Callable[[ModelConfig], Engine]:
+    return lambda model: make_engine(LAYOUTS[layout], seed=None, config=model, recompute_granularity=recompute)
+
+
+def _zero(layout: Layout, stage: int) -> Callable[[ModelConfig], Engine]:
+    return lambda model: deepspeed_cases.make_engine(layout, stage, ADAMW, model, seed=None)
+
+
+ENGINES = {
+    "TP2 PP2": _native("TP2 PP2"),
+    "TP2 PP2 SP, selective recomputation": _native("TP2 PP2 SP", "selective"),
+    "DP2 CP2 optim, full recomputation": _native("DP2 CP2 optim", "full"),
+}
+"""What every model is trained by."""
+ZERO = {
+    "TP2 DP2, ZeRO-2": _zero(Layout(4, 4, {TP: 2}), 2),
+    "DP4, ZeRO-3": _zero(Layout(4, 2, {}), 3),
+}
+"""What the models of OF_ZERO are trained by as well."""
+OF_ZERO = ("gpt2", "qwen3", "olmo2")
+
+
+def engines_of(name: str) -> dict[str, Callable[[ModelConfig], Engine]]:
+    """Return what trains a model of `families.MODELS`."""
+    return ENGINES | (ZERO if name in OF_ZERO else {})
+
+
+def steps(count: int) -> list[tuple[GlobalBatch, float]]:
+    """Return so many batches and learning rates."""
+    return list(itertools.islice(zip(itertools.cycle(make_batches()), itertools.cycle(RATES), strict=True), count))
+
+
+def main(rank: int, folder: str, models: dict[str, str]) -> None:
+    """Train each model, folder → name, of `folder`/FOLDER/run; write losses and gradient norms into
+    `folder`/RANK.json, and the first engine's weights into `folder`/FOLDER/trained."""
     torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank))
     store, timeout = dist.FileStore(f"{folder}/store", 4), timedelta(seconds=LIMIT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=4, timeout=timeout)
-    figures: dict[str, dict[str, list[tuple[float, float]]]] = {layout: {} for layout in NAMES}
-    for layout in NAMES:
-        for model in models:
-            run = RunFolder(Path(folder, model, "run"))
-            engine = make_engine(LAYOUTS[layout], seed=None, config=read_run_config(run).model)
+    figures: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for model, name in models.items():
+        run = RunFolder(Path(folder, model, "run"))
+        figures[model] = {}
+        for number, (kind, make) in enumerate(engines_of(name).items()):
+            engine = make(read_run_config(run).model)
             run.checkpoint().load_into(engine.weights(), allow_extra=True)
-            steps = []
-            for batch, lr in zip(make_batches(), RATES, strict=True):
+            engine.loaded()
+            figures[model][kind] = []
+            for batch, lr in steps(3 if number else STEPS):
                 output = engine.train_step(share_of(batch, engine.parallel), lr)
-                steps.append((output.loss, output.grad_norm))
-            figures[layout][model] = steps
-            if layout == NAMES[0]:
+                figures[model][kind].append((output.loss, output.grad_norm))
+            if number == 0:
                 trained = Path(folder, model, "trained", "checkpoints")
                 CheckpointStore(trained, keep=None, group=engine.parallel.control_group).save(1, engine.weights(), {})
     Path(folder, f"{rank}.json").write_text(json.dumps(figures))

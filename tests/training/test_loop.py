@@ -24,7 +24,7 @@ from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.training import run as run_module
 from megatron_lfr.training.logging import MegatronLines
 from megatron_lfr.training.times import PARTS, Stopwatch
-from support.same_run import assert_same_run
+from support.same_run import assert_same_last_checkpoint, assert_same_run
 from support.tiny_run import STOPPED
 
 SCHEDULE = (
@@ -205,3 +205,25 @@ def test_checkpoints_by_the_clock_change_nothing_else(minutes: str, args: list[s
     if minutes == "1e-9":
         assert main(["train", *args, "--save", str(tmp_path / "other")]) == 0
         assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+def test_dropout_goes_on_where_a_run_was_stopped(
+    args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The masks are those of a run that was not stopped; a size of micro-batches changes them no more than rounding."""
+    words = args[: args.index("--save")] + args[args.index("--save") + 2 :]
+    dropping = [*words, "--attention-dropout", "0.2", "--hidden-dropout", "0.1", "--eval-interval", "100"]
+
+    def train(folder: str, *more: str) -> list[float]:
+        save = ["--save", str(tmp_path / folder)]
+        assert main(["train", *dropping, *more, *save]) in (0, STOPPED)
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return [row["last_loss"] for row in rows if row["event"] == "train"]
+
+    complete = train("complete")
+    assert "attention: with dropout, by matrix products that keep 36,864 bytes of scores" in capsys.readouterr().out
+    train("stopped", "--exit-interval", "4")
+    assert train("stopped") == complete
+    assert_same_last_checkpoint(tmp_path / "stopped", tmp_path / "complete")
+    assert train("one at a time", "--micro-batch-size", "1") == pytest.approx(complete, abs=1e-5)
+    assert train("another rate", "--hidden-dropout", "0.11") != pytest.approx(complete, abs=1e-4)

@@ -75,6 +75,48 @@ def test_a_focus_ranks_by_the_file(score: str, reference: Path, corpus: list[str
     assert main(["inspect", str(save), "--hardest", "2", "--chars", "0"]) == 0
 
 
+def test_a_focus_ranks_by_how_much_losses_still_fall(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the visits of the run; stopped within the Focus, it goes on to the same bits."""
+    flags = {name: flags_of(corpus, tmp_path / name, "improvement") for name in ("complete", "stopped", "short")}
+    for words in flags.values():
+        at = words.index("--lfr-schedule") + 1
+        words[at] = words[at].replace("duration: 0.6", "duration: 1.5")
+    assert main(["train", *flags["complete"]]) == 0
+    run = open_run(tmp_path / "complete")
+    ledger = run.empty_ledger()
+    learn, focus = run.phases(ledger)
+    scores = focus.scores_at_start
+    curves = run.empty_ledger()
+    curves.record_phase(0, learn.planned.global_batch_size, learn.order, learn.nll)
+    curves.begin_phase(focus.planned.first_step, True)
+    location, spread, level = (getattr(curves.references[0].curves(), name) for name in ("location", "spread", "level"))
+    for block in range(0, len(scores), 5):
+        seen = [(v["step"] - 1, v["nll"]) for v in run.visits([block]) if v["phase"] == 0]
+        above = [(loss - location[step]) / spread[step] for step, loss in seen[-2:]]
+        expected = level[1] * (above[0] - above[1]) if len(seen) > 1 else np.nan
+        assert scores[block] == pytest.approx(expected, rel=1e-4, abs=1e-5, nan_ok=True)
+    known = np.flatnonzero(~np.isnan(scores))
+    assert 0.4 < len(known) / len(scores) < 0.6  # half an epoch of second visits
+    least = known[np.argsort(scores[known], kind="stable")][: len(known) // 2]
+    assert not np.isin(focus.order, least).any()
+    assert main(["train", *flags["stopped"], "--exit-interval", str(focus.planned.first_step + 2)]) == STOPPED
+    assert main(["train", *flags["stopped"]]) == 0
+    for phase in (0, 1):
+        one, other = (tmp_path / name / f"journal/phase_{phase:03d}.npy" for name in ("complete", "stopped"))
+        assert one.read_bytes() == other.read_bytes()
+    assert main(["report", str(tmp_path / "complete")]) == 0
+    page = (tmp_path / "complete/report.html").read_text()
+    assert "on the improvement of the loss; seen less than twice: " in page
+    flags["short"][flags["short"].index("--lfr-schedule") + 1] = (
+        "[{kind: learn, duration: 1}, {kind: focus, duration: 0.4, drop: 0.5, score: improvement}]"
+    )
+    error = error_of(flags["short"], capsys)
+    assert "phase 1: score improvement needs blocks that have been trained on twice" in error
+    assert not (tmp_path / "short").exists()
+
+
 def test_a_resume_needs_the_same_file(
     reference: Path, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +202,7 @@ def test_a_described_file_must_be_of_this_corpus_and_as_it_was(
 
 @pytest.mark.parametrize("score", ["file", "file:", "excess:a b", "loss", "recorded:x"])
 def test_what_is_no_score_is_refused(score: str, corpus: list[str], tmp_path: Path, capsys: Any) -> None:
-    assert "choose from recorded, detrended, rescored, shuffled, file:NAME" in error_of(
+    assert "choose from recorded, detrended, rescored, shuffled, improvement, file:NAME" in error_of(
         flags_of(corpus, tmp_path / "run", score), capsys
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch.multiprocessing as mp
 import yaml
 
 from megatron_lfr.cli import main
-from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.run_folder import RunFolder
 from support import kill_cases
 from support.folder_bytes import folder_bytes
+from support.run_process import Run
 from support.same_run import assert_same_run, metrics_without_time
 from support.tiny_run import STOPPED, tiny_flags
 from support.two_ranks import train_two_ranks
@@ -193,6 +194,24 @@ def test_a_kill_leaves_the_run_as_it_was_or_extended(begun: Path, grown: list[st
     assert segments == [1, 2, 2, 2, 2]
 
 
+def test_a_branch_that_is_killed_in_its_extension_goes_on(
+    begun: Path, extended: Path, grown: list[str], tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of the new segment, after a checkpoint in it: the parent stays as it is."""
+    before, run = folder_bytes(begun), tmp_path / "branch"
+    words = ["branch", "--from", str(begun), "--at-step", str(STEPS), "--lr-schedule", "inherit"]
+    assert main([*words, "--save", str(run)]) == 0
+    assert extend(run, "--data-path", *grown, "--train-iters", "+14", "--replay", "0.25") == 0
+    given = ["--config", str(shutil.copy(run / "config.yaml", tmp_path / "given.yaml")), "--save-interval", "4"]
+    code, printed = Run([*given, "--callback", "support.own_callbacks:KilledAfterStep17"]).end()
+    assert code == -signal.SIGKILL, printed
+    assert RunFolder(run).checkpoint().iteration == 16
+    assert folder_bytes(begun) == before
+    assert train(*given) == 0
+    assert_same_run(extended, run)
+    assert folder_bytes(begun) == before
+
+
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *words: str, command: str = "extend") -> str:
     """Return what a command prints that is refused and changes nothing."""
     before = {name: content for name, (_, content) in folder_bytes(run).items()}
@@ -250,6 +269,26 @@ def test_a_rate_that_follows_the_length(
     rates = [row["lr"] for row in metrics_without_time(run) if row["event"] == "train"]
     np.testing.assert_allclose(rates[10:], 0.005 * (1 + np.cos(np.pi * np.arange(11, 16) / 15)), atol=1e-12)
     assert not RunFolder(run).recorded_settings["override_opt_param_scheduler"]
+
+
+def test_what_a_user_may_not_have_meant_is_said(
+    uniform: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(uniform, tmp_path / "main")
+    assert extend(run, "--train-iters", "+5") == 0
+    assert "note:" not in capsys.readouterr().out
+    assert extend(run, "--train-iters", "+5") == 0  # again, before anything of it is trained
+    assert "note: segment 2, steps 11 to 15, is still to come: this one follows it" in capsys.readouterr().out
+    decayed = copy(uniform, tmp_path / "decayed")
+    for name in ("config.yaml", "config_history.yaml"):
+        text = (decayed / name).read_text().replace("lr_decay_style: constant", "lr_decay_style: linear")
+        (decayed / name).write_text(text.replace("lr_decay_iters: null", f"lr_decay_iters: {STEPS}"))
+    said = f"the learning rate has decayed by step {STEPS}, and stays at 0"
+    given = ["--train-iters", "12", "--exit-interval", "11"]
+    assert go_on(copy(decayed, tmp_path / "longer"), *given) == STOPPED
+    assert f"--train-iters 12: the run gets longer, by 2 steps; {said}" in capsys.readouterr().out
+    assert extend(decayed, "--train-iters", "+5") == 0
+    assert f"note: {said}" in capsys.readouterr().out
 
 
 def test_a_longer_run_of_uniform_is_the_run_of_that_length(
@@ -325,25 +364,3 @@ def test_an_extended_run_is_estimated_with_its_segments(extended: Path, capsys: 
     assert len(plan.segments) == 2
     assert main([*words, "--blocks", "100"]) == 2
     assert "was extended" in capsys.readouterr().err
-
-
-def test_arrays_of_scores_go_on_where_they_fit(
-    corpus: list[str], grown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An array has a number for each block of its segment: new blocks have none."""
-    schedule = (
-        "[{kind: learn, duration: 0.5, unit: share}, {kind: focus, duration: 0.5, unit: share, drop: 0.3, "
-        "score: file:ref}]"
-    )
-    run, words = tmp_path / "main", flags(corpus, "--lfr-schedule", schedule, "--train-iters", "4")
-    array = tmp_path / "ref.npy"
-    np.save(array, np.arange(BlockDataset(corpus, 16, "90,10,0").train.num_blocks, dtype=np.float32))
-    assert train(*words, "--lfr-scores", f"ref={array}", "--save", str(run)) == 0
-    before = folder_bytes(run)
-    capsys.readouterr()
-    assert extend(run, "--data-path", *grown, "--train-iters", "+4") == 2
-    assert "--lfr-scores: phase 3: array ref: has the shape" in capsys.readouterr().err
-    assert folder_bytes(run) == before
-    assert extend(run, "--train-iters", "+4") == 0
-    assert go_on(run) == 0
-    assert [list(segment["arrays"]) for segment in RunFolder(run).identity()["segments"]] == [["ref"], ["ref"]]

@@ -71,7 +71,9 @@ def test_the_versions(corpus: list[str], path: Path, tmp_path: Path, capsys: pyt
         save, end, leaves = tmp_path / f"v{version}", version * T, version * T - 6
         how = ["--lr-decay-style", "cosine", "--min-lr", "1e-4"]
         assert main(["branch", "--from", str(path), "--version", str(version), "--save", str(save), *how]) == 0
-        assert f"version {version}, a branch of {path} from step {leaves} of {end} on" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"version {version}, a branch of {path} from step {leaves} of {end} on" in said
+        assert f"learning rate: {1e-4 + 0.0099 * (0.5 + np.cos(np.pi / 6) / 2):g} at its first step, 0.0001 at" in said
         assert json.loads((save / "run.json").read_text())["parent"]["version"] == version
         ahead = rates(view_run(save, "", 0.1))
         assert ahead.planned_steps.tolist() == list(range(leaves + 1, end + 1))
@@ -232,8 +234,9 @@ def test_versions_that_cannot_be_are_refused(
 
     assert "--version 5: the main path has versions 1 to 4" in branch("--version", "5")
     assert "either --at-step or --version" in branch("--version", "1", "--at-step", "4")
-    assert "has no checkpoint of that step; there are: 4, 14, 24, 34" in branch(
-        "--version", "2", "--branch-share", "0.5"
+    assert (
+        f"--version 2, which leaves after step 15: {path} has no checkpoint of that step; there are: 4, 14,"
+        in branch("--version", "2", "--branch-share", "0.5")
     )
     assert "--train-iters 13: must be at least 14" in branch("--version", "2", "--train-iters", "13")
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,16 @@ def parse_names(words: Iterable[str], flag: str) -> dict[str, Path]:
             raise ValueError(f"{flag} {word}: expected NAME=FILE.npy, the name of letters, digits, _ . and -")
         files[match[1]] = Path(match[2])
     return files
+
+
+def numbers(arrays: Sequence[Mapping[str, BlockValues]]) -> list[dict[str, npt.NDArray[np.number]]]:
+    """Return the numbers of the files of each segment."""
+    return [{name: named.values for name, named in files.items()} for files in arrays]
+
+
+def digests_of(arrays: Sequence[Mapping[str, BlockValues]]) -> list[dict[str, str]]:
+    """Return the SHA-256 of the files of each segment."""
+    return [{name: named.sha256 for name, named in files.items()} for files in arrays]
 
 
 def open_values(name: str, path: Path, flag: str) -> BlockValues:

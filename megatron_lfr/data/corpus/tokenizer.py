@@ -1,4 +1,4 @@
-"""Tokenizers: a `tokenizers` JSON file, or plain bytes."""
+"""Tokenizers: a `tokenizers` JSON file, the two files of a GPT-2 tokenizer, or plain bytes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from megatron_lfr.data.config import vocabulary_and_merges
+from megatron_lfr.data.corpus.gpt2_files import describe
 from megatron_lfr.data.corpus.special_tokens import (
     USUAL_NAMES,
     Role,
@@ -68,7 +70,8 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
-    """Load the tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`.
+    """Load the tokenizer that `spec` names: a `tokenizers` JSON file, a folder that holds tokenizer.json, `bytes`, or
+    the two files of a GPT-2 tokenizer as VOCAB.json,MERGES.txt.
 
     `eod_token` names the end-of-document token. Without it, the files beside a tokenizer.json say which it is, or
     else the usual names of special tokens (special_tokens.py). ValueError for a file that is missing or is not a
@@ -78,12 +81,16 @@ def load_tokenizer(spec: str, eod_token: str | None = None) -> Tokenizer:
         if eod_token is not None:
             raise ValueError(f"--eod-token {eod_token}: the bytes tokenizer has its own (id 256)")
         return ByteTokenizer()
-    path = Path(spec)
-    if path.is_dir():
-        path = path / _IN_FOLDERS
-    if not path.is_file():
-        raise ValueError(f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, or 'bytes'")
-    return FileTokenizer(path, eod_token)
+    files = [Path(file) for file in vocabulary_and_merges(spec) or (spec,)]
+    if files[0].is_dir():
+        files[0] = files[0] / _IN_FOLDERS
+    for path in files:
+        if not path.is_file():
+            raise ValueError(
+                f"tokenizer {path}: no such file; give a tokenizer.json, a folder that holds one, 'bytes', or a GPT-2 "
+                "tokenizer's VOCAB.json,MERGES.txt"
+            )
+    return FileTokenizer(files[0], eod_token, merges=files[1] if len(files) > 1 else None)
 
 
 def end_of_document(tokenizer: Tokenizer | None) -> int | None:
@@ -140,34 +147,36 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A tokenizer of the `tokenizers` library.
+    """A tokenizer of the `tokenizers` library, in one file that describes it, or in GPT-2's two: its vocabulary in
+    `path`, and `merges`.
 
     A file's own truncation and padding are switched off, as they would cut documents. No text becomes the token that
     ends or starts a document, or another special token (except the unknown one): text that spells it is encoded as
     ordinary text, so that no document can end itself.
     """
 
-    def __init__(self, path: Path, eod_token: str | None = None) -> None:
+    def __init__(self, path: Path, eod_token: str | None = None, *, merges: Path | None = None) -> None:
+        self.name = str(path) if merges is None else f"{path},{merges}"
+        self.path, self._merges = path, merges
         try:
-            content = path.read_bytes()
+            content, files = self._read()
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except OSError:
             raise
         except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
-            raise ValueError(f"tokenizer {path}: not a tokenizer file: {error}") from None
+            raise ValueError(f"tokenizer {self.name}: not a tokenizer file: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self.name = str(path)
-        self.fingerprint = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        self.fingerprint = f"sha256 {hashlib.sha256(files).hexdigest()}"
         self._folder = path.parent if path.name == _IN_FOLDERS else None
         self._eod_token = eod_token
         self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         if not self.vocabulary:
-            raise ValueError(f"tokenizer {path}: its vocabulary is empty")
+            raise ValueError(f"tokenizer {self.name}: its vocabulary is empty")
         self.vocab_size: int = max(self.vocabulary.values()) + 1
         if eod_token is not None and eod_token not in self.vocabulary:
-            raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {path}")
+            raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {self.name}")
         description = json.loads(content)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special}
@@ -177,6 +186,22 @@ class FileTokenizer:
         """The id for text that the model does not know; of Unigram, the file gives the id."""
         self._bytes = self._find_bytes(model)
         self._reserved = self._find_reserved()
+
+    def _read(self) -> tuple[bytes, bytes]:
+        """Return the JSON that describes the tokenizer, and the content of its files."""
+        if self._merges is None:
+            content = self.path.read_bytes()
+            return content, content
+        return describe(self.path, self._merges), self.path.read_bytes() + b"\0" + self._merges.read_bytes()
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether other files of a Hugging Face folder, such as generation_config.json, may lie beside it."""
+        return self._merges is None
+
+    def write(self, path: Path) -> None:
+        """Write the JSON file that describes the tokenizer."""
+        path.write_bytes(self._read()[0])
 
     @cached_property
     def eod(self) -> int:

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 import tyro
 
+from megatron_lfr.data.corpus.gpt2_files import name_both
 from megatron_lfr.data.corpus.indexed import token_dtype
 from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer
@@ -64,8 +65,16 @@ class PreprocessConfig:
     output_prefix: Path
     """Where the corpus goes: <output-prefix>_text_document.bin and .idx, or, with --domain-key,
     <output-prefix>_<domain>_text_document for each domain. Work under way is in <output-prefix>.partial."""
-    tokenizer: str
-    """The tokenizer: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`."""
+    tokenizer: str | None = None
+    """The tokenizer: a `tokenizers` JSON file, a folder that holds tokenizer.json, or `bytes`. Required, unless
+    --vocab-file and --merge-file give it."""
+    vocab_file: str | None = None
+    """With --merge-file: the vocabulary of a GPT-2 tokenizer, vocab.json."""
+    merge_file: str | None = None
+    """With --vocab-file: the merges of a GPT-2 tokenizer, merges.txt."""
+    tokenizer_type: Literal["HuggingFaceTokenizer", "GPT2BPETokenizer"] | None = None
+    """Megatron's name of what the files say anyway: GPT2BPETokenizer for --vocab-file and --merge-file,
+    HuggingFaceTokenizer for --tokenizer."""
     json_key: str = "text"
     """Key of the text in a JSONL line, or name of its column in a table."""
     domain_key: str | None = None
@@ -98,9 +107,24 @@ class PreprocessConfig:
             raise ValueError("--input: give at least one file")
         if self.bos and self.no_bos:
             raise ValueError("give --bos or --no-bos, not both")
+        self.tokenizer_files()
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
         _check_writable(self.output_prefix)
+
+    def tokenizer_files(self) -> str:
+        """Return what load_tokenizer takes; ValueError where the flags do not name one tokenizer."""
+        files = name_both(self.vocab_file, self.merge_file)
+        name = self.tokenizer or files
+        if name is None or (self.tokenizer and files):
+            raise ValueError("give --tokenizer, or --vocab-file and --merge-file")
+        kind = "GPT2BPETokenizer" if files else "HuggingFaceTokenizer"
+        if self.tokenizer_type not in (None, kind):
+            raise ValueError(
+                f"--tokenizer-type {self.tokenizer_type}: the flags name a {kind}; GPT2BPETokenizer goes with "
+                "--vocab-file and --merge-file, HuggingFaceTokenizer with --tokenizer"
+            )
+        return name
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,7 @@ def run(config: PreprocessConfig) -> Summary:
     """
     config.validate()
     readers = open_inputs(config.input, Columns(config.json_key, config.domain_key))
-    tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
+    tokenizer = load_tokenizer(config.tokenizer_files(), config.eod_token)
     encoder = Encoder(
         tokenizer=tokenizer,
         json_key=config.json_key,
@@ -210,7 +234,7 @@ def _encode(
     notes = _Notes(workspace, output)
     try:
         with Progress(total, state.stored, config.progress) as progress:
-            for chunk, encoded in encode_all(chunks, encoder, config.tokenizer, config.eod_token, workers):
+            for chunk, encoded in encode_all(chunks, encoder, config.tokenizer_files(), config.eod_token, workers):
                 output.add(encoded)
                 for message in encoded.named[: max(0, _NAMED - sum(state.broken.values()))]:
                     print(f"preprocess: left out: {message}", file=sys.stderr)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def cleaned_prefixes(data_path: Sequence[str], folder: Path) -> list[Path]:
     """Return the prefixes that the cleaned corpus in `folder` has. ValueError where two have one name."""
     names = [Path(prefix).name for prefix in data_path]
     if len(set(names)) < len(names):
-        raise ValueError(f"clean: prefixes need different names, not {', '.join(names)}")
+        raise ValueError(f"--data-path: prefixes that are cleaned need different names, not {', '.join(names)}")
     return [folder / name for name in names]
 
 
@@ -45,19 +45,29 @@ def clean(
     if rules.get("junk", True):
         keep &= np.load(commonness / "document_weight.npy", allow_pickle=False) > 0
     starts = json.loads((commonness / "commonness.json").read_bytes())["document_starts"]
+    chosen = [np.flatnonzero(keep[first:last]) for first, last in itertools.pairwise(starts)]
+    tokens = write_documents(data_path, split, chosen, folder)
+    return {"flops": 0.0, "documents": len(keep), "kept_documents": int(keep.sum()), "kept_tokens": tokens}
+
+
+def write_documents(data_path: Sequence[str], split: str, chosen: Sequence[npt.NDArray[np.int64]], folder: Path) -> int:
+    """Write documents as a corpus of the same prefixes into a new folder, all at once, with their numbers in KEPT.
+
+    chosen: of each prefix, the numbers of its documents, in order. Returns the number of tokens.
+    """
     prefixes, kept, before, tokens = cleaned_prefixes(data_path, folder), [], 0, 0
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed before it was noted as done
     with new_folder(folder) as aside:
-        for number, dataset in enumerate(BlockDataset(data_path, 1, split).datasets):
-            chosen = np.flatnonzero(keep[starts[number] : starts[number + 1]])
-            with IndexedDatasetWriter(aside / prefixes[number].name, dataset.dtype) as writer:
-                for document in chosen.tolist():
+        for prefix, dataset, documents in zip(
+            prefixes, BlockDataset(data_path, 1, split).datasets, chosen, strict=True
+        ):
+            with IndexedDatasetWriter(aside / prefix.name, dataset.dtype) as writer:
+                for document in documents.tolist():
                     writer.add_document(dataset.document(document))
                 if sidecar := read_sidecar(dataset):
-                    documents, written = writer.num_documents, writer.num_tokens
-                    writer.meta = dataclasses.replace(sidecar, documents=documents, tokens=written).to_json()
+                    size, length = writer.num_documents, writer.num_tokens
+                    writer.meta = dataclasses.replace(sidecar, documents=size, tokens=length).to_json()
                 tokens += writer.num_tokens
-            kept.append(before + chosen)
+            kept.append(before + documents)
             before += dataset.num_documents
         np.save(aside / KEPT, np.concatenate(kept), allow_pickle=False)
-    return {"flops": 0.0, "documents": len(keep), "kept_documents": int(keep.sum()), "kept_tokens": tokens}
+    return tokens

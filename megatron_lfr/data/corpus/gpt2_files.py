@@ -1,0 +1,36 @@
+"""GPT-2's tokenizer from the two files that it is published in: a vocabulary (JSON) and the merges of a byte-level
+BPE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+END = "<|endoftext|>"
+"""The token that ends documents, an ordinary entry of the vocabulary's file."""
+
+
+def describe(vocabulary: Path, merges: Path) -> bytes:
+    """Return the content of a tokenizer.json that gives the same ids as transformers' GPT2TokenizerFast does.
+
+    Raises plain Exception, as the library does, for a file that is wrong.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if tokenizer.token_to_id(END) is not None:
+        tokenizer.add_special_tokens([END])
+    return tokenizer.to_str().encode()
+
+
+def name_both(vocabulary: str | None, merges: str | None) -> str | None:
+    """Return the name of a tokenizer that --vocab-file and --merge-file name, as load_tokenizer takes it; None without
+    the two flags. ValueError where only one is given."""
+    if vocabulary is None and merges is None:
+        return None
+    if vocabulary is None or merges is None:
+        raise ValueError("--vocab-file and --merge-file: give both, a GPT-2 tokenizer's vocab.json and merges.txt")
+    return f"{vocabulary},{merges}"
