@@ -315,11 +315,11 @@ CASES: dict[int, dict[str, Callable[[], Errors]]] = {
         "TP2, ZeRO-2, offloaded": lambda: follow(_TP2, 2, _CLIPPED, **_OFFLOADED),
         **{f"TP2 SP, ZeRO-{n}, untied": functools.partial(follow, _TP2_SP, n, _CLIPPED, _UNTIED) for n in range(4)},
         **{f"CP2, ZeRO-{stage}": functools.partial(follow, _CP2, stage) for stage in (1, 3)},
-        "DP2, ZeRO-3, dropout": lambda: follow(_DP2, 3, dropout=DROPOUT),
         **{f"DP2, ZeRO-{stage}, adapters": functools.partial(adapted, _DP2, stage) for stage in range(3)},
         **{f"TP2, ZeRO-{stage}, adapters": functools.partial(adapted, _TP2, stage) for stage in (0, 1)},
         "TP2 SP, ZeRO-2, adapters": lambda: adapted(_TP2_SP, 2),
         "CP2, ZeRO-2, adapters, offloaded": lambda: adapted(_CP2, 2, **_OFFLOADED),
+        "DP2, ZeRO-3, dropout": lambda: follow(_DP2, 3, dropout=DROPOUT),
     },
     4: {"DP4, ZeRO-3, hpZ": lambda: follow(Layout(4, 1, {}), 3, zero_hpz_partition_size=2)},
 }

@@ -599,7 +599,6 @@ def _cases() -> dict[str, Case]:
         add("bf16", name, bf16)
     for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "CP2"):
         add("waits of the host", name, host_waits)
-    add("waits of the host, dropout", "TP2 SP", host_waits, dropout=DROPOUT)
     for name in LAYOUTS:
         add("adapters", name, adapted)
     for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2", "TP2 SP", "PP2 1f1b", "CP2"):
@@ -610,6 +609,7 @@ def _cases() -> dict[str, Case]:
         add("adapters of some modules, recomputed", name, adapted, lora=PARTLY, recompute_granularity="full")
     for name in ("DP2 optim_grads_params", "TP2 SP"):
         add("adapters in bf16", name, adapted_in_bf16)
+    add("waits of the host, dropout", "TP2 SP", host_waits, dropout=DROPOUT)
     for name, share in (("DP2", 1.0), ("DP2 optim", 0.5), ("DP2 optim_grads_params", 0.5), ("DP4 in two copies", 0.5)):
         add("memory", name, memory, share)
     return cases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -68,9 +69,9 @@ class LoRAOracle(Oracle):
             b.data, a.data = torch.from_numpy(new_b), torch.from_numpy(new_a.T.copy())
         return step
 
-    def _logits(self, batch: GlobalBatch) -> Tensor:
+    def _logits(self, batch: GlobalBatch, *masks: Any) -> Tensor:
         self.weights = {name: weight + self._delta(name) for name, weight in self.base.items()}
-        logits = super()._logits(batch)
+        logits = super()._logits(batch, *masks)
         self.weights = self.adapters
         return logits
 
