@@ -172,8 +172,9 @@ def cluster(scores: Scores, k: int = 8, bins: int = 4096, num_threads: int = 0) 
     score is its cluster. ValueError where no block has a score.
     """
 
-def percentile(scores: Scores, q: float, num_threads: int = 0) -> float:
-    """Return the score at rank ceil(q * scored), counted from 1, q in [0, 1]. ValueError if no block has a score."""
+def percentiles(scores: Scores, q: Sequence[float], num_threads: int = 0) -> Scores:
+    """Return the scores at ranks ceil(q * scored), counted from 1, for each q in [0, 1]; up to three in one pass.
+    ValueError if no block has a score."""
 
 def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0) -> Ids:
     """Merge sequences of counts[0], counts[1], ... ids, which are stored one after another in `ids`, at random.
@@ -184,6 +185,9 @@ def interleave(ids: Ids, counts: Sequence[int], seed: int, num_threads: int = 0)
 
 def draw_distinct(n: int, count: int, seed: int, num_threads: int = 0) -> Ids:
     """Return `count` different ids below n; every sequence of them is equally likely."""
+
+def place_evenly(items: Ids, order: Ids, num_threads: int = 0) -> None:
+    """Write items [k] to evenly spaced positions of `order` [n >= k], of the same type: item i to floor(i n / k)."""
 
 def count_parts(ids: Ids, sizes: Sequence[int], num_threads: int = 0) -> npt.NDArray[np.uint64]:
     """Count the ids in each of the parts of sizes[0], sizes[1], ... into which 0 ... sum(sizes) - 1 is divided.

@@ -173,14 +173,13 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
     factors = np.clip(scores / 8, 0, 1)
 
     def capped(threads: int) -> Any:
-        low, high = (_C.percentile(scores, q, threads) for q in (0.05, 0.95))
+        low, high = _C.percentiles(scores, (0.05, 0.95), threads).tolist()
         weights = _C.BlockWeights(scores, [], 0.0, threads, "capped", low, high)
         return _C.order_choice(weights, [1.0], 0.0, samples, 1, threads)
 
     def explored(threads: int) -> Any:
         order = _C.order_threshold(scores, 0.5, True, kept, 1, threads)
-        positions = np.arange(kept // 10, dtype=np.int64) * 10
-        order[positions] = _C.draw_distinct(blocks, kept // 10, 3, threads)
+        _C.place_evenly(_C.draw_distinct(blocks, kept // 10, 3, threads), order, threads)
         return order
 
     def weighted(threads: int) -> Any:

@@ -4,7 +4,8 @@
     python tools/fuzz.py --libfuzzer --executions 1000000     # clang++: inputs that are guided by coverage
     python tools/fuzz.py --threads                            # ThreadSanitizer
 
-`dataset` opens and reads false .idx and .bin files; `orders` calls every order with hostile numbers. Each checks the
+`dataset` opens and reads false .idx and .bin files; `orders` calls every order with hostile numbers, `weighings` what
+makes blocks count differently and samples at random; `commonness` reads copies and likelihoods. Each checks the
 results against a second implementation: a wrong answer is a failure, as is a report of a sanitizer. The inputs follow
 from the seed. An input that fails is kept in FOLDER as `crash-TARGET`; `FOLDER/TARGET CRASH_FILE` runs it again. The
 exit code is 1 where anything failed.
@@ -23,8 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, FUZZ = ROOT / "csrc", ROOT / "tests" / "csrc" / "fuzz"
 
-CORE = {"dataset": ["io/dataset", "io/file"], "orders": [f"orders/{p.stem}" for p in sorted(CSRC.glob("orders/*.cpp"))]}
-OWN = {"dataset": ["dataset_target", "dataset_input"], "orders": ["orders_target"]}
+IO = ["io/dataset", "io/file"]
+ORDERS = [f"orders/{path.stem}" for path in sorted(CSRC.glob("orders/*.cpp"))]
+COMMONNESS = [f"commonness/{path.stem}" for path in sorted(CSRC.glob("commonness/*.cpp"))]
+CORE = {"dataset": IO, "orders": ORDERS, "weighings": ORDERS, "commonness": IO + COMMONNESS}
+OWN = {name: [f"{name}_target"] for name in CORE} | {"dataset": ["dataset_target", "dataset_input"]}
 
 MEMORY = ["-fsanitize=address,undefined,float-cast-overflow,float-divide-by-zero", "-fno-sanitize-recover=all"]
 THREADS = ["-fsanitize=thread"]
@@ -80,7 +84,7 @@ def run_threads(options: argparse.Namespace) -> int:
 
 def build_threads(compiler: str, folder: Path) -> Path:
     """Build the program whose threads ThreadSanitizer watches."""
-    core = [CSRC / f"{name}.cpp" for names in CORE.values() for name in names]
+    core = [CSRC / f"{name}.cpp" for name in IO + ORDERS]
     flags = [*THREADS, "-O1"]
     return link(
         compiler, flags, compile_all(compiler, flags, [*core, FUZZ / "threads.cpp"], folder), folder / "threads"

@@ -203,10 +203,10 @@ py::array py_cluster(const py::object& scores, int k, int bins, const Integer& n
     return copied(released([&] { return cluster(data, k, bins, threads); }));
 }
 
-float py_percentile(const py::object& scores, double q, const Integer& num_threads) {
+py::array py_percentiles(const py::object& scores, const std::vector<double>& q, const Integer& num_threads) {
     const Scores data = to_scores(scores);
     const int threads = to_threads(num_threads);
-    return released([&] { return percentile(data, q, threads); });
+    return copied(released([&] { return percentiles(data, q, threads); }));
 }
 
 // Calls work(ids) for ids of either type.
@@ -241,6 +241,19 @@ py::array py_draw_distinct(const Integer& n, const Integer& count, const Integer
     const int threads = to_threads(num_threads);
     return make_ids(blocks, samples,
                     [&](auto* out) { draw_distinct(blocks, samples, number, threads, out); });
+}
+
+void py_place_evenly(const py::object& items, const py::object& order, const Integer& num_threads) {
+    const int threads = to_threads(num_threads);
+    with_ids(items, [&](const auto& array) {
+        const auto* from = array.data();
+        using Id = std::decay_t<decltype(*from)>;
+        Array<Id> to = to_array<Id>(order, "order");
+        const auto count = static_cast<uint64_t>(array.size()), samples = static_cast<uint64_t>(to.size());
+        Id* out = to.mutable_data();
+        Release release;
+        place_evenly(from, count, samples, threads, out);
+    });
 }
 
 py::array py_count_parts(const py::object& ids, const std::vector<uint64_t>& sizes,
@@ -347,9 +360,10 @@ void bind_orders(py::module_& module) {
     module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "weights"_a,
                "mass"_a, "unseen_mass"_a, "samples"_a, "seed"_a, "num_threads"_a = 0);
     module.def("cluster", &py_cluster, "scores"_a, "k"_a = 8, "bins"_a = 4096, "num_threads"_a = 0);
-    module.def("percentile", &py_percentile, "scores"_a, "q"_a, "num_threads"_a = 0);
+    module.def("percentiles", &py_percentiles, "scores"_a, "q"_a, "num_threads"_a = 0);
     module.def("interleave", &py_interleave, "ids"_a, "counts"_a, "seed"_a, "num_threads"_a = 0);
     module.def("draw_distinct", &py_draw_distinct, "n"_a, "count"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("place_evenly", &py_place_evenly, "items"_a, "order"_a, "num_threads"_a = 0);
     module.def("count_parts", &py_count_parts, "ids"_a, "sizes"_a, "num_threads"_a = 0);
     module.def("order_hash", &py_order_hash, "ids"_a, "num_threads"_a = 0);
 }

@@ -42,9 +42,10 @@ struct OfLogarithm {
     static float inverse_from_below(float log_relative) { return exp_from_below(-log_relative); }
 };
 
+// A relative weight is 0 where a block is in no cluster, and what is made of its inverse does not count.
 struct OfWeight {
-    static float inverse(float relative) { return 1.0f / relative; }
-    static float inverse_from_below(float relative) { return 1.0f / relative; }
+    static float inverse(float relative) { return 1.0f / (relative > 0.0f ? relative : 1.0f); }
+    static float inverse_from_below(float relative) { return inverse(relative); }
 };
 
 // Exponential keys (Efraimidis & Spirakis 2006): the k smallest of E_i / w_i, E_i standard exponential
@@ -201,8 +202,8 @@ void erase_positions(std::vector<uint32_t>& list, const std::vector<uint32_t>& p
 std::optional<SampleLists> choose_by_guess(const ExponentialKeys& keys, uint64_t samples, uint64_t all,
                                            int threads) {
     const double share = static_cast<double>(samples) / static_cast<double>(all);
-    const auto bounds = guess_rank(
-        keys, [share](uint64_t count) { return static_cast<uint64_t>(share * static_cast<double>(count)); });
+    const auto bounds = KeySample(keys).guess(
+        [share](uint64_t count) { return static_cast<uint64_t>(share * static_cast<double>(count)); });
     if (!bounds) return std::nullopt;
     const uint64_t n = keys.size(), chunks = num_chunks(n);
     SampleLists lists(n);

@@ -1,4 +1,4 @@
-// Samples that are drawn at random.
+// Samples that are drawn at random, and given places in an order.
 #pragma once
 
 #include <cstdint>
@@ -9,5 +9,9 @@ namespace mlfr {
 // of n it takes time and memory for `count` numbers, and n bits.
 template <class Id>
 void draw_distinct(uint64_t n, uint64_t count, uint64_t seed, int threads, Id* out);
+
+// Writes items[i] to order[floor(i * samples / count)], for i below `count`. count <= samples.
+template <class Id>
+void place_evenly(const Id* items, uint64_t count, uint64_t samples, int threads, Id* order);
 
 }  // namespace mlfr

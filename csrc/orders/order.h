@@ -26,8 +26,8 @@ struct Threshold {
 // score, and at an end where nothing is to be dropped: a cut of -inf or inf, nothing dropped there.
 Threshold threshold(Scores scores, double drop, double drop_hardest, int threads);
 
-// Finds the score at rank ceil(q * seen), counted from 1.
-float percentile(Scores scores, double q, int threads);
+// Finds the score at rank ceil(q * seen), counted from 1, for each q.
+std::vector<float> percentiles(Scores scores, const std::vector<double>& shares, int threads);
 
 // How weighted sampling divides the samples among the clusters of blocks: the mass of each cluster, up to a
 // common factor; 0 leaves it out. The mass of an empty cluster is ignored.

@@ -1,4 +1,4 @@
-// The score at a rank.
+// The scores at ranks.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,11 @@ struct RankedScore {
     }
 };
 
-// Finds the score at rank rank_of(seen). Throws std::invalid_argument for an infinite score. Takes one pass
-// over the scores if a sample of them bounds the score at the rank, four passes otherwise.
-RankedScore rank_score(Scores scores, const std::function<uint64_t(uint64_t)>& rank_of, int threads);
+// The wanted rank among as many scores as its argument says; below their number, if that is not 0.
+using RankOf = std::function<uint64_t(uint64_t)>;
+
+// Finds the score at each rank. Throws std::invalid_argument for an infinite score. Takes one pass over the
+// scores for up to three ranks, and three more for a rank whose score a sample of them does not bound.
+std::vector<RankedScore> rank_scores(Scores scores, const std::vector<RankOf>& ranks, int threads);
 
 }  // namespace mlfr

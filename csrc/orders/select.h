@@ -163,30 +163,50 @@ struct Between {
     uint32_t low, high;
 };
 
-// rank_of(count) is the wanted rank (from 0) among `count` keys. Guesses from a sample of many short runs of
-// keys, so that similar neighbours do not mislead it much; returns nothing where there are few keys.
-template <class Keys, class RankOf>
-std::optional<Between> guess_rank(const Keys& keys, RankOf rank_of) {
-    constexpr uint64_t kRun = 64, kMostRuns = 1 << 13;
-    const uint64_t every = kRun * std::max<uint64_t>(64, keys.size() / kRun / kMostRuns);
-    std::vector<uint32_t> sample;
-    uint32_t buffer[kRun];
-    for (uint64_t first = 0; first + kRun <= keys.size(); first += every) {
-        const uint32_t* run = keys.read(first, kRun, buffer);
-        std::copy_if(run, run + kRun, std::back_inserter(sample), [](uint32_t key) { return key != kNoKey; });
+// A sample of many short runs of keys, so that similar neighbours do not mislead it much.
+class KeySample {
+  public:
+    template <class Keys>
+    explicit KeySample(const Keys& keys) {
+        constexpr uint64_t kRun = 64, kMostRuns = 1 << 13;
+        const uint64_t every = kRun * std::max<uint64_t>(64, keys.size() / kRun / kMostRuns);
+        uint32_t buffer[kRun];
+        sample_.reserve(kRun * (keys.size() / every + 1));
+        for (uint64_t first = 0; first + kRun <= keys.size(); first += every) {
+            const uint32_t* run = keys.read(first, kRun, buffer);
+            std::copy_if(run, run + kRun, std::back_inserter(sample_),
+                         [](uint32_t key) { return key != kNoKey; });
+        }
+        bounds_ = {0, sample_.size()};
     }
-    const auto count = static_cast<double>(sample.size());
-    const auto rank = static_cast<double>(rank_of(sample.size()));
-    const double margin =
-        6.0 * std::sqrt(std::min(rank, count - rank)) + 16.0;  // over six standard deviations
-    if (rank < margin || rank + margin >= count) return std::nullopt;
-    auto at = [&sample](double index) {
-        const auto nth = sample.begin() + static_cast<std::ptrdiff_t>(index);
-        std::nth_element(sample.begin(), nth, sample.end());
-        return *nth;
-    };
-    return Between{at(rank - margin), at(rank + margin)};
-}
+
+    // rank_of(count) is the wanted rank (from 0) among `count` keys. Returns nothing where there are few.
+    template <class RankOf>
+    std::optional<Between> guess(RankOf rank_of) {
+        const auto count = static_cast<double>(sample_.size());
+        const auto rank = static_cast<double>(rank_of(sample_.size()));
+        const double margin =
+            6.0 * std::sqrt(std::min(rank, count - rank)) + 16.0;  // over six standard deviations
+        if (rank < margin || rank + margin >= count) return std::nullopt;
+        return Between{at(static_cast<size_t>(rank - margin)), at(static_cast<size_t>(rank + margin))};
+    }
+
+  private:
+    // The key of a rank in the sample. What earlier calls have divided need not be divided again.
+    uint32_t at(size_t rank) {
+        const auto end = std::upper_bound(bounds_.begin(), bounds_.end(), rank);
+        const auto iterator = [this](size_t index) {
+            return sample_.begin() + static_cast<std::ptrdiff_t>(index);
+        };
+        std::nth_element(iterator(*(end - 1)), iterator(rank), iterator(*end));
+        bounds_.insert(end, rank);
+        return sample_[rank];
+    }
+
+    std::vector<uint32_t> sample_;
+    std::vector<size_t>
+        bounds_;  // ascending: no key before one of these positions is larger than one after it
+};
 
 // Emits the keys below a cut, and the first `quota` (in the order of ids) that equal it, for
 // shuffle_multiset.

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "common/detmath.h"
 #include "orders/order.h"
@@ -42,8 +43,11 @@ Cuts rank_threshold(Scores scores, double drop, double drop_hardest, int threads
     const auto highest_kept = [=](uint64_t seen) {
         return seen - std::min<uint64_t>(seen, 1) - count_dropped(drop, drop_hardest, seen).highest;
     };
-    Cuts cuts{rank_score(scores, lowest_kept, threads), std::nullopt};
-    if (drop_hardest > 0.0 && cuts.low.seen > 0) cuts.high = rank_score(scores, highest_kept, threads);
+    std::vector<RankOf> ranks{lowest_kept};
+    if (drop_hardest > 0.0) ranks.emplace_back(highest_kept);
+    std::vector<RankedScore> ranked = rank_scores(scores, ranks, threads);
+    Cuts cuts{std::move(ranked[0]), std::nullopt};
+    if (drop_hardest > 0.0 && cuts.low.seen > 0) cuts.high = std::move(ranked[1]);
     return cuts;
 }
 
@@ -69,12 +73,18 @@ Threshold threshold(Scores scores, double drop, double drop_hardest, int threads
     return {lowest, {high->score, dropped - above, dropped}, low.seen};
 }
 
-float percentile(Scores scores, double q, int threads) {
-    if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
-    auto rank = [q](uint64_t seen) { return std::max<uint64_t>(ceil_share(q, seen), 1) - 1; };
-    const RankedScore ranked = rank_score(scores, rank, threads);
-    if (ranked.seen == 0) throw std::invalid_argument("scores: no block has one");
-    return ranked.score;
+std::vector<float> percentiles(Scores scores, const std::vector<double>& shares, int threads) {
+    std::vector<RankOf> ranks;
+    for (const double q : shares) {
+        if (!(q >= 0.0 && q <= 1.0)) throw std::invalid_argument("q: must lie between 0 and 1");
+        ranks.emplace_back([q](uint64_t seen) { return std::max<uint64_t>(ceil_share(q, seen), 1) - 1; });
+    }
+    std::vector<float> found;
+    for (const RankedScore& ranked : rank_scores(scores, ranks, threads)) {
+        if (ranked.seen == 0) throw std::invalid_argument("scores: no block has one");
+        found.push_back(ranked.score);
+    }
+    return found;
 }
 
 namespace {

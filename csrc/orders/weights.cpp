@@ -171,12 +171,14 @@ void BlockWeights::read_logarithms(uint64_t first, uint64_t count, const uint32_
     }
 }
 
-// Multiplies relative weights by the factors of their blocks.
+// Multiplies relative weights by the factors of their blocks; the product of positive ones stays positive.
 void BlockWeights::apply_factors(uint64_t first, uint64_t count, uint32_t* cluster, float* relative) const {
     const float* factors = weighing_.factors + first;
     const auto excluded = static_cast<uint32_t>(clusters() - 1);
     for (uint64_t j = 0; j < count; ++j) {
-        relative[j] *= factors[j];
+        const float product = relative[j] * factors[j];
+        const float least = factors[j] > 0.0f ? std::numeric_limits<float>::denorm_min() : 0.0f;
+        relative[j] = std::max(product, least);
         cluster[j] = factors[j] > 0.0f ? cluster[j] : excluded;
     }
 }
@@ -217,6 +219,10 @@ void BlockWeights::read_integers(uint64_t first, uint64_t count, uint32_t* clust
             uint64_t bits;
             std::memcpy(&bits, &shifted, sizeof bits);
             weight[j] = bits & ((uint64_t{1} << 52) - 1);
+        }
+        if (!weighing_.factors) return;
+        for (uint64_t j = 0; j < count; ++j) {  // no cluster that can be drawn weighs nothing
+            weight[j] = std::max<uint64_t>(weight[j], relative[j] > 0.0f);
         }
     });
 }

@@ -19,9 +19,10 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
 from megatron_lfr.lfr.scores import Arrays, by_segment
-from megatron_lfr.lfr.selection import Order, Scores
+from megatron_lfr.lfr.selection import Order
 from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]

@@ -24,8 +24,8 @@ def time_orders(
     values = numbers(arrays)
     ledger, rng, rows = Ledger.of(plan), np.random.default_rng(seed), []
     for planned in plan.phases:
-        # Scores of a rescoring come from a file that only a run has; the order takes as long from recorded losses.
-        phase = dataclasses.replace(planned.phase, score="recorded") if planned.phase.is_rescored else planned.phase
+        # Kept scores are in a file that only a run has; the order takes as long from recorded losses.
+        phase = dataclasses.replace(planned.phase, score="recorded") if planned.phase.keeps_scores else planned.phase
         started = time.perf_counter()
         scored = dataclasses.replace(planned, phase=phase)
         scores = start_phase(scored, ledger, seed, journal, values[planned.segment])

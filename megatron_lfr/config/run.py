@@ -26,8 +26,8 @@ from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.data.corpus.gpt2_files import name_both
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.fileio import exists
-from megatron_lfr.lfr import PRESETS, Schedule, preset
-from megatron_lfr.lfr.scores import WEIGHT
+from megatron_lfr.lfr import PRESETS, Phase, Schedule, preset
+from megatron_lfr.lfr.scores import BY_SCORE, CLUSTERS, WEIGHT
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
 from megatron_lfr.model.config import ModelConfig
@@ -167,14 +167,22 @@ def resolve_schedule(text: str) -> Schedule:
 
 def run_schedule(lfr: LFRConfig) -> Schedule:
     """Return the schedule of a run: that of --lfr-schedule, every phase of a preset by the array `weight` of
-    --lfr-scores where there is one."""
+    --lfr-scores where there is one, and every selection by clusters by the array `clusters` where there is one."""
     schedule, flag = resolve_schedule(lfr.lfr_schedule), "--lfr-scores"
-    if lfr.lfr_schedule not in PRESETS or WEIGHT not in parse_names(lfr.lfr_scores, flag):
+    names = parse_names(lfr.lfr_scores, flag)
+    if CLUSTERS in names:
+        schedule = Schedule(tuple(_by_content(phase) for phase in schedule.phases))
+    if lfr.lfr_schedule not in PRESETS or WEIGHT not in names:
         return schedule
     try:
         return Schedule(tuple(dataclasses.replace(phase, weight=f"file:{WEIGHT}") for phase in schedule.phases))
     except ValueError as error:
         raise ValueError(f"{flag} {WEIGHT}: weighs every phase of --lfr-schedule {lfr.lfr_schedule}: {error}") from None
+
+
+def _by_content(phase: Phase) -> Phase:
+    is_by_score = phase.kind == "focus" and phase.selection == "clusters" and phase.cluster_by == BY_SCORE
+    return dataclasses.replace(phase, cluster_by=f"file:{CLUSTERS}") if is_by_score else phase
 
 
 def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
@@ -204,7 +212,7 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
         # The same object: what it has read is not read again.
         config = dataclasses.replace(parse(apply_deepspeed(default, file.values)), deepspeed=file)
         notes += [f"--deepspeed-config: {note}" for note in effect_notes(file.values)]
-    return config, notes
+    return dataclasses.replace(config, lfr=config.lfr.with_named_clusters()), notes
 
 
 def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> RunConfig:
@@ -220,7 +228,8 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 def parse_settings(settings: Mapping[str, Any], source: str) -> RunConfig:
     """Return the configuration that settings give, by the names of their flags. A ValueError begins with `source`."""
     preset_name, argv = _settings_to_argv(settings, source)
-    return _parse(argv, _preset_config(preset_name), prog=source)
+    config = _parse(argv, _preset_config(preset_name), prog=source)
+    return dataclasses.replace(config, lfr=config.lfr.with_named_clusters())
 
 
 def _preset_config(name: str | None) -> RunConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from megatron_lfr.data.corpus.block_values import parse_names
 from megatron_lfr.engine.determinism import check_environment
 from megatron_lfr.fileio import same_path
 from megatron_lfr.lfr import PRESETS, FocusScope
+from megatron_lfr.lfr.scores import CLUSTERS
 from megatron_lfr.model.fused import KernelPackage, check_package
 
 _LONGEST_TIMEOUT = 365 * 24 * 60
@@ -47,9 +48,19 @@ class LFRConfig:
     copies. One named weight weighs every phase of a preset as well. FILE.npy holds float32 (for copies uint32), one
     number for each training block, as commonness and evaluate --split train --per-block write it; it is read where it
     is."""
+    lfr_clusters: str | None = None
+    """Clusters of content for every Focus with selection clusters, in the place of a k-means on the score: FILE.npy
+    with uint32, the number of each training block's cluster. Complete clusters are dropped by their mean score. It is
+    kept as --lfr-scores clusters=FILE.npy."""
     lfr_scratch_dir: str | None = None
     """Folder for the files that the ranks of one machine share: the order of the phase, and on every machine but the
     first a copy of the journal. By default it is in the run folder; a local disk is faster."""
+
+    def with_named_clusters(self) -> LFRConfig:
+        """Return the same settings with --lfr-clusters among --lfr-scores, by its name."""
+        if self.lfr_clusters is None:
+            return self
+        return replace(self, lfr_clusters=None, lfr_scores=[*self.lfr_scores, f"{CLUSTERS}={self.lfr_clusters}"])
 
     def scratch(self, run: Path, machine: int) -> Path:
         """Return the folder of the files that the ranks of a machine share. Each run gets its own, even where several

@@ -81,8 +81,8 @@ def export(options: ToHF) -> None:
         files = _write_weights(folder, stored, model, dtype, shard_bytes)
         _write_json(folder / "config.json", hf_config)
         marks: dict[Role, int | None] = {"bos": bos, "eos": eod}
-        has_neighbours = isinstance(tokenizer, FileTokenizer) and tokenizer.has_neighbours
-        _write_json(folder / GENERATION, generation_settings(tokenizer.path if has_neighbours else None, marks))
+        origin = tokenizer.path if isinstance(tokenizer, FileTokenizer) and tokenizer.has_neighbours else None
+        _write_json(folder / GENERATION, generation_settings(origin, marks))
         note = _write_tokenizer(folder, tokenizer, marks, model.max_position_embeddings)
         if options.verify:
             print(verify(stored, model, folder, dtype))

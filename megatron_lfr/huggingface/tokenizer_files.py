@@ -100,7 +100,7 @@ def _read_generation(folder: Path) -> dict[str, Any]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    settings = {}
+    settings: dict[str, Any] = {}
     for file in ("special_tokens_map.json", SETTINGS):  # the second one decides
         settings |= read_json_object(folder / file) if (folder / file).is_file() else {}
     return settings

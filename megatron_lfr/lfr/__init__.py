@@ -15,11 +15,12 @@ from megatron_lfr.lfr.curriculum import Curriculum
 from megatron_lfr.lfr.follower import CurriculumFollower
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.left_out import Selection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.plan import Plan, PlannedPhase, Segment
 from megatron_lfr.lfr.presets import PRESETS, preset
 from megatron_lfr.lfr.schedule import Schedule
-from megatron_lfr.lfr.selection import Selection, make_order
+from megatron_lfr.lfr.selection import make_order
 
 __all__ = [
     "PRESETS",

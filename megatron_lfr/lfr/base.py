@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
-from megatron_lfr.lfr.selection import Order, Scores
+from megatron_lfr.lfr.selection import Order
 
 BlockIds = npt.NDArray[np.int64]
 
@@ -37,6 +38,11 @@ class Sharing(Protocol):
 
     def broadcast(self, value: int) -> int:
         """Return the first process' value on all of them."""
+        ...
+
+    def compare(self, what: str, value: int | None) -> None:
+        """Raise ValueError on every process where leaders have different values, which says of `what`; the other
+        processes pass None. Needed where a function makes scores."""
         ...
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase, largest_remainder
-from megatron_lfr.lfr.selection import Order, Scores, Selection, has_score, make_order, phase_seed
+from megatron_lfr.lfr.selection import Order, has_score, make_order, phase_seed
 from megatron_lfr.lfr.weights import EQUAL, Counting
 
 FocusScope = Literal["global", "per-corpus"]
@@ -125,11 +126,11 @@ class BlendSelection:
 
     def easiest(self, scores: Scores) -> npt.NDArray[np.bool_]:
         """Return a mask of the blocks that are left out as easy, given the scores that the phase was made from."""
-        return self._masks(scores, Selection.easiest)
+        return self._masks(scores, lambda part, corpus: part.easiest(corpus))
 
     def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
         """Return a mask of the blocks that the phase leaves out, given the scores that it was made from."""
-        return self._masks(scores, Selection.left_out)
+        return self._masks(scores, lambda part, corpus: part.left_out(corpus))
 
     def _masks(
         self, scores: Scores, mask: Callable[[Selection, Scores], npt.NDArray[np.bool_]]

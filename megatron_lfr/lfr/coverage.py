@@ -68,8 +68,9 @@ class Coverage:
             sizes, fewest, most = [sum(sizes)], [sum(fewest)], [sum(most)]
         if phase.scores_all:
             fewest = most = sizes
-        if phase.needs_two_visits:
+        elif not phase.scores_seen:
             fewest = [0] * len(sizes)
+            most = most if phase.needs_two_visits else sizes
         if phase.keeps_unseen:
             return max(1, sum(sizes) - sum(_dropped(phase, scored) for scored in most))
         if fewest != most:
@@ -150,8 +151,7 @@ class Coverage:
         if not phase.counts_equally:
             return False
         dropped = 0
-        is_known = not (phase.scores_all or phase.needs_two_visits)
-        if phase.selection == "threshold" and phase.sampling == "passes" and is_known:
+        if phase.selection == "threshold" and phase.sampling == "passes" and phase.scores_seen:
             dropped = _dropped(phase, sum(self._fewest[part] for part in parts))
         return samples >= sum(map(self._size, parts)) - dropped
 

@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
+from megatron_lfr.lfr.functions import call_function, check_functions, digest_of
 from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
 from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
+from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
-from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks
+from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks, write_scores
 from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, by_segment, check_arrays
-from megatron_lfr.lfr.selection import Scores, phase_seed
+from megatron_lfr.lfr.selection import phase_seed
 
 
 class Curriculum(BaseCurriculum):
@@ -45,6 +47,7 @@ class Curriculum(BaseCurriculum):
         super().__init__(plan)
         self.arrays = by_segment(plan, arrays)
         check_arrays(plan, self.arrays)
+        check_functions(plan)
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.journal = journal
@@ -65,6 +68,8 @@ class Curriculum(BaseCurriculum):
             planned = self.plan.at_step(self._next_step)
             if planned.phase.is_rescored:
                 self._run_rescoring(planned)
+            if planned.phase.scored_by_function is not None:
+                self._call_function(planned, planned.phase.scored_by_function)
             self._begin(planned)
             self._share_order()
             self.journal.begin_phase(planned.index)
@@ -154,9 +159,21 @@ class Curriculum(BaseCurriculum):
 
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None
-        broadcast = int if self._sharing is None else self._sharing.broadcast
         n_blocks = self.plan.segments[planned.segment].n_blocks
-        rescore_blocks(self.journal, planned.index, n_blocks, self._rescore, broadcast)
+        rescore_blocks(self.journal, planned.index, n_blocks, self._rescore, self._broadcast)
+
+    def _call_function(self, planned: PlannedPhase, name: str) -> None:
+        """Let a function make the scores of a phase, unless the journal has them already."""
+        if not self._broadcast(not self.journal.scores_path(planned.index).exists()):
+            return
+        starts = self.plan.segments[planned.segment].blend.starts
+        scores = call_function(name, planned, self.ledger, starts)
+        if self._sharing is not None:
+            self._sharing.compare(f"phase {planned.index}: score {planned.phase.score}", digest_of(scores))
+        write_scores(self.journal, planned.index, scores)
+
+    def _broadcast(self, value: int) -> int:
+        return value if self._sharing is None else self._sharing.broadcast(value)
 
 
 def start_phase(
@@ -173,8 +190,9 @@ def start_phase(
         case "improvement":
             scores = ledger.improvement_scores()
             prior = of_unit_spread(-scores)  # losses rise with a prior, and those that have just fallen are lower
-        case "rescored":
-            scores = prior = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
+        case "rescored" | "call" as mode:
+            scores = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
+            prior = of_unit_spread(scores) if mode == "call" else scores
         case "file" | "excess" as mode:
             assert phase.scored_by is not None
             array = ledger.of_all(arrays[phase.scored_by].view(np.float32))

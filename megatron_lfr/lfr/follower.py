@@ -29,6 +29,8 @@ class CurriculumFollower(BaseCurriculum):
                 assert self._rescore is not None
                 n_blocks = self.plan.segments[planned.segment].n_blocks
                 rescore_blocks(None, planned.index, n_blocks, self._rescore, self._sharing.broadcast)
+            if planned.phase.scored_by_function is not None and self._sharing.broadcast(0):
+                self._sharing.compare(f"phase {planned.index}: score {planned.phase.score}", None)
             self._take_order(planned)
         assert self.current is not None
         return self.current

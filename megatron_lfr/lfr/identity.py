@@ -28,7 +28,10 @@ FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
 _ADDED = {
     name: getattr(Phase, name)
-    for name in ("drop_hardest", "explore", "weight", "weight_power", "weight_cap", "copies", "scope", "replay")
+    for name in (
+        *("drop_hardest", "explore", "weight", "weight_power", "weight_cap", "copies", "scope", "replay"),
+        "cluster_by",
+    )
 }
 """Fields of phases that the first runs did not have, with the values that mean what those did: they are stored only
 where they have another value, so that the facts of a run that does not use them stay the same."""

@@ -244,8 +244,8 @@ def of_unit_spread(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     Losses have a spread near 1 and need none of it; a `Population` is for numbers of that size. All from exact order
     statistics and single IEEE operations.
     """
-    low, middle, high = (_C.percentile(scores, q) for q in (0.05, 0.5, 0.95)) if has_score(scores) else (0.0,) * 3
-    spread = (float(high) - float(low)) / _SPREADS or 1.0
+    low, middle, high = _C.percentiles(scores, (0.05, 0.5, 0.95)).tolist() if has_score(scores) else (0.0,) * 3
+    spread = (high - low) / _SPREADS or 1.0
     scaled = np.empty(len(scores), np.float32)
     for first in range(0, len(scores), _CHUNK):
         part = slice(first, first + _CHUNK)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from megatron_lfr.lfr.scores import COPIES, check_score, split_score
+from megatron_lfr.lfr.scores import BY_SCORE, CALL, COPIES, FROM_ARRAYS, check_score, is_file, split_score
 from megatron_lfr.lfr.weights import NO_WEIGHT, CountedCopies, Weights, check_weighting
 
 Kind = Literal["learn", "focus", "review"]
@@ -66,11 +66,15 @@ class Phase:
     repeats as often, but not by difficulty. improvement: how much a block's detrended loss has fallen between its last
     two visits, none for a block with fewer (ours; see `Ledger.improvement_scores`). file:NAME: the numbers of an array
     from outside of the run, higher is harder. excess:NAME: the detrended score less that number, where the array holds
-    a reference model's losses."""
+    a reference model's losses. call:PACKAGE.MODULE:FUNCTION: what that function makes of the ledger (see
+    `functions.Records`)."""
     unseen: Unseen = "auto"
     """What Focus does with blocks that have no score yet. auto: threshold keeps them, clusters excludes them."""
     clusters: int = 8
     """Number of clusters of the k-means."""
+    cluster_by: str = BY_SCORE
+    """With selection clusters: score, the k-means; or file:NAME, the clusters that the array NAME numbers, of which the
+    easiest and hardest are dropped by their mean scores."""
     drop_hardest: float = 0.0
     """Share of the scored blocks that Focus leaves out, the hardest first, beside `drop`; both together below 1."""
     weights: Weights = "auto"
@@ -103,12 +107,25 @@ class Phase:
     @property
     def scored_by(self) -> str | None:
         """The name of the array that the score needs; None without one."""
-        return split_score(self.score)[1] if self.kind == "focus" else None
+        mode, name = split_score(self.score)
+        return name if self.kind == "focus" and mode in FROM_ARRAYS else None
+
+    @property
+    def scored_by_function(self) -> str | None:
+        """PACKAGE.MODULE:FUNCTION where a function makes the score; None where none does."""
+        mode, name = split_score(self.score)
+        return name if self.kind == "focus" and mode == CALL else None
 
     @property
     def weighted_by(self) -> str | None:
         """The name of the array of `weight`; None without one."""
         return split_score(self.weight)[1]
+
+    @property
+    def clustered_by(self) -> str | None:
+        """The name of the array that numbers clusters of content; None where clusters are of the score."""
+        uses = self.kind == "focus" and self.selection == "clusters"
+        return split_score(self.cluster_by)[1] if uses else None
 
     @property
     def grouped_by(self) -> str | None:
@@ -133,6 +150,11 @@ class Phase:
         return self.kind == "focus" and self.score == "rescored"
 
     @property
+    def keeps_scores(self) -> bool:
+        """Whether the scores are kept in the journal, since they do not follow from its losses."""
+        return self.is_rescored or self.scored_by_function is not None
+
+    @property
     def scores_all(self) -> bool:
         """Whether every block has a score, whether it has been trained on or not."""
         return self.is_rescored or (self.kind == "focus" and self.score_mode == "file")
@@ -142,11 +164,18 @@ class Phase:
         """Whether only blocks that have been trained on twice have a score."""
         return self.kind == "focus" and self.score == "improvement"
 
+    @property
+    def scores_seen(self) -> bool:
+        """Whether those blocks have a score that have been trained on."""
+        return not (self.scores_all or self.needs_two_visits or self.scored_by_function is not None)
+
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"phase {name} {getattr(self, name)!r}: choose from {', '.join(legal)}")
         check_score(self.score)
+        if self.cluster_by != BY_SCORE and not is_file(self.cluster_by):
+            raise ValueError(f"phase cluster_by {self.cluster_by!r}: choose from {BY_SCORE}, file:NAME")
         for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):

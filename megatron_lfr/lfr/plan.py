@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.lfr.blend import Blend, BlendSelection
+from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scope import Scope, ScopedSelection, make_scoped_order, outside
 from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays
-from megatron_lfr.lfr.selection import Order, Scores, Selection, continue_passes
+from megatron_lfr.lfr.selection import Order, continue_passes
 from megatron_lfr.lfr.weights import count_in
 
 AnySelection = Selection | BlendSelection | ScopedSelection

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from megatron_lfr.fileio import fsync_directory
 from megatron_lfr.lfr.journal import Journal, JournalFiles
-from megatron_lfr.lfr.selection import Scores
+from megatron_lfr.lfr.left_out import Scores
 
 Rescore = Callable[[npt.NDArray[np.int64]], Iterable[Scores]]
 """Takes block ids [n] and yields the mean NLL of each under the present weights, without training: fp32 arrays that
@@ -43,8 +43,18 @@ def rescore_blocks(
         fsync_directory(journal.folder)
 
 
+def write_scores(journal: Journal, phase: int, scores: Scores) -> None:
+    """Keep the scores of a phase: fp32 [n_blocks]."""
+    new = journal.partial_scores_path(phase)
+    kept = np.lib.format.open_memmap(new, "w+", np.float32, scores.shape)
+    kept[:] = scores
+    kept.flush()
+    new.replace(journal.scores_path(phase))
+    fsync_directory(journal.folder)
+
+
 def read_scores(journal: JournalFiles, phase: int, n_blocks: int) -> Scores:
-    """Read the scores of the pass before `phase`: fp32 [n_blocks]."""
+    """Read the kept scores of a phase: fp32 [n_blocks]."""
     path = journal.scores_path(phase)
     scores: Scores = np.load(path, allow_pickle=False)
     if scores.shape != (n_blocks,) or scores.dtype != np.float32:

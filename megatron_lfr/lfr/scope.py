@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend, BlendSelection
+from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase
-from megatron_lfr.lfr.selection import Order, Scores, Selection, phase_seed
+from megatron_lfr.lfr.selection import Order, phase_seed
 from megatron_lfr.lfr.weights import EQUAL, Counting, join_ranges
 
 _CHUNK = 1 << 20

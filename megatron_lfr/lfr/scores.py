@@ -1,7 +1,8 @@
 """What a phase ranks blocks by, and the arrays from outside of the run that it needs.
 
 A score is one of the run's losses, or from an array with a number for each block, which has a name: `file:NAME` is the
-array itself, `excess:NAME` the present loss minus it (the array then holds a reference model's losses).
+array itself, `excess:NAME` the present loss minus it (the array then holds a reference model's losses). Or it is what a
+function of the user's makes of the ledger: `call:PACKAGE.MODULE:FUNCTION`.
 """
 
 from __future__ import annotations
@@ -24,19 +25,24 @@ NO_ARRAYS: Arrays = {}
 LossScore = Literal["recorded", "detrended", "rescored", "shuffled", "improvement"]
 LOSS_SCORES: tuple[str, ...] = get_args(LossScore)
 FROM_ARRAYS = ("file", "excess")
+CALL = "call"
 COPIES = "copies"
 """The name of the array that says which blocks are copies of each other."""
+CLUSTERS = "clusters"
+"""The name of the array of --lfr-clusters."""
+BY_SCORE = "score"
 WEIGHT = "weight"
 """The name of the array that weighs every phase of a preset."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _CHUNK = 1 << 20
 
 Test = Callable[[npt.NDArray[np.number]], npt.NDArray[np.bool_]]
 
 
 def split_score(score: str) -> tuple[str, str | None]:
-    """Return (mode, name of the array it needs) of a score; None for a score from losses alone."""
+    """Return (mode, name of the array or function it needs) of a score; None for a score from losses alone."""
     mode, colon, name = score.partition(":")
     return mode, name if colon else None
 
@@ -47,7 +53,10 @@ def check_score(score: object) -> None:
         mode, name = split_score(score)
         if mode in LOSS_SCORES if name is None else mode in FROM_ARRAYS and is_name(name):
             return
-    raise ValueError(f"phase score {score!r}: choose from {', '.join(LOSS_SCORES)}, file:NAME, excess:NAME")
+        if mode == CALL and name is not None and _FUNCTION.fullmatch(name):
+            return
+    legal = ", ".join((*LOSS_SCORES, "file:NAME", "excess:NAME", "call:PACKAGE.MODULE:FUNCTION"))
+    raise ValueError(f"phase score {score!r}: choose from {legal}")
 
 
 def is_name(text: str) -> bool:
@@ -55,10 +64,16 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def is_file(text: object) -> bool:
+    """Whether a text is file:NAME."""
+    mode, name = split_score(text) if isinstance(text, str) else ("", None)
+    return mode == "file" and name is not None and is_name(name)
+
+
 def used_arrays(phases: Iterable[Phase]) -> list[str]:
     """Return the names of the arrays that phases use, sorted."""
-    names = {name for phase in phases for name in (phase.scored_by, phase.weighted_by, phase.grouped_by)}
-    return sorted(name for name in names if name is not None)
+    names = {name for phase in phases for name, _ in _arrays_of(phase)}
+    return sorted(names)
 
 
 def by_segment(plan: Plan, arrays: Arrays | Sequence[Arrays]) -> Sequence[Arrays]:
@@ -72,15 +87,21 @@ def check_arrays(plan: Plan, arrays: Sequence[Arrays]) -> None:
     for planned in plan.phases:
         index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
         try:
-            for name, check in (
-                (planned.phase.scored_by, _check_finite),
-                (planned.phase.weighted_by, _check_weights),
-                (planned.phase.grouped_by, _check_groups),
-            ):
-                if name is not None:
-                    check(name, _array(arrays[planned.segment], name, n_blocks))
+            for name, check in _arrays_of(planned.phase):
+                check(name, _array(arrays[planned.segment], name, n_blocks))
         except ValueError as error:
             raise ValueError(f"phase {index}: {error}") from None
+
+
+def _arrays_of(phase: Phase) -> list[tuple[str, Callable[[str, npt.NDArray[np.number]], None]]]:
+    """Return the names of the arrays that a phase uses, and what checks each."""
+    uses = (
+        (phase.scored_by, _check_finite),
+        (phase.weighted_by, _check_weights),
+        (phase.grouped_by, _check_groups),
+        (phase.clustered_by, _check_groups),
+    )
+    return [(name, check) for name, check in uses if name is not None]
 
 
 def _array(arrays: Arrays, name: str, n_blocks: int) -> npt.NDArray[np.number]:
@@ -107,7 +128,7 @@ def _check_weights(name: str, array: npt.NDArray[np.number]) -> None:
 
 def _check_groups(name: str, array: npt.NDArray[np.number]) -> None:
     if array.dtype != np.uint32:
-        raise ValueError(f"array {name}: is of type {array.dtype}, must be uint32, a number for each group of copies")
+        raise ValueError(f"array {name}: is of type {array.dtype}, must be uint32, the number of each block's group")
     _check_each(name, array, lambda part: part < len(array), f"below the number of blocks, {len(array)}")
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.left_out import Scores, Selection, drop_content_clusters, droppable
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.weights import EQUAL, Counting
 
-Scores = npt.NDArray[np.float32]
 Order = npt.NDArray[np.unsignedinteger]
 Doubles = npt.NDArray[np.float64]
 Groups = npt.NDArray[np.uint32]
@@ -24,49 +23,6 @@ CAPPED_QUANTILES = (0.05, 0.95)
 """Between these quantiles of the kept scores, capped weights rise (ours)."""
 
 _NO_SCORE = "focus: no block has a score yet"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a Focus left out: the scored blocks below `cut` and above `cut_hardest`, and the unscored ones if
-    `excludes_unseen`.
-
-    The first `tie_quota` blocks, by id, whose score equals `cut` are dropped too, and the last `tie_quota_hardest` of
-    those whose score equals `cut_hardest`, so that a threshold drops exact shares. dropped: blocks at both ends.
-    """
-
-    cut: float
-    tie_quota: int
-    excludes_unseen: bool
-    dropped: int
-    unseen: int
-    n_blocks: int
-    cut_hardest: float = np.inf
-    tie_quota_hardest: int = 0
-    dropped_hardest: int = 0
-
-    @property
-    def dropped_share(self) -> float:
-        """Share of the scored blocks that were dropped."""
-        return self.dropped / max(1, self.n_blocks - self.unseen)
-
-    def easiest(self, scores: Scores) -> npt.NDArray[np.bool_]:
-        """Return a mask of the blocks that are left out as easy, given the scores that the phase was made from."""
-        mask: npt.NDArray[np.bool_] = scores < self.cut
-        mask[np.flatnonzero(scores == np.float32(self.cut))[: self.tie_quota]] = True
-        return mask
-
-    def left_out(self, scores: Scores) -> npt.NDArray[np.bool_]:
-        """Return a mask of the blocks that the phase leaves out, given the scores that it was made from. What it draws
-        at random (explore) may be among them."""
-        mask = self.easiest(scores)
-        if self.dropped_hardest:
-            mask |= scores > self.cut_hardest
-            ties = np.flatnonzero(scores == np.float32(self.cut_hardest))
-            mask[ties[len(ties) - self.tie_quota_hardest :]] = True
-        if self.excludes_unseen:
-            mask |= np.isnan(scores)
-        return mask
 
 
 def has_score(scores: Scores) -> bool:
@@ -100,11 +56,13 @@ def make_order(
             return _in_turns(counting.groups, phase.copies == "log", counting.earlier, factors, samples, seed), None
         return _everything(len(scores), factors, samples, seed), None
     explored = int(phase.explore * samples)
-    order, selection = _focus(phase, scores, factors, samples, seed)
+    if phase.clustered_by is None:
+        order, selection = _focus(phase, scores, factors, samples, seed)
+    else:
+        assert counting.clusters is not None
+        order, selection = _focus_on_content(phase, scores, counting.clusters, factors, samples, seed)
     if explored:  # the order is random, so evenly spaced positions are those of random samples
-        numbers = np.arange(explored, dtype=np.uint64)
-        step, rest = divmod(samples, explored)
-        order[numbers * step + numbers * rest // explored] = _explored(len(scores), factors, explored, seed)
+        _C.place_evenly(_explored(len(scores), factors, explored, seed), order)
     return order, selection
 
 
@@ -158,10 +116,49 @@ def _focus(phase: Phase, scores: Scores, factors: Scores | None, samples: int, s
         raise ValueError(_NO_SCORE)
     selection, weights, mass, unseen_mass = _select(phase, scores, factors)
     if phase.sampling == "passes" and factors is None:
-        kept = (~selection.left_out(scores)).astype(np.uint32)
-        return _C.shuffle_visits(kept, _pass_seeds(seed, samples, int(kept.sum())), samples=samples), selection
+        return _passes_over(~selection.left_out(scores), samples, seed), selection
     weigh = _C.order_choice if phase.sampling == "choice" else _C.order_visits
     return weigh(weights, mass, unseen_mass, samples, seed), selection
+
+
+def _focus_on_content(
+    phase: Phase, scores: Scores, clusters: Groups, factors: Scores | None, samples: int, seed: int
+) -> tuple[Order, Selection]:
+    """Sample from what remains when complete clusters, as numbered from outside, are dropped by their mean scores. With
+    visits, each cluster gets its share of the samples, rounded up or down."""
+    if not has_score(scores):
+        raise ValueError(_NO_SCORE)
+    selection = drop_content_clusters(phase, scores, clusters)
+    kept = ~selection.left_out(scores)
+    if phase.sampling == "passes" and factors is None:
+        return _passes_over(kept, samples, seed), selection
+    counted = kept.astype(np.float32) if factors is None else np.where(kept, factors, np.float32(0))
+    if phase.sampling == "choice":
+        return _C.order_choice(*_weigh_kept(phase, scores, kept, counted), samples, seed), selection
+    by_cluster = np.argsort(clusters, kind="stable")  # visits are systematic: each stretch of blocks gets its share
+    weighed = _weigh_kept(phase, scores[by_cluster], kept[by_cluster], counted[by_cluster])
+    order = _C.order_visits(*weighed, samples, seed)
+    return by_cluster[order].astype(order.dtype), selection
+
+
+def _weigh_kept(
+    phase: Phase, scores: Scores, kept: npt.NDArray[np.bool_], counted: Scores
+) -> tuple[_C.BlockWeights, Doubles, float]:
+    """Weigh the kept blocks as one cluster. counted: their factors, 0 for the others."""
+    none = np.empty(0)
+    if phase.weighting == "capped":
+        low, high = _C.percentiles(np.where(kept, scores, np.float32(np.nan)), CAPPED_QUANTILES).tolist()
+        weights = _C.BlockWeights(scores, none, np.inf, rule="capped", low=low, high=high, factors=counted)
+    elif phase.weighting == "uniform":
+        weights = _C.BlockWeights(scores, none, np.inf, rule="uniform", factors=counted)
+    else:
+        weights = _C.BlockWeights(scores, none, float(_C.percentiles(scores, [CLIP_QUANTILE])[0]), factors=counted)
+    return weights, *_masses_of_factors(phase, scores, none, slice(0, 1), weights, counted, np.zeros(1))
+
+
+def _passes_over(kept: npt.NDArray[np.bool_], samples: int, seed: int) -> Order:
+    """Visit every kept block once a pass, each pass shuffled anew."""
+    return _C.shuffle_visits(kept.astype(np.uint32), _pass_seeds(seed, samples, int(kept.sum())), samples=samples)
 
 
 def continue_passes(n_blocks: int, earlier: int, samples: int, seed: int, phase_index: int) -> Order:
@@ -236,12 +233,13 @@ def _masses_of_factors(
 def _weigh(rule: str, scores: Scores, cuts: Doubles, selection: Selection, factors: Scores | None) -> _C.BlockWeights:
     """Weigh the blocks by a rule of `Phase.weights`."""
     if rule == "perplexity":
-        return _C.BlockWeights(scores, cuts, _C.percentile(scores, CLIP_QUANTILE), factors=factors)
+        return _C.BlockWeights(scores, cuts, float(_C.percentiles(scores, [CLIP_QUANTILE])[0]), factors=factors)
     if rule == "uniform":
         return _C.BlockWeights(scores, cuts, np.inf, rule=rule, factors=factors)
     scored = selection.n_blocks - selection.unseen
     lowest, kept = selection.dropped - selection.dropped_hardest, scored - selection.dropped
-    low, high = (_C.percentile(scores, min(1.0, (lowest + share * kept) / scored)) for share in CAPPED_QUANTILES)
+    shares = [min(1.0, (lowest + share * kept) / scored) for share in CAPPED_QUANTILES]
+    low, high = _C.percentiles(scores, shares).tolist()
     return _C.BlockWeights(scores, cuts, np.inf, rule=rule, low=low, high=high, factors=factors)
 
 
@@ -264,8 +262,8 @@ def _drop_clusters(phase: Phase, scores: Scores, cuts: Doubles) -> tuple[Selecti
     """Decide which complete clusters to drop at both ends; returns the clusters that stay, too."""
     sizes = _C.BlockWeights(scores, cuts, np.inf, rule="uniform")
     counts = sizes.counts
-    easy = _droppable(counts, phase.drop)
-    hard = min(_droppable(counts[::-1], phase.drop_hardest), len(counts) - easy - 1)
+    easy = droppable(counts, phase.drop)
+    hard = min(droppable(counts[::-1], phase.drop_hardest), len(counts) - easy - 1)
     kept = slice(easy, len(counts) - hard)
     hardest = int(counts[kept.stop :].sum())
     selection = Selection(
@@ -280,9 +278,3 @@ def _drop_clusters(phase: Phase, scores: Scores, cuts: Doubles) -> tuple[Selecti
         hardest,
     )
     return selection, kept
-
-
-def _droppable(counts: npt.NDArray[np.int64], drop: float) -> int:
-    """Return how many of the first clusters to drop: as many as make up at most `drop` of the blocks, never all."""
-    share = np.cumsum(counts) / counts.sum()
-    return min(int((share <= drop + 1e-9).sum()), len(counts) - 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.lfr.scores import COPIES, Arrays, is_name, split_score
+from megatron_lfr.lfr.scores import COPIES, Arrays, is_file
 
 if TYPE_CHECKING:
     from megatron_lfr.lfr.phase import Phase
@@ -36,8 +36,7 @@ def check_weighting(phase: Phase) -> None:
         raise ValueError(f"phase weight_power {phase.weight_power}: must be above 0, and at most {_LARGEST_POWER:g}")
     if not 1 <= phase.weight_cap < math.inf:
         raise ValueError(f"phase weight_cap {phase.weight_cap}: must be at least 1 and finite")
-    mode, name = split_score(phase.weight)
-    if phase.weight != NO_WEIGHT and (mode != "file" or name is None or not is_name(name)):
+    if phase.weight != NO_WEIGHT and not is_file(phase.weight):
         raise ValueError(f"phase weight {phase.weight!r}: choose from {NO_WEIGHT}, file:NAME")
     if phase.kind == "focus":
         if phase.copies != "all":
@@ -78,17 +77,20 @@ class Counting:
 
     weights: fp32 [n_blocks], as they are in the file. groups: uint32 [n_blocks], the same number for copies of each
     other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies.
+    clusters: uint32 [n_blocks], the same number for blocks of the same content; they count the same.
     """
 
     weights: npt.NDArray[np.float32] | None = None
     groups: npt.NDArray[np.uint32] | None = None
     earlier: tuple[int, ...] = ()
+    clusters: npt.NDArray[np.uint32] | None = None
 
     def part(self, ranges: Sequence[tuple[int, int]], earlier: Iterable[int]) -> Counting:
         """Return the same for the blocks of some ranges, each from its first block to before its last."""
         weights = None if self.weights is None else join_ranges(self.weights, ranges)
         groups = None if self.groups is None else join_ranges(self.groups, ranges)
-        return Counting(weights, groups, tuple(earlier))
+        clusters = None if self.clusters is None else join_ranges(self.clusters, ranges)
+        return Counting(weights, groups, tuple(earlier), clusters)
 
 
 EQUAL = Counting()
@@ -105,7 +107,8 @@ def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays) -> Countin
         for other in segment.phases
         if other.index < planned.index and other.phase.kind != "focus" and other.corpora == planned.corpora
     ]
-    return Counting(weights, groups, tuple(earlier))
+    clusters = None if phase.clustered_by is None else arrays[phase.clustered_by].view(np.uint32)
+    return Counting(weights, groups, tuple(earlier), clusters)
 
 
 def join_ranges(values: npt.NDArray[T], ranges: Sequence[tuple[int, int]]) -> npt.NDArray[T]:

@@ -250,7 +250,7 @@ def dropping_product(
     else:
         scores = scores + mask
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    mixed = weights.masked_fill(dropped, 0.0) @ v
+    mixed: Tensor = weights.masked_fill(dropped, 0.0) @ v
     return mixed.transpose(1, 2) * (1 / (1 - rate))
 
 

@@ -84,7 +84,7 @@ def draw_dropped(keys: Tensor, count: int, rate: float) -> Tensor:
     flat = keys.flatten()
     dropped = torch.empty(len(flat), count, dtype=torch.bool, device=keys.device)
     tile = max(1, (_TILE_ON_CPU if keys.device.type == "cpu" else _TILE) // count)
-    for out, some in zip(dropped.split(tile), flat.split(tile), strict=True):
+    for out, some in zip(torch.split(dropped, tile), torch.split(flat, tile), strict=True):
         torch.lt(draw(some[:, None], index), least_kept, out=out)
     return dropped.view(*keys.shape, count)
 

@@ -57,9 +57,10 @@ def _focus_figure(view: RunView, phase: PhaseView, focus: FocusView) -> Html:
     planned = phase.planned.phase
     scored = int(sizes.sum() - unseen.sum())
     whose = "all blocks" if sizes.sum() == view.corpus.starts[-1] else "the blocks in its scope"
-    how = {"threshold": "a threshold", "clusters": f"complete clusters, of {planned.clusters}"}[planned.selection]
+    clusters = f"of {planned.clusters}" if planned.clustered_by is None else f"of {planned.cluster_by}"
+    how = {"threshold": "a threshold", "clusters": f"complete clusters, {clusters}"}[planned.selection]
     twice = planned.needs_two_visits
-    score = planned.score if planned.scored_by else "improvement of the loss" if twice else f"{planned.score} loss"
+    score = planned.score if ":" in planned.score else "improvement of the loss" if twice else f"{planned.score} loss"
     without = "seen less than twice" if twice else "unseen"
     ends = f", {percent(hardest.sum() / max(1, scored), 1)} of them as the hardest" if hardest.any() else ""
     note = (

@@ -94,6 +94,19 @@ class OrderFiles:
         dist.broadcast_object_list(values, src=0, group=self._nodes.group)
         return values[0]
 
+    def compare(self, what: str, value: int | None) -> None:
+        """Compare the values that leaders give, on every rank. Collective; ValueError names the first rank that differs
+        from the first leader."""
+        values: list[int | None] = [None] * self._nodes.group.size()
+        dist.all_gather_object(values, value, group=self._nodes.group)
+        first = self._nodes.leaders[0]
+        for rank in self._nodes.leaders[1:]:
+            if values[rank] != values[first]:
+                raise ValueError(
+                    f"{what}: rank {rank} made other scores than rank {first} (digests {values[rank]:016x} and "
+                    f"{values[first]:016x}); the function must depend on its argument alone, and be the same everywhere"
+                )
+
 
 def share_orders(nodes: Nodes, scratch: Path) -> OrderFiles | None:
     """Make what shares orders among the ranks of a run; None for a single rank, which has them."""

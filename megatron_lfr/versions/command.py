@@ -130,8 +130,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"  weights and optimizer: {branch.tensor_bytes / 1e9:.2f} GB, {tensors}")
     if branch.rates is not None:
         print(f"  learning rate: {branch.rates[0]:g} at its first step, {branch.rates[1]:g} at its last")
-    save, there = config.save, ""
+    save, change_folder = config.save, ""
     if branch.started_in not in (None, Path.cwd()):  # where its relative paths lead from
-        save, there = save.absolute(), f"cd {branch.started_in} && "
-    print(f"  to go on: {there}megatron-lfr train --config {save}/config.yaml --save {save}")
+        save, change_folder = save.absolute(), f"cd {branch.started_in} && "
+    print(f"  to go on: {change_folder}megatron-lfr train --config {save}/config.yaml --save {save}")
     return 0

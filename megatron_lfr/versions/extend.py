@@ -165,7 +165,7 @@ def _score_notes(plan: Plan) -> list[str]:
         corpora = set(range(len(segment.blend.sizes))) if planned.corpora is None else set(planned.corpora)
         if planned.phase.kind == "focus":
             name = f"phase {planned.index} (focus, score: {planned.phase.score})"
-            if not corpora & old or planned.phase.score_mode in ("rescored", "file", "shuffled"):
+            if not corpora & old or planned.phase.keeps_scores or planned.phase.score_mode in ("file", "shuffled"):
                 return []
             if planned.phase.score == "recorded":
                 return [

@@ -39,7 +39,7 @@ def copy_journal(
         journal.append(entries[:count])
         checksum = zlib.crc32(entries[:count].data, checksum)
         digest.update(entries[:count].astype("<f4", copy=False).data)
-        if planned.phase.is_rescored:
+        if planned.phase.keeps_scores:
             shutil.copyfile(source.scores_path(planned.index), journal.scores_path(planned.index))
     journal.close()
     if checksum != position.checksum:
@@ -47,7 +47,7 @@ def copy_journal(
     following = after.phases[position.phase + 1 : position.phase + 2]
     ends_here = all(position.entries == one.phases[position.phase].samples for one in (plan, after))
     for planned in following if ends_here else ():
-        if planned.phase.is_rescored and source.scores_path(planned.index).exists():  # by the weights of this step
+        if planned.phase.keeps_scores and source.scores_path(planned.index).exists():  # by the weights of this step
             shutil.copyfile(source.scores_path(planned.index), journal.scores_path(planned.index))
     return digest.hexdigest()
 

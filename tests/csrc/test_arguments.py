@@ -19,7 +19,7 @@ OF_SCORES: dict[str, Callable[[Any], Any]] = {
     "order_threshold": lambda scores: _C.order_threshold(scores, 0.5, True, 5, 0),
     "BlockWeights": lambda scores: _C.BlockWeights(scores, [1.0], 5.0),
     "cluster": lambda scores: _C.cluster(scores),
-    "percentile": lambda scores: _C.percentile(scores, 0.5),
+    "percentiles": lambda scores: _C.percentiles(scores, [0.5]),
 }
 
 
@@ -59,8 +59,10 @@ def test_infinite_scores(function: str, value: float) -> None:
         (lambda: _C.order_threshold(SCORES, 0.5, True, -1, 0), "samples"),
         (lambda: _C.order_visits(WEIGHTS, *MASS, -1, 0), "samples"),
         (lambda: _C.order_choice(WEIGHTS, *MASS, 2**64, 0), "samples"),
-        (lambda: _C.percentile(SCORES, 1.01), "q"),
-        (lambda: _C.percentile(SCORES, float("nan")), "q"),
+        (lambda: _C.percentiles(SCORES, [0.5, 1.01]), "q"),
+        (lambda: _C.percentiles(SCORES, [float("nan")]), "q"),
+        (lambda: _C.place_evenly(np.zeros(4, np.uint32), np.zeros(3, np.uint32)), "items"),
+        (lambda: _C.place_evenly(np.zeros(2, np.uint32), np.zeros(3, np.uint64)), "order"),
         (lambda: _C.order_hash(np.arange(3)), "ids"),
     ],
 )

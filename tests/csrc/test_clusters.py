@@ -138,14 +138,31 @@ def test_percentile_is_an_order_statistic(q: float, values: list[float]) -> None
     seen = np.sort(scores[~np.isnan(scores)])
     if len(seen) == 0:
         with pytest.raises(ValueError, match="no block"):
-            _C.percentile(scores, q)
+            _C.percentiles(scores, [q])
         return
-    assert _C.percentile(scores, q) == seen[max(math.ceil(Fraction(str(q)) * len(seen)), 1) - 1]
+    assert _C.percentiles(scores, [q]) == seen[max(math.ceil(Fraction(str(q)) * len(seen)), 1) - 1]
 
 
 def test_percentile_of_scores_that_share_their_high_bits() -> None:
     scores = (1 + np.random.default_rng(0).permutation(600_000) * 1e-7).astype(np.float32)
-    assert _C.percentile(scores, 0.999) == np.sort(scores)[599_400 - 1]
+    assert _C.percentiles(scores, [0.999]) == np.sort(scores)[599_400 - 1]
+
+
+@pytest.mark.parametrize("n", [3, 1000, 900_000])
+def test_several_percentiles_are_those_of_each(n: int) -> None:
+    """Up to three are ranked in one pass; close ones, far ones and both ends, with many ties and without."""
+    rng = np.random.default_rng(n)
+    for scores in (rng.normal(size=n), rng.integers(0, 20, n)):
+        shares = [0.5, 0.05, 0.95, 0.9501, 0.0, 1.0, 0.5, 0.051, *rng.random(3).tolist()]
+        with_gaps = np.insert(scores.astype(np.float32), [0, n // 2], np.nan)
+        ranks = [max(math.ceil(Fraction(str(q)) * n), 1) - 1 for q in shares]
+        expected = np.sort(scores.astype(np.float32))[ranks]
+        for first in range(len(shares)):
+            for last in range(first + 1, len(shares) + 1):
+                percentiles = _C.percentiles(with_gaps, shares[first:last], 2)
+                np.testing.assert_array_equal(percentiles, expected[first:last])
+            if n > 1000 and first > 2:
+                break
 
 
 @pytest.mark.parametrize(

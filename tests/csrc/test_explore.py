@@ -31,6 +31,36 @@ def test_every_sequence_is_equally_likely(n: int) -> None:
     assert chi_square(list(counts.values()), rounds / possible) < 36  # 99.99th percentile for 11 degrees is 37.4
 
 
+@pytest.mark.parametrize("n", [130, 1000, 10**6])
+def test_draws_are_those_of_one_stream(n: int) -> None:
+    """One after another, whatever is fetched ahead: numbers that came before are left out."""
+    drawn = _C.draw_distinct(n, n // 2, 9)
+    for count in (1, 63, 64, 65):
+        assert _C.draw_distinct(n, count, 9).tolist() == drawn[:count].tolist()
+
+
+@given(samples=st.integers(0, 300), share=st.floats(0, 1), threads=st.integers(1, 3))
+def test_items_are_placed_evenly(samples: int, share: float, threads: int) -> None:
+    count = int(share * samples)
+    items, order = np.arange(count, dtype=np.uint32) + 1000, np.arange(samples, dtype=np.uint32)
+    expected = order.copy()
+    for i in range(count):
+        expected[i * samples // count] = items[i]
+    _C.place_evenly(items, order, threads)
+    assert order.tolist() == expected.tolist()
+
+
+def test_many_items_are_placed_evenly() -> None:
+    count, samples = 700_000, 1_900_003
+    items, order = np.arange(count, dtype=np.uint64), np.full(samples, 2**40, np.uint64)
+    expected = order.copy()
+    expected[np.arange(count) * samples // count] = items
+    for threads in (1, 2):
+        placed = order.copy()
+        _C.place_evenly(items, placed, threads)
+        assert np.array_equal(placed, expected)
+
+
 @given(n=st.integers(1, 100), seed=seeds, data=st.data())
 def test_the_beginning_of_a_pass_is_that_of_the_complete_one(n: int, seed: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, n))

@@ -118,13 +118,23 @@ def test_faults_in_the_reader_are_found(objects: dict[str, Path], tmp_path: Path
 @pytest.mark.slow
 def test_hostile_numbers_do_no_harm_to_orders(tmp_path: Path) -> None:
     skip_without(QUICKLY_COMPILED, tmp_path)
-    parts = [*tool.sources("orders"), tool.FUZZ / "driver.cpp"]
-    program = tool.link(
-        COMPILER, QUICKLY_COMPILED, tool.compile_all(COMPILER, QUICKLY_COMPILED, parts, tmp_path), tmp_path / "orders"
-    )
-    done = run(program, "400", "1", tmp_path / "crash")
+    parts = [*tool.sources("orders"), tool.FUZZ / "weighings_target.cpp", tool.FUZZ / "driver.cpp"]
+    made = {path.stem: path for path in tool.compile_all(COMPILER, QUICKLY_COMPILED, parts, tmp_path)}
+    for target, other in (("orders", "weighings_target"), ("weighings", "orders_target")):
+        objects = [path for name, path in made.items() if name != other]
+        program = tool.link(COMPILER, QUICKLY_COMPILED, objects, tmp_path / target)
+        done = run(program, "400", "1", tmp_path / "crash")
+        assert done.returncode == 0, done.stderr
+        run_kept_inputs(program, target)
+
+
+@pytest.mark.slow
+def test_token_files_that_lie_do_no_harm_to_commonness(tmp_path: Path) -> None:
+    skip_without(QUICKLY_COMPILED, tmp_path)
+    parts = [*tool.sources("commonness"), tool.FUZZ / "driver.cpp"]
+    made = tool.compile_all(COMPILER, QUICKLY_COMPILED, parts, tmp_path)
+    done = run(tool.link(COMPILER, QUICKLY_COMPILED, made, tmp_path / "commonness"), "200", "1", tmp_path / "crash")
     assert done.returncode == 0, done.stderr
-    run_kept_inputs(program, "orders")
 
 
 @pytest.mark.slow
@@ -132,4 +142,4 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
     skip_without(tool.THREADS, tmp_path)
     done = run(tool.build_threads(COMPILER, tmp_path), "600000", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "32 results alike" in done.stdout
+    assert "37 results alike" in done.stdout

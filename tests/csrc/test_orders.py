@@ -214,7 +214,7 @@ def test_ranks_of_many_blocks(scores: npt.NDArray[np.float32], share: float) -> 
     assert dropped == min(math.floor(Fraction(str(share)) * seen), seen - 1)
     assert cut == (ordered[seen - 1 - dropped] if share else np.inf)
     assert tie_quota == dropped - (seen - np.searchsorted(ordered, np.float32(cut), side="right"))
-    assert _C.percentile(scores, share) == ordered[max(math.ceil(Fraction(str(share)) * seen), 1) - 1]
+    assert _C.percentiles(scores, [share]) == ordered[max(math.ceil(Fraction(str(share)) * seen), 1) - 1]
 
 
 @given(values=levels, tails=tails, keep_unseen=st.booleans(), samples=st.integers(0, 200), seed=seeds)

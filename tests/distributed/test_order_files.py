@@ -31,3 +31,11 @@ def test_nodes_without_a_common_disk_need_none(results: list[dict[str, Any]]) ->
 def test_nodes_that_differ_stop(results: list[dict[str, Any]]) -> None:
     for rank in range(2):
         assert "phase 1: the order's hash is" in results[rank]["two nodes"]["error"]
+
+
+def test_scores_that_differ_name_the_rank(results: list[dict[str, Any]]) -> None:
+    for rank in range(2):
+        alike, differing, followed = results[rank]["compared"]
+        assert alike is None
+        assert differing.startswith("phase 3: score call:a:b: rank 1 made other scores than rank 0 (digests 0")
+        assert followed is None

@@ -86,7 +86,7 @@ def test_improvement_is_the_fall_between_the_last_two_visits(
         assert scores[block] == pytest.approx(curves.level[1] * (above[0] - above[1]), rel=1e-5, abs=1e-5)
         same_step += before == step
     assert same_step > 0
-    assert {len(seen) for seen in visits.values()} >= {0, 2}
+    assert {len(seen) for seen in visits.values()} >= {0, 1}
 
 
 def test_only_runs_that_rank_by_improvement_pay_for_it() -> None:

@@ -23,7 +23,10 @@ from support.engine_oracle import GlobalBatch
 from support.waiting import LIMIT
 
 STEPS = 20
-"""Of the first layout, whose weights are saved; the others take three."""
+"""Steps of the first layout, whose weights are saved, of one model of each family; all else takes three."""
+LONG = ("llama, biases everywhere", "mistral, window", "qwen2", "qwen3", "olmo2", "gpt2")
+"""One model of each family."""
+_BUCKETS = {"reduce_bucket_size": 100000, "allgather_bucket_size": 100000}
 
 
 def _native(layout: str, recompute: str | None = None) -> Callable[[ModelConfig], Engine]:
@@ -31,7 +34,7 @@ def _native(layout: str, recompute: str | None = None) -> Callable[[ModelConfig]
 
 
 def _zero(layout: Layout, stage: int) -> Callable[[ModelConfig], Engine]:
-    return lambda model: deepspeed_cases.make_engine(layout, stage, ADAMW, model, seed=None)
+    return lambda model: deepspeed_cases.make_engine(layout, stage, ADAMW, model, seed=None, **_BUCKETS)
 
 
 ENGINES = {
@@ -45,12 +48,17 @@ ZERO = {
     "DP4, ZeRO-3": _zero(Layout(4, 2, {}), 3),
 }
 """What the models of OF_ZERO are trained by as well."""
-OF_ZERO = ("gpt2", "qwen3", "olmo2")
+OF_ZERO = ("gpt2", "qwen3")
 
 
 def engines_of(name: str) -> dict[str, Callable[[ModelConfig], Engine]]:
     """Return what trains a model of `families.MODELS`."""
     return ENGINES | (ZERO if name in OF_ZERO else {})
+
+
+def steps_of(name: str) -> int:
+    """Return how many steps the first layout takes with a model of `families.MODELS`."""
+    return STEPS if name in LONG else len(RATES)
 
 
 def steps(count: int) -> list[tuple[GlobalBatch, float]]:
@@ -74,7 +82,7 @@ def main(rank: int, folder: str, models: dict[str, str]) -> None:
             run.checkpoint().load_into(engine.weights(), allow_extra=True)
             engine.loaded()
             figures[model][kind] = []
-            for batch, lr in steps(3 if number else STEPS):
+            for batch, lr in steps(len(RATES) if number else steps_of(name)):
                 output = engine.train_step(share_of(batch, engine.parallel), lr)
                 figures[model][kind].append((output.loss, output.grad_norm))
             if number == 0:

@@ -71,6 +71,7 @@ def saved_bytes(engine: NativeEngine, inputs: Batch) -> int:
             inputs.loss_mask,
             position_ids=inputs.position_ids,
             document_ids=inputs.document_ids,
+            sample_keys=model.draw_sample_keys(0, inputs.rows, inputs.tokens.device),
         )
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     total = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)

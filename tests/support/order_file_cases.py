@@ -49,8 +49,25 @@ def two_nodes(rank: int, folder: Path) -> dict[str, Any]:
     return {"same": same, "error": None}
 
 
+def compared(rank: int, folder: Path) -> list[str | None]:
+    """Return what each rank hears: of leaders that agree, of one that differs, and of a follower without a value."""
+    errors: list[str | None] = []
+    for leaders, values in (([0, 1], [7, 7]), ([0, 1], [7, 8]), ([0], [7, None])):
+        nodes = Nodes(rank, rank in leaders, dist.group.WORLD, leaders, None)  # type: ignore[arg-type]
+        try:
+            OrderFiles(nodes, folder / f"disk_{rank}").compare("phase 3: score call:a:b", values[rank])
+            errors.append(None)
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
 def main(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = {"slow leader": slow_leader(rank, Path(folder)), "two nodes": two_nodes(rank, Path(folder))}
+    results = {
+        "slow leader": slow_leader(rank, Path(folder)),
+        "two nodes": two_nodes(rank, Path(folder)),
+        "compared": compared(rank, Path(folder)),
+    }
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_lfr.analysis import open_run
 from megatron_lfr.cli import main
-from megatron_lfr.data.corpus.block_values import hash_values
+from megatron_lfr.data.corpus.block_values import hash_values, write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.run_folder import RunFolder
 from support.folder_bytes import folder_bytes
@@ -27,11 +27,13 @@ MORE = ("--train-iters", "+8", "--replay", "0.25")
 
 @pytest.fixture(scope="module")
 def arrays(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return an array of the blocks of the first prefix, and another one, with other numbers, of those of both."""
+    """Return an array of the blocks of the first prefix, and another one, with other numbers, of those of both, which
+    says of which corpus it is."""
     folder, rng = tmp_path_factory.mktemp("arrays"), np.random.default_rng(5)
     for name, prefixes in (("one", corpus[:1]), ("both", corpus)):
-        blocks = BlockDataset(prefixes, 16, "100,0,0").train.num_blocks
-        np.save(folder / f"{name}.npy", rng.normal(size=blocks).astype(np.float32))
+        dataset = BlockDataset(prefixes, 16, "100,0,0")
+        np.save(folder / f"{name}.npy", rng.normal(size=dataset.train.num_blocks).astype(np.float32))
+    write_description(folder / "both.npy", dataset.digests(), "numbers")
     return folder / "one.npy", folder / "both.npy"
 
 
@@ -187,9 +189,8 @@ def test_an_array_that_does_not_fit_is_refused(
 
     grown = ("--data-path", *corpus, *MORE)
     assert "--lfr-scores: phase 3: array ref: has the shape" in refused(*grown)  # that of the segment before
-    assert "--lfr-scores: phase 3: array ref: has the shape" in refused(
-        *MORE[:2], "--lfr-scores", f"ref={arrays[1]}"
-    )  # without new blocks
+    both = ("--lfr-scores", f"ref={arrays[1]}")
+    assert "both.npy: was made of 2 prefixes, the corpus has 1" in refused(*MORE[:2], *both)
     assert "none.npy: No such file" in refused(*grown, "--lfr-scores", f"ref={tmp_path / 'none.npy'}")
     assert "--lfr-scores both.npy: expected NAME=FILE.npy" in refused(*grown, "--lfr-scores", "both.npy")
     # Without new blocks, the array goes on, or gives way to another one.

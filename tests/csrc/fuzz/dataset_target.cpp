@@ -12,40 +12,18 @@
 
 #include "index_oracle.h"
 #include "io/dataset.h"
+#include "memory_file.h"
 
 namespace {
 
 using fuzz::Bytes;
 using fuzz::Control;
+using fuzz::MemoryFile;
 using fuzz::require;
 using fuzz::throws;
 using mlfr::FileError;
 using mlfr::IndexFile;
 using mlfr::TokenFile;
-
-// A file in memory, which can be opened by its path as any other.
-class MemoryFile {
-  public:
-    MemoryFile() : descriptor_(memfd_create("fuzz", MFD_CLOEXEC)) {
-        require(descriptor_ >= 0, "memfd_create");
-        path_ = "/proc/self/fd/" + std::to_string(descriptor_);
-    }
-
-    const std::string& path() const { return path_; }
-
-    void resize(uint64_t size) {
-        require(ftruncate(descriptor_, static_cast<off_t>(size)) == 0, "ftruncate");
-    }
-
-    void put(uint64_t at, const uint8_t* bytes, size_t count) {
-        const ssize_t done = pwrite(descriptor_, bytes, count, static_cast<off_t>(at));
-        require(done == static_cast<ssize_t>(count), "pwrite");
-    }
-
-  private:
-    int descriptor_;
-    std::string path_;
-};
 
 constexpr uint64_t kPattern = 4096;  // first bytes of a .bin file; all others are 0
 

@@ -21,8 +21,8 @@ extern "C" const char* __ubsan_default_options() { return "abort_on_error=1:prin
 
 namespace {
 
-constexpr unsigned kTimeLimit = 30;     // seconds, for this many inputs
-constexpr uint64_t kAlarmEvery = 1024;  // one system call for so many inputs costs nothing
+constexpr unsigned kTimeLimit = 30;    // seconds, for this many inputs
+constexpr uint64_t kAlarmEvery = 128;  // one system call for so many inputs costs nothing
 
 fuzz::Bytes& input = *new fuzz::Bytes;  // leaks that are found after main() abort, too
 const char* crash_file = nullptr;

@@ -15,7 +15,7 @@ enum class Call : uint8_t {
     kPermutation,
     kVisits,
     kThreshold,
-    kPercentile,
+    kPercentiles,
     kWeightedVisits,
     kChoice,
     kCluster,
@@ -74,6 +74,17 @@ inline std::vector<float> take_scores(Reader& reader) {
     return scores;
 }
 
+inline std::vector<double> take_cuts(Reader& reader, bool legal) {
+    const auto count = reader.take<uint8_t>();
+    std::vector<double> cuts(count < 16 ? 56 + count : count % 7);
+    for (double& cut : cuts) cut = take_number<double>(reader);
+    if (legal) {
+        for (double& cut : cuts) cut = std::isnan(cut) ? 0.5 : cut;
+        std::sort(cuts.begin(), cuts.end());
+    }
+    return cuts;
+}
+
 // What weighted sampling is asked for.
 struct Weighting {
     std::vector<double> cuts;
@@ -85,17 +96,12 @@ struct Weighting {
 
 inline Weighting take_weighting(Reader& reader) {
     Weighting weighting;
-    const auto hostile = reader.take<uint8_t>(), count = reader.take<uint8_t>();
+    const auto hostile = reader.take<uint8_t>();
+    weighting.cuts = take_cuts(reader, hostile >= 32);
     auto take_legal = [&](double otherwise) {
         const auto number = take_number<double>(reader);
         return hostile < 64 || (number >= 0.0 && number <= 1e300) ? number : otherwise;
     };
-    weighting.cuts.resize(count < 16 ? 56 + count : count % 7);
-    for (double& cut : weighting.cuts) cut = take_number<double>(reader);
-    if (hostile >= 32) {
-        for (double& cut : weighting.cuts) cut = std::isnan(cut) ? 0.5 : cut;
-        std::sort(weighting.cuts.begin(), weighting.cuts.end());
-    }
     weighting.mass.clusters.resize(weighting.cuts.size() + (hostile % 32 != 1) -
                                    (hostile % 32 == 2 && !weighting.cuts.empty()));
     for (double& mass : weighting.mass.clusters) mass = take_legal(1.0);

@@ -4,57 +4,21 @@
 #include <stdexcept>
 
 #include "orders/cluster.h"
-#include "orders_input.h"
+#include "orders_case.h"
 
 namespace {
 
 using fuzz::Call;
+using fuzz::Case;
+using fuzz::cluster_of;
+using fuzz::is_rounded;
+using fuzz::ranked;
 using fuzz::Reader;
 using fuzz::require;
+using fuzz::sample_counts;
+using fuzz::take_samples;
 using fuzz::throws;
 using fuzz::Weighting;
-using mlfr::Scores;
-
-// Now and then many.
-uint64_t take_samples(Reader& reader) {
-    const uint64_t number = reader.take<uint16_t>();
-    return number < 4096 ? 5 * number : number % 300;
-}
-
-struct Case {
-    std::vector<float> scores;
-    int threads;
-    uint64_t seed;
-
-    Scores view() const { return {scores.data(), scores.size()}; }
-    uint64_t seen() const {
-        return static_cast<uint64_t>(
-            std::count_if(scores.begin(), scores.end(), [](float score) { return !std::isnan(score); }));
-    }
-    bool finite() const {
-        return std::none_of(scores.begin(), scores.end(), [](float score) { return std::isinf(score); });
-    }
-};
-
-// Draws by make(threads, out) with both types of ids and two numbers of threads; how often each block was
-// drawn.
-template <class Make>
-std::vector<uint64_t> sample_counts(const Case& input, uint64_t samples, Make make) {
-    std::vector<uint32_t> ids(samples);
-    std::vector<uint64_t> wide(samples);
-    make(1, ids.data());
-    make(input.threads, wide.data());
-    require(std::equal(ids.begin(), ids.end(), wide.begin()),
-            "neither threads nor the type of ids change an order");
-    require(mlfr::order_hash(ids.data(), samples, 1) == mlfr::order_hash(wide.data(), samples, input.threads),
-            "order_hash");
-    std::vector<uint64_t> counts(input.scores.size(), 0);
-    for (const uint32_t id : ids) {
-        require(id < counts.size(), "ids are those of blocks");
-        ++counts[id];
-    }
-    return counts;
-}
 
 void check_permutation(const Case& input) {
     const uint64_t n = input.scores.size();
@@ -75,17 +39,6 @@ void check_visits(const Case& input, Reader& reader) {
         mlfr::shuffle_visits(visits.data(), visits.size(), samples, input.seed, threads, out);
     });
     require(std::equal(counts.begin(), counts.end(), visits.begin()), "each block as often as asked for");
-}
-
-// Blocks that have a score, the lowest first, equal ones by id.
-std::vector<uint64_t> ranked(const Case& input) {
-    std::vector<uint64_t> ids;
-    for (uint64_t i = 0; i < input.scores.size(); ++i) {
-        if (!std::isnan(input.scores[i])) ids.push_back(i);
-    }
-    std::stable_sort(ids.begin(), ids.end(),
-                     [&](uint64_t a, uint64_t b) { return input.scores[a] < input.scores[b]; });
-    return ids;
 }
 
 void check_threshold(const Case& input, Reader& reader) {
@@ -135,29 +88,27 @@ void check_threshold(const Case& input, Reader& reader) {
     }
 }
 
-void check_percentile(const Case& input, Reader& reader) {
-    const double q = fuzz::take_share(reader);
+void check_percentiles(const Case& input, Reader& reader) {
+    std::vector<double> shares(1 + reader.take<uint8_t>() % 5);
+    for (double& q : shares) q = fuzz::take_share(reader);
     const uint64_t seen = input.seen();
-    const bool legal = q >= 0.0 && q <= 1.0 && input.finite() && seen > 0;
-    float found = 0.0f;
+    const bool legal =
+        std::all_of(shares.begin(), shares.end(), [](double q) { return q >= 0.0 && q <= 1.0; }) &&
+        input.finite() && seen > 0;
+    std::vector<float> found;
     require(throws<std::invalid_argument>(
-                [&] { found = mlfr::percentile(input.view(), q, input.threads); }) != legal,
-            "percentile refuses what is illegal");
+                [&] { found = mlfr::percentiles(input.view(), shares, input.threads); }) != legal,
+            "percentiles refuses what is illegal");
     if (!legal) return;
     const std::vector<uint64_t> ids = ranked(input);
-    const double rank =
-        q * static_cast<double>(seen);  // from 1, rounded up; decimal shares may be a little beside
-    const auto low =
-        static_cast<uint64_t>(std::clamp(std::ceil(rank - 1e-6), 1.0, static_cast<double>(seen)));
-    const auto high =
-        static_cast<uint64_t>(std::clamp(std::ceil(rank + 1e-6), 1.0, static_cast<double>(seen)));
-    require(found == input.scores[ids[low - 1]] || found == input.scores[ids[high - 1]], "percentile");
-}
-
-size_t cluster_of(const std::vector<double>& cuts, float score, size_t of_none) {
-    if (std::isnan(score)) return of_none;
-    return static_cast<size_t>(std::count_if(cuts.begin(), cuts.end(),
-                                             [&](double cut) { return cut <= static_cast<double>(score); }));
+    for (size_t k = 0; k < shares.size(); ++k) {
+        // From 1, rounded up; decimal shares may be a little beside.
+        const double rank = shares[k] * static_cast<double>(seen), most = static_cast<double>(seen);
+        const auto low = static_cast<uint64_t>(std::clamp(std::ceil(rank - 1e-6), 1.0, most));
+        const auto high = static_cast<uint64_t>(std::clamp(std::ceil(rank + 1e-6), 1.0, most));
+        require(found[k] == input.scores[ids[low - 1]] || found[k] == input.scores[ids[high - 1]],
+                "percentiles");
+    }
 }
 
 bool is_legal(const Weighting& weighting) {
@@ -205,11 +156,6 @@ struct Expected {
 
     bool legal() const { return !block.empty(); }
 };
-
-// Whether a count is an expectation rounded up or down, but for errors of single precision.
-bool is_rounded(uint64_t count, double expected) {
-    return std::abs(static_cast<double>(count) - expected) <= 1.0 + 1e-3 + 1e-4 * expected;
-}
 
 void check_weighted_visits(const Case& input, Reader& reader) {
     const Weighting weighting = fuzz::take_weighting(reader);
@@ -313,7 +259,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (call == Call::kPermutation) check_permutation(input);
     if (call == Call::kVisits) check_visits(input, reader);
     if (call == Call::kThreshold) check_threshold(input, reader);
-    if (call == Call::kPercentile) check_percentile(input, reader);
+    if (call == Call::kPercentiles) check_percentiles(input, reader);
     if (call == Call::kWeightedVisits) check_weighted_visits(input, reader);
     if (call == Call::kChoice) check_choice(input, reader);
     if (call == Call::kCluster) check_cluster(input, reader);

@@ -10,6 +10,7 @@
 #include "fuzz.h"
 #include "io/dataset.h"
 #include "orders/cluster.h"
+#include "orders/explore.h"
 #include "orders/factors.h"
 #include "orders/order.h"
 #include "orders/weights.h"
@@ -54,8 +55,14 @@ std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
     add(n / 3);
     mlfr::order_choice(weights, mass, n / 3, seed, threads, ids.data());
     add(n / 3);
-    const float percentile = mlfr::percentile(view, 0.9, threads);
-    found.push_back(static_cast<uint64_t>(percentile * 1e6f));
+    for (const float score : mlfr::percentiles(view, {0.9, 0.1, 0.5, 0.2}, threads)) {
+        found.push_back(static_cast<uint64_t>(score * 1e6f));
+    }
+    mlfr::draw_distinct(n, n / 5, seed, threads, ids.data());
+    add(n / 5);
+    std::vector<uint32_t> order(n, 0);
+    mlfr::place_evenly(ids.data(), n / 5, n, threads, order.data());
+    found.push_back(mlfr::order_hash(order.data(), n, threads));
     const std::vector<double> cuts = mlfr::cluster(view, 8, 4096, threads);
     for (const double cut : cuts) found.push_back(static_cast<uint64_t>(cut * 1e9));
     const mlfr::BlockWeights clusters(view, cuts, 5.0, threads);
