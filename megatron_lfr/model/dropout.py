@@ -65,11 +65,14 @@ def draw_sample_keys(seed: int, step: int, rows: slice, device: torch.device) ->
     return draw(draw(run, step), torch.arange(rows.start, rows.stop, device=device))
 
 
-def draw(keys: Tensor, index: Tensor | int) -> Tensor:
-    """Return number `index` of the generators whose seeds are `keys`, both int64 and broadcast: the bits of 64-bit
-    words without a sign."""
-    # Products and sums wrap around, which leaves the bits right, whatever their sign is taken for.
-    x = keys + (_signed((index + 1) * _INCREMENT) if isinstance(index, int) else (index + 1) * _signed(_INCREMENT))
+def draw(keys: Tensor, index: Tensor | int, first: int = 0) -> Tensor:
+    """Return number `first` + `index` of the generators whose seeds are `keys`, both int64 and broadcast: the bits of
+    64-bit words without a sign."""
+    # Products and sums wrap around, which leaves the bits right, whatever their sign is taken for. What does not depend
+    # on a tensor is added by itself: torch.compile would multiply it with a range's numbers as exact integers.
+    x = keys + _signed((first + 1 + (index if isinstance(index, int) else 0)) * _INCREMENT)
+    if isinstance(index, Tensor):
+        x = x + index * _signed(_INCREMENT)
     for bits, factor in _MIXING:
         x.bitwise_xor_((x >> bits).bitwise_and_((1 << (64 - bits)) - 1)).mul_(_signed(factor))
     return x

@@ -130,8 +130,8 @@ class Attention(nn.Module):
 
     def _draw_dropped(self, keys: Tensor, rows: Tensor, heads: int, length: int) -> Tensor:
         """Draw which weights of this rank's `heads` heads are dropped: bool [B, heads, R, S]."""
-        numbers = torch.arange(heads, device=rows.device) + self.tp_rank * heads
-        of_heads = draw(draw(keys, Site.ATTENTION)[:, None], numbers)
+        numbers = torch.arange(heads, device=rows.device)
+        of_heads = draw(draw(keys, Site.ATTENTION)[:, None], numbers, self.tp_rank * heads)
         return draw_dropped(draw(of_heads[..., None], rows), length, self.dropout)
 
     def _attend_by_chunk(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

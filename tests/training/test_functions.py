@@ -27,6 +27,8 @@ def test_the_example_ranks_within_domains(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save = tmp_path / "run"
+    monkeypatch.delitem(sys.modules, "score_function", raising=False)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != EXAMPLES])
     flags = flags_of(corpus, save, "score_function:rank_within_domain")
     assert main(["train", *flags]) == 2
     assert "phase 1: score call:score_function:rank_within_domain: importing score_function" in capsys.readouterr().err

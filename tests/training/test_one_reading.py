@@ -26,9 +26,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts[path.name] += path.name in FILES
         return read_bytes(path)
 
-    def counted_loading(tokenizer: FileTokenizer, *arguments: Any) -> None:
+    def counted_loading(tokenizer: FileTokenizer, *arguments: Any, **named: Any) -> None:
         counts["tokenizer"] += 1
-        load(tokenizer, *arguments)
+        load(tokenizer, *arguments, **named)
 
     monkeypatch.setattr(Path, "read_bytes", counted_reading)
     monkeypatch.setattr(FileTokenizer, "__init__", counted_loading)

@@ -24,6 +24,9 @@ class Given:
     def weights(self) -> str:
         return "weights"
 
+    def base_weights(self) -> dict[str, str]:
+        return {}
+
     def loaded(self) -> None:
         self.calls.append("loaded")
 
