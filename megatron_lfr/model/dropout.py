@@ -68,10 +68,11 @@ def draw_sample_keys(seed: int, step: int, rows: slice, device: torch.device) ->
 def draw(keys: Tensor, index: Tensor | int, first: int = 0) -> Tensor:
     """Return number `first` + `index` of the generators whose seeds are `keys`, both int64 and broadcast: the bits of
     64-bit words without a sign."""
-    # Products and sums wrap around, which leaves the bits right, whatever their sign is taken for. What does not depend
-    # on a tensor is added by itself: torch.compile would multiply it with a range's numbers as exact integers.
+    # Products and sums wrap around, which leaves the bits right, whatever their sign is taken for.
     x = keys + _signed((first + 1 + (index if isinstance(index, int) else 0)) * _INCREMENT)
     if isinstance(index, Tensor):
+        if torch.compiler.is_compiling():
+            index = index + (keys & 0)  # else it computes with a range's numbers as exact integers, or wrongly (2.13)
         x = x + index * _signed(_INCREMENT)
     for bits, factor in _MIXING:
         x.bitwise_xor_((x >> bits).bitwise_and_((1 << (64 - bits)) - 1)).mul_(_signed(factor))

@@ -572,13 +572,18 @@ def _cases() -> dict[str, Case]:
         add("documents", name, follow, documents=True)
     for name in ("DP2 optim_grads_params", "CP2", "PP2 interleaved", "TP2 SP"):
         add("documents without a dense mask", name, flex)
-    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params, micro-batch 1", "TP2", "PP2 1f1b", "CP2"):
+    for name in (
+        "one rank, micro-batch 2",
+        "DP2 optim_grads_params, micro-batch 1",
+        "TP2 SP",
+        "PP2 interleaved",
+        "CP2",
+    ):
         add("dropout", name, dropped)
-    for name in ("TP2 SP", "PP2 interleaved", "TP2 PP2 SP", "DP2 CP2 optim"):
+    for name in ("TP2 PP2 SP", "DP2 CP2 optim"):
         add("dropout", name, dropped)
-    for granularity in ("selective", "full"):
-        add(f"dropout, {granularity} recomputation", "TP2 SP", dropped, recompute_granularity=granularity)
-        add(f"dropout, {granularity} recomputation", "CP2", dropped, recompute_granularity=granularity)
+    add("dropout, selective recomputation", "CP2", dropped, recompute_granularity="selective")
+    add("dropout, full recomputation", "TP2 SP", dropped, recompute_granularity="full")
     add("dropout within documents", "one rank, micro-batch 2", follow, documents=True, dropout=DROPOUT)
     add("dropout within documents", "DP2 CP2", follow, documents=True, dropout=DROPOUT)
     add("a context-parallel rank's chunks in one", "CP2", flex, documents=False, recompute_granularity="selective")
@@ -599,11 +604,14 @@ def _cases() -> dict[str, Case]:
         add("bf16", name, bf16)
     for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "CP2"):
         add("waits of the host", name, host_waits)
-    for name in LAYOUTS:
+    # Layouts in which a factor's gradient, or its optimizer's step, is put together in another way.
+    for name in ("one rank, micro-batch 2", "DP2 optim", "DP2 optim_grads_params", "TP2 SP", "PP2 interleaved", "CP2"):
         add("adapters", name, adapted)
-    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2", "TP2 SP", "PP2 1f1b", "CP2"):
+    for name in ("TP2 PP2 SP", "TP2 DP2 SP optim_grads_params"):
+        add("adapters", name, adapted)
+    for name in ("one rank, micro-batch 2", "DP2 optim_grads_params", "TP2 SP", "PP2 1f1b", "CP2"):
         add("adapters by LoRA-RITE", name, adapted, adamw=RITE)
-    for name in ("TP2 PP2 SP", "TP2 DP2 SP optim_grads_params", "DP4 in two copies"):
+    for name in ("TP2 PP2 SP", "TP2 DP2 SP optim_grads_params"):
         add("adapters by LoRA-RITE", name, adapted, adamw=RITE)
     for name in ("TP2 SP", "PP2 1f1b"):
         add("adapters of some modules, recomputed", name, adapted, lora=PARTLY, recompute_granularity="full")

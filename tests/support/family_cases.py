@@ -37,12 +37,13 @@ def _zero(layout: Layout, stage: int) -> Callable[[ModelConfig], Engine]:
     return lambda model: deepspeed_cases.make_engine(layout, stage, ADAMW, model, seed=None, **_BUCKETS)
 
 
-ENGINES = {
-    "TP2 PP2": _native("TP2 PP2"),
+FIRST = {"TP2 PP2": _native("TP2 PP2")}
+"""What every model is trained by."""
+OTHERS = {
     "TP2 PP2 SP, selective recomputation": _native("TP2 PP2 SP", "selective"),
     "DP2 CP2 optim, full recomputation": _native("DP2 CP2 optim", "full"),
 }
-"""What every model is trained by."""
+"""What one model of each family is trained by as well."""
 ZERO = {
     "TP2 DP2, ZeRO-2": _zero(Layout(4, 4, {TP: 2}), 2),
     "DP4, ZeRO-3": _zero(Layout(4, 2, {}), 3),
@@ -53,7 +54,7 @@ OF_ZERO = ("gpt2", "qwen3")
 
 def engines_of(name: str) -> dict[str, Callable[[ModelConfig], Engine]]:
     """Return what trains a model of `families.MODELS`."""
-    return ENGINES | (ZERO if name in OF_ZERO else {})
+    return FIRST | (OTHERS if name in LONG else {}) | (ZERO if name in OF_ZERO else {})
 
 
 def steps_of(name: str) -> int:
