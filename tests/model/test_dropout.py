@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.dropout import DropoutConfig, draw, draw_dropped, draw_sample_keys, drop
