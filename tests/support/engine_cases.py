@@ -482,12 +482,12 @@ def host_waits(layout: Layout, dropout: DropoutConfig | None = None) -> Errors:
     return {"waits in a step": step, "waits that are not counted": unseen, "nothing is read": float(reading == 0)}
 
 
-def compiled(layout: Layout, follow: Callable[..., Errors] = follow) -> Errors:
+def compiled(layout: Layout, follow: Callable[..., Errors], **options: Any) -> Errors:
     """Compiled layers, two for speed; a layer is one graph."""
     torch._inductor.config.compile_threads = 1
     torch._dynamo.reset()
     config = dataclasses.replace(CAPPED, num_layers=2)
-    errors = follow(layout, steps=2, config=config, loss=LOSS, dropout=DROPOUT, compile_layers=True)
+    errors = follow(layout, steps=2, config=config, loss=LOSS, compile_layers=True, **options)
     counters = torch._dynamo.utils.counters
     errors["graph breaks"] = float(sum(counters["graph_break"].values()))
     errors["not compiled"] = float(counters["stats"]["unique_graphs"] < 1)
@@ -625,7 +625,7 @@ def _cases() -> dict[str, Case]:
 
 CASES = _cases()
 COMPILED: dict[str, Case] = {
-    "compiled: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"])),
+    "compiled: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"], follow, dropout=DROPOUT)),
     "compiled adapters: TP2 SP": (2, lambda: compiled(LAYOUTS["TP2 SP"], adapted)),
 }
 
