@@ -328,13 +328,8 @@ def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
         persistent = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
         path = folder / f"deepspeed_{number}.json"
         path.write_text(json.dumps({"zero_optimization": {**zero, **persistent}}))
-        cases.append(
-            Case(
-                name,
-                ranks,
-                ["--deepspeed", "--deepspeed-config", str(path), *flags, *{**VARIANTS, **FAMILIES}[variant]],
-            )
-        )
+        more = (VARIANTS | FAMILIES)[variant]
+        cases.append(Case(name, ranks, ["--deepspeed", "--deepspeed-config", str(path), *flags, *more]))
     return cases
 
 

@@ -23,7 +23,7 @@ from megatron_lfr.huggingface.stream import Entry, SafetensorsStream
 from megatron_lfr.huggingface.to_peft import CONFIG, WEIGHTS
 from megatron_lfr.identity import lora_facts, weights_identity
 from megatron_lfr.model import ModelConfig
-from megatron_lfr.model.lora import TARGETS, LoRAConfig
+from megatron_lfr.model.lora import LoRAConfig, legal_targets
 from megatron_lfr.run_folder import RunFolder
 
 _FILE = "model-00001-of-00001.safetensors"
@@ -94,10 +94,9 @@ def _read_config(settings: Mapping[str, Any]) -> LoRAConfig:
 def _match(path: Path, lora: LoRAConfig, model: ModelConfig) -> tuple[LoRAConfig, list[Adapter]]:
     """Find out which modules the file's adapters are for; ValueError for one that is missing or unknown."""
     headers = read_header(path)
-    legal = [name for name in TARGETS if model.swiglu or name != "gate"]
     by_target = {
         name: dataclasses.replace(lora, lora_target=name if model.has_rope or name not in "qkv" else "q,k,v")
-        for name in legal
+        for name in legal_targets(model)
     }
     present = [
         name for name, one in by_target.items() if any(pair.peft_names()[0] in headers for pair in adapters(model, one))

@@ -20,7 +20,7 @@ from megatron_lfr.huggingface.names import check_finite
 from megatron_lfr.huggingface.stream import Entry, SafetensorsStream
 from megatron_lfr.identity import check_trained_with
 from megatron_lfr.model import ModelConfig
-from megatron_lfr.model.lora import LoRAConfig
+from megatron_lfr.model.lora import LoRAConfig, adapter_parameters
 from megatron_lfr.run_folder import RunFolder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -57,7 +57,7 @@ def export_adapters(options: ToPeft) -> None:
         _write_weights(folder / WEIGHTS, pairs, stored, model, config.lora.lora_rank)
         settings = _peft_config(model, config.lora, pairs, options.base_model)
         write_atomic(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
-    count = sum(sum(map(torch.Size.numel, map(torch.Size, pair.shapes(config.lora.lora_rank)))) for pair in pairs)
+    count = adapter_parameters(model, config.lora)
     print(f"{options.output}: iteration {checkpoint.iteration}, {len(pairs)} adapters, {count:,} parameters")
 
 

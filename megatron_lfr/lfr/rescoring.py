@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,18 +39,20 @@ def rescore_blocks(
     if done != n_blocks:
         raise ValueError(f"rescoring: the callback gave the losses of {done} blocks, but there are {n_blocks}")
     if journal is not None and scores is not None:
-        scores.flush()
-        journal.partial_scores_path(phase).replace(journal.scores_path(phase))
-        fsync_directory(journal.folder)
+        _publish(journal, phase, scores)
 
 
 def write_scores(journal: Journal, phase: int, scores: Scores) -> None:
     """Keep the scores of a phase: fp32 [n_blocks]."""
-    new = journal.partial_scores_path(phase)
-    kept = np.lib.format.open_memmap(new, "w+", np.float32, scores.shape)
+    kept = np.lib.format.open_memmap(journal.partial_scores_path(phase), "w+", np.float32, scores.shape)
     kept[:] = scores
-    kept.flush()
-    new.replace(journal.scores_path(phase))
+    _publish(journal, phase, kept)
+
+
+def _publish(journal: Journal, phase: int, partial: np.memmap[Any, Any]) -> None:
+    """Give the scores that are complete their name."""
+    partial.flush()
+    journal.partial_scores_path(phase).replace(journal.scores_path(phase))
     fsync_directory(journal.folder)
 
 

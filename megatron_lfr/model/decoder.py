@@ -91,11 +91,8 @@ class Decoder(nn.Module):
         assert config.vocab_size is not None
         self.config, self.tp, self.context_group = config, tp, context_group
         self.stage = stage = stage or make_stage(config.num_layers)
-        self.loss_config, self.dropout, self.dropout_seed = (
-            loss or LossConfig(),
-            dropout or DropoutConfig(),
-            dropout_seed,
-        )
+        self.loss_config = loss or LossConfig()
+        self.dropout, self.dropout_seed = dropout or DropoutConfig(), dropout_seed
         self.vocab_size, self.compute_dtype, self.loss_mode = config.vocab_size, compute_dtype, loss_mode
         self.attention_backend = attention_backend
         shape = (config.vocab_size, config.hidden_size)

@@ -37,7 +37,7 @@ class LoRAConfig:
 
     def targets(self, model: ModelConfig) -> tuple[str, ...]:
         """Return the names of the adapted modules of a layer; ValueError for one that the model does not have."""
-        legal = [name for name in TARGETS if model.swiglu or name != "gate"]
+        legal = legal_targets(model)
         names = legal if self.lora_target == "all" else [name.strip() for name in self.lora_target.split(",")]
         flag = f"--lora-target {self.lora_target}"
         if unknown := [name for name in names if name not in legal]:
@@ -63,6 +63,11 @@ class LoRAConfig:
                 f"--lora-rank {self.lora_rank}: must lie between 1 and {smallest}, the fewest inputs or outputs of an "
                 "adapted module"
             )
+
+
+def legal_targets(model: ModelConfig) -> list[str]:
+    """Return the modules of a model that can get an adapter: those of TARGETS that it has."""
+    return [name for name in TARGETS if model.swiglu or name != "gate"]
 
 
 class LinearLayer(NamedTuple):

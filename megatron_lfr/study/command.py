@@ -27,6 +27,7 @@ class StudyConfig:
     """Compare ways of choosing data at equal compute: train and evaluate every arm of STUDY.yaml, and write one page.
 
     A run that has a result is not run again, and a run that was stopped goes on: give the same command once more.
+    `megatron-lfr study --pilot` writes such a study of a corpus of yours, and runs it; --pilot --help has its flags.
     """
 
     study: Annotated[Path, tyro.conf.Positional]
@@ -55,11 +56,11 @@ class StudyConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Run `megatron-lfr study`. Returns 0 where all runs are done, 1 where one has failed."""
-    require_scipy()
     if "--pilot" in argv:
         return _pilot([word for word in argv if word != "--pilot"])
     config = tyro.cli(StudyConfig, args=list(argv), prog="megatron-lfr study")
     config.validate()
+    require_scipy()
     study = read_study(config.study)
     output = config.output or Path(config.study.stem)
     layout = lay_out_study(study, output)
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
 def _pilot(argv: Sequence[str]) -> int:
     """Ask what choosing data is worth on a corpus; returns as `main`."""
     config = tyro.cli(PilotConfig, args=list(argv), prog="megatron-lfr study --pilot")
+    require_scipy()
     study = read_study(prepare(config))
     layout = lay_out_study(study, config.output)
     environments = [{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
