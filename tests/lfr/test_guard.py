@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,11 +68,12 @@ def test_both_decisions_occur() -> None:
     assert start_focus(lax, losses, {"worth": equal})[0].verdict.accepted
 
 
-def test_what_a_guarded_focus_leaves_unseen_is_not_certain() -> None:
+@pytest.mark.parametrize("unseen", ["keep", "exclude"])
+def test_what_a_guarded_focus_leaves_unseen_is_not_certain(unseen: Any) -> None:
     """Whether it is a Focus or a Review is decided later, so a pass over what was seen then has no length."""
     later = Phase("focus", 1, "passes", drop=0.5, unseen="exclude")
     with pytest.raises(ValueError, match="phase 2: unit passes"):
-        Schedule((Phase("learn", 0.5), replace(GUARDED, duration=1.0), later)).plan(BLOCKS, 8, 8)
+        Schedule((Phase("learn", 0.5), replace(GUARDED, duration=1.0, unseen=unseen), later)).plan(BLOCKS, 8, 8)
     Schedule((Phase("learn", 1), GUARDED, later)).plan(BLOCKS, 8, 8)
 
 
