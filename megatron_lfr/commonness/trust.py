@@ -59,9 +59,9 @@ def compare(
     if junk_share != "auto":
         ratio_below = token_quantile(ratio, lengths_of(corpus), junk_share)
         return Trust(likely, ratio, blocks, ratio < ratio_below, ratio_below, None)
-    own, lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
-    ratio_below = token_quantile(own.documents - trusted_by_corpus.documents_unigram, lengths, LEAST_TRUSTED)
-    more = excess(likely.documents_beyond, lengths_of(corpus), own.documents_beyond, lengths)
+    of_trusted, lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
+    ratio_below = token_quantile(of_trusted.documents - trusted_by_corpus.documents_unigram, lengths, LEAST_TRUSTED)
+    more = excess(likely.documents_beyond, lengths_of(corpus), of_trusted.documents_beyond, lengths)
     beyond_below = token_quantile(likely.documents_beyond, lengths_of(corpus), more)
     junk = (ratio < ratio_below) | (likely.documents_beyond < beyond_below)
     return Trust(likely, ratio, blocks, junk, ratio_below, beyond_below)

@@ -75,9 +75,9 @@ def test_what_tokens_usually_have(tmp_path: Path) -> None:
             for row in known:
                 by_key.setdefault(row[key], []).append(row[2])
 
-            def less(row: tuple[int, int, float], own: bool, key: int, by_key: Any, of_all: float) -> Any:
+            def less(row: tuple[int, int, float], itself: bool, key: int, by_key: Any, of_all: float) -> Any:
                 values = list(by_key.get(row[key], []))
-                if own:
+                if itself:
                     values.remove(row[2])
                 return (*row[:2], row[2] - mean(values, of_all))
 
@@ -112,10 +112,10 @@ def test_the_excess_over_trusted_text(rng: np.random.Generator) -> None:
                 (tokens[values < at].sum() / tokens.sum(), lengths[trusted < at].sum() / lengths.sum()) for at in values
             ]
             expected = max([(f - t) / (1 - t) for f, t in shares if t <= 0.03], default=0.0)
-            found = excess(values, tokens, trusted, lengths)
-            assert found == pytest.approx(max(0.0, expected), abs=1e-9)
+            share_of_junk = excess(values, tokens, trusted, lengths)
+            assert share_of_junk == pytest.approx(max(0.0, expected), abs=1e-9)
             if apart == 20:
-                assert found == pytest.approx(tokens[junk].sum() / tokens.sum(), abs=0.02)
+                assert share_of_junk == pytest.approx(tokens[junk].sum() / tokens.sum(), abs=0.02)
     nothing = np.append(trusted[:10], np.float32(np.nan))
     assert 0 <= excess(nothing, np.append(lengths[:10], 0), trusted, lengths) <= 1
 
