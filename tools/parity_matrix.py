@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -117,11 +117,11 @@ def _deepspeed_layouts() -> dict[str, tuple[int, list[str], str, dict[str, Any]]
     full, selective = "tied, full recomputation", "untied, selective recomputation"
     rows: list[tuple[str, int, list[str], dict[str, tuple[int, ...]]]] = [
         ("DP2", 2, [], {"tied": (0, 1, 2, 3), "untied": (1, 3), full: (1, 2, 3), selective: (3,)}),
-        ("DP2", 2, [], {"gpt2": (2, 3), "qwen3": (3,), "olmo2": (2,), "dropout": (2, 3)}),
+        ("DP2", 2, [], {"gpt2": (2, 3), "mistral, window": (1,), "qwen2": (0,), "qwen3": (3,), "dropout": (2, 3)}),
         ("TP2", 2, tp, {"tied": (0, 1, 2, 3)}),
         ("TP2 SP", 2, sp, {"tied": (0, 1, 3), full: (3,)}),
         ("CP2", 2, [CP, "2"], {"tied": (1, 3)}),
-        ("TP2 DP2", 4, tp, {"tied": (1, 2, 3)}),
+        ("TP2 DP2", 4, tp, {"tied": (1, 2, 3), "olmo2": (2, 3)}),
         ("TP2 DP2 SP", 4, sp, {"tied": (1, 2), full: (3,), "gpt2": (3,), "dropout": (2,)}),
     ]
     layouts = {
@@ -318,12 +318,12 @@ def _print_row(name: str, row: dict[str, Any]) -> None:
     )
 
 
-def deepspeed_cases(folder: Path, only: Sequence[str] = ()) -> list[Case]:
-    """Return the runs of DEEPSPEED, or those whose names begin with one of `only`, with their configurations in
-    `folder`. Everything is sharded at stage 3, however small."""
+def deepspeed_cases(folder: Path, variants: Collection[str], only: Sequence[str] = ()) -> list[Case]:
+    """Return the runs of DEEPSPEED of some variants, or those whose names begin with one of `only`, with their
+    configurations in `folder`. Everything is sharded at stage 3, however small."""
     cases = []
     for number, (name, (ranks, flags, variant, zero)) in enumerate(DEEPSPEED.items()):
-        if only and not name.startswith(tuple(only)):
+        if variant not in variants or (only and not name.startswith(tuple(only))):
             continue
         persistent = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
         path = folder / f"deepspeed_{number}.json"
@@ -346,7 +346,7 @@ def main() -> int:
     only = args.only.split("," if is_native else ";") if args.only else []
     layouts = {name: LAYOUTS[name] for name in only or LAYOUTS} if is_native else {}
     chosen = {"all": VARIANTS | FAMILIES, "tied": {"tied": []}, "families": FAMILIES}
-    variants = chosen[args.variants if is_native else "all"]
+    variants = chosen[args.variants]
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -357,7 +357,7 @@ def main() -> int:
             for name, (ranks, flags) in layouts.items()
             for variant, more in variants.items()
         ]
-        cases += [] if is_native else deepspeed_cases(folder, only)
+        cases += [] if is_native else deepspeed_cases(folder, variants, only)
         saved = [Case("saved", *SAVED_IN)] if is_native and not only and "tied" in variants else []
         run_cases([*references, *cases, *saved], folder, prefixes)
         gaps = {name: threshold_gaps(folder / name, prefixes, flags) for name, flags in variants.items()}

@@ -35,7 +35,7 @@ def test_logits_loss_and_gradients_equal_transformers(name: str) -> None:
     compare(Decoder(config, seed=1), theirs)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "olmo2"])
 def test_compiled_and_recomputed_layers_are_the_same(name: str) -> None:
     theirs = make_model(name)
     config, _ = from_hf_config(theirs.config.to_dict())
