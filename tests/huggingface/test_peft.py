@@ -95,7 +95,7 @@ def test_a_run_starts_from_adapters_of_peft_and_gives_them_back(tmp_path: Path) 
         writer.add_document(np.random.default_rng(1).integers(0, 120, 200).astype(np.uint16))
     flags = ["--config", tmp_path / "run" / "config.yaml", "--lora-load", tmp_path / "run", "--save", tmp_path / "more"]
     flags += ["--data-path", tmp_path / "c_text_document", "--split", "100,0,0", "--seq-length", 16, "--lr", 1e-6]
-    flags += ["--micro-batch-size", 2, "--global-batch-size", 2, "--train-iters", 2, "--distributed-backend", "gloo"]
+    flags += ["--micro-batch-size", 2, "--global-batch-size", 4, "--train-iters", 5, "--distributed-backend", "gloo"]
     assert main(["train", *map(str, flags)]) == 0
     assert convert("to-peft", run=tmp_path / "more", output=tmp_path / "again") == 0
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
