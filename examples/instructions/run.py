@@ -2,7 +2,7 @@
 
     python examples/instructions/run.py OUTPUT [--epochs E] [--records N] [--seeds 1 2 3]
 
-The base is the demo's Llama, trained for some hundred steps on the demo's text, written as a Hugging Face folder and
+The base is a Llama of 0.3M parameters, trained once on the text of examples/demo, written as a Hugging Face folder and
 converted back. The instructions are those of make_instructions.py; the loss counts their responses alone. All runs
 train adapters for the same number of tokens. One table gives the held-out loss of the responses, the mean over the
 tasks; another the differences of arms, paired by seed, with a 95 % interval of Student's t. What the commands print is
@@ -28,8 +28,6 @@ from megatron_lfr.output import print_table
 from megatron_lfr.study.statistics import paired_t
 
 HERE = Path(__file__).parent
-DEMO = HERE.parent / "demo"
-BASE = ["--lfr-schedule", "uniform", "--train-iters", "400", "--save-interval", "400", "--split", "100,0,0"]
 FINE_TUNING = [
     *("--lora-rank", "8", "--lora-alpha", "16", "--lora-target", "all", "--finetune"),
     *("--seq-length", "64", "--micro-batch-size", "16", "--global-batch-size", "16", "--split", "100,0,0"),
@@ -71,13 +69,13 @@ class Workshop:
     def make_base(self) -> Path:
         """Train the base, write it as a Hugging Face folder, and return the run folder that is made of that."""
         corpus, tokenizer = self.folder / "text.jsonl", self.folder / "tokenizer.json"
-        words = [sys.executable, str(DEMO / "make_corpus.py"), str(corpus)]
+        words = [sys.executable, str(HERE.parent / "demo" / "make_corpus.py"), str(corpus)]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         self.command("tokenizer", "--input", corpus, "--output", tokenizer, "--vocab-size", "512")
         self.command("preprocess", "--input", corpus, "--output-prefix", self.folder / "text", "--tokenizer", tokenizer)
         data = ["--data-path", self.folder / "text_text_document", "--tokenizer-model", tokenizer]
         trained, exported, base = (self.folder / name for name in ("pretrained", "exported", "base"))
-        self.command("train", "--config", DEMO / "demo.yaml", *data, *BASE, "--save", trained)
+        self.command("train", "--config", HERE / "base.yaml", *data, "--save", trained)
         self.command("convert", "to-hf", "--run", trained, "--output", exported)
         self.command("convert", "from-hf", "--input", exported, "--output", base)
         return base

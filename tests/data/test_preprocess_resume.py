@@ -92,10 +92,16 @@ def noted(out: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-@pytest.mark.parametrize("domain_key", [None, "domain"])
+@pytest.mark.parametrize(("domain_key", "sft"), [(None, False), ("domain", False), (None, True)])
 def test_killed_at_random_events(
-    tmp_path: Path, out: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, domain_key: str | None
+    tmp_path: Path,
+    out: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    domain_key: str | None,
+    sft: bool,
 ) -> None:
+    """With --sft, the mask is as that of a run that was left alone, too."""
     eager(monkeypatch)
     (tmp_path / "whole").mkdir()
     files = corpus(tmp_path, rng)
@@ -104,6 +110,9 @@ def test_killed_at_random_events(
         "skip_broken": True,
         "workers": 1,
         "progress": False,
+        "sft": sft,
+        "prompt_key": "domain",
+        "response_key": "text",
     }
     expected = run(PreprocessConfig(files, tmp_path / "whole" / "c", "bytes", **options))
     assert expected.broken == {"not JSON": 8}

@@ -125,6 +125,30 @@ def test_adapters_by_every_kind_of_score(domains: dict[str, list[Record]], tmp_p
         assert easy.mean() > left_out[len(easy) :].mean()  # the same token each time is soon learned
 
 
+def test_masked_records_extend_a_run_of_plain_text(
+    domains: dict[str, list[Record]], corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each new block has the loss of its responses alone, and a change of their mask is noticed."""
+    run, new = tmp_path / "run", str(tmp_path / "new_text_document")
+    records = next(iter(domains.values()))
+    write(Path(new), records)
+    flags = [*tiny_flags(corpus)[:-4], "--lr-decay-style", "constant", "--lfr-schedule", "uniform", "--lr", "1e-9"]
+    assert main(["train", *flags, "--train-iters", "2", "--save", str(run)]) == 0
+    assert main(["extend", "--run", str(run), "--data-path", *corpus, new, "--train-iters", "+9"]) == 0
+    go_on = ["train", "--config", str(run / "config.yaml"), "--save", str(run)]
+    assert main([*go_on, "--exit-interval", "4"]) == STOPPED
+    write(Path(new), [(tokens, max(1, prompt - 1)) for tokens, prompt in records])
+    assert main(go_on) == 2
+    assert "--data-path: prefix 3 of 3 is not the run's, or has changed" in capsys.readouterr().err
+    write(Path(new), records)
+    assert main([*go_on, "--exit-interval", "None"]) == 0
+    expected = [nll / count for nll, count in expected_losses(run, {new: records}, (0, 54))]
+    losses = open_run(run).ledger().nll[-len(expected) :]
+    seen = ~np.isnan(losses)
+    assert seen.sum() > 20
+    assert losses[seen].tolist() == pytest.approx(np.array(expected)[seen].tolist(), abs=1e-5)
+
+
 def test_another_mask_is_another_run(
     domains: dict[str, list[Record]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,7 +90,8 @@ class IndexedDataset:
         if self.mask is None:
             return None
         first, last = self.document_offset(document), self.document_offset(document + 1)
-        return self.mask.read(np.array([first], np.int64), max(0, last - first))[0]
+        mask: Mask = self.mask.read(np.array([first], np.int64), max(0, last - first))[0]
+        return mask
 
     def read(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
         """Return rows of tokens [n, length], in the type in which they are stored: row r from `starts[r]` on."""

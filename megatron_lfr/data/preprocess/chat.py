@@ -82,11 +82,12 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
         from jinja2 import TemplateSyntaxError
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
+        render: Any = chat_template_utils.render_jinja_template
         template, names = self._template
         try:
-            texts, spans = render_jinja_template(
+            texts, spans = render(
                 conversations=[list(messages)],
                 chat_template=template,
                 return_assistant_tokens_mask=self._marks,
