@@ -28,6 +28,7 @@ from megatron_lfr.output import print_table
 from megatron_lfr.study.statistics import paired_t
 
 HERE = Path(__file__).parent
+BASE = ["--train-epochs", "1"]
 FINE_TUNING = [
     *("--lora-rank", "8", "--lora-alpha", "16", "--lora-target", "all", "--finetune"),
     *("--seq-length", "64", "--micro-batch-size", "16", "--global-batch-size", "16", "--split", "100,0,0"),
@@ -75,7 +76,7 @@ class Workshop:
         self.command("preprocess", "--input", corpus, "--output-prefix", self.folder / "text", "--tokenizer", tokenizer)
         data = ["--data-path", self.folder / "text_text_document", "--tokenizer-model", tokenizer]
         trained, exported, base = (self.folder / name for name in ("pretrained", "exported", "base"))
-        self.command("train", "--config", HERE / "base.yaml", *data, "--save", trained)
+        self.command("train", "--config", HERE / "base.yaml", *BASE, *data, "--save", trained)
         self.command("convert", "to-hf", "--run", trained, "--output", exported)
         self.command("convert", "from-hf", "--input", exported, "--output", base)
         return base

@@ -138,11 +138,11 @@ def test_chatml(write_jsonl: WriteJsonl, tmp_path: Path, folder: Callable[..., P
     path = folder(CHATML)
     rows = [{"messages": CHAT}, {"messages": CHAT[:4]}, {"prompt": "the", "response": "cat"}]
     preprocess_records(write_jsonl("a.jsonl", rows), tmp_path / "c", path)
-    (whole, mask), (user_last, user_mask), pair = documents(tmp_path / "c_text_document")
+    (complete, mask), (user_last, user_mask), pair = documents(tmp_path / "c_text_document")
     theirs = PreTrainedTokenizerFast.from_pretrained(str(path))
-    for tokens, messages in ((whole, CHAT), (user_last, CHAT[:4])):
+    for tokens, messages in ((complete, CHAT), (user_last, CHAT[:4])):
         assert tokens == [*theirs.apply_chat_template(messages, return_dict=False), 0]
-    trained = theirs.decode([token for token, counts in zip(whole, mask, strict=True) if counts])
+    trained = theirs.decode([token for token, counts in zip(complete, mask, strict=True) if counts])
     assert trained == "is sat<|im_end|>\n the\n\ncat sat.<|im_end|>\n<|endoftext|>"
     assert (user_mask[-1], sum(user_mask)) == (0, mask.index(0, mask.index(1)) - mask.index(1))
     assert pair[1] == [0] * (len(pair[0]) - 1 - sum(pair[1][:-1])) + [1] * sum(pair[1])

@@ -109,15 +109,15 @@ def encode_records(
 def _tokenize(records: Sequence[Record], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> list[list[Ids]]:
     """Return the tokens of each stretch of each record."""
     parts: list[list[Ids]] = [[np.empty(0, dtype)] * len(record.stretches) for record in records]
-    positions: dict[tuple[bool, bool], list[tuple[int, int]]] = defaultdict(list)
+    of_kind: dict[tuple[bool, bool], list[tuple[int, int]]] = defaultdict(list)
     for number, record in enumerate(records):
-        for place in range(len(record.stretches)):
-            positions[record.is_chat, place > 0].append((number, place))
-    for (is_chat, is_later), where in positions.items():
-        texts = [records[number].stretches[place].text for number, place in where]
+        for stretch in range(len(record.stretches)):
+            of_kind[record.is_chat, stretch > 0].append((number, stretch))
+    for (is_chat, is_later), numbers in of_kind.items():
+        texts = [records[number].stretches[stretch].text for number, stretch in numbers]
         encoded = _encode(texts, tokenizer, dtype, is_chat, is_later)
-        for (number, place), ids in zip(where, encoded, strict=True):
-            parts[number][place] = ids
+        for (number, stretch), ids in zip(numbers, encoded, strict=True):
+            parts[number][stretch] = ids
     return parts
 
 
