@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_lfr.config.training import TrainingConfig
-from megatron_lfr.data.corpus.loader import Batch
+from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.loader import Batch, Loader
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.engine import build as engine_build
 from megatron_lfr.engine import build_stages, shard_stages
 from megatron_lfr.engine.base import BlockLosses, StepLosses
@@ -516,6 +519,41 @@ def adapted(
     return errors | {"base in the checkpoint": float(bool(base.keys() & engine.tensors().keys()))}
 
 
+def supervised(layout: Layout, adapters: bool = False) -> Errors:
+    """Train and evaluate on blocks of records, of which the loader masks the prompts; one prompt fills a block, which
+    is left out."""
+    rng = np.random.default_rng(5)
+    lengths = [(int(rng.integers(1, 20)), int(rng.integers(1, 9))) for _ in range(30)]
+    lengths[4] = (3 * LENGTH, 1)
+    records = [(rng.integers(0, 49, prompt + answer), [0] * prompt + [1] * (answer + 1)) for prompt, answer in lengths]
+    flat = torch.tensor([token for tokens, _ in records for token in [*tokens.tolist(), 49]])
+    mask = torch.tensor([float(counts) for _, counts in records for counts in counts])
+    starts = [s for s in range(0, len(flat) - LENGTH, LENGTH) if mask[s + 1 : s + LENGTH + 1].any()]
+    rows = [(flat[s : s + LENGTH], flat[s + 1 : s + LENGTH + 1], mask[s + 1 : s + LENGTH + 1]) for s in starts]
+    with TemporaryDirectory() as folder, random_b():
+        with IndexedDatasetWriter(Path(folder, "c"), np.uint16, masked=True) as writer:
+            for tokens, counts in records:
+                writer.add_document(np.append(tokens, 49), np.array(counts))
+        source = BlockDataset([Path(folder, "c")], LENGTH, "1").train
+        engine = make_adapted(layout, ADAPTERS, ADAMW) if adapters else make_engine(layout)
+        oracle = LoRAOracle(TOY, SEED, ADAMW, ADAPTERS) if adapters else Oracle(TOY, SEED, ADAMW)
+        parallel = engine.parallel
+        loader = Loader(source, rank=parallel.data_rank, ranks=parallel.data_parallel_size)
+        errors = {"other blocks": float(source.num_blocks != len(rows) or source.left_out == [0])}
+        for step, lr in enumerate(RATES[:2]):
+            ids = [*range(step * ROWS, (step + 1) * ROWS - 1), -1]
+            tokens, labels, counted = (torch.stack([rows[i][part] for i in ids]) for part in range(3))
+            counted[-1] = 0
+            batch = GlobalBatch(tokens, labels, counted, ids, step=step)
+            output = engine.train_step(loader.load(step, ids), lr)
+            merge(errors, step_errors(output, oracle.step(batch, lr)))
+            evaluated = engine.eval_step(loader.load(step, ids[: engine.eval_rows])).wait()
+            expected = [values[: engine.eval_rows] for values in oracle.evaluate(batch)]
+            nll, count = block_error(evaluated, expected[0], expected[1])
+            merge(errors, {"eval": nll, "eval count": count})
+    return errors | {"weights": weight_error(engine, oracle)}
+
+
 def make_adapted(layout: Layout, lora: LoRAConfig, *arguments: Any, **options: Any) -> NativeEngine:
     engine = make_engine(layout, *arguments, lora=lora, **options)
     for stage in engine.stages:
@@ -615,6 +653,9 @@ def _cases() -> dict[str, Case]:
         add("adapters by LoRA-RITE", name, adapted, adamw=RITE)
     for name in ("TP2 SP", "PP2 1f1b"):
         add("adapters of some modules, recomputed", name, adapted, lora=PARTLY, recompute_granularity="full")
+    for name in ("one rank, micro-batch 2", "DP2", "DP2 optim_grads_params", "CP2", "TP2 PP2"):
+        add("supervised", name, supervised)
+    add("supervised, adapters", "TP2 PP2 SP", supervised, adapters=True)
     for name in ("DP2 optim_grads_params", "TP2 SP"):
         add("adapters in bf16", name, adapted_in_bf16)
     add("waits of the host, dropout", "TP2 SP", host_waits, dropout=DROPOUT)
