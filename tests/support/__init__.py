@@ -33,7 +33,7 @@ Samples:
     commonness_samples: real text as tokens, copies of it with edits, and junk.
     own_callbacks: callbacks as a user writes them.
     continuation_samples: contexts and continuations whose border is no border of tokens.
-    families: tiny models of every family, by transformers.
+    families: tiny models of every family, by transformers. gpt2_tokenizer: a vocabulary and merges as GPT-2's.
     hf_runs: run folders and Hugging Face folders of small models.
     launcher_environments: what launchers put into the environment of each rank.
     megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.
