@@ -67,12 +67,12 @@ class ParallelState:
         inner = self.config.tensor_model_parallel_size * self.config.context_parallel_size
         return dist.get_rank() // inner % self.data_parallel_size
 
-    @property
+    @cached_property
     def storage_mesh(self) -> DeviceMesh:
         """Mesh (tensor, shard) of the ranks over which a weight of this pipeline stage is spread."""
         return self.mesh["tensor", "shard"]
 
-    @property
+    @cached_property
     def sharding_mesh(self) -> DeviceMesh:
         """Mesh for FSDP2: (replicate, shard), or only (shard) where there is one copy."""
         return self.mesh["replicate", "shard"] if self.mesh["replicate"].size() > 1 else self.mesh["shard"]

@@ -19,7 +19,7 @@ from megatron_lfr.parallel import session
 from support import deepspeed_cases as cases
 from support import deepspeed_memory
 from support.close_runs import assert_close
-from support.engine_cases import BOUNDS, Errors
+from support.engine_errors import BOUNDS, Errors
 from support.folder_bytes import folder_bytes
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from megatron_lfr.huggingface.config import from_hf_config, to_hf_config
 from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.rope import rope_frequencies
 from support import family_cases
-from support.engine_cases import ADAMW
+from support.engine_layouts import ADAMW
 from support.families import MODELS, make_model
 from support.hf_runs import stored_weights
 from support.hf_weights import load_hf, to_hf

@@ -4,6 +4,7 @@ For all tests:
     waiting: how tests wait, with the one limit; how a process that a test has started ends.
     tiny_run: the command line of a run that takes seconds.
     tiny_corpus: the corpus of such a run, as a fixture.
+    stopped_run: such a run that was asked to stop, and what a refused command says.
     study_samples: a study of such runs.
     ports: for ranks to meet at.
     two_ranks: `megatron-lfr train` on two ranks without a launcher.
@@ -40,6 +41,7 @@ Samples:
 
 Cases, which run in processes that a test starts, and return their results to it:
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
+    engine_steps, engine_adapters, engine_faults, engine_costs: the engine's cases, of engine_layouts and engine_errors.
     family_cases: ranks that train a model of each family.
     launcher_cases, doctor_cases: ranks that meet under each launcher, and that a doctor looks at.
     deepspeed_cases, deepspeed_memory: ranks of DeepSpeed's engine, of runs under it, and what memory they take.

@@ -31,7 +31,8 @@ from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
 from megatron_lfr.parallel.flat_shard import FlatShard
 from support import deepspeed_memory
-from support.engine_cases import (
+from support.engine_errors import Errors, changed, eval_error, merge, step_errors
+from support.engine_layouts import (
     ADAMW,
     ADAPTERS,
     CP,
@@ -43,16 +44,12 @@ from support.engine_cases import (
     TOY,
     TP,
     TP2_SP,
-    Errors,
     Layout,
-    changed,
-    eval_error,
     make_batches,
-    merge,
+    parallel_state,
     share_of,
-    step_errors,
 )
-from support.engine_oracle import GlobalBatch, Oracle
+from support.engine_oracle import Expected, GlobalBatch, Oracle
 from support.lora_oracle import LoRAOracle, random_b
 from support.waiting import LIMIT
 
@@ -82,7 +79,7 @@ def make_engine(
     lora: LoRAConfig | None = None,
     **zero: Any,
 ) -> DeepSpeedEngine:
-    parallel = initialize(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
+    parallel = parallel_state(dataclasses.replace(layout.config, **{SHARDING: STRATEGIES[stage]}))
     (model,) = build_stages(config, parallel, dropout=dropout, dropout_seed=SEED, lora=lora)
     given = settings(stage, adamw, **zero)
     return DeepSpeedEngine(model, adamw, parallel, given, micro_batch_size=layout.micro_batch, seed=seed)
@@ -101,7 +98,7 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return sums / counts
 
 
-def weight_error(engine: DeepSpeedEngine, oracle: Oracle) -> float:
+def weight_error(engine: DeepSpeedEngine, oracle: Expected) -> float:
     errors = []
     for name, weight in engine.weights().items():
         expected = oracle.weights[name.removeprefix("model.")].detach()
@@ -125,14 +122,14 @@ def follow(
 ) -> Errors:
     """Train and evaluate, and compare each step and the weights after it."""
     engine = make_engine(layout, stage, adamw, config, dropout=dropout, **zero)
-    return _train(engine, Oracle(config, SEED, adamw, dropout=dropout))
+    return _train(engine, Expected(Oracle, config, SEED, adamw, None, dropout))
 
 
 def adapted(layout: Layout, stage: int, **zero: Any) -> Errors:
     """Train adapters, of which B is not zero, with clipping."""
     with random_b():
         engine = make_engine(layout, stage, _CLIPPED, lora=ADAPTERS, **zero)
-        oracle = LoRAOracle(MODEL, SEED, _CLIPPED, ADAPTERS)
+        oracle = Expected(LoRAOracle, MODEL, SEED, _CLIPPED, ADAPTERS)
     base = {name: view.flat.clone() for name, view in engine.base_weights().items()}  # type: ignore[attr-defined]
     errors = _train(engine, oracle)
     after = engine.base_weights()
@@ -140,7 +137,7 @@ def adapted(layout: Layout, stage: int, **zero: Any) -> Errors:
     return errors | {"base in the checkpoint": float(bool(base.keys() & engine.tensors().keys()))}
 
 
-def _train(engine: DeepSpeedEngine, oracle: Oracle) -> Errors:
+def _train(engine: DeepSpeedEngine, oracle: Expected) -> Errors:
     """Take steps, of which the first has half the rows, and after it one that must be left out."""
     errors: Errors = {"initial weights": weight_error(engine, oracle)}
     batches = make_batches()
@@ -156,6 +153,7 @@ def _train(engine: DeepSpeedEngine, oracle: Oracle) -> Errors:
     return errors
 
 
+@functools.cache
 def first_rows(batch: GlobalBatch, rows: int) -> GlobalBatch:
     parts = (batch.tokens[:rows], batch.labels[:rows], batch.mask[:rows], batch.block_ids[:rows])
     return GlobalBatch(*parts, step=batch.step)
@@ -180,7 +178,7 @@ def left_out(engine: DeepSpeedEngine) -> Errors:
 def complete(stage: int, **zero: Any) -> Errors:
     """Train with clipping on two data-parallel ranks; then write the state into another engine, once before that has
     computed anything and once after; then look where DeepSpeed keeps it."""
-    donor, oracle = make_engine(_DP2, stage, _CLIPPED, **zero), Oracle(MODEL, SEED, _CLIPPED)
+    donor, oracle = make_engine(_DP2, stage, _CLIPPED, **zero), Expected(Oracle, MODEL, SEED, _CLIPPED)
     errors = _train(donor, oracle)
     engine, batches = make_engine(_DP2, stage, _CLIPPED, seed=9, **zero), make_batches()
     for number in range(2):
@@ -272,7 +270,7 @@ def bf16_losses(engine: Engine) -> list[float]:
 
 def bf16_engine(stage: int, zero: dict[str, Any]) -> DeepSpeedEngine:
     """On two ranks, with what --bf16 makes of the configuration."""
-    parallel = initialize(ParallelConfig(**{SHARDING: STRATEGIES[stage]}))
+    parallel = parallel_state(ParallelConfig(**{SHARDING: STRATEGIES[stage]}))
     (model,) = build_stages(WIDE, parallel, compute_dtype=torch.bfloat16)
     given = settings(stage, BF16_ADAMW, bf16=True, **zero)
     engine = DeepSpeedEngine(model, BF16_ADAMW, parallel, given, micro_batch_size=2, seed=SEED)

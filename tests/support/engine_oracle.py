@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +17,10 @@ from megatron_lfr.model.loss import LossConfig
 from support.dropout_oracle import Masks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GlobalBatch:
-    """All rows of a step: tokens, labels and mask [rows, S], and the lengths of each row's documents."""
+    """All rows of a step: tokens, labels and mask [rows, S], and the lengths of each row's documents. Equal only to
+    itself, and not to be written to."""
 
     tokens: Tensor
     labels: Tensor
@@ -140,6 +143,37 @@ class Oracle:
         turn = torch.polar(torch.ones(()).double(), positions[..., None, None, None] * frequencies)
         turned = torch.complex(x[..., :half], x[..., half:]) * turn
         return torch.cat((turned.real, turned.imag), -1)
+
+
+class Expected:
+    """An oracle of which a process computes each step once, for all layouts that take it."""
+
+    _oracles: ClassVar[dict[tuple[Any, ...], Oracle]] = {}
+    """By what an oracle is made of, and the steps that it has taken."""
+    _steps: ClassVar[dict[tuple[Any, ...], Step]] = {}
+    _evaluated: ClassVar[dict[tuple[Any, ...], tuple[Tensor, Tensor]]] = {}
+
+    def __init__(self, oracle: type[Oracle], *arguments: Any) -> None:
+        self._taken: tuple[Any, ...] = (oracle, repr(arguments))
+        if self._taken not in self._oracles:
+            self._oracles[self._taken] = oracle(*arguments)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        return self._oracles[self._taken].weights
+
+    def step(self, batch: GlobalBatch, lr: float) -> Step:
+        before, self._taken = self._taken, (*self._taken, batch, lr)
+        if self._taken not in self._steps:
+            oracle = self._oracles[self._taken] = copy.deepcopy(self._oracles[before])
+            self._steps[self._taken] = oracle.step(batch, lr)
+        return self._steps[self._taken]
+
+    def evaluate(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
+        key = (*self._taken, batch)
+        if key not in self._evaluated:
+            self._evaluated[key] = self._oracles[self._taken].evaluate(batch)
+        return self._evaluated[key]
 
 
 def _cross_entropy(logits: Tensor, batch: GlobalBatch, smoothing: float = 0.0) -> Tensor:

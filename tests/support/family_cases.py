@@ -18,7 +18,7 @@ from megatron_lfr.engine import Engine
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.run_folder import RunFolder
 from support import deepspeed_cases
-from support.engine_cases import ADAMW, LAYOUTS, RATES, TP, Layout, make_batches, make_engine, share_of
+from support.engine_layouts import ADAMW, LAYOUTS, RATES, TP, Layout, make_batches, make_engine, share_of
 from support.engine_oracle import GlobalBatch
 from support.waiting import LIMIT
 

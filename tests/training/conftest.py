@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from support.stopped_run import trained
 from support.tiny_corpus import corpus
 from support.tiny_run import tiny_flags
 
-__all__ = ["corpus", "tiny_args"]
+__all__ = ["corpus", "tiny_args", "trained"]
 
 
 @pytest.fixture

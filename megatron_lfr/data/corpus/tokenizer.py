@@ -232,6 +232,24 @@ class FileTokenizer:
         tokens, lengths = zip(*parts, strict=True)
         return np.concatenate(tokens), np.concatenate(lengths)
 
+    def encode_template(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        """Return the ids of texts that a chat template wrote, as `encode_arrays`: what spells a special token is
+        one."""
+        parts = [_as_arrays(self._encodings(self._with_special, batch), dtype) for batch in _batches(texts)]
+        tokens, lengths = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths)
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The tokens that no text becomes, unless a chat template wrote it."""
+        return sorted(map(self.token, np.flatnonzero(self._reserved).tolist()))
+
+    @cached_property
+    def _with_special(self) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.encode_special_tokens = False
+        return tokenizer
+
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text

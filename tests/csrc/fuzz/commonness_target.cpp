@@ -185,11 +185,7 @@ void check_model(const Corpus& corpus, const mlfr::SpanReader& reader, int log2_
 
 namespace fuzz {
 
-Bytes make_input(mlfr::Stream& random) {
-    Bytes input(8 + random.below(200));
-    for (uint8_t& byte : input) byte = static_cast<uint8_t>(random.next() >> 56);
-    return input;
-}
+Bytes make_input(mlfr::Stream& random) { return random_bytes(random, 8, 200); }
 
 }  // namespace fuzz
 

@@ -3,6 +3,7 @@
 //     TARGET EXECUTIONS SEED CRASH_FILE    an input that fails, or takes too long, is written to CRASH_FILE
 //     TARGET INPUT_FILE                    runs one input again
 #include <fcntl.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -21,8 +22,9 @@ extern "C" const char* __ubsan_default_options() { return "abort_on_error=1:prin
 
 namespace {
 
-constexpr unsigned kTimeLimit = 30;    // seconds, for this many inputs
-constexpr uint64_t kAlarmEvery = 128;  // one system call for so many inputs costs nothing
+constexpr unsigned kCpuLimit = 30;  // seconds of all threads, for this many inputs: a busy machine adds none
+constexpr unsigned kTimeLimit = 1200;  // seconds, for threads that wait for each other
+constexpr uint64_t kAlarmEvery = 128;  // two system calls for so many inputs cost nothing
 
 fuzz::Bytes& input = *new fuzz::Bytes;  // leaks that are found after main() abort, too
 const char* crash_file = nullptr;
@@ -32,7 +34,7 @@ void save_input(int signal) {
     const int file = open(crash_file, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     if (file < 0 || write(file, input.data(), input.size()) < 0) _exit(3);
     constexpr char kHang[] = "FAILED: an input takes too long\n";
-    if (signal == SIGALRM && write(STDERR_FILENO, kHang, sizeof kHang - 1) < 0) _exit(3);
+    if (signal != SIGABRT && write(STDERR_FILENO, kHang, sizeof kHang - 1) < 0) _exit(3);
     _exit(1);
 }
 
@@ -53,9 +55,11 @@ int main(int argc, char** argv) {
     crash_file = argv[3];
     std::signal(SIGABRT, save_input);
     std::signal(SIGALRM, save_input);
+    std::signal(SIGPROF, save_input);
+    constexpr itimerval kCpu{{0, 0}, {kCpuLimit, 0}};
     const auto start = std::chrono::steady_clock::now();
     for (uint64_t i = 0; i < executions; ++i) {
-        if (i % kAlarmEvery == 0) alarm(kTimeLimit);
+        if (i % kAlarmEvery == 0) alarm(kTimeLimit), setitimer(ITIMER_PROF, &kCpu, nullptr);
         mlfr::Stream random(seed, i);
         input = fuzz::make_input(random);
         LLVMFuzzerTestOneInput(input.data(), input.size());

@@ -20,6 +20,13 @@ using Bytes = std::vector<uint8_t>;
 // A random input of the target: legal, or legal and then damaged, so that most are only a little wrong.
 Bytes make_input(mlfr::Stream& random);
 
+// `least` bytes and fewer than `more` others, each of them any byte.
+inline Bytes random_bytes(mlfr::Stream& random, size_t least, size_t more) {
+    Bytes bytes(least + random.below(more));
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.next() >> 56);
+    return bytes;
+}
+
 inline void require(bool holds, const char* what) {
     if (holds) return;
     std::fprintf(stderr, "FAILED: %s\n", what);

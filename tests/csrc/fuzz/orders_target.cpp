@@ -242,11 +242,7 @@ void check_cluster(const Case& input, Reader& reader) {
 
 namespace fuzz {
 
-Bytes make_input(mlfr::Stream& random) {
-    Bytes input(16 + random.below(160));
-    for (uint8_t& byte : input) byte = static_cast<uint8_t>(random.next() >> 56);
-    return input;
-}
+Bytes make_input(mlfr::Stream& random) { return random_bytes(random, 16, 160); }
 
 }  // namespace fuzz
 
