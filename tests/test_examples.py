@@ -330,8 +330,10 @@ def test_instructions_with_both_optimizers(
 ) -> None:
     """All arms train on the same number of tokens, and only responses count."""
     example = load("instructions/run")
-    monkeypatch.setattr(example, "BASE", ["--train-iters", "2"])
-    words = ["--epochs", "0.2", "--records", "400", "--seeds", "1", "2"]
+    no_warm_up = ["--lr-warmup-iters", "0"]
+    monkeypatch.setattr(example, "BASE", ["--train-iters", "2", *no_warm_up])
+    monkeypatch.setattr(example, "FINE_TUNING", [*example.FINE_TUNING, *no_warm_up])
+    words = ["--epochs", "1.3", "--records", "400", "--seeds", "1", "2"]
     monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "out"), *words])
     assert example.main() == 0
     arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
