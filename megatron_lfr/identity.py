@@ -212,6 +212,19 @@ def check_same_model(
         raise ValueError(f"{what}: its weights were trained otherwise: {'; '.join(differences)}")
 
 
+def check_same_adapters(what: str, checkpoint: Checkpoint, facts: Facts, was: Facts, settings: Facts) -> None:
+    """Check that a checkpoint holds adapters of the kind and base of a run's; else ValueError begins with `what` and
+    names the flags, and both values. was, settings: the settings of the run that trained them, and those behind
+    `facts`."""
+    stored = checkpoint.state.get("identity")
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("lora"), Mapping):
+        raise ValueError(f"{what}: holds no adapters; give a run with --lora-rank, or one of convert from-peft")
+    check_format(stored)
+    differences = _differences(_flat({"lora": stored["lora"]}), _flat({"lora": facts["lora"]}), was, settings)
+    if differences:
+        raise ValueError(f"{what}: its adapters are others: {'; '.join(differences)}")
+
+
 def check_trained_with(
     folder: RunFolder, checkpoint: Checkpoint, config: RunConfig, model: ModelConfig, tokenizer: Tokenizer | None
 ) -> None:

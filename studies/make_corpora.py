@@ -9,12 +9,13 @@ The same text and seed give the same files. OUT gets, as JSONL:
     held_out    5 % (--apart) of the documents of each domain
     trusted     as many, disjoint from all others: what a trusted reference model is trained on
     clean       the rest
-    redundant   clean (60 % of the bytes); copies (28 %); junk (12 %); spread over the domains
+    redundant   clean (60 % of the bytes); copies (28 %, --copies); junk (12 %, --junk); spread over the domains
     redundant.labels    what was planted: a name for each document, those of the first domain first, in order of names
 
 Copies: documents of clean in numbers that follow Zipf's law (the r-th most copied document has 1/r as many as the
 first), half of them with 2 % of the words replaced, and boilerplate (a seventh of the copies), which is the same text
-but for names and years. Junk: half of it documents whose words are shuffled; half base64, hexadecimal and digits.
+but for names and years. Junk: half of it documents whose words are shuffled; half base64, hexadecimal and digits
+(--junk-kind: one of the two). --seed makes other corpora of the same text.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_lfr.fileio import write_atomic
 
 SEED = 2026
-UNIQUE, COPIES, JUNK = 0.60, 0.28, 0.12
+COPIES, JUNK = 0.28, 0.12
+JUNK_KINDS = ("shuffled", "coded")
 BOILERPLATE = 1 / 7
 EDITED_WORDS = 0.02
 KINDS = ("unique", "copy", "edited copy", "boilerplate", "shuffled", "coded")
@@ -88,13 +90,13 @@ def read_text(path: Path) -> dict[str, list[str]]:
     return {domain: sorted(texts[domain]) for domain in sorted(texts)}
 
 
-def take(texts: dict[str, list[str]], n_bytes: float) -> dict[str, list[str]]:
+def take(texts: dict[str, list[str]], n_bytes: float, seed: int = SEED) -> dict[str, list[str]]:
     """Shuffle each domain's documents, and take `n_bytes` in all, the same share of each domain."""
     total = sum(size(text) for documents in texts.values() for text in documents)
     taken = {}
     for domain, documents in texts.items():
         shuffled = list(documents)
-        random.Random(f"{SEED} {domain}").shuffle(shuffled)
+        random.Random(f"{seed} {domain}").shuffle(shuffled)
         budget = sum(map(size, shuffled)) * min(1.0, n_bytes / total)
         taken[domain] = list(until(budget, iter(shuffled)))
     return taken
@@ -186,20 +188,43 @@ def coded(domains: list[str], n_bytes: float, choose: random.Random) -> Iterator
         yield choose.choice(domains), "coded", text
 
 
-def redundant(clean: list[Document]) -> list[Document]:
-    """Return the clean documents among copies and junk, in a random order."""
-    choose = random.Random(SEED)
+def redundant(
+    clean: list[Document],
+    copied: float = COPIES,
+    junk: float = JUNK,
+    junk_kinds: Sequence[str] = JUNK_KINDS,
+    seed: int = SEED,
+) -> list[Document]:
+    """Return the clean documents among copies and junk, in a random order. copied, junk: their shares of the bytes."""
+    choose = random.Random(seed)
     domains = sorted({domain for domain, _, _ in clean})
-    total = sum(size(text) for _, _, text in clean) / UNIQUE
+    total = sum(size(text) for _, _, text in clean) / (1 - copied - junk)
+    by_kind = {kind: junk * total / len(junk_kinds) for kind in junk_kinds}
     documents = [
         *clean,
-        *copies(clean, (1 - BOILERPLATE) * COPIES * total, choose),
-        *boilerplate(domains, BOILERPLATE * COPIES * total, choose),
-        *shuffled(clean, JUNK / 2 * total, choose),
-        *coded(domains, JUNK / 2 * total, choose),
+        *copies(clean, (1 - BOILERPLATE) * copied * total, choose),
+        *boilerplate(domains, BOILERPLATE * copied * total, choose),
+        *shuffled(clean, by_kind.get("shuffled", 0), choose),
+        *coded(domains, by_kind.get("coded", 0), choose),
     ]
     choose.shuffle(documents)
     return sorted(documents, key=lambda document: document[0])  # by domain, as the labels are; stable
+
+
+def apart(texts: dict[str, list[str]], share: float) -> dict[str, list[Document]]:
+    """Divide the documents of each domain into held_out, trusted (both `share` of them) and clean."""
+    parts: dict[str, list[Document]] = {"held_out": [], "trusted": [], "clean": []}
+    for domain, documents in texts.items():
+        first, second = round(share * len(documents)), round(2 * share * len(documents))
+        for name, chosen in zip(parts, (documents[:first], documents[first:second], documents[second:]), strict=True):
+            parts[name] += [(domain, "unique", text) for text in chosen]
+    return parts
+
+
+def write_documents(path: Path, documents: list[Document]) -> None:
+    """Write documents as JSONL with domain and text."""
+    lines = [json.dumps({"domain": domain, "text": text}, ensure_ascii=False) for domain, _, text in documents]
+    write_atomic(path, "\n".join(lines) + "\n")
 
 
 def main() -> int:
@@ -210,22 +235,24 @@ def main() -> int:
     parser.add_argument(
         "--apart", type=float, default=0.05, help="share of the documents that is held out, and that is trusted"
     )
+    parser.add_argument("--copies", type=float, default=COPIES, help="share of copies in the redundant corpus")
+    parser.add_argument("--junk", type=float, default=JUNK, help="share of junk in it")
+    parser.add_argument("--junk-kind", choices=JUNK_KINDS, help="one kind of junk alone")
+    parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     if args.megabytes is not None and not args.megabytes > 0:
         parser.error("--megabytes: must be positive")
     if not 0 < args.apart < 0.5:
         parser.error("--apart: must be above 0 and below 0.5")
-    texts = take(read_text(args.text) if args.text else library_text(), 1e6 * (args.megabytes or 1e9))
-    parts: dict[str, list[Document]] = {"held_out": [], "trusted": [], "clean": []}
-    for domain, documents in texts.items():
-        first, second = round(args.apart * len(documents)), round(2 * args.apart * len(documents))
-        for name, chosen in zip(parts, (documents[:first], documents[first:second], documents[second:]), strict=True):
-            parts[name] += [(domain, "unique", text) for text in chosen]
-    parts["redundant"] = redundant(parts["clean"])
+    if not (args.copies >= 0 and args.junk >= 0 and args.copies + args.junk < 1):
+        parser.error("--copies, --junk: must be 0 or more, and below 1 together")
+    texts = take(read_text(args.text) if args.text else library_text(), 1e6 * (args.megabytes or 1e9), args.seed)
+    parts = apart(texts, args.apart)
+    kinds = JUNK_KINDS if args.junk_kind is None else (args.junk_kind,)
+    parts["redundant"] = redundant(parts["clean"], args.copies, args.junk, kinds, args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, documents_ in parts.items():
-        lines = [json.dumps({"domain": d, "text": text}, ensure_ascii=False) for d, _, text in documents_]
-        write_atomic(args.output / f"{name}.jsonl", "\n".join(lines) + "\n")
+    for name, documents in parts.items():
+        write_documents(args.output / f"{name}.jsonl", documents)
     write_atomic(args.output / "redundant.labels", "".join(f"{kind}\n" for _, kind, _ in parts["redundant"]))
     print_sizes(parts)
     return 0

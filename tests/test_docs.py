@@ -74,7 +74,7 @@ def test_tests_that_pages_name_exist(page: Path) -> None:
 
 
 def test_every_complaint_has_a_link_and_a_test() -> None:
-    lines = (DOCS / "data_plane.md").read_text().splitlines()
+    lines = (DOCS / "data_plane.md").read_text().partition("\n## ")[0].splitlines()
     rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")][1:]
     assert len(rows) == 9
     for _, threads, _, tests in rows:

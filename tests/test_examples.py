@@ -322,3 +322,32 @@ def test_two_versions_in_all_ways(
         assert all(0.5 < loss < 5 for loss in losses)
         assert len(set(losses)) == 4  # first versions are one: the branch leaves where the warm-up ends
     assert "Held-out loss, nats a byte: domains, replay" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_instructions_with_both_optimizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All arms train on the same number of tokens, and only responses count."""
+    example = load("instructions/run")
+    monkeypatch.setattr(example, "BASE", ["--train-iters", "2"])
+    words = ["--epochs", "0.2", "--records", "400", "--seeds", "1", "2"]
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "out"), *words])
+    assert example.main() == 0
+    arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
+    assert set(arms) == {"adamw|uniform", "adamw|lfr", "lora-rite|uniform", "lora-rite|lfr"}
+    runs = [one for of_seed in arms.values() for one in of_seed.values()]
+    assert len({one["tokens"] for one in runs}) == 1
+    assert len({one["loss"] for one in runs}) == 8
+    assert all(0 < loss < 10 for one in runs for loss in one["tasks"].values())
+    out = capsys.readouterr().out
+    assert "Held-out loss, nats a token of a response" in out
+    assert "lfr - uniform, lora-rite" in out
+    rows = {}
+    for name in ("train", "held_out"):
+        lines = (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()
+        rows[name] = {(row["task"], row["prompt"]) for row in map(json.loads, lines)}
+    assert {task for task, _ in rows["train"] & rows["held_out"]} == {"repeat"}
+    prefix = tmp_path / "out" / "held_out_add_text_document"
+    mask = np.fromfile(f"{prefix}.mask", np.uint8)[56:]
+    assert 0 < mask.mean() < 0.5

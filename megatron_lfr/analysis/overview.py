@@ -15,6 +15,7 @@ from megatron_lfr.analysis.similarity import BlockSet
 from megatron_lfr.analysis.single_blocks import Picks, pick_blocks
 from megatron_lfr.lfr import Ledger, PlannedPhase
 from megatron_lfr.lfr.blend import BlendSelection
+from megatron_lfr.lfr.guard import Verdict
 from megatron_lfr.lfr.scope import ScopedSelection
 from megatron_lfr.run_folder import Corpus, find_corpus
 
@@ -65,6 +66,7 @@ class PhaseView:
     visits_by_event: Counts
     step_losses: Doubles
     focus: FocusView | None
+    verdict: Verdict | None
     losses: Counts | None = None
 
     @property
@@ -159,6 +161,7 @@ def _view_phase(history: PhaseHistory, run: Run, trajectories: Trajectories, cor
         visits_by_event=trajectories.record(ids, nll),
         step_losses=_step_losses(history),
         focus=_view_focus(history, run.plan.in_scope(history.planned), corpus),
+        verdict=history.verdict,
     )
 
 

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.curriculum import start_phase
+from megatron_lfr.lfr.guard import Verdict
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
 from megatron_lfr.lfr.scores import Arrays, by_segment
 from megatron_lfr.lfr.selection import Order
+from megatron_lfr.lfr.start import start_phase
 from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]
@@ -55,7 +56,9 @@ class PhaseHistory:
     scores_at_start: Scores
     """The scores that the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
     selection: AnySelection | None
-    """What the phase leaves out; None unless it is a Focus."""
+    """What the phase leaves out; None unless it is a Focus, and its guard accepts it."""
+    verdict: Verdict | None
+    """That of the guard; None without one."""
 
     @property
     def block_ids(self) -> Order:
@@ -120,11 +123,10 @@ class Run:
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
             named = arrays[planned.segment]
-            scores = start_phase(planned, ledger, self.seed, self.journal, named)
-            order, selection = self.plan.make_order(planned, scores, self.seed, named)
-            if hashes.get(planned.index) not in (None, f"{_C.order_hash(order):016x}"):
+            started = start_phase(self.plan, planned, ledger, self.seed, self.journal, named)
+            if hashes.get(planned.index) not in (None, f"{_C.order_hash(started.order):016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
-            history = PhaseHistory(planned, order, nll, scores, selection)
+            history = PhaseHistory(planned, started.order, nll, started.scores, started.selection, started.verdict)
             yield history
             ledger.record_phase(planned.first_step, planned.global_batch_size, history.block_ids, nll)
             if not history.is_complete:

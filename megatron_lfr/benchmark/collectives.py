@@ -85,14 +85,16 @@ class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def counting(parallel: ParallelState) -> Iterator[CollectiveCounter]:
-    """Count the collectives of the block. PyTorch cannot make its causal bias of context-parallel attention while
-    operators are watched, so they are not where that is made."""
+    """Count the collectives of the block. While operators are watched, PyTorch runs nothing that is compiled, so layers
+    run as they are written, with the same collectives. Nor can it make its causal bias of context-parallel attention,
+    so they are not watched where that is made."""
 
     def unwatched(*args: Any) -> Any:
         with _disable_current_modes():
             return causal_lower_right(*args)
 
-    with mock.patch.object(layers, "causal_lower_right", unwatched), CollectiveCounter(parallel) as counter:
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, mock.patch.object(layers, "causal_lower_right", unwatched), CollectiveCounter(parallel) as counter:
         yield counter
 
 

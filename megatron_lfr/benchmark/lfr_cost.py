@@ -11,9 +11,9 @@ import numpy as np
 
 from megatron_lfr.data.corpus.block_values import BlockValues, numbers
 from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import Journal
 from megatron_lfr.lfr.ledger import Ledger
+from megatron_lfr.lfr.start import start_phase
 
 
 def time_orders(
@@ -28,8 +28,7 @@ def time_orders(
         phase = dataclasses.replace(planned.phase, score="recorded") if planned.phase.keeps_scores else planned.phase
         started = time.perf_counter()
         scored = dataclasses.replace(planned, phase=phase)
-        scores = start_phase(scored, ledger, seed, journal, values[planned.segment])
-        order, _ = plan.make_order(scored, scores, seed, values[planned.segment])
+        order = start_phase(plan, scored, ledger, seed, journal, values[planned.segment]).order
         seconds = time.perf_counter() - started
         losses = rng.gamma(4.0, 1.0, len(order)).astype(np.float32)
         ledger.record_phase(planned.first_step, planned.global_batch_size, order, losses)

@@ -27,6 +27,8 @@ CONVENTIONS = {
     "full attention": "6 x weights of matrix products + 12 x layers x heads x head size x sequence (Megatron-LM)",
 }
 """Floating-point operations of a token in training; recomputation does not count."""
+_WITH_ADAPTERS = ("6 x weights of matrix products", "4 x weights of matrix products + 6 x weights of adapters")
+"""A part of them, and what it is where adapters are trained."""
 
 
 @dataclass
@@ -61,7 +63,9 @@ def make_result(
     peak = peak if is_given else peak_tflops(parallel.device, config.training.bf16)
     flops = {}
     for name, formula in CONVENTIONS.items():
-        per_token = model.flops_per_token(plan.seq_length, causal=name == "causal")
+        if config.lora.lora_rank is not None:
+            formula = formula.replace(*_WITH_ADAPTERS)
+        per_token = config.lora.flops_per_token(model, plan.seq_length, causal=name == "causal")
         tflops = rate * per_token / world_size / 1e12
         mfu = None if peak is None else tflops / peak
         flops[name] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.output import did_you_mean, print_table
 
 RANKS = "nproc_per_node"
+_RAISED = re.compile(r"(\[rank\d+\]: )?([A-Za-z_]\w*\.)*[A-Z]\w*: ")
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "cannot allocate memory", "can't allocate memory")
 
 
@@ -65,14 +67,20 @@ def _run(flags: list[str]) -> dict[str, Any]:
         process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if process.returncode == 0:
             return {"state": "measured", "result": json.loads(path.read_bytes())}
-    lines = [line.strip() for line in process.stdout.splitlines() if line.strip()]
     killed = process.returncode in (-9, 137)  # by the kernel, for memory
     if killed or any(text in process.stdout.lower() for text in _OUT_OF_MEMORY):
         return {"state": "does not fit", "reason": "killed" if killed else "out of memory"}
-    errors = [line for line in lines if line.startswith("megatron-lfr benchmark: error:")]
+    lines = [
+        text for line in process.stdout.splitlines() if (text := line.strip("│╭╮╰╯─= ")) and any(map(str.isalnum, text))
+    ]
+    refusal = "megatron-lfr benchmark: error:"
+    errors = [line.removeprefix(refusal).strip() for line in lines if line.startswith(refusal)]
     if errors:
-        return {"state": "refused", "reason": errors[0].removeprefix("megatron-lfr benchmark: error:").strip()}
-    return {"state": "failed", "reason": (lines or [f"exit code {process.returncode}"])[-1]}
+        return {"state": "refused", "reason": errors[0]}
+    if process.returncode == 2:  # the parser of flags says why in a box, below its title
+        return {"state": "refused", "reason": " ".join(lines[1:3])}
+    raised = [line for line in lines if _RAISED.match(line)]
+    return {"state": "failed", "reason": (raised or lines[-1:] or [f"exit code {process.returncode}"])[0]}
 
 
 def print_sweep(rows: list[dict[str, Any]]) -> None:

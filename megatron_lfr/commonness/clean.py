@@ -60,9 +60,10 @@ def write_documents(data_path: Sequence[str], split: str, chosen: Sequence[npt.N
         for prefix, dataset, documents in zip(
             prefixes, BlockDataset(data_path, 1, split).datasets, chosen, strict=True
         ):
-            with IndexedDatasetWriter(aside / prefix.name, dataset.dtype) as writer:
+            masked = dataset.mask is not None
+            with IndexedDatasetWriter(aside / prefix.name, dataset.dtype, masked=masked) as writer:
                 for document in documents.tolist():
-                    writer.add_document(dataset.document(document))
+                    writer.add_document(dataset.document(document), dataset.mask_of(document))
                 if sidecar := read_sidecar(dataset):
                     size, length = writer.num_documents, writer.num_tokens
                     writer.meta = dataclasses.replace(sidecar, documents=size, tokens=length).to_json()

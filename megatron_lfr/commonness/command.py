@@ -23,7 +23,7 @@ from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, tr
 from megatron_lfr.commonness.likelihood import Likelihoods, count_ngrams, score, vocabulary_of
 from megatron_lfr.commonness.page import make_page
 from megatron_lfr.commonness.results import Items, block_means, summarize
-from megatron_lfr.commonness.trust import compare, lengths_of, weights
+from megatron_lfr.commonness.trust import Trust, compare, lengths_of, weights
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import check_tokenizer
@@ -124,8 +124,9 @@ def main(argv: Sequence[str]) -> int:
             f"{100 * (row['share_near_copies'] or 0):.1f} % near copies"
         )
     if summary["junk"]:
-        share, below = summary["junk"]["share"], summary["junk"]["ratio_below"]
-        print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {below:.2f}")
+        share, ratio, beyond = (summary["junk"][name] for name in ("share", "ratio_below", "beyond_below"))
+        order = "" if beyond is None else f", or tokens {-beyond:.2f} nats less likely than usual"
+        print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {ratio:.2f}{order}")
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:
         prefixes, _ = parse_blend(config.data_path, "--data-path")
@@ -156,12 +157,12 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
             )
         ]
         between = time.perf_counter()
-        of_documents, of_blocks, junk_below = _items(config, inputs, log2_slots, copied[0], copied[1])
+        of_documents, of_blocks, trust = _items(config, inputs, log2_slots, copied[0], copied[1])
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
         of_documents.save(folder, "document")
         of_blocks.save(folder, "block", inputs.corpus.digests())
         summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
-        summary["junk"] = _junk(of_documents, junk_below)
+        summary["junk"] = _junk(of_documents, trust)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
         page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
         (folder / PAGE).write_text(page, encoding="utf-8")
@@ -213,9 +214,8 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
 
 def _items(
     config: CommonnessConfig, inputs: _Inputs, log2_slots: int, documents: Copies, blocks: Copies
-) -> tuple[Items, Items, float | None]:
-    """Add likelihoods to what was copied. Returns documents, blocks, and with trusted text the ratio below which a
-    document is junk."""
+) -> tuple[Items, Items, Trust | None]:
+    """Add likelihoods to what was copied. Returns documents and blocks, and with trusted text what it says of them."""
     prefixes, trusted, threads = inputs.prefixes, inputs.reference_prefixes, config.threads
     size = log2_slots, vocabulary_of([*prefixes, *trusted], threads), threads
     likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, size)
@@ -228,20 +228,22 @@ def _items(
     weight = weights(documents.near_copies, trust)
     unique, block_weight = (block_means(prefixes, each, starts) for each in (1 / documents.near_copies, weight))
     by_trust = (None, None) if trust is None else (trust.likelihoods.documents, trust.likelihoods.blocks)
+    beyond = None if trust is None else trust.likelihoods.documents_beyond
     ratios = (None, None) if trust is None else (trust.documents, trust.blocks)
     return (
-        Items(starts, lengths_of(prefixes), documents, likely.documents, by_trust[0], ratios[0], weight),
+        Items(starts, lengths_of(prefixes), documents, likely.documents, by_trust[0], ratios[0], weight, beyond=beyond),
         Items(block_starts, of_blocks, blocks, likely.blocks, by_trust[1], ratios[1], block_weight, unique),
-        None if trust is None else trust.junk_below,
+        trust,
     )
 
 
-def _junk(documents: Items, below: float | None) -> dict[str, float] | None:
-    """Return the share of the tokens that is taken for junk, and the ratio that it is below; None without a ratio."""
-    if below is None:
+def _junk(documents: Items, trust: Trust | None) -> dict[str, float | None] | None:
+    """Return the share of the tokens that is taken for junk, and what puts a document there; None without trusted
+    text."""
+    if trust is None:
         return None
-    junk = documents.lengths[documents.weight == 0].sum() / max(1, documents.lengths.sum())
-    return {"share": float(junk), "ratio_below": below}
+    share = documents.lengths[trust.junk].sum() / max(1, documents.lengths.sum())
+    return {"share": float(share), "ratio_below": trust.ratio_below, "beyond_below": trust.beyond_below}
 
 
 def _score_by_corpus(

@@ -86,7 +86,14 @@ class Prefix:
 
 
 def training_prefixes(corpus: BlockDataset) -> list[Prefix]:
-    """Return the training documents of each prefix of a corpus, and their blocks."""
+    """Return the training documents of each prefix of a corpus, and their blocks. ValueError where a loss mask leaves
+    out some of these, so that they do not lie end to end."""
+    for dataset, left_out in zip(corpus.datasets, corpus.train.left_out, strict=True):
+        if left_out:
+            raise ValueError(
+                f"--data-path {dataset.prefix}: its loss mask leaves out {left_out} blocks, in which nothing is "
+                "trained on; commonness needs all of them: give a longer --seq-length, or remove the longest prompts"
+            )
     counts = np.diff(corpus.train.domain_starts)
     documents = [split_documents(dataset.num_documents, corpus.split)[1] for dataset in corpus.datasets]
     return [

@@ -112,6 +112,12 @@ def _measures(items: Items) -> list[tuple[Floats, str, str]]:
             "Low: the words may be common here, their order is not that of trusted text."
         )
         measures.append((items.ratio, "Ratio to trusted text", note))
+    if items.beyond is not None:
+        note = (
+            "Log-likelihood under the 4-gram model of trusted text less what the same tokens usually have in it, nats "
+            "a token. Low: they are in no order."
+        )
+        measures.append((items.beyond, "Order", note))
     return measures
 
 
@@ -150,6 +156,8 @@ class _Extremes:
         measures = [("Least likely by the corpus itself", self.documents.log_likelihood)]
         if self.documents.ratio is not None:
             measures.append(("Most unlike trusted text", self.documents.ratio))
+        if self.documents.beyond is not None:
+            measures.append(("Least in the order of trusted text", self.documents.beyond))
         for name, values in measures:
             order = np.argsort(values, kind="stable")
             parts += [element("h3", name), self._table(order[np.isfinite(values[order])])]

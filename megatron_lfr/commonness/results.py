@@ -24,7 +24,8 @@ class Items:
     starts [domains + 1]: prefix d has the items from starts[d] to before starts[d + 1]. lengths: tokens of each.
     log_likelihood: nats a token under the corpus' own model. reference_log_likelihood and ratio: None without a
     reference. unique_share, of blocks: the mean over their labels of one over the near copies of the label's document.
-    weight: the same, but 0 for what is taken for junk.
+    weight: the same, but 0 for what is taken for junk. beyond, of documents: how much likelier their tokens are by the
+    trusted text than these usually are in it, nats a token.
     """
 
     starts: Int64s
@@ -35,6 +36,7 @@ class Items:
     ratio: Floats | None
     weight: Floats
     unique_share: Floats | None = None
+    beyond: Floats | None = None
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return every array that is stored, under its name."""
@@ -47,6 +49,7 @@ class Items:
             "ratio": self.ratio,
             "weight": self.weight,
             "unique_share": self.unique_share,
+            "beyond": self.beyond,
         }
         return {name: array for name, array in stored.items() if array is not None}
 
@@ -84,7 +87,7 @@ class Items:
             "share_near_copies": near / total if total else None,
             "share_exact_copies": exact / total if total else None,
         }
-        for name in ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share"):
+        for name in ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond"):
             values = getattr(self, name)
             if values is not None:
                 figures[name] = quantiles(values[members])

@@ -11,22 +11,28 @@ import numpy.typing as npt
 
 from megatron_lfr.commonness.items import Int64s, Prefix
 from megatron_lfr.commonness.likelihood import Floats, Likelihoods, count_ngrams, score
+from megatron_lfr.commonness.usual import Usual
 
 LEAST_TRUSTED = 0.01
 """The share of the trusted text's own tokens whose ratio is as low as junk's. Ours."""
+MOST_TRUSTED = 0.03
+"""Most of them that may be in as little order as what is taken for junk. Ours."""
 
 
 @dataclass(frozen=True)
 class Trust:
     """The corpus by the trusted text: mean log-likelihoods, and ratios of documents and blocks, in nats a token.
 
-    junk_below: the ratio below which a document is junk.
+    junk: mask [documents] of what is taken for junk. ratio_below, beyond_below: what puts a document there; None where
+    it does not count.
     """
 
     likelihoods: Likelihoods
     documents: Floats
     blocks: Floats
-    junk_below: float
+    junk: npt.NDArray[np.bool_]
+    ratio_below: float
+    beyond_below: float | None
 
 
 def compare(
@@ -40,19 +46,25 @@ def compare(
     """Make the 4-gram model of the trusted text, and score both with it.
 
     by_corpus and trusted_by_corpus: the scores of both by the corpus' model, whose unigrams say what is chance. size:
-    log2 of the table's counters, vocabulary, threads. junk_share: the share of the corpus' tokens to take for junk, or
-    auto: documents whose ratio is lower than that of 99 % of the trusted text, each part of it scored without itself.
+    log2 of the table's counters, vocabulary, threads. junk_share: the share of the corpus' tokens to take for junk, by
+    the ratio, or auto: documents whose ratio is lower than that of 99 % of the trusted text, and those that lie most
+    below what their tokens usually have in it, as many as there are more of than in the trusted text. Each part of the
+    trusted text is scored without itself.
     """
     log2_slots, vocab_size, threads = size
     model = count_ngrams(trusted, log2_slots, vocab_size, threads)
-    likely = score(model, corpus, False, threads)
-    ratio = likely.documents - by_corpus.documents_unigram
-    if junk_share == "auto":
-        of_trusted = score(model, trusted, True, threads).documents - trusted_by_corpus.documents_unigram
-        junk_below = token_quantile(of_trusted, lengths_of(trusted), LEAST_TRUSTED)
-    else:
-        junk_below = token_quantile(ratio, lengths_of(corpus), junk_share)
-    return Trust(likely, ratio, likely.blocks - by_corpus.blocks_unigram, junk_below)
+    usual = Usual(model, trusted, vocab_size, threads)
+    likely = score(model, corpus, False, threads, usual)
+    ratio, blocks = likely.documents - by_corpus.documents_unigram, likely.blocks - by_corpus.blocks_unigram
+    if junk_share != "auto":
+        ratio_below = token_quantile(ratio, lengths_of(corpus), junk_share)
+        return Trust(likely, ratio, blocks, ratio < ratio_below, ratio_below, None)
+    of_trusted, lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
+    ratio_below = token_quantile(of_trusted.documents - trusted_by_corpus.documents_unigram, lengths, LEAST_TRUSTED)
+    more = excess(likely.documents_beyond, lengths_of(corpus), of_trusted.documents_beyond, lengths)
+    beyond_below = token_quantile(likely.documents_beyond, lengths_of(corpus), more)
+    junk = (ratio < ratio_below) | (likely.documents_beyond < beyond_below)
+    return Trust(likely, ratio, blocks, junk, ratio_below, beyond_below)
 
 
 def lengths_of(prefixes: Sequence[Prefix]) -> Int64s:
@@ -61,15 +73,35 @@ def lengths_of(prefixes: Sequence[Prefix]) -> Int64s:
 
 
 def token_quantile(ratio: Floats, lengths: Int64s, share: float) -> float:
-    """Return the ratio below which documents have at most `share` of all tokens. 0 <= share < 1."""
+    """Return the value below which documents have at most `share` of all tokens. 0 <= share < 1."""
     order = np.argsort(ratio, kind="stable")  # what has no tokens has no ratio, and comes last
     running = np.cumsum(lengths[order])
     return float(ratio[order[np.searchsorted(running, share * running[-1], side="right")]])
+
+
+def excess(values: Floats, lengths: Int64s, trusted: Floats, trusted_lengths: Int64s) -> float:
+    """Return the share of the tokens that can only be of documents which the trusted text has none of: the largest
+    (F - T) / (1 - T), where F and T are the shares of both that lie below a value, for values below which there is at
+    most MOST_TRUSTED of the trusted text (Blanchard, Lee & Scott 2010, Semi-supervised novelty detection)."""
+    ours, theirs = (np.flatnonzero(lengths), np.flatnonzero(trusted_lengths))
+    at = np.sort(values[ours])
+    below, trusted_below = _below(values[ours], lengths[ours], at), _below(trusted[theirs], trusted_lengths[theirs], at)
+    legal = trusted_below <= MOST_TRUSTED
+    below, trusted_below = below[legal], trusted_below[legal]
+    return float(((below - trusted_below) / (1 - trusted_below)).max(initial=0.0))
+
+
+def _below(values: Floats, lengths: Int64s, at: Floats) -> npt.NDArray[np.float64]:
+    """Return the share of the tokens that is in documents below each value."""
+    order = np.argsort(values, kind="stable")
+    running = np.concatenate(([0], np.cumsum(lengths[order])))
+    shares: npt.NDArray[np.float64] = running[np.searchsorted(values[order], at)] / running[-1]
+    return shares
 
 
 def weights(near_copies: npt.NDArray[np.uint32], trust: Trust | None) -> Floats:
     """Return how much each document should count: 1 / near copies, and 0 for junk."""
     weight = (1 / near_copies).astype(np.float32)
     if trust is not None:
-        weight[trust.documents < trust.junk_below] = 0
+        weight[trust.junk] = 0
     return weight

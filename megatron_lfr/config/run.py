@@ -116,6 +116,8 @@ class RunConfig:
         if self.lora.lora_rank is None:
             if is_rite:
                 raise ValueError("--optimizer lora-rite: updates the adapters of --lora-rank; give it, too")
+            if self.lora.lora_load is not None:
+                raise ValueError(f"--lora-load {self.lora.lora_load}: goes with --lora-rank")
             return
         self.lora.validate(self.model)
         if self.deepspeed.deepspeed and is_rite:

@@ -13,6 +13,7 @@ from megatron_lfr.model.attention import AttentionBackend, mask_bytes, scores_by
 from megatron_lfr.model.config import ModelConfig
 from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.layers import RecomputeGranularity
+from megatron_lfr.model.lora import LoRAConfig, adapter_factors
 from megatron_lfr.parallel.pipeline import Stage
 
 
@@ -35,6 +36,7 @@ class MicroBatch:
     """Value of --reset-attention-mask."""
     attention_backend: AttentionBackend = "sdpa"
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     saves_logits: bool = False
     """Whether the logits' gradient is kept whatever its size, as under GPipe."""
     on_gpu: bool = True
@@ -71,6 +73,10 @@ class MicroBatch:
         return self.tokens * self.seq_length * heads if self.dropout.attention_dropout else 0
 
     @property
+    def has_adapters(self) -> bool:
+        return self.lora.lora_rank is not None
+
+    @property
     def vocabulary_rows(self) -> int:
         """Number of this rank's rows of the output embedding."""
         return self.model.padded_vocab_size // self.tensor_ranks
@@ -98,6 +104,10 @@ def backward_bytes(batch: MicroBatch) -> int:
     CPU)."""
     norm = 2 * (batch.itemsize if batch.on_gpu else 4) * batch.tokens_between * batch.model.hidden_size
     feed_forward = batch.hidden + norm + batch.itemsize * batch.tokens * batch.model.ffn_size // batch.tensor_ranks
+    if batch.has_adapters:  # the gradients of what an adapter adds to an output, and through it of the input
+        feed_forward += (
+            batch.itemsize * batch.tokens * (batch.model.ffn_size // batch.tensor_ranks + batch.model.hidden_size)
+        )
     # Attention with dropout: the gradients of its weights, and of its scores in fp32.
     return max(feed_forward, batch.hidden + (batch.itemsize + 4) * batch.scores)
 
@@ -117,9 +127,11 @@ def stage_bytes(batch: MicroBatch, stage: Stage) -> int:
         model.window(batch.seq_length) is not None,
         batch.itemsize,
     )
-    if stage.is_first:
+    if stage.is_first and not batch.has_adapters:
         kept += 8 * batch.tokens + batch.dropped  # the token ids
         kept += 0 if model.has_rope else 8 * batch.tokens_between  # their positions
+    if stage.is_first and batch.has_adapters and batch.recompute != "full" and not model.norm_after_sublayers:
+        kept -= _norm(batch)  # nothing before the first adapter has a gradient
     if stage.is_last:
         kept += _norm(batch) + (batch.itemsize * batch.tokens * model.hidden_size if batch.keeps_logits else 0)
     return kept
@@ -132,7 +144,7 @@ def logits_kept(batch: MicroBatch) -> int:
     if batch.keeps_logits:
         return batch.tokens * batch.vocabulary_rows * (batch.itemsize if batch.on_gpu else 4)
     hidden = batch.itemsize if batch.tensor_ranks == 1 else 4
-    return 4 * batch.vocabulary_rows * width + hidden * batch.tokens * width
+    return (0 if batch.has_adapters else 4 * batch.vocabulary_rows * width) + hidden * batch.tokens * width
 
 
 def logits_peak(batch: MicroBatch) -> int:
@@ -147,18 +159,27 @@ def logits_peak(batch: MicroBatch) -> int:
     casts = 4 * vocabulary * width if half and not batch.on_gpu else 0
     products = (4 * width, batch.itemsize * width)  # the gradients in fp32, and in their own type
     forward = logits + casts + (0 if batch.keeps_logits else logits_kept(batch))
+    rows = 0 if batch.has_adapters else vocabulary  # that have a gradient
     if not batch.keeps_logits:
-        return max(forward, logits_kept(batch) + products[1] * (vocabulary + batch.tokens))
-    return max(forward, logits_kept(batch) + sum(products) * vocabulary + products[0] * batch.tokens + casts)
+        return max(forward, logits_kept(batch) + products[1] * (rows + batch.tokens))
+    return max(forward, logits_kept(batch) + sum(products) * rows + products[0] * batch.tokens + casts)
 
 
 def _layer(batch: MicroBatch, recomputes_attention: bool) -> int:
     model, e = batch.model, batch.itemsize
     attention = _attention_kept(batch) if recomputes_attention else _attention(batch)
-    inputs = 2 * e * batch.tokens * model.hidden_size  # of the first products of attention and feed-forward
-    widths = 3 if model.swiglu else 2  # gate, up, silu(gate) · up, or up, gelu(up)
+    # The inputs of products of which a weight is trained: the first ones of attention and feed-forward, the last one.
+    inputs = batch.lora.adapts(model, "q", "k", "v") + batch.lora.adapts(model, "gate", "up")
+    widths = (2 if model.swiglu else 1) + batch.lora.adapts(model, "down")  # gate, up, silu(gate) · up, or up, gelu(up)
     feed_forward = widths * e * batch.tokens * model.ffn_size // batch.tensor_ranks
-    return 2 * (_norm(batch) + batch.dropped) + inputs + attention + feed_forward
+    kept = 2 * (_norm(batch) + batch.dropped) + inputs * e * batch.tokens * model.hidden_size + attention + feed_forward
+    return kept + _adapters(batch)
+
+
+def _adapters(batch: MicroBatch) -> int:
+    """Return the bytes that a layer's adapters keep beside their inputs: the products of these with A."""
+    rank = batch.lora.lora_rank or 0
+    return batch.itemsize * batch.tokens * rank * len(adapter_factors(batch.model, batch.lora)) if rank else 0
 
 
 def _norm(batch: MicroBatch) -> int:
@@ -198,12 +219,13 @@ def _attention(batch: MicroBatch) -> int:
 
 def _query_key_norms(batch: MicroBatch) -> int:
     """Return the bytes that the norms of queries and keys keep: their inputs, with which values are one tensor, or,
-    where a norm takes all heads, the queries and keys in fp32, before and after."""
+    where a norm takes all heads, the queries and keys in fp32, before and, for the gradient of its weight, after."""
     model, (queries, keys) = batch.model, _widths(batch)
     if not model.qk_layernorm:
         return 0
     if model.qk_layernorm_across_heads:
-        return batch.tokens * (2 * 4 * (queries + keys) + 2 * 4)
+        copies = 1 if batch.has_adapters else 2  # what a frozen weight multiplies is not kept
+        return batch.tokens * (copies * 4 * (queries + keys) + 2 * 4)
     return batch.tokens * (batch.itemsize * (queries + 2 * keys) + 4 * (queries + keys) // model.head_dim)
 
 

@@ -17,6 +17,7 @@ from megatron_lfr.estimate.memory import micro_batch, rank_memory
 from megatron_lfr.estimate.options import Options, corpus_blocks, duration, take_options, with_defaults
 from megatron_lfr.lfr import Plan
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.lora import adapter_parameters
 from megatron_lfr.output import print_table
 from megatron_lfr.planning import make_new_plan, make_run_plan
 from megatron_lfr.run_folder import RunFolder
@@ -86,6 +87,8 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
         warnings.append(f"--layer-kernels {config.training.layer_kernels} is estimated as torch")
     if config.training.compile:
         warnings.append("--compile is estimated as without; it keeps fewer activations")
+    if config.optimizer.optimizer == "lora-rite":
+        warnings.append("--optimizer lora-rite is estimated as adam; every rank holds all of its state")
     with_defaults(config, options).validate(world_size)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     plan = _lay_out(config, options, world_size)
@@ -96,26 +99,25 @@ def estimate(config: RunConfig, options: Options) -> dict[str, Any]:
             f"a rank needs {largest / 1e9:.1f} GB, more than --gpu-memory {options.gpu_memory:g}; less is needed with "
             "--recompute-granularity, a smaller --micro-batch-size, sharding, or more model-parallel ranks"
         )
-    phases = _phases(plan, model, options.tokens_per_second)
+    flops = {causal: config.lora.flops_per_token(model, plan.seq_length, causal=causal) for causal in (True, False)}
+    phases = _phases(plan, flops, options.tokens_per_second)
     if rescored := sum(planned.phase.is_rescored for planned in plan.phases):
         # A forward pass is a third of a step: the backward computes two products for each of its own.
-        flops = model.flops_per_token(plan.seq_length) / 3 * plan.n_blocks * plan.seq_length
+        forward = model.flops_per_token(plan.seq_length) / 3 * plan.n_blocks * plan.seq_length
         warnings.append(
             f"not counted: the forward pass over the corpus before each of {rescored} phases with score: rescored, "
-            f"{flops:.3e} FLOP a pass"
+            f"{forward:.3e} FLOP a pass"
         )
     return {
         "parameters": model.num_parameters(),
+        "adapters": None if config.lora.lora_rank is None else adapter_parameters(model, config.lora),
         "vocab_size": model.vocab_size,
         "world_size": world_size,
         "data_parallel_size": config.parallel.data_parallel_size(world_size),
         "blocks": plan.n_blocks,
         "seq_length": plan.seq_length,
         "global_batch_size": plan.global_batch_size,
-        "flops_per_token": {
-            "causal": model.flops_per_token(plan.seq_length),
-            "full attention": model.flops_per_token(plan.seq_length, causal=False),
-        },
+        "flops_per_token": {"causal": flops[True], "full attention": flops[False]},
         "memory": memory,
         "phases": phases,
         "total": _sum(phases),
@@ -156,9 +158,8 @@ def memory_by_stage(
     ]
 
 
-def _phases(plan: Plan, model: ModelConfig, tokens_per_second: float | None) -> list[dict[str, Any]]:
-    causal = model.flops_per_token(plan.seq_length)
-    full = model.flops_per_token(plan.seq_length, causal=False)
+def _phases(plan: Plan, flops: dict[bool, float], tokens_per_second: float | None) -> list[dict[str, Any]]:
+    """Return the rows of the phases. flops: of a token, by whether only the causal half of attention counts."""
     rows = []
     for planned in plan.phases:
         tokens = planned.samples * plan.seq_length
@@ -169,8 +170,8 @@ def _phases(plan: Plan, model: ModelConfig, tokens_per_second: float | None) -> 
                 "steps": planned.steps,
                 "tokens": tokens,
                 "epochs": planned.samples / plan.segments[planned.segment].n_blocks,
-                "flops": tokens * causal,
-                "flops_full_attention": tokens * full,
+                "flops": tokens * flops[True],
+                "flops_full_attention": tokens * flops[False],
                 "seconds": None if tokens_per_second is None else tokens / tokens_per_second,
             }
         )
@@ -183,10 +184,11 @@ def _sum(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_tables(result: dict[str, Any]) -> None:
+    adapters = f" and {result['adapters']:,} of adapters, which alone are trained" if result["adapters"] else ""
     print(
-        f"{result['parameters']:,} parameters, vocabulary {result['vocab_size']:,}; {result['world_size']} ranks, "
-        f"{result['data_parallel_size']} of them data parallel; {result['blocks']:,} blocks of "
-        f"{result['seq_length']:,} tokens, {result['global_batch_size']:,} a step"
+        f"{result['parameters']:,} parameters{adapters}, vocabulary {result['vocab_size']:,}; "
+        f"{result['world_size']} ranks, {result['data_parallel_size']} of them data parallel; "
+        f"{result['blocks']:,} blocks of {result['seq_length']:,} tokens, {result['global_batch_size']:,} a step"
     )
     memory = result["memory"]
     names = [name for name in memory[0] if name != "pipeline_rank" and (name != "host" or memory[0]["host"])]

@@ -18,7 +18,8 @@ from megatron_lfr.estimate.activations import (
     recomputed_bytes,
     stage_bytes,
 )
-from megatron_lfr.estimate.memory import HeldWeights, RankMemory, held_weights, share_of
+from megatron_lfr.estimate.memory import HeldWeights, RankMemory, share_of, trained_and_frozen
+from megatron_lfr.model.lora import adapter_factors
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.parallel.pipeline import make_stage
 
@@ -28,7 +29,8 @@ _BUCKET, _PREFETCH, _LIVE = 500_000_000, 50_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Elements and bytes of an element that all parts are made of."""
+    """Elements and bytes of an element that all parts are made of; the elements are those of weights that are
+    trained."""
 
     stage: int
     total: int
@@ -55,26 +57,27 @@ def deepspeed_memory(
     context-parallel ranks; `settings` is what DeepSpeed is given."""
     zero = settings["zero_optimization"]
     model, stage = batch.model, make_stage(batch.model.num_layers)
-    held = held_weights(model, [stage], layout.tensor_model_parallel_size)
+    trained, frozen = trained_and_frozen(batch, [stage])
     sizes = _Sizes(
         stage=zero["stage"],
-        total=held.total,
-        shard=share_of(held.total, ranks) if zero["stage"] else held.total,
-        largest=max(held.output, model.hidden_size * model.ffn_size // layout.tensor_model_parallel_size),
+        total=trained.total,
+        shard=share_of(trained.total, ranks) if zero["stage"] else trained.total,
+        largest=_largest(batch, trained),
         itemsize=2 if settings.get("bf16", {}).get("enabled") else 4,
         is_offloaded="offload_optimizer" in zero,
         accumulates=micro_batches > 1,
     )
     tables = 2 * 4 * model.max_position_embeddings * model.head_dim
     weights, optimizer, constant, host = _constant_parts(sizes, "offload_param" in zero)
+    weights += batch.itemsize * frozen.total
     bucket = _bucket(sizes, zero)
     if sizes.stage == 3:
         constant, bucket = constant + bucket, 0
     earlier, final = _gradients(sizes)
-    gathered = _gathered(sizes, zero, held, batch)
+    gathered = _gathered(sizes, zero, trained, batch)
     activations = stage_bytes(batch, stage) + recomputed_bytes(batch)
     logits = logits_peak(batch)
-    working = backward_bytes(batch) + sizes.itemsize * (held.one_layer + held.output)
+    working = backward_bytes(batch) + sizes.itemsize * (trained.one_layer + trained.output)
     fetched = sizes.itemsize * min(sizes.total, zero.get("stage3_prefetch_bucket_size", _PREFETCH))
     moments = (
         gathered + earlier + bucket + activations + logits,
@@ -92,6 +95,12 @@ def deepspeed_memory(
         peak=weights + tables + optimizer + constant + max(moments),
         host=host,
     )
+
+
+def _largest(batch: MicroBatch, trained: HeldWeights) -> int:
+    if batch.has_adapters:
+        return max(map(max, adapter_factors(batch.model, batch.lora, batch.tensor_ranks)))
+    return max(trained.output, batch.model.hidden_size * batch.model.ffn_size // batch.tensor_ranks)
 
 
 def _constant_parts(sizes: _Sizes, offloads_weights: bool) -> tuple[int, int, int, int]:
@@ -146,9 +155,9 @@ def _gradients(sizes: _Sizes) -> tuple[int, int]:
     return earlier if sizes.accumulates else 0, final
 
 
-def _gathered(sizes: _Sizes, zero: Mapping[str, Any], held: HeldWeights, batch: MicroBatch) -> int:
+def _gathered(sizes: _Sizes, zero: Mapping[str, Any], trained: HeldWeights, batch: MicroBatch) -> int:
     """Return the bytes of weights that are gathered, or cast for the layers, and kept until their backward."""
     if sizes.stage == 3:
         return int(sizes.itemsize * min(sizes.total, zero.get("stage3_max_live_parameters", _LIVE)))
     is_cast = sizes.stage == 0 and batch.itemsize == 2 and batch.recompute != "full"
-    return 2 * held.layers if is_cast else 0
+    return 2 * trained.layers if is_cast else 0

@@ -3,12 +3,13 @@
 The peak is at one of a few moments of a step's last micro-batch: the loss, when all activations exist; the backward of
 the last layer, which adds that layer's gradients; the backward of the first layer, when most gradients exist; and the
 end, which adds the gradients of the embeddings. Between these moments, the sum changes steadily. FSDP2 keeps unsharded
-copies of the weights in the compute dtype beside its shards, even on a single rank.
+copies of the weights in the compute dtype beside its shards, even on a single rank. Where adapters are trained, the
+model is held in the compute dtype, and only they have gradients and moments.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 from megatron_lfr.config import RunConfig
 from megatron_lfr.estimate.activations import (
@@ -21,6 +22,7 @@ from megatron_lfr.estimate.activations import (
     stage_bytes,
 )
 from megatron_lfr.model.config import ModelConfig
+from megatron_lfr.model.lora import adapter_factors
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.parallel.pipeline import Stage, local_stages
 
@@ -31,7 +33,8 @@ class RankMemory:
     sum."""
 
     weights: int
-    """Shards of the weights in fp32, and the tables of the rotary positions."""
+    """Shards of the weights in fp32, or in the compute dtype where they are frozen, and the tables of the rotary
+    positions."""
     gathered: int
     """Unsharded weights in the compute dtype."""
     gradients: int
@@ -64,6 +67,9 @@ class HeldWeights:
     def total(self) -> int:
         return self.layers + self.embeddings
 
+    def __add__(self, other: HeldWeights) -> HeldWeights:
+        return HeldWeights(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 def micro_batch(config: RunConfig, model: ModelConfig) -> MicroBatch:
     """Return what a rank of a run computes at a time. It is estimated for a GPU, unless --distributed-backend is
@@ -84,6 +90,7 @@ def micro_batch(config: RunConfig, model: ModelConfig) -> MicroBatch:
         saves_logits=layout.schedule == "gpipe",
         attention_backend=config.attention_backend(on_gpu),
         dropout=config.dropout,
+        lora=config.lora,
         on_gpu=on_gpu,
     )
 
@@ -95,18 +102,19 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     stages = local_stages(
         model.num_layers, layout.num_stages(model.num_layers), rank, layout.pipeline_model_parallel_size
     )
-    held = held_weights(model, stages, layout.tensor_model_parallel_size)
+    trained, frozen = trained_and_frozen(batch, stages)
+    held = trained + frozen
     shards = 1 if layout.sharding == "no_shard" else ranks // layout.num_distributed_optimizer_instances
     sharded = layout.sharding in ("optim_grads", "optim_grads_params")
     tables = 2 * 4 * model.max_position_embeddings * model.head_dim * len(stages) if model.has_rope else 0
-    weights = 4 * share_of(held.total, shards) + tables
-    optimizer = 8 * share_of(held.total, shards)
+    weights = 4 * share_of(trained.total, shards) + e * share_of(frozen.total, shards) + tables
+    optimizer = 8 * share_of(trained.total, shards)
 
     gathered = e * held.total
     if layout.sharding == "optim_grads_params":
         gathered = e * (held.embeddings + min(2 * held.one_layer, held.layers))
     # Gradients of earlier micro-batches: unsharded until the last one, or summed into the shards at once.
-    earlier = 0 if micro_batches == 1 else 4 * (share_of(held.total, shards) if sharded else held.total)
+    earlier = 0 if micro_batches == 1 else 4 * (share_of(trained.total, shards) if sharded else trained.total)
     in_flight = micro_batches_in_flight(layout, micro_batches, stages, rank)
     kept = sum(number * stage_bytes(batch, stage) for number, stage in zip(in_flight, stages, strict=True))
     kept += _pipeline_buffers(batch, stages, in_flight, micro_batches)
@@ -117,29 +125,44 @@ def rank_memory(batch: MicroBatch, layout: ParallelConfig, micro_batches: int, r
     # After a group of weights, its gradients exist as computed, in fp32 for the sum, and on several ranks as shards.
     reduced = e + 4 + (4 / shards if shards > 1 else 0)
     again, layer = recomputed_bytes(batch), layer_bytes(batch)
-    working = again + backward_bytes(batch) + e * (held.one_layer + held.output)
-    rest = held.one_layer + held.embeddings
+    working = again + backward_bytes(batch) + e * (trained.one_layer + trained.output)
     # The gradients of the other layers are summed when the first one's are computed.
-    summed = 4 * share_of(held.total if sharded and micro_batches > 1 else held.layers - held.one_layer, shards)
+    summed = 4 * share_of(
+        trained.total if sharded and micro_batches > 1 else trained.layers - trained.one_layer, shards
+    )
     waiting = 0 if micro_batches == 1 or sharded else 4
-    final = 4 * share_of(held.layers, shards) + int(reduced * held.embeddings) + 2 * e * held.tied
-    final += waiting * held.embeddings + (4 * share_of(held.embeddings, shards) if sharded and micro_batches > 1 else 0)
+    final = 4 * share_of(trained.layers, shards) + int(reduced * trained.embeddings) + 2 * e * trained.tied
+    final += waiting * trained.embeddings
+    final += 4 * share_of(trained.embeddings, shards) if sharded and micro_batches > 1 else 0
+    after_last = e * trained.output + int(reduced * trained.one_layer) - e * held.one_layer
+    in_first = e * (held.one_layer + held.embeddings) + waiting * (trained.one_layer + trained.embeddings)
     moments = (
         gathered + earlier + kept + logits,  # the loss
         gathered + earlier + kept + working,  # in the last layer's backward
-        gathered + earlier + kept - layer + e * held.output + int((reduced - e) * held.one_layer),  # after it
-        (e + waiting) * rest + summed + layer + working,  # in the first layer's backward
+        gathered + earlier + kept - layer + after_last,  # after it
+        in_first + summed + layer + working,  # in the first layer's backward
         e * held.embeddings + final,  # at the end
     )
     return RankMemory(
         weights=weights,
         gathered=gathered,
-        gradients=max(earlier + e * held.output + int(reduced * held.one_layer), final),
+        gradients=max(earlier + e * trained.output + int(reduced * trained.one_layer), final),
         optimizer=optimizer,
         activations=kept + again,
         logits=logits,
         peak=weights + optimizer + max(moments),
     )
+
+
+def trained_and_frozen(batch: MicroBatch, stages: list[Stage]) -> tuple[HeldWeights, HeldWeights]:
+    """Count the weights of a rank's stages that are trained, and those that are not: none, or all but the adapters."""
+    model, none = batch.model, HeldWeights(0, 0, 0, 0, 0)
+    held = held_weights(model, stages, batch.tensor_ranks)
+    if not batch.has_adapters:
+        return held, none
+    one_layer = sum(map(sum, adapter_factors(model, batch.lora, batch.tensor_ranks)))
+    layers = sum(stage.end_layer - stage.first_layer for stage in stages)
+    return replace(none, layers=layers * one_layer, one_layer=one_layer), held
 
 
 def held_weights(model: ModelConfig, stages: list[Stage], tensor_ranks: int) -> HeldWeights:

@@ -72,8 +72,6 @@ def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 def with_defaults(config: RunConfig, options: Options) -> RunConfig:
     """Fill in the settings that only a real run needs: a run folder, kernels, a corpus."""
-    if config.lora.lora_rank is not None:
-        raise ValueError("--lora-rank: estimate is about training all weights; leave it out")
     training = dataclasses.replace(config.training, layer_kernels="torch", attention_backend="auto")
     optimizer = dataclasses.replace(config.optimizer, adam_kernel="torch")
     checkpoint = dataclasses.replace(config.checkpoint, save="-", load=None, finetune=False)

@@ -92,6 +92,8 @@ def plan_layouts(config: RunConfig, options: Options) -> dict[str, Any]:
         raise ValueError("--plan: is about bf16; give --bf16")
     if config.deepspeed.deepspeed:
         raise ValueError("--plan: is about the native engine; leave out --deepspeed")
+    if config.lora.lora_rank is not None:
+        raise ValueError("--plan: is about training all weights; leave out --lora-rank")
     config = with_defaults(config, options)
     model = config.model if config.model.vocab_size else make_model_config(config, make_tokenizer(config.data))
     measurements = read_measurements(options.calibrate, hardware.device)

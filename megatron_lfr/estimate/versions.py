@@ -43,7 +43,7 @@ def estimate_versions(config: RunConfig, options: Options) -> dict[str, Any]:
     path = config.main_path.lay_out(plan)
     assert path is not None
     tokens = plan.global_batch_size * plan.seq_length
-    flops = model.flops_per_token(plan.seq_length)
+    flops = config.lora.flops_per_token(model, plan.seq_length)
 
     def row(steps: int) -> dict[str, Any]:
         speed = options.tokens_per_second

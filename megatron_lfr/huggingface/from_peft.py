@@ -38,7 +38,8 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True)
 class FromPeft:
-    """Read adapters of the peft package into a run folder, for evaluate and for convert to-hf --merge."""
+    """Read adapters of the peft package into a run folder, for evaluate, for train --lora-load, and for convert to-hf
+    --merge."""
 
     input: Path
     """The folder: adapter_config.json and adapter_model.safetensors."""

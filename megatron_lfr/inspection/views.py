@@ -100,7 +100,9 @@ class View:
             return
         first, last = corpus.documents(block)
         documents = f"documents {first} to {last}" if last > first else f"document {first}"
-        print(f"block {block} ({visible(corpus.domain(block))}, {documents}): {what}")
+        trained = corpus.trained_tokens(block)
+        masked = "" if trained is None else f", {trained} tokens trained on"
+        print(f"block {block} ({visible(corpus.domain(block))}, {documents}{masked}): {what}")
         text = " ".join(map(str, corpus.tokens(block))) if corpus.no_text else corpus.text(block)
         print(f"    {visible(text[: self._chars])}")
 

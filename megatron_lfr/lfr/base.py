@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.lfr.guard import Verdict
 from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
 from megatron_lfr.lfr.selection import Order
@@ -26,6 +27,8 @@ class PhaseStart:
     scores: Scores
     """Scores of all of the run's blocks, fp32 [n_blocks]; empty on a follower."""
     selection: AnySelection | None
+    verdict: Verdict | None
+    """That of the guard of a Focus: one that declines makes it a Review. None on a follower."""
 
 
 class Sharing(Protocol):

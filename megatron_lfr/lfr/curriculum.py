@@ -12,13 +12,12 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
 from megatron_lfr.lfr.functions import call_function, check_functions, digest_of
-from megatron_lfr.lfr.journal import UNRECORDED, Journal, JournalFiles
-from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
-from megatron_lfr.lfr.left_out import Scores
+from megatron_lfr.lfr.journal import UNRECORDED, Journal
+from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
-from megatron_lfr.lfr.rescoring import Rescore, read_scores, rescore_blocks, write_scores
+from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks, write_scores
 from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, by_segment, check_arrays
-from megatron_lfr.lfr.selection import phase_seed
+from megatron_lfr.lfr.start import start_phase
 
 
 class Curriculum(BaseCurriculum):
@@ -147,10 +146,10 @@ class Curriculum(BaseCurriculum):
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
         arrays = self.arrays[planned.segment]
-        scores = start_phase(planned, self.ledger, self.seed, self.journal, arrays)
-        order, selection = self.plan.make_order(planned, scores, self.seed, arrays)
-        self._order = order
-        self.current = PhaseStart(planned, _C.order_hash(order), scores, selection)
+        started = start_phase(self.plan, planned, self.ledger, self.seed, self.journal, arrays)
+        self._order = started.order
+        order_hash = _C.order_hash(started.order)
+        self.current = PhaseStart(planned, order_hash, started.scores, started.selection, started.verdict)
 
     def _share_order(self) -> None:
         if self._sharing is not None:
@@ -174,31 +173,3 @@ class Curriculum(BaseCurriculum):
 
     def _broadcast(self, value: int) -> int:
         return value if self._sharing is None else self._sharing.broadcast(value)
-
-
-def start_phase(
-    planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
-) -> Scores:
-    """Begin a phase in `ledger`, in which all steps before it are recorded, and return the scores [n_blocks] from which
-    its order is made. arrays: those of the phase's segment."""
-    phase, prior = planned.phase, None
-    match phase.score_mode if phase.kind == "focus" else "recorded":
-        case "detrended":
-            scores = ledger.detrended_scores()
-        case "shuffled":
-            scores = ledger.shuffled_scores(phase_seed(seed, -1 - planned.index))
-        case "improvement":
-            scores = ledger.improvement_scores()
-            prior = of_unit_spread(-scores)  # losses rise with a prior, and those that have just fallen are lower
-        case "rescored" | "call" as mode:
-            scores = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
-            prior = of_unit_spread(scores) if mode == "call" else scores
-        case "file" | "excess" as mode:
-            assert phase.scored_by is not None
-            array = ledger.of_all(arrays[phase.scored_by].view(np.float32))
-            scores = array if mode == "file" else ledger.detrended_scores() - array
-            prior = of_unit_spread(scores)
-        case _:
-            scores = ledger.recorded_scores()
-    ledger.begin_phase(planned.first_step, phase.kind == "focus", prior, planned.segment)
-    return scores

@@ -50,4 +50,4 @@ class CurriculumFollower(BaseCurriculum):
 
     def _take_order(self, planned: PlannedPhase) -> None:
         self._order = self._sharing.share_order(planned.index, None)
-        self.current = PhaseStart(planned, _C.order_hash(self._order), np.empty(0, np.float32), None)
+        self.current = PhaseStart(planned, _C.order_hash(self._order), np.empty(0, np.float32), None, None)

@@ -34,7 +34,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "weights": get_args(Weights),
     "copies": get_args(CountedCopies),
 }
-_NUMBERS = ("duration", "drop", "clusters", "drop_hardest", "explore", "weight_power", "weight_cap", "replay")
+_NUMBERS = (
+    "duration",
+    "drop",
+    "clusters",
+    "drop_hardest",
+    "explore",
+    "weight_power",
+    "weight_cap",
+    "replay",
+    "guard_gain",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Phase:
     """A phase of Learn-Focus-Review. Learn and Review train on every block in their scope, in a new random order.
 
     The fields from `drop` to `explore` shape a Focus and are ignored by the other kinds; `weight` and its two numbers
-    are for all kinds, `copies` is for Learn and Review.
+    are for all kinds, `copies` and `replay` are for Learn and Review, the guard is a Focus'.
     """
 
     kind: Kind
@@ -98,6 +108,11 @@ class Phase:
     their domains. auto: new for a Learn that begins a segment with new blocks, else all."""
     replay: float = 0.0
     """Share of the samples of Learn or Review that come from the segment's other blocks, uniformly; in [0, 1)."""
+    guard: str = NO_WEIGHT
+    """file:NAME: the Focus is a Review instead, of as many samples, unless the numbers of that array are higher on
+    average over its samples than over the Review's (ours; see `guard`)."""
+    guard_gain: float = 0.05
+    """By which share of the Review's mean the Focus' must be higher."""
 
     @property
     def score_mode(self) -> str:
@@ -120,6 +135,11 @@ class Phase:
     def weighted_by(self) -> str | None:
         """The name of the array of `weight`; None without one."""
         return split_score(self.weight)[1]
+
+    @property
+    def guarded_by(self) -> str | None:
+        """The name of the array that says whether the Focus is worth it; None without a guard."""
+        return split_score(self.guard)[1]
 
     @property
     def clustered_by(self) -> str | None:
@@ -187,11 +207,20 @@ class Phase:
         if not 0.0 <= self.drop < 1.0:
             raise ValueError(f"phase drop {self.drop}: must be at least 0 and below 1")
         check_weighting(self)
+        self._check_guard()
         if self.kind != "focus" and self.drop:
             raise ValueError(f"phase drop {self.drop}: only a focus phase drops blocks, but this one is {self.kind}")
         self._check_scope()
         if not CLUSTERS[0] <= self.clusters <= CLUSTERS[1]:
             raise ValueError(f"phase clusters {self.clusters}: must lie between {CLUSTERS[0]} and {CLUSTERS[1]}")
+
+    def _check_guard(self) -> None:
+        if self.guard != NO_WEIGHT and not is_file(self.guard):
+            raise ValueError(f"phase guard {self.guard!r}: choose from {NO_WEIGHT}, file:NAME")
+        if self.guard != NO_WEIGHT and self.kind != "focus":
+            raise ValueError(f"phase guard {self.guard}: only a focus phase has one, but this one is {self.kind}")
+        if not 0 <= self.guard_gain < math.inf:
+            raise ValueError(f"phase guard_gain {self.guard_gain}: must be at least 0 and finite")
 
     def _check_scope(self) -> None:
         if isinstance(self.scope, list):  # as YAML and JSON have it

@@ -98,6 +98,7 @@ def _arrays_of(phase: Phase) -> list[tuple[str, Callable[[str, npt.NDArray[np.nu
     uses = (
         (phase.scored_by, _check_finite),
         (phase.weighted_by, _check_weights),
+        (phase.guarded_by, _check_weights),
         (phase.grouped_by, _check_groups),
         (phase.clustered_by, _check_groups),
     )

@@ -16,6 +16,8 @@ from megatron_lfr.parallel.layers import ShardedWeight
 from megatron_lfr.parallel.lora import LoRA, LoRAFactor
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+_ROW_PARALLEL = ("attention.output", "feed_forward.down")
+"""The linear layers whose inputs are spread over tensor-parallel ranks; those of the others are their outputs."""
 _QKV = ("q", "k", "v")
 
 
@@ -34,6 +36,10 @@ class LoRAConfig:
     together; without SwiGLU there is no gate."""
     lora_dropout: float = 0.0
     """With --lora-rank: the only value is 0, as a block's recorded loss is that of the complete model."""
+    lora_load: str | None = None
+    """With --lora-rank: the run folder, of a run with --lora-rank or of convert from-peft, whose newest adapters the
+    run starts from, without their optimizer's state. They must have the base of --load, and this rank, alpha and
+    target. By default, the product of a new adapter's factors is zero."""
 
     def targets(self, model: ModelConfig) -> tuple[str, ...]:
         """Return the names of the adapted modules of a layer; ValueError for one that the model does not have."""
@@ -45,6 +51,16 @@ class LoRAConfig:
         if not model.has_rope and 0 < len(set(names) & set(_QKV)) < len(_QKV):
             raise ValueError(f"{flag}: q, k and v are one module of this model: name all of them, or none")
         return tuple(name for name in legal if name in names)
+
+    def adapts(self, model: ModelConfig, *modules: str) -> bool:
+        """Return whether one of the modules has weights that are trained: its own, or those of an adapter."""
+        return self.lora_rank is None or not set(modules).isdisjoint(self.targets(model))
+
+    def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool = True) -> float:
+        """Return the floating-point operations of training on one token, as ModelConfig's: frozen weights have no
+        gradient, which saves 2 of their 6, and each weight of an adapter adds 6."""
+        adapters = 0 if self.lora_rank is None else adapter_parameters(model, self)
+        return _flops_per_token(model, adapters, seq_length, causal)
 
     def validate(self, model: ModelConfig) -> None:
         """Check the settings; ValueError names the flag and the legal values."""
@@ -109,20 +125,30 @@ def _target(module: str) -> str:
     return "q" if module == "qkv" else module
 
 
+def adapter_factors(config: ModelConfig, lora: LoRAConfig, tensor_ranks: int = 1) -> list[tuple[int, int]]:
+    """Return the numbers of weights of the factors A and B of each adapted module of a layer, as a tensor-parallel rank
+    holds them: one of the two is spread over the ranks."""
+    rank, factors = lora.lora_rank or 0, []
+    for name, layer, adapted in adapted_layers(config, lora):
+        a_ranks, b_ranks = (tensor_ranks, 1) if name in _ROW_PARALLEL else (1, tensor_ranks)
+        factors += [(rank * layer.inputs // a_ranks, rank * layer.outputs[module] // b_ranks) for module in adapted]
+    return factors
+
+
 def adapter_parameters(config: ModelConfig, lora: LoRAConfig) -> int:
     """Return the number of weights of all adapters."""
-    pairs = [(layer.inputs, layer.outputs[name]) for _, layer, names in adapted_layers(config, lora) for name in names]
-    return config.num_layers * (lora.lora_rank or 0) * sum(map(sum, pairs))
+    return config.num_layers * sum(map(sum, adapter_factors(config, lora)))
 
 
 def flops_per_token(model: Decoder, seq_length: int) -> float:
-    """Return the floating-point operations of training on one token, as ModelConfig's, by one stage of a model: frozen
-    weights have no gradient, which saves 2 of their 6, and each weight of an adapter adds 6."""
-    config, complete = model.config, model.config.flops_per_token(seq_length)
-    factors = [math.prod(module.full_shape) for module in model.modules() if isinstance(module, LoRAFactor)]
-    if not factors:
-        return complete
-    return complete - 2 * config.product_parameters + 6 * sum(factors) * config.num_layers / len(model.layers)
+    """Return LoRAConfig's for one stage of a model, by the adapters that it has."""
+    factors = sum(math.prod(module.full_shape) for module in model.modules() if isinstance(module, LoRAFactor))
+    return _flops_per_token(model.config, factors * model.config.num_layers / len(model.layers), seq_length, True)
+
+
+def _flops_per_token(config: ModelConfig, adapters: float, seq_length: int, causal: bool) -> float:
+    complete = config.flops_per_token(seq_length, causal=causal)
+    return complete - 2 * config.product_parameters + 6 * adapters if adapters else complete
 
 
 def add_adapters(model: Decoder, lora: LoRAConfig, frozen_dtype: torch.dtype) -> None:

@@ -27,13 +27,21 @@ _PARTS = (
 def focus_section(view: RunView) -> Html:
     """Show what each Focus dropped and kept by domain, with the unseen share."""
     focused = [(phase, phase.focus) for phase in view.phases if phase.focus is not None]
+    verdicts = [
+        element("p", f"Phase {phase.name}, guard by {phase.planned.phase.guard}: {phase.verdict}.", class_="note")
+        for phase in view.phases
+        if phase.verdict is not None
+    ]
     if not focused:
-        return element("p", "No Focus has begun in this run: nothing was left out.", class_="note")
+        nothing = "No Focus has been trained in this run: nothing was left out."
+        return join([element("p", nothing, class_="note"), *verdicts])
     figures = [_focus_figure(view, phase, focus) for phase, focus in focused]
     used = [
         part for part in _PARTS if part[0] in ("kept", "dropped") or any(_has(part[0], focus) for _, focus in focused)
     ]
-    return join([legend([(f"part {kind}", name) for kind, name in used]), element("div", *figures, class_="pair")])
+    return join(
+        [legend([(f"part {kind}", name) for kind, name in used]), element("div", *figures, class_="pair"), *verdicts]
+    )
 
 
 def _has(kind: str, focus: FocusView) -> bool:

@@ -48,6 +48,12 @@ class Corpus:
         tokens: list[int] = self.source.read([block])[0].tolist()
         return tokens
 
+    def trained_tokens(self, block: int) -> int | None:
+        """Return how many of a block's labels the loss mask trains on; None where no corpus has a mask."""
+        assert self.source is not None
+        mask = self.source.read_loss_mask([block])
+        return None if mask is None else int(mask.sum())
+
     def text(self, block: int) -> str:
         """Decode a block's tokens. The text is not made safe for printing (see `output.visible`)."""
         assert self.tokenizer is not None

@@ -12,7 +12,7 @@ import yaml
 from megatron_lfr.data.config import DataConfig, parse_blend, vocabulary_and_merges
 from megatron_lfr.fileio import exists
 
-_OF_THE_COMMAND = ("save", "load", "print_config", "override_opt_param_scheduler")
+_OF_THE_COMMAND = ("save", "load", "lora_load", "print_config", "override_opt_param_scheduler")
 """Settings that concern a command only, not the run."""
 
 OF_SEGMENT = (

@@ -60,6 +60,7 @@ def collect(job: dict[str, Any]) -> dict[str, Any]:
                 "distinct": phase.distinct,
                 "domains": dict(zip(view.corpus.domains, phase.visits_by_domain.tolist(), strict=True)),
                 "planted": planted,
+                "guard": None if phase.verdict is None else phase.verdict.as_dict(),
             }
             for phase, planted in zip(view.phases, kinds, strict=True)
         ],

@@ -51,12 +51,14 @@ def kinds_of_blocks(labels: Mapping[str, Any], data_path: Sequence[str], source:
     for number, dataset in enumerate(corpus.datasets):
         documents = split_documents(dataset.num_documents, corpus.split)[1]
         offsets = np.array([dataset.document_offset(i) for i in range(documents + 1)], np.int64)
-        blocks = int(source.domain_starts[number + 1] - source.domain_starts[number])
-        edges = offsets[0] + 1 + source.seq_length * np.arange(blocks + 1)
+        firsts = source.token_starts(number) + 1
         one_hot = np.eye(len(kinds))[given[first : first + documents]] * np.diff(offsets)[:, None]
         running = np.concatenate((np.zeros((1, len(kinds))), np.cumsum(one_hot, axis=0)))
-        at_edges = np.stack([_at(offsets, running[:, kind], edges) for kind in range(len(kinds))], axis=1)
-        shares.append(np.diff(at_edges, axis=0) / source.seq_length)
+        before, after = (
+            np.stack([_at(offsets, running[:, kind], edges) for kind in range(len(kinds))], axis=1)
+            for edges in (firsts, firsts + source.seq_length)
+        )
+        shares.append((after - before) / source.seq_length)
         first += counts[number]
     return np.concatenate(shares)
 

@@ -125,11 +125,10 @@ def held_out_blocks(prefixes: Sequence[str], seq_length: int) -> HeldOut:
     """Return the clusters of the held-out blocks. A block may hold the end of one document and the beginning of the
     next: it counts for the one that its middle token is of."""
     corpus = BlockDataset(prefixes, seq_length, "1")
-    starts = corpus.train.domain_starts
     documents = []
-    for dataset, first, last in zip(corpus.datasets, starts, starts[1:], strict=False):
+    for number, dataset in enumerate(corpus.datasets):
         offsets = np.array([dataset.document_offset(i) for i in range(dataset.num_documents + 1)], np.int64)
-        middles = seq_length // 2 + seq_length * np.arange(last - first)
+        middles = corpus.train.token_starts(number) + seq_length // 2
         documents.append(np.searchsorted(offsets, middles, side="right") - 1)
     domains = corpus.train.domain_of(np.arange(corpus.train.num_blocks))
     return HeldOut(np.concatenate(documents).astype(np.int64), domains)

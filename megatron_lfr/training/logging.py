@@ -29,6 +29,8 @@ def phase_title(start: PhaseStart) -> str:
         title += "of the scored blocks"
         if selection.unseen:
             title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
+    if start.verdict is not None:
+        title += f"; guard: {start.verdict}"
     return title
 
 

@@ -53,6 +53,8 @@ class MetricsFile(Callback):
                 row["dropped_hardest"] = selection.dropped_hardest
             row["unseen"] = selection.unseen
             row["left_out_by_domain"] = share_by_domain(source, left_out, in_scope)
+        if start.verdict is not None:
+            row["guard"] = start.verdict.as_dict()
         self._write(row, trainer, {})
 
     def on_step_end(self, trainer: Training, report: StepReport) -> None:

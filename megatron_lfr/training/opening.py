@@ -34,7 +34,10 @@ def announce(
     print(describe_layers(parallel.device.type, training.compile, training.layer_kernels), flush=True)
     print(describe_attention(config, parallel), flush=True)
     if config.lora.lora_rank is not None:
-        print(describe_adapters(config, model), flush=True)
+        origin = f"; they start as those of --lora-load {config.lora.lora_load}" if start.adapters else ""
+        print(describe_adapters(config, model) + origin, flush=True)
+    if left_out := sum(trainer.train_source.left_out):
+        print(f"{left_out:,} blocks in which nothing is trained on, by the loss mask, are left out", flush=True)
     for line in notes_on_scores(config, arrays):
         print(line, flush=True)
     if note := trainer.patience.expect(checkpoint_bytes(model, config.lora), ranks.world_size()):

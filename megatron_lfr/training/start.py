@@ -18,7 +18,14 @@ from megatron_lfr.checkpoint.state import STATE_FILE
 from megatron_lfr.config import RunConfig
 from megatron_lfr.engine import Engine
 from megatron_lfr.fileio import check_space
-from megatron_lfr.identity import check_facts, check_same_model, check_same_run, comparable_settings, open_base
+from megatron_lfr.identity import (
+    check_facts,
+    check_same_adapters,
+    check_same_model,
+    check_same_run,
+    comparable_settings,
+    open_base,
+)
 from megatron_lfr.lfr import Journal, Plan
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.model import ModelConfig
@@ -40,6 +47,8 @@ class Start:
     their base, also where it continues."""
     discarded: int
     """Number of losses in the journal of a run that was stopped before its first checkpoint, and starts anew."""
+    adapters: Checkpoint | None = None
+    """The checkpoint that holds its first adapters, which are new without --lora-load (None)."""
 
     @property
     def step(self) -> int:
@@ -63,6 +72,8 @@ class Start:
             self.weights.load_into(base, allow_extra=True, rounds=True)
         if self.checkpoint:
             self.checkpoint.load_into(engine.tensors())
+        elif self.adapters:
+            self.adapters.load_into(engine.weights(), allow_extra=True)
         elif self.weights and not base:
             self.weights.load_into(engine.weights(), allow_extra=True)
         engine.loaded()
@@ -89,7 +100,8 @@ def find_start(
             _check_disk(folder, plan, checkpoint_bytes(model, config.lora), config)
     is_needed = config.checkpoint.finetune and (checkpoint is None or config.lora.lora_rank is not None)
     weights = _find_weights(config, facts, group) if is_needed else None
-    return Start(checkpoint, weights, discarded)
+    adapters = _find_adapters(config, facts, group) if config.lora.lora_load and checkpoint is None else None
+    return Start(checkpoint, weights, discarded, adapters)
 
 
 def _check_step(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
@@ -108,9 +120,11 @@ def _check_run(
     folder: RunFolder, checkpoint: Checkpoint | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     if checkpoint and "curriculum" not in checkpoint.state:
+        has_adapters = "lora" in (checkpoint.state.get("identity") or {})
+        flags = f"--lora-load {folder.path}" if has_adapters else f"--load {folder.path} --finetune"
         raise ValueError(
-            f"--save {folder.path}: holds only weights, no run. Start a run from them with --load {folder.path} "
-            "--finetune and another folder for --save"
+            f"--save {folder.path}: holds only weights, no run. Start a run from them with {flags} and another folder "
+            "for --save"
         )
     journal = folder.journal
     remembered = {journal.folder / "meta.json": folder.identity()}
@@ -137,7 +151,9 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
     except ValueError as error:
         raise error if step is None else ValueError(f"--ckpt-step {step}: {error}") from None
     if "lora" in (checkpoint.state.get("identity") or {}):
-        raise ValueError(f"--load {folder.path}: holds adapters alone, no model to start from")
+        raise ValueError(
+            f"--load {folder.path}: holds adapters alone, no model to start from; --lora-load starts from adapters"
+        )
     legal, may_differ = comparable_settings(facts), config.checkpoint.finetune_change
     if unknown := [name for name in may_differ if name not in legal]:
         raise ValueError(f"--finetune-change {unknown[0]}: choose from {', '.join(legal)}")
@@ -146,6 +162,19 @@ def _find_weights(config: RunConfig, facts: Mapping[str, Any], group: ProcessGro
             was = folder.settings_at(checkpoint.iteration)
             what = f"--load {folder.path} (name settings that are meant to differ with --finetune-change)"
             check_same_model(what, checkpoint, facts, was, config.to_flat(), may_differ)
+    return checkpoint
+
+
+def _find_adapters(config: RunConfig, facts: Mapping[str, Any], group: ProcessGroup) -> Checkpoint:
+    """Return the newest checkpoint of --lora-load. ValueError where it is missing, or its adapters are of another kind
+    or base."""
+    assert config.lora.lora_load is not None
+    folder = RunFolder(config.lora.lora_load, "--lora-load")
+    checkpoint = folder.checkpoint(None, group)
+    with ranks.failing_together(group):
+        if ranks.rank(group) == 0:
+            was = folder.settings_at(checkpoint.iteration)
+            check_same_adapters(f"--lora-load {folder.path}", checkpoint, facts, was, config.to_flat())
     return checkpoint
 
 

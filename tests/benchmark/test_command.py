@@ -92,7 +92,14 @@ def test_a_sweep_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         "2": (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
         "4": (2, "megatron-lfr benchmark: error: --micro-batch-size 4: must divide"),
         "8": (-9, ""),
-        "16": (1, "Traceback\nKeyError: 3"),
+        "16": (
+            1,
+            "W1 x.py:3: UserWarning: slow\nTraceback\n[rank1]: torch.x.Unsupported: no\n====\nFAILED",
+        ),
+        "32": (
+            2,
+            "╭─ Invalid choice ─╮\n│ invalid choice 'x' for │\n│ argument '--y'. │\n│ ─── │\n│ More │\n╰─╯",
+        ),
     }
     seen: list[list[str]] = []
 
@@ -106,11 +113,13 @@ def test_a_sweep_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return subprocess.CompletedProcess(command, code, text)
 
     monkeypatch.setattr(sweep.subprocess, "run", start)
-    swept = parse_sweep("micro_batch_size=1,2,4,8,16 nproc_per_node=2 bf16=True")
+    swept = parse_sweep("micro_batch_size=1,2,4,8,16,32 nproc_per_node=2 bf16=True")
     rows = run_sweep(swept, ["--lr", "1"], None)
-    assert [row["state"] for row in rows] == ["measured", "does not fit", "refused", "does not fit", "failed"]
+    states = ["measured", "does not fit", "refused", "does not fit", "failed", "refused"]
+    assert [row["state"] for row in rows] == states
     assert rows[2]["reason"] == "--micro-batch-size 4: must divide"
-    assert rows[4]["reason"] == "KeyError: 3"
+    assert rows[4]["reason"] == "[rank1]: torch.x.Unsupported: no"
+    assert rows[5]["reason"] == "invalid choice 'x' for argument '--y'."
     assert all("--bf16" in command and "--nproc-per-node" in command for command in seen)
     print_sweep(rows)
     assert capsys.readouterr().out.count("does not fit") == 4  # as each ends, and in the table

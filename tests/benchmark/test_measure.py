@@ -72,6 +72,14 @@ def test_collectives_of_tensor_parallelism(results: Results) -> None:
     assert row["bus_gb_per_second"] == pytest.approx(HIDDEN_BYTES / row["seconds_alone"] / 1e9)  # 2 (n - 1) / n = 1
 
 
+def test_compiled_layers_have_the_same_collectives(results: Results) -> None:
+    eager, compiled = (
+        [(row["group"], row["operation"], row["bytes"], row["calls"]) for row in results[name]["collectives"]]
+        for name in ("TP2", cases.COMPILED)
+    )
+    assert compiled == eager
+
+
 def test_collectives_of_a_pipeline(results: Results) -> None:
     """Activations one way and gradients the other, for each micro-batch."""
     for operation in ("send", "receive"):

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import GPT2TokenizerFast
 
+from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.data.preprocess import command as preprocess
@@ -24,6 +26,7 @@ from megatron_lfr.data.preprocess import inputs as inputs_module
 from megatron_lfr.data.preprocess import pool
 from megatron_lfr.data.preprocess.command import PreprocessConfig, run
 from megatron_lfr.data.preprocess.encoding import Encoder
+from support.gpt2_tokenizer import write_gpt2_files
 
 WriteJsonl = Callable[[str, Sequence[object]], Path]
 
@@ -88,6 +91,18 @@ def test_one_prefix(
     }
     assert (summary.prefix, summary.domain) == (out / "c_text_document", None)
     assert (summary.documents, summary.tokens, summary.skipped_documents) == (40, sum(map(len, expected)), 0)
+
+
+def test_gpt2s_files_by_megatrons_flags(tmp_path: Path, out: Path, write_jsonl: WriteJsonl) -> None:
+    vocabulary, merges = write_gpt2_files(tmp_path)
+    texts = ["the cat sat at the mat", "  spaces,\n\ttabs; it's 123", "Grüße, 日本語 🙂"]
+    path = write_jsonl("a.jsonl", [{"text": text} for text in texts])
+    flags = ["--input", path, "--output-prefix", out / "c", "--vocab-file", vocabulary, "--merge-file", merges]
+    flags += ["--tokenizer-type", "GPT2BPETokenizer", "--append-eod", "--workers", "1", "--no-progress"]
+    assert main(["preprocess", *map(str, flags)]) == 0
+    theirs = GPT2TokenizerFast(str(vocabulary), str(merges))
+    assert documents(out / "c_text_document") == [[*theirs(text).input_ids, theirs.eos_token_id] for text in texts]
+    assert documents(out / "c_text_document")[0][:2] == [theirs.get_vocab()["the"], theirs.get_vocab()["Ġcat"]]
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -92,10 +92,16 @@ def noted(out: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-@pytest.mark.parametrize("domain_key", [None, "domain"])
+@pytest.mark.parametrize(("domain_key", "sft"), [(None, False), ("domain", False), (None, True)])
 def test_killed_at_random_events(
-    tmp_path: Path, out: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, domain_key: str | None
+    tmp_path: Path,
+    out: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    domain_key: str | None,
+    sft: bool,
 ) -> None:
+    """With --sft, the mask is as that of a run that was left alone, too."""
     eager(monkeypatch)
     (tmp_path / "whole").mkdir()
     files = corpus(tmp_path, rng)
@@ -104,6 +110,9 @@ def test_killed_at_random_events(
         "skip_broken": True,
         "workers": 1,
         "progress": False,
+        "sft": sft,
+        "prompt_key": "domain",
+        "response_key": "text",
     }
     expected = run(PreprocessConfig(files, tmp_path / "whole" / "c", "bytes", **options))
     assert expected.broken == {"not JSON": 8}
@@ -118,9 +127,9 @@ def test_killed_at_random_events(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("event", range(1, 31))
+@pytest.mark.parametrize("event", range(1, 33))
 def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, event: int) -> None:
-    """One chunk of two domains takes 2 writes, 6 fsyncs to seal, 3 events of the note, 12 of the names, 7 to clean up.
+    """One chunk of two domains takes 2 writes, 6 fsyncs to seal, 3 events of the note, 14 of the names, 7 to clean up.
 
     What is noted needs no second --overwrite.
     """
@@ -131,7 +140,7 @@ def test_killed_at_any_event_of_the_end(tmp_path: Path, out: Path, monkeypatch: 
     config = PreprocessConfig([tmp_path / "a.jsonl"], out / "c", "bytes", overwrite=True, **options)
     before = 4  # the settings are written first: no older progress, an fsync, a rename, the folder's fsync
     assert die_at(before + event, config) == -signal.SIGKILL
-    is_noted = 11 <= event <= 28
+    is_noted = 11 <= event <= 30
     assert (noted(out) or {}).get("sealed") if is_noted else noted(out) is None
     summary = run(replace(config, overwrite=not is_noted))
     assert [(p.domain, p.documents, p.tokens) for p in summary.prefixes] == [("x", 1, 2), ("y", 1, 3)]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2TokenizerFast
 
-from megatron_lfr.data.corpus.tokenizer import load_tokenizer, recorded_tokenizer
+from megatron_lfr.data.corpus.tokenizer import FileTokenizer, load_tokenizer, recorded_tokenizer
+from support.gpt2_tokenizer import write_gpt2_files
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=5))
@@ -39,16 +40,6 @@ def test_a_folder_and_a_file_are_the_same(bpe_file: Path) -> None:
 GPT2_TEXTS = ["the cat sat on the mat", "  spaces,\n\ttabs; it's 123", "<|endoftext|> the end", "Grüße, 日本語 🙂", ""]
 
 
-def write_gpt2_files(folder: Path, end: bool = True) -> tuple[Path, Path]:
-    """Write a small vocab.json and merges.txt as GPT-2's, with the token that ends documents last."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "t"), ("Ġ", "c"), ("Ġc", "at"), ("Ã", "¼")]
-    tokens = [*alphabet, *(a + b for a, b in merges), *(["<|endoftext|>"] if end else [])]
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return folder / "vocab.json", folder / "merges.txt"
-
-
 def test_gpt2s_two_files_give_transformers_ids(tmp_path: Path) -> None:
     vocabulary, merges = write_gpt2_files(tmp_path)
     theirs = GPT2TokenizerFast(str(vocabulary), str(merges))
@@ -60,6 +51,17 @@ def test_gpt2s_two_files_give_transformers_ids(tmp_path: Path) -> None:
     assert spelled == theirs(GPT2_TEXTS[2], split_special_tokens=True).input_ids  # no text ends its document
     assert (ours.eod, ours.vocab_size, ours.bos(None)) == (theirs.eos_token_id, len(theirs), None)
     assert [ours.decode(ids) for ids in ours.encode_batch(GPT2_TEXTS)] == GPT2_TEXTS
+
+
+def test_a_tokenizer_stays_what_its_files_were(tmp_path: Path) -> None:
+    """Written into an export, it is the one whose ids the run has, whatever has happened to its files since."""
+    vocabulary, merges = write_gpt2_files(tmp_path)
+    ours = load_tokenizer(f"{vocabulary},{merges}")
+    assert isinstance(ours, FileTokenizer)
+    expected = ours.encode_batch(GPT2_TEXTS)
+    merges.unlink()
+    ours.write(tmp_path / "tokenizer.json")
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")).encode_batch(GPT2_TEXTS) == expected
 
 
 def test_gpt2s_files_belong_to_the_identity_and_must_be_there(tmp_path: Path) -> None:

@@ -77,6 +77,30 @@ def test_layouts_share_the_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert recomputed["activations"] < one["activations"] / 4
 
 
+def test_of_a_run_of_adapters_they_alone_have_gradients_and_moments(capsys: pytest.CaptureFixture[str]) -> None:
+    complete, _ = estimate(capsys, "--blocks", "10000")
+    adapted, _ = estimate(capsys, "--blocks", "10000", "--lora-rank", "16")
+    adapters = 12 * 16 * (4 * (768 + 768) + 3 * (768 + 2304))  # layers, rank; inputs and outputs of 7 modules
+    assert (complete["adapters"], adapted["adapters"]) == (None, adapters)
+    (one,), (all_weights,) = adapted["memory"], complete["memory"]
+    tables = all_weights["weights"] - 4 * complete["parameters"]
+    assert one["weights"] == 2 * complete["parameters"] + 4 * adapters + tables
+    assert one["optimizer"] == 8 * adapters
+    assert one["gradients"] < all_weights["gradients"] / 20
+    assert one["peak"] < all_weights["peak"] - 10 * complete["parameters"]
+    products = 12 * (4 * 768 * 768 + 3 * 768 * 2304) + 32000 * 768
+    attention = complete["flops_per_token"]["causal"] - 6 * products
+    assert adapted["flops_per_token"]["causal"] == pytest.approx(4 * products + 6 * adapters + attention)
+    assert adapted["total"]["flops"] == 25000 * 1024 * adapted["flops_per_token"]["causal"]
+    rite = estimate(capsys, "--blocks", "9", "--lora-rank", "16", "--optimizer", "lora-rite", "--clip-grad", "0")
+    assert "--optimizer lora-rite is estimated as adam; every rank holds all of its state" in rite[1]
+    assert main(["estimate", *RUN, "--blocks", "9", "--train-epochs", "1", "--lora-rank", "16"]) == 0
+    assert f" and {adapters:,} of adapters, which alone are trained, " in capsys.readouterr().out
+    plan = ["--plan", "--gpu", "h100", "--nodes", "1", "--gpus-per-node", "8", "--train-epochs", "1", "--blocks", "9"]
+    assert main(["estimate", *RUN, *plan, "--lora-rank", "16"]) == 2
+    assert "--plan: is about training all weights; leave out --lora-rank" in capsys.readouterr().err
+
+
 def test_it_warns_where_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     result, _ = estimate(capsys, "--blocks", "100")
     peak = result["memory"][0]["peak"] / 1e9

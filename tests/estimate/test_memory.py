@@ -18,6 +18,7 @@ from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_byt
 from megatron_lfr.estimate.memory import held_weights, micro_batches_in_flight, rank_memory
 from megatron_lfr.model import Decoder, ModelConfig
 from megatron_lfr.model.dropout import DropoutConfig
+from megatron_lfr.model.lora import LoRAConfig, adapter_parameters
 from megatron_lfr.model.presets import FAMILIES
 from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import local_stages, make_stage
@@ -104,6 +105,33 @@ def test_activations_with_dropout(shape: str, dropout: DropoutConfig, itemsize: 
     assert measured == pytest.approx(stage_bytes(batch, make_stage(3)) + logits_kept(batch), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("family", "targets", "recompute", "itemsize"),
+    [
+        ("llama", "all", None, 4),
+        ("llama", "all", None, 2),
+        ("llama", "q,v", None, 2),
+        ("llama", "q,k,o,down", "selective", 4),
+        ("llama", "v,gate", "full", 2),
+        ("gpt2", "all", None, 4),
+        ("qwen3", "q,down", None, 2),
+        ("olmo2", "all", None, 4),
+    ],
+)
+def test_activations_with_adapters(family: str, targets: str, recompute: Any, itemsize: int) -> None:
+    model = dataclasses.replace(FAMILIES[family], **FAMILY_SIZES)
+    lora = LoRAConfig(lora_rank=12, lora_target=targets)
+    batch = MicroBatch(model, 2, 128, on_gpu=False, itemsize=itemsize, recompute=recompute, lora=lora)
+    measured = saved_bytes(make_engine(batch, ParallelConfig(), 1), sample(batch, 1))
+    expected = stage_bytes(batch, make_stage(3)) + logits_kept(batch)
+    if recompute == "full":
+        expected -= 2 * 4 * batch.seq_length * model.head_dim
+    assert measured == pytest.approx(expected, rel=0.02)
+    assert measured != pytest.approx(
+        stage_bytes(dataclasses.replace(batch, lora=LoRAConfig()), make_stage(3)), rel=0.05
+    )
+
+
 @pytest.mark.parametrize("itemsize", [4, 2])
 def test_activations_with_documents_kept_apart(itemsize: int) -> None:
     batch = batch_of("grouped queries", has_mask=True, has_positions=True, itemsize=itemsize)
@@ -150,6 +178,40 @@ def test_parts_and_peak(shape: str, settings: dict[str, Any], micro_batches: int
     before = estimated.weights + estimated.optimizer
     measured = before + step_peak(engine, sample(batch, micro_batches))
     assert measured == pytest.approx(estimated.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "strategy", "micro_batches"),
+    [
+        ("grouped queries", {}, "no_shard", 1),
+        ("untied", {"itemsize": 2}, "optim_grads_params", 2),
+        ("deep", {"recompute": "full", "itemsize": 2}, "no_shard", 2),
+        ("untied", {"rows": 1, "seq_length": 8}, "no_shard", 2),
+        ("untied", {"rows": 1, "seq_length": 8}, "optim_grads_params", 2),
+        ("untied", {"rows": 1, "seq_length": 8, "itemsize": 2}, "no_shard", 1),
+    ],
+)
+def test_parts_and_peak_with_adapters(shape: str, settings: dict[str, Any], micro_batches: int, strategy: Any) -> None:
+    """The model has neither gradients nor moments, and is held as it is computed with."""
+    batch = dataclasses.replace(batch_of(shape, lora=LoRAConfig(lora_rank=4)), **settings)
+    layout = ParallelConfig(data_parallel_sharding_strategy=strategy)
+    engine, estimated = make_engine(batch, layout, micro_batches), rank_memory(batch, layout, micro_batches, 1, 0)
+    adapters = adapter_parameters(batch.model, batch.lora)
+    tables = sum(stage.rope_cos.nbytes + stage.rope_sin.nbytes for stage in engine.stages)
+    local = [parameter.to_local() for stage in engine.stages for parameter in stage.parameters()]
+    assert estimated.weights == sum(part.nbytes for part in local) + tables
+    assert (
+        estimated.weights - tables
+        == batch.itemsize * held_weights(batch.model, [make_stage(batch.model.num_layers)], 1).total + 4 * adapters
+    )
+    assert estimated.optimizer == 8 * adapters
+    assert estimated.optimizer == sum(
+        v.nbytes for state in engine.optimizer.state.values() for v in state.values() if v.ndim
+    )
+    measured = estimated.weights + estimated.optimizer + step_peak(engine, sample(batch, micro_batches))
+    assert measured == pytest.approx(estimated.peak, rel=0.1)
+    complete = rank_memory(dataclasses.replace(batch, lora=LoRAConfig()), layout, micro_batches, 1, 0)
+    assert measured < 0.85 * complete.peak
 
 
 @pytest.mark.slow

@@ -35,14 +35,13 @@ def test_logits_loss_and_gradients_equal_transformers(name: str) -> None:
     compare(Decoder(config, seed=1), theirs)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "olmo2"])
 def test_compiled_and_recomputed_layers_are_the_same(name: str) -> None:
     theirs = make_model(name)
     config, _ = from_hf_config(theirs.config.to_dict())
     torch._dynamo.reset()
     ours = Decoder(config, seed=1, recompute_granularity="selective")
-    for layer in ours.layers.values():
-        layer.compile(fullgraph=True)
+    ours.layers["0"].compile(fullgraph=True)  # the layers are alike, and the compiler takes its time for each
     compare(ours, theirs)
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.cli import main
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.evaluation.trained import load_trained
 from megatron_lfr.parallel import session
 from support.families import make_model
@@ -83,6 +85,23 @@ def test_there_and_back_has_the_logits_of_peft(name: str, tmp_path: Path) -> Non
     assert convert("to-hf", run=tmp_path / "run", output=tmp_path / "merged", merge=True, verify=True) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert (logits(merged) - expected).abs().max() < 1e-5
+
+
+def test_a_run_starts_from_adapters_of_peft_and_gives_them_back(tmp_path: Path) -> None:
+    expected = logits(theirs("qwen3", tmp_path))
+    assert convert("from-hf", input=tmp_path / "hf", output=tmp_path / "base") == 0
+    assert convert("from-peft", input=tmp_path / "peft", base=tmp_path / "base", output=tmp_path / "run") == 0
+    with IndexedDatasetWriter(tmp_path / "c_text_document", np.dtype(np.uint16)) as writer:
+        writer.add_document(np.random.default_rng(1).integers(0, 120, 200).astype(np.uint16))
+    flags = ["--config", tmp_path / "run" / "config.yaml", "--lora-load", tmp_path / "run", "--save", tmp_path / "more"]
+    flags += ["--data-path", tmp_path / "c_text_document", "--split", "100,0,0", "--seq-length", 16, "--lr", 1e-6]
+    flags += ["--micro-batch-size", 2, "--global-batch-size", 4, "--train-iters", 5, "--distributed-backend", "gloo"]
+    assert main(["train", *map(str, flags)]) == 0
+    assert convert("to-peft", run=tmp_path / "more", output=tmp_path / "again") == 0
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    again = peft.PeftModel.from_pretrained(base, str(tmp_path / "again")).eval()
+    assert 0 < (logits(again) - expected).abs().max() < 1e-3
+    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()) - expected).abs().max() > 0.05
 
 
 def test_adapters_of_some_modules_are_those_of_the_file(tmp_path: Path) -> None:

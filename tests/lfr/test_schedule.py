@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from megatron_lfr import _C
 from megatron_lfr.lfr import PRESETS, Blend, Ledger, Phase, Schedule, preset
-from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.phase import CLUSTERS
+from megatron_lfr.lfr.start import start_phase
 
 
 def test_lfr_v1_is_four_epochs_as_the_paper_counts_them() -> None:
@@ -290,12 +290,12 @@ def test_what_can_be_planned_can_be_made(
         for planned in plan.phases:
             if planned.phase.is_rescored:
                 np.save(JournalFiles(Path(folder)).scores_path(planned.index), rng.gamma(2, 1, n).astype(np.float32))
-            scores = start_phase(planned, ledger, seed, JournalFiles(Path(folder)))
-            order, selection = blend.make_order(planned.phase, scores, planned.samples, seed, planned.index)
+            started = start_phase(plan, planned, ledger, seed, JournalFiles(Path(folder)))
+            order, selection = started.order, started.selection
             assert len(order) == planned.samples
             assert order.max() < n
             if selection is not None and planned.phase.unit == "passes" and scope == "global":
-                kept = n - int(selection.left_out(scores).sum())
+                kept = n - int(selection.left_out(started.scores).sum())
                 if planned.phase.selection == "threshold" and planned.phase.sampling == "passes":
                     assert planned.samples <= max(1, round(planned.phase.duration * kept))
             nll = (rng.gamma(2, 1, planned.samples) * scale).astype(np.float32)
@@ -341,8 +341,7 @@ def test_improvement_is_planned_where_blocks_come_twice(
     plan = Schedule((*before, replace(IMPROVEMENT, **more))).plan(100, 4, 8, blend=blend, names=["a", "b"])
     ledger, journal = Ledger.of(plan), JournalFiles(Path("/nowhere"))
     for planned in plan.phases:
-        scores = start_phase(planned, ledger, 1, journal)
-        order, _ = plan.make_order(planned, scores, 1)
+        order = start_phase(plan, planned, ledger, 1, journal).order
         ledger.record_phase(planned.first_step, 8, order, np.arange(len(order), dtype=np.float32) % 7)
     assert len(order) == plan.phases[-1].samples
 

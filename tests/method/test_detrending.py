@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from megatron_lfr.lfr import PRESETS, UNRECORDED, Blend, Ledger, Phase, Plan, Schedule, preset
-from megatron_lfr.lfr.curriculum import start_phase
 from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.lfr.start import start_phase
 
 Doubles = npt.NDArray[np.float64]
 Curve = Callable[[Doubles], Doubles]
@@ -133,14 +133,14 @@ def simulate(schedule: Schedule, world: World, seed: int = 1) -> Run:
     boundaries: list[Boundary] = []
     for planned in plan.phases:
         recorded = ledger.recorded_scores()
-        scores = start_phase(planned, ledger, seed, NO_JOURNAL)
-        order, selection = Blend([0, n]).make_order(planned.phase, scores, planned.samples, seed, planned.index)
+        started = start_phase(plan, planned, ledger, seed, NO_JOURNAL)
+        scores, selection = started.scores, started.selection
         if selection is not None:
             dropped = selection.left_out(scores)
             last = (ledger.step.copy(), last_in_focus.copy())
             learn_steps = plan.phases[0].end_step
             boundaries.append(Boundary(planned.phase, scores, recorded, dropped, *last, learn_steps, difficulty))
-        ids = order.astype(np.int64)
+        ids = started.order.astype(np.int64)
         at = planned.first_step + np.arange(len(ids)) // world.batch
         progress = at / plan.total_steps
         standing = difficulty[ids] + world.noise * rng.normal(size=len(ids))
@@ -269,9 +269,8 @@ def test_scores_are_the_same_bits_everywhere() -> None:
     plan = schedule.plan(3000, 8, 16, train_epochs=2.5)
     ledger, digest = Ledger(3000, plan.total_steps), hashlib.sha256()
     for planned in plan.phases:
-        scores = start_phase(planned, ledger, 1, NO_JOURNAL)
+        order = start_phase(plan, planned, ledger, 1, NO_JOURNAL).order
         digest.update(ledger.detrended_scores().astype("<f4").tobytes())
-        order, _ = Blend([0, 3000]).make_order(planned.phase, scores, planned.samples, 1, planned.index)
         ledger.record_phase(planned.first_step, 16, order, plain_losses(planned.samples, planned.index))
     assert digest.hexdigest()[:16] == "e48f682a47982710"
 
@@ -308,8 +307,7 @@ def test_a_focus_by_improvement_is_accounted_for(turns: float) -> None:
     mean = 4 + 2 * np.exp(-steps / 300)
     ledger, first, second = Ledger.of(plan), rng.normal(size=n), rng.normal(size=n)
     for planned in plan.phases:
-        scores = start_phase(planned, ledger, 1, NO_JOURNAL)
-        ids, _ = plan.make_order(planned, scores, 1)
+        ids = start_phase(plan, planned, ledger, 1, NO_JOURNAL).order
         at = planned.first_step + np.arange(planned.samples) // batch
         angle = turns * at / plan.total_steps
         difficulty = np.cos(angle) * first[ids] + np.sin(angle) * second[ids]
@@ -324,14 +322,14 @@ def test_a_focus_after_a_blend_is_measured_against_the_blend() -> None:
     """A small hard corpus makes half of what Learn draws, and a tenth of the blocks that Focus chooses from."""
     rng, blend, batch = np.random.default_rng(3), Blend([0, 2000, 20_000], [1.0, 1.0]), 64
     difficulty = rng.normal(size=20_000) + np.where(np.arange(20_000) < 2000, 2.0, 0.0)
-    phases = Schedule((Phase("learn", 0.8), Phase("focus", 0.5, drop=0.5, score="detrended"))).plan(20_000, 8, batch)
-    ledger = Ledger(20_000, phases.total_steps, blend)
-    for planned in phases.phases:
-        scores = start_phase(planned, ledger, 1, NO_JOURNAL)
-        order, _ = blend.make_order(planned.phase, scores, planned.samples, 1, planned.index)
+    schedule = Schedule((Phase("learn", 0.8), Phase("focus", 0.5, drop=0.5, score="detrended")))
+    plan = schedule.plan(20_000, 8, batch, blend=blend)
+    ledger = Ledger.of(plan)
+    for planned in plan.phases:
+        order = start_phase(plan, planned, ledger, 1, NO_JOURNAL).order
         nll = 4 + 0.5 * (difficulty[order] + 0.6 * rng.normal(size=len(order)))
         ledger.record_phase(planned.first_step, batch, order, nll.astype(np.float32))
-    steps = ledger.references[0].curves().location[phases.phases[1].first_step :]
+    steps = ledger.references[0].curves().location[plan.phases[1].first_step :]
     assert float(steps.mean()) == pytest.approx(4 + 0.5 * 1.0, abs=0.1)
 
 

@@ -157,7 +157,7 @@ def test_a_run_that_has_only_begun(run_folder: Path) -> None:
     (run_folder / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])  # half a line is being written
     _, page = make(run_folder)
     assert "No phase has ended yet." in page.text
-    assert "No Focus has begun in this run" in page.text
+    assert "No Focus has been trained in this run" in page.text
     assert "1 of 5 phases begun" in page.text
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_lfr.commonness.clean import KEPT, clean
+from megatron_lfr.commonness.clean import KEPT, clean, write_documents
+from megatron_lfr.commonness.items import training_prefixes
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import Sidecar, read_sidecar
@@ -62,6 +63,45 @@ def test_held_out_blocks_belong_to_the_document_of_their_middle(corpus: list[str
     for block in range(source.num_blocks):
         assert clusters.documents[block] in source.documents_of(block)
     assert (clusters.domains == source.domain_of(np.arange(source.num_blocks))).all()
+
+
+@pytest.fixture
+def masked(corpus: list[str], tmp_path: Path) -> list[str]:
+    """Write the corpus again, with a mask that leaves out some blocks."""
+    prefixes = [str(tmp_path / Path(prefix).name) for prefix in corpus]
+    for prefix, plain in zip(prefixes, map(IndexedDataset, corpus), strict=True):
+        with IndexedDatasetWriter(prefix, plain.dtype, masked=True) as writer:
+            for number in range(plain.num_documents):
+                tokens = plain.document(number)
+                writer.add_document(tokens, np.arange(len(tokens)) >= (len(tokens) - 1) * (number % 3 > 0))
+    return prefixes
+
+
+def test_left_out_blocks_are_in_no_count(corpus: list[str], masked: list[str], tmp_path: Path) -> None:
+    """Kinds and documents of the blocks that a mask leaves are those that the same tokens have without a mask."""
+    plain, source = (BlockDataset(prefixes, SEQ, "1").train for prefixes in (corpus, masked))
+    assert min(source.left_out) > 5
+    kept = np.concatenate([source.token_starts(d) // SEQ + plain.domain_starts[d] for d in range(2)])
+    np.save(tmp_path / "labels.npy", np.random.default_rng(7).integers(0, 3, 80))
+    given = {"file": str(tmp_path / "labels.npy"), "of": "documents", "kinds": ["a", "b", "c"]}
+    shares = kinds_of_blocks(given, corpus, plain, "1")
+    np.testing.assert_array_equal(kinds_of_blocks(given, masked, source, "1"), shares[kept])
+    with_mask, without = (held_out_blocks(prefixes, SEQ) for prefixes in (masked, corpus))
+    assert with_mask.documents.tolist() == without.documents[kept].tolist()
+    assert with_mask.domains.tolist() == without.domains[kept].tolist()
+
+
+def test_commonness_needs_all_blocks_and_cleaning_keeps_masks(masked: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--data-path .*toy_easy.*: its loss mask leaves out \d+ blocks"):
+        training_prefixes(BlockDataset(masked, SEQ, "1"))
+    assert len(training_prefixes(BlockDataset(masked, 64, "1"))) == 2  # every longer block has a label that counts
+    chosen = [np.array([1, 3, 4]), np.array([0, 2])]
+    write_documents(masked, "1", chosen, tmp_path / "cleaned")
+    for prefix, numbers in zip(masked, chosen, strict=True):
+        before, after = IndexedDataset(prefix), IndexedDataset(tmp_path / "cleaned" / Path(prefix).name)
+        for new, old in enumerate(numbers.tolist()):
+            assert after.document(new).tolist() == before.document(old).tolist()
+            assert after.mask_of(new).tolist() == before.mask_of(old).tolist()  # type: ignore[union-attr]
 
 
 def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_junk(tmp_path: Path) -> None:

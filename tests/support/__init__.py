@@ -34,14 +34,14 @@ Samples:
     commonness_samples: real text as tokens, copies of it with edits, and junk.
     own_callbacks: callbacks as a user writes them.
     continuation_samples: contexts and continuations whose border is no border of tokens.
-    families: tiny models of every family, by transformers.
+    families: tiny models of every family, by transformers. gpt2_tokenizer: a vocabulary and merges as GPT-2's.
     hf_runs: run folders and Hugging Face folders of small models.
     launcher_environments: what launchers put into the environment of each rank.
     megatron_argument_lists: those of Megatron-LM's Llama-3 scripts.
 
 Cases, which run in processes that a test starts, and return their results to it:
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
-    engine_steps, engine_adapters, engine_faults, engine_costs: the engine's cases, of engine_layouts and engine_errors.
+    engine_steps, engine_adapters, engine_supervised, engine_faults, engine_costs: the engine's cases, of engine_layouts and engine_errors.
     family_cases: ranks that train a model of each family.
     launcher_cases, doctor_cases: ranks that meet under each launcher, and that a doctor looks at.
     deepspeed_cases, deepspeed_memory: ranks of DeepSpeed's engine, of runs under it, and what memory they take.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ OPTIONS = Options(steps=3, warmup=1, traced_steps=2)
 SLOW = "DP2, rank 1 slow"
 SECONDS = 0.5
 """By which each forward pass of the slow rank is longer."""
+COMPILED = "TP2, compiled"
 CASES: dict[str, list[str]] = {
     "TP2": ["--tensor-model-parallel-size", "2"],
+    COMPILED: ["--tensor-model-parallel-size", "2", "--compile"],
     "PP2": ["--pipeline-model-parallel-size", "2", "--untie-embeddings-and-output-weights"],
     "CP2": ["--context-parallel-size", "2"],
     "DP2 optim": ["--use-distributed-optimizer"],
@@ -65,5 +68,9 @@ def run(flags: list[str], is_slow: bool = False) -> dict[str, Any]:
         time.sleep(SECONDS if torch.is_grad_enabled() else 0.0)
         return forward(*args, **kwargs)
 
-    with mock.patch.object(Decoder, "forward", slow_forward if is_slow else forward):
+    traced = partial(torch.compile, backend="eager")  # the compiler's front end alone: its C++ takes half a minute
+    with (
+        mock.patch.object(Decoder, "forward", slow_forward if is_slow else forward),
+        mock.patch.object(torch, "compile", traced),
+    ):
         return measure(parse_run_config(flags)[0], OPTIONS)

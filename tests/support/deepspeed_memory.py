@@ -18,6 +18,7 @@ from megatron_lfr.engine.deepspeed import DeepSpeedEngine
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.estimate.activations import MicroBatch
 from megatron_lfr.estimate.deepspeed import deepspeed_memory
+from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.parallel import ParallelConfig, initialize
 from support.measured import sample, step_peak
 from support.rank_memory_cases import MODEL as FOUR_LAYERS
@@ -36,10 +37,11 @@ class Case:
     rows: int = 2
     seq_length: int = 128
     micro_batches: int = 2
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     @property
     def batch(self) -> MicroBatch:
-        return MicroBatch(MODEL, self.rows, self.seq_length, itemsize=self.itemsize, on_gpu=False)
+        return MicroBatch(MODEL, self.rows, self.seq_length, itemsize=self.itemsize, on_gpu=False, lora=self.lora)
 
     @property
     def config(self) -> RunConfig:
@@ -65,7 +67,7 @@ class Case:
         gc.freeze()  # what exists is not among the objects that are counted below
         parallel = initialize(self.config.parallel)
         dtype = torch.bfloat16 if self.itemsize == 2 else torch.float32
-        (model,) = build_stages(MODEL, parallel, compute_dtype=dtype)
+        (model,) = build_stages(MODEL, parallel, compute_dtype=dtype, lora=self.lora)
         adamw = OptimizerConfig(lr=1e-3)
         engine = DeepSpeedEngine(model, adamw, parallel, self.settings, micro_batch_size=self.rows, seed=1)
         count = self.rows * self.micro_batches
@@ -89,7 +91,8 @@ def _storages() -> dict[int, int]:
 
 
 _OFFLOADED = {"offload_optimizer": CPU}
-_FEW = {"rows": 1, "seq_length": 8, "micro_batches": 1}
+_FEW: dict[str, Any] = {"rows": 1, "seq_length": 8, "micro_batches": 1}
+_ADAPTERS = LoRAConfig(lora_rank=8)
 CASES = {
     "ZeRO-0": Case(0),
     "ZeRO-2": Case(2),
@@ -101,4 +104,7 @@ CASES = {
     # Weights and gradients are most of it.
     "ZeRO-1, few tokens": Case(1, **_FEW),
     "ZeRO-3, few tokens, bf16": Case(3, itemsize=2, **_FEW),
+    "ZeRO-0, adapters": Case(0, lora=_ADAPTERS),
+    "ZeRO-2, adapters, bf16": Case(2, itemsize=2, lora=_ADAPTERS),
+    "ZeRO-1, adapters, few tokens": Case(1, lora=_ADAPTERS, **_FEW),
 }

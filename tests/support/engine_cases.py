@@ -21,6 +21,7 @@ from support.engine_errors import Errors
 from support.engine_faults import not_finite, stop
 from support.engine_layouts import DROPOUT, LAYOUTS, PARTLY, RITE, TOY, parallel_state
 from support.engine_steps import bf16, clipping, compiled, dropped, evaluate, flex, follow, load, minimised, undisturbed
+from support.engine_supervised import supervised
 from support.waiting import LIMIT
 
 Case = tuple[int, Callable[[], Errors]]
@@ -97,6 +98,9 @@ def _cases() -> dict[str, Case]:
         add("adapters by LoRA-RITE", name, adapted, adamw=RITE)
     for name in ("TP2 SP", "PP2 1f1b"):
         add("adapters of some modules, recomputed", name, adapted, lora=PARTLY, recompute_granularity="full")
+    for name in ("one rank, micro-batch 2", "DP2", "DP2 optim_grads_params", "CP2", "TP2 PP2"):
+        add("supervised", name, supervised)
+    add("supervised, adapters", "TP2 PP2 SP", supervised, adapters=True)
     for name in ("DP2 optim_grads_params", "TP2 SP"):
         add("adapters in bf16", name, adapted_in_bf16)
     add("waits of the host, dropout", "TP2 SP", host_waits, dropout=DROPOUT)

@@ -49,12 +49,13 @@ ZERO = {
     "DP4, ZeRO-3": _zero(Layout(4, 2, {}), 3),
 }
 """What the models of OF_ZERO are trained by as well."""
-OF_ZERO = ("gpt2", "qwen3")
+OF_ZERO = {"gpt2": tuple(ZERO), "qwen3": ("DP4, ZeRO-3",), "olmo2": ("TP2 DP2, ZeRO-2",)}
+"""OLMo-2's norms of queries and keys sum over tensor-parallel ranks; Qwen3's have weights that these share."""
 
 
 def engines_of(name: str) -> dict[str, Callable[[ModelConfig], Engine]]:
     """Return what trains a model of `families.MODELS`."""
-    return FIRST | (OTHERS if name in LONG else {}) | (ZERO if name in OF_ZERO else {})
+    return FIRST | (OTHERS if name in LONG else {}) | {kind: ZERO[kind] for kind in OF_ZERO.get(name, ())}
 
 
 def steps_of(name: str) -> int:

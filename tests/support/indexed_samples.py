@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,3 +26,16 @@ def write_by_hand(prefix: Path, documents: Sequence[Sequence[int]], dtype: type 
     flat = [token for document in documents for token in document]
     prefix.with_name(prefix.name + ".bin").write_bytes(np.array(flat, dtype).tobytes())
     return prefix
+
+
+def write_mask_by_hand(prefix: Path, mask: Sequence[int]) -> Path:
+    """Write the loss mask of a pair of less than 4 KiB a file, laid out as docs/data_plane.md says."""
+    digest = hashlib.sha256()
+    for suffix in (".idx", ".bin"):
+        content = prefix.with_name(prefix.name + suffix).read_bytes()
+        assert len(content) <= 4096
+        digest.update(f"{len(content)}\n".encode() + content)
+    header = b"MLFRMASK" + struct.pack("<QQ", 1, len(mask)) + digest.digest()
+    path = prefix.with_name(prefix.name + ".mask")
+    path.write_bytes(header + bytes(mask))
+    return path

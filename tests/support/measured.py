@@ -24,6 +24,7 @@ def make_engine(batch: MicroBatch, layout: ParallelConfig, micro_batches: int) -
         compute_dtype=torch.bfloat16 if batch.itemsize == 2 else torch.float32,
         recompute_granularity=batch.recompute,
         dropout=batch.dropout,
+        lora=batch.lora,
     )
     return NativeEngine(
         shard_stages(stages, parallel, 1),

@@ -6,12 +6,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_lfr.estimate.activations import MicroBatch, logits_kept, stage_bytes
 from megatron_lfr.estimate.memory import rank_memory
 from megatron_lfr.model import ModelConfig
+from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.parallel import ParallelConfig
 from megatron_lfr.parallel.pipeline import make_stage
 from support.measured import make_engine, sample, saved_bytes, step_peak
@@ -45,8 +47,11 @@ class Case:
         return memory.peak - memory.weights - memory.optimizer
 
 
-def _batch(itemsize: int = 4, **settings: int) -> MicroBatch:
-    return MicroBatch(MODEL, 2, 128, itemsize=itemsize, on_gpu=False, **settings)  # type: ignore[arg-type]
+def _batch(itemsize: int = 4, **settings: Any) -> MicroBatch:
+    return MicroBatch(MODEL, 2, 128, itemsize=itemsize, on_gpu=False, **settings)
+
+
+_ADAPTERS = LoRAConfig(lora_rank=8)
 
 
 CASES = {
@@ -63,6 +68,15 @@ CASES = {
     ),
     "sharded optimizer, peak": Case(
         _batch(2), ParallelConfig(use_distributed_optimizer=True), micro_batches=2, is_peak=True
+    ),
+    "adapters, tensor parallel": Case(
+        _batch(2, tensor_ranks=2, lora=_ADAPTERS), ParallelConfig(tensor_model_parallel_size=2)
+    ),
+    "adapters, sharded, peak": Case(
+        _batch(2, lora=_ADAPTERS),
+        ParallelConfig(data_parallel_sharding_strategy="optim_grads_params"),
+        micro_batches=2,
+        is_peak=True,
     ),
     "pipeline, peak": Case(_batch(), ParallelConfig(pipeline_model_parallel_size=2), micro_batches=4, is_peak=True),
 }

@@ -30,4 +30,5 @@ class Oracle:
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
         """After each token, the log-probabilities of all: fp64 [len(tokens), vocabulary]."""
         logits: Tensor = self._model(input_ids=torch.tensor([list(tokens)])).logits[0]
-        return (self._cap * torch.tanh(logits / self._cap)).log_softmax(-1)
+        capped = self._cap * torch.tanh(logits / self._cap) if self._cap else logits
+        return capped.log_softmax(-1)

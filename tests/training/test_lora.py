@@ -92,6 +92,38 @@ def test_a_run_names_its_base_and_refuses_another(
         assert message in capsys.readouterr().err
 
 
+def test_a_run_starts_from_the_adapters_of_another(
+    tiny_args: list[str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert adapt(tiny_args, base, first, "--exit-interval", "4") == STOPPED
+    given = ["--lora-load", str(first), "--lr", "1e-9"]
+    assert adapt(tiny_args, base, second, *given, "--exit-interval", "1") == STOPPED
+    assert f"they start as those of --lora-load {first}" in capsys.readouterr().out
+    before, after = stored(first), stored(second)
+    for name, weight in before.items():
+        if name.startswith("model."):
+            assert weight.any()
+            torch.testing.assert_close(after[name], weight, atol=1e-8, rtol=0)
+        else:  # moments of one step, of which this is the first
+            assert not torch.equal(after[name], weight)
+    assert adapt(tiny_args, base, second, *given, "--exit-interval", "2") == STOPPED  # which goes on from its own
+    assert "they start as" not in capsys.readouterr().out
+    other = tmp_path / "other"
+    assert main(["train", *tiny_args, "--save", str(other), "--exit-interval", "1"]) == STOPPED
+    for flags, message in (
+        (["--lora-load", str(base)], f"--lora-load {base}: holds no adapters; give a run with --lora-rank"),
+        (["--lora-load", str(tmp_path / "none")], "--lora-load"),
+        (["--lora-load", str(first), "--lora-rank", "2"], "others: --lora-rank 2, the run has 3"),
+        (["--lora-load", str(first), "--lora-target", "all"], "others: --lora-target all, the run has q,v,down"),
+        (["--lora-load", str(first), "--load", str(other)], f"others: --load {other}, the run has {base}"),
+        (["--lora-load", str(first), "--lora-rank", "None"], f"--lora-load {first}: goes with --lora-rank"),
+    ):
+        assert adapt(tiny_args, base, tmp_path / "third", *flags) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "third").exists()
+
+
 def test_evaluation_has_the_runs_losses(
     tiny_args: list[str],
     base: Path,

@@ -117,6 +117,35 @@ def test_a_focus_ranks_by_how_much_losses_still_fall(
     assert not (tmp_path / "short").exists()
 
 
+@pytest.mark.parametrize("declines", [True, False])
+def test_a_guard_turns_a_focus_into_a_review(
+    declines: bool, reference: Path, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped within the phase, it goes on to the same bits; a Focus that is declined has learn-only's order."""
+    worth = tmp_path / "worth.npy"
+    np.save(worth, np.load(reference) if not declines else np.ones(blocks(corpus), np.float32))
+    words = ("--lfr-scores", f"worth={worth}")
+    flags = {name: flags_of(corpus, tmp_path / name, "recorded", *words) for name in ("complete", "stopped", "learn")}
+    for name, given in flags.items():
+        at = given.index("--lfr-schedule") + 1
+        guard = "kind: learn" if name == "learn" else "kind: focus, drop: 0.5, guard: 'file:worth'"
+        given[at] = f"[{{kind: learn, duration: 1.0}}, {{duration: 0.4, {guard}}}]"
+    flags["learn"] = flags["learn"][:-2]
+    assert main(["train", *flags["complete"]]) == 0
+    assert ("guard: review instead" if declines else "guard: focus") in capsys.readouterr().out
+    assert main(["train", *flags["learn"]]) == 0
+    phase, other = (list(open_run(tmp_path / name).phases())[1] for name in ("complete", "learn"))
+    assert np.array_equal(phase.order, other.order) == declines == (phase.selection is None)
+    assert main(["train", *flags["stopped"], "--exit-interval", str(phase.planned.first_step + 2)]) == STOPPED
+    assert main(["train", *flags["stopped"]]) == 0
+    journals = [tmp_path / name / "journal/phase_001.npy" for name in ("complete", "stopped")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "complete/metrics.jsonl").read_text().splitlines()]
+    assert [row["guard"]["accepted"] for row in rows if "guard" in row] == [not declines]
+    assert main(["report", str(tmp_path / "complete")]) == 0
+    assert "Phase 1 focus, guard by file:worth: " in (tmp_path / "complete/report.html").read_text()
+
+
 def test_a_resume_needs_the_same_file(
     reference: Path, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

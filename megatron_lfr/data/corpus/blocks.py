@@ -2,13 +2,13 @@
 
 Within a prefix, tokens lie contiguously in document order, so block i of a range that starts at token t is simply
 the tokens [t + i·S, t + (i+1)·S], both ends included: S inputs and their S next tokens. No index is needed, and the
-memory does not grow with the number of blocks or documents.
+memory does not grow with the number of blocks or documents. In a prefix with a loss mask, only those count as blocks
+that have a next token which is trained on: these are numbered, 8 bytes each where any is left out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.sidecar import read_sidecar
+from megatron_lfr.fileio import hash_samples
 
 PADDING = -1
 """The id of a row that holds no block."""
 
 _SUFFIX = "_text_document"
 _SEPARATORS = "_-./"
-_SAMPLES = 64
-_SAMPLE_BYTES = 4096
+_MASK_TOKENS = 1 << 22
+"""How much of a mask is read at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,26 @@ class _Range:
     def num_tokens(self) -> int:
         return self.dataset.document_offset(self.last_document) - self.first_token
 
+    def trained_blocks(self, seq_length: int) -> npt.NDArray[np.int64]:
+        """Return the first token of each of the range's blocks that is trained on, by the dataset's mask, counted in
+        blocks from the range's first token."""
+        count, mask = max(self.num_tokens - 1, 0) // seq_length, self.dataset.mask
+        assert mask is not None
+        step, kept = max(1, _MASK_TOKENS // seq_length), []
+        for first in range(0, count, step):
+            blocks = min(step, count - first)
+            labels = np.array([self.first_token + 1 + first * seq_length], np.int64)
+            counts = mask.read(labels, blocks * seq_length).reshape(blocks, seq_length).any(axis=1)
+            kept.append(first + np.flatnonzero(counts))
+        return np.concatenate(kept) if kept else np.empty(0, np.int64)
+
 
 class BlockSource:
     """One split of a corpus as numbered blocks of `seq_length` + 1 tokens.
 
     num_blocks: total number of blocks. domains: the names of the prefixes. domain_starts [len(domains) + 1]: prefix d
-    holds the blocks from `domain_starts[d]` to before `domain_starts[d + 1]`.
+    holds the blocks from `domain_starts[d]` to before `domain_starts[d + 1]`. left_out [len(domains)]: how many
+    stretches of seq_length tokens are no blocks, since nothing in them is trained on.
     """
 
     def __init__(self, ranges: Sequence[_Range], domains: Sequence[str], seq_length: int) -> None:
@@ -59,6 +75,15 @@ class BlockSource:
         self._ranges = list(ranges)
         self._first_token = np.array([part.first_token for part in ranges], np.int64)
         counts = [max(part.num_tokens - 1, 0) // seq_length for part in ranges]
+        self._numbers: dict[int, npt.NDArray[np.int64]] = {}
+        self.left_out = [0] * len(counts)
+        for d, part in enumerate(ranges):
+            if part.dataset.mask is None:
+                continue
+            numbers = part.trained_blocks(seq_length)
+            self.left_out[d], counts[d] = counts[d] - len(numbers), len(numbers)
+            if self.left_out[d]:
+                self._numbers[d] = numbers
         self.domain_starts: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
         self.num_blocks = int(self.domain_starts[-1])
 
@@ -80,7 +105,7 @@ class BlockSource:
             if d == -1:
                 rows[members] = 0
                 continue
-            starts = self._first_token[d] + (checked[members] - self.domain_starts[d]) * self.seq_length
+            starts = self._starts(int(d), checked[members])
             dataset = self._ranges[d].dataset
             part = dataset.read(starts, rows.shape[1])
             if dataset.dtype.kind == "i" and part.min() < 0:
@@ -89,11 +114,30 @@ class BlockSource:
             rows[members] = part
         return rows
 
+    def read_loss_mask(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_] | None:
+        """Read which labels of blocks `ids` [n] are trained on: [n, seq_length], False in the rows of id -1; None where
+        no prefix has a mask, so that all of them are. Errors as of `read`."""
+        if all(part.dataset.mask is None for part in self._ranges):
+            return None
+        checked = self._checked(ids, smallest=PADDING)
+        rows = np.zeros((len(checked), self.seq_length), np.bool_)
+        domain = np.where(checked == PADDING, -1, self._domain_of(checked))
+        for d in np.unique(domain[domain >= 0]):
+            members, mask = np.flatnonzero(domain == d), self._ranges[d].dataset.mask
+            labels = self._starts(int(d), checked[members]) + 1
+            rows[members] = True if mask is None else mask.read(labels, self.seq_length) == 1
+        return rows
+
+    def token_starts(self, domain: int) -> npt.NDArray[np.int64]:
+        """Return the position, within its prefix's file, of the first token of each block of a domain."""
+        first, last = self.domain_starts[domain : domain + 2]
+        return self._starts(domain, np.arange(first, last))
+
     def documents_of(self, block_id: int) -> list[int]:
         """Return the documents to which tokens of the block belong, by their numbers within its prefix."""
         domain = int(self.domain_of([block_id])[0])
         part = self._ranges[domain]
-        first = int(self._first_token[domain] + (block_id - self.domain_starts[domain]) * self.seq_length)
+        first = int(self._starts(domain, np.array([block_id], np.int64))[0])
         offset = part.dataset.document_offset
         document = _last_at_or_before(part, first)
         documents = []
@@ -102,6 +146,14 @@ class BlockSource:
                 documents.append(document)
             document += 1
         return documents
+
+    def _starts(self, domain: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the position of the first token of blocks `ids` [n] of a domain."""
+        numbers = ids - self.domain_starts[domain]
+        if domain in self._numbers:
+            numbers = self._numbers[domain][numbers]
+        starts: npt.NDArray[np.int64] = self._first_token[domain] + numbers * self.seq_length
+        return starts
 
     def _domain_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (np.searchsorted(self.domain_starts, ids, side="right") - 1).astype(np.int64)
@@ -159,6 +211,9 @@ class BlockDataset:
                     f"--seq-length {seq_length} needs"
                 )
         self.train, self.valid, self.test = (BlockSource(part, domains, seq_length) for part in parts)
+        for dataset, blocks in zip(datasets, np.diff(self.train.domain_starts), strict=True):
+            if not blocks:
+                raise ValueError(f"{flag} {dataset.prefix}: its loss mask leaves no token to train on")
         self.datasets = datasets
 
     def digests(self) -> list[str]:
@@ -166,7 +221,7 @@ class BlockDataset:
 
         It covers the sequence length, the split, and the type, counts and content of the prefix. From each file, the
         size and up to 64 evenly spaced pages of 4 KiB are read, the first and the last included: an edit between them
-        that keeps the size goes unnoticed. The paths of the files do not matter.
+        that keeps the size goes unnoticed. A loss mask is read completely. The paths of the files do not matter.
         """
         return [self._digest(dataset) for dataset in self.datasets]
 
@@ -180,16 +235,20 @@ class BlockDataset:
         counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
         digest.update(f"{dataset.dtype.name} {counts}\n".encode())
         for suffix in (".idx", ".bin"):
-            _hash_samples(digest, with_suffix(dataset.prefix, suffix))
+            hash_samples(digest, with_suffix(dataset.prefix, suffix))
+        if dataset.mask is not None:
+            digest.update(f"mask {dataset.mask.sha256()}\n".encode())
         return digest.hexdigest()
 
 
 def _open(prefix: Path, flag: str) -> IndexedDataset:
     try:
-        return IndexedDataset(prefix)
+        dataset = IndexedDataset(prefix)
     except FileNotFoundError as error:
         where = "" if prefix.is_absolute() else f", looked for from {Path.cwd()}"
         raise FileNotFoundError(f"{flag} {prefix}: {error}{where}") from None
+    read_sidecar(dataset)  # which says whether a loss mask is missing
+    return dataset
 
 
 def parse_split(split: str) -> tuple[Fraction, Fraction, Fraction]:
@@ -260,12 +319,3 @@ def _last_at_or_before(part: _Range, token: int) -> int:
         else:
             high = middle
     return low
-
-
-def _hash_samples(digest: hashlib._Hash, path: Path) -> None:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        last = max(size - _SAMPLE_BYTES, 0)
-        digest.update(f"{size}\n".encode())
-        for offset in sorted({i * last // (_SAMPLES - 1) for i in range(_SAMPLES)}):
-            digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, offset))

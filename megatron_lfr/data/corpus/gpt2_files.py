@@ -3,7 +3,7 @@ BPE."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
@@ -12,12 +12,15 @@ END = "<|endoftext|>"
 """The token that ends documents, an ordinary entry of the vocabulary's file."""
 
 
-def describe(vocabulary: Path, merges: Path) -> bytes:
-    """Return the content of a tokenizer.json that gives the same ids as transformers' GPT2TokenizerFast does.
+def describe(vocabulary: bytes, merges: bytes) -> bytes:
+    """Return the content of a tokenizer.json that gives the same ids as transformers' GPT2TokenizerFast does, from the
+    content of the two files.
 
     Raises plain Exception, as the library does, for a file that is wrong.
     """
-    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    lines = [line for line in merges.decode().splitlines() if line and not line.startswith("#version")]
+    pairs = [(first, second) for first, second in (line.split(" ") for line in lines)]
+    tokenizer = tokenizers.Tokenizer(models.BPE(json.loads(vocabulary), pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)

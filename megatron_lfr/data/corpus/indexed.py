@@ -1,8 +1,10 @@
-"""Megatron's indexed dataset (version 1): a `.bin` of token ids and an `.idx` of lengths, pointers and documents."""
+"""Megatron's indexed dataset (version 1): a `.bin` of token ids and an `.idx` of lengths, pointers and documents.
+Beside them, there may be a mask of the loss (mask.py)."""
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr._C import IndexFile, TokenFile
+from megatron_lfr.data.corpus.mask import MASK, LossMask, Mask, pair_digest
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
@@ -38,10 +41,11 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class IndexedDataset:
-    """A pair of `.bin` and `.idx`, checked when it is opened; documents are read on demand.
+    """A pair of `.bin` and `.idx`, checked when it is opened; documents are read on demand. mask: that of the loss;
+    None where all tokens count.
 
     Errors: FileNotFoundError when one of the files is missing, ValueError when the pair is damaged or does not hold
-    token ids.
+    token ids, and when the mask is damaged or of another pair.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -56,6 +60,7 @@ class IndexedDataset:
         self.num_documents: int = self.index.num_documents
         self.num_tokens: int = self.index.num_tokens
         self.token_file = TokenFile(str(with_suffix(self.prefix, ".bin")), self.index.item_size, self.num_tokens)
+        self.mask = _open_mask(self.prefix, self.num_tokens)
 
     def document_offset(self, document: int) -> int:
         """Return the position of a document's first token; for `num_documents`, the number of tokens."""
@@ -80,11 +85,26 @@ class IndexedDataset:
         tokens: npt.NDArray[Any] = self.read(np.array([first], np.int64), last - first)[0]
         return tokens
 
+    def mask_of(self, document: int) -> Mask | None:
+        """Return the mask of a document [length]; None where all tokens count."""
+        if self.mask is None:
+            return None
+        first, last = self.document_offset(document), self.document_offset(document + 1)
+        mask: Mask = self.mask.read(np.array([first], np.int64), max(0, last - first))[0]
+        return mask
+
     def read(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
         """Return rows of tokens [n, length], in the type in which they are stored: row r from `starts[r]` on."""
         rows = np.empty((len(starts), length), self.dtype)
         self.token_file.read(starts, rows)
         return rows
+
+
+def _open_mask(prefix: Path, tokens: int) -> LossMask | None:
+    path = with_suffix(prefix, MASK)
+    if not os.path.lexists(path):
+        return None
+    return LossMask(path, tokens, pair_digest(with_suffix(prefix, ".idx"), with_suffix(prefix, ".bin")))
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:

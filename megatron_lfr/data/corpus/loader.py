@@ -31,7 +31,8 @@ class Batch:
     labels: torch.Tensor
     """int64 [B, S]: the next token of each."""
     loss_mask: torch.Tensor
-    """float32 [B, S]: 1 where the loss counts, 0 on padded rows (and on end-of-document tokens if asked for)."""
+    """float32 [B, S]: 1 where the loss counts, 0 on padded rows, by the corpus' loss mask, and on end-of-document
+    tokens if asked for."""
     position_ids: torch.Tensor | None
     """int64 [B, S], counted anew after each end-of-document token; None when positions are 0..S-1."""
     document_ids: torch.Tensor | None
@@ -115,7 +116,8 @@ class Loader:
         local = slice(self._rank * share, (self._rank + 1) * share)
         rows = self.source.read(block_ids[local])
         tokens = rows[:, :-1]
-        loss_mask = np.ones(tokens.shape, np.float32)
+        trained = self.source.read_loss_mask(block_ids[local])
+        loss_mask = np.ones(tokens.shape, np.float32) if trained is None else trained.astype(np.float32)
         loss_mask[block_ids[local] == PADDING] = 0
         position_ids = document_ids = None
         if self._eod is not None:

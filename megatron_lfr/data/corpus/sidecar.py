@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.data.corpus.indexed import META, IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.mask import MASK
 from megatron_lfr.output import visible
 
-FORMAT = 1
+FORMAT, MASKED_FORMAT = 1, 2
+"""That of a corpus with a loss mask differs: a version that does not know masks would train on all tokens."""
 _LARGEST = 1 << 20
 
 
@@ -34,6 +36,8 @@ class Sidecar:
     """The last part of --output-prefix, which the domains of a corpus share."""
     documents: int
     tokens: int
+    mask: bool = False
+    """Whether a loss mask (mask.py) belongs to the corpus."""
 
     @property
     def made_by(self) -> str:
@@ -42,7 +46,10 @@ class Sidecar:
 
     def to_json(self) -> str:
         """Return the content of the file."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+        content = {"format": MASKED_FORMAT if self.mask else FORMAT, **dataclasses.asdict(self)}
+        if not self.mask:
+            del content["mask"]
+        return json.dumps(content, indent=1) + "\n"
 
 
 def tokenizer_name(name: str, fingerprint: str) -> str:
@@ -53,7 +60,8 @@ def tokenizer_name(name: str, fingerprint: str) -> str:
 def read_sidecar(dataset: IndexedDataset) -> Sidecar | None:
     """Read the sidecar of an indexed dataset; None where it has none.
 
-    ValueError for a file that is damaged, of a newer version, or of another dataset than the one beside it.
+    ValueError for a file that is damaged, of a newer version, or of another dataset than the one beside it, and where
+    there is a loss mask and it says that there is none, or the reverse.
     """
     path = with_suffix(dataset.prefix, META)
     if not os.path.lexists(path):
@@ -64,6 +72,13 @@ def read_sidecar(dataset: IndexedDataset) -> Sidecar | None:
             f"{path}: is of another corpus: it counts {sidecar.documents} documents and {sidecar.tokens} tokens, the "
             f".idx {dataset.num_documents} and {dataset.num_tokens}; remove it where the .idx is right"
         )
+    if sidecar.mask and dataset.mask is None:
+        raise ValueError(
+            f"{with_suffix(dataset.prefix, MASK)}: no such file, but {path.name} says that the corpus has a loss mask; "
+            "restore it, or preprocess again"
+        )
+    if dataset.mask is not None and not sidecar.mask:
+        raise ValueError(f"{dataset.mask.path}: {path.name} says that the corpus has no loss mask; remove one of both")
     return sidecar
 
 
@@ -119,11 +134,14 @@ def _parse(path: Path) -> Sidecar:
         raise ValueError(f"{path}: damaged: not JSON: {error}") from None
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path}: damaged: no object with a format")
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path}: is of format {content['format']!r:.40}; this version reads {FORMAT}")
+    if content["format"] not in (FORMAT, MASKED_FORMAT):
+        legal_formats = f"{FORMAT} and {MASKED_FORMAT}"
+        raise ValueError(f"{path}: is of format {content['format']!r:.40}; this version reads {legal_formats}")
     legal: dict[str, tuple[type, ...]] = {"eod": (int, type(None)), "bos": (int, type(None))}
     legal |= dict.fromkeys(("tokenizer", "fingerprint", "output_prefix"), (str,))
     legal |= dict.fromkeys(("vocab_size", "documents", "tokens"), (int,))
+    if content["format"] == MASKED_FORMAT:
+        legal["mask"] = (bool,)
     for key, types in legal.items():
         if key not in content or type(content[key]) not in types:
             raise ValueError(f"{path}: damaged: {key} is {content.get(key)!r:.40}")

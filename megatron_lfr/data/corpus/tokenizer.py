@@ -159,8 +159,9 @@ class FileTokenizer:
         self.name = str(path) if merges is None else f"{path},{merges}"
         self.path, self._merges = path, merges
         try:
-            content, files = self._read()
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            files = [file.read_bytes() for file in (path, merges) if file is not None]
+            self._content = files[0] if merges is None else describe(*files)
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(self._content)
         except OSError:
             raise
         except Exception as error:  # the library raises plain Exception for whatever is wrong with a file
@@ -168,7 +169,7 @@ class FileTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self.fingerprint = f"sha256 {hashlib.sha256(files).hexdigest()}"
+        self.fingerprint = "sha256 " + hashlib.sha256(b"\0".join(files)).hexdigest()
         self._folder = path.parent if path.name == _IN_FOLDERS else None
         self._eod_token = eod_token
         self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
@@ -177,7 +178,7 @@ class FileTokenizer:
         self.vocab_size: int = max(self.vocabulary.values()) + 1
         if eod_token is not None and eod_token not in self.vocabulary:
             raise ValueError(f"--eod-token {eod_token}: not in the vocabulary of tokenizer {self.name}")
-        description = json.loads(content)
+        description = json.loads(self._content)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special}
         self._starts = starts_of(description.get("post_processor"))
@@ -187,13 +188,6 @@ class FileTokenizer:
         self._bytes = self._find_bytes(model)
         self._reserved = self._find_reserved()
 
-    def _read(self) -> tuple[bytes, bytes]:
-        """Return the JSON that describes the tokenizer, and the content of its files."""
-        if self._merges is None:
-            content = self.path.read_bytes()
-            return content, content
-        return describe(self.path, self._merges), self.path.read_bytes() + b"\0" + self._merges.read_bytes()
-
     @property
     def has_neighbours(self) -> bool:
         """Whether other files of a Hugging Face folder, such as generation_config.json, may lie beside it."""
@@ -201,7 +195,7 @@ class FileTokenizer:
 
     def write(self, path: Path) -> None:
         """Write the JSON file that describes the tokenizer."""
-        path.write_bytes(self._read()[0])
+        path.write_bytes(self._content)
 
     @cached_property
     def eod(self) -> int:
@@ -237,6 +231,24 @@ class FileTokenizer:
             return np.empty(0, dtype), np.empty(0, np.int32)
         tokens, lengths = zip(*parts, strict=True)
         return np.concatenate(tokens), np.concatenate(lengths)
+
+    def encode_template(self, texts: list[str], dtype: np.dtype[Any]) -> Encoded:
+        """Return the ids of texts that a chat template wrote, as `encode_arrays`: what spells a special token is
+        one."""
+        parts = [_as_arrays(self._encodings(self._with_special, batch), dtype) for batch in _batches(texts)]
+        tokens, lengths = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths)
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The tokens that no text becomes, unless a chat template wrote it."""
+        return sorted(map(self.token, np.flatnonzero(self._reserved).tolist()))
+
+    @cached_property
+    def _with_special(self) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -8,6 +8,7 @@ was written is brought to the disk and noted (workspace.py): after a kill, the s
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from megatron_lfr.data.corpus.indexed import token_dtype
 from megatron_lfr.data.corpus.sidecar import Sidecar
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer
 from megatron_lfr.data.preprocess import inputs
+from megatron_lfr.data.preprocess.chat import template_digest
 from megatron_lfr.data.preprocess.encoding import Encoder
 from megatron_lfr.data.preprocess.inputs import Position, open_inputs
 from megatron_lfr.data.preprocess.output import (
@@ -40,6 +42,7 @@ from megatron_lfr.data.preprocess.output import (
 from megatron_lfr.data.preprocess.pool import encode_all
 from megatron_lfr.data.preprocess.progress import Progress
 from megatron_lfr.data.preprocess.readers import Columns, Reader
+from megatron_lfr.data.preprocess.supervised import RecordKeys
 from megatron_lfr.data.preprocess.workspace import Workspace, damaged
 
 _SECONDS_BETWEEN_NOTES = 10.0
@@ -89,6 +92,16 @@ class PreprocessConfig:
     tokenizer itself (its post-processor) starts texts with it."""
     no_bos: tyro.conf.FlagCreatePairsOff[bool] = False
     """Start no document with a start-of-document token, even if the tokenizer itself does."""
+    sft: bool = False
+    """Read supervised records, one a line of JSONL: {"prompt": ..., "response": ...}, or {"messages": [{"role": ...,
+    "content": ...}, ...]}, which the chat template beside tokenizer.json writes as text (this needs the package
+    transformers). Training then counts the responses alone: a loss mask is written beside the .bin, PREFIX.mask."""
+    prompt_key: str = "prompt"
+    """With --sft: key of the text before the response."""
+    response_key: str = "response"
+    """With --sft: key of the response."""
+    messages_key: str = "messages"
+    """With --sft: key of the messages of a chat."""
     skip_broken: bool = False
     """Leave out and count lines, rows and text files that are not documents (not UTF-8, not JSON, no text), instead of
     stopping at the first one."""
@@ -108,6 +121,9 @@ class PreprocessConfig:
         if self.bos and self.no_bos:
             raise ValueError("give --bos or --no-bos, not both")
         self.tokenizer_files()
+        keys = [self.prompt_key, self.response_key, self.messages_key]
+        if self.sft and len(set(keys)) < len(keys):
+            raise ValueError(f"--prompt-key, --response-key and --messages-key must differ: {', '.join(keys)}")
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
         _check_writable(self.output_prefix)
@@ -148,7 +164,7 @@ def run(config: PreprocessConfig) -> Summary:
     corpus in the way (without --overwrite); OSError for files that cannot be read or written.
     """
     config.validate()
-    readers = open_inputs(config.input, Columns(config.json_key, config.domain_key))
+    readers = open_inputs(config.input, Columns(config.json_key, config.domain_key, config.sft))
     tokenizer = load_tokenizer(config.tokenizer_files(), config.eod_token)
     encoder = Encoder(
         tokenizer=tokenizer,
@@ -158,6 +174,7 @@ def run(config: PreprocessConfig) -> Summary:
         bos=tokenizer.bos(True if config.bos else False if config.no_bos else None),
         dtype=token_dtype(tokenizer.vocab_size),
         skip_broken=config.skip_broken,
+        records=RecordKeys(config.prompt_key, config.response_key, config.messages_key) if config.sft else None,
     )
     workspace = Workspace(config.output_prefix, _settings(config, encoder), _identities(readers), config.restart)
     try:
@@ -229,7 +246,9 @@ def _encode(
     stored = [reader.stored_bytes for reader in readers]
     total = None if None in stored else sum(size or 0 for size in stored)
     workers = config.workers if total is None else min(config.workers, -(-total // inputs.CHUNK_BYTES))
-    output = Output(config.output_prefix, encoder.dtype, workspace.path, state.domains, config.overwrite)
+    output = Output(
+        config.output_prefix, encoder.dtype, workspace.path, state.domains, config.overwrite, masked=config.sft
+    )
     chunks = inputs.chunks(readers, state.place)
     notes = _Notes(workspace, output)
     try:
@@ -280,6 +299,8 @@ def _settings(config: PreprocessConfig, encoder: Encoder) -> dict[str, Any]:
         "--domain-key": config.domain_key,
         "end-of-document token": encoder.eod,
         "start-of-document token": encoder.bos,
+        "--sft": dataclasses.asdict(encoder.records) if encoder.records else None,
+        "chat template": template_digest(encoder.tokenizer) if encoder.records else None,
     }
 
 
@@ -293,6 +314,7 @@ def _sidecar(config: PreprocessConfig, encoder: Encoder, documents: int, tokens:
         output_prefix=config.output_prefix.name,
         documents=documents,
         tokens=tokens,
+        mask=config.sft,
     )
     return sidecar.to_json()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lfr.data.preprocess.encoding import Part
+from megatron_lfr.data.preprocess.documents import Part
 from megatron_lfr.data.preprocess.readers import Columns, HubReader, LineReader, ParquetReader, Reader, TextReader
 from megatron_lfr.output import visible
 
@@ -156,6 +156,8 @@ def _file(path: Path, columns: Columns) -> Reader:
         reason = "is not a regular file, and could not be read again after a kill" if path.exists() else "no such file"
         raise ValueError(f"--input {path}: {reason}")
     kind, size = _kind(path), path.stat().st_size
+    if columns.records and kind not in JSONL_SUFFIXES:
+        raise ValueError(f"--sft: reads JSON lines ({', '.join(JSONL_SUFFIXES)}), not {path}")
     if path.suffix.lower() == ".zst":
         _require("zstandard", str(path))
     if kind in JSONL_SUFFIXES:
@@ -176,6 +178,8 @@ def _hub(name: str, columns: Columns) -> HubReader:
     words = name.removeprefix(HUB).split(":")
     if not words[0] or len(words) > 3 or not all(words):
         raise ValueError(f"--input {name}: must be {HUB}NAME, {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT")
+    if columns.records:
+        raise ValueError(f"--sft: reads JSON lines, not {name}")
     _require("datasets", name)
     split = words[-1] if len(words) > 1 else "train"
     return HubReader(name, words[0], words[1] if len(words) == 3 else None, split, columns)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.corpus.indexed import IndexedDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.mask import MASK
 from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.preprocess.output import exists
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
@@ -41,9 +42,9 @@ def merge(config: MergeConfig) -> MergeSummary:
     """Write the joined dataset, byte for byte as Megatron's `IndexedDatasetBuilder.add_index` does.
 
     Every input is checked completely before anything is written, and the output gets its name when it is complete.
-    It has a sidecar if all inputs have one. Errors: ValueError for damaged inputs, inputs of different types or
-    tokenizers, and an output that is an input or (without --overwrite) already exists; OSError for files that are
-    missing or cannot be written.
+    It has a sidecar if all inputs have one, and a loss mask if any has one: of the others, all tokens count. Errors:
+    ValueError for damaged inputs, inputs of different types or tokenizers, and an output that is an input or (without
+    --overwrite) already exists; OSError for files that are missing or cannot be written.
     """
     if not config.input:
         raise ValueError("--input: give at least one prefix")
@@ -52,14 +53,19 @@ def merge(config: MergeConfig) -> MergeSummary:
         raise ValueError(f"--output-prefix {output}: must name a file in a folder that exists")
     dtype = IndexedDataset(config.input[0]).dtype
     sidecar, everywhere = common_sidecar(_checked(config, dtype), "--input")
+    masked = any(with_suffix(prefix, MASK).exists() for prefix in config.input)
     if exists(output) and not config.overwrite:
         raise ValueError(f"--output-prefix {output}: already exists; give another name, or --overwrite to replace it")
-    with IndexedDatasetWriter(output, dtype) as writer:
+    with IndexedDatasetWriter(output, dtype, masked=masked) as writer:
         for prefix in config.input:
             writer.add_dataset(IndexedDataset(prefix))
         if sidecar is not None and everywhere:
             merged = dataclasses.replace(
-                sidecar, output_prefix=output.name, documents=writer.num_documents, tokens=writer.num_tokens
+                sidecar,
+                output_prefix=output.name,
+                documents=writer.num_documents,
+                tokens=writer.num_tokens,
+                mask=masked,
             )
             writer.meta = merged.to_json()
     return MergeSummary(output, writer.num_documents, writer.num_tokens, writer.meta is not None)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.corpus.indexed import META, with_suffix
+from megatron_lfr.data.corpus.indexed import with_suffix
 from megatron_lfr.data.corpus.sidecar import output_prefix_of
 from megatron_lfr.data.preprocess.encoding import EncodedChunk
 from megatron_lfr.data.preprocess.workspace import damaged
-from megatron_lfr.data.preprocess.writer import Extent, IndexedDatasetWriter, publish_pair
+from megatron_lfr.data.preprocess.writer import SUFFIXES, Extent, IndexedDatasetWriter, publish_pair
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,26 @@ class PrefixSummary:
 class Output:
     """The writers of all domains, by the domain's name in the input.
 
-    state: what `durable` returned in a run that was killed; the writers continue from there.
+    state: what `durable` returned in a run that was killed; the writers continue from there. masked: whether documents
+    have loss masks.
     Errors: ValueError for domains that would share a file name, a corpus that already exists without `overwrite`, a
     `state` that does not fit the folder, an input without a token; OSError.
     """
 
     def __init__(
-        self, prefix: Path, dtype: np.dtype[Any], work: Path, state: list[dict[str, Any]], overwrite: bool
+        self,
+        prefix: Path,
+        dtype: np.dtype[Any],
+        work: Path,
+        state: list[dict[str, Any]],
+        overwrite: bool,
+        masked: bool = False,
     ) -> None:
         self._prefix = prefix
         self._overwrite = overwrite
         self._dtype = dtype
         self._work = work
+        self._masked = masked
         self._writers: dict[str | None, IndexedDatasetWriter] = {}
         self._paths: dict[Path, str | None] = {}
         self._skipped: dict[str | None, int] = {}
@@ -61,7 +69,7 @@ class Output:
         for group in encoded.groups:
             if group.domain not in self._writers:
                 self._open(group.domain, group.first_seen, None)
-            self._writers[group.domain].add_documents(group.tokens, group.lengths)
+            self._writers[group.domain].add_documents(group.tokens, group.lengths, group.mask)
             self._skipped[group.domain] += group.skipped
 
     def durable(self) -> list[dict[str, Any]]:
@@ -99,7 +107,7 @@ class Output:
                 raise ValueError(f"{first_seen}: the corpus {path} already exists, of --output-prefix {owner!r}")
             if not self._overwrite:
                 raise ValueError(f"{first_seen}: the corpus {path} already exists; --overwrite replaces it")
-        self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent)
+        self._writers[domain] = IndexedDatasetWriter(path, self._dtype, self._work, extent, masked=self._masked)
         self._skipped[domain] = 0
 
     def _path(self, domain: str | None, first_seen: str) -> Path:
@@ -156,4 +164,4 @@ def publish(summaries: list[PrefixSummary], work: Path) -> None:
     """Give sealed files their final names. After a kill, the same call does the rest."""
     for summary in summaries:
         name = work / summary.prefix.name
-        publish_pair(summary.prefix, *(with_suffix(name, suffix) for suffix in (".bin", ".idx", META)))
+        publish_pair(summary.prefix, {suffix: with_suffix(name, suffix) for suffix in SUFFIXES})

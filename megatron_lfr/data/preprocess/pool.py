@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 from megatron_lfr import interrupt
 from megatron_lfr.data.corpus.tokenizer import load_tokenizer
-from megatron_lfr.data.preprocess.encoding import EncodedChunk, Encoder, Part
+from megatron_lfr.data.preprocess.documents import Part
+from megatron_lfr.data.preprocess.encoding import EncodedChunk, Encoder
 from megatron_lfr.data.preprocess.inputs import Chunk
 
 _MOST_THREADS = 4

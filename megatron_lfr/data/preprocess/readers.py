@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from megatron_lfr.data.preprocess.encoding import Lines, Part, Rows, TextFile
+from megatron_lfr.data.preprocess.documents import Lines, Part, Rows, TextFile
 
 _SKIP_BYTES = 1 << 20
 _PARQUET_ROWS = 1024
@@ -27,6 +27,8 @@ class Columns:
 
     text: str
     domain: str | None
+    records: bool = False
+    """Whether documents are supervised records, which no table has."""
 
 
 @dataclass(frozen=True)

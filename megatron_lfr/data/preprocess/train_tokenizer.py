@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from megatron_lfr.data.preprocess.encoding import BrokenDocument, parse_document, raw_documents, where
+from megatron_lfr.data.preprocess.documents import BrokenDocument, parse_document, raw_documents, where
 from megatron_lfr.data.preprocess.inputs import Position, chunks, open_inputs
 from megatron_lfr.data.preprocess.readers import Columns, Reader
 from megatron_lfr.fileio import check_replaces, write_atomic

@@ -1,0 +1,77 @@
+"""The start of a phase: its scores from the ledger, and its order from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megatron_lfr.lfr.guard import Verdict, as_review, judge
+from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
+from megatron_lfr.lfr.left_out import Scores
+from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
+from megatron_lfr.lfr.rescoring import read_scores
+from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays
+from megatron_lfr.lfr.selection import Order, phase_seed
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a phase trains on.
+
+    scores: fp32 [n_blocks], from which the order was made; NaN where a block has none. order: ids [samples], in the
+    order of training. selection: what is left out; None unless a Focus is trained. verdict: that of its guard; None
+    without one.
+    """
+
+    scores: Scores
+    order: Order
+    selection: AnySelection | None
+    verdict: Verdict | None
+
+
+def start_phase(
+    plan: Plan, planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
+) -> Started:
+    """Begin a phase in `ledger`, in which all steps before it are recorded, and make its order. arrays: those of the
+    phase's segment."""
+    scores, prior = _scores(planned, ledger, seed, journal, arrays)
+    order, selection = plan.make_order(planned, scores, seed, arrays)
+    verdict = None
+    if planned.phase.guarded_by is not None:
+        review = replace(planned, phase=as_review(planned.phase))
+        at_random, _ = plan.make_order(review, scores, seed, arrays)
+        verdict = judge(planned.phase, order, at_random, arrays)
+        if not verdict.accepted:
+            order, selection = at_random, None
+    samples_by_score = planned.phase.kind == "focus" and (verdict is None or verdict.accepted)
+    ledger.begin_phase(planned.first_step, samples_by_score, prior, planned.segment)
+    return Started(scores, order, selection, verdict)
+
+
+def _scores(
+    planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays
+) -> tuple[Scores, Scores | None]:
+    """Return the scores [n_blocks] of a phase, and those that its losses are measured against, if they are others."""
+    phase = planned.phase
+    match phase.score_mode if phase.kind == "focus" else "recorded":
+        case "detrended":
+            return ledger.detrended_scores(), None
+        case "shuffled":
+            return ledger.shuffled_scores(phase_seed(seed, -1 - planned.index)), None
+        case "improvement":
+            scores = ledger.improvement_scores()
+            return scores, of_unit_spread(
+                -scores
+            )  # losses rise with a prior, and those that have just fallen are lower
+        case "rescored" | "call" as mode:
+            scores = ledger.of_all(read_scores(journal, planned.index, ledger.n_blocks(planned.segment)))
+            return scores, of_unit_spread(scores) if mode == "call" else scores
+        case "file" | "excess" as mode:
+            assert phase.scored_by is not None
+            array = ledger.of_all(arrays[phase.scored_by].view(np.float32))
+            scores = array if mode == "file" else ledger.detrended_scores() - array
+            return scores, of_unit_spread(scores)
+        case _:
+            return ledger.recorded_scores(), None
