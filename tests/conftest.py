@@ -91,16 +91,21 @@ def forbid_drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 LONGEST = [
-    "distributed/test_deepspeed.py",
-    "huggingface/test_families.py",
-    "distributed/test_faults.py",
-    "training/test_resume.py",
-    "distributed/test_parity.py",
     "distributed/test_engine.py",
+    "distributed/test_deepspeed.py",
+    "distributed/test_faults.py",
+    "distributed/test_parity.py",
     "distributed/test_two_hosts.py",
+    "huggingface/test_families.py",
     "tests/test_launch_examples.py",
+    "study/test_study.py",
+    "tests/test_examples.py",
+    "training/test_resume.py",
+    "distributed/test_tensor_parallel.py",
+    "csrc/test_fuzz.py",
+    "tests/test_selection_example.py",
 ]
-"""Files of a minute or more each, as --durations says of the whole suite."""
+"""Files of about a minute or more each, as --durations says of the whole suite."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,6 +37,7 @@ from megatron_lfr.config import parse_run_config
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, PlannedPhase
 from megatron_lfr.lfr.journal import JournalReader
+from megatron_lfr.parallel import shutdown
 from megatron_lfr.planning import make_plan
 from megatron_lfr.training.run import train
 
@@ -201,11 +202,12 @@ def run_cases(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:
 def _rank_main(rank: int, world_size: int, store: str, cases: list[Case], folder: str, prefixes: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
-    )
-    run_here(cases, Path(folder), prefixes)
-    dist.destroy_process_group()
+    files, timeout = dist.FileStore(store, world_size), timedelta(minutes=30)
+    for case in cases:  # each with groups of its own: each that gloo has made keeps a thread that wakes up every 10 ms
+        prefix = dist.PrefixStore(case.name, files)
+        dist.init_process_group("gloo", store=prefix, rank=rank, world_size=world_size, timeout=timeout)
+        run_here([case], Path(folder), prefixes)
+        shutdown()
 
 
 def run_here(cases: Sequence[Case], folder: Path, prefixes: list[str]) -> None:

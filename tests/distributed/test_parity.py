@@ -30,7 +30,9 @@ LAYOUTS = {
 }
 VARIANTS = matrix.VARIANTS | {"dropout": matrix.FAMILIES["dropout"]}
 # Two micro-batches in a step, not four: layers talk most here, and a call of gloo takes milliseconds.
-TWO_MICRO_BATCHES = ("TP2 SP", "TP4 SP")
+TWO_MICRO_BATCHES = ("TP2 SP", "TP4 SP", "CP2", "PP2 interleaved", "TP2 PP2")
+ONE_MICRO_BATCH = ["--micro-batch-size", "8"]
+"""Of the references: they are sums over all rows at once."""
 RESUMED = ("1", "PP2 interleaved", "DP4 optim_grads_params", "CP2")
 BRANCHED = "CP2"
 """Of these, the one that is a branch: it goes on in a folder of its own, and its parent stays as it is."""
@@ -41,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folders of all runs, by name; of the references by variant."""
     folder = tmp_path_factory.mktemp("parity")
     prefixes = matrix.write_corpus(folder)
-    references = [matrix.Case(v, 1, flags) for v, flags in VARIANTS.items()]
+    references = [matrix.Case(v, 1, [*flags, *ONE_MICRO_BATCH]) for v, flags in VARIANTS.items()]
     cases = []
     for name, variant in LAYOUTS.items():
         ranks, flags = matrix.LAYOUTS[name]
