@@ -41,7 +41,8 @@ Samples:
 
 Cases, which run in processes that a test starts, and return their results to it:
     engine_cases, tensor_parallel_cases, session_cases: ranks of an engine, of layers, of sessions.
-    engine_steps, engine_adapters, engine_supervised, engine_faults, engine_costs: the engine's cases, of engine_layouts and engine_errors.
+    engine_steps, engine_adapters, engine_supervised, engine_faults, engine_costs: the engine's cases.
+    engine_layouts, engine_errors: what they are made of, and how far an engine is from the oracle.
     family_cases: ranks that train a model of each family.
     launcher_cases, doctor_cases: ranks that meet under each launcher, and that a doctor looks at.
     deepspeed_cases, deepspeed_memory: ranks of DeepSpeed's engine, of runs under it, and what memory they take.
