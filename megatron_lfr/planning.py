@@ -27,11 +27,13 @@ def make_plan(
     past: Plan | None = None,
     names: Sequence[str] = (),
     begun: Sequence[Phase] = (),
+    at_most: bool = False,
 ) -> Plan:
     """Lay out the schedule over the corpus for `world_size` ranks (by default as many as have been started).
 
     past: the segments before. The schedule is then that of one more, and lengths are those of the run to its end.
-    names: the domains of the corpus. begun: the phases of this segment in a run that has begun.
+    names: the domains of the corpus. begun: the phases of this segment in a run that has begun. at_most: the corpus may
+    turn out to have fewer blocks.
     """
     lfr = config.lfr
     budgets = _budgets(config, past)
@@ -46,6 +48,7 @@ def make_plan(
             blend=blend,
             past=past,
             names=names,
+            at_most=at_most,
         )
     except ValueError as error:
         if "--" in str(error):  # names the flag already
@@ -73,10 +76,12 @@ def make_new_plan(
     world_size: int | None = None,
     blend: Blend | None = None,
     names: Sequence[str] = (),
+    at_most: bool = False,
 ) -> Plan:
     """Lay out a new run, with the segments of --rampup-batch-size before that of the schedule; see `make_plan`."""
     blend = blend or Blend([0, n_blocks])
-    return make_plan(config, n_blocks, world_size, blend, rampup_plan(config, blend, world_size), names)
+    past = rampup_plan(config, blend, world_size)
+    return make_plan(config, n_blocks, world_size, blend, past, names, at_most=at_most)
 
 
 def rampup_plan(config: RunConfig, blend: Blend, world_size: int | None = None) -> Plan | None:

@@ -78,13 +78,15 @@ class Schedule:
         blend: Blend | None = None,
         past: Plan | None = None,
         names: Sequence[str] = (),
+        at_most: bool = False,
     ) -> Plan:
         """Lay the schedule out over a corpus of `n_blocks` blocks.
 
         At most one budget may be given. It is required where durations are shares; otherwise `train_iters` or
         `train_samples` must agree with the sum of the phases. blend: how corpora share the samples; by default, every
         block counts the same. past: the segments before, whose blocks are the first of the corpus; the schedule and the
-        budget are then those of one more segment. names: those of the corpora, for scopes. ValueError names a phase
+        budget are then those of one more segment. names: those of the corpora, for scopes. at_most: the corpus may turn
+        out to have fewer blocks, so that nothing is refused because blocks come too seldom. ValueError names a phase
         whose order could not be made.
         """
         if n_blocks < 1:
@@ -104,7 +106,8 @@ class Schedule:
         else:
             samples = self._samples_of_durations(seq_length, global_batch_size, blend, past, corpora)
         plan = append_segment(past, self.phases, samples, corpora, blend, seq_length, global_batch_size)
-        check_second_visits(plan)
+        if not at_most:
+            check_second_visits(plan)
         if not self.in_shares:
             _check_budget(plan, train_iters, train_samples, train_epochs)
         if max(samples) > MOST_SAMPLES:

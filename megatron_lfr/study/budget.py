@@ -40,21 +40,22 @@ class Compute:
 
 
 def fit_budget(
-    arm: Arm, config: RunConfig, corpus: BlockDataset, budget: float, preparation: float, where: str
+    arm: Arm, config: RunConfig, corpus: BlockDataset, budget: float, preparation: float, where: str, at_most: bool
 ) -> tuple[Compute, Settings, Plan]:
-    """Return what a run computes within `budget`, the settings that give it that length, and its plan."""
+    """Return what a run computes within `budget`, the settings that give it that length, and its plan. at_most: the run
+    trains on a part of the corpus that is yet to be made."""
     schedule = run_schedule(config.lfr)
     step_tokens = config.training.blocks_per_step(1) * config.data.seq_length
     rescored = sum(phase.is_rescored for phase in schedule.phases) * corpus.train.num_blocks * corpus.seq_length
     rescoring = FORWARD * rescored
     if not schedule.in_shares and arm.length == "budget":
-        plan = plan_run(config, corpus, where)
+        plan = plan_run(config, corpus, where, at_most)
         raise ValueError(
             f"{where}: its schedule has a length of its own ({plan.total_steps} steps), the budget another: say length:"
             " scaled (its phases in these proportions) or length: schedule (as it is, whatever it costs)"
         )
     if not schedule.in_shares and arm.length == "schedule":
-        plan = plan_run(config, corpus, where)
+        plan = plan_run(config, corpus, where, at_most)
         steps, lfr = plan.total_steps, {}
         training = float(plan.total_samples * plan.seq_length)
     else:
@@ -64,10 +65,10 @@ def fit_budget(
                 f"{where}: a budget of {budget:.4g} tokens leaves {steps} steps after {preparation:.4g} for what it "
                 f"prepares and {rescoring:.4g} for rescoring; its schedule has {len(schedule.phases)} phases"
             )
-        lfr = {} if schedule.in_shares else {"lfr_schedule": _scaled(plan_run(config, corpus, where), steps)}
+        lfr = {} if schedule.in_shares else {"lfr_schedule": _scaled(plan_run(config, corpus, where, at_most), steps)}
         training = float(steps * step_tokens)
     sized = {**lfr, "train_iters": steps}
-    plan = plan_run(_with_length(config, lfr, steps), corpus, where)
+    plan = plan_run(_with_length(config, lfr, steps), corpus, where, at_most)
     if plan.total_samples * plan.seq_length != training:
         raise ValueError(f"{where}: --rampup-batch-size: not in a study, whose steps are all of one size")
     return Compute(budget, training, rescoring, preparation), sized, plan
@@ -99,10 +100,10 @@ def rescored_blocks(plan: Plan) -> int:
     return plan.n_blocks * sum(planned.phase.is_rescored for planned in plan.phases)
 
 
-def plan_run(config: RunConfig, corpus: BlockDataset, where: str) -> Plan:
-    """Lay out a run over its corpus; a ValueError begins with `where`."""
+def plan_run(config: RunConfig, corpus: BlockDataset, where: str, at_most: bool = False) -> Plan:
+    """Lay out a run over its corpus, or over `at_most` that; a ValueError begins with `where`."""
     try:
         blend = make_blend(config, corpus)
-        return make_new_plan(config, corpus.train.num_blocks, 1, blend, corpus.train.domains)
+        return make_new_plan(config, corpus.train.num_blocks, 1, blend, corpus.train.domains, at_most)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

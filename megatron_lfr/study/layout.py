@@ -128,7 +128,8 @@ class _Bench:
         blocks = self.inputs.check(config, corpus, where)
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * point
-        compute, length, plan = fit_budget(arm, config, blocks, budget, preparation / token_flops, where)
+        prepared = preparation / token_flops
+        compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
         identity = {
             "settings": {**settings, **length},
             "steps": list(outputs.values()),

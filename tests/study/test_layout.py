@@ -112,3 +112,22 @@ def test_digests_differ_with_what_is_trained_but_not_with_where(corpus: list[str
     assert len(digests("a", 0.01)) == 4
     assert digests("a", 0.01) == digests("b", 0.01)
     assert digests("a", 0.01).isdisjoint(digests("a", 0.02))
+
+
+def test_a_corpus_that_is_yet_to_be_cleaned_may_be_small_enough(corpus: list[str], tmp_path: Path) -> None:
+    """Improvement needs blocks that come twice: of the corpus as it is none is certain to, of the cleaned one it is not
+    known."""
+    content = tiny_study(corpus)
+    blocks = BlockDataset(corpus, 16, "1").train.num_blocks
+    content["compute"] = int(1.2 * blocks) * 16
+    content["arms"] = {"uniform": content["arms"]["uniform"]}
+    schedule = [
+        {"kind": "learn", "duration": 0.6, "unit": "share"},
+        {"kind": "focus", "duration": 0.4, "unit": "share", "drop": 0.3, "score": "improvement"},
+    ]
+    content["arms"]["falls"] = {"settings": {"lfr_schedule": schedule}}
+    with pytest.raises(ValueError, match="score improvement needs blocks that have been trained on twice"):
+        lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+    content["arms"]["falls"]["prepare"] = {"common": {"commonness": {}}, "corpus": {"clean": "common"}}
+    layout = lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+    assert len(run(layout, "falls").plan.phases) == 2
