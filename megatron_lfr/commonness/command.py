@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
         )
     if summary["junk"]:
         share, ratio, beyond = (summary["junk"][name] for name in ("share", "ratio_below", "beyond_below"))
-        order = "" if beyond is None else f", or tokens {-beyond:.2f} nats less likely than usual"
+        order = "" if beyond is None else f", or whose tokens are {-beyond:.2f} nats less likely than usual"
         print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {ratio:.2f}{order}")
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:

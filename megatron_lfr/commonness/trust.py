@@ -17,6 +17,9 @@ LEAST_TRUSTED = 0.01
 """The share of the trusted text's own tokens whose ratio is as low as junk's. Ours."""
 MOST_TRUSTED = 0.03
 """Most of them that may be in as little order as what is taken for junk. Ours."""
+LEAST_DOCUMENTS = 100
+"""Fewest documents, as `effective_number` counts them, whose spread tells what is in less order than trusted text.
+Ours: with 50, documents of kinds that a few trusted ones happen to lack were taken for junk."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def compare(
     by_corpus and trusted_by_corpus: the scores of both by the corpus' model, whose unigrams say what is chance. size:
     log2 of the table's counters, vocabulary, threads. junk_share: the share of the corpus' tokens to take for junk, by
     the ratio, or auto: documents whose ratio is lower than that of 99 % of the trusted text, and those that lie most
-    below what their tokens usually have in it, as many as there are more of than in the trusted text. Each part of the
-    trusted text is scored without itself.
+    below what their tokens usually have in it, as many as there are more of than in the trusted text, where that has
+    LEAST_DOCUMENTS. Each part of the trusted text is scored without itself.
     """
     log2_slots, vocab_size, threads = size
     model = count_ngrams(trusted, log2_slots, vocab_size, threads)
@@ -61,9 +64,11 @@ def compare(
         return Trust(likely, ratio, blocks, ratio < ratio_below, ratio_below, None)
     of_trusted, lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
     ratio_below = token_quantile(of_trusted.documents - trusted_by_corpus.documents_unigram, lengths, LEAST_TRUSTED)
-    more = excess(likely.documents_beyond, lengths_of(corpus), of_trusted.documents_beyond, lengths)
-    beyond_below = token_quantile(likely.documents_beyond, lengths_of(corpus), more)
-    junk = (ratio < ratio_below) | (likely.documents_beyond < beyond_below)
+    junk, beyond_below = ratio < ratio_below, None
+    if effective_number(lengths) >= LEAST_DOCUMENTS:
+        more = excess(likely.documents_beyond, lengths_of(corpus), of_trusted.documents_beyond, lengths)
+        beyond_below = token_quantile(likely.documents_beyond, lengths_of(corpus), more)
+        junk |= likely.documents_beyond < beyond_below
     return Trust(likely, ratio, blocks, junk, ratio_below, beyond_below)
 
 
@@ -77,6 +82,13 @@ def token_quantile(ratio: Floats, lengths: Int64s, share: float) -> float:
     order = np.argsort(ratio, kind="stable")  # what has no tokens has no ratio, and comes last
     running = np.cumsum(lengths[order])
     return float(ratio[order[np.searchsorted(running, share * running[-1], side="right")]])
+
+
+def effective_number(lengths: Int64s) -> float:
+    """Return how many documents of one length would have a mean over tokens that is as well known (Kish 1965): fewer
+    than there are where some hold most of the tokens."""
+    squares = float((lengths.astype(np.float64) ** 2).sum())
+    return float(lengths.sum()) ** 2 / squares if squares else 0.0
 
 
 def excess(values: Floats, lengths: Int64s, trusted: Floats, trusted_lengths: Int64s) -> float:

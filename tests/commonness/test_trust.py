@@ -11,7 +11,7 @@ import pytest
 
 from megatron_lfr.commonness.items import Prefix, reference_prefixes
 from megatron_lfr.commonness.likelihood import count_ngrams, score
-from megatron_lfr.commonness.trust import compare, excess, token_quantile
+from megatron_lfr.commonness.trust import Trust, compare, effective_number, excess, token_quantile
 from megatron_lfr.commonness.usual import Usual
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from support.commonness_samples import JUNK, VOCAB_SIZE, documents, edited, junk, write
@@ -21,14 +21,18 @@ def opened(prefix: Path, texts: list[list[int]]) -> list[Prefix]:
     return reference_prefixes([IndexedDataset(write(prefix, texts))])
 
 
-def found_share(folder: Path, corpus: list[list[int]], trusted: list[list[int]]) -> float:
-    """Return the share of the corpus' tokens that is taken for junk."""
+def judged(folder: Path, corpus: list[list[int]], trusted: list[list[int]]) -> Trust:
+    """Return what the trusted text says of the corpus."""
     prefixes, reference = opened(folder / "corpus", corpus), opened(folder / "trusted", trusted)
     model = count_ngrams(prefixes, 22, VOCAB_SIZE, 2)
     by_corpus, of_trusted = score(model, prefixes, True, 2), score(model, reference, False, 2)
-    trust = compare(prefixes, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
+    return compare(prefixes, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
+
+
+def found_share(folder: Path, corpus: list[list[int]], trusted: list[list[int]]) -> float:
+    """Return the share of the corpus' tokens that is taken for junk."""
     lengths = np.array([len(text) for text in corpus])
-    return float(lengths[trust.junk].sum() / lengths.sum())
+    return float(lengths[judged(folder, corpus, trusted).junk].sum() / lengths.sum())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.12, 0.25])
@@ -118,6 +122,18 @@ def test_the_excess_over_trusted_text(rng: np.random.Generator) -> None:
                 assert share_of_junk == pytest.approx(tokens[junk].sum() / tokens.sum(), abs=0.02)
     nothing = np.append(trusted[:10], np.float32(np.nan))
     assert 0 <= excess(nothing, np.append(lengths[:10], 0), trusted, lengths) <= 1
+
+
+def test_few_documents_do_not_tell_what_is_out_of_order(tmp_path: Path) -> None:
+    """A hundred of like length do; as many tokens in fewer documents do not, nor a hundred of which one holds most."""
+    assert effective_number(np.full(100, 7)) == pytest.approx(100)
+    assert effective_number(np.array([10_000, *[1] * 99])) < 2
+    texts = documents()
+    joined = [list(itertools.chain(*texts[first : first + 5])) for first in range(0, 150, 5)]
+    for name, trusted, is_enough in (("few", joined, False), ("many", texts[:150], True)):
+        (tmp_path / name).mkdir()
+        trust = judged(tmp_path / name, texts[150:], trusted)
+        assert (trust.beyond_below is not None) == is_enough
 
 
 def test_the_quantile_counts_tokens() -> None:
