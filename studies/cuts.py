@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from make_corpora import JUNK_KINDS, Document, apart, library_text, read_text, redundant, take, write_documents
 
 from megatron_lfr.cli import main as megatron_lfr
+from megatron_lfr.commonness.items import reference_prefixes
+from megatron_lfr.commonness.trust import lengths_of
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.fileio import write_atomic
 
@@ -61,10 +62,6 @@ def index(folder: Path, name: str, documents: list[Document], tokenizer: Path) -
     return [str(path.with_suffix("")) for path in sorted(folder.glob(f"{name}_*.idx"))]
 
 
-def document_lengths(dataset: IndexedDataset) -> npt.NDArray[np.int64]:
-    return np.diff([dataset.document_offset(number) for number in range(dataset.num_documents + 1)])
-
-
 def shares(folder: Path, corpus: list[str], trusted: list[str], documents: list[Document]) -> dict[str, float]:
     """Cut a corpus; returns the shares of its tokens that are planted and found, as junk and as copies."""
     run(
@@ -82,7 +79,7 @@ def shares(folder: Path, corpus: list[str], trusted: list[str], documents: list[
         *("--tokenizer-model", str(folder / "tokenizer.json"), "--memory-gb", "1", "--threads", "1"),
         *("--output", str(folder / "commonness")),
     )
-    lengths = np.concatenate([document_lengths(IndexedDataset(prefix)) for prefix in corpus])
+    lengths = lengths_of(reference_prefixes([IndexedDataset(prefix) for prefix in corpus]))
     kinds = np.array([kind for _, kind, _ in documents])
     weight = np.load(folder / "commonness/document_weight.npy", allow_pickle=False)
     representative = np.load(folder / "commonness/document_representative.npy", allow_pickle=False)

@@ -70,9 +70,8 @@ def _run(flags: list[str]) -> dict[str, Any]:
     killed = process.returncode in (-9, 137)  # by the kernel, for memory
     if killed or any(text in process.stdout.lower() for text in _OUT_OF_MEMORY):
         return {"state": "does not fit", "reason": "killed" if killed else "out of memory"}
-    lines = [
-        text for line in process.stdout.splitlines() if (text := line.strip("│╭╮╰╯─= ")) and any(map(str.isalnum, text))
-    ]
+    unframed = (line.strip("│╭╮╰╯─= ") for line in process.stdout.splitlines())
+    lines = [line for line in unframed if any(map(str.isalnum, line))]
     refusal = "megatron-lfr benchmark: error:"
     errors = [line.removeprefix(refusal).strip() for line in lines if line.startswith(refusal)]
     if errors:
