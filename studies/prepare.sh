@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the corpora of the studies in FOLDER: text, a tokenizer of the clean text, and indexed datasets in FOLDER/data.
+# Makes the corpora of the studies in FOLDER: text, a tokenizer of the clean text, indexed datasets in FOLDER/data, and
+# clusters of the redundant corpus' blocks by content.
 # usage: prepare.sh FOLDER [flags of make_corpora.py]. What stands in FOLDER already is not made again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,3 +15,7 @@ for corpus in clean redundant held_out trusted; do
         megatron-lfr preprocess --input "$out/$corpus.jsonl" --output-prefix "$out/data/$corpus" \
             --tokenizer "$out/tokenizer.json" --domain-key domain --workers 1
 done
+indexes=("$out"/data/redundant_*.idx)
+[ -f "$out/redundant_clusters.npy" ] ||
+    python "$here/../examples/content_clusters.py" --data-path "${indexes[@]%.idx}" --split 100,0,0 --seq-length 128 \
+        --clusters 64 --output "$out/redundant_clusters.npy"
