@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ import tyro
 from megatron_lfr.output import print_table
 from megatron_lfr.study.definition import Study, read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
-from megatron_lfr.study.page import write_report
+from megatron_lfr.study.page import sentences, write_report
 from megatron_lfr.study.pilot import PilotConfig, advice, prepare
 from megatron_lfr.study.results import load_results
 from megatron_lfr.study.runner import choose, find_forks, read_result, run_study
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         _print_plan(layout, output, runs, len(environments))
         return 0
     ended = [] if config.report_only else run_study(study, layout, output, runs, environments)
-    return _report(study, layout, output, ended)[0]
+    return _report(study, layout, output, ended)
 
 
 def _pilot(argv: Sequence[str]) -> int:
@@ -81,26 +81,33 @@ def _pilot(argv: Sequence[str]) -> int:
     layout = lay_out_study(study, config.output)
     environments = [{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
     ended = run_study(study, layout, config.output, choose(layout, []), environments)
-    code, summary = _report(study, layout, config.output, ended)
-    if summary is not None and not code:
-        print(f"to do: {advice(summary)}")
-    return code
+    return _report(study, layout, config.output, ended, advice)
 
 
-def _report(study: Study, layout: Layout, output: Path, ended: Sequence[Ended]) -> tuple[int, dict[str, Any] | None]:
-    """Write the page, print what it says and what was not done. Returns the exit code, and the figures if there are."""
-    failed, summary = [end for end in ended if end.code], None
+def _report(
+    study: Study,
+    layout: Layout,
+    output: Path,
+    ended: Sequence[Ended],
+    advise: Callable[[dict[str, Any]], str] | None = None,
+) -> int:
+    """Write the page, print what it says and what was not done. Returns the exit code.
+
+    advise: what to do, of the figures of a study all of whose runs are done.
+    """
+    failed = [end for end in ended if end.code]
     results = load_results(study, layout, output)
     if not results.runs:
         print(f"{output}: no run is done yet")
     else:
         summary = summarize(results)
+        if advise is not None and not summary["open_runs"]:
+            summary["to_do"] = advise(summary)
         print(f"report: {write_report(summary, output)}")
-        for cell in summary["cells"]:
-            print(cell["verdict"]["sentence"])
+        print("\n".join(sentences(summary)))
     for end in failed:
         print(f"not done: {end.task.name} ({end.task.log})")
-    return (1 if failed else 0), summary
+    return 1 if failed else 0
 
 
 def _environments(config: StudyConfig) -> list[dict[str, str]]:

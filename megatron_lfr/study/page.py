@@ -33,7 +33,7 @@ def write_report(summary: dict[str, Any], output: Path) -> Path:
 
 def make_markdown(summary: dict[str, Any]) -> str:
     """Return the sentences and tables as Markdown."""
-    parts = [f"# {visible(summary['title'])}\n", *(f"{cell['verdict']['sentence']}\n" for cell in summary["cells"])]
+    parts = [f"# {visible(summary['title'])}\n", *(f"{sentence}\n" for sentence in sentences(summary))]
     parts += [f"{text}\n" for text in _facts(summary)]
     for cell in summary["cells"]:
         parts.append(f"## {_name(cell)}\n")
@@ -45,9 +45,9 @@ def make_markdown(summary: dict[str, Any]) -> str:
 def make_page(summary: dict[str, Any]) -> str:
     """Return the report as one HTML file that needs no other."""
     links, sections = [("verdict", "What the figures support")], []
-    sentences: list[Content] = [element("p", cell["verdict"]["sentence"]) for cell in summary["cells"]]
+    verdict: list[Content] = [element("p", sentence) for sentence in sentences(summary)]
     facts: list[Content] = [element("p", text, class_="note") for text in _facts(summary)]
-    sections.append(element("section", element("h2", links[0][1]), *sentences, *facts, id="verdict"))
+    sections.append(element("section", element("h2", links[0][1]), *verdict, *facts, id="verdict"))
     for number, cell in enumerate(summary["cells"]):
         links.append((f"cell{number}", _name(cell)))
         sections.append(element("section", element("h2", _name(cell)), _cell(summary, cell), id=f"cell{number}"))
@@ -62,6 +62,12 @@ def make_page(summary: dict[str, Any]) -> str:
         ]
     )
     return document(f"{summary['title']}: a study of data selection", body)
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """Return what the figures say of each cell, and what to do, where that is known."""
+    to_do = [] if summary["to_do"] is None else [f"To do: {summary['to_do']}."]
+    return [cell["verdict"]["sentence"] for cell in summary["cells"]] + to_do
 
 
 def _facts(summary: dict[str, Any]) -> list[str]:

@@ -187,7 +187,7 @@ def definition(config: PilotConfig, sample: Sample, compute: float) -> dict[str,
             f"{steps} steps a run; at least 20 are needed"
         )
     return {
-        "title": f"What choosing data is worth: {sample.tokens:,} tokens of {', '.join(config.data_path)}",
+        "title": f"What choosing data is worth: {sample.tokens:,} tokens of {_names(config.data_path)}",
         "corpora": {"sample": {"data_path": sample.data_path}},
         "held_out": sample.held_out,
         "train": {**_training(config), "lr_warmup_iters": max(1, min(50, steps // 10))},
@@ -201,6 +201,13 @@ def definition(config: PilotConfig, sample: Sample, compute: float) -> dict[str,
     }
 
 
+def _names(data_path: Sequence[str]) -> str:
+    """Return the prefixes as a title has them: at most two by name."""
+    if len(data_path) <= 2:
+        return " and ".join(data_path)
+    return f"{data_path[0]} and {len(data_path) - 1} more"
+
+
 def advice(summary: dict[str, Any]) -> str:
     """Return the sentence at the end: what to do, and what it should be worth."""
     cell = summary["cells"][0]
@@ -211,7 +218,8 @@ def advice(summary: dict[str, Any]) -> str:
         return "uniform, as nothing is shown to pay; more --minutes or --seeds may show it"
     best = cell["verdict"]["arm"]
     row = next(row for row in cell["arms"] if row["arm"] == best)
-    worth, beyond = row["token_equivalent"], " (prolonged)" * row["token_equivalent_beyond"]
+    worth = row["token_equivalent"]
+    beyond = " (in part beyond the longest of its runs)" * row["token_equivalent_beyond"]
     return (
         f"{ADVICE[best]}; at this size, a token so chosen was worth {worth['mean']:.2f} of uniform's{beyond}, "
         f"95 % {worth['low']:.2f} to {worth['high']:.2f}"

@@ -45,6 +45,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "smallest_difference": study.smallest_difference,
         "commits": sorted({str(run.json["commit"]) for run in results.runs}),
         "cells": cells,
+        "to_do": None,
         "similarity": _similarity(results),
         "order": _order(results),
         "runs_done": len(results.runs),
