@@ -113,7 +113,7 @@ def test_wrong_flags_are_named(
     ("kind", "arm", "expected"),
     [
         ("nothing pays", None, "uniform: nothing pays here"),
-        ("not decided", None, "uniform, as nothing is shown to pay"),
+        ("not decided", None, "nothing is shown to pay; the intervals leave room for a gain of 0.030 nats"),
         (
             "pays",
             "weight",
@@ -125,5 +125,6 @@ def test_wrong_flags_are_named(
 def test_the_sentence_says_what_to_do(kind: str, arm: str | None, expected: str) -> None:
     row: dict[str, Any] = {"token_equivalent": {"mean": 1.3, "low": 1.2, "high": 1.4}, "token_equivalent_beyond": False}
     arms = [{"arm": name, **row} for name in ("uniform", "weight", "cleaned")]
-    cell = {"verdict": {"kind": kind, "arm": arm}, "arms": arms}
+    contrasts = [{"by_seeds": {"low": low}} for low in (-0.03, -0.01)]
+    cell = {"verdict": {"kind": kind, "arm": arm}, "arms": arms, "contrasts": contrasts}
     assert expected in advice({"cells": [cell], "reference": "uniform"})

@@ -120,7 +120,14 @@ def test_the_figures_are_those_that_were_put_in(results: Results) -> None:
 def test_the_page_and_the_tables_hold_all_of_it(results: Results) -> None:
     summary = {**summarize(results), "to_do": "train as usual"}
     for text in (make_page(summary), make_markdown(summary)):
-        for part in ("To do: train as usual.", "lfr pays", "Token equivalent", "share of the way to best", "toy.S.cosine.lfr.s9", "quiz.jsonl"):
+        for part in (
+            "To do: train as usual.",
+            "lfr pays",
+            "Token equivalent",
+            "share of the way to best",
+            "toy.S.cosine.lfr.s9",
+            "quiz.jsonl",
+        ):
             assert part in text
 
 
