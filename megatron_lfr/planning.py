@@ -9,7 +9,7 @@ from typing import Any
 from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.learning_rate import LearningRateConfig, first_difference, make_learning_rate
-from megatron_lfr.lfr import Blend, Phase, Plan, Schedule
+from megatron_lfr.lfr import PRESETS, Blend, Phase, Plan, Schedule
 from megatron_lfr.lfr.weights import as_begun
 from megatron_lfr.parallel.launchers import adopt_launcher
 
@@ -39,7 +39,7 @@ def make_plan(
     budgets = _budgets(config, past)
     data_parallel_size = config.parallel.data_parallel_size(world_size or adopt_launcher().world_size)
     try:
-        phases = as_begun(run_schedule(lfr).phases, begun)
+        phases = as_begun(run_schedule(lfr).phases, begun, lfr.lfr_schedule in PRESETS)
         return with_replay(Schedule(phases), lfr.replay).plan(
             n_blocks,
             config.data.seq_length,

@@ -15,7 +15,7 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase, largest_remainder
 from megatron_lfr.lfr.selection import Order, has_score, make_order, phase_seed
-from megatron_lfr.lfr.weights import EQUAL, Counting
+from megatron_lfr.lfr.weights import EQUAL, NO_WEIGHT, Counting
 
 FocusScope = Literal["global", "per-corpus"]
 
@@ -148,7 +148,7 @@ def _corpus_order(
     phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int, counting: Counting
 ) -> tuple[Order, Selection | None]:
     if phase.kind == "focus" and not has_score(scores):
-        phase = replace(phase, kind="learn", drop=0.0, drop_hardest=0.0, explore=0.0)
+        phase = replace(phase, kind="learn", drop=0.0, drop_hardest=0.0, explore=0.0, guard=NO_WEIGHT, passes="anew")
     order, selection = make_order(phase, scores, max(samples, 1), seed, phase_index, counting)
     return order[:samples], selection
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.phase import Phase
-from megatron_lfr.lfr.scope import Scope, outside, replayed
+from megatron_lfr.lfr.scope import Scope, outside
 
 Corpora = Sequence[int] | None
 """The numbers of the corpora that a phase is about; None for all."""
@@ -45,7 +45,7 @@ class Coverage:
         """Update the bounds by a phase of `samples` samples."""
         parts = self._parts(corpora)
         if phase.kind != "focus":
-            others = replayed(phase, samples)
+            others = phase.replayed(samples)
             self._sample_everything(phase, parts, samples - others, corpora)
             if others and corpora is not None:
                 rest = outside(corpora, self._blend)

@@ -35,6 +35,7 @@ class Ledger:
             and `step`; empty unless `keep_previous`.
         references: what the losses of each step are measured against, one for the new blocks of each segment: where
             a phase is about new blocks, its losses say nothing of how hard the others are now.
+        declined: the numbers of guarded Focus phases in whose place there was a Review.
 
     blends: those of the segments, which say how Learn and Review sample from corpora with weights; without any, there
     is one segment.
@@ -50,6 +51,7 @@ class Ledger:
         self.previous_nll = np.full(n_blocks if keep_previous else 0, np.nan, np.float32)
         self.previous_step = np.full(n_blocks if keep_previous else 0, -1, np.int32)
         self.references = [Reference(total_steps) for _ in pairwise(self._starts)]
+        self.declined: set[int] = set()
         self._priors: npt.NDArray[np.float16] | None = None
 
     @staticmethod

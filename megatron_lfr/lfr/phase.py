@@ -15,6 +15,7 @@ Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
 SelectionMode = Literal["threshold", "clusters"]
 Sampling = Literal["passes", "visits", "choice"]
 Unseen = Literal["auto", "keep", "exclude"]
+Passes = Literal["anew", "continued"]
 
 SCOPES = ("auto", "all", "new")
 """Scopes of a phase that are no lists of prefixes."""
@@ -33,6 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "unseen": get_args(Unseen),
     "weights": get_args(Weights),
     "copies": get_args(CountedCopies),
+    "passes": get_args(Passes),
 }
 _NUMBERS = (
     "duration",
@@ -49,10 +51,10 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of Learn-Focus-Review. Learn and Review train on every block in their scope, in a new random order.
+    """A phase of Learn-Focus-Review. Learn and Review train on every block in their scope, in a random order.
 
     The fields from `drop` to `explore` shape a Focus and are ignored by the other kinds; `weight` and its two numbers
-    are for all kinds, `copies` and `replay` are for Learn and Review, the guard is a Focus'.
+    are for all kinds, `copies`, `replay` and `passes` are for Learn and Review, the guard is a Focus'.
     """
 
     kind: Kind
@@ -113,6 +115,11 @@ class Phase:
     average over its samples than over the Review's (ours; see `guard`)."""
     guard_gain: float = 0.05
     """By which share of the Review's mean the Focus' must be higher."""
+    passes: Passes = "anew"
+    """Of Learn and Review, and of the Review in the place of a guarded Focus. anew: the phase begins with a new pass
+    over all blocks. continued: it goes on with the passes of the Learn and Review phases before it in its segment,
+    where the last one stopped, so that none of them trains on a block again before they have trained on all others
+    (ours). Where blocks count differently, by `weight` or `copies`, there are no passes: each phase is drawn anew."""
 
     @property
     def score_mode(self) -> str:
@@ -219,6 +226,8 @@ class Phase:
             raise ValueError(f"phase guard {self.guard!r}: choose from {NO_WEIGHT}, file:NAME")
         if self.guard != NO_WEIGHT and self.kind != "focus":
             raise ValueError(f"phase guard {self.guard}: only a focus phase has one, but this one is {self.kind}")
+        if self.passes != "anew" and self.kind == "focus" and self.guard == NO_WEIGHT:
+            raise ValueError(f"phase passes {self.passes}: only a learn or review phase has them, or a guarded focus")
         if not 0 <= self.guard_gain < math.inf:
             raise ValueError(f"phase guard_gain {self.guard_gain}: must be at least 0 and finite")
 
@@ -255,6 +264,10 @@ class Phase:
         if exact > MOST_SAMPLES:
             raise ValueError(f"duration {self.duration:g} {self.unit}: {exact:g} blocks, more than {MOST_SAMPLES}")
         return max(1, round(exact))
+
+    def replayed(self, samples: int) -> int:
+        """Return how many of `samples` samples come from outside of the phase's scope."""
+        return round(self.replay * samples)
 
 
 def largest_remainder(shares: Sequence[float], total: int, at_least: int = 0) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -76,13 +76,13 @@ class Segment:
         return Scope(self.blend, range(len(self.blend.sizes)) if planned.corpora is None else planned.corpora)
 
     def make_order(
-        self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays
+        self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays, declined: Collection[int]
     ) -> tuple[Order, AnySelection | None]:
         """Return the block ids [samples] of a phase, in the order in which they are trained on, and what a Focus left
         out. scores: fp32 of the run's blocks, of which later segments may have more; arrays: those that phases name;
-        see `selection.make_order`."""
+        declined: the phases whose guard declined; see `selection.make_order`."""
         phase, samples, known = planned.phase, planned.samples, scores[: self.n_blocks]
-        counting = count_in(planned, self, arrays)
+        counting = count_in(planned, self, arrays, declined)
         if planned.earlier:
             return continue_passes(self.n_blocks, planned.earlier, samples, seed, planned.passes_of), None
         if planned.corpora is None and len(known) == len(scores):
@@ -155,10 +155,15 @@ class Plan:
         return self.segments[planned.segment].scope(planned).contains(self.n_blocks)
 
     def make_order(
-        self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays = NO_ARRAYS
+        self,
+        planned: PlannedPhase,
+        scores: Scores,
+        seed: int,
+        arrays: Arrays = NO_ARRAYS,
+        declined: Collection[int] = (),
     ) -> tuple[Order, AnySelection | None]:
         """Make the order of a phase, given the arrays of its segment; see `Segment.make_order`."""
-        return self.segments[planned.segment].make_order(planned, scores, seed, arrays)
+        return self.segments[planned.segment].make_order(planned, scores, seed, arrays, declined)
 
 
 def append_segment(

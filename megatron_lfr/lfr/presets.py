@@ -11,12 +11,14 @@ _LEARN = Phase("learn", 0.40, "share")
 _FOCUS = Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended", weights="perplexity")
 _SHARPER = replace(_FOCUS, duration=0.10, drop=0.7)
 _CLUSTERS = Phase("focus", 1, "passes", selection="clusters", sampling="visits", weights="perplexity")
-_LFR = (_LEARN, _FOCUS, Phase("review", 0.20, "share"), _SHARPER, Phase("review", 0.16, "share"))
+_REVIEW, _LAST_REVIEW = (Phase("review", share, "share", passes="continued") for share in (0.20, 0.16))
+_LFR = (_LEARN, _FOCUS, _REVIEW, _SHARPER, _LAST_REVIEW)
 
 PRESETS: dict[str, tuple[str, Schedule]] = {
     "lfr": (
         "Ours, the default: short, weighted Focus phases by what each block's last loss amounts to now (detrended), a "
-        "Review after each, so that the run ends in Review.",
+        "Review after each, so that the run ends in Review. Learn and Reviews together go through the corpus as "
+        "`uniform` does.",
         Schedule(_LFR),
     ),
     "lfr-v1": (
@@ -65,9 +67,8 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
         Schedule((_LEARN, replace(_FOCUS, duration=0.60))),
     ),
     "learn-only": (
-        "Control: the phase boundaries of `lfr`, each phase uniform over everything. Differs from `lfr` in the "
-        "selection alone.",
-        Schedule(tuple(Phase("learn", phase.duration, "share") for phase in _LFR)),
+        "Control: the phase boundaries of `lfr`, the order of `uniform`. Differs from `lfr` in the selection alone.",
+        Schedule((_LEARN, *(Phase("learn", phase.duration, "share", passes="continued") for phase in _LFR[1:]))),
     ),
     "random-focus": (
         "Control: `lfr` with the scores of each Focus dealt to the blocks at random. As many are dropped and drawn "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -128,25 +128,20 @@ def make_scoped_order(
 
     scores: fp32 [n_blocks], those of all blocks; counting: of all blocks, too.
     """
-    others = replayed(phase, samples)
-    local = counting.part(scope.ranges, [count - replayed(phase, count) for count in counting.earlier])
+    others = phase.replayed(samples)
+    local = counting.part(scope.ranges, counting.earlier)
     inside, selection = scope.blend.make_order(
         phase, scope.take(scores), max(1, samples - others), seed, phase_index, local
     )
     order = scope.ids(inside[: samples - others], len(scores))
     if others:
         assert rest is not None
-        local = counting.part(rest.ranges, [])
-        old, _ = rest.blend.make_order(phase, rest.take(scores), others, _replay_seed(seed), phase_index, local)
+        local, anew = replace(counting, passes_of=None).part(rest.ranges, []), replace(phase, passes="anew")
+        old, _ = rest.blend.make_order(anew, rest.take(scores), others, _replay_seed(seed), phase_index, local)
         quotas = [len(order), others]
         order = np.concatenate((order, rest.ids(old, len(scores))))
         order = _C.interleave(order, quotas, _replay_seed(phase_seed(seed, phase_index)))
     return order, None if selection is None else ScopedSelection(selection, scope, len(scores))
-
-
-def replayed(phase: Phase, samples: int) -> int:
-    """Return how many of a phase's samples come from outside of its scope."""
-    return round(phase.replay * samples)
 
 
 def outside(corpora: Sequence[int], of: Blend) -> list[int]:

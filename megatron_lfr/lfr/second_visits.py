@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
-from megatron_lfr.lfr.scope import Scope, outside, replayed
+from megatron_lfr.lfr.scope import Scope, outside
 
 
 def check_second_visits(plan: Plan) -> None:
@@ -34,7 +34,7 @@ def _corpora(planned: PlannedPhase, plan: Plan) -> Sequence[int]:
 
 def _visits(planned: PlannedPhase, plan: Plan, wanted: Collection[int]) -> int:
     """Return how many samples of a phase are certain to be of the `wanted` corpora."""
-    inside, others = _corpora(planned, plan), replayed(planned.phase, planned.samples)
+    inside, others = _corpora(planned, plan), planned.phase.replayed(planned.samples)
     visits = _least(planned.samples - others, planned, plan, inside, wanted)
     if others:
         visits += _least(others, planned, plan, outside(inside, plan.segments[planned.segment].blend), wanted)
@@ -46,7 +46,7 @@ def _least(samples: int, planned: PlannedPhase, plan: Plan, sampled: Sequence[in
     both = [corpus for corpus in sampled if corpus in wanted]
     if len(both) == len(sampled):
         return samples
-    if planned.phase.kind == "focus" or planned.earlier:
+    if planned.phase.kind == "focus" or planned.earlier or planned.phase.passes == "continued":
         return 0
     scope = Scope(plan.segments[planned.segment].blend, sampled)
     if scope.blend.weights is not None:

@@ -45,7 +45,7 @@ def make_order(
     scores: fp32 [n_blocks], higher is harder, NaN where a block was never scored. The result depends on the arguments
     alone: it is the same on every machine, for any number of threads. The selection of Learn and Review is None.
     """
-    seed = phase_seed(seed, phase_index)
+    run_seed, seed = seed, phase_seed(seed, phase_index)
     factors = None
     if phase.weighted_by is not None:
         assert counting.weights is not None
@@ -54,6 +54,8 @@ def make_order(
         if phase.copies != "all":
             assert counting.groups is not None
             return _in_turns(counting.groups, phase.copies == "log", counting.earlier, factors, samples, seed), None
+        if counting.passes_of is not None:
+            return continue_passes(len(scores), sum(counting.earlier), samples, run_seed, counting.passes_of), None
         return _everything(len(scores), factors, samples, seed), None
     explored = int(phase.explore * samples)
     if phase.clustered_by is None:

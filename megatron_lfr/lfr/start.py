@@ -37,14 +37,15 @@ def start_phase(
     """Begin a phase in `ledger`, in which all steps before it are recorded, and make its order. arrays: those of the
     phase's segment."""
     scores, prior = _scores(planned, ledger, seed, journal, arrays)
-    order, selection = plan.make_order(planned, scores, seed, arrays)
+    order, selection = plan.make_order(planned, scores, seed, arrays, ledger.declined)
     verdict = None
     if planned.phase.guarded_by is not None:
         review = replace(planned, phase=as_review(planned.phase))
-        at_random, _ = plan.make_order(review, scores, seed, arrays)
+        at_random, _ = plan.make_order(review, scores, seed, arrays, ledger.declined)
         verdict = judge(planned.phase, order, at_random, arrays)
         if not verdict.accepted:
             order, selection = at_random, None
+            ledger.declined.add(planned.index)
     samples_by_score = planned.phase.kind == "focus" and (verdict is None or verdict.accepted)
     ledger.begin_phase(planned.first_step, samples_by_score, prior, planned.segment)
     return Started(scores, order, selection, verdict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -53,17 +53,18 @@ def check_weighting(phase: Phase) -> None:
         raise ValueError("phase unit passes: a pass has no length with weight or copies; use epochs, steps or share")
 
 
-def as_begun(phases: Sequence[Phase], begun: Sequence[Phase]) -> tuple[Phase, ...]:
-    """Return phases with the weights of a run that was begun with them before weights could be chosen. begun: the
-    phases of that run; none before it has begun."""
+def as_begun(phases: Sequence[Phase], begun: Sequence[Phase], of_preset: bool = False) -> tuple[Phase, ...]:
+    """Return phases as a run was begun with them, before their weights could be chosen, and before the Reviews of a
+    preset went on with passes. begun: the phases of that run; none before it has begun."""
     if len(phases) != len(begun):
         return tuple(phases)
-    return tuple(
-        replace(phase, weights=old.weights)
-        if phase.weights == "auto" and old.weights == first_weights(phase.sampling)
-        else phase
-        for phase, old in zip(phases, begun, strict=True)
-    )
+    return tuple(_as_begun(phase, old, of_preset) for phase, old in zip(phases, begun, strict=True))
+
+
+def _as_begun(phase: Phase, old: Phase, of_preset: bool) -> Phase:
+    if phase.weights == "auto" and old.weights == first_weights(phase.sampling):
+        phase = replace(phase, weights=old.weights)
+    return replace(phase, passes=old.passes) if of_preset and old.passes == "anew" else phase
 
 
 def first_weights(sampling: str) -> Weights:
@@ -76,39 +77,61 @@ class Counting:
     """What makes blocks count differently in a phase, whatever their scores. None of it: every block counts the same.
 
     weights: fp32 [n_blocks], as they are in the file. groups: uint32 [n_blocks], the same number for copies of each
-    other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies.
-    clusters: uint32 [n_blocks], the same number for blocks of the same content; they count the same.
+    other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies; or of
+    those whose passes it goes on with, and then passes_of: the phase that these passes began with. clusters: uint32
+    [n_blocks], the same number for blocks of the same content; they count the same.
     """
 
     weights: npt.NDArray[np.float32] | None = None
     groups: npt.NDArray[np.uint32] | None = None
     earlier: tuple[int, ...] = ()
     clusters: npt.NDArray[np.uint32] | None = None
+    passes_of: int | None = None
 
     def part(self, ranges: Sequence[tuple[int, int]], earlier: Iterable[int]) -> Counting:
         """Return the same for the blocks of some ranges, each from its first block to before its last."""
         weights = None if self.weights is None else join_ranges(self.weights, ranges)
         groups = None if self.groups is None else join_ranges(self.groups, ranges)
         clusters = None if self.clusters is None else join_ranges(self.clusters, ranges)
-        return Counting(weights, groups, tuple(earlier), clusters)
+        return Counting(weights, groups, tuple(earlier), clusters, self.passes_of)
 
 
 EQUAL = Counting()
 
 
-def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays) -> Counting:
+def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays, declined: Collection[int] = ()) -> Counting:
     """Return what makes the blocks of a segment count differently in one of its phases, given the arrays that its
-    phases name."""
+    phases name. declined: the numbers of guarded Focus phases in whose place there was a Review."""
     phase = planned.phase
+    if phase.passes == "continued" and phase.kind != "focus" and phase.counts_equally:
+        passes_of, samples = _passes_before(planned, segment, declined)
+        return Counting(earlier=samples, passes_of=passes_of)
     weights = None if phase.weighted_by is None else arrays[phase.weighted_by].view(np.float32)
     groups = None if phase.copies == "all" else arrays[COPIES].view(np.uint32)
     earlier = [
-        other.samples
+        other.samples - other.phase.replayed(other.samples)
         for other in segment.phases
         if other.index < planned.index and other.phase.kind != "focus" and other.corpora == planned.corpora
     ]
     clusters = None if phase.clustered_by is None else arrays[phase.clustered_by].view(np.uint32)
     return Counting(weights, groups, tuple(earlier), clusters)
+
+
+def _passes_before(planned: PlannedPhase, segment: Segment, declined: Collection[int]) -> tuple[int, tuple[int, ...]]:
+    """Return the phase with which the passes began that a phase goes on with, and how many samples each phase from
+    there on has taken of them."""
+    first, samples = planned.index, []
+    for other in reversed(segment.phases):
+        is_random = other.phase.kind != "focus" or other.index in declined
+        if other.index >= planned.index or other.corpora != planned.corpora or not is_random:
+            continue
+        if not other.phase.counts_equally:
+            break
+        first = other.passes_of
+        samples.append(other.earlier + other.samples - other.phase.replayed(other.samples))
+        if other.phase.passes == "anew":
+            break
+    return first, tuple(samples)
 
 
 def join_ranges(values: npt.NDArray[T], ranges: Sequence[tuple[int, int]]) -> npt.NDArray[T]:

@@ -33,14 +33,15 @@ POINTS = (1, 1.5)
 FOCUS = [
     {"kind": "learn", "duration": 0.4, "unit": "share"},
     {"kind": "focus", "duration": 0.24, "unit": "share", "drop": 0.3, "drop_hardest": 0.15, "score": "detrended"},
-    {"kind": "review", "duration": 0.1, "unit": "share"},
+    {"kind": "review", "duration": 0.1, "unit": "share", "passes": "continued"},
     {"kind": "focus", "duration": 0.1, "unit": "share", "drop": 0.3, "drop_hardest": 0.15, "score": "detrended"},
-    {"kind": "review", "duration": 0.16, "unit": "share"},
+    {"kind": "review", "duration": 0.16, "unit": "share", "passes": "continued"},
 ]
 """Both tails of the loss left out, twice."""
 ADVICE = {
     "cleaned": "clean the corpus with `megatron-lfr commonness --cleaned-output`, and train on that as usual",
-    "weight": "give `train` the weights of `megatron-lfr commonness`: --lfr-scores weight=FOLDER/block_weight.npy",
+    "weight": "give `train` the weights of `megatron-lfr commonness`: --lfr-schedule uniform --lfr-scores"
+    " weight=FOLDER/block_weight.npy",
     "cleaned-focus": "clean the corpus with `megatron-lfr commonness --cleaned-output`, and train with the schedule of"
     " the arm cleaned-focus in " + DEFINITION,
     "lfr": "train with --lfr-schedule lfr",
@@ -171,7 +172,7 @@ def _arms(config: PilotConfig, trusted: Sequence[str] = ()) -> dict[str, Any]:
         "cleaned": {"prepare": cleaned, "settings": {"lfr_schedule": "uniform"}},
         "weight": {
             "prepare": {"common": look},
-            "settings": {"lfr_schedule": "learn-only", "lfr_scores": ["weight={common}/block_weight.npy"]},
+            "settings": {"lfr_schedule": "uniform", "lfr_scores": ["weight={common}/block_weight.npy"]},
         },
         "cleaned-focus": {"prepare": cleaned, "settings": {"lfr_schedule": FOCUS}},
         "lfr": {"settings": {"lfr_schedule": "lfr"}},

@@ -163,7 +163,10 @@ LFR = preset("lfr").phases
 CONTROLS: dict[str, tuple[str, tuple[Phase, ...]]] = {
     "random-focus": ("score", tuple(replace(p, score="shuffled") if p.kind == "focus" else p for p in LFR)),
     "static": ("duration", (LFR[0], replace(LFR[1], duration=0.6))),
-    "learn-only": ("kind", tuple(Phase("learn", p.duration, "share") for p in LFR)),
+    "learn-only": (
+        "kind",
+        (LFR[0], *(Phase("learn", p.duration, "share", passes="continued") for p in LFR[1:])),
+    ),
     "focus-only": (
         "kind",
         tuple(replace(LFR[k - 1], duration=p.duration) if p.kind == "review" else p for k, p in enumerate(LFR)),

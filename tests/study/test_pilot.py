@@ -117,7 +117,8 @@ def test_wrong_flags_are_named(
         (
             "pays",
             "weight",
-            "weight=FOLDER/block_weight.npy; at this size, a token so chosen was worth 1.30",
+            "--lfr-schedule uniform --lfr-scores weight=FOLDER/block_weight.npy; at this size, a token so chosen was "
+            "worth 1.30",
         ),
         ("pays", "cleaned", "`megatron-lfr commonness --cleaned-output`"),
     ],
