@@ -148,7 +148,7 @@ def _corpus_order(
     phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int, counting: Counting
 ) -> tuple[Order, Selection | None]:
     if phase.kind == "focus" and not has_score(scores):
-        phase = replace(phase, kind="learn", drop=0.0, drop_hardest=0.0, explore=0.0, guard=NO_WEIGHT, passes="anew")
+        phase = replace(phase, kind="learn", drop=0.0, drop_hardest=0.0, explore=0.0, guard=NO_WEIGHT)
     order, selection = make_order(phase, scores, max(samples, 1), seed, phase_index, counting)
     return order[:samples], selection
 

@@ -136,8 +136,8 @@ def make_scoped_order(
     order = scope.ids(inside[: samples - others], len(scores))
     if others:
         assert rest is not None
-        local, anew = replace(counting, passes_of=None).part(rest.ranges, []), replace(phase, passes="anew")
-        old, _ = rest.blend.make_order(anew, rest.take(scores), others, _replay_seed(seed), phase_index, local)
+        local = replace(counting, passes_of=None).part(rest.ranges, [])
+        old, _ = rest.blend.make_order(phase, rest.take(scores), others, _replay_seed(seed), phase_index, local)
         quotas = [len(order), others]
         order = np.concatenate((order, rest.ids(old, len(scores))))
         order = _C.interleave(order, quotas, _replay_seed(phase_seed(seed, phase_index)))

@@ -88,6 +88,13 @@ def test_the_review_in_the_place_of_a_focus_goes_on_too(accepted: bool) -> None:
     np.testing.assert_array_equal(served, expected.order[: len(served)])
 
 
+def test_passes_begin_anew_where_a_phase_says_so() -> None:
+    schedule = Schedule((Phase("learn", 0.7), Phase("learn", 0.4), Phase("review", 1.6, passes="continued")))
+    orders = [one.order for one in start_all(schedule.plan(100, 8, 4))]
+    for served in (np.concatenate(orders[1:])[:100], np.concatenate(orders[1:])[100:]):
+        assert sorted(served) == list(range(100))
+
+
 def test_a_scope_has_its_own_passes_and_what_it_replays_has_none() -> None:
     scoped = Phase("learn", 0.5, scope=("b",), replay=0.2)
     again = replace(scoped, passes="continued")

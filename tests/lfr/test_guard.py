@@ -68,6 +68,17 @@ def test_both_decisions_occur() -> None:
     assert start_focus(lax, losses, {"worth": equal})[0].verdict.accepted
 
 
+def test_a_guarded_focus_samples_a_corpus_without_a_score_at_random() -> None:
+    plan = Schedule((Phase("learn", 1, scope=("a",)), replace(GUARDED, guard_gain=0.0))).plan(
+        BLOCKS, 8, 8, blend=Blend([0, 200, BLOCKS], focus_scope="per-corpus"), names=["a", "b"]
+    )
+    losses = np.arange(1, BLOCKS + 1, dtype=np.float32) / 100
+    started, _ = start_focus(plan, losses, {"worth": losses})
+    assert started.verdict.accepted
+    drawn = started.order[started.order >= 200]
+    assert len(set(drawn)) == len(drawn) == 200  # half of the epoch, by the corpora's sizes
+
+
 @pytest.mark.parametrize("unseen", ["keep", "exclude"])
 def test_what_a_guarded_focus_leaves_unseen_is_not_certain(unseen: Any) -> None:
     """Whether it is a Focus or a Review is decided later, so a pass over what was seen then has no length."""
