@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -61,6 +62,9 @@ class Blend:
         total = float(sum(weights))
         return largest_remainder([weight / total for weight in weights], samples)
 
+    def _quota(self, corpus: int, samples: int) -> int:
+        return self.quotas(samples)[corpus]
+
     def make_order(
         self,
         phase: Phase,
@@ -80,7 +84,7 @@ class Blend:
         filled = 0
         for corpus, quota in enumerate(quotas):
             first, last = self.starts[corpus], self.starts[corpus + 1]
-            local = counting.part([(first, last)], [self.quotas(count)[corpus] for count in counting.earlier])
+            local = counting.part([(first, last)], partial(self._quota, corpus))
             corpus_seed = _corpus_seed(seed, corpus)
             part, selection = _corpus_order(phase, scores[first:last], quota, corpus_seed, phase_index, local)
             np.add(part, first, out=order[filled : filled + quota], casting="unsafe")

@@ -15,9 +15,8 @@ from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scores import Arrays
 from megatron_lfr.lfr.selection import Order
-from megatron_lfr.lfr.weights import NO_WEIGHT
+from megatron_lfr.lfr.weights import NO_WEIGHT, exact_sum
 
-_UNIT = 65536.0  # worths are summed as integers, so that every machine decides the same
 _CHUNK = 1 << 22
 
 
@@ -65,8 +64,5 @@ def judge(phase: Phase, focus: Order, review: Order, arrays: Arrays) -> Verdict:
 
 
 def _mean(worths: Scores, order: Order) -> float:
-    total = 0
-    for first in range(0, len(order), _CHUNK):
-        part = worths[order[first : first + _CHUNK]].astype(np.float64)
-        total += int(np.rint(part * _UNIT).astype(np.int64).sum())
-    return total / len(order) / _UNIT
+    parts = (worths[order[first : first + _CHUNK]] for first in range(0, len(order), _CHUNK))
+    return sum(map(exact_sum, parts)) / len(order)

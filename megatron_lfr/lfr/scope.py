@@ -129,14 +129,14 @@ def make_scoped_order(
     scores: fp32 [n_blocks], those of all blocks; counting: of all blocks, too.
     """
     others = phase.replayed(samples)
-    local = counting.part(scope.ranges, counting.earlier)
+    local = counting.part(scope.ranges, int)
     inside, selection = scope.blend.make_order(
         phase, scope.take(scores), max(1, samples - others), seed, phase_index, local
     )
     order = scope.ids(inside[: samples - others], len(scores))
     if others:
         assert rest is not None
-        local = replace(counting, passes_of=None).part(rest.ranges, [])
+        local = replace(counting, earlier=(), chain=None).part(rest.ranges, int)
         old, _ = rest.blend.make_order(phase, rest.take(scores), others, _replay_seed(seed), phase_index, local)
         quotas = [len(order), others]
         order = np.concatenate((order, rest.ids(old, len(scores))))

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.chain import Chain
 from megatron_lfr.lfr.left_out import Scores, Selection, drop_content_clusters, droppable
 from megatron_lfr.lfr.phase import Phase
-from megatron_lfr.lfr.weights import EQUAL, Counting
+from megatron_lfr.lfr.weights import EQUAL, Counting, exact_sum
 
 Order = npt.NDArray[np.unsignedinteger]
 Doubles = npt.NDArray[np.float64]
@@ -54,8 +55,8 @@ def make_order(
         if phase.copies != "all":
             assert counting.groups is not None
             return _in_turns(counting.groups, phase.copies == "log", counting.earlier, factors, samples, seed), None
-        if counting.passes_of is not None:
-            return continue_passes(len(scores), sum(counting.earlier), samples, run_seed, counting.passes_of), None
+        if counting.chain is not None:
+            return _continued(len(scores), factors, samples, run_seed, counting.chain), None
         return _everything(len(scores), factors, samples, seed), None
     explored = int(phase.explore * samples)
     if phase.clustered_by is None:
@@ -161,6 +162,19 @@ def _weigh_kept(
 def _passes_over(kept: npt.NDArray[np.bool_], samples: int, seed: int) -> Order:
     """Visit every kept block once a pass, each pass shuffled anew."""
     return _C.shuffle_visits(kept.astype(np.uint32), _pass_seeds(seed, samples, int(kept.sum())), samples=samples)
+
+
+def _continued(n_blocks: int, factors: Scores | None, samples: int, seed: int, chain: Chain) -> Order:
+    """Go on with the passes of a chain. With `factors`, of which the largest is 1, a pass has as many samples as they
+    sum to, so that a block comes in it at most once, with a chance of its factor (ours)."""
+    taken = sum(chain.taken)
+    if factors is None:
+        return continue_passes(n_blocks, taken, samples, seed, chain.first)
+    size = max(1, int(exact_sum(factors)))
+    skipped, end = taken // size, taken + samples
+    seeds = _pass_seeds(phase_seed(seed, chain.first), end, size)[skipped:]
+    passes = [_everything(n_blocks, factors, size, pass_seed) for pass_seed in seeds]
+    return np.concatenate(passes)[taken - skipped * size :][:samples]
 
 
 def continue_passes(n_blocks: int, earlier: int, samples: int, seed: int, phase_index: int) -> Order:

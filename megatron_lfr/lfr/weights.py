@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.lfr.chain import Chain, find_chain
 from megatron_lfr.lfr.scores import COPIES, Arrays, is_file
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ NO_WEIGHT = "none"
 T = TypeVar("T", bound=np.generic)
 
 _LARGEST_POWER = 16.0
+_UNIT = 65536.0
+_CHUNK = 1 << 22
 
 
 def check_weighting(phase: Phase) -> None:
@@ -77,23 +80,25 @@ class Counting:
     """What makes blocks count differently in a phase, whatever their scores. None of it: every block counts the same.
 
     weights: fp32 [n_blocks], as they are in the file. groups: uint32 [n_blocks], the same number for copies of each
-    other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies; or of
-    those whose passes it goes on with, and then passes_of: the phase that these passes began with. clusters: uint32
-    [n_blocks], the same number for blocks of the same content; they count the same.
+    other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies.
+    clusters: uint32 [n_blocks], the same number for blocks of the same content; they count the same. chain: that of a
+    Learn or Review; None for a phase by itself.
     """
 
     weights: npt.NDArray[np.float32] | None = None
     groups: npt.NDArray[np.uint32] | None = None
     earlier: tuple[int, ...] = ()
     clusters: npt.NDArray[np.uint32] | None = None
-    passes_of: int | None = None
+    chain: Chain | None = None
 
-    def part(self, ranges: Sequence[tuple[int, int]], earlier: Iterable[int]) -> Counting:
-        """Return the same for the blocks of some ranges, each from its first block to before its last."""
+    def part(self, ranges: Sequence[tuple[int, int]], count: Callable[[int], int]) -> Counting:
+        """Return the same for the blocks of some ranges, each from its first block to before its last. count: how many
+        of a phase's samples are of these blocks."""
         weights = None if self.weights is None else join_ranges(self.weights, ranges)
         groups = None if self.groups is None else join_ranges(self.groups, ranges)
         clusters = None if self.clusters is None else join_ranges(self.clusters, ranges)
-        return Counting(weights, groups, tuple(earlier), clusters, self.passes_of)
+        chain = None if self.chain is None else self.chain.map(count)
+        return Counting(weights, groups, tuple(map(count, self.earlier)), clusters, chain)
 
 
 EQUAL = Counting()
@@ -103,9 +108,6 @@ def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays, declined: 
     """Return what makes the blocks of a segment count differently in one of its phases, given the arrays that its
     phases name. declined: the numbers of guarded Focus phases in whose place there was a Review."""
     phase = planned.phase
-    if phase.passes == "continued" and phase.kind != "focus" and phase.counts_equally:
-        passes_of, samples = _passes_before(planned, segment, declined)
-        return Counting(earlier=samples, passes_of=passes_of)
     weights = None if phase.weighted_by is None else arrays[phase.weighted_by].view(np.float32)
     groups = None if phase.copies == "all" else arrays[COPIES].view(np.uint32)
     earlier = [
@@ -114,24 +116,17 @@ def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays, declined: 
         if other.index < planned.index and other.phase.kind != "focus" and other.corpora == planned.corpora
     ]
     clusters = None if phase.clustered_by is None else arrays[phase.clustered_by].view(np.uint32)
-    return Counting(weights, groups, tuple(earlier), clusters)
+    chain = None if phase.kind == "focus" else find_chain(planned, segment, declined)
+    return Counting(weights, groups, tuple(earlier), clusters, chain)
 
 
-def _passes_before(planned: PlannedPhase, segment: Segment, declined: Collection[int]) -> tuple[int, tuple[int, ...]]:
-    """Return the phase with which the passes began that a phase goes on with, and how many samples each phase from
-    there on has taken of them."""
-    first, samples = planned.index, []
-    for other in reversed(segment.phases):
-        is_random = other.phase.kind != "focus" or other.index in declined
-        if other.index >= planned.index or other.corpora != planned.corpora or not is_random:
-            continue
-        if not other.phase.counts_equally:
-            break
-        first = other.passes_of
-        samples.append(other.earlier + other.samples - other.phase.replayed(other.samples))
-        if other.phase.passes == "anew":
-            break
-    return first, tuple(samples)
+def exact_sum(values: npt.NDArray[np.floating]) -> float:
+    """Return the sum of values, each rounded to a multiple of 2^-16: the same on every machine."""
+    total = 0
+    for first in range(0, len(values), _CHUNK):
+        part = values[first : first + _CHUNK].astype(np.float64)
+        total += int(np.rint(part * _UNIT).astype(np.int64).sum())
+    return total / _UNIT
 
 
 def join_ranges(values: npt.NDArray[T], ranges: Sequence[tuple[int, int]]) -> npt.NDArray[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -98,34 +99,94 @@ def test_passes_begin_anew_where_a_phase_says_so() -> None:
 def test_a_scope_has_its_own_passes_and_what_it_replays_has_none() -> None:
     scoped = Phase("learn", 0.5, scope=("b",), replay=0.2)
     again = replace(scoped, passes="continued")
-    plan = Schedule((scoped, again, Phase("review", 0.5, passes="continued"), again)).plan(
-        100, 8, 4, blend=Blend([0, 40, 100]), names=["a", "b"]
+    orders, anew = (
+        [
+            one.order
+            for one in start_all(
+                Schedule((scoped, more, Phase("review", 0.5, passes="continued"), more)).plan(
+                    100, 8, 4, blend=Blend([0, 40, 100]), names=["a", "b"]
+                )
+            )
+        ]
+        for more in (again, scoped)
     )
-    orders = [one.order for one in start_all(plan)]
     inside = np.concatenate([order[order >= 40] for order in (orders[0], orders[1], orders[3])])
     assert len(inside) == 72  # of 90 samples, 18 are replayed
     visits = np.bincount(inside, minlength=100)[40:]
     assert visits.max() - visits.min() <= 1
-    assert len({tuple(order[order < 40]) for order in (orders[0], orders[1], orders[3])}) == 3
+    for order, other in zip(orders, anew, strict=True):
+        np.testing.assert_array_equal(order[order < 40], other[other < 40])
 
 
-def test_blocks_that_count_differently_have_no_passes() -> None:
-    arrays: Arrays = {
-        "weight": np.linspace(0, 1, 80, dtype=np.float32),
-        "copies": (np.arange(80) // 4).astype(np.uint32),
-    }
-    for counting in ({"weight": "file:weight"}, {"copies": "once"}):
-        orders = [
-            [one.order for one in start_all(schedule.plan(80, 8, 4), arrays=arrays)]
-            for schedule in (
-                Schedule((Phase("learn", 0.5, **counting), Phase("review", 0.7, passes=passes, **counting)))  # type: ignore[arg-type]
-                for passes in ("anew", "continued")
+@pytest.mark.parametrize("blend", [Blend([0, 80]), Blend([0, 30, 80], [2.0, 1.0])], ids=["one corpus", "two"])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_passes_by_a_weight(accepted: bool, blend: Blend) -> None:
+    """In a pass of as many samples as the weights sum to, relative to the largest, no block comes twice; and over many
+    passes, each comes as often as it weighs."""
+    weight = np.linspace(0, 2, 80, dtype=np.float32)
+    by_weight: dict[str, Any] = {"weight": "file:weight", "passes": "continued"}
+    focus = Phase("focus", 0.5, drop=0.5, unseen="exclude", guard="file:worth", guard_gain=0.1, **by_weight)
+    phases = (Phase("learn", 0.7, **by_weight), focus, *[Phase("review", 3.3, **by_weight)] * 12)
+    plan = Schedule(phases).plan(80, 8, 4, blend=blend)
+    worth = np.arange(80, dtype=np.float32) if accepted else np.ones(80, np.float32)
+    started = start_all(plan, arrays={"weight": weight, "worth": worth})
+    assert started[1].verdict is not None
+    assert started[1].verdict.accepted == accepted
+    served = joined(started)
+    for first, last in itertools.pairwise(blend.starts):
+        part = served[(served >= first) & (served < last)] - first
+        factors = weight[first:last] / weight[first:last].max()
+        size = int(factors.sum())
+        for at in range(0, len(part), size):
+            assert len(set(part[at : at + size])) == len(part[at : at + size])
+        passes = len(part) / size
+        assert passes > 25
+        expected = factors * passes
+        deviation = np.sqrt(passes * factors * (1 - factors))
+        assert (abs(np.bincount(part, minlength=last - first) - expected) <= 1.5 + 4 * deviation).all()
+
+
+def test_the_beginning_of_a_chain_does_not_hang_on_its_end() -> None:
+    arrays: Arrays = {"weight": np.linspace(0, 1, 80, dtype=np.float32)}
+    by_weight: dict[str, Any] = {"weight": "file:weight", "passes": "continued"}
+    ends = ([Phase("review", 1.3, **by_weight)], [Phase("focus", 0.4, drop=0.5), Phase("review", 0.8, **by_weight)])
+    orders = [
+        joined(start_all(Schedule((Phase("learn", 0.7, **by_weight), *end)).plan(80, 8, 4), arrays=arrays))
+        for end in ends
+    ]
+    shorter = min(map(len, orders))
+    np.testing.assert_array_equal(orders[0][:shorter], orders[1][:shorter])
+
+
+def test_other_weights_begin_anew() -> None:
+    arrays: Arrays = {"weight": np.linspace(0, 1, 80, dtype=np.float32)}
+    by_weight: dict[str, Any] = {"weight": "file:weight", "passes": "continued"}
+    phases = (Phase("learn", 0.5, **by_weight), Phase("review", 1.0, passes="continued"))
+    assert sorted(start_all(Schedule(phases).plan(80, 8, 4), arrays=arrays)[1].order) == list(range(80))
+    power = replace(phases[0], weight_power=0.5)
+    orders = [
+        start_all(Schedule((first, power)).plan(80, 8, 4), arrays=arrays)[1].order
+        for first in (phases[0], Phase("learn", 0.5), Phase("learn", 0.5, weight="file:weight", weight_power=0.5))
+    ]
+    np.testing.assert_array_equal(orders[0], orders[1])
+    np.testing.assert_array_equal(orders[0], orders[2])
+
+
+def test_copies_have_their_turns_as_before() -> None:
+    arrays: Arrays = {"copies": (np.arange(80) // 4).astype(np.uint32)}
+    orders = [
+        [
+            one.order
+            for one in start_all(
+                Schedule((Phase("learn", 0.5, copies="once"), Phase("review", 0.7, passes=passes, copies="once"))).plan(
+                    80, 8, 4
+                ),
+                arrays=arrays,
             )
         ]
-        np.testing.assert_array_equal(np.concatenate(orders[0]), np.concatenate(orders[1]))
-    weighted_first = Schedule((Phase("learn", 0.5, weight="file:weight"), Phase("review", 1.0, passes="continued")))
-    review = start_all(weighted_first.plan(80, 8, 4), arrays=arrays)[1].order
-    assert sorted(review) == list(range(80))
+        for passes in ("anew", "continued")
+    ]
+    np.testing.assert_array_equal(np.concatenate(orders[0]), np.concatenate(orders[1]))
 
 
 def test_runs_begun_before_keep_their_orders() -> None:
