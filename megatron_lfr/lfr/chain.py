@@ -26,7 +26,7 @@ class Chain:
         return Chain(self.first, tuple(map(count, self.taken)))
 
 
-def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int]) -> Chain | None:
+def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int] = ()) -> Chain | None:
     """Return the chain of a Learn or Review that goes on, or of the Review in the place of a Focus; None where it
     begins anew.
 

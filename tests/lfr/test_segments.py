@@ -181,6 +181,10 @@ def test_a_learn_goes_on_with_its_pass(tmp_path: Path) -> None:
     served = [block for row in drive(make(tmp_path / "several", plan)) for block in row]
     straight = uniform.plan(60, SEQ, 1, blend=OLD, train_iters=len(served))
     assert served == [block for row in drive(make(tmp_path / "one", straight)) for block in row]
+    parts = preset("learn-only").plan(60, SEQ, 4, blend=OLD, train_iters=25)  # five phases of one pass after another
+    served = [block for row in drive(make(tmp_path / "parts", extend(uniform, parts, 9, OLD, 4))) for block in row]
+    straight = uniform.plan(60, SEQ, 4, blend=OLD, train_iters=34)
+    assert served == [block for row in drive(make(tmp_path / "whole run", straight)) for block in row]
     weighted = replace(OLD, weights=[1, 2])
     other = extend(uniform, uniform.plan(60, SEQ, 8, blend=weighted, train_iters=4), 5, weighted)
     assert other.phases[1].earlier == 0
