@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Chain:
     """Where a phase is in its chain.
 
-    first: the phase that the chain began with, which gives the seed. taken: how many samples each phase of the chain
-    took before this one.
+    first: the phase that the chain began with, which gives the seed. taken: how many samples the phases of the chain
+    took before this one, one by one; those of earlier segments as one number.
     """
 
     first: int
@@ -30,10 +30,13 @@ def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int
     """Return the chain of a Learn or Review that goes on, or of the Review in the place of a Focus; None where it
     begins anew.
 
-    A chain ends before a phase whose blocks count otherwise. It passes over every Focus, but for those in `declined`,
-    the numbers of guarded ones in whose place there was a Review. Passes by weights are others than what a phase that
-    begins anew draws by them, so that these are no beginning for a chain.
+    A Learn that goes on with the segment before says so itself (`PlannedPhase.earlier`). Otherwise, a chain ends
+    before a phase whose blocks count otherwise. It passes over every Focus, but for those in `declined`, the numbers
+    of guarded ones in whose place there was a Review. Passes by weights are others than what a phase that begins anew
+    draws by them, so that these are no beginning for a chain.
     """
+    if planned.earlier:
+        return Chain(planned.passes_of, (planned.earlier,))
     if planned.phase.passes == "anew":
         return None
     first, taken = planned, []

@@ -16,7 +16,7 @@ from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scope import Scope, ScopedSelection, make_scoped_order, outside
 from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays
-from megatron_lfr.lfr.selection import Order, continue_passes
+from megatron_lfr.lfr.selection import Order
 from megatron_lfr.lfr.weights import count_in
 
 AnySelection = Selection | BlendSelection | ScopedSelection
@@ -84,8 +84,6 @@ class Segment:
         declined: the phases whose guard declined; see `selection.make_order`."""
         phase, samples, known = planned.phase, planned.samples, scores[: self.n_blocks]
         counting = count_in(planned, self, arrays, declined)
-        if planned.earlier:
-            return continue_passes(self.n_blocks, planned.earlier, samples, seed, planned.passes_of), None
         if planned.corpora is None and len(known) == len(scores):
             return self.blend.make_order(phase, scores, samples, seed, planned.index, counting)
         if planned.corpora is None:
@@ -196,8 +194,7 @@ def append_segment(
     if before and _goes_on(before[-1], planned[0], blend):
         last = before[-1].phases[-1]
         chain = find_chain(last, before[-1]) or Chain(last.passes_of)
-        taken = sum(chain.taken) + last.earlier + last.samples
-        planned[0] = replace(planned[0], passes_of=chain.first, earlier=taken)
+        planned[0] = replace(planned[0], passes_of=chain.first, earlier=sum(chain.taken) + last.samples)
     return Plan((*before, Segment(tuple(planned), blend, global_batch_size, len(old) - 1)), seq_length)
 
 

@@ -165,25 +165,18 @@ def _passes_over(kept: npt.NDArray[np.bool_], samples: int, seed: int) -> Order:
 
 
 def _continued(n_blocks: int, factors: Scores | None, samples: int, seed: int, chain: Chain) -> Order:
-    """Go on with the passes of a chain. With `factors`, of which the largest is 1, a pass has as many samples as they
-    sum to, so that a block comes in it at most once, with a chance of its factor (ours)."""
+    """Go on with the passes of a chain: what one Learn would give after the samples that are taken. With `factors`, of
+    which the largest is 1, a pass has as many samples as they sum to, so that a block comes in it at most once, with a
+    chance of its factor (ours)."""
+    size = n_blocks if factors is None else max(1, int(exact_sum(factors)))
     taken = sum(chain.taken)
+    skipped, rest = divmod(taken, size)
+    seeds = _pass_seeds(phase_seed(seed, chain.first), taken + samples, size)[skipped:]
     if factors is None:
-        return continue_passes(n_blocks, taken, samples, seed, chain.first)
-    size = max(1, int(exact_sum(factors)))
-    skipped, end = taken // size, taken + samples
-    seeds = _pass_seeds(phase_seed(seed, chain.first), end, size)[skipped:]
-    passes = [_everything(n_blocks, factors, size, pass_seed) for pass_seed in seeds]
-    return np.concatenate(passes)[taken - skipped * size :][:samples]
-
-
-def continue_passes(n_blocks: int, earlier: int, samples: int, seed: int, phase_index: int) -> Order:
-    """Return what `make_order` of a Learn over `n_blocks` blocks would give after the first `earlier` samples."""
-    skipped = earlier // n_blocks
-    rest = earlier - skipped * n_blocks
-    seeds = _pass_seeds(phase_seed(seed, phase_index), earlier + samples, n_blocks)[skipped:]
-    order: Order = _C.permutation(n_blocks, seeds, samples=rest + samples)
-    return order[rest:]
+        order: Order = _C.permutation(n_blocks, seeds, samples=rest + samples)
+    else:
+        order = np.concatenate([_everything(n_blocks, factors, size, pass_seed) for pass_seed in seeds])
+    return order[rest : rest + samples]
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:

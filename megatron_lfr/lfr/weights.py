@@ -104,7 +104,7 @@ class Counting:
 EQUAL = Counting()
 
 
-def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays, declined: Collection[int] = ()) -> Counting:
+def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays, declined: Collection[int]) -> Counting:
     """Return what makes the blocks of a segment count differently in one of its phases, given the arrays that its
     phases name. declined: the numbers of guarded Focus phases in whose place there was a Review."""
     phase = planned.phase

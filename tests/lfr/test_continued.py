@@ -33,6 +33,11 @@ def start_all(plan: Plan, seed: int = 1, arrays: Arrays | None = None) -> list[S
     return started
 
 
+def orders_of(plan: Plan, arrays: Arrays | None = None) -> list[npt.NDArray[Any]]:
+    """Return the order of every phase."""
+    return [one.order for one in start_all(plan, arrays=arrays)]
+
+
 def joined(started: Iterable[Started]) -> npt.NDArray[Any]:
     """Return the orders of the phases that were drawn at random, one after another."""
     return np.concatenate([one.order for one in started if one.selection is None])
@@ -91,7 +96,7 @@ def test_the_review_in_the_place_of_a_focus_goes_on_too(accepted: bool) -> None:
 
 def test_passes_begin_anew_where_a_phase_says_so() -> None:
     schedule = Schedule((Phase("learn", 0.7), Phase("learn", 0.4), Phase("review", 1.6, passes="continued")))
-    orders = [one.order for one in start_all(schedule.plan(100, 8, 4))]
+    orders = orders_of(schedule.plan(100, 8, 4))
     for served in (np.concatenate(orders[1:])[:100], np.concatenate(orders[1:])[100:]):
         assert sorted(served) == list(range(100))
 
@@ -99,15 +104,9 @@ def test_passes_begin_anew_where_a_phase_says_so() -> None:
 def test_a_scope_has_its_own_passes_and_what_it_replays_has_none() -> None:
     scoped = Phase("learn", 0.5, scope=("b",), replay=0.2)
     again = replace(scoped, passes="continued")
+    review, blend = Phase("review", 0.5, passes="continued"), Blend([0, 40, 100])
     orders, anew = (
-        [
-            one.order
-            for one in start_all(
-                Schedule((scoped, more, Phase("review", 0.5, passes="continued"), more)).plan(
-                    100, 8, 4, blend=Blend([0, 40, 100]), names=["a", "b"]
-                )
-            )
-        ]
+        orders_of(Schedule((scoped, more, review, more)).plan(100, 8, 4, blend=blend, names=["a", "b"]))
         for more in (again, scoped)
     )
     inside = np.concatenate([order[order >= 40] for order in (orders[0], orders[1], orders[3])])
@@ -162,10 +161,10 @@ def test_other_weights_begin_anew() -> None:
     arrays: Arrays = {"weight": np.linspace(0, 1, 80, dtype=np.float32)}
     by_weight: dict[str, Any] = {"weight": "file:weight", "passes": "continued"}
     phases = (Phase("learn", 0.5, **by_weight), Phase("review", 1.0, passes="continued"))
-    assert sorted(start_all(Schedule(phases).plan(80, 8, 4), arrays=arrays)[1].order) == list(range(80))
+    assert sorted(orders_of(Schedule(phases).plan(80, 8, 4), arrays)[1]) == list(range(80))
     power = replace(phases[0], weight_power=0.5)
     orders = [
-        start_all(Schedule((first, power)).plan(80, 8, 4), arrays=arrays)[1].order
+        orders_of(Schedule((first, power)).plan(80, 8, 4), arrays)[1]
         for first in (phases[0], Phase("learn", 0.5), Phase("learn", 0.5, weight="file:weight", weight_power=0.5))
     ]
     np.testing.assert_array_equal(orders[0], orders[1])
@@ -174,19 +173,12 @@ def test_other_weights_begin_anew() -> None:
 
 def test_copies_have_their_turns_as_before() -> None:
     arrays: Arrays = {"copies": (np.arange(80) // 4).astype(np.uint32)}
-    orders = [
-        [
-            one.order
-            for one in start_all(
-                Schedule((Phase("learn", 0.5, copies="once"), Phase("review", 0.7, passes=passes, copies="once"))).plan(
-                    80, 8, 4
-                ),
-                arrays=arrays,
-            )
-        ]
-        for passes in ("anew", "continued")
-    ]
-    np.testing.assert_array_equal(np.concatenate(orders[0]), np.concatenate(orders[1]))
+    learn, review = Phase("learn", 0.5, copies="once"), Phase("review", 0.7, copies="once")
+    anew, continued = (
+        np.concatenate(orders_of(Schedule((learn, last)).plan(80, 8, 4), arrays))
+        for last in (review, replace(review, passes="continued"))
+    )
+    np.testing.assert_array_equal(anew, continued)
 
 
 def test_runs_begun_before_keep_their_orders() -> None:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,14 +162,15 @@ def detrended(schedule: Schedule) -> list[int]:
 PHASES = [(name, number) for name in PRESETS for number in detrended(preset(name))]
 
 
-def check(boundary: Boundary) -> None:
-    """Check that Focus drops blocks whenever they were seen, and that the score knows more than the recorded loss."""
+def check(boundary: Boundary, margin: float = 0.03) -> None:
+    """Check that Focus drops blocks whenever they were seen, and that the score knows more than the recorded loss, by
+    `margin` at least."""
     sixths = boundary.by_sixth_of_learn()
     assert max(sixths) - min(sixths) < 5, sixths
     hard, in_focus = boundary.truly_hard(), boundary.last_in_focus
     if in_focus.any():
         assert boundary.share_dropped(hard & in_focus) < boundary.share_dropped(hard & ~in_focus) + 3
-    assert boundary.ranks_alike(boundary.scores) > boundary.ranks_alike(boundary.recorded) + 0.025
+    assert boundary.ranks_alike(boundary.scores) > boundary.ranks_alike(boundary.recorded) + margin
 
 
 def test_presets_use_detrended_scores() -> None:
@@ -181,20 +182,23 @@ def test_what_a_focus_drops_does_not_depend_on_when_it_was_seen(name: str, numbe
     check(simulate(preset(name), World()).boundaries[number])
 
 
-@pytest.mark.parametrize(
-    "world",
-    [
-        World(level=plateau, spread=constant, batch=512),
-        World(spread=shrinking, noise=1.2),
-        World(skewness=1.0, epochs=1.0, by_visit=0.15),
-        World(skewness=-1.0, skipped=0.05),
-        World(level=plateau, batch=8, n_blocks=20_000),
-    ],
-    ids=["large batches", "much noise", "unseen blocks", "skewed to the easy side", "small batches"],
-)
-def test_other_curves_and_difficulties(world: World) -> None:
-    for boundary in simulate(preset("lfr"), world).boundaries:
+NEW_PASSES = Schedule(tuple(replace(phase, passes="anew") for phase in preset("lfr").phases))
+"""`lfr` whose Reviews begin new passes, as they did before they could go on."""
+WORLDS = {
+    "large batches": World(level=plateau, spread=constant, batch=512),
+    "much noise": World(spread=shrinking, noise=1.2),
+    "unseen blocks": World(skewness=1.0, epochs=1.0, by_visit=0.15),
+    "skewed to the easy side": World(skewness=-1.0, skipped=0.05),
+    "small batches": World(level=plateau, batch=8, n_blocks=20_000),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_other_curves_and_difficulties(name: str) -> None:
+    for boundary in simulate(NEW_PASSES, WORLDS[name]).boundaries:
         check(boundary)
+    for boundary in simulate(preset("lfr"), WORLDS[name]).boundaries:
+        check(boundary, 0.025 if name == "much noise" else 0.03)
 
 
 def test_a_focus_of_many_passes() -> None:
@@ -212,17 +216,20 @@ def test_a_focus_of_many_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "world", "tolerance"),
+    ("schedule", "world", "tolerance"),
     [
-        ("lfr", World(by_visit=0.0), 0.1),
-        ("lfr", World(by_visit=0.0, noise=1.2), 0.1),
-        ("lfr", World(by_visit=0.0, skewness=1.0), 0.27),  # the regression is not quite a line
-        ("focus-only", World(by_visit=0.0), 0.25),  # what the first Focus did not draw again has another luck
+        (preset("lfr"), World(by_visit=0.0), 0.1),
+        (preset("lfr"), World(by_visit=0.0, noise=1.2), 0.1),
+        (NEW_PASSES, World(by_visit=0.0, skewness=1.0), 0.25),  # the regression is not quite a line
+        (preset("lfr"), World(by_visit=0.0, skewness=1.0), 0.27),
+        (preset("focus-only"), World(by_visit=0.0), 0.25),  # what the first Focus did not draw again has another luck
     ],
 )
-def test_a_focus_is_measured_against_the_losses_of_all_blocks(name: str, world: World, tolerance: float) -> None:
+def test_a_focus_is_measured_against_the_losses_of_all_blocks(
+    schedule: Schedule, world: World, tolerance: float
+) -> None:
     """Its blocks are harder than all, and less so than their scores said: they were chosen for their luck too."""
-    run = simulate(preset(name), world)
+    run = simulate(schedule, world)
     curves, progress = run.ledger.references[0].curves(), np.arange(run.plan.total_steps) / run.plan.total_steps
     spread = world.spread(progress) * np.hypot(1, world.noise)
     error, ratio = (curves.location - world.level(progress)) / spread, curves.spread / spread
