@@ -56,9 +56,9 @@ class PhaseHistory:
     scores_at_start: Scores
     """The scores that the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
     selection: AnySelection | None
-    """What the phase leaves out; None unless it is a Focus, and its guard accepts it."""
+    """What the phase leaves out; None unless a Focus takes place."""
     verdict: Verdict | None
-    """That of the guard; None without one."""
+    """Whether a Focus that may be declined takes place; None for other phases."""
 
     @property
     def block_ids(self) -> Order:

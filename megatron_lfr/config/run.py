@@ -169,7 +169,8 @@ def resolve_schedule(text: str) -> Schedule:
 
 def run_schedule(lfr: LFRConfig) -> Schedule:
     """Return the schedule of a run: that of --lfr-schedule, every phase of a preset by the array `weight` of
-    --lfr-scores where there is one, and every selection by clusters by the array `clusters` where there is one."""
+    --lfr-scores where there is one, which then guards each Focus that may be declined, and every selection by clusters
+    by the array `clusters` where there is one."""
     schedule, flag = resolve_schedule(lfr.lfr_schedule), "--lfr-scores"
     names = parse_names(lfr.lfr_scores, flag)
     if CLUSTERS in names:
@@ -185,8 +186,10 @@ def run_schedule(lfr: LFRConfig) -> Schedule:
 
 def _weighted(phase: Phase, goes_on: bool) -> Phase:
     """Weigh a phase of a preset; where phases of it go on with passes, those by a weight begin with the first one."""
+    array = f"file:{WEIGHT}"
     passes = "continued" if goes_on and phase.kind != "focus" else phase.passes
-    return dataclasses.replace(phase, weight=f"file:{WEIGHT}", passes=passes)
+    guard = array if phase.may_be_declined else phase.guard
+    return dataclasses.replace(phase, weight=array, passes=passes, guard=guard)
 
 
 def _by_content(phase: Phase) -> Phase:

@@ -45,9 +45,9 @@ class LFRConfig:
     lfr_scores: Annotated[list[str], tyro.conf.UseAppendAction] = field(default_factory=list)
     """Numbers for the blocks from outside of the run, as NAME=FILE.npy; may be given several times. A phase of the
     schedule uses them by name: score: file:NAME or excess:NAME, weight: file:NAME, and copies, for which NAME is
-    copies. One named weight weighs every phase of a preset as well. FILE.npy holds float32 (for copies uint32), one
-    number for each training block, as commonness and evaluate --split train --per-block write it; it is read where it
-    is."""
+    copies. One named weight weighs every phase of a preset as well, and guards the Focus of lfr. FILE.npy holds float32
+    (for copies uint32), one number for each training block, as commonness and evaluate --split train --per-block write
+    it; it is read where it is."""
     lfr_clusters: str | None = None
     """Clusters of content for every Focus with selection clusters, in the place of a k-means on the score: FILE.npy
     with uint32, the number of each training block's cluster. Complete clusters are dropped by their mean score. It is

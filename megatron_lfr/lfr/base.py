@@ -28,7 +28,7 @@ class PhaseStart:
     """Scores of all of the run's blocks, fp32 [n_blocks]; empty on a follower."""
     selection: AnySelection | None
     verdict: Verdict | None
-    """That of the guard of a Focus: one that declines makes it a Review. None on a follower."""
+    """Whether a Focus that may be declined takes place, or a Review instead; None for others, and on a follower."""
 
 
 class Sharing(Protocol):

@@ -32,7 +32,7 @@ def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int
 
     A Learn that goes on with the segment before says so itself (`PlannedPhase.earlier`). Otherwise, a chain ends
     before a phase whose blocks count otherwise. It passes over every Focus, but for those in `declined`, the numbers
-    of guarded ones in whose place there was a Review. Passes by weights are others than what a phase that begins anew
+    of the ones in whose place there was a Review. Passes by weights are others than what a phase that begins anew
     draws by them, so that these are no beginning for a chain.
     """
     if planned.earlier:

@@ -53,7 +53,7 @@ class Coverage:
         elif self._covers_all(phase, samples, parts):
             for part in parts:
                 self._fewest[part] = self._most[part] = self._size(part)
-        elif phase.keeps_unseen or phase.scores_all or phase.explore or phase.guarded_by:
+        elif phase.keeps_unseen or phase.scores_all or phase.explore or phase.may_be_declined:
             for part in parts:
                 self._most[part] = min(self._size(part), self._most[part] + samples)
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
@@ -148,7 +148,7 @@ class Coverage:
         """Whether a Focus trains on every unseen block, as in a complete pass over the blocks that it keeps."""
         if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus or phase.explore:
             return False
-        if not phase.counts_equally or phase.guarded_by:
+        if not phase.counts_equally or phase.may_be_declined:
             return False
         dropped = 0
         if phase.selection == "threshold" and phase.sampling == "passes" and phase.scores_seen:

@@ -30,7 +30,7 @@ _ADDED = {
     name: getattr(Phase, name)
     for name in (
         *("drop_hardest", "explore", "weight", "weight_power", "weight_cap", "copies", "scope", "replay"),
-        *("cluster_by", "guard", "guard_gain", "passes"),
+        *("cluster_by", "guard", "guard_gain", "passes", "least_scored"),
     )
 }
 """Fields of phases that the first runs did not have, with the values that mean what those did: they are stored only

@@ -35,7 +35,7 @@ class Ledger:
             and `step`; empty unless `keep_previous`.
         references: what the losses of each step are measured against, one for the new blocks of each segment: where
             a phase is about new blocks, its losses say nothing of how hard the others are now.
-        declined: the numbers of guarded Focus phases in whose place there was a Review.
+        declined: the numbers of the Focus phases in whose place there was a Review.
 
     blends: those of the segments, which say how Learn and Review sample from corpora with weights; without any, there
     is one segment.

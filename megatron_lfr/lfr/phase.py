@@ -46,6 +46,7 @@ _NUMBERS = (
     "weight_cap",
     "replay",
     "guard_gain",
+    "least_scored",
 )
 
 
@@ -54,7 +55,8 @@ class Phase:
     """A phase of Learn-Focus-Review. Learn and Review train on every block in their scope, in a random order.
 
     The fields from `drop` to `explore` shape a Focus and are ignored by the other kinds; `weight` and its two numbers
-    are for all kinds, `copies`, `replay` and `passes` are for Learn and Review, the guard is a Focus'.
+    are for all kinds, `copies`, `replay` and `passes` are for Learn and Review; `guard` and `least_scored` decide
+    whether a Focus takes place.
     """
 
     kind: Kind
@@ -115,12 +117,15 @@ class Phase:
     average over its samples than over the Review's (ours; see `guard`)."""
     guard_gain: float = 0.05
     """By which share of the Review's mean the Focus' must be higher."""
+    least_scored: float = 0.0
+    """The Focus is a Review instead, of as many samples, unless at least that share of the Review's samples are blocks
+    that have a score; in [0, 1] (ours). A Review that would go on with the first pass over the blocks has none."""
     passes: Passes = "anew"
-    """Of Learn and Review, and of the Review in the place of a guarded Focus. anew: the phase begins with a new pass
-    over all blocks. continued: it goes on with the passes of the Learn and Review phases before it in its segment,
-    where the last one stopped, so that none of them trains on a block again before they have trained on all others
-    (ours). In passes by a `weight`, the heaviest blocks come once each, the others as often as they weigh less. Phases
-    that count `copies` are each drawn anew."""
+    """Of Learn and Review, and of the Review in the place of a Focus that may be declined. anew: the phase begins with
+    a new pass over all blocks. continued: it goes on with the passes of the Learn and Review phases before it in its
+    segment, where the last one stopped, so that none of them trains on a block again before they have trained on all
+    others (ours). In passes by a `weight`, the heaviest blocks come once each, the others as often as they weigh less.
+    Phases that count `copies` are each drawn anew."""
 
     @property
     def score_mode(self) -> str:
@@ -148,6 +153,11 @@ class Phase:
     def guarded_by(self) -> str | None:
         """The name of the array that says whether the Focus is worth it; None without a guard."""
         return split_score(self.guard)[1]
+
+    @property
+    def may_be_declined(self) -> bool:
+        """Whether a Review may take the place of the Focus, which is decided when it begins."""
+        return self.guarded_by is not None or self.least_scored > 0
 
     @property
     def clustered_by(self) -> str | None:
@@ -227,8 +237,17 @@ class Phase:
             raise ValueError(f"phase guard {self.guard!r}: choose from {NO_WEIGHT}, file:NAME")
         if self.guard != NO_WEIGHT and self.kind != "focus":
             raise ValueError(f"phase guard {self.guard}: only a focus phase has one, but this one is {self.kind}")
-        if self.passes != "anew" and self.kind == "focus" and self.guard == NO_WEIGHT:
-            raise ValueError(f"phase passes {self.passes}: only a learn or review phase has them, or a guarded focus")
+        if self.least_scored and self.kind != "focus":
+            raise ValueError(
+                f"phase least_scored {self.least_scored}: only a focus phase has it, but this one is {self.kind}"
+            )
+        if not 0 <= self.least_scored <= 1:
+            raise ValueError(f"phase least_scored {self.least_scored}: must be at least 0 and at most 1")
+        if self.passes != "anew" and self.kind == "focus" and not self.may_be_declined:
+            raise ValueError(
+                f"phase passes {self.passes}: only a learn or review phase has them, or a focus that has a guard or "
+                "least_scored"
+            )
         if not 0 <= self.guard_gain < math.inf:
             raise ValueError(f"phase guard_gain {self.guard_gain}: must be at least 0 and finite")
 

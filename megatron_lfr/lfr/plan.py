@@ -81,7 +81,7 @@ class Segment:
     ) -> tuple[Order, AnySelection | None]:
         """Return the block ids [samples] of a phase, in the order in which they are trained on, and what a Focus left
         out. scores: fp32 of the run's blocks, of which later segments may have more; arrays: those that phases name;
-        declined: the phases whose guard declined; see `selection.make_order`."""
+        declined: the Focus phases in whose place there was a Review; see `selection.make_order`."""
         phase, samples, known = planned.phase, planned.samples, scores[: self.n_blocks]
         counting = count_in(planned, self, arrays, declined)
         if planned.corpora is None and len(known) == len(scores):

@@ -8,7 +8,17 @@ from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.schedule import Schedule
 
 _LEARN = Phase("learn", 0.40, "share")
-_FOCUS = Phase("focus", 0.14, "share", drop=0.5, sampling="choice", score="detrended", weights="perplexity")
+_FOCUS = Phase(
+    "focus",
+    0.14,
+    "share",
+    drop=0.5,
+    sampling="choice",
+    score="detrended",
+    weights="perplexity",
+    least_scored=0.8,  # of a Review that goes on with the first pass, no block has a score; after it, nearly all have
+    passes="continued",
+)
 _SHARPER = replace(_FOCUS, duration=0.10, drop=0.7)
 _CLUSTERS = Phase("focus", 1, "passes", selection="clusters", sampling="visits", weights="perplexity")
 _REVIEW, _LAST_REVIEW = (Phase("review", share, "share", passes="continued") for share in (0.20, 0.16))
@@ -18,7 +28,8 @@ PRESETS: dict[str, tuple[str, Schedule]] = {
     "lfr": (
         "Ours, the default: short, weighted Focus phases by what each block's last loss amounts to now (detrended), a "
         "Review after each, so that the run ends in Review. Learn and Reviews together go through the corpus as "
-        "`uniform` does.",
+        "`uniform` does. A Focus that would begin in the first pass is a Review instead, and by an array `weight` one "
+        "whose blocks are not worth more.",
         Schedule(_LFR),
     ),
     "lfr-v1": (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megatron_lfr.lfr.guard import Verdict, as_review, judge
+from megatron_lfr.lfr.guard import Verdict, as_review, judge_scores, judge_worth
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
 from megatron_lfr.lfr.left_out import Scores
@@ -21,8 +21,8 @@ class Started:
     """What a phase trains on.
 
     scores: fp32 [n_blocks], from which the order was made; NaN where a block has none. order: ids [samples], in the
-    order of training. selection: what is left out; None unless a Focus is trained. verdict: that of its guard; None
-    without one.
+    order of training. selection: what is left out; None unless a Focus is trained. verdict: whether a Focus that may be
+    declined takes place; None for other phases.
     """
 
     scores: Scores
@@ -37,18 +37,32 @@ def start_phase(
     """Begin a phase in `ledger`, in which all steps before it are recorded, and make its order. arrays: those of the
     phase's segment."""
     scores, prior = _scores(planned, ledger, seed, journal, arrays)
-    order, selection = plan.make_order(planned, scores, seed, arrays, ledger.declined)
-    verdict = None
-    if planned.phase.guarded_by is not None:
-        review = replace(planned, phase=as_review(planned.phase))
-        at_random, _ = plan.make_order(review, scores, seed, arrays, ledger.declined)
-        verdict = judge(planned.phase, order, at_random, arrays)
-        if not verdict.accepted:
-            order, selection = at_random, None
-            ledger.declined.add(planned.index)
+    if planned.phase.may_be_declined:
+        order, selection, verdict = _focus_or_review(plan, planned, scores, ledger, seed, arrays)
+    else:
+        order, selection = plan.make_order(planned, scores, seed, arrays, ledger.declined)
+        verdict = None
     samples_by_score = planned.phase.kind == "focus" and (verdict is None or verdict.accepted)
     ledger.begin_phase(planned.first_step, samples_by_score, prior, planned.segment)
     return Started(scores, order, selection, verdict)
+
+
+def _focus_or_review(
+    plan: Plan, planned: PlannedPhase, scores: Scores, ledger: Ledger, seed: int, arrays: Arrays
+) -> tuple[Order, AnySelection | None, Verdict]:
+    """Make the order of a Focus that may be declined: the Review's, where it is."""
+    phase = planned.phase
+    in_its_place = replace(planned, phase=as_review(phase))
+    review, _ = plan.make_order(in_its_place, scores, seed, arrays, ledger.declined)
+    verdict = judge_scores(phase, review, scores)
+    if verdict.accepted:
+        focus, selection = plan.make_order(planned, scores, seed, arrays, ledger.declined)
+        if phase.guarded_by is not None:
+            verdict = judge_worth(phase, focus, review, arrays)
+        if verdict.accepted:
+            return focus, selection, verdict
+    ledger.declined.add(planned.index)
+    return review, None, verdict
 
 
 def _scores(

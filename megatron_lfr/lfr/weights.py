@@ -57,8 +57,9 @@ def check_weighting(phase: Phase) -> None:
 
 
 def as_begun(phases: Sequence[Phase], begun: Sequence[Phase], of_preset: bool = False) -> tuple[Phase, ...]:
-    """Return phases as a run was begun with them, before their weights could be chosen, and before the Reviews of a
-    preset went on with passes. begun: the phases of that run; none before it has begun."""
+    """Return phases as a run was begun with them, before their weights could be chosen, before the Reviews of a preset
+    went on with passes, and before a Focus of one could be declined. begun: the phases of that run; none before it has
+    begun."""
     if len(phases) != len(begun):
         return tuple(phases)
     return tuple(_as_begun(phase, old, of_preset) for phase, old in zip(phases, begun, strict=True))
@@ -67,7 +68,9 @@ def as_begun(phases: Sequence[Phase], begun: Sequence[Phase], of_preset: bool = 
 def _as_begun(phase: Phase, old: Phase, of_preset: bool) -> Phase:
     if phase.weights == "auto" and old.weights == first_weights(phase.sampling):
         phase = replace(phase, weights=old.weights)
-    return replace(phase, passes=old.passes) if of_preset and old.passes == "anew" else phase
+    if of_preset and old.passes == "anew":
+        phase = replace(phase, passes="anew", least_scored=old.least_scored, guard=old.guard)
+    return phase
 
 
 def first_weights(sampling: str) -> Weights:
@@ -106,7 +109,7 @@ EQUAL = Counting()
 
 def count_in(planned: PlannedPhase, segment: Segment, arrays: Arrays, declined: Collection[int]) -> Counting:
     """Return what makes the blocks of a segment count differently in one of its phases, given the arrays that its
-    phases name. declined: the numbers of guarded Focus phases in whose place there was a Review."""
+    phases name. declined: the numbers of the Focus phases in whose place there was a Review."""
     phase = planned.phase
     weights = None if phase.weighted_by is None else arrays[phase.weighted_by].view(np.float32)
     groups = None if phase.copies == "all" else arrays[COPIES].view(np.uint32)

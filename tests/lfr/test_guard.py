@@ -1,4 +1,4 @@
-"""The guard of a Focus, against plain means over the samples of both orders."""
+"""Whether a Focus takes place, against plain means over the samples of it and of a Review."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from megatron_lfr.lfr import Blend, Ledger, Phase, Plan, Schedule
-from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.lfr.journal import UNRECORDED, JournalFiles
 from megatron_lfr.lfr.start import Started, start_phase
 
 BLOCKS = 600
@@ -50,7 +50,7 @@ def test_a_focus_is_trained_where_its_blocks_are_worth_more(link: float, blend: 
         orders[name + " later"] = ledger.detrended_scores()
     guarded, verdict = orders["guarded"], orders["guarded"].verdict
     gain = worth[orders["focus"].order].mean(dtype=np.float64) / worth[orders["learn"].order].mean(dtype=np.float64)
-    assert verdict.gain == pytest.approx(gain, rel=1e-4)
+    assert verdict.value == pytest.approx(gain, rel=1e-4)
     assert verdict.accepted == (gain >= 1.05) == (guarded.selection is not None)
     taken = "focus" if verdict.accepted else "learn"
     np.testing.assert_array_equal(guarded.order, orders[taken].order)
@@ -88,11 +88,64 @@ def test_what_a_guarded_focus_leaves_unseen_is_not_certain(unseen: Any) -> None:
     Schedule((Phase("learn", 1), GUARDED, later)).plan(BLOCKS, 8, 8)
 
 
+@pytest.mark.parametrize("weight", ["none", "file:worth"])
+@pytest.mark.parametrize("blend", [Blend([0, BLOCKS]), Blend([0, 200, BLOCKS], [0.9, 0.1])], ids=repr)
+@pytest.mark.parametrize("learned", [0.3, 0.8, 0.95, 1.0, 1.6])
+def test_a_focus_waits_until_a_review_meets_few_blocks_without_a_score(
+    learned: float, blend: Blend, weight: Any
+) -> None:
+    by_weight: dict[str, Any] = {"weight": weight, "passes": "continued"}
+    losses = np.random.default_rng(1).gamma(4, 1, BLOCKS).astype(np.float32)
+    worth = np.linspace(0.1, 1, BLOCKS, dtype=np.float32)
+    orders, ledgers = {}, {}
+    for name, phase in {
+        "waiting": Phase("focus", 0.2, drop=0.5, least_scored=0.5, **by_weight),
+        "focus": Phase("focus", 0.2, drop=0.5, weight=weight),
+        "review": Phase("review", 0.2, **by_weight),
+    }.items():
+        plan = Schedule((Phase("learn", learned, **by_weight), phase)).plan(BLOCKS, 8, 8, blend=blend)
+        orders[name], ledgers[name] = start_focus(plan, losses, {"worth": worth})
+    verdict = orders["waiting"].verdict
+    assert verdict is not None
+    assert verdict.value == np.isfinite(ledgers["waiting"].nll[orders["review"].order]).mean()
+    assert verdict.accepted == (verdict.value >= 0.5) == (orders["waiting"].selection is not None)
+    taken = "focus" if verdict.accepted else "review"
+    np.testing.assert_array_equal(orders["waiting"].order, orders[taken].order)
+    if weight == "none" and blend.weights is None:  # 480 of 600 samples of a Review in the first pass
+        assert verdict.accepted == (learned >= 0.95)
+
+
+def test_a_focus_without_any_score_waits_and_one_by_an_array_does_not() -> None:
+    none, scores = np.full(BLOCKS, UNRECORDED, np.float32), {"worth": np.arange(BLOCKS, dtype=np.float32)}
+    for score, accepted in (("detrended", False), ("improvement", False), ("file:worth", True)):
+        focus = Phase("focus", 0.5, drop=0.5, score=score, least_scored=1.0)
+        learn = Phase("learn", 2 if score == "improvement" else 1)
+        plan = Schedule((learn, focus)).plan(BLOCKS, 8, 8)
+        verdict = start_focus(plan, none, scores)[0].verdict
+        assert verdict is not None
+        assert verdict.accepted == accepted
+
+
+def test_the_guard_is_asked_only_where_enough_blocks_have_a_score() -> None:
+    losses = np.arange(1, BLOCKS + 1, dtype=np.float32) / 100
+    for learned, of in ((0.4, "scored"), (1.0, "gain")):
+        focus = replace(GUARDED, least_scored=0.5, passes="continued")
+        started, _ = start_focus(
+            Schedule((Phase("learn", learned), focus)).plan(BLOCKS, 8, 8), losses, {"worth": losses}
+        )
+        assert started.verdict is not None
+        assert started.verdict.of == of
+        assert started.verdict.accepted == (of == "gain")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"kind": "learn", "guard": "file:worth"}, "only a focus phase has one"),
         ({"kind": "focus", "guard": "worth"}, "phase guard 'worth': choose from none, file:NAME"),
+        ({"kind": "review", "least_scored": 0.5}, "phase least_scored 0.5: only a focus phase has it"),
+        ({"kind": "focus", "least_scored": 1.5}, "phase least_scored 1.5: must be at least 0 and at most 1"),
+        ({"kind": "focus", "least_scored": "all"}, "phase least_scored 'all': must be a number"),
         ({"kind": "focus", "guard_gain": -0.1}, "phase guard_gain -0.1: must be at least 0"),
         ({"kind": "focus", "guard_gain": True}, "phase guard_gain True: must be a number"),
     ],

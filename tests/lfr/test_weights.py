@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -203,6 +204,14 @@ def test_what_a_run_remembers_means_the_same_and_stays_as_it_was() -> None:
     assert as_begun([new], [Phase(**read_phase(first))])[0].weighting == "perplexity"
     assert as_begun([new], [Phase(**read_phase(describe_phase(new)))])[0].weighting == "capped"
     assert as_begun([new], [])[0].weighting == "capped"
+
+
+def test_a_run_of_a_preset_that_could_not_decline_a_focus_goes_on_so() -> None:
+    now = Phase("focus", 0.1, "share", least_scored=0.8, guard="file:weight", passes="continued")
+    then = replace(now, least_scored=0.0, guard="none", passes="anew")
+    assert as_begun([now], [then], of_preset=True) == (then,)
+    assert as_begun([now], [now], of_preset=True) == as_begun([now], [], of_preset=True) == (now,)
+    assert as_begun([now], [then]) == (now,)  # a schedule file says what it says: such a run is refused
 
 
 @given(st.data())

@@ -313,7 +313,8 @@ def test_an_array_named_weight_weighs_every_phase_of_a_preset() -> None:
     assert plain == run_schedule(config("lfr", "other")) == preset("lfr")
     assert [phase.weight for phase in weighted.phases] == ["file:weight"] * len(plain.phases)
     assert {phase.passes for phase in weighted.phases if phase.kind != "focus"} == {"continued"}  # also of its Learn
-    unweighted = [dataclasses.replace(phase, weight="none") for phase in weighted.phases]
+    assert {phase.guard for phase in weighted.phases if phase.kind == "focus"} == {"file:weight"}
+    unweighted = [dataclasses.replace(phase, weight="none", guard="none") for phase in weighted.phases]
     assert [dataclasses.replace(unweighted[0], passes="anew"), *unweighted[1:]] == list(plain.phases)
     assert run_schedule(config("uniform", "weight")).phases[0].passes == "anew"
     listed = "[{kind: learn, duration: 1}]"

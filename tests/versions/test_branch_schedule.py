@@ -30,7 +30,8 @@ def flags(corpus: list[str], *more: str) -> list[str]:
     length = tiny_flags(corpus)
     at = length.index("--train-epochs")
     logs = ["--log-interval", "1", "--save-interval-mins", "None", "--lr-decay-style", "constant"]
-    return [*length[:at], *length[at + 2 :], *logs, *more]
+    large = ["--global-batch-size", "24"]  # so that Learn is an epoch, after which a preset has its Focus
+    return [*length[:at], *length[at + 2 :], *large, *logs, *more]
 
 
 def train(save: Path, *words: str) -> Path:
@@ -156,17 +157,20 @@ def test_what_is_trained_must_be_what_the_schedule_begins_with(
     def steps(*phases: str) -> str:
         return f"[{', '.join(f'{{kind: {phase}, unit: steps}}' for phase in phases)}]"
 
-    assert "phase 0 (learn) is trained, with 64 samples until step 8, where the schedule has 72" in refused(
+    assert "phase 0 (learn) is trained, with 192 samples until step 8, where the schedule has 216" in refused(
         lfr, 10, steps("learn, duration: 9", "review, duration: 9")
     )
-    assert "phase 0 (learn) is trained, with 80 samples until step 10, where the schedule has 64" in refused(
+    assert "phase 0 (learn) is trained, with 240 samples until step 10, where the schedule has 192" in refused(
         uniform, 10, "lfr"
     )
     assert "phase 1 (focus) is trained, with kind focus, where the schedule has learn" in refused(lfr, 10, "learn-only")
     assert "phase 1 (focus) is trained, but the schedule ends before it" in refused(
         lfr, 10, steps("learn, duration: 8")
     )
-    other = "focus, duration: 3, drop: 0.6, sampling: choice, score: detrended, weights: perplexity"
+    other = (
+        "focus, duration: 3, drop: 0.6, sampling: choice, score: detrended, weights: perplexity, least_scored: 0.8, "
+        "passes: continued"
+    )
     assert "with drop 0.5, where the schedule has 0.6" in refused(
         lfr, 10, steps("learn, duration: 8", other, "review, duration: 9")
     )

@@ -38,11 +38,12 @@ def grown(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 
 def flags(corpus: list[str], *more: str) -> list[str]:
-    """Return the flags of a run of one rate, logged at each step."""
+    """Return the flags of a run of one rate, logged at each step, whose batches are large enough that a Focus takes
+    place after it is extended."""
     length = tiny_flags(corpus)
     at = length.index("--train-epochs")
     constant = ["--lr-decay-style", "constant", "--log-interval", "1", "--save-interval-mins", "None"]
-    return [*length[:at], *length[at + 2 :], *constant, *more]
+    return [*length[:at], *length[at + 2 :], "--global-batch-size", "24", *constant, *more]
 
 
 def train(*words: str) -> int:
@@ -102,7 +103,7 @@ def test_what_was_trained_stays_and_the_new_is_learned_first(begun: Path, extend
         assert path.read_bytes() == (extended / "journal" / path.name).read_bytes()
     learn, *others = phases(extended)[5:]
     assert (learn["kind"], learn["steps"]) == ("learn", 6)  # 40 % of 14
-    assert learn["draws_by_domain"]["recent"] == 36  # of 48
+    assert learn["draws_by_domain"]["recent"] == 108  # of 144
     assert [row["kind"] for row in others] == ["focus", "review", "focus", "review"]
     assert set(others[0]["left_out_by_domain"]) == {"easy", "hard", "recent"}  # as they were called before
     facts = RunFolder(extended).identity()
@@ -313,9 +314,9 @@ def test_a_new_batch_size_goes_on_with_the_pass(uniform: Path, corpus: list[str]
     run = copy(uniform, tmp_path / "main")
     assert extend(run, "--train-iters", "+6", "--global-batch-size", "4") == 0
     assert go_on(run) == 0
-    assert [len(np.load(run / f"journal/phase_00{phase}.npy")) for phase in (0, 1)] == [80, 24]
+    assert [len(np.load(run / f"journal/phase_00{phase}.npy")) for phase in (0, 1)] == [240, 24]
     consumed = [row["consumed_samples"] for row in metrics_without_time(run) if row["event"] == "train"]
-    assert consumed == [*range(8, 81, 8), *range(84, 105, 4)]
+    assert consumed == [*range(24, 241, 24), *range(244, 265, 4)]
     records = tmp_path / "step.npy"
     assert main(["inspect", str(run), "--step", "12", "--output", str(records)]) == 0
     assert len(np.load(records)) == 4
@@ -338,7 +339,7 @@ def test_scores_of_an_older_model_are_spoken_of(
         assert extend(run, *lengths, "--lfr-schedule", schedule, "--replay", replay) == 0
         printed = capsys.readouterr().out
         assert (message or "note:") in printed if message else "note:" not in printed
-        assert "steps 11 to 30 of 8 blocks each" in printed
+        assert "steps 11 to 30 of 24 blocks each" in printed
 
 
 def test_pages_follow(extended: Path, tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_pages_follow(extended: Path, tmp_path: Path) -> None:
     records = tmp_path / "domain.json"
     assert main(["inspect", str(extended), "--domain", "recent", "--output", str(records)]) == 0
     visits = [row["visits"] for row in json.loads(records.read_text())]
-    assert visits[:6] == [0] * 5 + [36]
+    assert visits[:6] == [0] * 5 + [108]
     history = yaml.safe_load((extended / "config_history.yaml").read_text())
     assert [entry.get("segments", 1) for entry in history] == [1, 2, 2]
 
