@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the corpora of the studies in FOLDER: text, a tokenizer of the clean text, indexed datasets in FOLDER/data, and
-# clusters of the redundant corpus' blocks by content.
+# Makes the corpora of the studies in FOLDER: text, a tokenizer of the clean text, indexed datasets in FOLDER/data,
+# clusters of the redundant corpus' blocks by content, and tasks of the held-out text.
 # usage: prepare.sh FOLDER [flags of make_corpora.py]. What stands in FOLDER already is not made again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,3 +19,4 @@ indexes=("$out"/data/redundant_*.idx)
 [ -f "$out/redundant_clusters.npy" ] ||
     python "$here/../examples/content_clusters.py" --data-path "${indexes[@]%.idx}" --split 100,0,0 --seq-length 128 \
         --clusters 64 --output "$out/redundant_clusters.npy"
+[ -f "$out/last_word.jsonl" ] || python "$here/make_tasks.py" "$out/held_out.jsonl" "$out"

@@ -164,3 +164,33 @@ def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_eac
     expected = {"unique": 0.6, "copy": 0.12, "edited copy": 0.12, "boilerplate": 0.04, "shuffled": 0.06, "coded": 0.06}
     assert shares == pytest.approx(expected, abs=0.02)
     assert [row["domain"] for row in parts["redundant"]] == sorted(row["domain"] for row in parts["redundant"])
+
+
+def test_tasks_are_spans_of_the_held_out_text(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    texts = {
+        (domain, " ".join(rng.choice(["red", "green\n", "blue", "white", "dark"], length)).strip())
+        for domain, length in (*[("long", 60)] * 9, *[("short", 20)] * 9, *[("other", 40)] * 5)
+    }
+    rows = [json.dumps({"domain": domain, "text": text}) + "\n" for domain, text in sorted(texts)]
+    (tmp_path / "held_out.jsonl").write_text("".join(rows))
+    command = [sys.executable, str(ROOT / "studies/make_tasks.py"), str(tmp_path / "held_out.jsonl"), str(tmp_path)]
+    subprocess.run([*command, "--items", "12"], check=True)
+    choices, words = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("next_words", "last_word")
+    )
+    assert len(choices) == len(words) == 24  # of two domains: documents of 20 words are too short
+    whole = ["".join(text.split()) for _, text in texts]
+    for choice, word in zip(choices, words, strict=True):
+        assert len(choice["context"].split()) == 24
+        assert len({text.strip() for text in choice["choices"]}) == 4
+        follows = choice["choices"][choice["answer"]]
+        assert any("".join((choice["context"] + follows).split()) in text for text in whole)
+        assert word["context"] == choice["context"]
+        assert (follows.split()[0], len(follows.split())) == (word["target"].strip(), 6)
+    assert len({choice["answer"] for choice in choices}) == 4
+
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"domain": "same", "text": "red " * 40}))
+    failed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "too few documents that differ: 1" in failed.stderr
