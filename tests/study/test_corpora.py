@@ -181,12 +181,12 @@ def test_tasks_are_spans_of_the_held_out_text(tmp_path: Path) -> None:
         for name in ("next_words", "last_word")
     )
     assert len(choices) == len(words) == 24  # of two domains: documents of 20 words are too short
-    whole = ["".join(text.split()) for _, text in texts]
+    documents = ["".join(text.split()) for _, text in texts]
     for choice, word in zip(choices, words, strict=True):
         assert len(choice["context"].split()) == 24
         assert len({text.strip() for text in choice["choices"]}) == 4
         follows = choice["choices"][choice["answer"]]
-        assert any("".join((choice["context"] + follows).split()) in text for text in whole)
+        assert any("".join((choice["context"] + follows).split()) in text for text in documents)
         assert word["context"] == choice["context"]
         assert (follows.split()[0], len(follows.split())) == (word["target"].strip(), 6)
     assert len({choice["answer"] for choice in choices}) == 4
