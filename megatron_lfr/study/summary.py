@@ -48,6 +48,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "to_do": None,
         "similarity": _similarity(results),
         "order": _order(results),
+        "tasks": _task_orders(results),
         "runs_done": len(results.runs),
         "open_runs": results.open_runs,
     }
@@ -117,7 +118,7 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
         "share_of_distance": asdict(paired_t(shares)) if shares else None,
         "phases": _phases(done),
         "forgetting": _shares(_means([run.json["forgetting"] for run in done])),
-        "tasks": _tasks(done),
+        "tasks": _means([_answers(run) for run in done]),
     }
 
 
@@ -189,16 +190,24 @@ def _phases(runs: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _tasks(runs: Sequence[Result]) -> dict[str, float]:
-    """Return the mean log-likelihood of the answer in each task, nats."""
-    by_run = [
-        {task: measures[key] for task, measures in run.json["tasks"].items() for key in _ANSWER if key in measures}
-        for run in runs
-    ]
-    return _means(by_run)
-
-
 _ANSWER = ("answer_logprob", "target_logprob")
+
+
+def _answers(run: Result) -> dict[str, float]:
+    """Return the mean log-likelihood of the answer in each task of a run, nats."""
+    return {task: measures[key] for task, measures in run.json["tasks"].items() for key in _ANSWER if key in measures}
+
+
+def _task_orders(results: Results) -> list[dict[str, Any]]:
+    """Return Kendall's tau of all runs' orders by held-out loss and by each task, from the best on: 1 where they are
+    the same."""
+    by_run = [(run.loss, _answers(run)) for run in results.runs]
+    rows = []
+    for task in dict.fromkeys(name for _, answers in by_run for name in answers):
+        known = [(loss, -answers[task]) for loss, answers in by_run if task in answers]
+        losses, misses = zip(*known, strict=True)
+        rows.append({"task": task, "runs": len(known), "tau": kendall_tau(losses, misses)})
+    return rows
 
 
 def _similarity(results: Results) -> list[dict[str, Any]]:

@@ -44,7 +44,8 @@ def cell_tables(summary: dict[str, Any], cell: dict[str, Any]) -> Iterator[Table
 
 
 def run_tables(summary: dict[str, Any]) -> Iterator[Table]:
-    """Yield the tables over all cells: likeness of dropped sets, order of domains, runs that are not done."""
+    """Yield the tables over all cells: likeness of dropped sets, order of domains, held-out loss against tasks, runs
+    that are not done."""
     rows = [
         [row["arm"], str(row["phase"]), *(text for name in ("seeds", "sizes") for text in _likeness(row[name]))]
         for row in summary["similarity"]
@@ -67,6 +68,10 @@ def run_tables(summary: dict[str, Any]) -> Iterator[Table]:
             [run["run"], *(number(run["learned_at"].get(name), 3, NONE) for name in names)] for run in order["runs"]
         ]
         yield Table("When each domain is learned", ["run", *names], rows, note)
+    if tasks := summary["tasks"]:
+        rows = [[row["task"], str(row["runs"]), number(row["tau"], 2, NONE)] for row in tasks]
+        note = "Kendall's tau of the runs' orders by held-out loss and by the log-likelihood of the answer."
+        yield Table("Held-out loss against tasks, over all runs", ["task", "runs", "tau"], rows, note)
     if summary["open_runs"]:
         yield Table("Runs without a result", ["run"], [[name] for name in summary["open_runs"]])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,11 @@ def test_the_figures_are_those_that_were_put_in(results: Results) -> None:
     assert similar["seeds"] == {"pairs": 6, "cosine": 1.0, "by_chance": 0.5}
     assert similar["sizes"]["pairs"] == 0
     assert summary["order"]["tau"]["seeds"] == {"pairs": 6, "tau": 1.0}
+    answers = [(run.loss, run.json["tasks"]["quiz.jsonl"]["answer_logprob"]) for run in results.runs]
+    signs = [np.sign((a - c) * (d - b)) for (a, b), (c, d) in itertools.combinations(answers, 2)]
+    untied = sum(b != d for (_, b), (_, d) in itertools.combinations(answers, 2))
+    tau = pytest.approx(sum(signs) / math.sqrt(len(signs) * untied))
+    assert summary["tasks"] == [{"task": "quiz.jsonl", "runs": 24, "tau": tau}]
 
 
 def test_the_page_and_the_tables_hold_all_of_it(results: Results) -> None:
