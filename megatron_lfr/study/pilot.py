@@ -18,6 +18,7 @@ import yaml
 
 from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.fileio import write_atomic
+from megatron_lfr.lfr import preset
 from megatron_lfr.study.sample import ALL, Sample, make_sample
 
 DEFINITION = "pilot.yaml"
@@ -167,6 +168,7 @@ def _arms(config: PilotConfig, trusted: Sequence[str] = ()) -> dict[str, Any]:
     common = {"reference_data_path": list(trusted)} if config.reference_data_path else {}
     look = {"commonness": {**common, "threads": 1}}
     cleaned = {"common": look, "corpus": {"clean": "common"}}
+    lfr = {"lfr": {"settings": {"lfr_schedule": "lfr"}}} if _has_focus(config.epochs) else {}
     return {
         "uniform": {"settings": {"lfr_schedule": "uniform"}},
         "cleaned": {"prepare": cleaned, "settings": {"lfr_schedule": "uniform"}},
@@ -175,8 +177,15 @@ def _arms(config: PilotConfig, trusted: Sequence[str] = ()) -> dict[str, Any]:
             "settings": {"lfr_schedule": "uniform", "lfr_scores": ["weight={common}/block_weight.npy"]},
         },
         "cleaned-focus": {"prepare": cleaned, "settings": {"lfr_schedule": FOCUS}},
-        "lfr": {"settings": {"lfr_schedule": "lfr"}},
+        **lfr,
     }
+
+
+def _has_focus(epochs: float) -> bool:
+    """Whether `lfr` has a Focus in so many epochs: not in the first pass, in which it is `uniform`."""
+    phases = preset("lfr").phases
+    last = max(number for number, phase in enumerate(phases) if phase.kind == "focus")
+    return epochs * sum(phase.duration for phase in phases[:last]) >= 1
 
 
 def definition(config: PilotConfig, sample: Sample, compute: float) -> dict[str, Any]:

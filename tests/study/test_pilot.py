@@ -12,10 +12,11 @@ from megatron_lfr.cli import main
 from megatron_lfr.commonness.clean import KEPT
 from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.lfr import preset
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import lay_out_study
-from megatron_lfr.study.pilot import PilotConfig, advice, prepare
-from megatron_lfr.study.sample import ALL, first_clusters, make_sample
+from megatron_lfr.study.pilot import PilotConfig, advice, definition, prepare
+from megatron_lfr.study.sample import ALL, Sample, first_clusters, make_sample
 from support.commonness_samples import documents, write
 
 
@@ -91,6 +92,15 @@ def test_its_study_is_one_that_the_study_command_takes(corpus: list[str], truste
     assert file.read_bytes() == before
     with pytest.raises(ValueError, match="holds the pilot of another command"):
         prepare(PilotConfig(corpus, config.output, vocab_size=1024, minutes=6))
+
+
+def test_it_does_not_train_uniform_twice() -> None:
+    for epochs, has_focus in ((1.0, False), (1.3, False), (1.4, True)):
+        config = PilotConfig(["a"], Path("out"), vocab_size=1024, epochs=epochs)
+        assert ("lfr" in definition(config, Sample([], [], [], 10**6), 1e6)["arms"]) == has_focus
+        plan = preset("lfr").plan(1000, 8, 4, train_epochs=epochs)
+        second = plan.phases[3]
+        assert (second.first_step * 4 >= 1000) == has_focus
 
 
 @pytest.mark.parametrize(
