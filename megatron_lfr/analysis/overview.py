@@ -70,8 +70,13 @@ class PhaseView:
     losses: Counts | None = None
 
     @property
+    def kind(self) -> str:
+        """What the phase trained as: a Focus that was declined is a Review."""
+        return "review" if self.verdict is not None and not self.verdict.accepted else self.planned.phase.kind
+
+    @property
     def name(self) -> str:
-        return f"{self.planned.index} {self.planned.phase.kind}"
+        return f"{self.planned.index} {self.kind}"
 
 
 @dataclass

@@ -28,7 +28,7 @@ def focus_section(view: RunView) -> Html:
     """Show what each Focus dropped and kept by domain, with the unseen share."""
     focused = [(phase, phase.focus) for phase in view.phases if phase.focus is not None]
     verdicts = [
-        element("p", f"Phase {phase.name}: {phase.verdict}.", class_="note")
+        element("p", f"Phase {phase.planned.index}, a Focus of the schedule: {phase.verdict}.", class_="note")
         for phase in view.phases
         if phase.verdict is not None
     ]

@@ -60,7 +60,7 @@ def phase_bands(view: RunView) -> list[Band]:
     """Return the phases that have begun, as stretches of tokens to shade."""
     starts = [view.tokens_at(phase.planned.first_step) for phase in view.phases]
     return [
-        Band(start, start + phase.samples_so_far * view.seq_length, phase.planned.phase.kind, phase.name)
+        Band(start, start + phase.samples_so_far * view.seq_length, phase.kind, phase.name)
         for start, phase in zip(starts, view.phases, strict=True)
     ]
 

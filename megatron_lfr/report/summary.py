@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from megatron_lfr.analysis.metrics import evaluations, lfr_seconds, seconds_spent
 from megatron_lfr.analysis.overview import PhaseView, RunView
 from megatron_lfr.output import number
@@ -76,7 +74,7 @@ def phase_table(view: RunView) -> Html:
 
 def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Content]:
     steps = -(-phase.samples_so_far // phase.planned.global_batch_size)
-    mark = element("i", class_=f"swatch band {phase.planned.phase.kind}")
+    mark = element("i", class_=f"swatch band {phase.kind}")
     complete = phase.samples_so_far == phase.planned.samples
     segments = view.run.plan.segments
     about = [_about(view, phase)] if len(segments) > 1 else []
@@ -113,7 +111,7 @@ def run_table(views: Sequence[RunView]) -> Html:
                 join([element("i", class_=f"swatch s{i}" if i < 8 else "swatch other"), view.name]),
                 schedule_name(view),
                 f"{samples * view.seq_length:,}",
-                f"{np.array([phase.planned.phase.kind == 'focus' for phase in view.phases]).sum()}",
+                f"{sum(phase.kind == 'focus' for phase in view.phases)}",
                 number(evaluated[-1]["loss"]) if evaluated else NONE,
             ]
         )

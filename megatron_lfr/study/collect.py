@@ -55,7 +55,7 @@ def collect(job: dict[str, Any]) -> dict[str, Any]:
         "phases": [
             {
                 "phase": phase.name,
-                "kind": phase.planned.phase.kind,
+                "kind": phase.kind,
                 "samples": phase.samples_so_far,
                 "distinct": phase.distinct,
                 "domains": dict(zip(view.corpus.domains, phase.visits_by_domain.tolist(), strict=True)),

@@ -30,7 +30,7 @@ def phase_title(start: PhaseStart) -> str:
         if selection.unseen:
             title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
     if start.verdict is not None:
-        title += f"; guard: {start.verdict}"
+        title += f"; {start.verdict}"
     return title
 
 

@@ -132,7 +132,7 @@ def test_a_guard_turns_a_focus_into_a_review(
         given[at] = f"[{{kind: learn, duration: 1.0}}, {{duration: 0.4, {guard}}}]"
     flags["learn"] = flags["learn"][:-2]
     assert main(["train", *flags["complete"]]) == 0
-    assert ("guard: review instead" if declines else "guard: focus") in capsys.readouterr().out
+    assert ("; review instead" if declines else "; focus") in capsys.readouterr().out
     assert main(["train", *flags["learn"]]) == 0
     phase, other = (list(open_run(tmp_path / name).phases())[1] for name in ("complete", "learn"))
     assert np.array_equal(phase.order, other.order) == declines == (phase.selection is None)
@@ -143,7 +143,7 @@ def test_a_guard_turns_a_focus_into_a_review(
     rows = [json.loads(line) for line in (tmp_path / "complete/metrics.jsonl").read_text().splitlines()]
     assert [row["guard"]["accepted"] for row in rows if "guard" in row] == [not declines]
     assert main(["report", str(tmp_path / "complete")]) == 0
-    assert "Phase 1 focus, guard by file:worth: " in (tmp_path / "complete/report.html").read_text()
+    assert "Phase 1, a Focus of the schedule: " in (tmp_path / "complete/report.html").read_text()
 
 
 def test_a_resume_needs_the_same_file(
