@@ -62,7 +62,7 @@ def as_review(phase: Phase) -> Phase:
 
 def judge_scores(phase: Phase, review: Order, scores: Scores) -> Verdict:
     """Decide by how many samples [samples] of the Review in the place of a Focus have a score [n_blocks]."""
-    scored = _mean(lambda ids: int(np.isfinite(scores[ids]).sum()), review)
+    scored = _mean(lambda ids: int((~np.isnan(scores[ids])).sum()), review)
     return Verdict("scored", scored, phase.least_scored)
 
 
