@@ -2,7 +2,8 @@
 
     python studies/make_tasks.py HELD_OUT.jsonl OUT [--items N]
 
-OUT gets, in the format of `megatron-lfr evaluate --tasks`, --items items of each domain where it has as many:
+OUT gets, in the format of `megatron-lfr evaluate --tasks`, --items items (60) of each domain that has documents of 30
+words or more:
 
     next_words.jsonl    24 words of a document, and which 6 words follow: those that do, or what stands at that place in
                         three other documents of the domain
@@ -54,7 +55,8 @@ def spans(documents: Sequence[list[str]], choose: random.Random) -> Iterator[tup
 
 
 def items_of(documents: Sequence[list[str]], count: int, choose: random.Random) -> Iterator[tuple[Item, Item]]:
-    """Yield an item of each task, `count` times. A document gives several only where there are too few."""
+    """Yield an item of each task, `count` times. A document gives several only where there are too few. ValueError
+    where other documents give no wrong choices."""
     source, others = spans(documents, choose), spans(documents, choose)
     for context, follows in itertools.islice(source, count):
         choices = {follows.strip(): follows}
