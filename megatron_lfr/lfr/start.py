@@ -42,8 +42,7 @@ def start_phase(
     else:
         order, selection = plan.make_order(planned, scores, seed, arrays, ledger.declined)
         verdict = None
-    samples_by_score = planned.phase.kind == "focus" and (verdict is None or verdict.accepted)
-    ledger.begin_phase(planned.first_step, samples_by_score, prior, planned.segment)
+    ledger.begin_phase(planned.first_step, selection is not None, prior, planned.segment)
     return Started(scores, order, selection, verdict)
 
 
