@@ -120,7 +120,7 @@ def _phase_event(start: PhaseStart) -> dict[str, object]:
         "event": "phase",
         "step": start.planned.first_step,
         "phase": start.planned.index,
-        "kind": start.planned.phase.kind,
+        "kind": start.kind,
         "order_hash": f"{start.order_hash:016x}",
         "time": _parts(start.planned.first_step, start.planned.index),
     }

@@ -15,7 +15,7 @@ from megatron_lfr.analysis.similarity import BlockSet
 from megatron_lfr.analysis.single_blocks import Picks, pick_blocks
 from megatron_lfr.lfr import Ledger, PlannedPhase
 from megatron_lfr.lfr.blend import BlendSelection
-from megatron_lfr.lfr.guard import Verdict
+from megatron_lfr.lfr.guard import Verdict, kind_of
 from megatron_lfr.lfr.scope import ScopedSelection
 from megatron_lfr.run_folder import Corpus, find_corpus
 
@@ -71,8 +71,8 @@ class PhaseView:
 
     @property
     def kind(self) -> str:
-        """What the phase trained as: a Focus that was declined is a Review."""
-        return "review" if self.verdict is not None and not self.verdict.accepted else self.planned.phase.kind
+        """What the phase trained as."""
+        return kind_of(self.planned.phase, self.verdict)
 
     @property
     def name(self) -> str:

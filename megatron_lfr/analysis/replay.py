@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.lfr.guard import Verdict
+from megatron_lfr.lfr.guard import Verdict, kind_of
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.left_out import Scores
@@ -59,6 +59,11 @@ class PhaseHistory:
     """What the phase leaves out; None unless a Focus takes place."""
     verdict: Verdict | None
     """Whether a Focus that may be declined takes place; None for other phases."""
+
+    @property
+    def kind(self) -> str:
+        """What the phase trained as."""
+        return kind_of(self.planned.phase, self.verdict)
 
     @property
     def block_ids(self) -> Order:

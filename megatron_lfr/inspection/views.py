@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 
@@ -107,4 +109,8 @@ class View:
         print(f"    {visible(text[: self._chars])}")
 
     def _phase(self, index: int) -> str:
-        return f"phase {index} {self._run.plan.phases[index].phase.kind}"
+        return f"phase {index} {self._kinds[index]}"
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        return [history.kind for history in self._run.phases()]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.lfr.guard import Verdict
+from megatron_lfr.lfr.guard import Verdict, kind_of
 from megatron_lfr.lfr.left_out import Scores
 from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
 from megatron_lfr.lfr.selection import Order
@@ -29,6 +29,11 @@ class PhaseStart:
     selection: AnySelection | None
     verdict: Verdict | None
     """Whether a Focus that may be declined takes place, or a Review instead; None for others, and on a follower."""
+
+    @property
+    def kind(self) -> str:
+        """What the phase trains as; on a follower, what the schedule says."""
+        return kind_of(self.planned.phase, self.verdict)
 
 
 class Sharing(Protocol):

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_lfr.lfr.left_out import Scores
-from megatron_lfr.lfr.phase import Phase
+from megatron_lfr.lfr.phase import Kind, Phase
 from megatron_lfr.lfr.scores import Arrays
 from megatron_lfr.lfr.selection import Order
 from megatron_lfr.lfr.weights import NO_WEIGHT, exact_sum
@@ -58,6 +58,11 @@ class Verdict:
 def as_review(phase: Phase) -> Phase:
     """Return the Review that takes the place of a Focus that is declined."""
     return replace(phase, kind="review", drop=0.0, drop_hardest=0.0, explore=0.0, guard=NO_WEIGHT, least_scored=0.0)
+
+
+def kind_of(phase: Phase, verdict: Verdict | None) -> Kind:
+    """Return what a phase trains as: a Focus that is declined is a Review."""
+    return "review" if verdict is not None and not verdict.accepted else phase.kind
 
 
 def judge_scores(phase: Phase, review: Order, scores: Scores) -> Verdict:

@@ -120,7 +120,7 @@ class ProgressBar(Callback):
         self._progress.update(
             self._task,
             completed=report.step,
-            description=trainer.plan.at_step(report.step - 1).phase.kind,
+            description="" if trainer.curriculum.current is None else trainer.curriculum.current.kind,
             loss=report.loss,
             speed=tokens / report.seconds,
         )

@@ -41,7 +41,7 @@ class MetricsFile(Callback):
             "event": "phase",
             "step": planned.first_step,
             "phase": planned.index,
-            "kind": planned.phase.kind,
+            "kind": start.kind,
             **describe_order(planned, trainer.curriculum.order, sizes),
         }
         if selection is not None:

@@ -84,8 +84,7 @@ def _print_domains(trainer: Training, events: list[dict[str, Any]]) -> None:
 
 
 def _phase(start: dict[str, Any]) -> str:
-    declined = not start.get("guard", {"accepted": True})["accepted"]
-    return f"{start['phase']} {'review' if declined else start['kind']}"
+    return f"{start['phase']} {start['kind']}"
 
 
 def last_evaluation(events: list[dict[str, Any]], phase: int) -> dict[str, Any] | None:

@@ -141,7 +141,11 @@ def test_a_guard_turns_a_focus_into_a_review(
     journals = [tmp_path / name / "journal/phase_001.npy" for name in ("complete", "stopped")]
     assert journals[0].read_bytes() == journals[1].read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "complete/metrics.jsonl").read_text().splitlines()]
-    assert [row["guard"]["accepted"] for row in rows if "guard" in row] == [not declines]
+    taken = "review" if declines else "focus"
+    assert [(row["kind"], row["guard"]["accepted"]) for row in rows if "guard" in row] == [(taken, not declines)]
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "complete"), "--step", str(phase.planned.end_step)]) == 0
+    assert f"phase 1 {taken}: " in capsys.readouterr().out
     assert main(["report", str(tmp_path / "complete")]) == 0
     assert "Phase 1, a Focus of the schedule: " in (tmp_path / "complete/report.html").read_text()
 
