@@ -137,7 +137,9 @@ def test_a_branch_that_is_killed_goes_on(path: Path, tmp_path: Path) -> None:
 
 def test_the_order_of_every_focus_is_that_of_one_run(corpus: list[str], tmp_path: Path) -> None:
     """One version with phases in shares, which all of a version's runs have over the same steps."""
-    lfr = [*flags(corpus, "--lfr-schedule", "lfr", "--train-iters", "30", "--min-lr", "1e-4")]
+    focus = "{kind: focus, duration: 0.15, unit: share, drop: 0.5}, {kind: review, duration: 0.15, unit: share}"
+    phases = f"[{{kind: learn, duration: 0.4, unit: share}}, {focus}, {focus}]"
+    lfr = [*flags(corpus, "--lfr-schedule", phases, "--train-iters", "30", "--min-lr", "1e-4")]
     trunk, save, one = tmp_path / "main", tmp_path / "v1", tmp_path / "one"
     versions = ["--lr-decay-style", "constant", "--versions", "1", "--branch-share", "0.7"]
     assert main(["train", *lfr, *versions, "--save", str(trunk)]) == 0
