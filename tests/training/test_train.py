@@ -258,6 +258,7 @@ def test_weights_of_corpora(
     events = [event for event in metrics(tmp_path / "run") if event["event"] == "phase"]
     served = spy.phases([*(event["step"] for event in events), spy.served[-1][0] + 1])
     assert [event["kind"] for event in events] == ["learn", "review", "review", "focus", "review"]
+    assert [event["guard"]["accepted"] for event in events if "guard" in event] == [False, True]
     for event, counts in zip(events, served, strict=True):
         of_easy = sum(count for block, count in counts.items() if block < easy)
         assert event["draws_by_domain"] == {"easy": of_easy, "hard": counts.total() - of_easy}
