@@ -3,8 +3,8 @@
 The bits are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), normal deviates
 come from Box and Muller's transform. All of it is integer arithmetic and additions, products, quotients and square
 roots in fp32, each rounded as IEEE 754 says: the bits depend neither on how a matrix is cut into parts, nor on the
-number of threads, nor on which of its loops, vectorised or not, a device's library takes an element through. `log` and
-`cos` of PyTorch, which are not rounded correctly, would break that.
+number of threads, nor on which of its loops, vectorised or not, a device's library takes an element through. `log`,
+`cos` and `sqrt` of PyTorch, which are not rounded correctly, would break that.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
 def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
     """Turn two independent words in [0, 2³²), int64, into two independent standard normal deviates, fp32, below 6.8."""
     uniform = radius_word.float().add_(0.5).mul_(2.0**-32)  # in (0, 1]
-    radius = _log(uniform).mul_(-2.0).sqrt_()
+    radius = _sqrt(_log(uniform).mul_(-2.0))
     quarter = (angle_word - 2**31).float().mul_(math.pi / 4 * 2.0**-31)  # of an angle in [-π, π]
     sine = _polynomial(_SINE, quarter * quarter).mul_(quarter)
     square = sine * sine
     # sin 2x = 2 sin x cos x, cos 2x = 1 - 2 sin² x, twice
-    half_sine = (1.0 - square).sqrt_().mul_(sine).mul_(2.0)
+    half_sine = _sqrt(1.0 - square).mul_(sine).mul_(2.0)
     half_cosine = 1.0 - square.mul_(2.0)
     sine = (half_sine * half_cosine).mul_(2.0)
     cosine = 1.0 - half_sine.square_().mul_(2.0)
@@ -128,6 +128,18 @@ def _log(x: Tensor) -> Tensor:
     mantissa = bits.bitwise_and_(0x7FFFFF).add_(_SQRT_HALF_BITS).view(torch.float32)
     f = (mantissa - 1.0).div_(mantissa + 1.0)
     return _polynomial(_ATANH, f * f).mul_(f).add_(exponent.float().mul_(_LN2))
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Compute the square root of fp32 numbers, 0 or above 2⁻⁶⁰, rounded correctly.
+
+    On a CPU the `sqrt` of PyTorch is MKL's, which rounds wrongly on some processors, and keeps half of the bits where
+    several threads call it first (pytorch/pytorch#188792). One step of Newton's method from the root of a double is
+    exact in all but its last bits, and no root of fp32 numbers is so close to the middle of two of them.
+    """
+    square = x.double()
+    root = square.sqrt()
+    return square.div_(root.clamp(min=2.0**-60)).add_(root).mul_(0.5).float()
 
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
