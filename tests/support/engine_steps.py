@@ -154,8 +154,10 @@ def bf16(layout: Layout) -> Errors:
 
 
 def compiled(layout: Layout, follow: Callable[..., Errors], backend: str, **options: Any) -> Errors:
-    """Compiled layers, two for speed; a layer is one graph."""
+    """Compiled layers, two for speed; a layer is one graph. Its loops are not vectorised: that takes the C++ compiler
+    twice as long, and is no matter of layers."""
     torch._inductor.config.compile_threads = 1
+    torch._inductor.config.cpp.simdlen = 1
     torch._dynamo.reset()
     config = dataclasses.replace(CAPPED, num_layers=2)
     with patch.object(torch, "compile", functools.partial(torch.compile, backend=backend)):
