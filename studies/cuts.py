@@ -1,11 +1,12 @@
 """Measure how well `megatron-lfr commonness` finds the shares of copies and junk that were planted in real text.
 
-    python studies/cuts.py OUT [--text FILE.jsonl] [--megabytes N] [--seeds 1 2 3]
+    python studies/cuts.py OUT [--text FILE.jsonl] [--megabytes N] [--longest CHARACTERS] [--seeds 1 2 3]
 
 For each seed, redundant corpora of make_corpora.py with 0, 5, 12 and 25 % of one kind of junk and without copies, and
 with 0, 10 and 30 % of copies and without junk (shares of the bytes). Each is cut by the rules that need no share
-(docs/commonness.md); documents of more than 40,000 characters are left out, one of which would decide the share at
-this size. The table has planted and found shares of the tokens, and the largest error. OUT keeps cuts.json.
+(docs/commonness.md); documents of more than 40,000 characters are left out by default, one of which would decide the
+share at this size. The table has planted and found shares of the tokens, how much of the planted junk is found, and how
+much of the rest is taken for junk; and the largest error. OUT keeps cuts.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from make_corpora import JUNK_KINDS, Document, apart, library_text, read_text, redundant, take, write_documents
 
 from megatron_lfr.cli import main as megatron_lfr
@@ -33,7 +35,7 @@ COPIED_SHARES = (0.0, 0.1, 0.3)
 COPIES = ("copy", "edited copy", "boilerplate")
 APART = 0.12
 BOUND = 0.05
-LONGEST = 40_000
+Mask = npt.NDArray[np.bool_]
 
 
 def cases() -> list[dict[str, Any]]:
@@ -63,35 +65,30 @@ def index(folder: Path, name: str, documents: list[Document], tokenizer: Path) -
 
 
 def shares(folder: Path, corpus: list[str], trusted: list[str], documents: list[Document]) -> dict[str, float]:
-    """Cut a corpus; returns the shares of its tokens that are planted and found, as junk and as copies."""
-    run(
-        *(
-            "commonness",
-            "--data-path",
-            *corpus,
-            "--reference-data-path",
-            *trusted,
-            "--seq-length",
-            "128",
-            "--split",
-            "100,0,0",
-        ),
-        *("--tokenizer-model", str(folder / "tokenizer.json"), "--memory-gb", "1", "--threads", "1"),
-        *("--output", str(folder / "commonness")),
-    )
+    """Cut a corpus; returns the shares of its tokens that are planted and found, as junk and as copies, the share of
+    the planted junk that is found, and the share of the rest that is taken for junk."""
+    text = ("--data-path", *corpus, "--reference-data-path", *trusted, "--seq-length", "128", "--split", "100,0,0")
+    flags = ("--tokenizer-model", str(folder / "tokenizer.json"), "--memory-gb", "1", "--threads", "1")
+    run("commonness", *text, *flags, "--output", str(folder / "commonness"))
     lengths = lengths_of(reference_prefixes([IndexedDataset(prefix) for prefix in corpus]))
     kinds = np.array([kind for _, kind, _ in documents])
     weight = np.load(folder / "commonness/document_weight.npy", allow_pickle=False)
     representative = np.load(folder / "commonness/document_representative.npy", allow_pickle=False)
     junk = weight == 0
     copied = ~junk & (representative != np.arange(len(kinds)))
-    masks = {
-        "junk planted": np.isin(kinds, JUNK_KINDS),
-        "junk found": junk,
-        "copies planted": np.isin(kinds, COPIES),
-        "copies found": copied,
+    planted, everything = np.isin(kinds, JUNK_KINDS), np.ones(len(kinds), bool)
+
+    def share(part: Mask, of: Mask) -> float:
+        return float(lengths[part & of].sum() / max(1, lengths[of].sum()))
+
+    return {
+        "junk planted": share(planted, everything),
+        "junk found": share(junk, everything),
+        "of it": share(junk, planted),
+        "of the rest": share(junk, ~planted),
+        "copies planted": share(np.isin(kinds, COPIES), everything),
+        "copies found": share(copied, everything),
     }
-    return {name: float(lengths[mask].sum() / lengths.sum()) for name, mask in masks.items()}
 
 
 def measure(texts: dict[str, list[str]], megabytes: float, seeds: list[int]) -> list[dict[str, Any]]:
@@ -117,9 +114,10 @@ def measure(texts: dict[str, list[str]], megabytes: float, seeds: list[int]) -> 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print planted and found shares, and the largest error of each kind."""
-    print("| planted | seed | junk planted | junk found | copies planted | copies found |\n|---|---|---|---|---|---|")
+    columns = [name for name in rows[0] if name not in ("what", "seed")]
+    print(f"| planted | seed | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
     for row in rows:
-        cells = (f"{100 * row[f'{what} {how}']:.1f} %" for what in ("junk", "copies") for how in ("planted", "found"))
+        cells = [f"{100 * row[name]:.1f} %" for name in columns]
         print(f"| {row['what']} | {row['seed']} | {' | '.join(cells)} |")
     for what in ("junk", "copies"):
         errors = [abs(row[f"{what} found"] - row[f"{what} planted"]) for row in rows]
@@ -132,11 +130,12 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="the folder to write cuts.json to")
     parser.add_argument("--text", type=Path, help="JSONL with domain and text, in the place of the standard library")
     parser.add_argument("--megabytes", type=float, default=4.0, help="size of the text without what is planted")
+    parser.add_argument("--longest", type=int, default=40_000, help="characters of the longest document")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     texts = read_text(args.text) if args.text else library_text()
-    texts = {domain: [text for text in documents if len(text) <= LONGEST] for domain, documents in texts.items()}
+    texts = {domain: [text for text in documents if len(text) <= args.longest] for domain, documents in texts.items()}
     rows = measure(texts, args.megabytes, args.seeds)
     write_atomic(args.output / "cuts.json", json.dumps(rows, indent=1) + "\n")
     print_table(rows)

@@ -20,6 +20,8 @@ MOST_TRUSTED = 0.03
 LEAST_DOCUMENTS = 100
 """Fewest documents, as `effective_number` counts them, whose spread tells what is in less order than trusted text.
 Ours: with 50, documents of kinds that a few trusted ones happen to lack were taken for junk."""
+MOST_TOKENS = 1000
+"""Tokens of a document that count there. Ours: a longer one says hardly more of how much order its kind of text has."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def compare(
     log2 of the table's counters, vocabulary, threads. junk_share: the share of the corpus' tokens to take for junk, by
     the ratio, or auto: documents whose ratio is lower than that of 99 % of the trusted text, and those that lie most
     below what their tokens usually have in it, as many as there are more of than in the trusted text, where that has
-    LEAST_DOCUMENTS. Each part of the trusted text is scored without itself.
+    LEAST_DOCUMENTS of MOST_TOKENS. Each part of the trusted text is scored without itself.
     """
     log2_slots, vocab_size, threads = size
     model = count_ngrams(trusted, log2_slots, vocab_size, threads)
@@ -62,12 +64,14 @@ def compare(
     if junk_share != "auto":
         ratio_below = token_quantile(ratio, lengths_of(corpus), junk_share)
         return Trust(likely, ratio, blocks, ratio < ratio_below, ratio_below, None)
-    of_trusted, lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
-    ratio_below = token_quantile(of_trusted.documents - trusted_by_corpus.documents_unigram, lengths, LEAST_TRUSTED)
+    of_trusted, trusted_lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
+    trusted_ratio = of_trusted.documents - trusted_by_corpus.documents_unigram
+    ratio_below = token_quantile(trusted_ratio, trusted_lengths, LEAST_TRUSTED)
     junk, beyond_below = ratio < ratio_below, None
-    if effective_number(lengths) >= LEAST_DOCUMENTS:
-        more = excess(likely.documents_beyond, lengths_of(corpus), of_trusted.documents_beyond, lengths)
-        beyond_below = token_quantile(likely.documents_beyond, lengths_of(corpus), more)
+    counted, trusted_counted = (np.minimum(n, MOST_TOKENS) for n in (lengths_of(corpus), trusted_lengths))
+    if effective_number(trusted_counted) >= LEAST_DOCUMENTS:
+        more = excess(likely.documents_beyond, counted, of_trusted.documents_beyond, trusted_counted)
+        beyond_below = token_quantile(likely.documents_beyond, counted, more)
         junk |= likely.documents_beyond < beyond_below
     return Trust(likely, ratio, blocks, junk, ratio_below, beyond_below)
 

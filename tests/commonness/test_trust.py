@@ -125,12 +125,18 @@ def test_the_excess_over_trusted_text(rng: np.random.Generator) -> None:
 
 
 def test_few_documents_do_not_tell_what_is_out_of_order(tmp_path: Path) -> None:
-    """A hundred of like length do; as many tokens in fewer documents do not, nor a hundred of which one holds most."""
+    """A hundred of like length do; as many tokens in fewer documents do not. A long one among many changes nothing."""
     assert effective_number(np.full(100, 7)) == pytest.approx(100)
     assert effective_number(np.array([10_000, *[1] * 99])) < 2
     texts = documents()
     joined = [list(itertools.chain(*texts[first : first + 5])) for first in range(0, 150, 5)]
-    for name, trusted, is_enough in (("few", joined, False), ("many", texts[:150], True)):
+    and_a_long_one = [*texts[:120], list(itertools.chain(*texts[120:150]))]
+    assert effective_number(np.array([len(text) for text in and_a_long_one])) < 100
+    for name, trusted, is_enough in (
+        ("few", joined, False),
+        ("many", texts[:150], True),
+        ("long", and_a_long_one, True),
+    ):
         (tmp_path / name).mkdir()
         trust = judged(tmp_path / name, texts[150:], trusted)
         assert (trust.beyond_below is not None) == is_enough
