@@ -69,10 +69,11 @@ class CommonnessConfig:
     """The share of these runs, of all that either has (the Jaccard similarity), from which on two are near copies."""
     cleaned_output: Path | None = None
     """New folder for the cleaned corpus: the same prefixes, with the training documents alone, of near copies one each,
-    and without junk. Train on all of it: --split 100,0,0."""
+    and without junk."""
     junk_share: float | Literal["auto"] = "auto"
     """The share of the corpus' tokens to take for junk, those in documents of lowest ratio: their weight is 0. Needs
-    --reference-data-path. auto: documents of lower ratio than 99 % of the trusted text has itself."""
+    --reference-data-path. auto: documents of lower ratio than 99 % of the trusted text has itself, and those whose
+    tokens are in less order than in it."""
     memory_gb: float = 4.0
     """Memory that may be used, in GB (10^9 bytes). What copies do not need goes to the 4-gram model's table."""
     threads: int = 0

@@ -40,7 +40,8 @@ FOCUS = [
 ]
 """Both tails of the loss left out, twice."""
 ADVICE = {
-    "cleaned": "clean the corpus with `megatron-lfr commonness --cleaned-output`, and train on that as usual",
+    "cleaned": "clean the corpus with `megatron-lfr commonness --cleaned-output`, and train on that with"
+    " --lfr-schedule uniform",
     "weight": "give `train` the weights of `megatron-lfr commonness`: --lfr-schedule uniform --lfr-scores"
     " weight=FOLDER/block_weight.npy",
     "cleaned-focus": "clean the corpus with `megatron-lfr commonness --cleaned-output`, and train with the schedule of"
