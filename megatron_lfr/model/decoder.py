@@ -36,6 +36,7 @@ from megatron_lfr.parallel.layers import (
     local_rows,
 )
 from megatron_lfr.parallel.pipeline import Stage, make_stage
+from megatron_lfr.parallel.vector_math import settle_vector_math
 
 _SCORED_ROWS = 1024
 """Number of tokens whose logits `score_next` holds at a time."""
@@ -85,6 +86,7 @@ class Decoder(nn.Module):
         loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
+        settle_vector_math()  # or a table of angles is wrong in one process of some hundred
         tp, kernels = tp or TensorParallel(), kernels or LayerKernels()
         config.validate(tp.size)
         rows = config.padded_vocab_size
