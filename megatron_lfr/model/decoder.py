@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         loss_mode: Mode = "auto",
     ) -> None:
         super().__init__()
-        settle_vector_math()  # or a table of angles is wrong in one process of some hundred
+        settle_vector_math()  # or a table of angles is wrong in one process of some 300
         tp, kernels = tp or TensorParallel(), kernels or LayerKernels()
         config.validate(tp.size)
         rows = config.padded_vocab_size
