@@ -73,7 +73,7 @@ class CommonnessConfig:
     junk_share: float | Literal["auto"] = "auto"
     """The share of the corpus' tokens to take for junk, those in documents of lowest ratio: their weight is 0. Needs
     --reference-data-path. auto: documents of lower ratio than 99 % of the trusted text has itself, and those whose
-    tokens are in less order than in it."""
+    tokens are in less order than in it, but for those that repeat themselves as text does."""
     memory_gb: float = 4.0
     """Memory that may be used, in GB (10^9 bytes). What copies do not need goes to the 4-gram model's table."""
     threads: int = 0
@@ -127,7 +127,8 @@ def main(argv: Sequence[str]) -> int:
     if summary["junk"]:
         share, ratio, beyond = (summary["junk"][name] for name in ("share", "ratio_below", "beyond_below"))
         order = "" if beyond is None else f", or whose tokens are {-beyond:.2f} nats less likely than usual"
-        print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {ratio:.2f}{order}")
+        spared = "; of both, not what repeats itself as text does" if config.junk_share == "auto" else ""
+        print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {ratio:.2f}{order}{spared}")
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:
         prefixes, _ = parse_blend(config.data_path, "--data-path")

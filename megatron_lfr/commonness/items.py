@@ -31,12 +31,12 @@ class Spans:
     starts: Int64s
     lengths: Int64s
 
-    def batches(self) -> Iterator[Spans]:
-        """Yield the same spans in parts of some tokens, which depend on nothing else."""
+    def batches(self, tokens: int = _BATCH_TOKENS) -> Iterator[Spans]:
+        """Yield the same spans in parts of some `tokens`, which depend on nothing else."""
         bounds = np.concatenate(([0], np.cumsum(self.lengths)))
         first = 0
         while first < len(self.starts):
-            last = int(np.searchsorted(bounds, bounds[first] + _BATCH_TOKENS, side="left"))
+            last = int(np.searchsorted(bounds, bounds[first] + tokens, side="left"))
             last = min(max(last, first + 1), first + _BATCH_SPANS, len(self.starts))
             yield Spans(self.dataset, self.starts[first:last], self.lengths[first:last])
             first = last

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from megatron_lfr.commonness.items import Int64s, Prefix
 from megatron_lfr.commonness.likelihood import Floats, Likelihoods, count_ngrams, score
+from megatron_lfr.commonness.repeats import Mask, repeats
 from megatron_lfr.commonness.usual import Usual
 
 LEAST_TRUSTED = 0.01
 """The share of the trusted text's own tokens whose ratio is as low as junk's. Ours."""
-MOST_TRUSTED = 0.03
+MOST_TRUSTED = 0.1
 """Most of them that may be in as little order as what is taken for junk. Ours."""
 LEAST_DOCUMENTS = 100
 """Fewest documents, as `effective_number` counts them, whose spread tells what is in less order than trusted text.
@@ -35,7 +36,7 @@ class Trust:
     likelihoods: Likelihoods
     documents: Floats
     blocks: Floats
-    junk: npt.NDArray[np.bool_]
+    junk: Mask
     ratio_below: float
     beyond_below: float | None
 
@@ -54,7 +55,8 @@ def compare(
     log2 of the table's counters, vocabulary, threads. junk_share: the share of the corpus' tokens to take for junk, by
     the ratio, or auto: documents whose ratio is lower than that of 99 % of the trusted text, and those that lie most
     below what their tokens usually have in it, as many as there are more of than in the trusted text, where that has
-    LEAST_DOCUMENTS of MOST_TOKENS. Each part of the trusted text is scored without itself.
+    LEAST_DOCUMENTS of MOST_TOKENS; but no document that repeats itself as text does. Each part of the trusted text is
+    scored without itself.
     """
     log2_slots, vocab_size, threads = size
     model = count_ngrams(trusted, log2_slots, vocab_size, threads)
@@ -67,13 +69,29 @@ def compare(
     of_trusted, trusted_lengths = score(model, trusted, True, threads, usual), lengths_of(trusted)
     trusted_ratio = of_trusted.documents - trusted_by_corpus.documents_unigram
     ratio_below = token_quantile(trusted_ratio, trusted_lengths, LEAST_TRUSTED)
-    junk, beyond_below = ratio < ratio_below, None
-    counted, trusted_counted = (np.minimum(n, MOST_TOKENS) for n in (lengths_of(corpus), trusted_lengths))
-    if effective_number(trusted_counted) >= LEAST_DOCUMENTS:
-        more = excess(likely.documents_beyond, counted, of_trusted.documents_beyond, trusted_counted)
-        beyond_below = token_quantile(likely.documents_beyond, counted, more)
-        junk |= likely.documents_beyond < beyond_below
+    junk, beyond_below = _junk(
+        corpus, ratio < ratio_below, likely.documents_beyond, trusted, of_trusted.documents_beyond
+    )
     return Trust(likely, ratio, blocks, junk, ratio_below, beyond_below)
+
+
+def _junk(
+    corpus: Sequence[Prefix], low: Mask, beyond: Floats, trusted: Sequence[Prefix], trusted_beyond: Floats
+) -> tuple[Mask, float | None]:
+    """Return which documents are junk, of low ratio or of less order than trusted ones, and below which order.
+
+    The ratio finds random characters, and the order finds words in no order; these repeat no phrases, but bigrams, as a
+    word has several tokens. Where the trusted text is too small for the order, the ratio has to find both.
+    """
+    lengths, trusted_lengths = (np.minimum(lengths_of(text), MOST_TOKENS) for text in (corpus, trusted))
+    if effective_number(trusted_lengths) < LEAST_DOCUMENTS:
+        return low & ~repeats(corpus, low).phrases, None
+    limit = token_quantile(trusted_beyond, trusted_lengths, MOST_TRUSTED)
+    repeating = repeats(corpus, low | (beyond < limit))
+    beyond = np.where(repeating.phrases, np.float32(np.inf), beyond)
+    of_trusted = np.where(repeats(trusted, trusted_beyond < limit).phrases, np.float32(np.inf), trusted_beyond)
+    beyond_below = token_quantile(beyond, lengths, excess(beyond, lengths, of_trusted, trusted_lengths))
+    return (low & ~repeating.bigrams) | (beyond < beyond_below), beyond_below
 
 
 def lengths_of(prefixes: Sequence[Prefix]) -> Int64s:

@@ -12,6 +12,11 @@ from pydoc_data.topics import topics
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from megatron_lfr.commonness.items import Prefix, reference_prefixes
+from megatron_lfr.commonness.likelihood import count_ngrams, score
+from megatron_lfr.commonness.trust import Trust, compare
+from megatron_lfr.data.corpus.indexed import IndexedDataset
+
 VOCAB_SIZE = 1024
 TOKENS = 300
 """Of a document."""
@@ -80,3 +85,16 @@ def write(prefix: Path, of_documents: Sequence[Sequence[int]], dtype: type = np.
     from support.indexed_samples import write_by_hand
 
     return str(write_by_hand(prefix, of_documents, dtype))
+
+
+def opened(prefix: Path, texts: list[list[int]]) -> list[Prefix]:
+    """Return all documents of an indexed dataset that holds these."""
+    return reference_prefixes([IndexedDataset(write(prefix, texts))])
+
+
+def judged(folder: Path, corpus: list[list[int]], trusted: list[list[int]]) -> Trust:
+    """Return what the trusted text says of the corpus."""
+    prefixes, reference = opened(folder / "corpus", corpus), opened(folder / "trusted", trusted)
+    model = count_ngrams(prefixes, 22, VOCAB_SIZE, 2)
+    by_corpus, of_trusted = score(model, prefixes, True, 2), score(model, reference, False, 2)
+    return compare(prefixes, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
