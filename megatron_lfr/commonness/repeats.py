@@ -62,8 +62,8 @@ def equal_pairs(tokens: npt.NDArray[np.int64], lengths: Int64s) -> Doubles:
     pairs = np.zeros((len(lengths), len(_GRAMS)))
     keys = document * (1 + int(tokens.max(initial=0))) + tokens
     for column, n in enumerate(_GRAMS):
-        unique, at, numbers, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-        pairs[:, column] = np.bincount(document[at], counts * (counts - 1) / 2, minlength=len(lengths))
+        unique, numbers, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        pairs[:, column] = np.bincount(document[: len(keys)], (counts[numbers] - 1) / 2, minlength=len(lengths))
         keys = numbers[:-n] * len(unique) + numbers[n:]
     return pairs
 
