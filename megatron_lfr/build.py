@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_lfr.config import RunConfig
-from megatron_lfr.data.config import DataConfig
+from megatron_lfr.data.config import DataConfig, parse_blend
 from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_values, parse_names
-from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, parse_split
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
@@ -71,6 +72,24 @@ def make_corpus(data: DataConfig, stored: Plan | None = None) -> BlockDataset:
     domains."""
     named = [len(segment.blend.sizes) for segment in stored.segments] if stored else []
     return BlockDataset(data.corpora()[0], data.seq_length, data.split, named=named)
+
+
+def open_validation(data: DataConfig) -> BlockDataset | None:
+    """Open the corpus of --valid-data-path, all of which is its training part; None where there is none. ValueError
+    where --split holds documents out as well, and for prefixes that are trained on."""
+    flag = "--valid-data-path"
+    prefixes, weights = parse_blend(data.valid_data_path, flag)
+    if not prefixes:
+        return None
+    if weights is not None:
+        raise ValueError(f"{flag}: give prefixes without weights: in validation, every block counts the same")
+    if parse_split(data.split)[0] != 1:
+        raise ValueError(f"{flag}: --split {data.split} holds a part of --data-path out as well; give --split 100,0,0")
+    trained = {Path(prefix).resolve() for prefix in data.corpora()[0]}
+    for prefix in prefixes:
+        if Path(prefix).resolve() in trained:
+            raise ValueError(f"{flag} {prefix}: is in --data-path, too; its documents would be trained on")
+    return BlockDataset(prefixes, data.seq_length, "1", flag)
 
 
 def make_arrays(

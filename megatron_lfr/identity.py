@@ -60,7 +60,10 @@ _ADDED: dict[str, dict[str, Any]] = {
 }
 """Facts added after the first runs, by section, with the values that mean what runs did before. They are stored only
 where they have another value, so that the facts of a run that does not use them stay the same."""
-_NOT_OF_DOCUMENTS = ("data_path", "data_args_path", "split", "seq_length", "tokenizer_model", "eod_token", "prefetch")
+_NOT_OF_DOCUMENTS = (
+    *("data_path", "data_args_path", "split", "valid_data_path", "seq_length"),
+    *("tokenizer_model", "eod_token", "prefetch"),
+)
 """Fields of DataConfig that other facts cover, or that may change."""
 
 _FLAGS = {

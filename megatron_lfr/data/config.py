@@ -21,6 +21,9 @@ class DataConfig:
     """A file with the words that would follow --data-path, separated by white space."""
     split: str = "99,1,0"
     """Shares of each prefix's documents for training, validation and test, in this order."""
+    valid_data_path: list[str] = field(default_factory=list)
+    """Prefixes of another corpus, of which all documents are for validation, in the place of a share of --data-path's;
+    needs --split 100,0,0."""
     seq_length: int = 2048
     """Tokens in a block, which is one training sequence."""
     tokenizer_model: str | None = None

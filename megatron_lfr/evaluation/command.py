@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from megatron_lfr.build import make_loader
+from megatron_lfr.build import make_loader, open_validation
 from megatron_lfr.data.corpus.block_values import DESCRIPTION_BEGINS, describing, write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
@@ -53,8 +53,9 @@ class EvaluateConfig:
     data_path: list[str] = field(default_factory=list)
     """Prefixes of another corpus; by default the run's."""
     split: Split | None = None
-    """Which documents of the corpus to evaluate, as the run's --split divides them. all takes every document; none
-    computes no losses, only tasks. By default valid, or all with --data-path."""
+    """Which documents of the corpus to evaluate, as the run's --split divides them; valid are those of its
+    --valid-data-path, where it has one. all takes every document; none computes no losses, only tasks. By default
+    valid, or all with --data-path."""
     per_block: Path | None = None
     """File for the mean loss of every block (nats per token), in the order of the blocks: .npy, fp32. It is NaN where
     every token of a block is masked. FILE.npy.json beside it says of which corpus, and what the losses cost in FLOPs;
@@ -146,21 +147,28 @@ def _source(config: EvaluateConfig, trained: TrainedModel) -> tuple[BlockDataset
     data, split = trained.config.data, config.split_in_force
     if split == "none":
         return None, None
-    shares = "1" if split == "all" else data.split
-    dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, shares)
-    if not config.data_path and split != "all" and trained.corpus not in (None, dataset.digests()):
-        raise ValueError(
-            f"--run {config.run}: its corpus has changed since it was trained on, and so has what was held out; say "
-            "with --data-path, and --split, what to evaluate on"
-        )
+    validation = open_validation(data) if split == "valid" and not config.data_path else None
+    dataset = validation or _corpus(config, trained)
     vocab_size = trained.model.config.vocab_size
     assert vocab_size is not None
     any_start = dataclasses.replace(data, bos=False)  # documents of another corpus may start with another token
     settle_documents(any_start, trained.tokenizer, vocab_size, dataset.datasets)
-    source: BlockSource = dataset.train if split == "all" else getattr(dataset, split)
+    source: BlockSource = dataset.train if validation or split == "all" else getattr(dataset, split)
     if source.num_blocks == 0:
         raise ValueError(f"--split {split}: --split {data.split} of the run leaves no block there; try train or all")
     return dataset, source
+
+
+def _corpus(config: EvaluateConfig, trained: TrainedModel) -> BlockDataset:
+    """Open --data-path, or the run's; ValueError where that has changed, unless all of it is asked for."""
+    data, takes_all = trained.config.data, config.split_in_force == "all"
+    dataset = BlockDataset(config.data_path or data.corpora()[0], data.seq_length, "1" if takes_all else data.split)
+    if not (config.data_path or takes_all) and trained.corpus not in (None, dataset.digests()):
+        raise ValueError(
+            f"--run {config.run}: its corpus has changed since it was trained on, and so has what was held out; say "
+            "with --data-path, and --split, what to evaluate on"
+        )
+    return dataset
 
 
 def _describe_losses(

@@ -115,6 +115,8 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
         settings["lfr_scores"] = _located_scores(settings["lfr_scores"], start)
     if settings.get("lora_rank") is not None and isinstance(settings.get("load"), str):  # the base, needed ever after
         settings["load"] = _locate(settings["load"], start, ("",))
+    if isinstance(settings.get("valid_data_path"), list):
+        settings["valid_data_path"] = [_located_prefix(str(prefix), start) for prefix in settings["valid_data_path"]]
     words = settings.get("data_path") or []
     if settings.get("data_args_path"):
         prefixes, weights = DataConfig(data_args_path=settings.pop("data_args_path")).corpora()
@@ -122,11 +124,15 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
         prefixes, weights = parse_blend([str(word) for word in words], "--data-path")
     else:
         return settings
-    prefixes = [_locate(prefix, start, (".idx", ".bin")) for prefix in prefixes]
+    prefixes = [_located_prefix(prefix, start) for prefix in prefixes]
     settings["data_path"] = prefixes
     if weights is not None:
         settings["data_path"] = [word for pair in zip(map(repr, weights), prefixes, strict=True) for word in pair]
     return settings
+
+
+def _located_prefix(prefix: str, start: Path) -> str:
+    return _locate(prefix, start, (".idx", ".bin"))
 
 
 def _located_scores(words: Any, start: Path) -> list[str]:

@@ -12,11 +12,12 @@ from megatron_lfr.build import (
     make_corpus,
     make_model_config,
     make_tokenizer,
+    open_validation,
 )
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.main_path import check_main_path
 from megatron_lfr.data.corpus.block_values import BlockValues
-from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
@@ -40,6 +41,8 @@ class Inputs:
     tokenizer: Tokenizer | None
     model: ModelConfig
     corpus: BlockDataset
+    validation: BlockSource
+    """The blocks of --valid-data-path, or of the corpus' share for validation."""
     plan: Plan
     learning_rate: LearningRate
     main_path: MainPath | None
@@ -71,6 +74,7 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     if data.bos and not config.data.bos and adopt_launcher().rank == 0:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
+    validation = _validation_blocks(config, tokenizer, model.vocab_size) or corpus.valid
     check_frozen(config, folder, stored, corpus)
     plan = make_run_plan(config, corpus, stored)
     learning_rate = make_learning_rate(config.optimizer, plan)
@@ -80,7 +84,26 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     arrays = make_arrays(config, corpus.digests, plan, begun)
     check_functions(plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, arrays)
-    return Inputs(config, tokenizer, model, corpus, plan, learning_rate, main_path, arrays, facts)
+    return Inputs(config, tokenizer, model, corpus, validation, plan, learning_rate, main_path, arrays, facts)
+
+
+def _validation_blocks(config: RunConfig, tokenizer: Tokenizer | None, vocab_size: int) -> BlockSource | None:
+    """Return the blocks of --valid-data-path, None where that is not given. ValueError where its documents differ from
+    those of --data-path in tokenizer, end or start."""
+    data = config.data
+    corpus = open_validation(data)
+    if corpus is None:
+        return None
+    flag = "--valid-data-path"
+    try:
+        settled = settle_documents(dataclasses.replace(data, bos=False), tokenizer, vocab_size, corpus.datasets)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+    if settled.bos != data.bos:
+        raise ValueError(
+            f"{flag}: either its documents or those of --data-path begin with a start-of-document token, not both"
+        )
+    return corpus.train
 
 
 def _lay_out_main_path(config: RunConfig, plan: Plan, rate: LearningRate) -> tuple[RunConfig, MainPath | None]:

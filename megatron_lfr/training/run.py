@@ -94,7 +94,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
         journal = open_journal(folder, nodes, inputs.facts, start, scratch)
         train_loader, valid_loader, rescoring_loader = (
             make_loader(config, source, inputs.tokenizer, parallel)
-            for source in (inputs.corpus.train, inputs.corpus.valid, inputs.corpus.train)
+            for source in (inputs.corpus.train, inputs.validation, inputs.corpus.train)
         )
         stopping, times = Stopping(config.training, parallel.control_group), Stopwatch()
         rescore = make_rescore(engine, rescoring_loader, stopping, times)

@@ -100,7 +100,7 @@ def test_each_setting_is_compared_or_recorded(
     shapes = {f.name for part in (config.model, config.data, config.lfr) for f in dataclasses.fields(part)}
     compared |= {"replay", *PARTS}  # with several segments
     compared |= {"lfr_scores", "lfr_clusters"}  # test_scores.py, test_content_clusters.py: files that phases use
-    assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir"}
+    assert shapes - compared <= {"max_position_embeddings", "prefetch", "lfr_scratch_dir", "valid_data_path"}
 
 
 def test_other_corpora_are_refused(
