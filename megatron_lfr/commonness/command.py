@@ -134,9 +134,8 @@ def main(argv: Sequence[str]) -> int:
         prefixes, _ = parse_blend(config.data_path, "--data-path")
         kept = clean(config.output, prefixes, config.split, config.cleaned_output, {})
         size = f"{kept['kept_documents']} documents, {kept['kept_tokens']} tokens"
-        print(
-            f"cleaned: {config.cleaned_output}: {size}; train on all of them, with --split 100,0,0 and --valid-data-path"
-        )
+        print(f"cleaned: {config.cleaned_output}: {size}")
+        print("train on all of them, with --split 100,0,0, and validate on other text, with --valid-data-path")
     return 0
 
 
