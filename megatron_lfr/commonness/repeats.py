@@ -39,18 +39,18 @@ class Repeats:
 def repeats(prefixes: Sequence[Prefix], chosen: Mask) -> Repeats:
     """Return which of the chosen documents of all prefixes repeat themselves within their first items.SECTION tokens;
     of the others, none does."""
-    parts, first = [], 0
+    parts, first = [np.zeros((2, 0), bool)], 0
     for prefix in prefixes:
         documents = prefix.documents()
         rows = np.flatnonzero(chosen[first : first + len(documents.starts)])
         spans = Spans(prefix.dataset, documents.starts[rows], np.minimum(documents.lengths[rows], SECTION))
-        parts += [equal_pairs(_tokens(batch), batch.lengths) for batch in spans.batches(_BATCH_TOKENS)]
+        parts += [
+            _judge(equal_pairs(_tokens(batch), batch.lengths), batch.lengths) for batch in spans.batches(_BATCH_TOKENS)
+        ]
         first += len(documents.starts)
-    lengths = np.minimum(np.concatenate([prefix.documents().lengths for prefix in prefixes]), SECTION)[chosen]
-    judged = _judge(np.concatenate([np.zeros((0, len(_GRAMS))), *parts]), lengths)
-    masks = Repeats(np.zeros(len(chosen), bool), np.zeros(len(chosen), bool))
-    masks.bigrams[chosen], masks.phrases[chosen] = judged.bigrams, judged.phrases
-    return masks
+    masks = np.zeros((2, len(chosen)), bool)
+    masks[:, chosen] = np.concatenate(parts, axis=1)
+    return Repeats(bigrams=masks[0], phrases=masks[1])
 
 
 def equal_pairs(tokens: npt.NDArray[np.int64], lengths: Int64s) -> Doubles:
@@ -69,14 +69,13 @@ def equal_pairs(tokens: npt.NDArray[np.int64], lengths: Int64s) -> Doubles:
     return pairs
 
 
-def _judge(pairs: Doubles, lengths: Int64s) -> Repeats:
+def _judge(pairs: Doubles, lengths: Int64s) -> Mask:
+    """Return which documents repeat bigrams, and which phrases [2, documents]."""
     of_tokens, of_bigrams, of_4_grams, of_8_grams = pairs.T
     equal_tokens = of_tokens / np.maximum(1, lengths * (lengths - 1) / 2)
     by_chance = equal_tokens**2 * (lengths - 1) * (lengths - 2) / 2
-    return Repeats(
-        bigrams=of_bigrams > BIGRAMS * np.maximum(1, by_chance),
-        phrases=(of_8_grams >= LEAST_PHRASES) & (of_8_grams > PHRASES * of_4_grams),
-    )
+    bigrams = of_bigrams > BIGRAMS * np.maximum(1, by_chance)
+    return np.stack([bigrams, (of_8_grams >= LEAST_PHRASES) & (of_8_grams > PHRASES * of_4_grams)])
 
 
 def _tokens(spans: Spans) -> npt.NDArray[np.int64]:
