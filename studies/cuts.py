@@ -66,7 +66,8 @@ def index(folder: Path, name: str, documents: list[Document], tokenizer: Path) -
 
 def shares(folder: Path, corpus: list[str], trusted: list[str], documents: list[Document]) -> dict[str, float]:
     """Cut a corpus; returns the shares of its tokens that are planted and found, as junk and as copies, the share of
-    the planted junk that is found, and the share of the rest that is taken for junk."""
+    the planted junk that is found, and the share of the rest that is taken for junk. What is a copy of another document
+    is no junk here, boilerplate that is unlike the trusted text above all."""
     text = ("--data-path", *corpus, "--reference-data-path", *trusted, "--seq-length", "128", "--split", "100,0,0")
     flags = ("--tokenizer-model", str(folder / "tokenizer.json"), "--memory-gb", "1", "--threads", "1")
     run("commonness", *text, *flags, "--output", str(folder / "commonness"))
@@ -74,8 +75,8 @@ def shares(folder: Path, corpus: list[str], trusted: list[str], documents: list[
     kinds = np.array([kind for _, kind, _ in documents])
     weight = np.load(folder / "commonness/document_weight.npy", allow_pickle=False)
     representative = np.load(folder / "commonness/document_representative.npy", allow_pickle=False)
-    junk = weight == 0
-    copied = ~junk & (representative != np.arange(len(kinds)))
+    copied = representative != np.arange(len(kinds))
+    junk = ~copied & (weight == 0)
     planted, everything = np.isin(kinds, JUNK_KINDS), np.ones(len(kinds), bool)
 
     def share(part: Mask, of: Mask) -> float:

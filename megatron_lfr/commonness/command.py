@@ -73,7 +73,7 @@ class CommonnessConfig:
     junk_share: float | Literal["auto"] = "auto"
     """The share of the corpus' tokens to take for junk, those in documents of lowest ratio: their weight is 0. Needs
     --reference-data-path. auto: documents of lower ratio than 99 % of the trusted text has itself, and those whose
-    tokens are in less order than in it, but for those that repeat themselves as text does."""
+    tokens are in less order than in it, but for those that show an order themselves."""
     memory_gb: float = 4.0
     """Memory that may be used, in GB (10^9 bytes). What copies do not need goes to the 4-gram model's table."""
     threads: int = 0
@@ -127,8 +127,9 @@ def main(argv: Sequence[str]) -> int:
     if summary["junk"]:
         share, ratio, beyond = (summary["junk"][name] for name in ("share", "ratio_below", "beyond_below"))
         order = "" if beyond is None else f", or whose tokens are {-beyond:.2f} nats less likely than usual"
-        spared = "; of both, not what repeats itself as text does" if config.junk_share == "auto" else ""
-        print(f"junk: {100 * share:.1f} % of the tokens, in documents of a ratio below {ratio:.2f}{order}{spared}")
+        spared = "; of both, not what shows an order itself" if config.junk_share == "auto" else ""
+        size = f"{100 * share:.1f} % of the tokens, without copies of it"
+        print(f"junk: {size}, in documents of a ratio below {ratio:.2f}{order}{spared}")
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:
         prefixes, _ = parse_blend(config.data_path, "--data-path")
@@ -224,7 +225,7 @@ def _items(
     likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, size)
     trust = None
     if trusted_by_corpus is not None:
-        trust = compare(prefixes, likely, trusted, trusted_by_corpus, size, config.junk_share)
+        trust = compare(prefixes, documents.near_copies, likely, trusted, trusted_by_corpus, size, config.junk_share)
     starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
     block_starts = inputs.corpus.train.domain_starts
     of_blocks = np.full(inputs.corpus.train.num_blocks, config.seq_length, np.int64)
@@ -241,11 +242,12 @@ def _items(
 
 
 def _junk(documents: Items, trust: Trust | None) -> dict[str, float | None] | None:
-    """Return the share of the tokens that is taken for junk, and what puts a document there; None without trusted
-    text."""
+    """Return the share of the tokens that is taken for junk, of near copies one each, and what puts a document there;
+    None without trusted text."""
     if trust is None:
         return None
-    share = documents.lengths[trust.junk].sum() / max(1, documents.lengths.sum())
+    once = documents.lengths / documents.copies.near_copies
+    share = once[trust.junk].sum() / max(1, documents.lengths.sum())
     return {"share": float(share), "ratio_below": trust.ratio_below, "beyond_below": trust.beyond_below}
 
 

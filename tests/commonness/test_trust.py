@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from megatron_lfr.commonness.items import Prefix
+from megatron_lfr.commonness.junk import effective_number, excess, token_quantile
 from megatron_lfr.commonness.likelihood import count_ngrams, score
-from megatron_lfr.commonness.trust import effective_number, excess, token_quantile
 from megatron_lfr.commonness.usual import Usual
 from support.commonness_samples import JUNK, VOCAB_SIZE, documents, edited, judged, junk, opened
 
@@ -91,24 +91,27 @@ def test_what_tokens_usually_have(tmp_path: Path) -> None:
 
 
 def test_the_excess_over_trusted_text(rng: np.random.Generator) -> None:
-    """Of two parts that lie apart it is the share of the lower one; without one, near 0; by brute force in between."""
+    """By brute force. Of two parts that lie apart it is the share of the lower one; without one, nothing."""
     trusted = rng.normal(size=4000).astype(np.float32)
     lengths = rng.integers(1, 50, size=4000)
+    number = lengths.sum() ** 2 / (lengths**2).sum()
     for share in (0.0, 0.1, 0.4):
         junk = rng.random(3000) < share
         for apart in (20.0, 2.0):
             values = (rng.normal(size=3000) - apart * junk).astype(np.float32)
             tokens = rng.integers(1, 50, size=3000)
-            shares = [
-                (tokens[values < at].sum() / tokens.sum(), lengths[trusted < at].sum() / lengths.sum()) for at in values
-            ]
-            expected = max([(f - t) / (1 - t) for f, t in shares if t <= 0.1], default=0.0)
+            documents = 1 / (1 / number + (tokens**2).sum() / tokens.sum() ** 2)
+            expected = most = 0.0
+            for at in values:
+                f, t = tokens[values < at].sum() / tokens.sum(), lengths[trusted < at].sum() / lengths.sum()
+                sure = (f - t - 2.5 * (t * (1 - t) / documents) ** 0.5) / (1 - t)
+                if t <= 0.1 and sure > most:
+                    expected, most = (f - t) / (1 - t), sure
             share_of_junk = excess(values, tokens, trusted, lengths)
-            assert share_of_junk == pytest.approx(max(0.0, expected), abs=1e-9)
+            assert share_of_junk == pytest.approx(expected, abs=1e-9)
             if apart == 20:
                 assert share_of_junk == pytest.approx(tokens[junk].sum() / tokens.sum(), abs=0.02)
-    nothing = np.append(trusted[:10], np.float32(np.nan))
-    assert 0 <= excess(nothing, np.append(lengths[:10], 0), trusted, lengths) <= 1
+    assert excess(np.append(trusted[:10], np.float32(np.nan)), np.append(lengths[:10], 0), trusted, lengths) == 0
 
 
 def test_few_documents_do_not_tell_what_is_out_of_order(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pydoc_data.topics import topics
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from megatron_lfr.commonness.copies import find_copies
 from megatron_lfr.commonness.items import Prefix, reference_prefixes
 from megatron_lfr.commonness.likelihood import count_ngrams, score
 from megatron_lfr.commonness.trust import Trust, compare
@@ -97,4 +98,5 @@ def judged(folder: Path, corpus: list[list[int]], trusted: list[list[int]]) -> T
     prefixes, reference = opened(folder / "corpus", corpus), opened(folder / "trusted", trusted)
     model = count_ngrams(prefixes, 22, VOCAB_SIZE, 2)
     by_corpus, of_trusted = score(model, prefixes, True, 2), score(model, reference, False, 2)
-    return compare(prefixes, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
+    near_copies = find_copies([prefix.documents() for prefix in prefixes], 4, 0.5, 2, folder / "signatures").near_copies
+    return compare(prefixes, near_copies, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
