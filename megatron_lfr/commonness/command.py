@@ -225,7 +225,7 @@ def _items(
     likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, size)
     trust = None
     if trusted_by_corpus is not None:
-        trust = compare(prefixes, documents.near_copies, likely, trusted, trusted_by_corpus, size, config.junk_share)
+        trust = compare(prefixes, documents.firsts, likely, trusted, trusted_by_corpus, size, config.junk_share)
     starts: Int64s = np.cumsum([0, *(len(prefix.offsets) - 1 for prefix in prefixes)], dtype=np.int64)
     block_starts = inputs.corpus.train.domain_starts
     of_blocks = np.full(inputs.corpus.train.num_blocks, config.seq_length, np.int64)
@@ -246,8 +246,7 @@ def _junk(documents: Items, trust: Trust | None) -> dict[str, float | None] | No
     None without trusted text."""
     if trust is None:
         return None
-    once = documents.lengths / documents.copies.near_copies
-    share = once[trust.junk].sum() / max(1, documents.lengths.sum())
+    share = documents.lengths[trust.junk & documents.copies.firsts].sum() / max(1, documents.lengths.sum())
     return {"share": float(share), "ratio_below": trust.ratio_below, "beyond_below": trust.beyond_below}
 
 

@@ -27,6 +27,12 @@ class Copies:
     near_copies: Counts
     representative: Counts
 
+    @property
+    def firsts(self) -> npt.NDArray[np.bool_]:
+        """Return which items are no near copies of one before [n]."""
+        firsts: npt.NDArray[np.bool_] = self.representative == np.arange(len(self.representative))
+        return firsts
+
 
 def find_copies(spans: Sequence[Spans], shingle: int, threshold: float, threads: int, signatures: Path) -> Copies:
     """Find what was copied. spans: the items of each prefix; those of no tokens count as copies of each other.

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from megatron_lfr.commonness.items import Int64s, Prefix
 from megatron_lfr.commonness.likelihood import Doubles, Floats
 from megatron_lfr.commonness.order import Mask, in_order
 
-MOST_TRUSTED = 0.1
+MOST_TRUSTED = 0.15
 """Most of them that may be in as little order as what is taken for junk. Ours."""
-DEVIATIONS = 2.5
+DEVIATIONS = 3.0
 """An excess over the trusted text has to be more than so many standard deviations of what chance makes it. Ours: with
 fewer, the best of many cuts takes some of a text that is like the trusted one."""
 LEAST_DOCUMENTS = 100
@@ -34,9 +33,9 @@ class Ordered:
     counted: Doubles
 
 
-def counted(lengths: Int64s, near_copies: npt.NDArray[np.uint32] | None = None) -> Doubles:
-    """Return as how many tokens documents count: MOST_TOKENS at most, and near copies all together as one."""
-    return np.minimum(lengths, MOST_TOKENS) / (1 if near_copies is None else near_copies)
+def counted(lengths: Int64s) -> Doubles:
+    """Return as how many tokens documents count: MOST_TOKENS at most."""
+    return np.minimum(lengths, MOST_TOKENS).astype(np.float64)
 
 
 def find_junk(corpus: Ordered, low: Mask, trusted: Ordered) -> tuple[Mask, float | None]:
@@ -72,7 +71,7 @@ def token_quantile(ratio: Floats, lengths: Int64s | Doubles, share: float) -> fl
 def effective_number(lengths: Doubles) -> float:
     """Return how many documents of one length would have a mean over tokens that is as well known (Kish 1965): fewer
     than there are where some hold most of the tokens."""
-    squares = float((lengths.astype(np.float64) ** 2).sum())
+    squares = float((lengths**2).sum())
     return float(lengths.sum()) ** 2 / squares if squares else 0.0
 
 
@@ -81,19 +80,17 @@ def excess(values: Floats, lengths: Doubles, trusted: Floats, trusted_lengths: D
     (F - T) / (1 - T), where F and T are the shares of both that lie below a value (Blanchard, Lee & Scott 2010,
     Semi-supervised novelty detection).
 
-    Of the values below which there is at most MOST_TRUSTED of the trusted text, the one where most is left of it when
-    DEVIATIONS standard deviations that F - T would have, were both texts alike, are taken off it (ours); 0 where that
-    is nowhere above 0.
+    It is the largest one for values below which there is at most MOST_TRUSTED of the trusted text, and where F - T is
+    more than DEVIATIONS standard deviations that it would have, were both texts alike (ours); 0 where that is nowhere.
     """
     ours, theirs = (np.flatnonzero(lengths), np.flatnonzero(trusted_lengths))
-    at = np.sort(np.append(values[ours], np.float32(-np.inf)))  # below which there is nothing
+    at = np.sort(values[ours])
     below, trusted_below = _below(values[ours], lengths[ours], at), _below(trusted[theirs], trusted_lengths[theirs], at)
-    legal = trusted_below <= MOST_TRUSTED
-    below, trusted_below = below[legal], trusted_below[legal]
     documents = 1 / (1 / effective_number(lengths) + 1 / effective_number(trusted_lengths))
-    deviation = np.sqrt(trusted_below * (1 - trusted_below) / documents)
-    share, sure = ((below - trusted_below - off * deviation) / (1 - trusted_below) for off in (0, DEVIATIONS))
-    return float(share[np.argmax(sure)])
+    chance = DEVIATIONS * np.sqrt(trusted_below * (1 - trusted_below) / documents)
+    legal = (trusted_below <= MOST_TRUSTED) & (below - trusted_below > chance)
+    below, trusted_below = below[legal], trusted_below[legal]
+    return float(((below - trusted_below) / (1 - trusted_below)).max(initial=0.0))
 
 
 def _below(values: Floats, lengths: Doubles, at: Floats) -> Doubles:

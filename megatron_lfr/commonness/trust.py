@@ -37,7 +37,7 @@ class Trust:
 
 def compare(
     corpus: Sequence[Prefix],
-    near_copies: Counts,
+    firsts: Mask,
     by_corpus: Likelihoods,
     trusted: Sequence[Prefix],
     trusted_by_corpus: Likelihoods,
@@ -46,12 +46,12 @@ def compare(
 ) -> Trust:
     """Make the 4-gram model of the trusted text, and score both with it.
 
-    near_copies: of each document of the corpus. by_corpus and trusted_by_corpus: the scores of both by the corpus'
-    model, whose unigrams say what is chance. size: log2 of the table's counters, vocabulary, threads. junk_share: the
-    share of the corpus' tokens to take for junk, by the ratio, or auto: documents whose ratio is lower than that of
-    99 % of the trusted text, and those that lie most below what their tokens usually have in it, as many as there are
-    more of than in the trusted text, where that is large enough; but no document whose tokens show an order themselves.
-    Each part of the trusted text is scored without itself.
+    firsts: which documents of the corpus are no near copies of one before. by_corpus and trusted_by_corpus: the scores
+    of both by the corpus' model, whose unigrams say what is chance. size: log2 of the table's counters, vocabulary,
+    threads. junk_share: the share of the corpus' tokens to take for junk, by the ratio, or auto: documents whose ratio
+    is lower than that of 99 % of the trusted text, and those that lie most below what their tokens usually have in it,
+    as many as there are more of than in the trusted text, where that is large enough; but no document whose tokens show
+    an order themselves. Each part of the trusted text is scored without itself.
     """
     log2_slots, vocab_size, threads = size
     model = count_ngrams(trusted, log2_slots, vocab_size, threads)
@@ -65,7 +65,7 @@ def compare(
     trusted_ratio = of_trusted.documents - trusted_by_corpus.documents_unigram
     ratio_below = token_quantile(trusted_ratio, trusted_lengths, LEAST_TRUSTED)
     orders = (
-        Ordered(corpus, likely.documents_beyond, counted(lengths_of(corpus), near_copies)),
+        Ordered(corpus, likely.documents_beyond, firsts * counted(lengths_of(corpus))),
         Ordered(trusted, of_trusted.documents_beyond, counted(trusted_lengths)),
     )
     junk, beyond_below = find_junk(orders[0], ratio < ratio_below, orders[1])

@@ -101,12 +101,11 @@ def test_the_excess_over_trusted_text(rng: np.random.Generator) -> None:
             values = (rng.normal(size=3000) - apart * junk).astype(np.float32)
             tokens = rng.integers(1, 50, size=3000)
             documents = 1 / (1 / number + (tokens**2).sum() / tokens.sum() ** 2)
-            expected = most = 0.0
+            expected = 0.0
             for at in values:
                 f, t = tokens[values < at].sum() / tokens.sum(), lengths[trusted < at].sum() / lengths.sum()
-                sure = (f - t - 2.5 * (t * (1 - t) / documents) ** 0.5) / (1 - t)
-                if t <= 0.1 and sure > most:
-                    expected, most = (f - t) / (1 - t), sure
+                if t <= 0.15 and f - t > 3 * (t * (1 - t) / documents) ** 0.5:
+                    expected = max(expected, (f - t) / (1 - t))
             share_of_junk = excess(values, tokens, trusted, lengths)
             assert share_of_junk == pytest.approx(expected, abs=1e-9)
             if apart == 20:

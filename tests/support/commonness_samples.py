@@ -98,5 +98,5 @@ def judged(folder: Path, corpus: list[list[int]], trusted: list[list[int]]) -> T
     prefixes, reference = opened(folder / "corpus", corpus), opened(folder / "trusted", trusted)
     model = count_ngrams(prefixes, 22, VOCAB_SIZE, 2)
     by_corpus, of_trusted = score(model, prefixes, True, 2), score(model, reference, False, 2)
-    near_copies = find_copies([prefix.documents() for prefix in prefixes], 4, 0.5, 2, folder / "signatures").near_copies
-    return compare(prefixes, near_copies, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
+    firsts = find_copies([prefix.documents() for prefix in prefixes], 4, 0.5, 2, folder / "signatures").firsts
+    return compare(prefixes, firsts, by_corpus, reference, of_trusted, (22, VOCAB_SIZE, 2), "auto")
