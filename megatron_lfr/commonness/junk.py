@@ -12,7 +12,7 @@ from megatron_lfr.commonness.likelihood import Doubles, Floats
 from megatron_lfr.commonness.order import Mask, in_order
 
 MOST_TRUSTED = 0.15
-"""Most of them that may be in as little order as what is taken for junk. Ours."""
+"""Most of the trusted text's own tokens that may be in as little order as what is taken for junk. Ours."""
 DEVIATIONS = 3.0
 """An excess over the trusted text has to be more than so many standard deviations of what chance makes it. Ours: with
 fewer, the best of many cuts takes some of a text that is like the trusted one."""
@@ -86,9 +86,8 @@ def excess(values: Floats, lengths: Doubles, trusted: Floats, trusted_lengths: D
     ours, theirs = (np.flatnonzero(lengths), np.flatnonzero(trusted_lengths))
     at = np.sort(values[ours])
     below, trusted_below = _below(values[ours], lengths[ours], at), _below(trusted[theirs], trusted_lengths[theirs], at)
-    documents = 1 / (1 / effective_number(lengths) + 1 / effective_number(trusted_lengths))
-    chance = DEVIATIONS * np.sqrt(trusted_below * (1 - trusted_below) / documents)
-    legal = (trusted_below <= MOST_TRUSTED) & (below - trusted_below > chance)
+    variance = sum(trusted_below * (1 - trusted_below) / effective_number(text) for text in (lengths, trusted_lengths))
+    legal = (trusted_below <= MOST_TRUSTED) & (below - trusted_below > DEVIATIONS * np.sqrt(variance))
     below, trusted_below = below[legal], trusted_below[legal]
     return float(((below - trusted_below) / (1 - trusted_below)).max(initial=0.0))
 
