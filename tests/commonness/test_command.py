@@ -132,6 +132,16 @@ def test_what_is_least_like_trusted_text_weighs_nothing(tmp_path: Path, corpus: 
         np.testing.assert_allclose(array["block_weight"][start:end], means, rtol=1e-6)
 
 
+def test_copied_junk_counts_once(tmp_path: Path, trusted: str) -> None:
+    copied = [junk("hex", seed) for seed in range(10)]
+    prefix = write(tmp_path / "copied", [*documents()[:100], *copied, *copied])
+    assert main([*flags(tmp_path, [prefix]), "--split", "1", "--reference-data-path", trusted]) == 0
+    assert np.flatnonzero(np.load(tmp_path / "out/document_weight.npy") == 0).tolist()[-20:] == list(range(100, 120))
+    taken = np.load(tmp_path / "out/document_weight.npy")[:110] == 0
+    summary = json.loads((tmp_path / "out/commonness.json").read_text())
+    assert summary["junk"]["share"] == pytest.approx(taken.sum() / 120)
+
+
 def test_text_is_escaped(tmp_path: Path) -> None:
     evil = [*b"<script>alert(1)</script>&\x1b[31m"] * 9
     prefix = write(tmp_path / "bytes", [evil, evil, [*b"plain text, of which there is little"] * 4])
