@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import unicodedata
 from pathlib import Path
 
@@ -60,14 +61,15 @@ def test_text_shows_its_order_and_junk_does_not(tmp_path: Path, rng: np.random.G
     words = "\n".join(tokenizer().decode(table) for table in characters()).split()
     mixed = tokenizer().encode(" ".join(rng.permutation(words))).ids
     coded = [[token for seed in range(9) for token in junk(kind, seed)] for kind in ("base64", "hex", "digits")]
+    coded.append(tokenizer().encode(base64.encodebytes(rng.bytes(20_000)).decode()).ids)  # in lines
     noise = rng.integers(VOCAB_SIZE, size=SECTION).tolist()
     lines = [token for number in range(30) for token in [7, *noise[20 * number :][:19]]]
     files = [[text, text, mixed, []], [*coded, text[:128], lines, noise + text, text]]
     prefixes = [prefix for i, file in enumerate(files) for prefix in opened(tmp_path / str(i), file)]
-    chosen = np.ones(11, bool)
+    chosen = np.ones(12, bool)
     chosen[1] = False
-    assert np.flatnonzero(in_order(prefixes, chosen)).tolist() == [0, 8, 10]
-    assert not in_order(prefixes, np.zeros(11, bool)).any()
+    assert np.flatnonzero(in_order(prefixes, chosen)).tolist() == [0, 9, 11]
+    assert not in_order(prefixes, np.zeros(12, bool)).any()
 
 
 @pytest.mark.parametrize("trusted", [50, 150])
