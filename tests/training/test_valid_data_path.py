@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from megatron_lfr.cli import main
 from support.indexed_samples import write_by_hand
-from support.tiny_run import tiny_flags
+from support.tiny_run import VOCAB, tiny_flags
 
 FLAG = "--valid-data-path"
 
@@ -72,3 +73,16 @@ def test_what_cannot_be_validated_on_is_refused_by_name(
     printed = capfd.readouterr()
     assert re.search(error, (printed.err + printed.out).replace("\n", " "))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("starting", [0, 1])
+def test_documents_of_both_begin_alike(tmp_path: Path, starting: int, capfd: pytest.CaptureFixture[str]) -> None:
+    words = {str(i): i for i in range(2, VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "<s>": 1, **words}, unk_token="2"))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(tmp_path / "t.json"))
+    documents = [[1] * (i == starting) + [7] * 40 for i in (0, 1)]
+    corpus, other = (write_by_hand(tmp_path / f"c{i}", [document]) for i, document in enumerate(documents))
+    flags = [*tiny_flags([str(corpus)]), "--split", "1", "--tokenizer-model", str(tmp_path / "t.json")]
+    assert main(["train", *flags, FLAG, str(other), "--save", str(tmp_path / "run")]) == 2
+    assert re.search(f"{FLAG}: either .* begin with a start-of-document", capfd.readouterr().err.replace("\n", " "))
