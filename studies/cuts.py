@@ -1,12 +1,11 @@
 """Measure how well `megatron-lfr commonness` finds the shares of copies and junk that were planted in real text.
 
-    python studies/cuts.py OUT [--text FILE.jsonl] [--megabytes N] [--longest CHARACTERS] [--seeds 1 2 3]
+    python studies/cuts.py OUT [--text FILE.jsonl] [--megabytes N] [--seeds 1 2 3]
 
 For each seed, redundant corpora of make_corpora.py with 0, 5, 12 and 25 % of one kind of junk and without copies, and
 with 0, 10 and 30 % of copies and without junk (shares of the bytes). Each is cut by the rules that need no share
-(docs/commonness.md); documents of more than 40,000 characters are left out by default, one of which would decide the
-share at this size. The table has planted and found shares of the tokens, how much of the planted junk is found, and how
-much of the rest is taken for junk; and the largest error. OUT keeps cuts.json.
+(docs/commonness.md). The table has planted and found shares of the tokens, how much of the planted junk is found, and
+how much of the rest is taken for junk; and the largest error. OUT keeps cuts.json.
 """
 
 from __future__ import annotations
@@ -131,12 +130,10 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="the folder to write cuts.json to")
     parser.add_argument("--text", type=Path, help="JSONL with domain and text, in the place of the standard library")
     parser.add_argument("--megabytes", type=float, default=4.0, help="size of the text without what is planted")
-    parser.add_argument("--longest", type=int, default=40_000, help="characters of the longest document")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     texts = read_text(args.text) if args.text else library_text()
-    texts = {domain: [text for text in documents if len(text) <= args.longest] for domain, documents in texts.items()}
     rows = measure(texts, args.megabytes, args.seeds)
     write_atomic(args.output / "cuts.json", json.dumps(rows, indent=1) + "\n")
     print_table(rows)
