@@ -17,7 +17,7 @@ FIRST_LAG, LAST_LAG = 16, 64
 """Distances in tokens that are looked at: longer than a word, so that what words consist of does not count."""
 LEAST_DISPERSION = 2.5
 """From which dispersion on tokens are in an order. Ours: in no order it is about 1, and higher one time in thirty; of
-text of a thousand tokens and more it is higher in half the documents to nearly all of them, by the kind."""
+text of a thousand tokens and more it is higher in a third of the documents to nearly all of them, by the kind."""
 
 _BATCH_TOKENS = 1 << 19
 Mask = npt.NDArray[np.bool_]
