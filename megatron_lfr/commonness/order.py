@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.commonness.items import SECTION, Int64s, Prefix, Spans
+from megatron_lfr.commonness.likelihood import Doubles
 
 FIRST_LAG, LAST_LAG = 16, 64
 """Distances in tokens that are looked at: longer than a word, so that what words consist of does not count."""
@@ -21,7 +22,6 @@ text of a thousand tokens and more it is higher in a third of the documents to n
 
 _BATCH_TOKENS = 1 << 19
 Mask = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
 
 
 def in_order(prefixes: Sequence[Prefix], chosen: Mask) -> Mask:

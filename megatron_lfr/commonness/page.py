@@ -144,11 +144,10 @@ class _Extremes:
         self.domains, self.prefixes, self.documents, self.tokenizer = domains, prefixes, documents, tokenizer
 
     def section(self) -> Html:
-        copies, representative = self.documents.copies, self.documents.copies.representative
-        first = representative == np.arange(len(representative))
+        copies = self.documents.copies
         parts: list[Content] = []
         for name, counts in (("Most copied", copies.copies), ("Most near copies", copies.near_copies)):
-            chosen = np.flatnonzero(first & (counts > 1))
+            chosen = np.flatnonzero(copies.firsts & (counts > 1))
             parts += [
                 element("h3", name),
                 self._table(chosen[np.argsort(-counts[chosen].astype(np.int64), kind="stable")]),

@@ -21,14 +21,14 @@ BLOCKS = range(0x400, 0x900, 0x100)
 def by_brute_force(text: list[int]) -> float:
     pairs = [(i, j) for j in range(len(text)) for i in range(j)]
     share = sum(text[i] == text[j] for i, j in pairs) / max(1, len(pairs))
-    total, pairs, runs = 0.0, 0, 0
+    total, equals, runs = 0.0, 0, 0
     for lag in range(16, 65):
         expected = share * max(0, len(text) - lag)
         equal = [text[i] == text[i + lag] for i in range(len(text) - lag)]
         total += (sum(equal) - expected) ** 2 / expected if expected else 0
-        pairs += sum(equal)
+        equals += sum(equal)
         runs += sum(one and not before for one, before in zip(equal, [False, *equal], strict=False))
-    return total / 49 / (pairs / runs if runs else 1)
+    return total / 49 / (equals / runs if runs else 1)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=90), min_size=1, max_size=4))
@@ -39,8 +39,8 @@ def test_the_dispersion_is_that_of_brute_force(texts: list[list[int]]) -> None:
 
 
 def test_tokens_in_no_order_vary_by_chance(rng: np.random.Generator) -> None:
-    """As chi-square by its 49 degrees of freedom: mean 1 (less, where equal tokens meet by chance in a
-    row), standard deviation 0.2."""
+    """As chi-square by its 49 degrees of freedom: standard deviation 0.2 and mean 1, or less where equal tokens meet by
+    chance in a row."""
     for kinds, length in ((100, 200), (300, 1000), (VOCAB_SIZE, 5000)):
         tokens = (kinds * rng.random(200 * length) ** 2).astype(np.int64)  # some are more frequent
         of_documents = dispersion(tokens, np.full(200, length))
