@@ -72,9 +72,9 @@ def test_the_example_leads_from_commonness_to_a_run(tmp_path: Path, monkeypatch:
     copied = (weight > 0) & (weight < 0.4)
     assert 0 < visits[copied].mean() < 0.7 * visits[weight == 1].mean()
     assert focus.selection is not None
-    scored = int((~np.isnan(focus.scores_at_start)).sum())
+    scored = int((~np.isnan(focus.scores)).sum())
     assert focus.selection.dropped_hardest == pytest.approx(0.15 * scored, abs=1)
-    left_out = focus.selection.left_out(focus.scores_at_start)
+    left_out = focus.selection.left_out(focus.scores)
     assert 0 < left_out[focus.order].mean() < 0.1  # those that are explored
     page = Path("run/report.html").read_text()
     assert "dropped as hard" in page

@@ -23,8 +23,8 @@ import yaml
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import Curriculum, Journal, Plan, Schedule, preset
-from megatron_lfr.lfr.base import PhaseStart
 from megatron_lfr.lfr.identity import FORMAT, describe_segments
+from megatron_lfr.lfr.start import PhaseStart
 
 DOMAINS = {"web": (0.55, 3.2, 0.5), "code": (0.25, 2.1, 0.8), "books": (0.15, 3.6, 0.3), "lists": (0.05, 1.0, 0.4)}
 """Share of the corpus, mean and spread of the levels (nats)."""

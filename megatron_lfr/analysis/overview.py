@@ -132,7 +132,7 @@ def view_run(folder: Path, name: str, margin: float) -> RunView:
         visits = _finish_phase(views, ledger, corpus, visits)
         sample.record(history)
         views.append(_view_phase(history, run, trajectories, corpus))
-        replayed.append(replace(history, scores_at_start=_NO_SCORES, selection=None))  # they are large
+        replayed.append(replace(history, scores=_NO_SCORES, selection=None))  # they are large
     visits = _finish_phase(views, ledger, corpus, visits)
     classes = trajectories.classes()
     by_domain = [np.bincount(part, minlength=len(CLASSES)) for part in split(classes, corpus)]
@@ -183,15 +183,15 @@ def _step_losses(history: PhaseHistory) -> Doubles:
 def _view_focus(history: PhaseHistory, in_scope: npt.NDArray[np.bool_], corpus: Corpus) -> FocusView | None:
     if history.selection is None:
         return None
-    unseen = np.isnan(history.scores_at_start) & in_scope
-    left_out = history.selection.left_out(history.scores_at_start)
+    unseen = np.isnan(history.scores) & in_scope
+    left_out = history.selection.left_out(history.scores)
     dropped = left_out & ~unseen & in_scope
     starts = history.selection.starts if isinstance(history.selection, BlendSelection | ScopedSelection) else None
     return FocusView(
         _count(in_scope, corpus),
         BlockSet.of(dropped, ~unseen & in_scope, starts),
         _count(dropped, corpus),
-        _count(dropped & ~history.selection.easiest(history.scores_at_start), corpus),
+        _count(dropped & ~history.selection.easiest(history.scores), corpus),
         _count(unseen, corpus),
         _count(left_out & unseen, corpus),
     )

@@ -15,15 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr import _C
-from megatron_lfr.lfr.guard import Verdict, kind_of
 from megatron_lfr.lfr.journal import UNRECORDED, JournalReader
 from megatron_lfr.lfr.ledger import Ledger
-from megatron_lfr.lfr.left_out import Scores
-from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
+from megatron_lfr.lfr.plan import Plan
 from megatron_lfr.lfr.scores import Arrays, by_segment
 from megatron_lfr.lfr.selection import Order
-from megatron_lfr.lfr.start import start_phase
+from megatron_lfr.lfr.start import PhaseStart, start_phase
 from megatron_lfr.run_folder import RunFolder
 
 Losses = npt.NDArray[np.float32]
@@ -44,26 +41,12 @@ none)."""
 
 
 @dataclass(frozen=True)
-class PhaseHistory:
-    """One phase, as far as it has come."""
+class PhaseHistory(PhaseStart):
+    """One phase, as far as it has come. Its order is that of the complete phase, whether trained on yet or not."""
 
-    planned: PlannedPhase
-    order: Order
-    """Block ids [planned.samples] of the complete phase, whether trained on yet or not."""
     nll: Losses
     """Mean NLL a token (nats) of each sample so far, fp32 [n <= planned.samples]; UNRECORDED (-1) for the samples of
     skipped steps."""
-    scores_at_start: Scores
-    """The scores that the order was made from: fp32 [n_blocks], higher is harder, NaN where a block had none."""
-    selection: AnySelection | None
-    """What the phase leaves out; None unless a Focus takes place."""
-    verdict: Verdict | None
-    """Whether a Focus that may be declined takes place; None for other phases."""
-
-    @property
-    def kind(self) -> str:
-        """What the phase trained as."""
-        return kind_of(self.planned.phase, self.verdict)
 
     @property
     def block_ids(self) -> Order:
@@ -128,10 +111,10 @@ class Run:
             if len(nll) > planned.samples:
                 raise ValueError(f"{self.journal.path(planned.index)}: holds {len(nll)} losses, not {planned.samples}")
             named = arrays[planned.segment]
-            started = start_phase(self.plan, planned, ledger, self.seed, self.journal, named)
-            if hashes.get(planned.index) not in (None, f"{_C.order_hash(started.order):016x}"):
+            start = start_phase(self.plan, planned, ledger, self.seed, self.journal, named)
+            if hashes.get(planned.index) not in (None, f"{start.order_hash:016x}"):
                 raise ValueError(f"{self.journal.folder}: phase {planned.index} replays to another order than was used")
-            history = PhaseHistory(planned, started.order, nll, started.scores, started.selection, started.verdict)
+            history = PhaseHistory(planned, start.order, start.scores, start.selection, start.verdict, nll)
             yield history
             ledger.record_phase(planned.first_step, planned.global_batch_size, history.block_ids, nll)
             if not history.is_complete:

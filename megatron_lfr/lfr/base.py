@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.lfr.guard import Verdict, kind_of
-from megatron_lfr.lfr.left_out import Scores
-from megatron_lfr.lfr.plan import AnySelection, Plan, PlannedPhase
+from megatron_lfr.lfr.plan import Plan
 from megatron_lfr.lfr.selection import Order
+from megatron_lfr.lfr.start import PhaseStart
 
 BlockIds = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class PhaseStart:
-    """What was decided at a phase's boundary."""
-
-    planned: PlannedPhase
-    order_hash: int
-    scores: Scores
-    """Scores of all of the run's blocks, fp32 [n_blocks]; empty on a follower."""
-    selection: AnySelection | None
-    verdict: Verdict | None
-    """Whether a Focus that may be declined takes place, or a Review instead; None for others, and on a follower."""
-
-    @property
-    def kind(self) -> str:
-        """What the phase trains as; on a follower, what the schedule says."""
-        return kind_of(self.planned.phase, self.verdict)
 
 
 class Sharing(Protocol):
@@ -63,7 +43,6 @@ class BaseCurriculum(ABC):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.current: PhaseStart | None = None
-        self._order: Order = np.empty(0, np.uint32)
         self._next_step = 0
 
     @property
@@ -82,8 +61,8 @@ class BaseCurriculum(ABC):
 
     @property
     def order(self) -> Order:
-        """Ids of the current phase's samples, in the order of training."""
-        return self._order
+        """Ids of the current phase's samples, in the order of training; empty before the first."""
+        return np.empty(0, np.uint32) if self.current is None else self.current.order
 
     @abstractmethod
     def enter_phase(self) -> PhaseStart:
@@ -117,7 +96,7 @@ class BaseCurriculum(ABC):
         size = planned.global_batch_size
         first = (step - planned.first_step) * size
         ids = np.full(size, -1, np.int64)
-        served = self._order[first : first + size]
+        served = self.current.order[first : first + size]
         ids[: len(served)] = served
         return ids
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr import _C
-from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
+from megatron_lfr.lfr.base import BaseCurriculum, Sharing
 from megatron_lfr.lfr.functions import call_function, check_functions, digest_of
 from megatron_lfr.lfr.journal import UNRECORDED, Journal
 from megatron_lfr.lfr.ledger import Ledger
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks, write_scores
 from megatron_lfr.lfr.scores import NO_ARRAYS, Arrays, by_segment, check_arrays
-from megatron_lfr.lfr.start import start_phase
+from megatron_lfr.lfr.start import PhaseStart, start_phase
 
 
 class Curriculum(BaseCurriculum):
@@ -139,22 +139,20 @@ class Curriculum(BaseCurriculum):
         entries = self.journal.reader().read(planned.index)
         assert entries is not None
         size = planned.global_batch_size
-        self.ledger.record_phase(planned.first_step, size, self._order[:count], entries[:count])
+        self.ledger.record_phase(planned.first_step, size, self.order[:count], entries[:count])
         self._checksum = zlib.crc32(entries[:count].data, self._checksum)
         self._next_step = planned.first_step + -(-count // size)
 
     def _begin(self, planned: PlannedPhase) -> None:
         """Make the order of a phase from the present scores."""
         arrays = self.arrays[planned.segment]
-        started = start_phase(self.plan, planned, self.ledger, self.seed, self.journal, arrays)
-        self._order = started.order
-        order_hash = _C.order_hash(started.order)
-        self.current = PhaseStart(planned, order_hash, started.scores, started.selection, started.verdict)
+        self.current = start_phase(self.plan, planned, self.ledger, self.seed, self.journal, arrays)
 
     def _share_order(self) -> None:
         if self._sharing is not None:
             assert self.current is not None
-            self._order = self._sharing.share_order(self.current.planned.index, self._order)
+            shared = self._sharing.share_order(self.current.planned.index, self.current.order)
+            self.current = replace(self.current, order=shared)
 
     def _run_rescoring(self, planned: PlannedPhase) -> None:
         assert self._rescore is not None

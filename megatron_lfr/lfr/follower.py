@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr import _C
-from megatron_lfr.lfr.base import BaseCurriculum, PhaseStart, Sharing
+from megatron_lfr.lfr.base import BaseCurriculum, Sharing
 from megatron_lfr.lfr.plan import Plan, PlannedPhase
 from megatron_lfr.lfr.rescoring import Rescore, rescore_blocks
+from megatron_lfr.lfr.start import PhaseStart
 
 
 class CurriculumFollower(BaseCurriculum):
@@ -49,5 +49,5 @@ class CurriculumFollower(BaseCurriculum):
             self._take_order(self.plan.phases[int(state["phase"])])
 
     def _take_order(self, planned: PlannedPhase) -> None:
-        self._order = self._sharing.share_order(planned.index, None)
-        self.current = PhaseStart(planned, _C.order_hash(self._order), np.empty(0, np.float32), None, None)
+        order = self._sharing.share_order(planned.index, None)
+        self.current = PhaseStart(planned, order, np.empty(0, np.float32), None, None)

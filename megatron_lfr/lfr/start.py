@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from megatron_lfr.lfr.guard import Verdict, as_review, judge_scores, judge_worth
+from megatron_lfr import _C
+from megatron_lfr.lfr.guard import Verdict, as_review, judge_scores, judge_worth, kind_of
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.ledger import Ledger, of_unit_spread
 from megatron_lfr.lfr.left_out import Scores
@@ -17,23 +19,34 @@ from megatron_lfr.lfr.selection import Order, phase_seed
 
 
 @dataclass(frozen=True)
-class Started:
-    """What a phase trains on.
+class PhaseStart:
+    """What was decided at a phase's boundary."""
 
-    scores: fp32 [n_blocks], from which the order was made; NaN where a block has none. order: ids [samples], in the
-    order of training. selection: what is left out; None unless a Focus is trained. verdict: whether a Focus that may be
-    declined takes place; None for other phases.
-    """
-
-    scores: Scores
+    planned: PlannedPhase
     order: Order
+    """Block ids [planned.samples], in the order of training."""
+    scores: Scores
+    """The scores that the order was made from: fp32 [n_blocks], higher is harder, NaN where a block has none. Empty on
+    a follower."""
     selection: AnySelection | None
+    """What the phase leaves out; None unless a Focus takes place, and on a follower."""
     verdict: Verdict | None
+    """Whether a Focus that may be declined takes place, or a Review instead; None for others, and on a follower."""
+
+    @property
+    def kind(self) -> str:
+        """What the phase trains as; on a follower, what the schedule says."""
+        return kind_of(self.planned.phase, self.verdict)
+
+    @cached_property
+    def order_hash(self) -> int:
+        """A hash of 64 bits of the order."""
+        return _C.order_hash(self.order)
 
 
 def start_phase(
     plan: Plan, planned: PlannedPhase, ledger: Ledger, seed: int, journal: JournalFiles, arrays: Arrays = NO_ARRAYS
-) -> Started:
+) -> PhaseStart:
     """Begin a phase in `ledger`, in which all steps before it are recorded, and make its order. arrays: those of the
     phase's segment."""
     scores, prior = _scores(planned, ledger, seed, journal, arrays)
@@ -43,7 +56,7 @@ def start_phase(
         order, selection = plan.make_order(planned, scores, seed, arrays, ledger.declined)
         verdict = None
     ledger.begin_phase(planned.first_step, selection is not None, prior, planned.segment)
-    return Started(scores, order, selection, verdict)
+    return PhaseStart(planned, order, scores, selection, verdict)
 
 
 def _focus_or_review(

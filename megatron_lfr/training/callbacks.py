@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.engine import Engine
 from megatron_lfr.lfr import BaseCurriculum, Plan
-from megatron_lfr.lfr.base import PhaseStart
+from megatron_lfr.lfr.start import PhaseStart
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport
 from megatron_lfr.training.times import Stopwatch

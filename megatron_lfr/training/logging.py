@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_lfr.lfr.base import PhaseStart
+from megatron_lfr.lfr.start import PhaseStart
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.metrics import Window, peak_memory, speed

@@ -17,7 +17,7 @@ import torch
 
 from megatron_lfr.data.corpus.blocks import BlockSource
 from megatron_lfr.fileio import json_value
-from megatron_lfr.lfr.base import PhaseStart
+from megatron_lfr.lfr.start import PhaseStart
 from megatron_lfr.parallel import ranks
 from megatron_lfr.run_folder.phase_row import describe_order
 from megatron_lfr.training.callbacks import Callback, Training

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lfr import _C
 from megatron_lfr.analysis.replay import PhaseHistory, Run
 from megatron_lfr.checkpoint import Checkpoint, CheckpointStore
 from megatron_lfr.checkpoint.manifest import NAME, record_file
@@ -183,5 +182,5 @@ def _new_state(
     if "MetricsFile" in state["callbacks"]:
         state["callbacks"]["MetricsFile"] = {**state["callbacks"]["MetricsFile"], "bytes": metrics_bytes}
     if current is not None:
-        state["curriculum"] = {**state["curriculum"], "order_hash": f"{_C.order_hash(current.order):016x}"}
+        state["curriculum"] = {**state["curriculum"], "order_hash": f"{current.order_hash:016x}"}
     return state

@@ -62,7 +62,7 @@ def test_what_a_focus_left_out(view: RunView, histories: list[PhaseHistory]) -> 
             continue
         assert phase.focus is not None
         # by hand: the easiest share of the scores, lowest first
-        scores = history.scores_at_start
+        scores = history.scores
         easiest = np.argsort(scores, kind="stable")[: history.selection.dropped]
         assert phase.focus.dropped.size == len(easiest) == int(history.planned.phase.drop * len(scores))
         marked = np.unpackbits(phase.focus.dropped.bits)[: len(scores)]

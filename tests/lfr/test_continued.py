@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from megatron_lfr.lfr import Blend, Ledger, Phase, Plan, Schedule, preset
 from megatron_lfr.lfr.identity import describe_phase, describe_segments, read_phase, read_plan
 from megatron_lfr.lfr.journal import JournalFiles
-from megatron_lfr.lfr.start import Started, start_phase
+from megatron_lfr.lfr.start import PhaseStart, start_phase
 
 NO_JOURNAL = JournalFiles(Path("/nowhere"))
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def start_all(plan: Plan, seed: int = 1, arrays: Arrays | None = None) -> list[Started]:
+def start_all(plan: Plan, seed: int = 1, arrays: Arrays | None = None) -> list[PhaseStart]:
     """Start every phase of a run in which harder blocks have higher ids."""
     ledger, started = Ledger.of(plan), []
     for planned in plan.phases:
@@ -38,7 +38,7 @@ def orders_of(plan: Plan, arrays: Arrays | None = None) -> list[npt.NDArray[Any]
     return [one.order for one in start_all(plan, arrays=arrays)]
 
 
-def joined(started: Iterable[Started]) -> npt.NDArray[Any]:
+def joined(started: Iterable[PhaseStart]) -> npt.NDArray[Any]:
     """Return the orders of the phases that were drawn at random, one after another."""
     return np.concatenate([one.order for one in started if one.selection is None])
 

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_lfr.lfr import Blend, Ledger, Phase, Plan, Schedule
 from megatron_lfr.lfr.journal import UNRECORDED, JournalFiles
-from megatron_lfr.lfr.start import Started, start_phase
+from megatron_lfr.lfr.start import PhaseStart, start_phase
 
 BLOCKS = 600
 GUARDED = Phase("focus", 0.5, drop=0.4, guard="file:worth")
@@ -20,7 +20,7 @@ NO_JOURNAL = JournalFiles(Path("/nowhere"))
 Floats = npt.NDArray[np.float32]
 
 
-def start_focus(plan: Plan, losses: Floats, arrays: dict[str, Floats], seed: int = 1) -> tuple[Started, Ledger]:
+def start_focus(plan: Plan, losses: Floats, arrays: dict[str, Floats], seed: int = 1) -> tuple[PhaseStart, Ledger]:
     """Learn one epoch, in which block b has the loss `losses[b]`, and start the phase after it."""
     ledger, learn = Ledger.of(plan), plan.phases[0]
     order = start_phase(plan, learn, ledger, seed, NO_JOURNAL, arrays).order

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any, ClassVar
 
-from megatron_lfr.lfr.base import PhaseStart
+from megatron_lfr.lfr.start import PhaseStart
 from megatron_lfr.training.callbacks import Callback, Training
 from megatron_lfr.training.evaluation import Evaluation
 from megatron_lfr.training.recording import StepReport

@@ -57,7 +57,7 @@ def test_a_run_drops_clusters_of_content(corpus: list[str], tmp_path: Path, caps
     assert run.plan.phases[1].phase.cluster_by == "file:clusters"
     clusters = np.load(path)
     _, focus = run.phases()
-    means = {c: focus.scores_at_start[clusters == c].mean(dtype=np.float64) for c in set(clusters.tolist())}
+    means = {c: focus.scores[clusters == c].mean(dtype=np.float64) for c in set(clusters.tolist())}
     visited = {int(c) for c in clusters[focus.order]}
     assert visited == set(sorted(means, key=lambda c: means[c])[-len(visited) :])
     assert 0.5 <= np.isin(clusters, [*visited]).mean() < 1

@@ -52,10 +52,10 @@ def test_the_example_ranks_within_domains(
         if history.planned.index == 1:
             break
     starts = run.plan.segments[0].blend.starts
-    left_out = focus.selection.left_out(focus.scores_at_start) if focus.selection else np.empty(0)
+    left_out = focus.selection.left_out(focus.scores) if focus.selection else np.empty(0)
     for first, last in pairwise(starts):
         known = losses.nll[first:last][~np.isnan(losses.nll[first:last])]
-        scores = focus.scores_at_start[first:last]
+        scores = focus.scores[first:last]
         part = losses.nll[first:last]
         below = [((part < loss).sum() + (part[:block] == loss).sum()) / len(known) for block, loss in enumerate(part)]
         np.testing.assert_allclose(scores[~np.isnan(scores)], np.array(below)[~np.isnan(scores)], rtol=1e-6)

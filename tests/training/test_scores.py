@@ -64,7 +64,7 @@ def test_a_focus_ranks_by_the_file(score: str, reference: Path, corpus: list[str
     learn, focus = [(phase, ledger.detrended_scores()) for phase in run.phases(ledger)]
     losses: Floats = np.load(reference)
     scores = losses if score == "file:ref" else focus[1] - losses
-    assert np.array_equal(focus[0].scores_at_start, scores, equal_nan=True)
+    assert np.array_equal(focus[0].scores, scores, equal_nan=True)
     seen = np.flatnonzero(~np.isnan(scores))
     easiest = seen[np.argsort(scores[seen], kind="stable")][: len(seen) // 2]
     assert not np.isin(focus[0].order, easiest).any()
@@ -87,7 +87,7 @@ def test_a_focus_ranks_by_how_much_losses_still_fall(
     run = open_run(tmp_path / "complete")
     ledger = run.empty_ledger()
     learn, focus = run.phases(ledger)
-    scores = focus.scores_at_start
+    scores = focus.scores
     curves = run.empty_ledger()
     curves.record_phase(0, learn.planned.global_batch_size, learn.order, learn.nll)
     curves.begin_phase(focus.planned.first_step, True)

@@ -119,8 +119,8 @@ def test_adapters_by_every_kind_of_score(domains: dict[str, list[Record]], tmp_p
     phases = list(open_run(tmp_path / "run").phases())
     assert [history.is_complete for history in phases] == [True] * 4
     for history in phases[1:]:
-        assert np.isfinite(history.scores_at_start).all()
-        left_out = history.selection.left_out(history.scores_at_start)  # type: ignore[union-attr]
+        assert np.isfinite(history.scores).all()
+        left_out = history.selection.left_out(history.scores)  # type: ignore[union-attr]
         easy = left_out[: len(blocks(domains[next(iter(domains))], 0, 54))]
         assert easy.mean() > left_out[len(easy) :].mean()  # the same token each time is soon learned
 

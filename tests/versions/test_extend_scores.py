@@ -83,9 +83,9 @@ def test_each_segment_has_its_array(begun: Path, extended: Path, arrays: tuple[P
     assert [segment["arrays"] for segment in facts] == [{"ref": hash_values(read(path))} for path in arrays]
     old, new = map(read, arrays)
     _, first, _, second = open_run(extended).phases()
-    np.testing.assert_array_equal(first.scores_at_start[: len(old)], old)
-    assert np.isnan(first.scores_at_start[len(old) :]).all()
-    np.testing.assert_array_equal(second.scores_at_start, new)
+    np.testing.assert_array_equal(first.scores[: len(old)], old)
+    assert np.isnan(first.scores[len(old) :]).all()
+    np.testing.assert_array_equal(second.scores, new)
     for phase, scores in ((first, old), (second, new)):
         easiest = np.argsort(scores, kind="stable")[: int(0.3 * len(scores))]
         assert not np.isin(phase.order, easiest).any()
