@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import read_sidecar
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.fileio import new_folder
@@ -33,10 +34,11 @@ def cleaned_prefixes(data_path: Sequence[str], folder: Path) -> list[Path]:
 def clean(
     commonness: Path, data_path: Sequence[str], split: str, folder: Path, rules: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the training documents that the rules keep as a corpus into `folder`, all at once.
+    """Write the training documents that the rules keep as a corpus into `folder`, all at once. A prefix of which less
+    than a block is left is not there, since no run could train on it.
 
     rules: near_copies: keep one of each cluster of near copies (by default); junk: drop what commonness gives no weight
-    (by default). Returns counts for the JSON.
+    (by default). Returns counts for the JSON. ValueError where no prefix is left.
     """
     representative = np.load(commonness / "document_representative.npy", allow_pickle=False)
     keep: npt.NDArray[np.bool_] = np.ones(len(representative), np.bool_)
@@ -44,31 +46,59 @@ def clean(
         keep &= representative == np.arange(len(representative))
     if rules.get("junk", True):
         keep &= np.load(commonness / "document_weight.npy", allow_pickle=False) > 0
-    starts = json.loads((commonness / "commonness.json").read_bytes())["document_starts"]
+    summary = json.loads((commonness / "commonness.json").read_bytes())
+    starts, seq_length = summary["document_starts"], summary["settings"]["seq_length"]
     chosen = [np.flatnonzero(keep[first:last]) for first, last in itertools.pairwise(starts)]
-    tokens = write_documents(data_path, split, chosen, folder)
-    return {"flops": 0.0, "documents": len(keep), "kept_documents": int(keep.sum()), "kept_tokens": tokens}
+    written = write_documents(data_path, split, chosen, folder, seq_length + 1)
+    if not written:
+        raise ValueError(f"{commonness}: cleaning leaves less than a block of {seq_length} tokens of each prefix")
+    names = [Path(prefix).name for prefix in written]
+    return {
+        "flops": 0.0,
+        "documents": len(keep),
+        "kept_documents": len(np.load(folder / KEPT, mmap_mode="r", allow_pickle=False)),
+        "kept_tokens": sum(written.values()),
+        "left_out": [prefix for prefix in data_path if Path(prefix).name not in names],
+    }
 
 
-def write_documents(data_path: Sequence[str], split: str, chosen: Sequence[npt.NDArray[np.int64]], folder: Path) -> int:
+def write_documents(
+    data_path: Sequence[str],
+    split: str,
+    chosen: Sequence[npt.NDArray[np.int64]],
+    folder: Path,
+    least_tokens: int = 1,
+) -> dict[str, int]:
     """Write documents as a corpus of the same prefixes into a new folder, all at once, with their numbers in KEPT.
 
-    chosen: of each prefix, the numbers of its documents, in order. Returns the number of tokens.
+    chosen: of each prefix, the numbers of its documents, in order. least_tokens: a prefix that would have fewer is left
+    out. Returns the tokens of each new prefix. Where there is none, there is no folder.
     """
-    prefixes, kept, before, tokens = cleaned_prefixes(data_path, folder), [], 0, 0
+    prefixes, kept, before, written = cleaned_prefixes(data_path, folder), [], 0, {}
+    datasets = BlockDataset(data_path, 1, split).datasets
+    large_enough = [_tokens_of(*pair) >= least_tokens for pair in zip(datasets, chosen, strict=True)]
+    if not any(large_enough):
+        return {}
     with new_folder(folder) as aside:
-        for prefix, dataset, documents in zip(
-            prefixes, BlockDataset(data_path, 1, split).datasets, chosen, strict=True
-        ):
-            masked = dataset.mask is not None
-            with IndexedDatasetWriter(aside / prefix.name, dataset.dtype, masked=masked) as writer:
-                for document in documents.tolist():
-                    writer.add_document(dataset.document(document), dataset.mask_of(document))
-                if sidecar := read_sidecar(dataset):
-                    size, length = writer.num_documents, writer.num_tokens
-                    writer.meta = dataclasses.replace(sidecar, documents=size, tokens=length).to_json()
-                tokens += writer.num_tokens
-            kept.append(before + documents)
+        for prefix, dataset, documents, is_written in zip(prefixes, datasets, chosen, large_enough, strict=True):
+            if is_written:
+                written[str(prefix)] = _write_prefix(aside / prefix.name, dataset, documents)
+                kept.append(before + documents)
             before += dataset.num_documents
         np.save(aside / KEPT, np.concatenate(kept), allow_pickle=False)
-    return tokens
+    return written
+
+
+def _tokens_of(dataset: IndexedDataset, documents: npt.NDArray[np.int64]) -> int:
+    return sum(dataset.document_offset(i + 1) - dataset.document_offset(i) for i in documents.tolist())
+
+
+def _write_prefix(prefix: Path, dataset: IndexedDataset, documents: npt.NDArray[np.int64]) -> int:
+    """Write some documents of a dataset as a new one, and return its tokens."""
+    with IndexedDatasetWriter(prefix, dataset.dtype, masked=dataset.mask is not None) as writer:
+        for document in documents.tolist():
+            writer.add_document(dataset.document(document), dataset.mask_of(document))
+        if sidecar := read_sidecar(dataset):
+            size, length = writer.num_documents, writer.num_tokens
+            writer.meta = dataclasses.replace(sidecar, documents=size, tokens=length).to_json()
+        return writer.num_tokens

@@ -31,6 +31,8 @@ from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.fileio import check_space, json_value, same_path
 
+ENOUGH_TRUSTED = 100
+"""Documents of trusted text, from which on the least likely of them need not say by itself what is junk."""
 _FIXED_BYTES = 320 << 20
 """Python, NumPy, and what is read at a time."""
 _THREAD_BYTES = 16 << 20
@@ -99,6 +101,8 @@ class CommonnessConfig:
         if self.cleaned_output is not None:
             if self.cleaned_output.exists() or self.cleaned_output.is_symlink():
                 raise ValueError(f"--cleaned-output {self.cleaned_output}: exists already; name a new folder")
+            if self.cleaned_output.resolve().is_relative_to(self.output.resolve()):
+                raise ValueError(f"--cleaned-output {self.cleaned_output}: is in --output; name a folder beside it")
             cleaned_prefixes(parse_blend(self.data_path, "--data-path")[0], self.cleaned_output)
 
 
@@ -130,12 +134,21 @@ def main(argv: Sequence[str]) -> int:
         spared = "; of both, not what shows an order itself" if config.junk_share == "auto" else ""
         size = f"{100 * share:.1f} % of the tokens, without copies of it"
         print(f"junk: {size}, in documents of a ratio below {ratio:.2f}{order}{spared}")
+        if config.junk_share == "auto" and summary["junk"]["trusted_documents"] < ENOUGH_TRUSTED:
+            known = summary["junk"]["trusted_documents"]
+            print(
+                f"warning: --reference-data-path has {known} documents; of text like theirs, some "
+                f"{100 / (known + 1):.0f} % is taken for junk, since it is less likely than all of them. Give "
+                f"{ENOUGH_TRUSTED} or more, or a --junk-share"
+            )
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:
         prefixes, _ = parse_blend(config.data_path, "--data-path")
         kept = clean(config.output, prefixes, config.split, config.cleaned_output, {})
         size = f"{kept['kept_documents']} documents, {kept['kept_tokens']} tokens"
         print(f"cleaned: {config.cleaned_output}: {size}")
+        if kept["left_out"]:
+            print(f"not there, since less than a block is left of them: {', '.join(kept['left_out'])}")
         print("train on all of them, with --split 100,0,0, and validate on other text, with --valid-data-path")
     return 0
 
@@ -166,7 +179,7 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
         of_documents.save(folder, "document")
         of_blocks.save(folder, "block", inputs.corpus.digests())
         summary = _summary(config, inputs, log2_slots, of_documents, of_blocks, seconds)
-        summary["junk"] = _junk(of_documents, trust)
+        summary["junk"] = _junk(of_documents, trust, inputs.reference_prefixes)
         (folder / SUMMARY).write_text(json.dumps(json_value(summary), indent=1) + "\n", encoding="utf-8")
         page = make_page(inputs.corpus.train.domains, inputs.prefixes, of_documents, of_blocks, inputs.tokenizer)
         (folder / PAGE).write_text(page, encoding="utf-8")
@@ -241,13 +254,15 @@ def _items(
     )
 
 
-def _junk(documents: Items, trust: Trust | None) -> dict[str, float | None] | None:
-    """Return the share of the tokens that is taken for junk, of near copies one each, and what puts a document there;
-    None without trusted text."""
+def _junk(documents: Items, trust: Trust | None, trusted: list[Prefix]) -> dict[str, float | None] | None:
+    """Return the share of the tokens that is taken for junk, of near copies one each, what puts a document there, and
+    of how many trusted documents that is known; None without trusted text."""
     if trust is None:
         return None
     share = documents.lengths[trust.junk & documents.copies.firsts].sum() / max(1, documents.lengths.sum())
-    return {"share": float(share), "ratio_below": trust.ratio_below, "beyond_below": trust.beyond_below}
+    known = sum(int((np.diff(prefix.offsets) > 0).sum()) for prefix in trusted)
+    limits = {"ratio_below": trust.ratio_below, "beyond_below": trust.beyond_below}
+    return {"share": float(share), **limits, "trusted_documents": known}
 
 
 def _score_by_corpus(

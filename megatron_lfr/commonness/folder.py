@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron_lfr.commonness.results import ARRAYS
 from megatron_lfr.fileio import fsync_directory, lock_file, new_folder
 
 SUMMARY, PAGE = "commonness.json", "commonness.html"
@@ -56,7 +57,8 @@ def results_folder(path: Path) -> Iterator[Path]:
 
 
 def _is_array(name: str) -> bool:
-    return name.endswith((".npy", ".npy.json")) and name.startswith(("document_", "block_"))
+    kind, _, rest = name.partition("_")
+    return kind in ("document", "block") and rest.removesuffix(".json").removesuffix(".npy") in ARRAYS
 
 
 def _is_summary(path: Path) -> bool:

@@ -73,8 +73,16 @@ def _shares(domains: Sequence[str], items: Items, kind: str) -> Html:
     rows = [(name, items.token_shares(members)) for name, members in _slices(items, domains)]
     plot = stacked_bars([Bar(name, parts) for name, parts in rows], _PARTS, f"Copies among {kind}")
     head: list[Content] = ["", *(name for _, name in _PARTS), "tokens"]
-    cells = [[name, *(percent(part / (sum(parts) or 1), 2) for part in parts), si(sum(parts))] for name, parts in rows]
+    cells: list[list[Content]] = [
+        [name, *(percent(part / (sum(parts) or 1), 2) for part in parts), si(sum(parts))] for name, parts in rows
+    ]
     note = "Shares of tokens. Of n copies, each counts as 1/n unique, and as a copy for the rest."
+    if items.junk is not None:
+        head.append("taken for junk")
+        for row, (_, members) in zip(cells, _slices(items, domains), strict=True):
+            share = items.junk_share(members)
+            row.append("" if share is None else percent(share, 2))
+        note += " What is taken for junk has the weight 0, copies of it too, and is not in a cleaned corpus."
     return figure(f"Copies among {kind}", join([legend(_PARTS), plot]), note, table(head, cells))
 
 
@@ -160,6 +168,10 @@ class _Extremes:
         for name, values in measures:
             order = np.argsort(values, kind="stable")
             parts += [element("h3", name), self._table(order[np.isfinite(values[order])])]
+        if self.documents.ratio is not None and self.documents.junk is not None:
+            junk = np.flatnonzero(self.documents.junk & copies.firsts)
+            closest = junk[np.argsort(-self.documents.ratio[junk], kind="stable")]
+            parts += [element("h3", "Taken for junk, the most like trusted text"), self._table(closest)]
         return join(parts)
 
     def _table(self, ids: npt.NDArray[np.int64]) -> Html:

@@ -12,8 +12,14 @@ import numpy.typing as npt
 from megatron_lfr.commonness.copies import Copies
 from megatron_lfr.commonness.items import Int64s, Prefix
 from megatron_lfr.commonness.likelihood import Doubles, Floats
+from megatron_lfr.commonness.order import Mask
 from megatron_lfr.data.corpus.block_values import describing, description_of
 
+ARRAYS = (
+    *("copies", "near_copies", "representative"),
+    *("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond"),
+)
+"""Names of the arrays that are stored: those of `Copies`, and those of `Items`."""
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -40,18 +46,9 @@ class Items:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return every array that is stored, under its name."""
-        stored = {
-            "copies": self.copies.copies,
-            "near_copies": self.copies.near_copies,
-            "representative": self.copies.representative,
-            "log_likelihood": self.log_likelihood,
-            "reference_log_likelihood": self.reference_log_likelihood,
-            "ratio": self.ratio,
-            "weight": self.weight,
-            "unique_share": self.unique_share,
-            "beyond": self.beyond,
-        }
-        return {name: array for name, array in stored.items() if array is not None}
+        copied = (self.copies.copies, self.copies.near_copies, self.copies.representative)
+        values = (*copied, *(getattr(self, name) for name in ARRAYS[len(copied) :]))
+        return {name: array for name, array in zip(ARRAYS, values, strict=True) if array is not None}
 
     def save(self, folder: Path, kind: str, corpus: list[str] | None = None) -> None:
         """Store the arrays as `<kind>_<name>.npy`, and with the digests of the corpus, whose blocks they are then of, a
@@ -73,6 +70,18 @@ class Items:
         total = float(lengths.sum())
         return unique, without_exact - unique, total - without_exact
 
+    @property
+    def junk(self) -> Mask | None:
+        """Which documents are taken for junk; None without a reference, and of blocks, which may be so in part."""
+        return None if self.ratio is None or self.unique_share is not None else self.weight == 0
+
+    def junk_share(self, members: slice) -> float | None:
+        """Return the share of the tokens of some documents that is taken for junk, copies of it too; None as `junk`."""
+        lengths = self.lengths[members]
+        if self.junk is None or not lengths.sum():
+            return None
+        return float(lengths[self.junk[members]].sum() / lengths.sum())
+
     def summary(self, members: slice) -> dict[str, Any]:
         """Return counts, shares of tokens, and quantiles of some items, for JSON."""
         unique, near, exact = self.token_shares(members)
@@ -87,6 +96,8 @@ class Items:
             "share_near_copies": near / total if total else None,
             "share_exact_copies": exact / total if total else None,
         }
+        if self.junk is not None:
+            figures["share_junk"] = self.junk_share(members)
         for name in ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond"):
             values = getattr(self, name)
             if values is not None:

@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
 def run_job(job: dict[str, Any]) -> int:
     """Run a job's commands, collect its result, and write it to `job["result"]`, aside first."""
     started = time.monotonic()
+    if job.get("cleaned"):  # a prefix of which too little is left is not there
+        job["train"]["data_path"] = [p for p in job["train"]["data_path"] if Path(f"{p}.idx").exists()]
     code = _train(job) if job.get("train") else 0
     if code:
         return code

@@ -77,7 +77,7 @@ def run_study(
         tasks += [
             Task(
                 f"beginning {one.key}",
-                _job(output, one.folder, _beginning_job(one, forks)),
+                _job(output, one.folder, _beginning_job(layout, one, forks)),
                 one.folder / "log.txt",
                 _before(one.needs, keys, forks.shorter[one.key], beginnings),
             )
@@ -158,12 +158,13 @@ def _fork(source: Beginning | None) -> dict[str, Any]:
     return {"fork": {"run": str(source.run), "step": source.steps, "result": str(source.result)}}
 
 
-def _beginning_job(beginning: Beginning, forks: Forks) -> dict[str, Any]:
+def _beginning_job(layout: Layout, beginning: Beginning, forks: Forks) -> dict[str, Any]:
     return {
         "kind": "beginning",
         "result": str(beginning.result),
         "train": beginning.settings,
         "stop_after": beginning.steps,
+        "cleaned": any(layout.steps[key].step.kind == "clean" for key in beginning.needs),
         **_fork(forks.shorter[beginning.key]),
         "describes": {"format": 1, "steps": beginning.steps, "runs": beginning.runs},
     }
@@ -178,15 +179,17 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
     ]
     labels: dict[str, Any] | None = None
     steps = [layout.steps[key] for key in run.needs]
+    cleaned = [step for step in steps if step.step.kind == "clean"]
     if run.trained_on.labels is not None:
         labels = {**asdict(run.trained_on.labels), "file": str(run.trained_on.labels.file)}
-        if cleaned := [step for step in steps if step.step.kind == "clean"]:
+        if cleaned:
             labels["kept"] = str(cleaned[-1].output / KEPT)
     return {
         "kind": "run",
         "result": str(result_file(output, run.name)),
         "train": run.settings,
         **_fork(source),
+        "cleaned": bool(cleaned),
         "commands": [["evaluate", words]],
         "steps": [str(step_result(step)) for step in steps],
         "labels": labels,

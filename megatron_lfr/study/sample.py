@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.commonness.clean import cleaned_prefixes, write_documents
+from megatron_lfr.commonness.clean import write_documents
 from megatron_lfr.commonness.command import CommonnessConfig, run
 from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.commonness.trust import lengths_of
@@ -97,6 +97,4 @@ class _Text:
         """Write the chosen documents, and return the prefixes that have any."""
         shutil.rmtree(folder, ignore_errors=True)
         parts = [np.flatnonzero(chosen[first:last]) for first, last in itertools.pairwise(self._starts.tolist())]
-        write_documents(self.data_path, ALL, parts, folder)
-        prefixes = cleaned_prefixes(self.data_path, folder)
-        return [str(prefix) for prefix, part in zip(prefixes, parts, strict=True) if len(part)]
+        return list(write_documents(self.data_path, ALL, parts, folder))

@@ -63,6 +63,9 @@ def test_a_cleaned_corpus_in_the_same_command(
     assert main([*flags(tmp_path, corpus), "--cleaned-output", str(cleaned)]) == 2
     assert "--cleaned-output" in capsys.readouterr().err
     assert files(cleaned) == before
+    inside = str(tmp_path / "out" / "cleaned")
+    assert main([*flags(tmp_path, corpus), "--cleaned-output", inside]) == 2
+    assert f"--cleaned-output {inside}: is in --output" in capsys.readouterr().err
     same = tmp_path / "other" / "corpus_web"
     assert main([*flags(tmp_path, [*corpus, str(same)]), "--cleaned-output", str(tmp_path / "new")]) == 2
     assert "need different names" in capsys.readouterr().err
@@ -132,6 +135,31 @@ def test_what_is_least_like_trusted_text_weighs_nothing(tmp_path: Path, corpus: 
         np.testing.assert_allclose(array["block_weight"][start:end], means, rtol=1e-6)
 
 
+def test_a_prefix_that_is_all_junk(
+    tmp_path: Path, corpus: list[str], trusted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not in the cleaned corpus, which can be read; its share is in the summary and on the page."""
+    bad = write(tmp_path / "corpus_dump", [junk("hex", i) for i in range(12)])
+    cleaned = tmp_path / "cleaned"
+    words = ["--split", "1", "--reference-data-path", trusted, "--cleaned-output", str(cleaned)]
+    assert main([*flags(tmp_path, [*corpus, bad]), *words]) == 0
+    printed = capsys.readouterr().out
+    assert f"not there, since less than a block is left of them: {bad}" in printed
+    assert "--reference-data-path has 60 documents; of text like theirs, some 2 % is taken for junk" in printed
+    left = sorted(str(path).removesuffix(".idx") for path in cleaned.glob("*.idx"))
+    assert [Path(prefix).name for prefix in left] == ["corpus_code", "corpus_web"]
+    assert BlockDataset(left, 128, "1").train.num_blocks > 0
+    summary = json.loads((tmp_path / "out/commonness.json").read_text())["documents"]
+    taken = np.load(tmp_path / "out/document_weight.npy") == 0
+    assert summary["share_junk"] == pytest.approx(taken.mean())
+    assert [part["share_junk"] for part in summary["domains"].values()] == pytest.approx(
+        [taken[:60].mean(), taken[60:130].mean(), 1]
+    )
+    page = (tmp_path / "out/commonness.html").read_text("utf-8")
+    assert "taken for junk" in page
+    assert "Taken for junk, the most like trusted text" in page
+
+
 def test_copied_junk_counts_once(tmp_path: Path, trusted: str) -> None:
     copied = [junk("hex", seed) for seed in range(10)]
     prefix = write(tmp_path / "copied", [*documents()[:100], *copied, *copied])
@@ -151,13 +179,17 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in page
 
 
-def test_results_are_the_same_again_with_any_number_of_threads(tmp_path: Path, corpus: list[str]) -> None:
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_results_are_the_same_again_with_any_number_of_threads(
+    tmp_path: Path, corpus: list[str], trusted: str, with_reference: bool
+) -> None:
+    reference = ["--reference-data-path", trusted] if with_reference else []
     written = []
     for threads in ("1", "3"):  # the second replaces the first
-        assert main([*flags(tmp_path, corpus), "--threads", threads]) == 0
+        assert main([*flags(tmp_path, corpus), *reference, "--threads", threads]) == 0
         written.append(files(tmp_path / "out"))
         written[-1].pop("commonness.json")
-    assert len(written[0]) == 18
+    assert len(written[0]) == (25 if with_reference else 18)
     assert written[0] == written[1]
 
 
@@ -221,6 +253,10 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, corpus: list[str], capsys: p
         assert main(flags(tmp_path, corpus)) == 2
     assert "another process is making it" in capsys.readouterr().err
     assert main(flags(tmp_path, corpus)) == 0
+    (out / "block_my_quality.npy").write_text("mine")
+    assert main(flags(tmp_path, corpus)) == 2
+    assert "is in use: holds block_my_quality.npy" in capsys.readouterr().err
+    assert (out / "block_my_quality.npy").read_text() == "mine"
 
 
 def test_a_failure_leaves_the_earlier_results(
@@ -239,15 +275,18 @@ def test_a_failure_leaves_the_earlier_results(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
 
-def test_memory_stays_within_the_flag(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_memory_stays_within_the_flag(tmp_path: Path, with_reference: bool) -> None:
     """The peak is that of a separate process, with a table that the flag makes small."""
     rng = np.random.default_rng(3)
     prefix = write(tmp_path / "large", rng.integers(0, 60_000, (8000, 250)).tolist())
+    trusted = [write(tmp_path / "trusted", rng.integers(0, 60_000, (4000, 250)).tolist())] if with_reference else []
     code = (
         "import sys; from process_memory import peak; from megatron_lfr.cli import main;"
         "code = main(sys.argv[1:]); print(peak()); sys.exit(code)"
     )
     words = [*flags(tmp_path, [prefix]), "--memory-gb", "0.42", "--threads", "2"]
+    words += ["--reference-data-path", *trusted] if trusted else []
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=LIMIT, env=paths

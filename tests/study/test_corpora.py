@@ -115,7 +115,7 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_junk(tmp_path: Path
     common.mkdir()
     np.save(common / "document_representative.npy", np.array([0, 1, 0, 3, 4, 1, 6, 7], np.uint32))
     np.save(common / "document_weight.npy", np.array([0.5, 0.5, 0.5, 0, 1, 0.5, 1, 1], np.float32))
-    (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8]}))
+    (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8], "settings": {"seq_length": 5}}))
     counts = clean(common, prefixes, "1", tmp_path / "cleaned", {})
     kept = [[0, 1], [10, 12, 13]]
     for prefix, tokens in zip(("a", "b"), kept, strict=True):
@@ -126,6 +126,16 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_junk(tmp_path: Path
         assert (sidecar.vocab_size, sidecar.documents, sidecar.tokens) == (64, len(tokens), 3 * len(tokens))
     assert np.load(tmp_path / "cleaned" / KEPT).tolist() == [0, 1, 4, 6, 7]
     assert (counts["documents"], counts["kept_documents"], counts["kept_tokens"]) == (8, 5, 15)
+    (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8], "settings": {"seq_length": 6}}))
+    counts = clean(common, prefixes, "1", tmp_path / "longer", {})
+    assert counts["left_out"] == [prefixes[0]], "its 6 tokens are no block of 6, which has 6 labels"
+    assert (counts["kept_documents"], counts["kept_tokens"]) == (3, 9)
+    assert np.load(tmp_path / "longer" / KEPT).tolist() == [4, 6, 7]
+    assert sorted(path.name for path in (tmp_path / "longer").iterdir() if path.suffix == ".idx") == ["b.idx"]
+    (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8], "settings": {"seq_length": 9}}))
+    with pytest.raises(ValueError, match="cleaning leaves less than a block of 9 tokens of each prefix"):
+        clean(common, prefixes, "1", tmp_path / "none", {})
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_each_time(tmp_path: Path) -> None:
