@@ -110,6 +110,9 @@ def make_arrays(
     for segment, names in zip(segments, used, strict=True):
         for name in names:
             opened[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
+        grouping = {name for p in segment.phases for name in (p.phase.grouped_by, p.phase.clustered_by)}
+        for name in sorted(opened.keys() & grouping):
+            opened[name].check_groups(flag)
     arrays = [*begun, *({name: opened[name] for name in names} for names in used)]
     try:
         check_arrays(plan, numbers(arrays))

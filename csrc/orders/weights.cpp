@@ -251,7 +251,7 @@ Shares::Shares(const BlockWeights& weights, const Mass& mass) : share_(mass.clus
         total += share_[c];
     }
     if (!(total > 0.0))
-        throw std::invalid_argument("mass: no block can be drawn, since no cluster with mass has blocks");
+        throw std::invalid_argument("mass: no block can be drawn: none that is kept has a weight above 0");
     if (!std::isfinite(total)) throw std::invalid_argument("mass: too large");
     for (size_t c = 0; c < share_.size(); ++c) {
         share_[c] /= total;

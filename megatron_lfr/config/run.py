@@ -27,6 +27,7 @@ from megatron_lfr.data.corpus.gpt2_files import name_both
 from megatron_lfr.engine.optimizer import OptimizerConfig
 from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import PRESETS, Phase, Schedule, preset
+from megatron_lfr.lfr.schedule import check_effect
 from megatron_lfr.lfr.scores import BY_SCORE, CLUSTERS, WEIGHT
 from megatron_lfr.megatron_flags import strip_megatron_flags
 from megatron_lfr.model.attention import AttentionBackend, choose_backend
@@ -155,14 +156,15 @@ def resolve_schedule(text: str) -> Schedule:
     if text in PRESETS:
         return preset(text)
     try:
-        if text.lstrip().startswith("["):
-            return Schedule.from_dicts(parse_yaml(text))
-        if not (exists(text) and Path(text).is_file()):
+        is_list = text.lstrip().startswith("[")
+        if not is_list and not (exists(text) and Path(text).is_file()):
             raise ValueError(f"neither a preset ({', '.join(PRESETS)}) nor a file")
-        rows = parse_yaml(Path(text).read_bytes())
+        rows = parse_yaml(text if is_list else Path(text).read_bytes())
         if not isinstance(rows, list):
             raise ValueError("expected a list of phases")
-        return Schedule.from_dicts(rows)
+        schedule = Schedule.from_dicts(rows)
+        check_effect(schedule.phases)
+        return schedule
     except ValueError as error:
         raise ValueError(f"--lfr-schedule {text}: {error}") from None
 

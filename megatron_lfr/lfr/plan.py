@@ -161,8 +161,12 @@ class Plan:
         arrays: Arrays = NO_ARRAYS,
         declined: Collection[int] = (),
     ) -> tuple[Order, AnySelection | None]:
-        """Make the order of a phase, given the arrays of its segment; see `Segment.make_order`."""
-        return self.segments[planned.segment].make_order(planned, scores, seed, arrays, declined)
+        """Make the order of a phase, given the arrays of its segment; see `Segment.make_order`. ValueError names the
+        phase of which no order can be made."""
+        try:
+            return self.segments[planned.segment].make_order(planned, scores, seed, arrays, declined)
+        except ValueError as error:
+            raise ValueError(f"phase {planned.index}: {error}") from None
 
 
 def append_segment(

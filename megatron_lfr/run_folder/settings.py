@@ -140,10 +140,25 @@ def _located_scores(words: Any, start: Path) -> list[str]:
     return [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which the last would count."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    problem = f"the key {key.value!r} is there twice"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
 def parse_yaml(text: bytes | str) -> Any:
-    """Parse YAML in UTF-8 that holds only plain values; ValueError says what is wrong with it."""
+    """Parse YAML in UTF-8 that holds only plain values, no key twice; ValueError says what is wrong with it."""
     try:
-        return yaml.safe_load(text if isinstance(text, str) else text.decode())
+        return yaml.load(text if isinstance(text, str) else text.decode(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 

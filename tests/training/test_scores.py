@@ -290,6 +290,12 @@ def test_weights_and_copies_are_checked_before_a_run_begins(
         flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 1, {phase}}}]"
         assert message in error_of(flags, capsys)
     flags[flags.index("--lfr-schedule") + 1] = "[{kind: learn, duration: 0.2, copies: once}]"
+    common = ["commonness", "--data-path", *corpus, "--output", str(tmp_path / "common")]
+    assert main([*common, "--seq-length", "16", "--split", "90,10,0", "--memory-gb", "1"]) == 0
+    flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/common/block_copies.npy"
+    assert "not which blocks are copies of each other; that is block_representative.npy" in error_of(flags, capsys)
+    flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/common/block_representative.npy"
+    assert main(["train", *flags, "--save", str(tmp_path / "counted")]) == 0
     flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/groups.npy"
     assert main(["train", *flags, "--lfr-scores", f"more={tmp_path}/zero.npy"]) == 0
     assert "--lfr-scores more: no phase of the schedule uses it" in capsys.readouterr().out

@@ -39,6 +39,15 @@ class BlockValues:
     sha256: str
     description: dict[str, Any] | None
 
+    def check_groups(self, flag: str) -> None:
+        """Check that the numbers can say which blocks belong together; ValueError begins with `flag`."""
+        what = (self.description or {}).get("what")
+        if what in ("commonness: copies", "commonness: near_copies"):
+            raise ValueError(
+                f"{flag} {self.name}={self.path}: holds how many copies each block has, not which blocks are copies of "
+                "each other; that is block_representative.npy beside it"
+            )
+
     def check_corpus(self, corpus: Sequence[str], flag: str) -> None:
         """Check that the numbers are of a corpus with these digests; ValueError begins with `flag`. Without a
         description there is nothing to check."""
