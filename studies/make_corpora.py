@@ -81,12 +81,13 @@ def library_text() -> dict[str, list[str]]:
 def read_text(path: Path) -> dict[str, list[str]]:
     """Read documents by domain from JSONL."""
     texts: dict[str, set[str]] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            texts.setdefault(str(row["domain"]), set()).add(str(row["text"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"--text {path}:{number}: expected domain and text ({error!r})") from None
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                texts.setdefault(str(row["domain"]), set()).add(str(row["text"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"--text {path}:{number}: expected domain and text ({error!r})") from None
     return {domain: sorted(texts[domain]) for domain in sorted(texts)}
 
 

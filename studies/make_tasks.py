@@ -37,11 +37,11 @@ Item = dict[str, Any]
 def read_words(path: Path) -> dict[str, list[list[str]]]:
     """Return the documents of each domain that are long enough, as words with the white space before them."""
     domains: dict[str, list[list[str]]] = {}
-    for line in path.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        words = WORD.findall(row["text"])
-        if len(words) >= CONTEXT + CONTINUATION:
-            domains.setdefault(row["domain"], []).append(words)
+    with path.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            words = WORD.findall(row["text"])
+            if len(words) >= CONTEXT + CONTINUATION:
+                domains.setdefault(row["domain"], []).append(words)
     return {domain: domains[domain] for domain in sorted(domains)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import open_prefixes
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import read_sidecar
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
@@ -23,17 +23,15 @@ KEPT = "kept_documents.npy"
 prefixes."""
 
 
-def cleaned_prefixes(data_path: Sequence[str], folder: Path) -> list[Path]:
+def cleaned_prefixes(data_path: Sequence[str], folder: Path, flag: str = "--data-path") -> list[Path]:
     """Return the prefixes that the cleaned corpus in `folder` has. ValueError where two have one name."""
     names = [Path(prefix).name for prefix in data_path]
     if len(set(names)) < len(names):
-        raise ValueError(f"--data-path: prefixes that are cleaned need different names, not {', '.join(names)}")
+        raise ValueError(f"{flag}: prefixes that are cleaned need different names, not {', '.join(names)}")
     return [folder / name for name in names]
 
 
-def clean(
-    commonness: Path, data_path: Sequence[str], split: str, folder: Path, rules: Mapping[str, Any]
-) -> dict[str, Any]:
+def clean(commonness: Path, data_path: Sequence[str], folder: Path, rules: Mapping[str, Any]) -> dict[str, Any]:
     """Write the training documents that the rules keep as a corpus into `folder`, all at once. A prefix of which less
     than a block is left is not there, since no run could train on it.
 
@@ -49,7 +47,7 @@ def clean(
     summary = json.loads((commonness / "commonness.json").read_bytes())
     starts, seq_length = summary["document_starts"], summary["settings"]["seq_length"]
     chosen = [np.flatnonzero(keep[first:last]) for first, last in itertools.pairwise(starts)]
-    written = write_documents(data_path, split, chosen, folder, seq_length + 1)
+    written = write_documents(data_path, chosen, folder, seq_length + 1)
     if not written:
         raise ValueError(f"{commonness}: cleaning leaves less than a block of {seq_length} tokens of each prefix")
     names = [Path(prefix).name for prefix in written]
@@ -63,11 +61,7 @@ def clean(
 
 
 def write_documents(
-    data_path: Sequence[str],
-    split: str,
-    chosen: Sequence[npt.NDArray[np.int64]],
-    folder: Path,
-    least_tokens: int = 1,
+    data_path: Sequence[str], chosen: Sequence[npt.NDArray[np.int64]], folder: Path, least_tokens: int = 1
 ) -> dict[str, int]:
     """Write documents as a corpus of the same prefixes into a new folder, all at once, with their numbers in KEPT.
 
@@ -75,7 +69,7 @@ def write_documents(
     out. Returns the tokens of each new prefix. Where there is none, there is no folder.
     """
     prefixes, kept, before, written = cleaned_prefixes(data_path, folder), [], 0, {}
-    datasets = BlockDataset(data_path, 1, split).datasets
+    datasets = open_prefixes(data_path)
     large_enough = [_tokens_of(*pair) >= least_tokens for pair in zip(datasets, chosen, strict=True)]
     if not any(large_enough):
         return {}

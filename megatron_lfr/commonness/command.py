@@ -19,25 +19,29 @@ from megatron_lfr import _C
 from megatron_lfr.commonness.clean import clean, cleaned_prefixes
 from megatron_lfr.commonness.copies import Copies, find_copies
 from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_folder, results_folder
-from megatron_lfr.commonness.items import Int64s, Prefix, reference_prefixes, training_prefixes
+from megatron_lfr.commonness.items import Int64s, Prefix, reference_digests, reference_prefixes, training_prefixes
 from megatron_lfr.commonness.likelihood import Likelihoods, count_ngrams, score, vocabulary_of
 from megatron_lfr.commonness.page import make_page
 from megatron_lfr.commonness.results import Items, block_means, summarize
 from megatron_lfr.commonness.trust import Trust, compare, lengths_of, weights
 from megatron_lfr.data.config import parse_blend
-from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import BlockDataset, open_prefixes
 from megatron_lfr.data.corpus.documents import check_tokenizer
+from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
 from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.fileio import check_space, json_value, same_path
 
 ENOUGH_TRUSTED = 100
 """Documents of trusted text, from which on the least likely of them need not say by itself what is junk."""
+SUFFIXES = (".idx", ".bin")
 _FIXED_BYTES = 320 << 20
 """Python, NumPy, and what is read at a time."""
 _THREAD_BYTES = 16 << 20
 _ITEM_BYTES = 64
 """Of each document and each block: where it begins, and what is known of it in the end."""
+_JUNK_BYTES = 64
+"""Of each document more, while it is decided which of them are junk."""
 _DISK_BYTES = 2 * _C.SIGNATURE_BINS + 32
 """Of each document or block: its signature, and what is known of it in the end."""
 _SMALLEST_TABLE, _LARGEST_TABLE = 20, 31
@@ -83,6 +87,17 @@ class CommonnessConfig:
 
     def validate(self) -> None:
         """Check what can be checked before anything is read; errors name the flag and the legal values."""
+        self.check_values()
+        check_folder(self.output)
+        if self.cleaned_output is not None:
+            if self.cleaned_output.exists() or self.cleaned_output.is_symlink():
+                raise ValueError(f"--cleaned-output {self.cleaned_output}: exists already; name a new folder")
+            if self.cleaned_output.resolve().is_relative_to(self.output.resolve()):
+                raise ValueError(f"--cleaned-output {self.cleaned_output}: is in --output; name a folder beside it")
+            cleaned_prefixes(parse_blend(self.data_path, "--data-path")[0], self.cleaned_output)
+
+    def check_values(self) -> None:
+        """Check all but folders; errors as of `validate`."""
         if not 1 <= self.shingle_tokens <= 1024:
             raise ValueError(f"--shingle-tokens {self.shingle_tokens}: must be from 1 to 1024")
         if not 0.4 <= self.near_threshold <= 1:
@@ -97,13 +112,6 @@ class CommonnessConfig:
             raise ValueError(f"--memory-gb {self.memory_gb}: must be positive and finite")
         if not 0 <= self.threads <= 4096:
             raise ValueError(f"--threads {self.threads}: must be from 0 to 4096")
-        check_folder(self.output)
-        if self.cleaned_output is not None:
-            if self.cleaned_output.exists() or self.cleaned_output.is_symlink():
-                raise ValueError(f"--cleaned-output {self.cleaned_output}: exists already; name a new folder")
-            if self.cleaned_output.resolve().is_relative_to(self.output.resolve()):
-                raise ValueError(f"--cleaned-output {self.cleaned_output}: is in --output; name a folder beside it")
-            cleaned_prefixes(parse_blend(self.data_path, "--data-path")[0], self.cleaned_output)
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class _Inputs:
 
     corpus: BlockDataset
     prefixes: list[Prefix]
-    reference: BlockDataset | None
+    reference: list[IndexedDataset]
     reference_prefixes: list[Prefix]
     tokenizer: Tokenizer | None
 
@@ -144,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:
         prefixes, _ = parse_blend(config.data_path, "--data-path")
-        kept = clean(config.output, prefixes, config.split, config.cleaned_output, {})
+        kept = clean(config.output, prefixes, config.cleaned_output, {})
         size = f"{kept['kept_documents']} documents, {kept['kept_tokens']} tokens"
         print(f"cleaned: {config.cleaned_output}: {size}")
         if kept["left_out"]:
@@ -164,6 +172,9 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
     log2_slots = _log2_slots(config, inputs)
     documents, blocks = _counts(inputs)
     check_space("--output", config.output, _DISK_BYTES * (documents + blocks), "signatures and results")
+    if config.cleaned_output is not None:
+        sizes = (with_suffix(each.prefix, end).stat().st_size for each in inputs.corpus.datasets for end in SUFFIXES)
+        check_space("--cleaned-output", config.cleaned_output, sum(sizes), "a corpus of which nothing goes")
     with results_folder(config.output) as folder:
         began = time.perf_counter()
         copied = [
@@ -189,19 +200,20 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
 def _open(config: CommonnessConfig) -> _Inputs:
     prefixes, _ = parse_blend(config.data_path, "--data-path")
     corpus = BlockDataset(prefixes, config.seq_length, config.split)
-    reference = None
+    reference = []
     if config.reference_data_path:
         trusted, _ = parse_blend(config.reference_data_path, "--reference-data-path")
-        reference = BlockDataset(trusted, 1, "1", "--reference-data-path")
+        reference = open_prefixes(trusted, "--reference-data-path")
         for prefix in trusted:
             if any(same_path(prefix, other) for other in prefixes):
                 raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
     common_sidecar(corpus.datasets, "--data-path")
-    every = [*corpus.datasets, *(reference.datasets if reference else [])]
-    common_sidecar(every, "--reference-data-path")
+    common_sidecar([*corpus.datasets, *reference], "--reference-data-path")
     tokenizer = None if config.tokenizer_model is None else load_tokenizer(config.tokenizer_model)
     check_tokenizer(tokenizer, corpus.datasets)
-    trusted_prefixes = reference_prefixes(reference.datasets) if reference else []
+    trusted_prefixes = reference_prefixes(reference)
+    if reference and not any(prefix.num_tokens for prefix in trusted_prefixes):
+        raise ValueError("--reference-data-path: holds no token")
     return _Inputs(corpus, training_prefixes(corpus), reference, trusted_prefixes, tokenizer)
 
 
@@ -219,6 +231,7 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
     references = sum(len(prefix.offsets) for prefix in inputs.reference_prefixes)
     threads = config.threads or os.cpu_count() or 1
     held = _FIXED_BYTES + threads * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)
+    held += _JUNK_BYTES * (sizes[0] + references) if references else 0
     copies = _C.NEAR_COPY_BYTES * max(sizes)
     left = int(config.memory_gb * 1e9) - held
     if left < max(copies, 4 << _SMALLEST_TABLE):
@@ -291,7 +304,7 @@ def _summary(
             "table_slots": 1 << log2_slots,
         },
         "corpus": inputs.corpus.digests(),
-        "reference": inputs.reference.digests() if inputs.reference else None,
+        "reference": reference_digests(inputs.reference) or None,
         "domains": domains,
         "document_starts": documents.starts.tolist(),
         "block_starts": blocks.starts.tolist(),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
-from megatron_lfr.data.corpus.blocks import BlockDataset, split_documents
+from megatron_lfr.data.corpus.blocks import BlockDataset, digest_blocks, parse_split, split_documents
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 
 Int64s = npt.NDArray[np.int64]
@@ -105,6 +105,11 @@ def training_prefixes(corpus: BlockDataset) -> list[Prefix]:
 def reference_prefixes(datasets: Sequence[IndexedDataset]) -> list[Prefix]:
     """Return all documents of each dataset, and no blocks."""
     return [Prefix(dataset, _offsets(dataset, dataset.num_documents)) for dataset in datasets]
+
+
+def reference_digests(datasets: Sequence[IndexedDataset]) -> list[str]:
+    """Return a SHA-256 (hex) of each dataset, all of whose documents count."""
+    return [digest_blocks(dataset, 1, parse_split("1")) for dataset in datasets]
 
 
 def _offsets(dataset: IndexedDataset, documents: int) -> Int64s:

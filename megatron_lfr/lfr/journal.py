@@ -3,7 +3,8 @@
     journal/meta.json          facts of the run: corpus fingerprint, schedule, seed, ...
     journal/phase_000.npy      fp32 [samples so far], mean NLL of each sample of the phase; UNRECORDED (-1) for the
                                samples of a skipped step. The phase's order says which block a sample was.
-    journal/phase_003.scores.npy   fp32 [n_blocks], only where the phase's scores came from a rescoring pass.
+    journal/phase_003.scores.npy   fp32 [n_blocks], only where the phase's scores came from a rescoring pass
+                               or a function of the user's.
 
 Phase files are append-only: a checkpoint stores their length, and resuming cuts them back to it.
 """

@@ -48,6 +48,12 @@ def fit_budget(
     step_tokens = config.training.blocks_per_step(1) * config.data.seq_length
     rescored = sum(phase.is_rescored for phase in schedule.phases) * corpus.train.num_blocks * corpus.seq_length
     rescoring = FORWARD * rescored
+    if at_most and rescored:
+        raise ValueError(f"{where}: score: rescored after clean: how many blocks that passes is known after cleaning")
+    if at_most and arm.length == "schedule" and any(phase.unit in ("epochs", "passes") for phase in schedule.phases):
+        raise ValueError(
+            f"{where}: length: schedule after clean: how long an epoch is, is known after cleaning; say length: scaled"
+        )
     if not schedule.in_shares and arm.length == "budget":
         plan = plan_run(config, corpus, where, at_most)
         raise ValueError(

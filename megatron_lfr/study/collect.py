@@ -98,7 +98,8 @@ def _compute(run: Run, job: dict[str, Any]) -> dict[str, float]:
     """Count what a run computed, in forward_backward tokens of its model, with all of what was prepared for it."""
     training, rescoring = _trained(run)
     steps = [json.loads(Path(path).read_bytes()) for path in job["steps"]]
-    preparation = sum(step["flops"] for step in steps) / job["describes"]["token_flops"]
+    flops = job["describes"]["given_flops"] + sum(step["flops"] for step in steps)
+    preparation = flops / job["describes"]["token_flops"]
     return {
         "budget": job["describes"]["budget"],
         "training": training,

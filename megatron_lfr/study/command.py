@@ -16,7 +16,7 @@ from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.page import sentences, write_report
 from megatron_lfr.study.pilot import PilotConfig, advice, prepare
 from megatron_lfr.study.results import load_results
-from megatron_lfr.study.runner import choose, find_forks, read_result, run_study
+from megatron_lfr.study.runner import choose, find_forks, read_result, run_study, step_result
 from megatron_lfr.study.schedule import Ended
 from megatron_lfr.study.statistics import require_scipy
 from megatron_lfr.study.summary import summarize
@@ -144,19 +144,19 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
         )
     head = ["run", "", "steps", "training", "rescoring", "preparation", "of budget", "time"]
     print_table(head, rows, "Runs; compute in forward_backward tokens of the run's model", ["run", ""])
-    steps = {key for run in runs for key in run.needs}
-    for key in layout.steps:
-        if key in steps:
-            print(f"before them: {key}: {layout.steps[key].flops:.3g} FLOP")
     open_runs = [run for run in runs if results[run.name] is None]
+    needed = {key for run in open_runs for key in run.needs}
+    steps = [step for key, step in layout.steps.items() if key in needed and not step_result(step).exists()]
+    for step in steps:
+        print(f"before them: {step.key}: {step.flops:.3g} FLOP")
     saved = 0.0
     for beginning, first, members, flops in find_forks(layout, output, open_runs).savings():
         print(f"trained once: {beginning.key}: steps {first + 1:,} to {beginning.steps:,} of {members} runs")
         saved += flops
     if saved:
         print(f"that saves {saved:.3g} FLOP; each run counts as if it had trained all of its steps")
-    open_flops = sum(run.compute.training * run.token_flops for run in open_runs) - saved
-    open_flops += sum(step.flops for key, step in layout.steps.items() if key in steps)
+    open_flops = sum((run.compute.training + run.compute.rescoring) * run.token_flops for run in open_runs) - saved
+    open_flops += sum(step.flops for step in steps)
     if speed is None:
         print(f"{open_flops:.3g} FLOP; no run is done yet that would say how long that takes")
     else:
@@ -164,9 +164,9 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
 
 
 def _speed(layout: Layout, output: Path) -> float | None:
-    """Return the FLOPs a second of the runs that are done, in all of their seconds; None where none is."""
+    """Return the FLOPs a second of the runs that are done, as they trained; None where none is."""
     done = [(run, result) for run in layout.runs.values() if (result := read_result(output, run)) is not None]
-    seconds = sum(float(result["seconds"]) for _, result in done)
+    seconds = sum(float(result["train_seconds"]) for _, result in done)
     flops = sum(float(result["compute"]["training"]) * run.token_flops for run, result in done)
     return flops / seconds if seconds else None
 

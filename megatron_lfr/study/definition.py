@@ -211,7 +211,9 @@ def _settings(value: Any, where: str) -> Settings:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected a mapping of settings, as in config.yaml, got {value!r}")
     for key in value:
-        if str(key).replace("-", "_") in MANAGED:
+        if not isinstance(key, str):
+            raise ValueError(f"{where}: {key!r}: expected the name of a setting")
+        if key.replace("-", "_") in MANAGED:
             raise ValueError(f"{where}: {key}: is set by the study for every run; leave it out")
     return dict(value)
 
@@ -336,6 +338,8 @@ def _candidate(top: Fields, names: _Names, arms: Mapping[str, Arm]) -> Candidate
         key: check_choice(fields.text(key, next(iter(legal))), legal, f"{where}: {key}")
         for key, legal in (("corpus", names.corpora), ("size", names.sizes), ("rate", names.rates))
     }
+    if not fields.integers("seeds"):
+        raise ValueError(f"{where}: seeds: give at least one")
     return Candidate(fields.choices("among", arms), seeds=fields.integers("seeds"), **chosen)
 
 

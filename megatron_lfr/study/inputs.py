@@ -6,16 +6,22 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from megatron_lfr.build import make_model_config, make_tokenizer
-from megatron_lfr.config import RunConfig
+from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.commonness.items import reference_digests
+from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.config.run import parse_settings
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
+from megatron_lfr.data.corpus.blocks import BlockDataset, open_prefixes
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.evaluation.tasks import read_task
+from megatron_lfr.lfr.scores import used_arrays
 from megatron_lfr.study.definition import Corpus, Settings, Study
+from megatron_lfr.study.fields import Fields
 from megatron_lfr.study.labels import kinds_of_blocks
 
 
@@ -26,6 +32,7 @@ class Inputs:
         self.study = study
         self._open_corpus = cache(_open_corpus)
         self._open_tokenizer = cache(_open_tokenizer)
+        self._open_values = cache(open_values)
         self._check_labels = cache(self._check_labels_once)
         self._configs: dict[str, RunConfig] = {}
         for path in study.tasks:
@@ -70,6 +77,42 @@ class Inputs:
         if corpus.labels is not None:
             self._check_labels(corpus, data.seq_length, data.split)
         return blocks
+
+    def scores(
+        self, config: RunConfig, blocks: BlockDataset | None, made: dict[str, str], where: str
+    ) -> dict[str, BlockValues]:
+        """Open the files of numbers that a run's phases use, but for those that a step makes. ValueError where they are
+        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: outputs of steps, by their names.
+        """
+        flag, opened = f"{where}: lfr_scores", {}
+        files = parse_names(config.lfr.lfr_scores, flag)
+        for name in used_arrays(run_schedule(config.lfr).phases):
+            if name not in files:
+                raise ValueError(f"{flag}: a phase needs the array {name!r}; given: {', '.join(files) or 'none'}")
+            if any(files[name].is_relative_to(path) for path in made.values()):
+                if blocks is None:
+                    raise ValueError(f"{flag} {name}: is of the corpus before cleaning, which has other blocks")
+                continue
+            if "{" in str(files[name]):
+                raise ValueError(f"{flag} {name}={files[name]}: the arm's steps are {', '.join(made) or 'none'}")
+            try:
+                opened[name] = self._open_values(name, files[name], flag)
+            except OSError as error:
+                raise ValueError(f"{flag} {name}: {error}") from None
+            if blocks is not None:
+                opened[name].check_corpus(blocks.digests(), flag)
+        return opened
+
+    def check_commonness(self, settings: Settings, where: str) -> list[str]:
+        """Check the flags of a step's commonness, and return the digests of its trusted text."""
+        legal = [field.name for field in dataclasses.fields(CommonnessConfig)]
+        Fields(settings, where, [name for name in legal if name not in ("output", "cleaned_output")])
+        try:
+            config = CommonnessConfig(**settings, output=Path("-"))
+            config.check_values()
+            return reference_digests(open_prefixes(config.reference_data_path, "--reference-data-path"))
+        except (TypeError, ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def _check_labels_once(self, corpus: Corpus, seq_length: int, split: str) -> None:
         assert corpus.labels is not None

@@ -68,7 +68,7 @@ def _collect(job: dict[str, Any]) -> dict[str, Any]:
         from megatron_lfr.commonness.clean import clean
 
         shutil.rmtree(job["output"], ignore_errors=True)  # of an attempt that was killed before it was noted as done
-        return clean(Path(job["commonness"]), job["data_path"], job["split"], Path(job["output"]), job["rules"])
+        return clean(Path(job["commonness"]), job["data_path"], Path(job["output"]), job["rules"])
     return collect(job) if job["kind"] == "run" else collect_step(job)
 
 

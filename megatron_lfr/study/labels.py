@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, split_documents
 
 Shares = npt.NDArray[np.float64]
@@ -17,7 +18,10 @@ Shares = npt.NDArray[np.float64]
 def read_labels(file: Path, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
     """Read labels as indices of `kinds` [n]: an .npy of integers, or a name a line. ValueError names what is none."""
     if file.suffix == ".npy":
-        labels = np.load(file, allow_pickle=False)
+        try:
+            labels = np.load(file, allow_pickle=False)
+        except EOFError:
+            raise ValueError(f"{file}: is empty") from None
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected integers in one dimension, not {labels.dtype} {list(labels.shape)}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(kinds):
@@ -25,7 +29,8 @@ def read_labels(file: Path, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
         return np.asarray(labels, np.int64)
     numbers = {name: number for number, name in enumerate(kinds)}
     lines = file.read_text(encoding="utf-8").splitlines()
-    if unknown := next((line for line in lines if line not in numbers), None):
+    unknown = next((line for line in lines if line not in numbers), None)
+    if unknown is not None:
         raise ValueError(f"{file}: unknown kind {unknown!r}; the study names {', '.join(kinds)}")
     return np.array([numbers[line] for line in lines], np.int64)
 
@@ -48,9 +53,9 @@ def kinds_of_blocks(labels: Mapping[str, Any], data_path: Sequence[str], source:
     counts = [dataset.num_documents for dataset in corpus.datasets]
     _check_count(file, given, sum(counts), f"documents in {' '.join(data_path)}")
     shares, first = [np.zeros((0, len(kinds)))], 0
-    for number, dataset in enumerate(corpus.datasets):
+    for number, (dataset, prefix) in enumerate(zip(corpus.datasets, reference_prefixes(corpus.datasets), strict=True)):
         documents = split_documents(dataset.num_documents, corpus.split)[1]
-        offsets = np.array([dataset.document_offset(i) for i in range(documents + 1)], np.int64)
+        offsets = prefix.offsets[: documents + 1]
         firsts = source.token_starts(number) + 1
         one_hot = np.eye(len(kinds))[given[first : first + documents]] * np.diff(offsets)[:, None]
         running = np.concatenate((np.zeros((1, len(kinds))), np.cumsum(one_hot, axis=0)))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.clean import cleaned_prefixes
-from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.config import RunConfig
+from megatron_lfr.data.corpus.block_values import BlockValues
+from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import Plan
 from megatron_lfr.study.budget import FORWARD, Compute, fit_budget, plan_run, rescored_blocks
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
-from megatron_lfr.study.fields import Fields
 from megatron_lfr.study.inputs import Inputs
 
 _DEFAULTS: Settings = {"keep_last": 1}
@@ -42,7 +43,8 @@ class PlannedStep:
 @dataclass(frozen=True)
 class PlannedRun:
     """A run: an arm at a seed, in a cell (corpus, size, rate). compute_point: the budget as a share of the usual one.
-    step_flops: FLOPs of a forward_backward token. digest: of all that its result depends on but the code."""
+    token_flops: FLOPs of a forward_backward token. given_flops: of the files of scores that no step makes. digest: of
+    all that its result depends on but the code."""
 
     name: str
     arm: str
@@ -59,6 +61,7 @@ class PlannedRun:
     step_tokens: int
     token_flops: float
     compute: Compute
+    given_flops: float
     needs: tuple[str, ...]
     folder: Path
 
@@ -73,6 +76,11 @@ class Layout:
 
     steps: dict[str, PlannedStep]
     runs: dict[str, PlannedRun]
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens in a block, of all runs."""
+        return next(iter(self.runs.values())).plan.seq_length
 
 
 def lay_out_study(study: Study, output: Path) -> Layout:
@@ -90,7 +98,28 @@ def lay_out_study(study: Study, output: Path) -> Layout:
                         for seed in block.seeds:
                             for point in sorted(points):
                                 bench.add_run(_Cell(study.corpora[corpus], size, rate), study.arms[arm], seed, point)
+    _check(study, bench.runs)
     return Layout(bench.steps, bench.runs)
+
+
+def _check(study: Study, runs: dict[str, PlannedRun]) -> None:
+    """Check that runs can be compared, and that the candidate's rule has those that it needs."""
+    first = next(iter(runs.values()))
+    for run in runs.values():
+        if run.plan.seq_length != first.plan.seq_length:
+            raise ValueError(
+                f"{study.file}: {run.name}: its seq_length is {run.plan.seq_length}, that of {first.name} "
+                f"{first.plan.seq_length}; held-out losses are compared block by block, so it must be the same for all"
+            )
+    if rule := study.candidate:
+        for arm, seed in itertools.product(rule.among, rule.seeds):
+            name = _run_name(rule.corpus, rule.size, rule.rate, arm, seed)
+            if name not in runs:
+                raise ValueError(f"{study.file}: candidate: needs the run {name}, which is not in the grid")
+
+
+def _run_name(corpus: str, size: str, rate: str, arm: str, seed: int) -> str:
+    return ".".join([corpus, size, rate, arm, f"s{seed}"])
 
 
 @dataclass(frozen=True)
@@ -110,7 +139,7 @@ class _Bench:
         self.inputs = Inputs(study)
 
     def add_run(self, cell: _Cell, arm: Arm, seed: int, point: float) -> None:
-        name = ".".join([cell.corpus.name, cell.size, cell.rate, arm.name, f"s{seed}"])
+        name = _run_name(cell.corpus.name, cell.size, cell.rate, arm.name, seed)
         name += "" if point == 1 else f".x{point:g}"
         if name in self.runs:
             return
@@ -124,13 +153,18 @@ class _Bench:
         given = {**_substituted(settings, paths), "save": str(folder / "run")}
         if cleaned := [self.steps[key] for key in outputs.values() if self.steps[key].step.kind == "clean"]:
             given["data_path"] = [str(prefix) for prefix in cleaned_prefixes(corpus.data_path, cleaned[-1].output)]
+            if corpus.labels is not None and corpus.labels.of == "blocks":
+                raise ValueError(f"{where}: labels of blocks do not say what a cleaned corpus holds; give documents'")
         config = self.inputs.config(given, where)
         blocks = self.inputs.check(config, corpus, where)
+        scores = self.inputs.scores(config, None if cleaned else blocks, paths, where)
+        given_flops = sum(float((values.description or {}).get("flops", 0)) for values in scores.values())
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * point
-        prepared = preparation / token_flops
+        prepared = (preparation + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
         identity = {
+            **self._files(config, corpus, scores),
             "settings": {**settings, **length},
             "steps": list(outputs.values()),
             "corpus": blocks.digests(),
@@ -153,9 +187,20 @@ class _Bench:
             step_tokens=config.training.blocks_per_step(1) * config.data.seq_length,
             token_flops=token_flops,
             compute=compute,
+            given_flops=given_flops,
             needs=tuple(outputs.values()),
             folder=folder,
         )
+
+    def _files(self, config: RunConfig, corpus: Corpus, scores: dict[str, BlockValues]) -> dict[str, dict[str, str]]:
+        """Return the digests of the files beside a run's corpus and steps, as a part of its identity."""
+        files = {f"lfr_scores {name}": values.sha256 for name, values in scores.items()}
+        schedule = config.lfr.lfr_schedule
+        if exists(schedule) and Path(schedule).is_file():
+            files["lfr_schedule"] = _file_digest(Path(schedule))
+        if corpus.labels is not None:
+            files["labels"] = _file_digest(corpus.labels.file)
+        return {"files": files} if files else {}
 
     def _prepare(self, cell: _Cell, arm: Arm, corpus: Corpus) -> tuple[dict[str, str], float]:
         """Lay out the steps of an arm. Returns the key of each by its name, and the FLOPs of all of them."""
@@ -193,10 +238,10 @@ class _Bench:
             settings = {"data_path": list(corpus.data_path), "seq_length": data.seq_length, "split": data.split}
             settings |= {"tokenizer_model": data.tokenizer_model} if data.tokenizer_model else {}
             given = {key.replace("-", "_"): value for key, value in step.settings.items()}
-            if step.kind == "commonness":
-                Fields(given, where, [field.name for field in dataclasses.fields(CommonnessConfig)])
             settings |= given
         digests = opened.digests()
+        if step.kind == "commonness":
+            digests += self.inputs.check_commonness(settings, where)
         seq_length = data.seq_length
         key = f"{step.name}-{_digest([step.kind, settings, needs, digests])[:12]}"
         folder = self.output / "prepared" / key

@@ -16,8 +16,10 @@ from typing import Any
 
 import yaml
 
+from megatron_lfr.commonness.clean import cleaned_prefixes
 from megatron_lfr.commonness.command import CommonnessConfig
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.data.config import parse_blend
+from megatron_lfr.fileio import same_path, write_atomic
 from megatron_lfr.lfr import preset
 from megatron_lfr.study.sample import ALL, Sample, make_sample
 
@@ -92,6 +94,14 @@ class PilotConfig:
         ):
             if not least <= value < 1e6:
                 raise ValueError(f"{flag} {value}: must be at least {least}")
+        for flag, given in (("--data-path", self.data_path), ("--reference-data-path", self.reference_data_path)):
+            prefixes, weights = parse_blend(given, flag) if given else ([], None)
+            if weights is not None:
+                raise ValueError(f"{flag}: a pilot takes prefixes without weights")
+            cleaned_prefixes(prefixes, self.output, flag)
+        for prefix in self.reference_data_path:
+            if any(same_path(prefix, other) for other in self.data_path):
+                raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
 
 
 def prepare(config: PilotConfig) -> Path:
@@ -234,6 +244,12 @@ def advice(summary: dict[str, Any]) -> str:
     best = cell["verdict"]["arm"]
     row = next(row for row in cell["arms"] if row["arm"] == best)
     worth = row["token_equivalent"]
+    if worth is None or worth["low"] is None:
+        gain = -next(contrast["by_seeds"]["mean"] for contrast in cell["contrasts"] if contrast["arm"] == best)
+        return (
+            f"{ADVICE[best]}; at this size, its loss was {gain:.3f} nats below that of uniform, whose own loss does "
+            "not fall enough with compute to say what a token was worth"
+        )
     beyond = " (in part beyond the longest of its runs)" * row["token_equivalent_beyond"]
     return (
         f"{ADVICE[best]}; at this size, a token so chosen was worth {worth['mean']:.2f} of uniform's{beyond}, "

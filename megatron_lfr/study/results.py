@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.analysis.similarity import BlockSet
+from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.study.definition import CANDIDATE, Candidate, Contrast, Study
 from megatron_lfr.study.layout import Layout
@@ -68,11 +69,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a study. open_runs: names of the runs that have none yet."""
+    """All results of a study. open_runs: names of the runs that have none yet. seq_length: of all runs."""
 
     study: Study
     runs: list[Result]
     open_runs: list[str]
+    seq_length: int
 
     def cells(self) -> list[Cell]:
         """Return the cells that have a result, in the order of the study."""
@@ -110,7 +112,7 @@ def load_results(study: Study, layout: Layout, output: Path) -> Results:
             open_runs.append(run.name)
         else:
             runs.append(Result(content, result_file(output, run.name).with_name(content["arrays"])))
-    return Results(study, runs, open_runs)
+    return Results(study, runs, open_runs, layout.seq_length)
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,9 @@ def held_out_blocks(prefixes: Sequence[str], seq_length: int) -> HeldOut:
     next: it counts for the one that its middle token is of."""
     corpus = BlockDataset(prefixes, seq_length, "1")
     documents = []
-    for number, dataset in enumerate(corpus.datasets):
-        offsets = np.array([dataset.document_offset(i) for i in range(dataset.num_documents + 1)], np.int64)
+    for number, prefix in enumerate(reference_prefixes(corpus.datasets)):
         middles = corpus.train.token_starts(number) + seq_length // 2
-        documents.append(np.searchsorted(offsets, middles, side="right") - 1)
+        documents.append(np.searchsorted(prefix.offsets, middles, side="right") - 1)
     domains = corpus.train.domain_of(np.arange(corpus.train.num_blocks))
     return HeldOut(np.concatenate(documents).astype(np.int64), domains)
 

@@ -62,7 +62,9 @@ def run_study(
     time. Returns how each process ended. ValueError where another process runs the study in this folder."""
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
-        open_runs = [run for run in runs if read_result(output, run) is None]
+        _share_results(layout, output)
+        alike = {run.digest: run for run in reversed(runs) if read_result(output, run) is None}
+        open_runs = [run for run in runs if alike.get(run.digest) is run]
         wanted, forks = _needed(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
             Task(
@@ -98,7 +100,20 @@ def run_study(
             f"{shared}"
         )
         with ending_on_sigterm():
-            return run_tasks(tasks, len(environments), environments, _Progress(len(tasks)))
+            ended = run_tasks(tasks, len(environments), environments, _Progress(len(tasks)))
+        _share_results(layout, output)
+        return ended
+
+
+def _share_results(layout: Layout, output: Path) -> None:
+    """Give each run without a result that of one which is the same but for its name, as the reference on one corpus and
+    an arm that trains on this corpus whatever the grid says. ValueError for a result of other settings."""
+    results = {run.name: read_result(output, run) for run in layout.runs.values()}
+    known = {run.digest: result for run in layout.runs.values() if (result := results[run.name]) is not None}
+    for run in layout.runs.values():
+        if results[run.name] is None and run.digest in known:
+            shared = {**known[run.digest], **_names(run)}
+            write_atomic(result_file(output, run.name), json.dumps(shared, indent=1, allow_nan=False) + "\n")
 
 
 def find_forks(layout: Layout, output: Path, open_runs: Sequence[PlannedRun]) -> Forks:
@@ -195,11 +210,16 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
         "labels": labels,
         "describes": {
             "format": 1,
-            **{key: getattr(run, key) for key in ("name", "arm", "corpus", "size", "rate", "seed", "compute_point")},
+            **_names(run),
             **{key: getattr(run, key) for key in ("digest", "settings", "steps", "token_flops")},
             "budget": run.compute.budget,
+            "given_flops": run.given_flops,
         },
     }
+
+
+def _names(run: PlannedRun) -> dict[str, Any]:
+    return {key: getattr(run, key) for key in ("name", "arm", "corpus", "size", "rate", "seed", "compute_point")}
 
 
 def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:
@@ -219,9 +239,8 @@ def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:
     if step.step.kind == "commonness":
         return {**job, "commands": [["commonness", [*_flags(step.settings), "--output", str(step.output)]]]}
     assert source is not None
-    data = {"data_path": list(step.corpus.data_path), "split": step.settings["split"]}
-    rules = {key: step.step.settings[key] for key in step.step.settings}
-    return {**job, **data, "commonness": str(source.output), "output": str(step.output), "rules": rules}
+    paths = {"data_path": list(step.corpus.data_path), "commonness": str(source.output), "output": str(step.output)}
+    return {**job, **paths, "rules": step.step.settings}
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from megatron_lfr.commonness.clean import write_documents
 from megatron_lfr.commonness.command import CommonnessConfig, run
 from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.commonness.trust import lengths_of
-from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.corpus.blocks import open_prefixes
 
 HELD_OUT_SHARE, HELD_OUT_TOKENS = 0.1, 200_000
 """Of the text that is held out from: at most this share, and no more tokens than that."""
@@ -41,8 +41,8 @@ def make_sample(look: CommonnessConfig, trusted_path: Sequence[str], tokens: int
 
     look: how the copies of the corpus are found. The sample has some `tokens` tokens: clusters of near copies in random
     order, each complete, over all prefixes. What is held out is of the trusted text, whose other documents tell junk
-    from text; without it, of the corpus, of each cluster one document. A prefix of which nothing is held out is not
-    there. ValueError where too little is left.
+    from text; without it, of the corpus, of each cluster one document. A prefix of which less than a block is sampled
+    or held out is not there. ValueError where too little is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run(look)
@@ -52,16 +52,16 @@ def make_sample(look: CommonnessConfig, trusted_path: Sequence[str], tokens: int
         held_out = first_clusters(np.arange(len(trusted.lengths)), trusted.lengths, trusted.held_out_tokens)
         sampled = first_clusters(cluster, corpus.lengths, tokens)
         left = trusted.write(~held_out, folder / "trusted")
-        apart = trusted.write(held_out, folder / "held_out")
+        apart = trusted.write(held_out, folder / "held_out", look.seq_length + 1)
     else:
         near = first_clusters(cluster, corpus.lengths, corpus.held_out_tokens)
         sampled = first_clusters(cluster, corpus.lengths, tokens, without=near)
-        left = []
-        apart = corpus.write(near & (cluster == np.arange(len(cluster))), folder / "held_out")
-    sample = corpus.write(sampled, folder / "sample")
+        left = {}
+        apart = corpus.write(near & (cluster == np.arange(len(cluster))), folder / "held_out", look.seq_length + 1)
+    sample = corpus.write(sampled, folder / "sample", look.seq_length + 1)
     if not sample or not apart:
         raise ValueError("--data-path: too small for a sample and documents to hold out")
-    return Sample(sample, apart, left, int(corpus.lengths[sampled].sum()))
+    return Sample(list(sample), list(apart), list(left), sum(sample.values()))
 
 
 def first_clusters(cluster: Int64s, lengths: Int64s, tokens: int, without: Bools | None = None) -> Bools:
@@ -85,7 +85,7 @@ class _Text:
 
     def __init__(self, data_path: Sequence[str]) -> None:
         self.data_path = list(data_path)
-        datasets = BlockDataset(self.data_path, 1, ALL).datasets if data_path else []
+        datasets = open_prefixes(self.data_path)
         self._starts = np.cumsum([0, *(dataset.num_documents for dataset in datasets)])
         self.lengths: Int64s = lengths_of(reference_prefixes(datasets)) if datasets else np.zeros(0, np.int64)
 
@@ -93,8 +93,8 @@ class _Text:
     def held_out_tokens(self) -> int:
         return int(min(HELD_OUT_SHARE * self.lengths.sum(), HELD_OUT_TOKENS))
 
-    def write(self, chosen: Bools, folder: Path) -> list[str]:
-        """Write the chosen documents, and return the prefixes that have any."""
+    def write(self, chosen: Bools, folder: Path, least_tokens: int = 1) -> dict[str, int]:
+        """Write the chosen documents, and return the tokens of each prefix that has so many."""
         shutil.rmtree(folder, ignore_errors=True)
         parts = [np.flatnonzero(chosen[first:last]) for first, last in itertools.pairwise(self._starts.tolist())]
-        return list(write_documents(self.data_path, ALL, parts, folder))
+        return write_documents(self.data_path, parts, folder, least_tokens)

@@ -17,6 +17,10 @@ Doubles = npt.NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 2000
+RESAMPLES_AT_A_TIME = 100
+"""Each has a number for each document in memory."""
+FURTHEST = 10.0
+"""How many times beyond its runs' compute the line of uniform sampling is prolonged, at most."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,12 @@ def document_bootstrap(
         sums, counts = np.bincount(cluster, differences[members]), np.bincount(cluster).astype(np.float64)
         clusters += len(sums)
         means.append(float(sums.sum() / counts.sum()))
-        times = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
-        resampled.append((times @ sums) / (times @ counts))
+        draws = []
+        for first in range(0, RESAMPLES, RESAMPLES_AT_A_TIME):
+            size = min(RESAMPLES_AT_A_TIME, RESAMPLES - first)
+            times = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size)
+            draws.append((times @ sums) / (times @ counts))
+        resampled.append(np.concatenate(draws))
     if not means:
         return Interval(math.nan, None, None, 0)
     macro = np.mean(resampled, axis=0)
@@ -111,15 +119,18 @@ class Equivalent:
 
 def equivalent_compute(compute: Sequence[float], losses: Sequence[float], loss: float) -> Equivalent | None:
     """Return the compute at which uniform sampling has the given loss, by straight lines between (log compute, loss) of
-    its runs, prolonged beyond the first and last two. None where there are fewer than two runs, or their loss does not
-    fall with compute everywhere."""
+    its runs, prolonged beyond the first and last two. None where there are fewer than two runs, their loss does not
+    fall with compute everywhere, or the line would be prolonged by more than FURTHEST times."""
     order = np.argsort(compute)
     x, y = np.log(np.asarray(compute, np.float64)[order]), np.asarray(losses, np.float64)[order]
     if len(x) < 2 or not (np.diff(y) < 0).all() or not (np.diff(x) > 0).all():
         return None
     right = int(np.clip(np.searchsorted(-y, -loss), 1, len(y) - 1))
     slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
-    return Equivalent(float(np.exp(x[right] + (loss - y[right]) / slope)), not y[-1] <= loss <= y[0])
+    at = float(x[right] + (loss - y[right]) / slope)
+    if not x[0] - math.log(FURTHEST) <= at <= x[-1] + math.log(FURTHEST):
+        return None
+    return Equivalent(math.exp(at), not y[-1] <= loss <= y[0])
 
 
 def log_interval(ratios: Sequence[float]) -> Interval:

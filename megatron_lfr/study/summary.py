@@ -32,9 +32,7 @@ def summarize(results: Results) -> dict[str, Any]:
     """Return all figures: those of each cell, likeness and orders between runs, and what is not done."""
     study = results.study
     candidate = None if study.candidate is None else pick_candidate(results, study.candidate)
-    held_out = None
-    if results.runs:
-        held_out = held_out_blocks(study.held_out, int(results.runs[0].json["settings"]["seq_length"]))
+    held_out = held_out_blocks(study.held_out, results.seq_length) if results.runs else None
     cells = [_cell(results, cell, candidate, held_out) for cell in results.cells() if held_out is not None]
     summary = {
         "title": study.title,

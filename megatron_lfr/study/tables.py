@@ -90,7 +90,7 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
             " ".join(map(str, arm["seeds"])),
             number(arm["loss"], missing=NONE),
             signed(difference),
-            _times(equivalent, arm["token_equivalent_beyond"]),
+            _times(equivalent, arm["token_equivalent_beyond"]) + _of_seeds(arm),
             span(equivalent, 2).replace("+", ""),
         ]
         if summary["upper_reference"]:
@@ -101,9 +101,14 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
     note = (
         "Held-out loss: mean of the domains' losses, nats a token; means over seeds. Computed: forward_backward tokens "
         f"of the model. Token equivalent: how many times the arm's compute {summary['reference']} needs for the arm's "
-        "loss, by its own runs, each with a complete decay (* beyond them: prolonged)."
+        "loss, by its own runs, each with a complete decay (* beyond them: prolonged), of seeds where that can be said."
     )
     return Table("Held-out loss at equal compute", head, rows, note)
+
+
+def _of_seeds(arm: dict[str, Any]) -> str:
+    missing, n = arm["token_equivalent_missing"], len(arm["seeds"])
+    return f" ({n - missing} of {n} seeds)" if 0 < missing < n else ""
 
 
 def _contrasts(summary: dict[str, Any], cell: dict[str, Any]) -> Table:

@@ -83,7 +83,7 @@ def _why(evidence: Sequence[Evidence], smallest: float) -> str:
     if fewest < 2:
         return f"with {fewest} seed{'s' * (fewest != 1)} there is no interval"
     open_ = [one.arm for one in evidence if not one.excludes_gain(smallest)]
-    return f"the intervals of {', '.join(open_)} hold both gains of {smallest:g} nats and none"
+    return f"the intervals of {', '.join(open_)} leave room for a gain of {smallest:g} nats, and none is shown"
 
 
 def _interval(interval: Interval) -> str:

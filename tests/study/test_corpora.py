@@ -96,7 +96,7 @@ def test_commonness_needs_all_blocks_and_cleaning_keeps_masks(masked: list[str],
         training_prefixes(BlockDataset(masked, SEQ, "1"))
     assert len(training_prefixes(BlockDataset(masked, 64, "1"))) == 2  # every longer block has a label that counts
     chosen = [np.array([1, 3, 4]), np.array([0, 2])]
-    write_documents(masked, "1", chosen, tmp_path / "cleaned")
+    write_documents(masked, chosen, tmp_path / "cleaned")
     for prefix, numbers in zip(masked, chosen, strict=True):
         before, after = IndexedDataset(prefix), IndexedDataset(tmp_path / "cleaned" / Path(prefix).name)
         for new, old in enumerate(numbers.tolist()):
@@ -116,7 +116,7 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_junk(tmp_path: Path
     np.save(common / "document_representative.npy", np.array([0, 1, 0, 3, 4, 1, 6, 7], np.uint32))
     np.save(common / "document_weight.npy", np.array([0.5, 0.5, 0.5, 0, 1, 0.5, 1, 1], np.float32))
     (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8], "settings": {"seq_length": 5}}))
-    counts = clean(common, prefixes, "1", tmp_path / "cleaned", {})
+    counts = clean(common, prefixes, tmp_path / "cleaned", {})
     kept = [[0, 1], [10, 12, 13]]
     for prefix, tokens in zip(("a", "b"), kept, strict=True):
         dataset = IndexedDataset(tmp_path / "cleaned" / prefix)
@@ -127,14 +127,14 @@ def test_a_cleaned_corpus_keeps_one_of_near_copies_and_drops_junk(tmp_path: Path
     assert np.load(tmp_path / "cleaned" / KEPT).tolist() == [0, 1, 4, 6, 7]
     assert (counts["documents"], counts["kept_documents"], counts["kept_tokens"]) == (8, 5, 15)
     (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8], "settings": {"seq_length": 6}}))
-    counts = clean(common, prefixes, "1", tmp_path / "longer", {})
+    counts = clean(common, prefixes, tmp_path / "longer", {})
     assert counts["left_out"] == [prefixes[0]], "its 6 tokens are no block of 6, which has 6 labels"
     assert (counts["kept_documents"], counts["kept_tokens"]) == (3, 9)
     assert np.load(tmp_path / "longer" / KEPT).tolist() == [4, 6, 7]
     assert sorted(path.name for path in (tmp_path / "longer").iterdir() if path.suffix == ".idx") == ["b.idx"]
     (common / "commonness.json").write_text(json.dumps({"document_starts": [0, 4, 8], "settings": {"seq_length": 9}}))
     with pytest.raises(ValueError, match="cleaning leaves less than a block of 9 tokens of each prefix"):
-        clean(common, prefixes, "1", tmp_path / "none", {})
+        clean(common, prefixes, tmp_path / "none", {})
     assert not (tmp_path / "none").exists()
 
 
@@ -143,10 +143,13 @@ def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_eac
     words = np.array([f"word{i}" for i in range(500)])
     generator = np.random.default_rng(3)
     rows = [
-        {"domain": "ab"[i % 2], "text": " ".join(generator.choice(words, int(generator.integers(50, 300))))}
+        {
+            "domain": "ab"[i % 2],
+            "text": " ".join(["\u2028", *generator.choice(words, int(generator.integers(50, 300)))]),
+        }
         for i in range(400)
     ]
-    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for name in ("one", "two"):
         words_ = [sys.executable, str(ROOT / "studies" / "make_corpora.py"), str(tmp_path / name), "--text", str(text)]
         subprocess.run(words_, check=True, capture_output=True)
@@ -155,7 +158,7 @@ def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_eac
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
     parts = {
-        name: [json.loads(line) for line in (tmp_path / "one" / f"{name}.jsonl").read_text().splitlines()]
+        name: [json.loads(line) for line in (tmp_path / "one" / f"{name}.jsonl").read_text().split("\n")[:-1]]
         for name in ("clean", "held_out", "trusted", "redundant")
     }
     texts = {name: {row["text"] for row in part} for name, part in parts.items()}

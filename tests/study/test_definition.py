@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.study.definition import Contrast, read_study
 from megatron_lfr.study.layout import lay_out_study
 from support.study_samples import tiny_study, write_study
 
 Change = Callable[[dict[str, Any]], Any]
+COMMON: dict[str, Any] = {"prepare": {"common": {"commonness": {}}}}
+BY_ARRAY = [{"kind": "learn", "duration": 1, "unit": "share", "weight": "file:w"}]
 
 
 def put(keys: str, value: Any) -> Change:
@@ -36,6 +41,8 @@ def put(keys: str, value: Any) -> Change:
         (put("arms.lfr.corpus", "toyy"), "arms: lfr: corpus: unknown name 'toyy'; did you mean toy?"),
         (put("reference", "unifrom"), "reference: unknown name 'unifrom'; did you mean uniform?"),
         (put("seeds", [1, 1]), "seeds: [1, 1]: one is given twice"),
+        (put("sizes.S", {1: 2}), "sizes: S: 1: expected the name of a setting"),
+        (put("candidate", {"among": ["lfr"], "seeds": []}), "candidate: seeds: give at least one"),
         (put("seeds", [True]), "seeds: expected a list of integers of at least 0, got [True]"),
         (put("compute", "many"), "compute: expected a positive number, got 'many'"),
         (put("compute", {"M": 1}), "compute: unknown key 'M'; legal: S"),
@@ -78,6 +85,36 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         (put("corpora.toy.data_path", ["nothing"]), "--data-path nothing: "),
         (put("held_out", ["nothing"]), "held_out nothing: "),
         (put("compute", 300), "a budget of 300 tokens leaves 2 steps"),
+        (put("arms.lfr.settings", {"lfr_schedule": BY_ARRAY}), "a phase needs the array 'w'; given: none"),
+        (
+            put("arms.lfr.settings", {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w=nothing.npy"]}),
+            "lfr_scores w: [Errno 2] No such file or directory: 'nothing.npy'",
+        ),
+        (
+            put("arms.lfr", {**COMMON, "settings": {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w={comn}/w.npy"]}}),
+            "lfr_scores w={comn}/w.npy: the arm's steps are common",
+        ),
+        (
+            put(
+                "arms.lfr",
+                {
+                    "prepare": {**COMMON["prepare"], "corpus": {"clean": "common"}},
+                    "settings": {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w={common}/w.npy"]},
+                },
+            ),
+            "lfr_scores w: is of the corpus before cleaning, which has other blocks",
+        ),
+        (
+            put(
+                "arms.lfr",
+                {
+                    "prepare": {**COMMON["prepare"], "corpus": {"clean": "common"}},
+                    "settings": {"lfr_schedule": "lfr-v1"},
+                    "length": "schedule",
+                },
+            ),
+            "length: schedule after clean: how long an epoch is, is known after cleaning",
+        ),
     ],
 )
 def test_what_train_would_refuse_is_refused_before_anything_runs(
@@ -90,6 +127,42 @@ def test_what_train_would_refuse_is_refused_before_anything_runs(
         lay_out_study(study, tmp_path / "out")
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("arms.lfr.prepare", {"c": {"commonness": {"near_threshold": 0.1}}}), "--near-threshold 0.1: must be from"),
+        (put("arms.lfr.prepare", {"c": {"commonness": {"junk_share": 0.1}}}), "--junk-share 0.1: needs --reference-d"),
+        (put("arms.lfr.prepare", {"c": {"commonness": {"threads": None}}}), "not supported between instances of"),
+        (put("arms.lfr.prepare", {"c": {"commonness": {"thread": 1}}}), "unknown key 'thread'; did you mean threads"),
+        (
+            put("arms.lfr.prepare", {"c": {"commonness": {"reference_data_path": ["nothing"]}}}),
+            "--reference-data-path nothing: nothing.idx: no such file",
+        ),
+        (put("candidate", {"among": ["lfr"], "seeds": [7]}), "candidate: needs the run toy.S.cosine.lfr.s7, which is"),
+        (put("arms.lfr.settings.seq_length", 8), "toy.S.cosine.lfr.s1: its seq_length is 8, that of toy.S.cosine.unif"),
+    ],
+)
+def test_what_runs_could_not_be_compared_by_is_refused(
+    corpus: list[str], tmp_path: Path, change: Change, message: str
+) -> None:
+    content = tiny_study(corpus)
+    change(content)
+    study = read_study(write_study(tmp_path / "study.yaml", content))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lay_out_study(study, tmp_path / "out")
+
+
+def test_labels_of_blocks_do_not_go_with_cleaning(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    labels = tmp_path / "labels.npy"
+    np.save(labels, np.zeros(BlockDataset(corpus, 16, "1").train.num_blocks, np.int64))
+    content["corpora"]["toy"]["labels"] = {"file": str(labels), "of": "blocks", "kinds": ["a"]}
+    lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+    content["arms"]["lfr"]["prepare"] = {**COMMON["prepare"], "corpus": {"clean": "common"}}
+    with pytest.raises(ValueError, match="labels of blocks do not say what a cleaned corpus holds"):
+        lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
 
 
 def test_a_pattern_stands_for_prefixes_in_order_of_names(corpus: list[str], tmp_path: Path) -> None:

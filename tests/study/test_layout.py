@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from megatron_lfr.data.corpus.block_values import write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
+from megatron_lfr.study.runner import run_study
 from support.study_samples import tiny_study, write_study
 
 STEP = 8 * 16
@@ -112,6 +117,82 @@ def test_digests_differ_with_what_is_trained_but_not_with_where(corpus: list[str
     assert len(digests("a", 0.01)) == 4
     assert digests("a", 0.01) == digests("b", 0.01)
     assert digests("a", 0.01).isdisjoint(digests("a", 0.02))
+
+
+def test_a_given_file_of_scores_costs_what_it_says(corpus: list[str], tmp_path: Path) -> None:
+    """Its FLOPs come off the budget, and a digest covers the numbers; one of another corpus is refused."""
+    content = tiny_study(corpus)
+    phases = [{"kind": "learn", "duration": 1, "unit": "share", "weight": "file:w"}]
+    path = tmp_path / "w.npy"
+    content["arms"]["given"] = {"settings": {"lfr_schedule": phases, "lfr_scores": [f"w={path}"]}}
+    blocks, flops = BlockDataset(corpus, 16, "100,0,0"), token_flops(16, 32, 2)
+
+    def lay_out(values: float, corpus_digests: list[str]) -> PlannedRun:
+        np.save(path, np.full(blocks.train.num_blocks, values, np.float32))
+        write_description(path, corpus_digests, "losses", flops=3000 * flops)
+        study = read_study(write_study(tmp_path / "study.yaml", content))
+        return run(lay_out_study(study, tmp_path / "out"), "given")
+
+    one, other = lay_out(1.0, blocks.digests()), lay_out(2.0, blocks.digests())
+    assert one.compute.preparation == pytest.approx(3000)
+    assert one.compute.training == (8000 - 3000) // STEP * STEP
+    assert one.digest != other.digest
+    with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: was made of another corpus"):
+        lay_out(1.0, BlockDataset(corpus, 16, "90,10,0").digests())
+
+
+def test_runs_that_are_the_same_have_one_result(corpus: list[str], tmp_path: Path) -> None:
+    """uniform on one corpus is what an arm of the other one trains."""
+    content = tiny_study(corpus)
+    content["corpora"]["part"] = {"data_path": [corpus[0]]}
+    content["arms"]["of-part"] = {"corpus": "part", "settings": {"lfr_schedule": "uniform"}}
+    content["grid"] = [{"corpora": ["toy"], "arms": ["of-part"]}, {"corpora": ["part"], "arms": ["uniform"]}]
+    study, out = read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out"
+    layout = lay_out_study(study, out)
+    first, same = run(layout, "of-part"), layout.runs["part.S.cosine.uniform.s1"]
+    assert first.digest == same.digest != run(layout, "of-part", seed=2).digest
+    (out / "results").mkdir(parents=True)
+    made = {"name": first.name, "arm": "of-part", "digest": first.digest, "arrays": "its.npz"}
+    (out / "results" / f"{first.name}.json").write_text(json.dumps(made))
+    assert run_study(study, layout, out, [first, same], [{}]) == []
+    shared = json.loads((out / "results" / f"{same.name}.json").read_text())
+    assert (shared["name"], shared["arm"], shared["corpus"]) == (same.name, "uniform", "part")
+    assert shared["arrays"] == "its.npz"
+
+
+def test_digests_differ_with_the_files_that_a_run_reads(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    schedule, labels, trusted = (tmp_path / name for name in ("schedule.yaml", "labels.txt", "trusted"))
+    content["corpora"]["toy"]["labels"] = {"file": str(labels), "kinds": ["a", "b"]}
+    content["arms"] = {
+        "uniform": content["arms"]["uniform"],
+        "file": {"settings": {"lfr_schedule": str(schedule)}},
+        "cleaned": {
+            "prepare": {"c": {"commonness": {"reference_data_path": [str(trusted)]}}, "corpus": {"clean": "c"}},
+            "settings": {"lfr_schedule": "uniform"},
+        },
+    }
+    documents = sum(dataset.num_documents for dataset in BlockDataset(corpus, 16, "1").datasets)
+
+    def digests(kind: str, drop: float, token: int) -> dict[str, str]:
+        labels.write_text("a\n" * (documents - 1) + f"{kind}\n")
+        schedule.write_text(
+            f"[{{kind: learn, duration: 0.5, unit: share}}, {{kind: focus, duration: 0.5, unit: share, drop: {drop}}}]"
+        )
+        with IndexedDatasetWriter(trusted, np.dtype(np.uint16)) as writer:
+            writer.add_document(np.full(40, token, np.uint16))
+        study = read_study(write_study(tmp_path / "study.yaml", content))
+        runs = lay_out_study(study, tmp_path / "out").runs.values()
+        return {planned.arm: planned.digest for planned in runs if planned.seed == 1}
+
+    def changed(kind: str, drop: float, token: int) -> set[str]:
+        return {arm for arm, digest in digests(kind, drop, token).items() if digest != before[arm]}
+
+    before = digests("a", 0.3, 1)
+    assert changed("a", 0.3, 1) == set()
+    assert changed("a", 0.4, 1) == {"file"}
+    assert changed("a", 0.3, 2) == {"cleaned"}
+    assert changed("b", 0.3, 1) == {"uniform", "file", "cleaned"}
 
 
 def test_a_corpus_that_is_yet_to_be_cleaned_may_be_small_enough(corpus: list[str], tmp_path: Path) -> None:

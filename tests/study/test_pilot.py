@@ -109,6 +109,12 @@ def test_it_does_not_train_uniform_twice() -> None:
         ([], "give one of --tokenizer-model and --vocab-size"),
         (["--vocab-size", "100", "--minutes", "nan"], "--minutes nan: must be at least 0.1"),
         (["--vocab-size", "100", "--seeds", "1"], "--seeds 1: must be at least 2"),
+        (["--vocab-size", "100", "--data-path", "0.5", "a", "0.5", "b"], "--data-path: a pilot takes prefixes without"),
+        (["--vocab-size", "100", "--data-path", "x/a", "y/a"], "--data-path: prefixes that are cleaned need different"),
+        (
+            ["--vocab-size", "100", "--data-path", "a", "b", "--reference-data-path", "b"],
+            "--reference-data-path b: is in --data-path",
+        ),
     ],
 )
 def test_wrong_flags_are_named(
@@ -139,3 +145,20 @@ def test_the_sentence_says_what_to_do(kind: str, arm: str | None, expected: str)
     contrasts = [{"by_seeds": {"low": low}} for low in (-0.03, -0.01)]
     cell = {"verdict": {"kind": kind, "arm": arm}, "arms": arms, "contrasts": contrasts}
     assert expected in advice({"cells": [cell], "reference": "uniform"})
+
+
+@pytest.mark.parametrize("equivalent", [None, {"mean": 1.3, "low": None, "high": None}])
+def test_the_sentence_where_it_cannot_be_said_what_a_token_is_worth(equivalent: dict[str, Any] | None) -> None:
+    arms = [{"arm": "cleaned", "token_equivalent": equivalent, "token_equivalent_beyond": False}]
+    contrasts = [{"arm": "cleaned", "by_seeds": {"mean": -0.1234}}]
+    cell = {"verdict": {"kind": "pays", "arm": "cleaned"}, "arms": arms, "contrasts": contrasts}
+    assert "its loss was 0.123 nats below that of uniform" in advice({"cells": [cell], "reference": "uniform"})
+
+
+def test_a_domain_that_is_smaller_than_a_block_is_left_out(corpus: list[str], tmp_path: Path) -> None:
+    small = write(tmp_path / "mine_small", [one[:40] for one in documents()[120:126]])
+    sample = make_sample(look([*corpus, small], tmp_path), [], 6000, tmp_path)
+    assert [Path(prefix).name for prefix in sample.data_path] == ["mine_web", "mine_code"]
+    assert BlockDataset(sample.data_path, 128, "1").train.num_blocks > 0
+    assert BlockDataset(sample.held_out, 128, "1").train.num_blocks > 0
+    assert sample.tokens == sum(len(one) // 2 for one in read(sample.data_path))

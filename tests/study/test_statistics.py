@@ -100,6 +100,13 @@ def test_no_token_equivalent_of_a_loss_that_does_not_fall(compute: list[float], 
     assert equivalent_compute(compute, losses, 3.0) is None
 
 
+def test_no_token_equivalent_far_beyond_what_was_run() -> None:
+    """Of a line that hardly falls, it would be any number, or none that fp64 has."""
+    assert equivalent_compute([1.0, 1.5], [4.0, 3.99995], 3.85) is None
+    assert equivalent_compute([1.0, math.e], [4.0, 3.0], 3.0 - 2.3) is not None
+    assert equivalent_compute([1.0, math.e], [4.0, 3.0], 3.0 - 2.31) is None
+
+
 def test_log_interval_is_geometric() -> None:
     result = log_interval([2.0, 8.0])
     half = stats.t.ppf(0.975, 1) * np.std(np.log([2, 8]), ddof=1) / math.sqrt(2)

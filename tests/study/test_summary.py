@@ -38,7 +38,7 @@ def results(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Resu
     blocks = BlockDataset(corpus, SEQ, "1").train.num_blocks
     runs = [made(folder, arm, seed, 1.0, blocks) for arm in GAIN for seed in range(4)]
     runs += [made(folder, "uniform", seed, point, blocks) for point in (0.5, 2.0) for seed in range(4)]
-    return Results(study, runs, ["toy.S.cosine.lfr.s9"])
+    return Results(study, runs, ["toy.S.cosine.lfr.s9"], 16)
 
 
 def made(folder: Path, arm: str, seed: int, point: float, blocks: int) -> Result:
@@ -76,7 +76,7 @@ def made(folder: Path, arm: str, seed: int, point: float, blocks: int) -> Result
 def test_the_rule_picks_the_lowest_loss_at_its_seeds(results: Results) -> None:
     assert results.study.candidate is not None
     assert pick_candidate(results, results.study.candidate) == "lfr"
-    fewer = Results(results.study, [run for run in results.runs if (run.arm, run.seed) != ("static", 0)], [])
+    fewer = Results(results.study, [run for run in results.runs if (run.arm, run.seed) != ("static", 0)], [], 16)
     assert pick_candidate(fewer, results.study.candidate) is None, "not before all of its runs are done"
 
 
@@ -139,7 +139,7 @@ def test_the_page_and_the_tables_hold_all_of_it(results: Results) -> None:
 
 def test_an_upper_reference_never_pays(results: Results) -> None:
     only = [run for run in results.runs if run.arm in ("uniform", "best")]
-    (cell,) = summarize(Results(results.study, only, []))["cells"]
+    (cell,) = summarize(Results(results.study, only, [], 16))["cells"]
     assert cell["verdict"]["kind"] == "not decided"
 
 

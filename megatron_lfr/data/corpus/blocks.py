@@ -223,22 +223,32 @@ class BlockDataset:
         size and up to 64 evenly spaced pages of 4 KiB are read, the first and the last included: an edit between them
         that keeps the size goes unnoticed. A loss mask is read completely. The paths of the files do not matter.
         """
-        return [self._digest(dataset) for dataset in self.datasets]
+        return [digest_blocks(dataset, self.seq_length, self.split) for dataset in self.datasets]
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the digests of all prefixes, in order."""
         return hashlib.sha256("\n".join(self.digests()).encode()).hexdigest()
 
-    def _digest(self, dataset: IndexedDataset) -> str:
-        digest = hashlib.sha256()
-        digest.update(f"blocks 1 {self.seq_length} {','.join(map(str, self.split))}\n".encode())
-        counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
-        digest.update(f"{dataset.dtype.name} {counts}\n".encode())
-        for suffix in (".idx", ".bin"):
-            hash_samples(digest, with_suffix(dataset.prefix, suffix))
-        if dataset.mask is not None:
-            digest.update(f"mask {dataset.mask.sha256()}\n".encode())
-        return digest.hexdigest()
+
+def open_prefixes(prefixes: Sequence[str | Path], flag: str = "--data-path") -> list[IndexedDataset]:
+    """Open prefixes for their documents. Errors as of BlockDataset, but that they need not fill a block."""
+    paths = [Path(prefix) for prefix in prefixes]
+    if paths:
+        keep_names(paths, (), flag)
+    return [_open(path, flag) for path in paths]
+
+
+def digest_blocks(dataset: IndexedDataset, seq_length: int, split: Sequence[Fraction]) -> str:
+    """Return the digest of a prefix; see `BlockDataset.digests`."""
+    digest = hashlib.sha256()
+    digest.update(f"blocks 1 {seq_length} {','.join(map(str, split))}\n".encode())
+    counts = f"{dataset.index.num_sequences} {dataset.num_documents} {dataset.num_tokens}"
+    digest.update(f"{dataset.dtype.name} {counts}\n".encode())
+    for suffix in (".idx", ".bin"):
+        hash_samples(digest, with_suffix(dataset.prefix, suffix))
+    if dataset.mask is not None:
+        digest.update(f"mask {dataset.mask.sha256()}\n".encode())
+    return digest.hexdigest()
 
 
 def _open(prefix: Path, flag: str) -> IndexedDataset:
