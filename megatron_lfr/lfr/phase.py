@@ -178,6 +178,12 @@ class Phase:
         return "uniform" if self.sampling == "passes" else "capped"
 
     @property
+    def counting(self) -> str:
+        """Say how much blocks count whatever their score; empty where all count the same."""
+        by_weight = [] if self.weighted_by is None else [f"blocks count by {self.weight}"]
+        return ", ".join([*by_weight, *([] if self.grouped_by is None else [f"copies count {self.copies}"])])
+
+    @property
     def counts_equally(self) -> bool:
         """Whether every block counts the same, but for its score."""
         return self.weighted_by is None and self.grouped_by is None

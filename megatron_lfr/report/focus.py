@@ -83,8 +83,8 @@ def _weighting(view: PhaseView) -> str:
     """Describe how a Focus samples, as far as it is more than passes over what it keeps."""
     phase = view.planned.phase
     how = "" if phase.sampling == "passes" else f" Drawn by {phase.sampling}, weights {phase.weighting}."
-    if phase.weighted_by is not None:
-        how += f" Blocks count by {phase.weight}."
+    if phase.counting:
+        how += f" {phase.counting[0].upper()}{phase.counting[1:]}."
     return how + (f" {percent(phase.explore, 1)} drawn at random from all blocks." if phase.explore else "")
 
 

@@ -79,7 +79,7 @@ def _phase_row(view: RunView, phase: PhaseView, after: float | None) -> list[Con
     segments = view.run.plan.segments
     about = [_about(view, phase)] if len(segments) > 1 else []
     return [
-        join([mark, phase.name]),
+        join([mark, phase.name, f" ({phase.planned.phase.counting})" if phase.planned.phase.counting else ""]),
         *about,
         f"{steps:,}" if complete else f"{steps:,} of {phase.planned.steps:,}",
         f"{phase.samples_so_far:,}",

@@ -29,6 +29,8 @@ def phase_title(start: PhaseStart) -> str:
         title += "of the scored blocks"
         if selection.unseen:
             title += f", {selection.unseen} unseen {'excluded' if selection.excludes_unseen else 'kept'}"
+    if planned.phase.counting:
+        title += f", {planned.phase.counting}"
     if start.verdict is not None:
         title += f"; {start.verdict}"
     return title

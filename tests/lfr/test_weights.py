@@ -214,6 +214,11 @@ def test_a_run_of_a_preset_that_could_not_decline_a_focus_goes_on_so() -> None:
     assert as_begun([now], [then]) == (now,)  # a schedule file says what it says: such a run is refused
 
 
+def test_what_blocks_count_by_is_said() -> None:
+    assert Phase("learn", 1, weight="file:w", copies="log").counting == "blocks count by file:w, copies count log"
+    assert Phase("focus", 1, drop=0.5).counting == ""
+
+
 @given(st.data())
 def test_plans_are_read_as_they_were_written(data: st.DataObject) -> None:
     more = {name: value for name, value in LEGAL.items() if data.draw(st.booleans(), label=name)}

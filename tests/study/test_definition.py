@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_lfr.config.run import resolve_schedule
 from megatron_lfr.data.corpus.blocks import BlockDataset
-from megatron_lfr.study.definition import Contrast, read_study
+from megatron_lfr.study.definition import CANDIDATE, Contrast, read_study
 from megatron_lfr.study.layout import lay_out_study
 from support.study_samples import tiny_study, write_study
 
+ROOT = Path(__file__).parents[2]
 Change = Callable[[dict[str, Any]], Any]
 COMMON: dict[str, Any] = {"prepare": {"common": {"commonness": {}}}}
 BY_ARRAY = [{"kind": "learn", "duration": 1, "unit": "share", "weight": "file:w"}]
@@ -169,6 +172,23 @@ def test_a_pattern_stands_for_prefixes_in_order_of_names(corpus: list[str], tmp_
     content = tiny_study([corpus[0].replace("easy", "*")])
     study = read_study(write_study(tmp_path / "study.yaml", content))
     assert list(study.held_out) == corpus
+
+
+@pytest.mark.parametrize("name", ["study", "small", "smoke"])
+def test_the_studies_of_this_repository_are_legal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names, arms and schedules; their corpora are made elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for corpus in ("redundant", "clean", "held_out", "trusted"):
+        (tmp_path / "data" / f"{corpus}_a_text_document.idx").touch()
+    study = read_study(ROOT / "studies" / f"{name}.yaml")
+    trained = {arm for block in study.grid for arm in block.arms}
+    assert {study.reference, study.upper_reference} <= trained
+    contrasted = {arm for one in (*study.primary, *study.secondary) for arm in (one.arm, one.against)}
+    assert contrasted - {CANDIDATE} <= trained
+    for arm in trained:
+        schedule = study.arms[arm].settings["lfr_schedule"]
+        resolve_schedule(schedule if isinstance(schedule, str) else json.dumps(schedule))
 
 
 def test_all_other_arms_are_secondary_contrasts_by_default(corpus: list[str], tmp_path: Path) -> None:

@@ -296,6 +296,8 @@ def test_weights_and_copies_are_checked_before_a_run_begins(
     assert "not which blocks are copies of each other; that is block_representative.npy" in error_of(flags, capsys)
     flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/common/block_representative.npy"
     assert main(["train", *flags, "--save", str(tmp_path / "counted")]) == 0
+    assert main(["report", str(tmp_path / "counted")]) == 0
+    assert "(copies count once)" in (tmp_path / "counted/report.html").read_text()
     flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/groups.npy"
     assert main(["train", *flags, "--lfr-scores", f"more={tmp_path}/zero.npy"]) == 0
     assert "--lfr-scores more: no phase of the schedule uses it" in capsys.readouterr().out
