@@ -4,9 +4,11 @@
         [--json OUT.json]
 
 The text is Python source of this interpreter's library and packages, as ids of a byte-level BPE of 8192 tokens that is
-trained on the first 4 MB. Near copies have half of their runs of 4 tokens in common for both. datasketch (`pip install
-datasketch`) is given the runs of the first documents as bytes, makes signatures of 128 permutations, and puts them into
-its index, which is asked for each document; it is much slower, so that it gets fewer documents.
+trained on the first 4 MB; every tenth file is trusted text, the others are the corpus. The command is all of it:
+copies, likelihoods, with trusted text the ratio and what is junk, and the page. Near copies have half of their runs of
+4 tokens in common for both. datasketch (`pip install datasketch`) is given the runs of the first documents as bytes,
+makes signatures of 128 permutations, and puts them into its index, which is asked for each document; it is much slower,
+so that it gets fewer documents.
 
 Printed are medians over the repeats with the least and the most, of tokens a second by the clock and by the processor
 time of all threads; the latter is what a machine without other work gives each core.
@@ -31,6 +33,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from megatron_lfr.commonness.command import CommonnessConfig, run
 from megatron_lfr.commonness.copies import Copies, find_copies
 from megatron_lfr.commonness.items import Prefix, training_prefixes
 from megatron_lfr.commonness.likelihood import count_ngrams, score
@@ -53,17 +56,18 @@ def sources(megabytes: float) -> Iterator[str]:
             yield text
 
 
-def make_corpus(prefix: Path, megabytes: float) -> None:
+def make_corpora(corpus: Path, trusted: Path, megabytes: float) -> None:
+    """Write the text: every tenth document as trusted, the others as the corpus."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(sources(min(4, megabytes)), trainer)
     texts = sources(megabytes)
-    with IndexedDatasetWriter(prefix, np.uint16) as writer:
-        while batch := list(islice(texts, 256)):
-            for encoding in tokenizer.encode_batch(batch):
-                writer.add_document([np.array(encoding.ids, np.uint16)])
+    with IndexedDatasetWriter(corpus, np.uint16) as writer, IndexedDatasetWriter(trusted, np.uint16) as other:
+        while batch := list(islice(texts, 250)):
+            for number, encoding in enumerate(tokenizer.encode_batch(batch)):
+                (writer if number % 10 else other).add_document([np.array(encoding.ids, np.uint16)])
 
 
 def rates(call: Callable[[], object], tokens: int) -> tuple[float, float]:
@@ -110,7 +114,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_corpus(Path(folder, "corpus"), args.megabytes)
+        make_corpora(Path(folder, "corpus"), Path(folder, "trusted"), args.megabytes)
         measure(args, Path(folder))
 
 
@@ -135,9 +139,23 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     def likelihoods() -> None:
         score(count_ngrams(prefixes, slots, VOCAB_SIZE, args.threads), prefixes, True, args.threads)
 
+    def command(*trusted: str) -> None:
+        run(
+            CommonnessConfig(
+                [str(folder / "corpus")],
+                folder / "out",
+                reference_data_path=list(trusted),
+                seq_length=SEQ_LENGTH,
+                split="1",
+                threads=args.threads,
+            )
+        )
+
     tasks: dict[str, tuple[Callable[[], object], int]] = {
         "copies of documents and of blocks": (both, tokens),
         "likelihoods": (likelihoods, tokens),
+        "the command": (command, tokens),
+        "the command, with trusted text": (lambda: command(str(folder / "trusted")), tokens),
         "documents' copies, the first": (lambda: copies(few, False, "few"), few.num_tokens),
     }
     find = peer(few, first)
