@@ -154,11 +154,11 @@ class _Bench:
         if cleaned := [self.steps[key] for key in outputs.values() if self.steps[key].step.kind == "clean"]:
             given["data_path"] = [str(prefix) for prefix in cleaned_prefixes(corpus.data_path, cleaned[-1].output)]
             if corpus.labels is not None and corpus.labels.of == "blocks":
-                raise ValueError(f"{where}: labels of blocks do not say what a cleaned corpus holds; give documents'")
+                raise ValueError(f"{where}: labels of blocks do not say what a cleaned corpus holds; label documents")
         config = self.inputs.config(given, where)
         blocks = self.inputs.check(config, corpus, where)
         scores = self.inputs.scores(config, None if cleaned else blocks, paths, where)
-        given_flops = sum(float((values.description or {}).get("flops", 0)) for values in scores.values())
+        given_flops = sum(values.flops(f"{where}: lfr_scores") for values in scores.values())
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * point
         prepared = (preparation + given_flops) / token_flops

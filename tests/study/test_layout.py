@@ -139,6 +139,9 @@ def test_a_given_file_of_scores_costs_what_it_says(corpus: list[str], tmp_path: 
     assert one.digest != other.digest
     with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: was made of another corpus"):
         lay_out(1.0, BlockDataset(corpus, 16, "90,10,0").digests())
+    flops = float("nan")
+    with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: its description has the flops None"):
+        lay_out(1.0, blocks.digests())
 
 
 def test_runs_that_are_the_same_have_one_result(corpus: list[str], tmp_path: Path) -> None:

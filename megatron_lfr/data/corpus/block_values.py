@@ -39,6 +39,14 @@ class BlockValues:
     sha256: str
     description: dict[str, Any] | None
 
+    def flops(self, flag: str) -> float:
+        """Return the FLOPs that the numbers took, by their description; 0 where that does not say. ValueError begins
+        with `flag`."""
+        flops = (self.description or {}).get("flops", 0)
+        if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 <= flops < float("inf"):
+            raise ValueError(f"{flag} {self.name}={self.path}: its description has the flops {flops!r}")
+        return float(flops)
+
     def check_groups(self, flag: str) -> None:
         """Check that the numbers can say which blocks belong together; ValueError begins with `flag`."""
         what = (self.description or {}).get("what")
