@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.analysis.replay import Run
+from megatron_lfr.analysis.replay import PhaseHistory, Run, visits_of
 from megatron_lfr.analysis.single_blocks import largest
 from megatron_lfr.analysis.spikes import find_spikes
 from megatron_lfr.output import number, print_table, visible
@@ -58,14 +58,25 @@ class View:
         return spikes
 
     def block(self, block: int) -> Records:
-        """Print and return every visit of a block. ValueError where the run has no such block."""
+        """Print every visit of a block, and whether each Focus left it out; returns the visits.
+
+        ValueError where the run has no such block.
+        """
         if not 0 <= block < self._run.plan.n_blocks:
             raise ValueError(f"--block {block}: the run's blocks are 0 to {self._run.plan.n_blocks - 1}")
-        visits = self._run.visits([block])
+        parts, lines = [visits_of([], [block], self._run.plan.n_blocks)], []
+        for history in self._run.phases():
+            name = f"phase {history.planned.index} {history.kind}"
+            if history.selection is not None and self._run.plan.in_scope(history.planned)[block]:
+                lines.append(f"  {'':13}  {name:16}  {_choice(history, block)}")
+            parts.append(visits_of([history], [block], self._run.plan.n_blocks))
+            for visit in parts[-1]:
+                loss = number(float(visit["nll"]), missing="not recorded")
+                lines.append(f"  step {visit['step']:>8}  {name:16}  {loss}")
+        visits = np.concatenate(parts)
         self._block(block, f"visits: {len(visits)}")
-        for visit in visits:
-            loss = number(float(visit["nll"]), missing="not recorded")
-            print(f"  step {visit['step']:>8}  {self._phase(int(visit['phase'])):16}  {loss}")
+        for line in lines:
+            print(line)
         return visits
 
     def extremes(self, count: int, hardest: bool) -> Records:
@@ -114,3 +125,16 @@ class View:
     @cached_property
     def _kinds(self) -> list[str]:
         return [history.kind for history in self._run.phases()]
+
+
+def _choice(history: PhaseHistory, block: int) -> str:
+    """Say whether a Focus keeps a block, and why not."""
+    assert history.selection is not None
+    score = float(history.scores[block])
+    is_left_out = bool(history.selection.left_out(history.scores)[block])
+    if np.isnan(score):
+        return "left out, without a score" if is_left_out else "kept, without a score"
+    if not is_left_out:
+        return f"kept, score {score:.4f}"
+    end = "easiest" if history.selection.easiest(history.scores)[block] else "hardest"
+    return f"left out as one of the {end}, score {score:.4f}"

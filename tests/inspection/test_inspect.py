@@ -147,6 +147,23 @@ def test_the_history_of_a_block(folder: Path, tmp_path: Path, suffix: str, capsy
     assert {row["block"] for row in rows} == {block}
 
 
+def test_what_each_focus_did_with_a_block(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decisions = set()
+    for history in open_run(folder).phases():
+        if history.selection is None:
+            continue
+        left_out, easiest = (mask(history.scores) for mask in (history.selection.left_out, history.selection.easiest))
+        for block in (3, 20, 77, 150):
+            out = ask(folder, capsys, "--block", str(block))
+            line = next(line for line in out.split("\n") if f" phase {history.planned.index} focus" in line)
+            end = "easiest" if easiest[block] else "hardest"
+            expected = f"left out as one of the {end}" if left_out[block] else "kept"
+            decisions.add(expected)
+            assert expected in line
+            assert f"score {history.scores[block]:.4f}" in line
+    assert len(decisions) > 1
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_records_replace_records_alone(
     folder: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
