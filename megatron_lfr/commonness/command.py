@@ -32,9 +32,9 @@ from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.fileio import check_space, json_value, same_path
 
-ENOUGH_TRUSTED = 100
+_ENOUGH_TRUSTED = 100
 """Documents of trusted text, from which on the least likely of them need not say by itself what is junk."""
-SUFFIXES = (".idx", ".bin")
+_SUFFIXES = (".idx", ".bin")
 _FIXED_BYTES = 320 << 20
 """Python, NumPy, and what is read at a time."""
 _THREAD_BYTES = 16 << 20
@@ -142,12 +142,12 @@ def main(argv: Sequence[str]) -> int:
         spared = "; of both, not what shows an order itself" if config.junk_share == "auto" else ""
         size = f"{100 * share:.1f} % of the tokens, without copies of it"
         print(f"junk: {size}, in documents of a ratio below {ratio:.2f}{order}{spared}")
-        if config.junk_share == "auto" and summary["junk"]["trusted_documents"] < ENOUGH_TRUSTED:
+        if config.junk_share == "auto" and summary["junk"]["trusted_documents"] < _ENOUGH_TRUSTED:
             known = summary["junk"]["trusted_documents"]
             print(
                 f"warning: --reference-data-path has {known} documents; of text like theirs, some "
                 f"{100 / (known + 1):.0f} % is taken for junk, since it is less likely than all of them. Give "
-                f"{ENOUGH_TRUSTED} or more, or a --junk-share"
+                f"{_ENOUGH_TRUSTED} or more, or a --junk-share"
             )
     print(f"commonness: {config.output / PAGE}")
     if config.cleaned_output is not None:
@@ -173,7 +173,7 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
     documents, blocks = _counts(inputs)
     check_space("--output", config.output, _DISK_BYTES * (documents + blocks), "signatures and results")
     if config.cleaned_output is not None:
-        sizes = (with_suffix(each.prefix, end).stat().st_size for each in inputs.corpus.datasets for end in SUFFIXES)
+        sizes = (with_suffix(each.prefix, end).stat().st_size for each in inputs.corpus.datasets for end in _SUFFIXES)
         check_space("--cleaned-output", config.cleaned_output, sum(sizes), "a corpus of which nothing goes")
     with results_folder(config.output) as folder:
         began = time.perf_counter()
