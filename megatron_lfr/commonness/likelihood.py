@@ -77,9 +77,8 @@ def _score_prefix(
 
 
 def _running_sum(values: Floats) -> Doubles:
-    sums = np.zeros(len(values) + 1)
-    np.cumsum(values, dtype=np.float64, out=sums[1:])
-    return sums
+    sums = np.concatenate(([0.0], values))  # in fp64 first: the sum of fp32 with another type is many times slower
+    return np.cumsum(sums, out=sums)
 
 
 def _add(sums: Doubles, edges: Int64s, start: int, ends: Doubles) -> None:
