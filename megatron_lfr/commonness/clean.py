@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.data.corpus.blocks import open_prefixes
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import read_sidecar
@@ -50,13 +51,13 @@ def clean(commonness: Path, data_path: Sequence[str], folder: Path, rules: Mappi
     written = write_documents(data_path, chosen, folder, seq_length + 1)
     if not written:
         raise ValueError(f"{commonness}: cleaning leaves less than a block of {seq_length} tokens of each prefix")
-    names = [Path(prefix).name for prefix in written]
+    is_written = [str(prefix) in written for prefix in cleaned_prefixes(data_path, folder)]
     return {
         "flops": 0.0,
         "documents": len(keep),
-        "kept_documents": len(np.load(folder / KEPT, mmap_mode="r", allow_pickle=False)),
+        "kept_documents": sum(len(part) for part in itertools.compress(chosen, is_written)),
         "kept_tokens": sum(written.values()),
-        "left_out": [prefix for prefix in data_path if Path(prefix).name not in names],
+        "left_out": [prefix for prefix, has_text in zip(data_path, is_written, strict=True) if not has_text],
     }
 
 
@@ -70,7 +71,8 @@ def write_documents(
     """
     prefixes, kept, before, written = cleaned_prefixes(data_path, folder), [], 0, {}
     datasets = open_prefixes(data_path)
-    large_enough = [_tokens_of(*pair) >= least_tokens for pair in zip(datasets, chosen, strict=True)]
+    lengths = [np.diff(prefix.offsets) for prefix in reference_prefixes(datasets)]
+    large_enough = [of[part].sum() >= least_tokens for of, part in zip(lengths, chosen, strict=True)]
     if not any(large_enough):
         return {}
     with new_folder(folder) as aside:
@@ -81,10 +83,6 @@ def write_documents(
             before += dataset.num_documents
         np.save(aside / KEPT, np.concatenate(kept), allow_pickle=False)
     return written
-
-
-def _tokens_of(dataset: IndexedDataset, documents: npt.NDArray[np.int64]) -> int:
-    return sum(dataset.document_offset(i + 1) - dataset.document_offset(i) for i in documents.tolist())
 
 
 def _write_prefix(prefix: Path, dataset: IndexedDataset, documents: npt.NDArray[np.int64]) -> int:

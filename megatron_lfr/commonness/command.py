@@ -34,7 +34,6 @@ from megatron_lfr.fileio import check_space, json_value, same_path
 
 _ENOUGH_TRUSTED = 100
 """Documents of trusted text, from which on the least likely of them need not say by itself what is junk."""
-_SUFFIXES = (".idx", ".bin")
 _FIXED_BYTES = 320 << 20
 """Python, NumPy, and what is read at a time."""
 _THREAD_BYTES = 16 << 20
@@ -173,7 +172,9 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
     documents, blocks = _counts(inputs)
     check_space("--output", config.output, _DISK_BYTES * (documents + blocks), "signatures and results")
     if config.cleaned_output is not None:
-        sizes = (with_suffix(each.prefix, end).stat().st_size for each in inputs.corpus.datasets for end in _SUFFIXES)
+        sizes = (
+            with_suffix(each.prefix, end).stat().st_size for each in inputs.corpus.datasets for end in (".idx", ".bin")
+        )
         check_space("--cleaned-output", config.cleaned_output, sum(sizes), "a corpus of which nothing goes")
     with results_folder(config.output) as folder:
         began = time.perf_counter()
@@ -204,9 +205,7 @@ def _open(config: CommonnessConfig) -> _Inputs:
     if config.reference_data_path:
         trusted, _ = parse_blend(config.reference_data_path, "--reference-data-path")
         reference = open_prefixes(trusted, "--reference-data-path")
-        for prefix in trusted:
-            if any(same_path(prefix, other) for other in prefixes):
-                raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
+        check_disjoint(trusted, prefixes)
     common_sidecar(corpus.datasets, "--data-path")
     common_sidecar([*corpus.datasets, *reference], "--reference-data-path")
     tokenizer = None if config.tokenizer_model is None else load_tokenizer(config.tokenizer_model)
@@ -215,6 +214,13 @@ def _open(config: CommonnessConfig) -> _Inputs:
     if reference and not any(prefix.num_tokens for prefix in trusted_prefixes):
         raise ValueError("--reference-data-path: holds no token")
     return _Inputs(corpus, training_prefixes(corpus), reference, trusted_prefixes, tokenizer)
+
+
+def check_disjoint(trusted: Sequence[str], corpus: Sequence[str]) -> None:
+    """Raise ValueError for a prefix of trusted text that is one of the corpus."""
+    for prefix in trusted:
+        if any(same_path(prefix, other) for other in corpus):
+            raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
 
 
 def _counts(inputs: _Inputs) -> tuple[int, int]:

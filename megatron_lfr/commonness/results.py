@@ -15,10 +15,9 @@ from megatron_lfr.commonness.likelihood import Doubles, Floats
 from megatron_lfr.commonness.order import Mask
 from megatron_lfr.data.corpus.block_values import describing, description_of
 
-ARRAYS = (
-    *("copies", "near_copies", "representative"),
-    *("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond"),
-)
+_OF_COPIES = ("copies", "near_copies", "representative")
+_OF_ITEMS = ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond")
+ARRAYS = (*_OF_COPIES, *_OF_ITEMS)
 """Names of the arrays that are stored: those of `Copies`, and those of `Items`."""
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -46,9 +45,9 @@ class Items:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return every array that is stored, under its name."""
-        copied = (self.copies.copies, self.copies.near_copies, self.copies.representative)
-        values = (*copied, *(getattr(self, name) for name in ARRAYS[len(copied) :]))
-        return {name: array for name, array in zip(ARRAYS, values, strict=True) if array is not None}
+        named = {name: getattr(self.copies, name) for name in _OF_COPIES}
+        named |= {name: getattr(self, name) for name in _OF_ITEMS}
+        return {name: array for name, array in named.items() if array is not None}
 
     def save(self, folder: Path, kind: str, corpus: list[str] | None = None) -> None:
         """Store the arrays as `<kind>_<name>.npy`, and with the digests of the corpus, whose blocks they are then of, a
@@ -98,7 +97,7 @@ class Items:
         }
         if self.junk is not None:
             figures["share_junk"] = self.junk_share(members)
-        for name in ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond"):
+        for name in _OF_ITEMS:
             values = getattr(self, name)
             if values is not None:
                 figures[name] = quantiles(values[members])

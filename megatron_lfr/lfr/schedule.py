@@ -15,13 +15,6 @@ from megatron_lfr.lfr.plan import Plan, append_segment
 from megatron_lfr.lfr.scope import Scope
 from megatron_lfr.lfr.second_visits import check_second_visits
 
-_EFFECT = {
-    "kind focus": ("selection", "sampling", "score", "unseen", "weights"),
-    "selection clusters": ("clusters", "cluster_by"),
-    "guard": ("guard_gain",),
-    "weight": ("weight_power", "weight_cap"),
-}
-"""Keys of a phase that do nothing without something else, by what that is."""
 _BUDGETS = ("--train-iters", "--train-samples", "--train-epochs")
 
 
@@ -183,16 +176,16 @@ class Schedule:
 def check_effect(phases: Sequence[Phase]) -> None:
     """Raise ValueError for a phase with a value that has no effect. Those of runs that have begun may have some."""
     for number, phase in enumerate(phases):
-        has = {
-            "kind focus": phase.kind == "focus",
-            "selection clusters": phase.kind == "focus" and phase.selection == "clusters",
-            "guard": phase.guarded_by is not None,
-            "weight": phase.weighted_by is not None,
-        }
-        for needed, keys in _EFFECT.items():
-            for key in keys:
+        is_focus = phase.kind == "focus"
+        for needed, is_given, keys in (
+            ("kind focus", is_focus, ("selection", "sampling", "score", "unseen", "weights")),
+            ("selection clusters", is_focus and phase.selection == "clusters", ("clusters", "cluster_by")),
+            ("guard", phase.guarded_by is not None, ("guard_gain",)),
+            ("weight", phase.weighted_by is not None, ("weight_power", "weight_cap")),
+        ):
+            for key in () if is_given else keys:
                 value = getattr(phase, key)
-                if not has[needed] and value != getattr(Phase, key):
+                if value != getattr(Phase, key):
                     raise ValueError(f"phase {number}: {key} {value}: has no effect without {needed}")
 
 

@@ -33,6 +33,7 @@ class Inputs:
         self._open_corpus = cache(_open_corpus)
         self._open_tokenizer = cache(_open_tokenizer)
         self._open_values = cache(open_values)
+        self._digest_trusted = cache(_digest_trusted)
         self._check_labels = cache(self._check_labels_once)
         self._configs: dict[str, RunConfig] = {}
         for path in study.tasks:
@@ -110,7 +111,7 @@ class Inputs:
         try:
             config = CommonnessConfig(**settings, output=Path("-"))
             config.check_values()
-            return reference_digests(open_prefixes(config.reference_data_path, "--reference-data-path"))
+            return self._digest_trusted(tuple(config.reference_data_path))
         except (TypeError, ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -130,6 +131,10 @@ class Inputs:
 
 def _open_corpus(prefixes: Sequence[str], seq_length: int, split: str, flag: str) -> BlockDataset:
     return BlockDataset(prefixes, seq_length, split, flag)
+
+
+def _digest_trusted(prefixes: Sequence[str]) -> list[str]:
+    return reference_digests(open_prefixes(prefixes, "--reference-data-path"))
 
 
 def _open_tokenizer(model: str | None, eod_token: str | None) -> Tokenizer | None:

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from megatron_lfr.commonness.clean import cleaned_prefixes
-from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.commonness.command import CommonnessConfig, check_disjoint
 from megatron_lfr.data.config import parse_blend
-from megatron_lfr.fileio import same_path, write_atomic
+from megatron_lfr.fileio import write_atomic
 from megatron_lfr.lfr import preset
 from megatron_lfr.study.sample import ALL, Sample, make_sample
 
@@ -99,9 +99,7 @@ class PilotConfig:
             if weights is not None:
                 raise ValueError(f"{flag}: a pilot takes prefixes without weights")
             cleaned_prefixes(prefixes, self.output, flag)
-        for prefix in self.reference_data_path:
-            if any(same_path(prefix, other) for other in self.data_path):
-                raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
+        check_disjoint(self.reference_data_path, self.data_path)
 
 
 def prepare(config: PilotConfig) -> Path:

@@ -62,8 +62,8 @@ def run_study(
     time. Returns how each process ended. ValueError where another process runs the study in this folder."""
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
-        _share_results(layout, output)
-        alike = {run.digest: run for run in reversed(runs) if read_result(output, run) is None}
+        done = _share_results(layout, output)
+        alike = {run.digest: run for run in reversed(runs) if run.digest not in done}
         open_runs = [run for run in runs if alike.get(run.digest) is run]
         wanted, forks = _needed(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
@@ -105,15 +105,17 @@ def run_study(
         return ended
 
 
-def _share_results(layout: Layout, output: Path) -> None:
+def _share_results(layout: Layout, output: Path) -> Collection[str]:
     """Give each run without a result that of one which is the same but for its name, as the reference on one corpus and
-    an arm that trains on this corpus whatever the grid says. ValueError for a result of other settings."""
+    an arm that trains on this corpus whatever the grid says. Returns the digests of all that are done. ValueError for a
+    result of other settings."""
     results = {run.name: read_result(output, run) for run in layout.runs.values()}
     known = {run.digest: result for run in layout.runs.values() if (result := results[run.name]) is not None}
     for run in layout.runs.values():
         if results[run.name] is None and run.digest in known:
             shared = {**known[run.digest], **_names(run)}
             write_atomic(result_file(output, run.name), json.dumps(shared, indent=1, allow_nan=False) + "\n")
+    return known
 
 
 def find_forks(layout: Layout, output: Path, open_runs: Sequence[PlannedRun]) -> Forks:

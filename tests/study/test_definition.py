@@ -35,6 +35,10 @@ def put(keys: str, value: Any) -> Change:
     return change
 
 
+def lay_out(content: dict[str, Any], folder: Path) -> None:
+    lay_out_study(read_study(write_study(folder / "study.yaml", content)), folder / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -125,9 +129,8 @@ def test_what_train_would_refuse_is_refused_before_anything_runs(
 ) -> None:
     content = tiny_study(corpus)
     change(content)
-    study = read_study(write_study(tmp_path / "study.yaml", content))
     with pytest.raises(ValueError, match=r"arms: (lfr|uniform) \(size S, rate cosine\)") as caught:
-        lay_out_study(study, tmp_path / "out")
+        lay_out(content, tmp_path)
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -152,9 +155,8 @@ def test_what_runs_could_not_be_compared_by_is_refused(
 ) -> None:
     content = tiny_study(corpus)
     change(content)
-    study = read_study(write_study(tmp_path / "study.yaml", content))
     with pytest.raises(ValueError, match=re.escape(message)):
-        lay_out_study(study, tmp_path / "out")
+        lay_out(content, tmp_path)
 
 
 def test_labels_of_blocks_do_not_go_with_cleaning(corpus: list[str], tmp_path: Path) -> None:
@@ -162,10 +164,10 @@ def test_labels_of_blocks_do_not_go_with_cleaning(corpus: list[str], tmp_path: P
     labels = tmp_path / "labels.npy"
     np.save(labels, np.zeros(BlockDataset(corpus, 16, "1").train.num_blocks, np.int64))
     content["corpora"]["toy"]["labels"] = {"file": str(labels), "of": "blocks", "kinds": ["a"]}
-    lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+    lay_out(content, tmp_path)
     content["arms"]["lfr"]["prepare"] = {**COMMON["prepare"], "corpus": {"clean": "common"}}
     with pytest.raises(ValueError, match="labels of blocks do not say what a cleaned corpus holds"):
-        lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+        lay_out(content, tmp_path)
 
 
 def test_a_pattern_stands_for_prefixes_in_order_of_names(corpus: list[str], tmp_path: Path) -> None:
