@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.page import sentences, write_report
 from megatron_lfr.study.pilot import PilotConfig, advice, prepare
 from megatron_lfr.study.results import load_results
-from megatron_lfr.study.runner import choose, find_forks, read_result, run_study, step_result
+from megatron_lfr.study.runner import choose, find_forks, read_result, run_study, runs_to_train, step_result
 from megatron_lfr.study.schedule import Ended
 from megatron_lfr.study.statistics import require_scipy
 from megatron_lfr.study.summary import summarize
@@ -126,8 +126,9 @@ def _environments(config: StudyConfig) -> list[dict[str, str]]:
 
 
 def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: int) -> None:
-    results = {run.name: read_result(output, run) for run in runs}
-    speed = _speed(layout, output)
+    done = {run.digest: result for run in layout.runs.values() if (result := read_result(output, run)) is not None}
+    open_runs = runs_to_train(runs, done)
+    speed = _speed(layout, done)
     rows = []
     for run in runs:
         compute = run.compute
@@ -135,7 +136,7 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
         rows.append(
             [
                 run.name,
-                "done" if results[run.name] else "open",
+                "done" if run.digest in done else "open" if run in open_runs else "shared",
                 f"{run.steps:,}",
                 *(f"{value:,.0f}" for value in (compute.training, compute.rescoring, compute.preparation)),
                 f"{compute.total / compute.budget:.4f}",
@@ -144,7 +145,6 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
         )
     head = ["run", "", "steps", "training", "rescoring", "preparation", "of budget", "time"]
     print_table(head, rows, "Runs; compute in forward_backward tokens of the run's model", ["run", ""])
-    open_runs = [run for run in runs if results[run.name] is None]
     needed = {key for run in open_runs for key in run.needs}
     steps = [step for key, step in layout.steps.items() if key in needed and not step_result(step).exists()]
     for step in steps:
@@ -163,11 +163,13 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
         print(f"{open_flops:.3g} FLOP; about {_duration(open_flops / speed / jobs)} in all, {jobs} side by side")
 
 
-def _speed(layout: Layout, output: Path) -> float | None:
-    """Return the FLOPs a second of the runs that are done, as they trained; None where none is."""
-    done = [(run, result) for run in layout.runs.values() if (result := read_result(output, run)) is not None]
-    seconds = sum(float(result["train_seconds"]) for _, result in done)
-    flops = sum(float(result["compute"]["training"]) * run.token_flops for run, result in done)
+def _speed(layout: Layout, done: Mapping[str, dict[str, Any]]) -> float | None:
+    """Return the FLOPs a second of the runs that are done, as they trained; None where none is. done: their results, by
+    digest."""
+    runs = {run.digest: run for run in layout.runs.values()}
+    seconds = sum(float(result["train_seconds"]) for result in done.values())
+    computed = {key: result["compute"]["training"] + result["compute"]["rescoring"] for key, result in done.items()}
+    flops = sum(float(tokens) * runs[key].token_flops for key, tokens in computed.items())
     return flops / seconds if seconds else None
 
 

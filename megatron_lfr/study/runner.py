@@ -62,9 +62,7 @@ def run_study(
     time. Returns how each process ended. ValueError where another process runs the study in this folder."""
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
-        done = _share_results(layout, output)
-        alike = {run.digest: run for run in reversed(runs) if run.digest not in done}
-        open_runs = [run for run in runs if alike.get(run.digest) is run]
+        open_runs = runs_to_train(runs, _share_results(layout, output))
         wanted, forks = _needed(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
             Task(
@@ -103,6 +101,13 @@ def run_study(
             ended = run_tasks(tasks, len(environments), environments, _Progress(len(tasks)))
         _share_results(layout, output)
         return ended
+
+
+def runs_to_train(runs: Sequence[PlannedRun], done: Collection[str]) -> list[PlannedRun]:
+    """Return the runs whose digest is not among those that are done; of several that are the same but for their names,
+    the first."""
+    first = {run.digest: run for run in reversed(runs) if run.digest not in done}
+    return [run for run in runs if first.get(run.digest) is run]
 
 
 def _share_results(layout: Layout, output: Path) -> Collection[str]:

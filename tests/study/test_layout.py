@@ -13,7 +13,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
-from megatron_lfr.study.runner import run_study
+from megatron_lfr.study.runner import run_study, runs_to_train
 from support.study_samples import tiny_study, write_study
 
 STEP = 8 * 16
@@ -154,6 +154,10 @@ def test_runs_that_are_the_same_have_one_result(corpus: list[str], tmp_path: Pat
     layout = lay_out_study(study, out)
     first, same = run(layout, "of-part"), layout.runs["part.S.cosine.uniform.s1"]
     assert first.digest == same.digest != run(layout, "of-part", seed=2).digest
+    everything = list(layout.runs.values())
+    assert runs_to_train(everything, {}) == [one for one in everything if one.arm == "of-part"]
+    assert runs_to_train([same, first], {}) == [same]
+    assert runs_to_train(everything, {first.digest}) == [run(layout, "of-part", seed=2)]
     (out / "results").mkdir(parents=True)
     made = {"name": first.name, "arm": "of-part", "digest": first.digest, "arrays": "its.npz"}
     (out / "results" / f"{first.name}.json").write_text(json.dumps(made))
