@@ -15,7 +15,7 @@ _FOCUS = Phase(
     drop=0.5,
     sampling="choice",
     score="detrended",
-    weights="perplexity",
+    weights="capped",
     least_scored=0.8,  # of a Review that goes on with the first pass, no block has a score; after it, nearly all have
     passes="continued",
 )
@@ -26,10 +26,10 @@ _LFR = (_LEARN, _FOCUS, _REVIEW, _SHARPER, _LAST_REVIEW)
 
 PRESETS: dict[str, tuple[str, Schedule]] = {
     "lfr": (
-        "Ours, the default: short, weighted Focus phases by what each block's last loss amounts to now (detrended), a "
-        "Review after each, so that the run ends in Review. Learn and Reviews together go through the corpus as "
-        "`uniform` does. A Focus that would begin in the first pass is a Review instead, and by an array `weight` one "
-        "whose blocks are not worth more.",
+        "Ours, the default: short Focus phases by what each block's last loss amounts to now (detrended), in which the "
+        "hardest weigh three times as much as the easiest of those that are kept, a Review after each, so that the run "
+        "ends in Review. Learn and Reviews together go through the corpus as `uniform` does. A Focus that would begin "
+        "in the first pass is a Review instead, and by an array `weight` one whose blocks are not worth more.",
         Schedule(_LFR),
     ),
     "lfr-v1": (

@@ -57,16 +57,16 @@ def check_weighting(phase: Phase) -> None:
 
 
 def as_begun(phases: Sequence[Phase], begun: Sequence[Phase], of_preset: bool = False) -> tuple[Phase, ...]:
-    """Return phases as a run was begun with them, before their weights could be chosen, before the Reviews of a preset
-    went on with passes, and before a Focus of one could be declined. begun: the phases of that run; none before it has
-    begun."""
+    """Return phases as a run was begun with them, before their weights could be chosen, before those of a preset were
+    capped, before the Reviews of one went on with passes, and before a Focus of one could be declined. begun: the
+    phases of that run; none before it has begun."""
     if len(phases) != len(begun):
         return tuple(phases)
     return tuple(_as_begun(phase, old, of_preset) for phase, old in zip(phases, begun, strict=True))
 
 
 def _as_begun(phase: Phase, old: Phase, of_preset: bool) -> Phase:
-    if phase.weights == "auto" and old.weights == first_weights(phase.sampling):
+    if (phase.weights == "auto" or of_preset) and old.weights == first_weights(phase.sampling):
         phase = replace(phase, weights=old.weights)
     if of_preset and old.passes == "anew":
         phase = replace(phase, passes="anew", least_scored=old.least_scored, guard=old.guard)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.clean import cleaned_prefixes
-from megatron_lfr.config import RunConfig
 from megatron_lfr.data.corpus.block_values import BlockValues
-from megatron_lfr.fileio import exists
 from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.identity import describe_phase
 from megatron_lfr.study.budget import FORWARD, Compute, fit_budget, plan_run, rescored_blocks
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
 from megatron_lfr.study.inputs import Inputs
@@ -164,8 +163,9 @@ class _Bench:
         prepared = (preparation + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
         identity = {
-            **self._files(config, corpus, scores),
-            "settings": {**settings, **length},
+            **_files(corpus, scores),
+            "settings": {key: value for key, value in {**settings, **length}.items() if key != "lfr_schedule"},
+            "schedule": _phases(plan),
             "steps": list(outputs.values()),
             "corpus": blocks.digests(),
             "held_out": self.inputs.held_out(config).digests(),
@@ -192,16 +192,6 @@ class _Bench:
             folder=folder,
         )
 
-    def _files(self, config: RunConfig, corpus: Corpus, scores: dict[str, BlockValues]) -> dict[str, dict[str, str]]:
-        """Return the digests of the files beside a run's corpus and steps, as a part of its identity."""
-        files = {f"lfr_scores {name}": values.sha256 for name, values in scores.items()}
-        schedule = config.lfr.lfr_schedule
-        if exists(schedule) and Path(schedule).is_file():
-            files["lfr_schedule"] = _file_digest(Path(schedule))
-        if corpus.labels is not None:
-            files["labels"] = _file_digest(corpus.labels.file)
-        return {"files": files} if files else {}
-
     def _prepare(self, cell: _Cell, arm: Arm, corpus: Corpus) -> tuple[dict[str, str], float]:
         """Lay out the steps of an arm. Returns the key of each by its name, and the FLOPs of all of them."""
         keys: dict[str, str] = {}
@@ -219,6 +209,7 @@ class _Bench:
         data = self.inputs.config({**settings, "data_path": list(corpus.data_path), "save": "-"}, where).data
         opened = self.inputs.blocks(data, corpus.data_path, where)
         flops = token_flops = 0.0
+        made_of: list[Any] = []
         if step.kind == "train":
             settings = {**_DEFAULTS, "lfr_schedule": "uniform", "data_path": list(corpus.data_path), **settings}
             settings |= {key.replace("-", "_"): value for key, value in step.settings.items()}
@@ -227,6 +218,7 @@ class _Bench:
             plan = plan_run(config, opened, where)
             token_flops = self.inputs.token_flops(config)
             flops = (plan.total_samples + FORWARD * rescored_blocks(plan)) * plan.seq_length * token_flops
+            made_of = _phases(plan)
         elif step.kind == "evaluate":
             reference = self.inputs.config({**self.steps[needs[0]].settings, "save": "-"}, where)
             if (reference.data.seq_length, reference.data.split) != (data.seq_length, data.split):
@@ -239,11 +231,10 @@ class _Bench:
             settings |= {"tokenizer_model": data.tokenizer_model} if data.tokenizer_model else {}
             given = {key.replace("-", "_"): value for key, value in step.settings.items()}
             settings |= given
-        digests = opened.digests()
-        if step.kind == "commonness":
-            digests += self.inputs.check_commonness(settings, where)
+            if step.kind == "commonness":
+                made_of = self.inputs.check_commonness(settings, where)
         seq_length = data.seq_length
-        key = f"{step.name}-{_digest([step.kind, settings, needs, digests])[:12]}"
+        key = f"{step.name}-{_digest([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
         folder = self.output / "prepared" / key
         result = {"train": "run", "evaluate": "losses.npy", "commonness": "commonness", "clean": "corpus"}[step.kind]
         return PlannedStep(key, step, folder, folder / result, settings, corpus, needs, flops, token_flops, seq_length)
@@ -259,6 +250,20 @@ def _substituted(value: Any, paths: dict[str, str]) -> Any:
         for name, path in paths.items():
             value = value.replace(f"{{{name}}}", path)
     return value
+
+
+def _files(corpus: Corpus, scores: dict[str, BlockValues]) -> dict[str, dict[str, str]]:
+    """Return the digests of the files beside a run's corpus and steps, as a part of its identity."""
+    files = {f"lfr_scores {name}": values.sha256 for name, values in scores.items()}
+    if corpus.labels is not None:
+        files["labels"] = _file_digest(corpus.labels.file)
+    return {"files": files} if files else {}
+
+
+def _phases(plan: Plan) -> list[dict[str, Any]]:
+    """Return what a schedule amounts to, as a part of an identity: a preset may mean something else in another version,
+    and a file be changed."""
+    return [describe_phase(planned.phase) for planned in plan.phases]
 
 
 def _digest(value: Any) -> str:

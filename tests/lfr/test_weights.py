@@ -206,12 +206,17 @@ def test_what_a_run_remembers_means_the_same_and_stays_as_it_was() -> None:
     assert as_begun([new], [])[0].weighting == "capped"
 
 
-def test_a_run_of_a_preset_that_could_not_decline_a_focus_goes_on_so() -> None:
+def test_a_run_of_a_preset_of_before_goes_on_so() -> None:
     now = Phase("focus", 0.1, "share", least_scored=0.8, guard="file:weight", passes="continued")
     then = replace(now, least_scored=0.0, guard="none", passes="anew")
     assert as_begun([now], [then], of_preset=True) == (then,)
     assert as_begun([now], [now], of_preset=True) == as_begun([now], [], of_preset=True) == (now,)
     assert as_begun([now], [then]) == (now,)  # a schedule file says what it says: such a run is refused
+    capped = replace(now, sampling="choice", weights="capped")
+    by_loss = replace(capped, weights="perplexity")
+    assert as_begun([capped], [by_loss], of_preset=True) == (by_loss,)
+    assert as_begun([capped], [capped], of_preset=True) == (capped,)
+    assert as_begun([capped], [by_loss]) == (capped,)
 
 
 def test_what_blocks_count_by_is_said() -> None:

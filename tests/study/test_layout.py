@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from megatron_lfr.data.corpus.block_values import write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+from megatron_lfr.lfr import PRESETS, Schedule, preset
+from megatron_lfr.study.budget import plain_phase
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.runner import run_study, runs_to_train
@@ -200,6 +203,36 @@ def test_digests_differ_with_the_files_that_a_run_reads(corpus: list[str], tmp_p
     assert changed("a", 0.4, 1) == {"file"}
     assert changed("a", 0.3, 2) == {"cleaned"}
     assert changed("b", 0.3, 1) == {"uniform", "file", "cleaned"}
+
+
+def test_digests_differ_with_what_a_preset_means(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tiny_study(corpus)
+    content["seeds"] = [1]
+    content["arms"] = {
+        "uniform": content["arms"]["uniform"],
+        "lfr": {"settings": {"lfr_schedule": "lfr"}},
+        "excess": {
+            "prepare": {
+                "reference": {"train": {"data_path": corpus[:1], "train_iters": 20, "lfr_schedule": "lfr"}},
+                "losses": {"evaluate": "reference"},
+            },
+            "settings": {"lfr_schedule": "uniform"},
+        },
+        "list": {"settings": {"lfr_schedule": [plain_phase(phase) for phase in preset("lfr").phases]}},
+    }
+
+    def digests() -> dict[str, str]:
+        layout = lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+        return {planned.arm: planned.digest for planned in layout.runs.values()}
+
+    before = digests()
+    assert before["list"] == before["lfr"] != before["uniform"]
+    text, schedule = PRESETS["lfr"]
+    milder = tuple(replace(phase, drop=phase.drop / 2) for phase in schedule.phases)
+    monkeypatch.setitem(PRESETS, "lfr", (text, Schedule(milder)))
+    assert {arm for arm, digest in digests().items() if digest != before[arm]} == {"lfr", "excess"}
 
 
 def test_a_corpus_that_is_yet_to_be_cleaned_may_be_small_enough(corpus: list[str], tmp_path: Path) -> None:
