@@ -16,7 +16,7 @@ from megatron_lfr.build import make_arrays
 from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
 from megatron_lfr.data.corpus.block_values import BlockValues, parse_names
-from megatron_lfr.lfr import PRESETS, Plan, Schedule
+from megatron_lfr.lfr import PRESETS, Phase, Plan, Schedule
 from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase
 from megatron_lfr.lfr.schedule import with_length
 from megatron_lfr.planning import make_plan
@@ -93,6 +93,10 @@ def _lay_out(config: RunConfig, schedule: Schedule, folder: RunFolder, plan: Pla
     )
 
 
+def _value(phase: Phase, field: str) -> object:
+    return phase.weighting if field == "weights" else getattr(phase, field)
+
+
 def check_trained(changed: Changed, before: Plan, after: Plan, position: Position) -> None:
     """Check that the phases up to `position`, which were trained as `before` says, are those of `after`, but for the
     length of the current one. ValueError names the flag, the first phase that differs, and how; the orders of the
@@ -106,8 +110,8 @@ def check_trained(changed: Changed, before: Plan, after: Plan, position: Positio
         for field in was | asked:
             if field not in OF_LENGTH and was.get(field) != asked.get(field):
                 raise ValueError(
-                    f"{changed.schedule_flag}: {name} is trained, with {field} {was.get(field)}, where the schedule "
-                    f"has {asked.get(field)}: a branch's schedule begins as its parent's did"
+                    f"{changed.schedule_flag}: {name} is trained, with {field} {_value(old.phase, field)}, where the "
+                    f"schedule has {_value(new.phase, field)}: a branch's schedule begins as its parent's did"
                 )
         if old.corpora != new.corpora:
             raise ValueError(f"{changed.schedule_flag}: {name} is trained, on other prefixes (scope)")

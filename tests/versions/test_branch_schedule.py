@@ -168,11 +168,14 @@ def test_what_is_trained_must_be_what_the_schedule_begins_with(
         lfr, 10, steps("learn, duration: 8")
     )
     other = (
-        "focus, duration: 3, drop: 0.6, sampling: choice, score: detrended, weights: perplexity, least_scored: 0.8, "
+        "focus, duration: 3, drop: 0.6, sampling: choice, score: detrended, weights: capped, least_scored: 0.8, "
         "passes: continued"
     )
     assert "with drop 0.5, where the schedule has 0.6" in refused(
         lfr, 10, steps("learn, duration: 8", other, "review, duration: 9")
+    )
+    assert "with weights capped, where the schedule has perplexity" in refused(
+        lfr, 10, steps("learn, duration: 8", other.replace("0.6", "0.5").replace("capped", "perplexity"))
     )
     longer = other.replace("0.6", "0.5").replace("duration: 3", "duration: 5")
     assert "the order of phase 1 (focus) follows its length" in refused(
