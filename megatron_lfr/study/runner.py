@@ -40,7 +40,7 @@ def read_result(output: Path, run: PlannedRun) -> dict[str, Any] | None:
             for key, value in run.settings.items()
             if before.get(key) != value
         ]
-        what = ", ".join(differing) or "a corpus, a step before it, the held-out text or a task"
+        what = ", ".join(differing) or "a corpus, a step before it, the held-out text, a task, or what a preset was"
         raise ValueError(f"{path}: was made of something else ({what}); remove it, or give another --output")
     return result
 
