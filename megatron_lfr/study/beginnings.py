@@ -7,8 +7,6 @@ for bit what each run would have trained by itself, and counts so.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase
 from megatron_lfr.lfr.scores import used_arrays
 from megatron_lfr.study.budget import plain_phase
 from megatron_lfr.study.definition import Settings
-from megatron_lfr.study.layout import PlannedRun
+from megatron_lfr.study.layout import PlannedRun, digest_of
 
 _MAY_DIFFER = ("save", "lfr_schedule", "lfr_scores")
 """Settings that runs with one beginning need not have in common."""
@@ -101,7 +99,7 @@ def find_beginnings(runs: Iterable[PlannedRun], output: Path) -> dict[str, Begin
     """Return all beginnings that two or more of these runs have in common, by key, shorter ones first."""
     alike: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        alike.setdefault(_digest(_common(run)), []).append(run)
+        alike.setdefault(digest_of(_common(run)), []).append(run)
     return {key: one for group in alike.values() for key, one in _of_group(group, output).items()}
 
 
@@ -134,7 +132,7 @@ def _of_group(runs: Sequence[PlannedRun], output: Path) -> dict[str, Beginning]:
         alike: dict[str, list[PlannedRun]] = {}
         for run in runs:
             if (phases := _until(run, cut)) is not None:
-                alike.setdefault(_digest(phases), []).append(run)
+                alike.setdefault(digest_of(phases), []).append(run)
         known = [members for _, members in shared]  # those that part later
         shared += [(cut, members) for members in alike.values() if len(members) > 1 and members not in known]
     beginnings: dict[str, Beginning] = {}
@@ -202,7 +200,7 @@ def _beginning(members: Sequence[PlannedRun], cut: int, after: str | None, outpu
         "lfr_scores": [f"{name}={file}" for name, file in _arrays(first, phases).items()],
         "exit_interval": cut,
     }
-    digest = _digest([_common(first), _until(first, cut)])[:12]
+    digest = digest_of([_common(first), _until(first, cut)])[:12]
     key = ".".join([first.corpus, first.size, first.rate, f"s{first.seed}", digest])
     folder = output / "beginnings" / key
     return Beginning(
@@ -215,7 +213,3 @@ def _beginning(members: Sequence[PlannedRun], cut: int, after: str | None, outpu
         needs=tuple(need for need in first.needs if all(need in run.needs for run in members)),
         folder=folder,
     )
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -16,7 +16,7 @@ from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.page import sentences, write_report
 from megatron_lfr.study.pilot import PilotConfig, advice, prepare
 from megatron_lfr.study.results import load_results
-from megatron_lfr.study.runner import choose, find_forks, read_result, run_study, runs_to_train, step_result
+from megatron_lfr.study.runner import choose, find_forks, needed_steps, read_results, run_study, runs_to_train
 from megatron_lfr.study.schedule import Ended
 from megatron_lfr.study.statistics import require_scipy
 from megatron_lfr.study.summary import summarize
@@ -126,7 +126,7 @@ def _environments(config: StudyConfig) -> list[dict[str, str]]:
 
 
 def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: int) -> None:
-    done = {run.digest: result for run in layout.runs.values() if (result := read_result(output, run)) is not None}
+    done = read_results(layout, output)
     open_runs = runs_to_train(runs, done)
     speed = _speed(layout, done)
     rows = []
@@ -145,8 +145,7 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
         )
     head = ["run", "", "steps", "training", "rescoring", "preparation", "of budget", "time"]
     print_table(head, rows, "Runs; compute in forward_backward tokens of the run's model", ["run", ""])
-    needed = {key for run in open_runs for key in run.needs}
-    steps = [step for key, step in layout.steps.items() if key in needed and not step_result(step).exists()]
+    steps = needed_steps(layout, open_runs)
     for step in steps:
         print(f"before them: {step.key}: {step.flops:.3g} FLOP")
     saved = 0.0

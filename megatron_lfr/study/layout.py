@@ -181,7 +181,7 @@ class _Bench:
             compute_point=point,
             trained_on=corpus,
             settings={**given, **length},
-            digest=_digest(identity),
+            digest=digest_of(identity),
             steps=length["train_iters"],
             plan=plan,
             step_tokens=config.training.blocks_per_step(1) * config.data.seq_length,
@@ -234,7 +234,7 @@ class _Bench:
             if step.kind == "commonness":
                 made_of = self.inputs.check_commonness(settings, where)
         seq_length = data.seq_length
-        key = f"{step.name}-{_digest([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
+        key = f"{step.name}-{digest_of([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
         folder = self.output / "prepared" / key
         result = {"train": "run", "evaluate": "losses.npy", "commonness": "commonness", "clean": "corpus"}[step.kind]
         return PlannedStep(key, step, folder, folder / result, settings, corpus, needs, flops, token_flops, seq_length)
@@ -266,7 +266,8 @@ def _phases(plan: Plan) -> list[dict[str, Any]]:
     return [describe_phase(planned.phase) for planned in plan.phases]
 
 
-def _digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of lists and mappings of numbers and texts."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -45,6 +45,11 @@ def read_result(output: Path, run: PlannedRun) -> dict[str, Any] | None:
     return result
 
 
+def read_results(layout: Layout, output: Path) -> dict[str, dict[str, Any]]:
+    """Return the results that there are, by digest; errors as of `read_result`."""
+    return {run.digest: result for run in layout.runs.values() if (result := read_result(output, run)) is not None}
+
+
 def choose(layout: Layout, only: Sequence[str]) -> list[PlannedRun]:
     """Return the runs whose name fits one of the patterns, all where there is none; ValueError where none fits."""
     runs = [run for run in layout.runs.values() if not only or any(fnmatch.fnmatchcase(run.name, p) for p in only)]
@@ -63,7 +68,7 @@ def run_study(
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
         open_runs = runs_to_train(runs, _share_results(layout, output))
-        wanted, forks = _needed(layout, open_runs), find_forks(layout, output, open_runs)
+        wanted, forks = needed_steps(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
             Task(
                 f"prepare {step.key}",
@@ -114,10 +119,9 @@ def _share_results(layout: Layout, output: Path) -> Collection[str]:
     """Give each run without a result that of one which is the same but for its name, as the reference on one corpus and
     an arm that trains on this corpus whatever the grid says. Returns the digests of all that are done. ValueError for a
     result of other settings."""
-    results = {run.name: read_result(output, run) for run in layout.runs.values()}
-    known = {run.digest: result for run in layout.runs.values() if (result := results[run.name]) is not None}
+    known = read_results(layout, output)
     for run in layout.runs.values():
-        if results[run.name] is None and run.digest in known:
+        if run.digest in known and not result_file(output, run.name).exists():
             shared = {**known[run.digest], **_names(run)}
             write_atomic(result_file(output, run.name), json.dumps(shared, indent=1, allow_nan=False) + "\n")
     return known
@@ -137,7 +141,7 @@ def _before(
     return *(f"prepare {need}" for need in needs if need in steps), *forked
 
 
-def _needed(layout: Layout, runs: Sequence[PlannedRun]) -> list[PlannedStep]:
+def needed_steps(layout: Layout, runs: Sequence[PlannedRun]) -> list[PlannedStep]:
     """Return the steps that these runs need and that have no result, each after those that it needs itself."""
     keys = {need for run in runs for need in run.needs}
     return [step for key, step in layout.steps.items() if key in keys and not step_result(step).exists()]
