@@ -99,10 +99,10 @@ std::vector<uint64_t> tasks_of(const Spans& spans) {
 
 }  // namespace
 
-// One span: the counters of its n-grams, and how often it has each itself.
+// One span: the counters of its n-grams, and, where that is asked for, how often it has each itself.
 class NgramModel::Section {
   public:
-    explicit Section(const NgramModel& model) : model_(model) {}
+    Section(const NgramModel& model, bool counts_own) : model_(model), counts_own_(counts_own) {}
 
     void read(const SpanReader& reader, int64_t start, uint64_t length) {
         if (length > kLongest) {
@@ -112,8 +112,10 @@ class NgramModel::Section {
         tokens_.resize(length);
         reader.read(start, length, tokens_.data());
         counters_.resize(length);
-        entries_.resize(length);
-        local_.begin(kOrder * length);
+        if (counts_own_) {
+            entries_.resize(length);
+            local_.begin(kOrder * length);
+        }
         std::array<uint64_t, kOrder>
             previous{};  // hashes of the 1-, 2-, ... grams that end at the token before
         for (uint64_t i = 0; i < length; ++i) {
@@ -127,7 +129,7 @@ class NgramModel::Section {
                 hashes[n] = mix((n == 0 ? 0 : previous[n - 1] * kOdd) + token + kGolden);
                 counters_[i][n] =
                     static_cast<uint32_t>(n == 0 ? model_.slots_ + token : hashes[n] >> model_.shift_);
-                entries_[i][n] = local_.add(counters_[i][n]);
+                if (counts_own_) entries_[i][n] = local_.add(counters_[i][n]);
             }
             previous = hashes;
         }
@@ -135,8 +137,9 @@ class NgramModel::Section {
 
     const LocalCounts& local() const { return local_; }
 
-    void score(bool leave_out, float* out, float* unigram) const {
-        const double tokens = static_cast<double>(model_.tokens_ - (leave_out ? tokens_.size() : 0));
+    // Without what the span has itself, where that was counted.
+    void score(float* out, float* unigram) const {
+        const double tokens = static_cast<double>(model_.tokens_ - (counts_own_ ? tokens_.size() : 0));
         const double vocab = static_cast<double>(model_.vocab_size_), unigram_pseudo = vocab / 10;
         const uint32_t* global = model_.counts_.data();
         std::array<double, kOrder> before{};  // counts of the 1-, 2-, ... grams that end at the token before
@@ -147,7 +150,7 @@ class NgramModel::Section {
             std::array<double, kOrder> counts{};
             double probability = 1 / vocab;
             for (int n = 0; n < kOrder && static_cast<uint64_t>(n) <= i; ++n) {
-                const uint32_t own = leave_out ? local_.count(entries_[i][n]) : 0;
+                const uint32_t own = counts_own_ ? local_.count(entries_[i][n]) : 0;
                 counts[n] = static_cast<double>(std::min(global[counters_[i][n]], kMostCounted) - own);
                 const double context = n == 0 ? tokens : before[n - 1];
                 const double pseudo = n == 0 ? unigram_pseudo : kPseudoCounts[n - 1];
@@ -162,6 +165,7 @@ class NgramModel::Section {
 
   private:
     const NgramModel& model_;
+    const bool counts_own_;
     std::vector<uint32_t> tokens_;
     std::vector<std::array<uint32_t, kOrder>> counters_;
     std::vector<std::array<uint32_t, kOrder>> entries_;
@@ -177,7 +181,7 @@ NgramModel::NgramModel(int log2_slots, uint64_t vocab_size)
 void NgramModel::count(const SpanReader& reader, const Spans& spans, int threads) {
     const std::vector<uint64_t> bounds = tasks_of(spans);
     parallel_for(bounds.size() - 1, threads, [&](uint64_t task) {
-        Section section(*this);
+        Section section(*this, true);
         for (uint64_t i = bounds[task]; i < bounds[task + 1]; ++i) {
             section.read(reader, spans.starts[i], static_cast<uint64_t>(spans.lengths[i]));
             section.local().add_to(counts_.data());
@@ -192,10 +196,10 @@ void NgramModel::score(const SpanReader& reader, const Spans& spans, bool leave_
     std::partial_sum(spans.lengths, spans.lengths + spans.n, offsets.begin() + 1);
     const std::vector<uint64_t> bounds = tasks_of(spans);
     parallel_for(bounds.size() - 1, threads, [&](uint64_t task) {
-        Section section(*this);
+        Section section(*this, leave_out);
         for (uint64_t i = bounds[task]; i < bounds[task + 1]; ++i) {
             section.read(reader, spans.starts[i], static_cast<uint64_t>(spans.lengths[i]));
-            section.score(leave_out, out + offsets[i], unigram + offsets[i]);
+            section.score(out + offsets[i], unigram + offsets[i]);
         }
     });
 }
