@@ -77,14 +77,15 @@ def run_tables(summary: dict[str, Any]) -> Iterator[Table]:
 
 
 def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
-    reference = next((arm["loss"] for arm in cell["arms"] if arm["arm"] == summary["reference"]), None)
+    reference = next((arm["losses"] for arm in cell["arms"] if arm["arm"] == summary["reference"]), {})
     head = ["arm", "seeds", "held-out loss", f"minus {summary['reference']}", "token equivalent", "95 %"]
     head += [f"share of the way to {summary['upper_reference']}"] if summary["upper_reference"] else []
     head += ["computed", "of it prepared and rescored", "CPU s of preparation", "training s"]
     rows = []
     for arm in cell["arms"]:
         compute, equivalent = arm["compute"], arm["token_equivalent"]
-        difference = None if reference is None or arm["loss"] is None else arm["loss"] - reference
+        common = [loss - reference[seed] for seed, loss in arm["losses"].items() if seed in reference]
+        difference = sum(common) / len(common) if common else None
         row = [
             arm["arm"],
             " ".join(map(str, arm["seeds"])),

@@ -130,9 +130,9 @@ def test_a_given_file_of_scores_costs_what_it_says(corpus: list[str], tmp_path: 
     content["arms"]["given"] = {"settings": {"lfr_schedule": phases, "lfr_scores": [f"w={path}"]}}
     blocks, flops = BlockDataset(corpus, 16, "100,0,0"), token_flops(16, 32, 2)
 
-    def lay_out(values: float, corpus_digests: list[str]) -> PlannedRun:
+    def lay_out(values: float, corpus_digests: list[str], cost: object = 3000 * flops) -> PlannedRun:
         np.save(path, np.full(blocks.train.num_blocks, values, np.float32))
-        write_description(path, corpus_digests, "losses", flops=3000 * flops)
+        write_description(path, corpus_digests, "losses", flops=cost)
         study = read_study(write_study(tmp_path / "study.yaml", content))
         return run(lay_out_study(study, tmp_path / "out"), "given")
 
@@ -142,9 +142,11 @@ def test_a_given_file_of_scores_costs_what_it_says(corpus: list[str], tmp_path: 
     assert one.digest != other.digest
     with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: was made of another corpus"):
         lay_out(1.0, BlockDataset(corpus, 16, "90,10,0").digests())
-    flops = float("nan")
-    with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: its description has the flops None"):
-        lay_out(1.0, blocks.digests())
+    by_name = lay_out(1.0, blocks.digests(), {"training": 2000 * flops, "forward": 500 * flops})
+    assert by_name.compute.preparation == pytest.approx(2500)
+    for cost in (None, {"training": None, "forward": flops}, {"training": -1}, "many", [1], True):
+        with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: its description says (flops|training): "):
+            lay_out(1.0, blocks.digests(), cost)
 
 
 def test_runs_that_are_the_same_have_one_result(corpus: list[str], tmp_path: Path) -> None:

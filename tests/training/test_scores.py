@@ -13,6 +13,7 @@ import pytest
 
 from megatron_lfr.analysis import open_run
 from megatron_lfr.cli import main
+from megatron_lfr.data.corpus.block_values import open_values
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from support.tiny_run import STOPPED, tiny_flags
 
@@ -53,6 +54,7 @@ def test_the_file_of_evaluate_says_what_it_is(reference: Path, corpus: list[str]
     assert described["blocks"] == len(np.load(reference)) == blocks(corpus)
     forward, training = described["flops"]["forward"], described["flops"]["training"]
     assert training / forward == pytest.approx(3 * 0.5, rel=0.01)  # half an epoch, of three times the cost a token
+    assert open_values("ref", reference, "--lfr-scores").flops("lfr_scores") == forward + training
 
 
 @pytest.mark.parametrize("score", ["file:ref", "excess:ref"])

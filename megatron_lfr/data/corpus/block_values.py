@@ -40,12 +40,17 @@ class BlockValues:
     description: dict[str, Any] | None
 
     def flops(self, flag: str) -> float:
-        """Return the FLOPs that the numbers took, by their description; 0 where that does not say. ValueError begins
-        with `flag`."""
+        """Return the FLOPs that the numbers took, by their description: a number, or several by what they were for, as
+        `evaluate --per-block` writes; 0 where that does not say. ValueError begins with `flag`."""
         flops = (self.description or {}).get("flops", 0)
-        if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 <= flops < float("inf"):
-            raise ValueError(f"{flag} {self.name}={self.path}: its description has the flops {flops!r}")
-        return float(flops)
+        parts = flops if isinstance(flops, dict) else {"flops": flops}
+        for what, part in parts.items():
+            if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part < float("inf"):
+                raise ValueError(
+                    f"{flag} {self.name}={self.path}: its description says {what}: {json.dumps(part)}; write there how "
+                    "many FLOPs that took, a number of at least 0"
+                )
+        return float(sum(parts.values()))
 
     def check_groups(self, flag: str) -> None:
         """Check that the numbers can say which blocks belong together; ValueError begins with `flag`."""
