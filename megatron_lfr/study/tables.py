@@ -77,7 +77,8 @@ def run_tables(summary: dict[str, Any]) -> Iterator[Table]:
 
 
 def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
-    reference = next((arm["losses"] for arm in cell["arms"] if arm["arm"] == summary["reference"]), {})
+    losses: dict[str, dict[Any, float]] = {arm["arm"]: arm["losses"] for arm in cell["arms"]}
+    reference = losses.get(summary["reference"], {})
     head = ["arm", "seeds", "held-out loss", f"minus {summary['reference']}", "token equivalent", "95 %"]
     head += [f"share of the way to {summary['upper_reference']}"] if summary["upper_reference"] else []
     head += ["computed", "of it prepared and rescored", "CPU s of preparation", "training s"]
