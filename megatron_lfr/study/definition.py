@@ -67,13 +67,14 @@ class Step:
 class Arm:
     """A way of choosing data. corpus: the one it trains on, None for that of the grid. length: how its schedule gets
     the steps that the budget leaves: it is in shares (budget); its phases are stretched in proportion (scaled); it is
-    trained as it is, whatever that costs (schedule)."""
+    trained as it is, whatever that costs (schedule). compute: the share of the usual budget that it gets."""
 
     name: str
     settings: Settings
     corpus: str | None
     prepare: tuple[Step, ...]
     length: Length
+    compute: float
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _prefixes(fields: Fields, key: str) -> tuple[str, ...]:
 
 
 def _arm(name: str, value: Any, where: str, names: _Names) -> Arm:
-    fields = Fields(value or {}, where, ("settings", "corpus", "prepare", "length"))
+    fields = Fields(value or {}, where, ("settings", "corpus", "prepare", "length", "compute"))
     corpus = fields.get("corpus")
     if corpus is not None:
         check_choice(corpus, names.corpora, f"{where}: corpus")
@@ -257,7 +258,7 @@ def _arm(name: str, value: Any, where: str, names: _Names) -> Arm:
     if name == CANDIDATE:
         raise ValueError(f"{where}: this name stands for the arm that the candidate's rule picks; take another")
     settings = _settings(fields.mapping("settings"), f"{where}: settings")
-    return Arm(name, settings, corpus, tuple(steps), cast(Length, length))
+    return Arm(name, settings, corpus, tuple(steps), cast(Length, length), fields.number("compute", 1.0))
 
 
 def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names) -> Step:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.clean import cleaned_prefixes
+from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.identity import describe_phase
@@ -159,7 +160,7 @@ class _Bench:
         scores = self.inputs.scores(config, None if cleaned else blocks, paths, where)
         given_flops = sum(values.flops(f"{where}: lfr_scores") for values in scores.values())
         token_flops = self.inputs.token_flops(config)
-        budget = self.study.compute[cell.size] * point
+        budget = self.study.compute[cell.size] * arm.compute * point
         prepared = (preparation + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
         identity = {
@@ -235,7 +236,7 @@ class _Bench:
                 made_of = self.inputs.check_commonness(settings, where)
         seq_length = data.seq_length
         key = f"{step.name}-{digest_of([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
-        folder = self.output / "prepared" / key
+        folder = self.output / "prepared" / (f"{key}-rule{RULE}" if step.kind in ("commonness", "clean") else key)
         result = {"train": "run", "evaluate": "losses.npy", "commonness": "commonness", "clean": "corpus"}[step.kind]
         return PlannedStep(key, step, folder, folder / result, settings, corpus, needs, flops, token_flops, seq_length)
 

@@ -51,6 +51,12 @@ class Result:
         """All that was computed for the run, in forward_backward tokens of its model."""
         return float(self.json["compute"]["total"])
 
+    @property
+    def junk_rule(self) -> int | None:
+        """The number of the rule by which commonness found junk for the run; None where it was not asked."""
+        rule: int | None = self.json.get("junk_rule")
+        return rule
+
     def held_out(self) -> Doubles:
         """Read the losses of the held-out blocks [blocks], NaN where a block is masked."""
         with np.load(self.arrays_file, allow_pickle=False) as arrays:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.clean import KEPT
+from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.study.beginnings import Beginning, Forks, choose_forks, find_beginnings
 from megatron_lfr.study.definition import Study
@@ -225,6 +226,7 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
             **{key: getattr(run, key) for key in ("digest", "settings", "steps", "token_flops")},
             "budget": run.compute.budget,
             "given_flops": run.given_flops,
+            "junk_rule": RULE if any(step.step.kind == "commonness" for step in steps) else None,
         },
     }
 

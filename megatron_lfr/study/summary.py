@@ -61,7 +61,9 @@ def _cell(results: Results, cell: Cell, candidate: str | None, held_out: HeldOut
     evidence = [
         Evidence(row["arm"], row["by_seeds"], row["by_documents"], row["is_primary"], row["adjusted_p"])
         for row in contrasts
-        if row["against"] == study.reference and row["arm"] != study.upper_reference
+        if row["against"] == study.reference
+        and row["arm"] != study.upper_reference
+        and study.arms[row["arm"]].compute == 1
     ]
     name = " ".join(("corpus", cell[0] + ",", "size", cell[1] + ",", "rate", cell[2]))
     verdict = decide(name, study.reference, evidence, study.smallest_difference)
@@ -114,6 +116,7 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
         "token_equivalent_beyond": any(beyond for _, beyond in known),
         "token_equivalent_missing": len(equivalents) - len(known),
         "share_of_distance": asdict(paired_t(shares)) if shares else None,
+        "junk_rules": sorted({run.junk_rule for run in done if run.junk_rule is not None}),
         "phases": _phases(done),
         "forgetting": _shares(_means([run.json["forgetting"] for run in done])),
         "tasks": _means([_answers(run) for run in done]),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.output import is_number, number, visible
 
 NONE = "–"
@@ -104,8 +105,21 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
         "Held-out loss: mean of the domains' losses, nats a token; means over seeds. Computed: forward_backward tokens "
         f"of the model. Token equivalent: how many times the arm's compute {summary['reference']} needs for the arm's "
         "loss, by its own runs, each with a complete decay (* beyond them: prolonged), of seeds where that can be said."
-    )
+    ) + _rules(cell["arms"])
     return Table("Held-out loss at equal compute", head, rows, note)
+
+
+def _rules(arms: Sequence[dict[str, Any]]) -> str:
+    """Say by which rules junk was found, where there is more than one or another than today's: such arms differ in more
+    than their names say."""
+    by_rule: dict[int, list[str]] = {}
+    for arm in arms:
+        for rule in arm["junk_rules"]:
+            by_rule.setdefault(rule, []).append(arm["arm"])
+    if by_rule.keys() <= {RULE}:
+        return ""
+    said = "; ".join(f"rule {rule}: {', '.join(names)}" for rule, names in sorted(by_rule.items()))
+    return f" Junk was found by several versions of commonness or an earlier one (today's is rule {RULE}): {said}."
 
 
 def _of_seeds(arm: dict[str, Any]) -> str:

@@ -77,6 +77,18 @@ def test_only_the_reference_has_compute_points(layout: Layout) -> None:
     assert run(layout, "uniform", point=".x0.5").steps == 30_000 // 2 // STEP
 
 
+def test_an_arm_may_have_a_share_of_the_budget(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    content["arms"]["less"] = {"compute": 0.7, "settings": {"lfr_schedule": "uniform"}}
+    layout = lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+    whole, less = run(layout, "uniform"), run(layout, "less")
+    assert (whole.steps, less.steps) == (8000 // STEP, 5600 // STEP)
+    assert (less.compute.budget, less.compute_point) == (pytest.approx(5600), 1.0)
+    content["arms"]["less"]["compute"] = 0
+    with pytest.raises(ValueError, match=r"arms: less: compute: expected a positive number, got 0"):
+        read_study(write_study(tmp_path / "study.yaml", content))
+
+
 def test_rescoring_costs_a_third_of_a_pass(layout: Layout, corpus: list[str]) -> None:
     blocks = BlockDataset(corpus, 16, "1").train.num_blocks
     compute = run(layout, "rescored").compute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.study.definition import CANDIDATE, Contrast, read_study
 from megatron_lfr.study.page import make_markdown, make_page
@@ -84,6 +86,37 @@ def test_the_candidate_takes_the_place_of_its_name() -> None:
     given = [Contrast(CANDIDATE, "uniform"), Contrast("lfr", "uniform"), Contrast(CANDIDATE, "lfr")]
     assert resolve(given, "lfr") == [Contrast("lfr", "uniform")]
     assert resolve(given, None) == [Contrast("lfr", "uniform")]
+
+
+def test_minus_the_reference_is_over_the_seeds_that_both_have(results: Results) -> None:
+    few = [run for run in results.runs if run.arm != "static" or run.seed in (0, 3)]
+    text = make_markdown(summarize(Results(results.study, few, [], 16)))
+    table = text.split("### Held-out loss at equal compute")[1].split("###")[0]
+    rows = {cells[1].strip(): cells for line in table.splitlines() if len(cells := line.split("|")) > 5}
+    assert [cell.strip() for cell in rows["static"][2:5]] == ["3", "4.1100", "−0.0400"], "4.15 of uniform at seed 3"
+    assert rows["lfr"][4].strip() == "−0.3200", "the mean of 0.31, 0.32 and 0.33"
+
+
+def test_arms_of_several_rules_for_junk_are_named(results: Results) -> None:
+    def text(rules: dict[tuple[str, int], int]) -> str:
+        runs = [
+            Result({**run.json, "junk_rule": rules.get((run.arm, run.seed))}, run.arrays_file) for run in results.runs
+        ]
+        return make_markdown(summarize(Results(results.study, runs, [], 16)))
+
+    assert "Junk was found" not in text({("lfr", 1): RULE, ("best", 1): RULE})
+    mixed = text({("lfr", 1): RULE, ("lfr", 2): RULE - 1, ("best", 1): RULE})
+    assert f"rule {RULE - 1}: lfr; rule {RULE}: best, lfr." in mixed
+
+
+def test_an_arm_of_another_budget_decides_nothing(results: Results) -> None:
+    study = results.study
+    (cell,) = summarize(results)["cells"]
+    assert cell["verdict"]["arm"] == "lfr"
+    arms = {**study.arms, "lfr": dataclasses.replace(study.arms["lfr"], compute=0.7)}
+    (cell,) = summarize(dataclasses.replace(results, study=dataclasses.replace(study, arms=arms)))["cells"]
+    assert cell["verdict"]["arm"] != "lfr"
+    assert "lfr - uniform" in [row["name"] for row in cell["contrasts"]], "it is compared nevertheless"
 
 
 def test_the_figures_are_those_that_were_put_in(results: Results) -> None:
