@@ -38,6 +38,10 @@ class Result:
         return str(self.json["arm"])
 
     @property
+    def size(self) -> str:
+        return str(self.json["size"])
+
+    @property
     def seed(self) -> int:
         return int(self.json["seed"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,22 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.analysis.similarity import compare
 from megatron_lfr.fileio import json_value
+from megatron_lfr.study.between import answers, dropped_sets, mean_of, orders_of_domains, task_orders
 from megatron_lfr.study.definition import Contrast
 from megatron_lfr.study.results import Cell, HeldOut, Result, Results, held_out_blocks, pick_candidate, resolve
 from megatron_lfr.study.statistics import (
     document_bootstrap,
     equivalent_compute,
     holm,
-    kendall_tau,
     log_interval,
     paired_t,
 )
 from megatron_lfr.study.verdict import Evidence, decide
-
-LEARNED = 0.5
-"""A domain counts as learned once its loss has come down by this share of all that it comes down in the first phase."""
 
 
 def summarize(results: Results) -> dict[str, Any]:
@@ -44,9 +39,9 @@ def summarize(results: Results) -> dict[str, Any]:
         "commits": sorted({str(run.json["commit"]) for run in results.runs}),
         "cells": cells,
         "to_do": None,
-        "similarity": _similarity(results),
-        "order": _order(results),
-        "tasks": _task_orders(results),
+        "similarity": dropped_sets(results),
+        "order": orders_of_domains(results),
+        "tasks": task_orders(results),
         "runs_done": len(results.runs),
         "open_runs": results.open_runs,
     }
@@ -107,11 +102,11 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
     return {
         "arm": arm,
         "seeds": sorted(runs),
-        "loss": _mean(run.loss for run in done),
+        "loss": mean_of(run.loss for run in done),
         "losses": {seed: run.loss for seed, run in sorted(runs.items())},
         "domains": _means([run.json["held_out"]["domains"] for run in done]),
         "compute": _means([run.json["compute"] for run in done]),
-        "seconds": _mean(run.json["train_seconds"] for run in done),
+        "seconds": mean_of(run.json["train_seconds"] for run in done),
         "token_equivalent": asdict(log_interval([ratio for ratio, _ in known])) if known else None,
         "token_equivalent_beyond": any(beyond for _, beyond in known),
         "token_equivalent_missing": len(equivalents) - len(known),
@@ -119,7 +114,7 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
         "junk_rules": sorted({run.junk_rule for run in done if run.junk_rule is not None}),
         "phases": _phases(done),
         "forgetting": _shares(_means([run.json["forgetting"] for run in done])),
-        "tasks": _means([_answers(run) for run in done]),
+        "tasks": _means([answers(run) for run in done]),
     }
 
 
@@ -183,7 +178,7 @@ def _phases(runs: Sequence[Result]) -> list[dict[str, Any]]:
             {
                 "phase": first["phase"],
                 "kind": first["kind"],
-                "samples": _mean(phase["samples"] for phase in phases),
+                "samples": mean_of(phase["samples"] for phase in phases),
                 "domains": _shares(_means([phase["domains"] for phase in phases])),
                 "planted": _shares(_means(planted)) if planted else None,
             }
@@ -191,106 +186,14 @@ def _phases(runs: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-_ANSWER = ("answer_logprob", "target_logprob")
-
-
-def _answers(run: Result) -> dict[str, float]:
-    """Return the mean log-likelihood of the answer in each task of a run, nats."""
-    return {task: measures[key] for task, measures in run.json["tasks"].items() for key in _ANSWER if key in measures}
-
-
-def _task_orders(results: Results) -> list[dict[str, Any]]:
-    """Return Kendall's tau of all runs' orders by held-out loss and by each task, from the best on: 1 where they are
-    the same."""
-    by_run = [(run.loss, _answers(run)) for run in results.runs]
-    rows = []
-    for task in dict.fromkeys(name for _, answers in by_run for name in answers):
-        known = [(loss, -answers[task]) for loss, answers in by_run if task in answers]
-        losses, misses = zip(*known, strict=True)
-        rows.append({"task": task, "runs": len(known), "tau": kendall_tau(losses, misses)})
-    return rows
-
-
-def _similarity(results: Results) -> list[dict[str, Any]]:
-    """Return how alike the sets are that an arm's Focus phases drop, between seeds (the noise) and between sizes."""
-    rows = []
-    for arm in results.study.arms:
-        sets = [(run, run.dropped()) for run in results.runs if run.arm == arm and run.json["compute_point"] == 1]
-        numbers = sorted({number for _, dropped in sets for number in dropped}, key=int)
-        for number in numbers:
-            members = [(run, dropped[number]) for run, dropped in sets if number in dropped]
-            row: dict[str, Any] = {"arm": arm, "phase": int(number)}
-            for name, is_pair in (("seeds", _differ_in_seed), ("sizes", _differ_in_size)):
-                pairs = [
-                    compare(a, b)
-                    for (run, a), (other, b) in itertools.combinations(members, 2)
-                    if is_pair(run, other) and a.n_blocks == b.n_blocks
-                ]
-                row[name] = {
-                    "pairs": len(pairs),
-                    "cosine": _mean(pair.cosine for pair in pairs),
-                    "by_chance": _mean(pair.by_chance for pair in pairs),
-                }
-            rows.append(row)
-    return rows
-
-
-def _order(results: Results) -> dict[str, Any]:
-    """Return when the reference's runs have learned each domain, and Kendall's tau of these orders between seeds and
-    between sizes."""
-    runs = [r for r in results.runs if r.arm == results.study.reference and r.json["compute_point"] == 1]
-    times = [(run, learned_at(run.json["learning"])) for run in runs]
-    taus: dict[str, Any] = {}
-    for name, is_pair in (("seeds", _differ_in_seed), ("sizes", _differ_in_size)):
-        pairs = [
-            kendall_tau([a[domain] for domain in a], [b[domain] for domain in a])
-            for (run, a), (other, b) in itertools.combinations(times, 2)
-            if is_pair(run, other) and a.keys() == b.keys()
-        ]
-        known = [tau for tau in pairs if math.isfinite(tau)]
-        taus[name] = {"pairs": len(known), "tau": _mean(known)}
-    rows = [{"run": run.json["name"], "learned_at": at} for run, at in times]
-    return {"tau": taus, "runs": rows}
-
-
-def learned_at(learning: dict[str, list[float | None]]) -> dict[str, float]:
-    """Return when each domain is learned, as a share of the first phase: where its mean loss first reaches the middle
-    (LEARNED) between its first and its lowest window, by straight lines between windows."""
-    times = {}
-    for domain, windows in learning.items():
-        known = [(number, loss) for number, loss in enumerate(windows) if loss is not None]
-        losses = [loss for _, loss in known]
-        if len(losses) < 2 or min(losses) == losses[0]:
-            times[domain] = math.inf
-            continue
-        level = losses[0] - LEARNED * (losses[0] - min(losses))
-        after = next(i for i, loss in enumerate(losses) if loss <= level)
-        (a, before), (b, behind) = known[after - 1], known[after]
-        times[domain] = (a + (b - a) * (before - level) / (before - behind) + 0.5) / len(windows)
-    return times
-
-
-def _differ_in_seed(a: Result, b: Result) -> bool:
-    return a.cell == b.cell and a.seed != b.seed
-
-
-def _differ_in_size(a: Result, b: Result) -> bool:
-    return a.seed == b.seed and a.cell != b.cell and (a.cell[0], a.cell[2]) == (b.cell[0], b.cell[2])
-
-
 def _difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     return {name: a[name] - b[name] for name in a}
-
-
-def _mean(values: Any) -> float:
-    numbers = [float(value) for value in values]
-    return math.fsum(numbers) / len(numbers) if numbers else math.nan
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each key over mappings, of those that have it."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: _mean(row[name] for row in rows if name in row) for name in names}
+    return {name: mean_of(row[name] for row in rows if name in row) for name in names}
 
 
 def _shares(counts: dict[str, float]) -> dict[str, float]:

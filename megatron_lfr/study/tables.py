@@ -8,8 +8,10 @@ from typing import Any
 
 from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.output import is_number, number, visible
+from megatron_lfr.study.between import LEARNED
 
 NONE = "–"
+_BETWEEN = {"seeds": "between seeds", "sizes": "between sizes", "both": "between both"}
 
 
 @dataclass(frozen=True)
@@ -47,28 +49,8 @@ def cell_tables(summary: dict[str, Any], cell: dict[str, Any]) -> Iterator[Table
 def run_tables(summary: dict[str, Any]) -> Iterator[Table]:
     """Yield the tables over all cells: likeness of dropped sets, order of domains, held-out loss against tasks, runs
     that are not done."""
-    rows = [
-        [row["arm"], str(row["phase"]), *(text for name in ("seeds", "sizes") for text in _likeness(row[name]))]
-        for row in summary["similarity"]
-    ]
-    if rows:
-        head = ["arm", "Focus phase", "between seeds", "by chance", "pairs", "between sizes", "by chance", "pairs"]
-        note = "Cosine of the sets of blocks that were dropped. What differs between seeds is noise."
-        yield Table("How alike the dropped sets are", head, rows, note)
-    order = summary["order"]
-    if order["runs"]:
-        names = list(order["runs"][0]["learned_at"])
-        taus = ", ".join(
-            f"between {name} {number(row['tau'], 2, NONE)} ({row['pairs']} pairs)" for name, row in order["tau"].items()
-        )
-        note = (
-            "Where in the first phase a domain's training loss has come down by half of what it comes down there, as a "
-            f"share of the phase. Kendall's tau of the orders: {taus}."
-        )
-        rows = [
-            [run["run"], *(number(run["learned_at"].get(name), 3, NONE) for name in names)] for run in order["runs"]
-        ]
-        yield Table("When each domain is learned", ["run", *names], rows, note)
+    tables = (_dropped(summary["similarity"]), *_orders(summary["order"]))
+    yield from (table for table in tables if table.rows)
     if tasks := summary["tasks"]:
         rows = [[row["task"], str(row["runs"]), number(row["tau"], 2, NONE)] for row in tasks]
         note = "Kendall's tau of the runs' orders by held-out loss and by the log-likelihood of the answer."
@@ -107,6 +89,44 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
         "loss, by its own runs, each with a complete decay (* beyond them: prolonged), of seeds where that can be said."
     ) + _rules(cell["arms"])
     return Table("Held-out loss at equal compute", head, rows, note)
+
+
+def _dropped(likenesses: Sequence[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            f"{row['arm']}, {row['corpus']} {row['rate']}",
+            str(row["phase"]),
+            *(text for name in _BETWEEN for text in _likeness(row[name])),
+        ]
+        for row in likenesses
+    ]
+    head = ["arm", "Focus phase", *(text for what in _BETWEEN.values() for text in (what, "by chance", "pairs"))]
+    note = (
+        "Cosine of the sets of blocks that were dropped. What differs between seeds is noise. Two sizes at one seed "
+        "meet the same blocks in the same order, as long as their schedules agree; pairs that differ in both do not."
+    )
+    return Table("How alike the dropped sets are", head, rows, note)
+
+
+def _orders(order: dict[str, Any]) -> tuple[Table, Table]:
+    names = list(order["runs"][0]["learned_at"]) if order["runs"] else []
+    times = [[run["run"], *(number(run["learned_at"].get(name), 3, NONE) for name in names)] for run in order["runs"]]
+    note = (
+        f"Where in the first phase a domain's training loss has come down by {LEARNED:g} of what it comes down there, "
+        "as a share of the phase."
+    )
+    taus = [
+        [
+            f"{row['corpus']} {row['rate']}",
+            *(f"{number(row[name]['tau'], 2, NONE)} ({row[name]['pairs']} pairs)" for name in _BETWEEN),
+        ]
+        for row in order["tau"]
+        if any(row[name]["pairs"] for name in _BETWEEN)
+    ]
+    return (
+        Table("When each domain is learned", ["run", *names], times, note),
+        Table("Kendall's tau of these orders", ["runs", *_BETWEEN.values()], taus),
+    )
 
 
 def _rules(arms: Sequence[dict[str, Any]]) -> str:

@@ -81,8 +81,8 @@ def test_an_arm_may_have_a_share_of_the_budget(corpus: list[str], tmp_path: Path
     content = tiny_study(corpus)
     content["arms"]["less"] = {"compute": 0.7, "settings": {"lfr_schedule": "uniform"}}
     layout = lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
-    whole, less = run(layout, "uniform"), run(layout, "less")
-    assert (whole.steps, less.steps) == (8000 // STEP, 5600 // STEP)
+    uniform, less = run(layout, "uniform"), run(layout, "less")
+    assert (uniform.steps, less.steps) == (8000 // STEP, 5600 // STEP)
     assert (less.compute.budget, less.compute_point) == (pytest.approx(5600), 1.0)
     content["arms"]["less"]["compute"] = 0
     with pytest.raises(ValueError, match=r"arms: less: compute: expected a positive number, got 0"):

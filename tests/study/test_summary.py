@@ -13,10 +13,11 @@ import pytest
 
 from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.study.between import learned_at
 from megatron_lfr.study.definition import CANDIDATE, Contrast, read_study
 from megatron_lfr.study.page import make_markdown, make_page
 from megatron_lfr.study.results import Result, Results, pick_candidate, resolve
-from megatron_lfr.study.summary import learned_at, summarize
+from megatron_lfr.study.summary import summarize
 from support.study_samples import tiny_study, write_study
 
 SEQ = 16
@@ -148,7 +149,8 @@ def test_the_figures_are_those_that_were_put_in(results: Results) -> None:
     similar = next(row for row in summary["similarity"] if row["arm"] == "lfr")
     assert similar["seeds"] == {"pairs": 6, "cosine": 1.0, "by_chance": 0.5}
     assert similar["sizes"]["pairs"] == 0
-    assert summary["order"]["tau"]["seeds"] == {"pairs": 6, "tau": 1.0}
+    (tau,) = summary["order"]["tau"]
+    assert (tau["corpus"], tau["rate"], tau["seeds"]) == ("toy", "cosine", {"pairs": 6, "tau": 1.0})
     answers = [(run.loss, run.json["tasks"]["quiz.jsonl"]["answer_logprob"]) for run in results.runs]
     signs = [np.sign((a - c) * (d - b)) for (a, b), (c, d) in itertools.combinations(answers, 2)]
     untied = sum(b != d for (_, b), (_, d) in itertools.combinations(answers, 2))
@@ -176,9 +178,24 @@ def test_an_upper_reference_never_pays(results: Results) -> None:
     assert cell["verdict"]["kind"] == "not decided"
 
 
-def test_a_domain_is_learned_half_way_down_its_loss() -> None:
+def test_a_domain_is_learned_three_quarters_down_its_loss() -> None:
     times = learned_at({"a": [4.0, 2.0, 1.0, 1.5], "b": [None, 3.0, 1.0, None], "c": [1.0, 2.0, 3.0, 4.0]})
-    # a: half way is 2.5, three quarters from the middle of the first window to that of the second
-    assert times["a"] == pytest.approx((0.5 + 0.75) / 4)
-    assert times["b"] == pytest.approx((1.5 + 0.5) / 4)
+    # a: three quarters down is 1.75, a quarter from the middle of the second window to that of the third
+    assert times["a"] == pytest.approx((1.5 + 0.25) / 4)
+    assert times["b"] == pytest.approx((1.5 + 0.75) / 4)
     assert times["c"] == math.inf
+
+
+def test_runs_are_compared_within_a_corpus_and_a_rate(results: Results) -> None:
+    others = {"corpus": "other"}, {"rate": "late"}, {"size": "M"}
+    runs = [run for run in results.runs if run.seed in (1, 2)]
+    runs += [Result({**run.json, **other}, run.arrays_file) for run in runs for other in others]
+    summary = summarize(Results(results.study, runs, [], 16))
+    pairs = {
+        (row["corpus"], row["rate"]): [row[name]["pairs"] for name in ("seeds", "sizes", "both")]
+        for row in summary["similarity"]
+        if row["arm"] == "lfr"
+    }
+    assert pairs == {("toy", "cosine"): [2, 2, 2], ("other", "cosine"): [1, 0, 0], ("toy", "late"): [1, 0, 0]}
+    taus = {(row["corpus"], row["rate"]): row["both"]["pairs"] for row in summary["order"]["tau"]}
+    assert taus == {("toy", "cosine"): 2, ("other", "cosine"): 0, ("toy", "late"): 0}
