@@ -128,13 +128,15 @@ class View:
 
 
 def _choice(history: PhaseHistory, block: int) -> str:
-    """Say whether a Focus keeps a block, and why not."""
+    """Say whether a Focus keeps a block, why not, and whether it was drawn at random nevertheless."""
     assert history.selection is not None
     score = float(history.scores[block])
     is_left_out = bool(history.selection.left_out(history.scores)[block])
-    if np.isnan(score):
-        return "left out, without a score" if is_left_out else "kept, without a score"
+    known = "without a score" if np.isnan(score) else f"score {score:.4f}"
     if not is_left_out:
-        return f"kept, score {score:.4f}"
+        return f"kept, {known}"
+    drawn = ", but drawn at random (explore)" if block in history.block_ids else ""
+    if np.isnan(score):
+        return f"left out, {known}{drawn}"
     end = "easiest" if history.selection.easiest(history.scores)[block] else "hardest"
-    return f"left out as one of the {end}, score {score:.4f}"
+    return f"left out as one of the {end}, {known}{drawn}"

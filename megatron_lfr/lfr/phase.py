@@ -180,8 +180,14 @@ class Phase:
     @property
     def counting(self) -> str:
         """Say how much blocks count whatever their score; empty where all count the same."""
-        by_weight = [] if self.weighted_by is None else [f"blocks count by {self.weight}"]
-        return ", ".join([*by_weight, *([] if self.grouped_by is None else [f"copies count {self.copies}"])])
+        parts = []
+        if self.weighted_by is not None:
+            power = "" if self.weight_power == Phase.weight_power else f" to the power of {self.weight_power:g}"
+            cap = "" if self.weight_cap == Phase.weight_cap else f" (at most {self.weight_cap:g} times the mean)"
+            parts.append(f"blocks count by {self.weight}{power}{cap}")
+        if self.grouped_by is not None:
+            parts.append(f"copies count {self.copies}")
+        return ", ".join(parts)
 
     @property
     def counts_equally(self) -> bool:

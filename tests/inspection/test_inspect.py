@@ -17,7 +17,7 @@ from megatron_lfr.analysis.spikes import WINDOW, find_spikes, running_median
 from megatron_lfr.cli import main
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
-from megatron_lfr.lfr import Curriculum, Journal, preset
+from megatron_lfr.lfr import Curriculum, Journal, Phase, Schedule, preset
 from megatron_lfr.lfr.identity import FORMAT, describe_segments
 from megatron_lfr.output import visible
 
@@ -30,8 +30,11 @@ def loss_of(block: int, step: int) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), preset("lfr"))
+
+
+def make_run(folder: Path, schedule: Schedule) -> Path:
     """Return a run folder over two domains of text in bytes; documents hold 23 tokens, the last one ends it."""
-    folder = tmp_path_factory.mktemp("run")
     prefixes = []
     for domain in ("alpha", "beta"):
         prefix = folder / f"toy_{domain}_text_document"
@@ -41,7 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 writer.add_document(np.append(np.frombuffer(text, np.uint8), 256).astype(np.uint16))
         prefixes.append(str(prefix))
     dataset = BlockDataset(prefixes, SEQ, "9,1,0")
-    schedule = preset("lfr")
     plan = schedule.plan(dataset.train.num_blocks, SEQ, BATCH, train_epochs=2.5)
     identity = {
         "format": FORMAT,
@@ -162,6 +164,22 @@ def test_what_each_focus_did_with_a_block(folder: Path, capsys: pytest.CaptureFi
             assert expected in line
             assert f"score {history.scores[block]:.4f}" in line
     assert len(decisions) > 1
+
+
+def test_a_block_that_explore_draws_is_said_to_be_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = Schedule((Phase("learn", 0.6, "share"), Phase("focus", 0.4, "share", drop=0.5, explore=0.5)))
+    folder = make_run(tmp_path, schedule)
+    history = list(open_run(folder).phases())[1]
+    assert history.selection is not None
+    left_out, drawn = history.selection.left_out(history.scores), set(history.block_ids.tolist())
+    lines = {}
+    for block in np.flatnonzero(left_out)[:12].tolist():
+        out = ask(folder, capsys, "--block", str(block))
+        lines[block] = next(line for line in out.split("\n") if " phase 1 focus" in line and "score" in line)
+    assert {block in drawn for block in lines} == {True, False}
+    for block, line in lines.items():
+        assert "left out as one of the easiest" in line
+        assert line.endswith(", but drawn at random (explore)") == (block in drawn)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])

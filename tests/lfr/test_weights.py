@@ -222,6 +222,8 @@ def test_a_run_of_a_preset_of_before_goes_on_so() -> None:
 def test_what_blocks_count_by_is_said() -> None:
     assert Phase("learn", 1, weight="file:w", copies="log").counting == "blocks count by file:w, copies count log"
     assert Phase("focus", 1, drop=0.5).counting == ""
+    changed = Phase("learn", 1, weight="file:w", weight_power=2, weight_cap=8)
+    assert changed.counting == "blocks count by file:w to the power of 2 (at most 8 times the mean)"
 
 
 @given(st.data())
