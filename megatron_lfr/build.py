@@ -27,6 +27,7 @@ from megatron_lfr.lfr import (
     Plan,
     Sharing,
 )
+from megatron_lfr.lfr.plan import Segment
 from megatron_lfr.lfr.rescoring import Rescore
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.model import Decoder, ModelConfig
@@ -110,15 +111,21 @@ def make_arrays(
     for segment, names in zip(segments, used, strict=True):
         for name in names:
             opened[name].check_corpus(digests[: len(segment.blend.sizes)], flag)
-        grouping = {name for p in segment.phases for name in (p.phase.grouped_by, p.phase.clustered_by)}
-        for name in sorted(opened.keys() & grouping):
-            opened[name].check_groups(flag)
+        check_groups(segment, opened, flag)
     arrays = [*begun, *({name: opened[name] for name in names} for names in used)]
     try:
         check_arrays(plan, numbers(arrays))
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from None
     return arrays
+
+
+def check_groups(segment: Segment, opened: Mapping[str, BlockValues], flag: str) -> None:
+    """Check that files by which a segment's phases group blocks can say which belong together; ValueError begins with
+    `flag`."""
+    grouping = {name for p in segment.phases for name in (p.phase.grouped_by, p.phase.clustered_by)}
+    for name in sorted(opened.keys() & grouping):
+        opened[name].check_groups(flag)
 
 
 def make_stages(

@@ -205,7 +205,7 @@ def _open(config: CommonnessConfig) -> _Inputs:
     if config.reference_data_path:
         trusted, _ = parse_blend(config.reference_data_path, "--reference-data-path")
         reference = open_prefixes(trusted, "--reference-data-path")
-        check_disjoint(trusted, prefixes)
+        check_disjoint(trusted, prefixes, "--reference-data-path")
     common_sidecar(corpus.datasets, "--data-path")
     common_sidecar([*corpus.datasets, *reference], "--reference-data-path")
     tokenizer = None if config.tokenizer_model is None else load_tokenizer(config.tokenizer_model)
@@ -216,11 +216,11 @@ def _open(config: CommonnessConfig) -> _Inputs:
     return _Inputs(corpus, training_prefixes(corpus), reference, trusted_prefixes, tokenizer)
 
 
-def check_disjoint(trusted: Sequence[str], corpus: Sequence[str]) -> None:
-    """Raise ValueError for a prefix of trusted text that is one of the corpus."""
-    for prefix in trusted:
+def check_disjoint(text: Sequence[str], corpus: Sequence[str], flag: str, of_corpus: str = "--data-path") -> None:
+    """Raise ValueError for a prefix of a text, given by `flag`, that is one of the corpus, which `of_corpus` gives."""
+    for prefix in text:
         if any(same_path(prefix, other) for other in corpus):
-            raise ValueError(f"--reference-data-path {prefix}: is in --data-path; give text that is not")
+            raise ValueError(f"{flag} {prefix}: is in {of_corpus}; give text that is not")
 
 
 def _counts(inputs: _Inputs) -> tuple[int, int]:

@@ -8,7 +8,7 @@ function of the user's makes of the ledger: `call:PACKAGE.MODULE:FUNCTION`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -81,13 +81,16 @@ def by_segment(plan: Plan, arrays: Arrays | Sequence[Arrays]) -> Sequence[Arrays
     return [arrays] * len(plan.segments) if isinstance(arrays, Mapping) else arrays
 
 
-def check_arrays(plan: Plan, arrays: Sequence[Arrays]) -> None:
+def check_arrays(plan: Plan, arrays: Sequence[Arrays], unmade: Collection[str] = ()) -> None:
     """Check that there is a legal array for all that phases use, with a number for each block of their segment;
-    ValueError names phase, array and the first block that is wrong. arrays: those of each segment."""
+    ValueError names phase, array and the first block that is wrong. arrays: those of each segment. unmade: names of
+    those that are yet to be made, and are not checked."""
     for planned in plan.phases:
         index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
         try:
             for name, check in _arrays_of(planned.phase):
+                if name in unmade:
+                    continue
                 check(name, _array(arrays[planned.segment], name, n_blocks))
         except ValueError as error:
             raise ValueError(f"phase {index}: {error}") from None

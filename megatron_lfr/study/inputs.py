@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from megatron_lfr.build import make_model_config, make_tokenizer
-from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.build import check_groups, make_model_config, make_tokenizer
+from megatron_lfr.commonness.command import CommonnessConfig, check_disjoint
 from megatron_lfr.commonness.items import reference_digests
 from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.config.run import parse_settings
 from megatron_lfr.data.config import DataConfig
-from megatron_lfr.data.corpus.block_values import BlockValues, open_values, parse_names
+from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, open_prefixes
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.evaluation.tasks import read_task
-from megatron_lfr.lfr.scores import used_arrays
+from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.study.definition import Corpus, Settings, Study
 from megatron_lfr.study.fields import Fields
 from megatron_lfr.study.labels import kinds_of_blocks
@@ -67,6 +68,7 @@ class Inputs:
         """Open the corpus of a run; ValueError where it, its labels or the held-out text do not fit the run."""
         data = config.data
         blocks = self.blocks(data, corpus.data_path, where)
+        self.check_held_out(corpus.data_path, where)
         tokenizer = self._open_tokenizer(data.tokenizer_model, data.eod_token)
         vocab_size = make_model_config(config, tokenizer).vocab_size
         assert vocab_size is not None
@@ -104,6 +106,24 @@ class Inputs:
                 opened[name].check_corpus(blocks.digests(), flag)
         return opened
 
+    def check_scores(self, plan: Plan, scores: dict[str, BlockValues], where: str) -> None:
+        """Check that the phases of a run can use the files that `scores` has opened; those that a step makes are not
+        there yet."""
+        flag = f"{where}: lfr_scores"
+        check_groups(plan.segments[0], scores, flag)
+        unmade = set(used_arrays(planned.phase for planned in plan.phases)) - scores.keys()
+        try:
+            check_arrays(plan, numbers([scores]), unmade)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
+
+    def check_held_out(self, prefixes: Sequence[str], where: str) -> None:
+        """Check that a text which models learn from is not the one that decides; ValueError names the prefix."""
+        try:
+            check_disjoint(self.study.held_out, prefixes, "held_out")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
     def check_commonness(self, settings: Settings, where: str) -> list[str]:
         """Check the flags of a step's commonness, and return the digests of its trusted text."""
         legal = [field.name for field in dataclasses.fields(CommonnessConfig)]
@@ -111,6 +131,7 @@ class Inputs:
         try:
             config = CommonnessConfig(**settings, output=Path("-"))
             config.check_values()
+            check_disjoint(self.study.held_out, config.reference_data_path, "held_out", "--reference-data-path")
             return self._digest_trusted(tuple(config.reference_data_path))
         except (TypeError, ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None

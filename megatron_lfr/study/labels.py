@@ -20,8 +20,8 @@ def read_labels(file: Path, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
     if file.suffix == ".npy":
         try:
             labels = np.load(file, allow_pickle=False)
-        except EOFError:
-            raise ValueError(f"{file}: is empty") from None
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{file}: is empty, cut short, damaged or of objects ({error}); make it again") from None
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected integers in one dimension, not {labels.dtype} {list(labels.shape)}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(kinds):

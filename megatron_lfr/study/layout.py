@@ -163,6 +163,8 @@ class _Bench:
         budget = self.study.compute[cell.size] * arm.compute * point
         prepared = (preparation + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
+        if not cleaned:
+            self.inputs.check_scores(plan, scores, where)
         identity = {
             **_files(corpus, scores),
             "settings": {key: value for key, value in {**settings, **length}.items() if key != "lfr_schedule"},
@@ -216,6 +218,7 @@ class _Bench:
             settings |= {key.replace("-", "_"): value for key, value in step.settings.items()}
             config = self.inputs.config({**settings, "save": "-"}, where)
             opened = self.inputs.blocks(config.data, config.data.corpora()[0], where)
+            self.inputs.check_held_out(config.data.corpora()[0], where)
             plan = plan_run(config, opened, where)
             token_flops = self.inputs.token_flops(config)
             flops = (plan.total_samples + FORWARD * rescored_blocks(plan)) * plan.seq_length * token_flops

@@ -99,7 +99,7 @@ class PilotConfig:
             if weights is not None:
                 raise ValueError(f"{flag}: a pilot takes prefixes without weights")
             cleaned_prefixes(prefixes, self.output, flag)
-        check_disjoint(self.reference_data_path, self.data_path)
+        check_disjoint(self.reference_data_path, self.data_path, "--reference-data-path")
 
 
 def prepare(config: PilotConfig) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from megatron_lfr.config.run import resolve_schedule
@@ -171,9 +172,44 @@ def test_labels_of_blocks_do_not_go_with_cleaning(corpus: list[str], tmp_path: P
 
 
 def test_a_pattern_stands_for_prefixes_in_order_of_names(corpus: list[str], tmp_path: Path) -> None:
-    content = tiny_study([corpus[0].replace("easy", "*")])
+    content = tiny_study(corpus)
+    content["held_out"] = [content["held_out"][0].replace("easy", "*")]
     study = read_study(write_study(tmp_path / "study.yaml", content))
-    assert list(study.held_out) == corpus
+    assert list(study.held_out) == tiny_study(corpus)["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (np.full(20, 1, np.float32), "array w: has the shape [20], but there are "),
+        (np.full(400, np.nan, np.float32), "must be a finite number"),
+        (np.ones(400, np.uint32), "array w: is of type uint32, must be float32"),
+    ],
+)
+def test_numbers_that_train_would_refuse_are_refused_before_anything_runs(
+    corpus: list[str], tmp_path: Path, numbers: npt.NDArray[np.number], message: str
+) -> None:
+    content, blocks = tiny_study(corpus), BlockDataset(corpus, 16, "100,0,0").train.num_blocks
+    np.save(tmp_path / "w.npy", numbers[:blocks])
+    content["arms"]["lfr"]["settings"] = {"lfr_schedule": BY_ARRAY, "lfr_scores": [f"w={tmp_path / 'w.npy'}"]}
+    with pytest.raises(ValueError, match=r"arms: lfr \(size S, rate cosine\): lfr_scores: phase 0: ") as caught:
+        lay_out(content, tmp_path)
+    assert message in str(caught.value)
+
+
+def test_what_decides_is_not_trained_on(corpus: list[str], tmp_path: Path) -> None:
+    held_out = tiny_study(corpus)["held_out"][1]
+    trained = {"reference": {"train": {"data_path": [held_out], "train_iters": 5}}}
+    trusted = {"common": {"commonness": {"reference_data_path": [held_out]}}}
+    for change, where in (
+        (put("corpora.toy.data_path", [corpus[0], held_out]), "arms: uniform (size S, rate cosine): "),
+        (put("arms.lfr.prepare", trained), "arms: lfr: prepare: reference: "),
+        (put("arms.lfr.prepare", trusted), "arms: lfr: prepare: common: "),
+    ):
+        changed = tiny_study(corpus)
+        change(changed)
+        with pytest.raises(ValueError, match=re.escape(f"{where}held_out {held_out}: is in --")):
+            lay_out(changed, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["study", "small", "smoke"])

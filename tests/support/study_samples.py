@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import yaml
 
 
 def tiny_study(corpus: list[str]) -> dict[str, Any]:
-    """Return a study of two arms over a corpus of two domains, which is also its held-out text."""
+    """Return a study of two arms over a corpus of two domains. Its held-out text is a copy of it."""
     return {
         "corpora": {"toy": {"data_path": list(corpus)}},
-        "held_out": list(corpus),
+        "held_out": [copied(prefix) for prefix in corpus],
         "train": {
             "split": "100,0,0",
             "seq_length": 16,
@@ -29,6 +30,15 @@ def tiny_study(corpus: list[str]) -> dict[str, Any]:
         "compute": 8000,
         "arms": {"uniform": {"settings": {"lfr_schedule": "uniform"}}, "lfr": {"settings": {"lfr_schedule": "lfr"}}},
     }
+
+
+def copied(prefix: str) -> str:
+    """Return the prefix of a copy of an indexed dataset, in a folder beside it."""
+    folder = Path(prefix).with_name("held_out")
+    folder.mkdir(exist_ok=True)
+    for end in (".bin", ".idx"):
+        shutil.copy(f"{prefix}{end}", folder)
+    return str(folder / Path(prefix).name)
 
 
 def write_study(path: Path, content: Any) -> Path:

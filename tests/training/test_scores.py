@@ -198,7 +198,7 @@ def test_illegal_files_are_refused_by_name(
         "short": (np.zeros(n - 1, np.float32), f"array x: has the shape [{n - 1}], but there are {n} blocks"),
         "double": (np.zeros(n), "must hold float32 or uint32 [blocks]"),
         "integers": (np.zeros(n, np.uint32), "phase 1: array x: is of type uint32, must be float32"),
-        "objects": (np.array([{}] * n), "x="),
+        "objects": (np.array([{}] * n), "of objects; make it again"),
     }
     for name, (array, message) in cases.items():
         path = tmp_path / f"{name}.npy"
@@ -208,8 +208,11 @@ def test_illegal_files_are_refused_by_name(
         assert message in error, name
     text = tmp_path / "text.npy"
     text.write_bytes(b"\x80\x04N.")  # a pickle
+    cut = tmp_path / "cut.npy"
+    cut.write_bytes(reference.read_bytes()[:-1])
     for word, message in (
         (f"x={text}", "is no .npy file"),
+        (f"x={cut}", "it is cut short, damaged or of objects; make it again"),
         (f"x={tmp_path / 'none.npy'}", "No such file"),
         (f"y={reference}", "phase 1: there is no array 'x'; there are: none"),
         (str(reference), "expected NAME=FILE.npy"),

@@ -112,7 +112,12 @@ def open_values(name: str, path: Path, flag: str) -> BlockValues:
             is_npy = file.read(6) == b"\x93NUMPY"
         if not is_npy:
             raise ValueError("is no .npy file")
-        values = np.lib.format.open_memmap(path, mode="r")
+        try:
+            values = np.lib.format.open_memmap(path, mode="r")
+        except ValueError as error:
+            raise ValueError(
+                f"cannot be mapped ({error}): it is cut short, damaged or of objects; make it again"
+            ) from None
         if values.ndim != 1 or values.dtype.newbyteorder("=") not in (np.dtype("f4"), np.dtype("u4")):
             raise ValueError(f"holds {values.dtype} {list(values.shape)}, must hold float32 or uint32 [blocks]")
         sha256 = hash_values(values)
