@@ -55,6 +55,11 @@ def test_labels_that_do_not_fit_are_refused(corpus: list[str], tmp_path: Path) -
     (tmp_path / "labels.txt").write_text("a\nd\n")
     with pytest.raises(ValueError, match=r"labels.txt: unknown kind 'd'; the study names a, b"):
         kinds_of_blocks(given, corpus, source, "1")
+    cut = tmp_path / "cut.npy"
+    np.save(cut, np.zeros(80, np.int64))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"cut.npy: is empty, cut short, damaged or of objects"):
+        kinds_of_blocks({**given, "file": str(cut)}, corpus, BlockDataset(corpus, SEQ, "1").train, "1")
 
 
 def test_held_out_blocks_belong_to_the_document_of_their_middle(corpus: list[str]) -> None:
