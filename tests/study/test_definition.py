@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -212,13 +214,19 @@ def test_what_decides_is_not_trained_on(corpus: list[str], tmp_path: Path) -> No
             lay_out(changed, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["study", "small", "smoke"])
-def test_the_studies_of_this_repository_are_legal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their names, arms and schedules; their corpora are made elsewhere."""
+@pytest.fixture
+def in_prepared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in a folder with the names of what studies/prepare.sh makes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for corpus in ("redundant", "clean", "held_out", "trusted"):
         (tmp_path / "data" / f"{corpus}_a_text_document.idx").touch()
+
+
+@pytest.mark.usefixtures("in_prepared_folder")
+@pytest.mark.parametrize("name", ["study", "small", "smoke"])
+def test_the_studies_of_this_repository_are_legal(name: str) -> None:
+    """Their names, arms and schedules; their corpora are made elsewhere."""
     study = read_study(ROOT / "studies" / f"{name}.yaml")
     trained = {arm for block in study.grid for arm in block.arms}
     assert {study.reference, study.upper_reference} <= trained
@@ -227,6 +235,21 @@ def test_the_studies_of_this_repository_are_legal(name: str, tmp_path: Path, mon
     for arm in trained:
         schedule = study.arms[arm].settings["lfr_schedule"]
         resolve_schedule(schedule if isinstance(schedule, str) else json.dumps(schedule))
+
+
+@pytest.mark.usefixtures("in_prepared_folder")
+def test_what_the_questions_of_the_replication_run_is_in_its_grid() -> None:
+    grid = read_study(ROOT / "studies/study.yaml").grid
+    names = [
+        ".".join([*cell, f"s{seed}"])
+        for block in grid
+        for cell in itertools.product(block.corpora, block.sizes, block.rates, block.arms)
+        for seed in block.seeds
+    ]
+    table = (ROOT / "studies/README.md").read_text(encoding="utf-8").split("| question |")[1].split("\n\n")[0]
+    patterns = set(re.findall(r"'([\w.*?\[\]-]+)'", table))
+    assert len(patterns) > 15
+    assert [pattern for pattern in patterns if not fnmatch.filter(names, pattern)] == []
 
 
 def test_all_other_arms_are_secondary_contrasts_by_default(corpus: list[str], tmp_path: Path) -> None:
