@@ -20,6 +20,7 @@ from megatron_lfr.commonness.clean import clean, cleaned_prefixes
 from megatron_lfr.commonness.copies import Copies, find_copies
 from megatron_lfr.commonness.folder import FORMAT, KIND, PAGE, SUMMARY, check_folder, results_folder
 from megatron_lfr.commonness.items import Int64s, Prefix, reference_digests, reference_prefixes, training_prefixes
+from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.commonness.likelihood import Likelihoods, count_ngrams, score, vocabulary_of
 from megatron_lfr.commonness.page import make_page
 from megatron_lfr.commonness.results import Items, block_means, summarize
@@ -281,7 +282,7 @@ def _junk(documents: Items, trust: Trust | None, trusted: list[Prefix]) -> dict[
     share = documents.lengths[trust.junk & documents.copies.firsts].sum() / max(1, documents.lengths.sum())
     known = sum(int((np.diff(prefix.offsets) > 0).sum()) for prefix in trusted)
     limits = {"ratio_below": trust.ratio_below, "beyond_below": trust.beyond_below}
-    return {"share": float(share), **limits, "trusted_documents": known}
+    return {"rule": RULE, "share": float(share), **limits, "trusted_documents": known}
 
 
 def _score_by_corpus(

@@ -14,7 +14,7 @@ from megatron_lfr.commonness.order import Mask, in_order
 RULE = 4
 """Number of the rule for junk: 1, the ratio and a comparison of orders, long documents counting in full; 2, at most
 MOST_TOKENS of them; 3, less what repeats itself; 4, less what shows an order of its own. A change of which documents
-are junk raises it, so that nothing made by one rule is taken for that of another."""
+are junk raises it: results say it, and a study prepares corpora of two rules in folders of their own."""
 MOST_TRUSTED = 0.15
 """Most of the trusted text's own tokens that may be in as little order as what is taken for junk. Ours."""
 DEVIATIONS = 3.0

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import tyro
-import yaml
 
 from megatron_lfr.config.deepspeed import apply_deepspeed, deepspeed_settings, effect_notes
 from megatron_lfr.config.deepspeed_file import DeepSpeedConfig
+from megatron_lfr.config.keys import parse_flags, to_flags
 from megatron_lfr.config.main_path import MainPathConfig
 from megatron_lfr.config.training import CheckpointConfig, LFRConfig, LoggingConfig, TrainingConfig
 from megatron_lfr.data.config import DataConfig
@@ -36,7 +36,6 @@ from megatron_lfr.model.dropout import DropoutConfig
 from megatron_lfr.model.lora import LoRAConfig
 from megatron_lfr.model.loss import LossConfig
 from megatron_lfr.model.presets import MODEL_PRESETS
-from megatron_lfr.output import did_you_mean
 from megatron_lfr.parallel.config import ParallelConfig
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.run_folder.replacing import current_bytes
@@ -216,8 +215,8 @@ def parse_run_config(argv: Sequence[str]) -> tuple[RunConfig, list[str]]:
 
     def parse(config: RunConfig) -> RunConfig:
         if from_file:
-            config = _parse(from_file, config, prog=f"{config_file}")
-        return _parse(rest, config, prog="megatron-lfr train")
+            config = parse_flags(RunConfig, from_file, f"--config {config_file}", config)
+        return _parse(rest, config)
 
     default = _preset_config(model_preset)
     config = parse(default)
@@ -241,8 +240,8 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 
 def parse_settings(settings: Mapping[str, Any], source: str) -> RunConfig:
     """Return the configuration that settings give, by the names of their flags. A ValueError begins with `source`."""
-    preset_name, argv = _settings_to_argv(settings, source)
-    config = _parse(argv, _preset_config(preset_name), prog=source)
+    preset_name, argv = _split_preset(settings, source)
+    config = parse_flags(RunConfig, argv, source, _preset_config(preset_name))
     return dataclasses.replace(config, lfr=config.lfr.with_named_clusters())
 
 
@@ -255,12 +254,12 @@ def _preset_config(name: str | None) -> RunConfig:
     return RunConfig(model=MODEL_PRESETS[name])
 
 
-def _parse(argv: Sequence[str], default: RunConfig, prog: str) -> RunConfig:
+def _parse(argv: Sequence[str], default: RunConfig) -> RunConfig:
     config: RunConfig = tyro.cli(
         RunConfig,
         args=list(argv),
         default=default,
-        prog=prog,
+        prog="megatron-lfr train",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return config
@@ -304,32 +303,10 @@ def _yaml_to_argv(path: Path) -> tuple[str | None, list[str]]:
         raise ValueError(f"--config {path}: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path}: expected a mapping of flags to values")
-    return _settings_to_argv(settings, f"--config {path}")
+    return _split_preset(settings, f"--config {path}")
 
 
-def _settings_to_argv(settings: Mapping[str, Any], source: str) -> tuple[str | None, list[str]]:
-    """Turn settings into (model preset, flags), so that their values are checked as those of flags are. A ValueError
-    begins with `source`."""
-    legal = [*RunConfig().to_flat(), "model_preset"]
-    argv: list[str] = []
-    for key, value in settings.items():
-        name = str(key).replace("-", "_")
-        if name not in legal:
-            raise ValueError(f"{source}: unknown key {key!r}{did_you_mean(name, legal, cutoff=0.5)}")
-        if name != "model_preset":
-            argv += _as_flag(name, value)
+def _split_preset(settings: Mapping[str, Any], source: str) -> tuple[str | None, list[str]]:
+    """Turn settings into (model preset, flags). A ValueError begins with `source`."""
     chosen = settings.get("model_preset", settings.get("model-preset"))
-    return (None if chosen is None else str(chosen)), argv
-
-
-def _as_flag(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag if value else "--no-" + flag[2:]]
-    if name == "lfr_schedule" and isinstance(value, list):
-        return [flag, yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()]
-    if name == "lfr_scores" and isinstance(value, list):  # repeated, one value each
-        return [word for one in value for word in (flag, str(one))]
-    if isinstance(value, list):
-        return [flag, *map(str, value)]
-    return [flag, str(value)]
+    return (None if chosen is None else str(chosen)), to_flags(settings, RunConfig, source, ["model_preset"])

@@ -169,6 +169,12 @@ def read_study(file: Path) -> Study:
     if upper is not None:
         check_choice(upper, arms, f"{top.where}: upper_reference")
     candidate = _candidate(top, names, arms)
+    for name in (reference, *([] if upper is None else [upper]), *(candidate.among if candidate else ())):
+        if arms[name].compute != 1:
+            raise ValueError(
+                f"{top.where}: arms: {name}: compute: {arms[name].compute:g}: not of an arm that others are compared "
+                "with or picked from; give another arm a share"
+            )
     primary, secondary = _contrasts(top, arms, reference, candidate is not None)
     return Study(
         file=file,
@@ -255,10 +261,13 @@ def _arm(name: str, value: Any, where: str, names: _Names) -> Arm:
         steps.append(_step(step, given, f"{where}: prepare: {step}", steps, names))
     if {"evaluate", "clean"} <= {step.kind for step in steps}:
         raise ValueError(f"{where}: prepare: evaluate and clean do not go together: a cleaned corpus has other blocks")
+    compute = fields.number("compute", 1.0)
+    if compute != 1 and length == "schedule":
+        raise ValueError(f"{where}: compute: {compute:g}: with length: schedule the schedule says how long it trains")
     if name == CANDIDATE:
         raise ValueError(f"{where}: this name stands for the arm that the candidate's rule picks; take another")
     settings = _settings(fields.mapping("settings"), f"{where}: settings")
-    return Arm(name, settings, corpus, tuple(steps), cast(Length, length), fields.number("compute", 1.0))
+    return Arm(name, settings, corpus, tuple(steps), cast(Length, length), compute)
 
 
 def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names) -> Step:

@@ -65,8 +65,9 @@ class Fields:
         return tuple(map(float, self._list(key, _is_positive, "positive numbers", list(default))))
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """Return a list of integers of at least 0, each once; empty where it is not given."""
-        values = self._list(key, lambda entry: type(entry) is int and entry >= 0, "integers of at least 0")
+        """Return a list of integers from 0 to below 2^63, each once; empty where it is not given."""
+        what = "integers of at least 0 and below 2^63"
+        values = self._list(key, lambda entry: type(entry) is int and 0 <= entry < 2**63, what)
         if len(set(values)) != len(values):
             raise ValueError(f"{self.where}: {key}: {values}: one is given twice")
         return tuple(values)
@@ -95,6 +96,8 @@ class Fields:
 
 def check_choice(name: str, legal: Collection[str], where: str) -> str:
     """Return `name`; ValueError where it is none of `legal`."""
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: expected a name, got {name!r}")
     if name not in legal:
         raise ValueError(f"{where}: unknown name {name!r}{close_matches(name, legal)}")
     return name

@@ -6,12 +6,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 from megatron_lfr.build import check_groups, make_model_config, make_tokenizer
 from megatron_lfr.commonness.command import CommonnessConfig, check_disjoint
 from megatron_lfr.commonness.items import reference_digests
 from megatron_lfr.config import RunConfig, run_schedule
+from megatron_lfr.config.keys import parse_flags, to_flags
 from megatron_lfr.config.run import parse_settings
 from megatron_lfr.data.config import DataConfig
 from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_values, parse_names
@@ -24,6 +24,9 @@ from megatron_lfr.lfr.scores import check_arrays, used_arrays
 from megatron_lfr.study.definition import Corpus, Settings, Study
 from megatron_lfr.study.fields import Fields
 from megatron_lfr.study.labels import kinds_of_blocks
+
+_OF_COMMONNESS = ("output", "cleaned_output", "data_path", "seq_length", "split")
+"""Flags of commonness that a study sets itself: its blocks are those of the run."""
 
 
 class Inputs:
@@ -44,12 +47,11 @@ class Inputs:
         """Make and check a configuration; those that differ in their seed alone are made once."""
         key = json.dumps({**settings, "seed": 0, "save": "-"}, default=str)
         if key not in self._configs:
+            config = parse_settings(settings, where)
             try:
-                config = parse_settings(settings, where)
                 config.validate(1)
             except ValueError as error:
-                text = str(error)
-                raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
+                raise ValueError(f"{where}: {error}") from None
             self._configs[key] = config
         return self._configs[key]
 
@@ -69,10 +71,10 @@ class Inputs:
         data = config.data
         blocks = self.blocks(data, corpus.data_path, where)
         self.check_held_out(corpus.data_path, where)
-        tokenizer = self._open_tokenizer(data.tokenizer_model, data.eod_token)
-        vocab_size = make_model_config(config, tokenizer).vocab_size
-        assert vocab_size is not None
         try:
+            tokenizer = self._open_tokenizer(data.tokenizer_model, data.eod_token)
+            vocab_size = make_model_config(config, tokenizer).vocab_size
+            assert vocab_size is not None
             for opened in (blocks, self.held_out(config)):
                 settle_documents(data, tokenizer, vocab_size, opened.datasets)
         except (ValueError, OSError) as error:
@@ -92,9 +94,9 @@ class Inputs:
         for name in used_arrays(run_schedule(config.lfr).phases):
             if name not in files:
                 raise ValueError(f"{flag}: a phase needs the array {name!r}; given: {', '.join(files) or 'none'}")
+            if blocks is None:
+                raise ValueError(f"{flag} {name}: is of the corpus before cleaning, which has other blocks")
             if any(files[name].is_relative_to(path) for path in made.values()):
-                if blocks is None:
-                    raise ValueError(f"{flag} {name}: is of the corpus before cleaning, which has other blocks")
                 continue
             if "{" in str(files[name]):
                 raise ValueError(f"{flag} {name}={files[name]}: the arm's steps are {', '.join(made) or 'none'}")
@@ -102,8 +104,7 @@ class Inputs:
                 opened[name] = self._open_values(name, files[name], flag)
             except OSError as error:
                 raise ValueError(f"{flag} {name}: {error}") from None
-            if blocks is not None:
-                opened[name].check_corpus(blocks.digests(), flag)
+            opened[name].check_corpus(blocks.digests(), flag)
         return opened
 
     def check_scores(self, plan: Plan, scores: dict[str, BlockValues], where: str) -> None:
@@ -120,20 +121,24 @@ class Inputs:
     def check_held_out(self, prefixes: Sequence[str], where: str) -> None:
         """Check that a text which models learn from is not the one that decides; ValueError names the prefix."""
         try:
-            check_disjoint(self.study.held_out, prefixes, "held_out")
+            check_disjoint(self.study.held_out, prefixes, "held_out", "data_path")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
-    def check_commonness(self, settings: Settings, where: str) -> list[str]:
-        """Check the flags of a step's commonness, and return the digests of its trusted text."""
+    def check_commonness(self, flags: Settings, settings: Settings, where: str) -> list[str]:
+        """Check the flags of a step's commonness, and the settings that they are a part of; return the digests of its
+        trusted text."""
         legal = [field.name for field in dataclasses.fields(CommonnessConfig)]
-        Fields(settings, where, [name for name in legal if name not in ("output", "cleaned_output")])
+        Fields(flags, where, [name for name in legal if name not in _OF_COMMONNESS])
+        argv = to_flags({**settings, "output": "-"}, CommonnessConfig, where)
+        config = parse_flags(CommonnessConfig, argv, where)
+        flag = "--reference-data-path"
         try:
-            config = CommonnessConfig(**settings, output=Path("-"))
             config.check_values()
-            check_disjoint(self.study.held_out, config.reference_data_path, "held_out", "--reference-data-path")
+            check_disjoint(config.reference_data_path, config.data_path, flag)
+            check_disjoint(self.study.held_out, config.reference_data_path, "held_out", flag)
             return self._digest_trusted(tuple(config.reference_data_path))
-        except (TypeError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
 
     def _check_labels_once(self, corpus: Corpus, seq_length: int, split: str) -> None:

@@ -19,16 +19,19 @@ def read_labels(file: Path, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
     """Read labels as indices of `kinds` [n]: an .npy of integers, or a name a line. ValueError names what is none."""
     if file.suffix == ".npy":
         try:
-            labels = np.load(file, allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            raise ValueError(f"{file}: is empty, cut short, damaged or of objects ({error}); make it again") from None
+            labels = np.lib.format.open_memmap(file, mode="r")
+        except ValueError as error:
+            raise ValueError(f"{file}: is no .npy, cut short, damaged or of objects ({error}); make it again") from None
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected integers in one dimension, not {labels.dtype} {list(labels.shape)}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(kinds):
             raise ValueError(f"{file}: labels go from {labels.min()} to {labels.max()}; there are {len(kinds)} kinds")
         return np.asarray(labels, np.int64)
     numbers = {name: number for number, name in enumerate(kinds)}
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is not UTF-8 ({error})") from None
     unknown = next((line for line in lines if line not in numbers), None)
     if unknown is not None:
         raise ValueError(f"{file}: unknown kind {unknown!r}; the study names {', '.join(kinds)}")

@@ -236,7 +236,7 @@ class _Bench:
             given = {key.replace("-", "_"): value for key, value in step.settings.items()}
             settings |= given
             if step.kind == "commonness":
-                made_of = self.inputs.check_commonness(settings, where)
+                made_of = self.inputs.check_commonness(given, settings, where)
         seq_length = data.seq_length
         key = f"{step.name}-{digest_of([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
         folder = self.output / "prepared" / (f"{key}-rule{RULE}" if step.kind in ("commonness", "clean") else key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,18 @@ def load_results(study: Study, layout: Layout, output: Path) -> Results:
         if content is None:
             open_runs.append(run.name)
         else:
-            runs.append(Result(content, result_file(output, run.name).with_name(content["arrays"])))
+            runs.append(Result(content, _arrays_file(result_file(output, run.name), content)))
     return Results(study, runs, open_runs, layout.seq_length)
+
+
+def _arrays_file(result: Path, content: dict[str, Any]) -> Path:
+    """Return the file beside a result that its arrays are in."""
+    name = content.get("arrays")
+    if not isinstance(name, str) or not zipfile.is_zipfile(result.with_name(name)):
+        raise ValueError(
+            f"{result}: its arrays, {name}, are not there or damaged; remove both, and run the study again"
+        )
+    return result.with_name(name)
 
 
 @dataclass(frozen=True)

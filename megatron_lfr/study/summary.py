@@ -103,6 +103,7 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
         "arm": arm,
         "seeds": sorted(runs),
         "loss": mean_of(run.loss for run in done),
+        "compute_share": study.arms[arm].compute,
         "losses": {seed: run.loss for seed, run in sorted(runs.items())},
         "domains": _means([run.json["held_out"]["domains"] for run in done]),
         "compute": _means([run.json["compute"] for run in done]),
@@ -138,7 +139,13 @@ def _contrasts(
         for contrast in contrasts
         if (row := _contrast(results, cell, contrast, held_out, seeds, is_primary)) is not None
     ]
-    tested = [row for row in rows if not row["is_primary"] and row["by_seeds"].p is not None]
+    tested = [
+        row
+        for row in rows
+        if not row["is_primary"]
+        and row["by_seeds"].p is not None
+        and study.arms[row["arm"]].compute == study.arms[row["against"]].compute
+    ]
     for row, adjusted in zip(tested, holm([row["by_seeds"].p for row in tested]), strict=True):
         row["adjusted_p"] = adjusted
     return rows

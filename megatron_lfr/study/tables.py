@@ -11,7 +11,7 @@ from megatron_lfr.output import is_number, number, visible
 from megatron_lfr.study.between import LEARNED
 
 NONE = "–"
-_BETWEEN = {"seeds": "between seeds", "sizes": "between sizes", "both": "between both"}
+_BETWEEN = {"seeds": "between seeds", "sizes": "between sizes", "both": "between sizes and seeds"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
         common = [loss - reference[seed] for seed, loss in arm["losses"].items() if seed in reference]
         difference = sum(common) / len(common) if common else None
         row = [
-            arm["arm"],
+            arm["arm"] + (f" ({arm['compute_share']:g} of the compute)" if arm["compute_share"] != 1 else ""),
             " ".join(map(str, arm["seeds"])),
             number(arm["loss"], missing=NONE),
             signed(difference),
@@ -139,7 +139,7 @@ def _rules(arms: Sequence[dict[str, Any]]) -> str:
     if by_rule.keys() <= {RULE}:
         return ""
     said = "; ".join(f"rule {rule}: {', '.join(names)}" for rule, names in sorted(by_rule.items()))
-    return f" Junk was found by several versions of commonness or an earlier one (today's is rule {RULE}): {said}."
+    return f" Not all junk was found by today's rule, {RULE}: {said}."
 
 
 def _of_seeds(arm: dict[str, Any]) -> str:
@@ -164,7 +164,7 @@ def _contrasts(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
     head = ["contrast", "", "difference", "95 % over seeds", "seeds", "p", "p (Holm)", "95 % over documents"]
     note = (
         "Difference in held-out loss; below 0, the first is better. Over seeds: paired t. Over documents: bootstrap of "
-        "the held-out documents within domains, of the mean over seeds. Holm: over the secondary contrasts."
+        "the held-out documents within domains, of the mean over seeds. Holm: over secondary ones of equal compute."
     )
     return Table("Contrasts", head, rows, note)
 

@@ -58,7 +58,7 @@ def test_labels_that_do_not_fit_are_refused(corpus: list[str], tmp_path: Path) -
     cut = tmp_path / "cut.npy"
     np.save(cut, np.zeros(80, np.int64))
     cut.write_bytes(cut.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"cut.npy: is empty, cut short, damaged or of objects"):
+    with pytest.raises(ValueError, match=r"cut.npy: is no .npy, cut short, damaged or of objects"):
         kinds_of_blocks({**given, "file": str(cut)}, corpus, BlockDataset(corpus, SEQ, "1").train, "1")
 
 

@@ -53,7 +53,18 @@ def lay_out(content: dict[str, Any], folder: Path) -> None:
         (put("seeds", [1, 1]), "seeds: [1, 1]: one is given twice"),
         (put("sizes.S", {1: 2}), "sizes: S: 1: expected the name of a setting"),
         (put("candidate", {"among": ["lfr"], "seeds": []}), "candidate: seeds: give at least one"),
-        (put("seeds", [True]), "seeds: expected a list of integers of at least 0, got [True]"),
+        (put("seeds", [True]), "seeds: expected a list of integers of at least 0 and below 2^63, got [True]"),
+        (
+            put("seeds", [2**63]),
+            "expected a list of integers of at least 0 and below 2^63, got [9223372036854775",
+        ),
+        (put("upper_reference", ["lfr"]), "upper_reference: expected a name, got ['lfr']"),
+        (put("arms.lfr.corpus", ["toy"]), "arms: lfr: corpus: expected a name, got ['toy']"),
+        (put("arms.uniform.compute", 0.5), "arms: uniform: compute: 0.5: not of an arm that others are compared with"),
+        (
+            put("arms.lfr", {"compute": 0.5, "length": "schedule"}),
+            "arms: lfr: compute: 0.5: with length: schedule the schedule says how long it trains",
+        ),
         (put("compute", "many"), "compute: expected a positive number, got 'many'"),
         (put("compute", {"M": 1}), "compute: unknown key 'M'; legal: S"),
         (put("train.seed", 3), "train: seed: is set by the study for every run; leave it out"),
@@ -92,6 +103,8 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         (put("sizes.S.num_attention_heads", 3), "--num-attention-heads 3: must divide --hidden-size 16"),
         (put("arms.lfr.settings.lfr_schedule", "lfrr"), "--lfr-schedule lfrr: neither a preset"),
         (put("arms.lfr.settings.lfr_schedule", "lfr-v1"), "say length: scaled"),
+        (put("train.seq_length", "abc"), "--seq-length: invalid literal for int() with base 10: 'abc'"),
+        (put("train.tokenizer_model", "nope.json"), "nope.json"),
         (put("corpora.toy.data_path", ["nothing"]), "--data-path nothing: "),
         (put("held_out", ["nothing"]), "held_out nothing: "),
         (put("compute", 300), "a budget of 300 tokens leaves 2 steps"),
@@ -143,7 +156,13 @@ def test_what_train_would_refuse_is_refused_before_anything_runs(
     [
         (put("arms.lfr.prepare", {"c": {"commonness": {"near_threshold": 0.1}}}), "--near-threshold 0.1: must be from"),
         (put("arms.lfr.prepare", {"c": {"commonness": {"junk_share": 0.1}}}), "--junk-share 0.1: needs --reference-d"),
-        (put("arms.lfr.prepare", {"c": {"commonness": {"threads": None}}}), "not supported between instances of"),
+        (put("arms.lfr.prepare", {"c": {"commonness": {"threads": None}}}), "threads: has no value; leave the key out"),
+        (put("arms.lfr.prepare", {"c": {"commonness": {"threads": 1.5}}}), "--threads: invalid literal for int() with"),
+        (
+            put("arms.lfr.prepare", {"c": {"commonness": {"memory_gb": "x"}}}),
+            "--memory-gb: could not convert string",
+        ),
+        (put("arms.lfr.prepare", {"c": {"commonness": {"seq_length": 8}}}), "prepare: c: unknown key 'seq_length'"),
         (put("arms.lfr.prepare", {"c": {"commonness": {"thread": 1}}}), "unknown key 'thread'; did you mean threads"),
         (
             put("arms.lfr.prepare", {"c": {"commonness": {"reference_data_path": ["nothing"]}}}),
@@ -203,14 +222,19 @@ def test_what_decides_is_not_trained_on(corpus: list[str], tmp_path: Path) -> No
     held_out = tiny_study(corpus)["held_out"][1]
     trained = {"reference": {"train": {"data_path": [held_out], "train_iters": 5}}}
     trusted = {"common": {"commonness": {"reference_data_path": [held_out]}}}
-    for change, where in (
-        (put("corpora.toy.data_path", [corpus[0], held_out]), "arms: uniform (size S, rate cosine): "),
-        (put("arms.lfr.prepare", trained), "arms: lfr: prepare: reference: "),
-        (put("arms.lfr.prepare", trusted), "arms: lfr: prepare: common: "),
+    of_corpus = {"common": {"commonness": {"reference_data_path": [corpus[0]]}}}
+    for change, message in (
+        (
+            put("corpora.toy.data_path", [corpus[0], held_out]),
+            f"arms: uniform (size S, rate cosine): held_out {held_out}: is in data_path; give text that is not",
+        ),
+        (put("arms.lfr.prepare", trained), f"prepare: reference: held_out {held_out}: is in data_path"),
+        (put("arms.lfr.prepare", trusted), f"prepare: common: held_out {held_out}: is in --reference-data-path"),
+        (put("arms.lfr.prepare", of_corpus), f"prepare: common: --reference-data-path {corpus[0]}: is in --data-path"),
     ):
         changed = tiny_study(corpus)
         change(changed)
-        with pytest.raises(ValueError, match=re.escape(f"{where}held_out {held_out}: is in --")):
+        with pytest.raises(ValueError, match=re.escape(message)):
             lay_out(changed, tmp_path)
 
 
@@ -247,9 +271,13 @@ def test_what_the_questions_of_the_replication_run_is_in_its_grid() -> None:
         for seed in block.seeds
     ]
     table = (ROOT / "studies/README.md").read_text(encoding="utf-8").split("| question |")[1].split("\n\n")[0]
-    patterns = set(re.findall(r"'([\w.*?\[\]-]+)'", table))
-    assert len(patterns) > 15
-    assert [pattern for pattern in patterns if not fnmatch.filter(names, pattern)] == []
+    rows = [re.findall(r"'([\w.*?\[\]-]+)'", row) for row in table.splitlines()[2:]]
+    assert len(rows) > 10
+    for patterns in rows:
+        assert [pattern for pattern in patterns if not fnmatch.filter(names, pattern)] == []
+        chosen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+        for corpus, size, rate, _, seed in (name.split(".") for name in chosen):
+            assert f"{corpus}.{size}.{rate}.uniform.{seed}" in chosen, "all is compared with uniform"
 
 
 def test_all_other_arms_are_secondary_contrasts_by_default(corpus: list[str], tmp_path: Path) -> None:

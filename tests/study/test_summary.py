@@ -105,7 +105,7 @@ def test_arms_of_several_rules_for_junk_are_named(results: Results) -> None:
         ]
         return make_markdown(summarize(Results(results.study, runs, [], 16)))
 
-    assert "Junk was found" not in text({("lfr", 1): RULE, ("best", 1): RULE})
+    assert "Not all junk" not in text({("lfr", 1): RULE, ("best", 1): RULE})
     mixed = text({("lfr", 1): RULE, ("lfr", 2): RULE - 1, ("best", 1): RULE})
     assert f"rule {RULE - 1}: lfr; rule {RULE}: best, lfr." in mixed
 

@@ -346,7 +346,12 @@ def test_the_effective_configuration_is_a_configuration_file(
         ("hidden_sise: 3", "unknown key 'hidden_sise'; did you mean hidden_size"),
         ("- 1", "expected a mapping"),
         ("a: [", "not YAML"),
-        ("lr: fast", "lr"),
+        ("lr: fast", "bad.yaml: --lr: could not convert string to float: 'fast'"),
+        ("lr_decay_style: step", "bad.yaml: invalid choice 'step' for argument '--lr-decay-style'. Expected one of ("),
+        ("seq_length: [1, 2]", "seq_length: takes one value, not a list, got [1, 2]"),
+        ("seq-length:", "seq-length: has no value; leave the key out for the default"),
+        ("lr: {a: 1}", "lr: takes a value, not a mapping, got {'a': 1}"),
+        ("bf16: 3", "bf16: expected true or false, got 3"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )
