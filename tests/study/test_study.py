@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,16 @@ def test_the_page_needs_nothing_else_and_shows_every_arm(study: Path) -> None:
     for part in ("uniform", "lfr", "noise", "Held-out loss at equal compute"):
         assert part in page
         assert part in text
+
+
+def test_damaged_arrays_of_a_result_are_named(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study.parent)
+    shutil.copytree(study / "results", tmp_path / "out/results")
+    arrays = tmp_path / "out/results/toy.S.cosine.lfr.s1.npz"
+    for damage in (lambda: arrays.write_bytes(arrays.read_bytes()[:200]), arrays.unlink):
+        damage()
+        with pytest.raises(ValueError, match=r"toy.S.cosine.lfr.s1.json: its arrays, .*s1.npz, are not there or damaged"):
+            main(["study.yaml", "--output", str(tmp_path / "out"), "--report-only"])
 
 
 def test_results_of_other_settings_are_refused(
