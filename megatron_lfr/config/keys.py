@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ def _first_words(message: str) -> str:
     return " ".join(itertools.takewhile(bool, said)).removeprefix("Error parsing ")
 
 
+@functools.cache
 def _types(config: type) -> dict[str, Any]:
     """Return the type of each setting of a configuration, whose fields are settings or sections of them."""
     types: dict[str, Any] = {}

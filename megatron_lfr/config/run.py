@@ -241,7 +241,11 @@ def read_run_config(folder: RunFolder, tokenizer_model: str | None = None) -> Ru
 def parse_settings(settings: Mapping[str, Any], source: str) -> RunConfig:
     """Return the configuration that settings give, by the names of their flags. A ValueError begins with `source`."""
     preset_name, argv = _split_preset(settings, source)
-    config = parse_flags(RunConfig, argv, source, _preset_config(preset_name))
+    try:
+        default = _preset_config(preset_name)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    config = parse_flags(RunConfig, argv, source, default)
     return dataclasses.replace(config, lfr=config.lfr.with_named_clusters())
 
 

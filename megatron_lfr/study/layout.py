@@ -163,8 +163,7 @@ class _Bench:
         budget = self.study.compute[cell.size] * arm.compute * point
         prepared = (preparation + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
-        if not cleaned:
-            self.inputs.check_scores(plan, scores, where)
+        self.inputs.check_scores(plan, scores, where)
         identity = {
             **_files(corpus, scores),
             "settings": {key: value for key, value in {**settings, **length}.items() if key != "lfr_schedule"},

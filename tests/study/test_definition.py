@@ -105,6 +105,7 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         (put("arms.lfr.settings.lfr_schedule", "lfr-v1"), "say length: scaled"),
         (put("train.seq_length", "abc"), "--seq-length: invalid literal for int() with base 10: 'abc'"),
         (put("train.tokenizer_model", "nope.json"), "nope.json"),
+        (put("train.model_preset", "huge"), "--model-preset huge: choose from"),
         (put("corpora.toy.data_path", ["nothing"]), "--data-path nothing: "),
         (put("held_out", ["nothing"]), "held_out nothing: "),
         (put("compute", 300), "a budget of 300 tokens leaves 2 steps"),
