@@ -21,11 +21,11 @@ constexpr uint64_t kLongest = uint64_t{1} << 18;  // tokens of a span
 // a_2, a_3 and a_4; a_1 is a tenth of the vocabulary.
 constexpr double kPseudoCounts[] = {100.0, 20.0, 10.0};
 
-// Adds to a counter that other threads add to as well. It is read as kMostCounted at most, from where on it
-// grows no further: what is read does not depend on the order of the threads.
-void add_to(uint32_t& counter, uint32_t number) {
-    if (__atomic_fetch_add(&counter, number, __ATOMIC_RELAXED) >= kMostCounted) {
-        __atomic_fetch_sub(&counter, number, __ATOMIC_RELAXED);
+// Adds one to a counter that other threads add to as well. It is read as kMostCounted at most, from where on
+// it grows no further: what is read does not depend on the order of the threads.
+void add_one(uint32_t& counter) {
+    if (__atomic_fetch_add(&counter, 1u, __ATOMIC_RELAXED) >= kMostCounted) {
+        __atomic_fetch_sub(&counter, 1u, __ATOMIC_RELAXED);
     }
 }
 
@@ -41,7 +41,6 @@ class LocalCounts {
         }
         mask_ = size - 1;
         ++generation_;
-        used_.clear();
     }
 
     // Counts one, and returns the number of its entry.
@@ -50,22 +49,12 @@ class LocalCounts {
         while (entries_[at].generation == generation_ && entries_[at].key != key) at = (at + 1) & mask_;
         if (entries_[at].generation != generation_) {
             entries_[at] = {key, 0, generation_};
-            used_.push_back(static_cast<uint32_t>(at));
         }
         ++entries_[at].count;
         return static_cast<uint32_t>(at);
     }
 
     uint32_t count(uint32_t entry) const { return entries_[entry].count; }
-
-    // Adds everything to the counters.
-    void add_to(uint32_t* counters) const {
-        for (uint64_t i = 0; i < used_.size(); ++i) {
-            if (i + kAhead < used_.size()) __builtin_prefetch(&counters[entries_[used_[i + kAhead]].key], 1);
-            const Entry& entry = entries_[used_[i]];
-            mlfr::add_to(counters[entry.key], entry.count);
-        }
-    }
 
   private:
     static constexpr int kCountBits = 20;  // for NgramModel::kOrder * kLongest
@@ -78,7 +67,6 @@ class LocalCounts {
     };
 
     std::vector<Entry> entries_;
-    std::vector<uint32_t> used_;
     uint64_t mask_ = 0;
     uint32_t generation_ = 0;
 };
@@ -135,7 +123,15 @@ class NgramModel::Section {
         }
     }
 
-    const LocalCounts& local() const { return local_; }
+    // Counts every n-gram of the span.
+    void count(uint32_t* counters) const {
+        for (uint64_t i = 0; i < counters_.size(); ++i) {
+            fetch(counters, i + kAhead);
+            for (int n = 0; n < kOrder && static_cast<uint64_t>(n) <= i; ++n) {
+                add_one(counters[counters_[i][n]]);
+            }
+        }
+    }
 
     // Without what the span has itself, where that was counted.
     void score(float* out, float* unigram) const {
@@ -144,9 +140,7 @@ class NgramModel::Section {
         const uint32_t* global = model_.counts_.data();
         std::array<double, kOrder> before{};  // counts of the 1-, 2-, ... grams that end at the token before
         for (uint64_t i = 0; i < tokens_.size(); ++i) {
-            if (i + kAhead < tokens_.size()) {
-                for (int n = 1; n < kOrder; ++n) __builtin_prefetch(&global[counters_[i + kAhead][n]]);
-            }
+            fetch(global, i + kAhead);
             std::array<double, kOrder> counts{};
             double probability = 1 / vocab;
             for (int n = 0; n < kOrder && static_cast<uint64_t>(n) <= i; ++n) {
@@ -164,6 +158,11 @@ class NgramModel::Section {
     }
 
   private:
+    void fetch(const uint32_t* counters, uint64_t token) const {
+        if (token >= counters_.size()) return;
+        for (int n = 1; n < kOrder; ++n) __builtin_prefetch(&counters[counters_[token][n]]);
+    }
+
     const NgramModel& model_;
     const bool counts_own_;
     std::vector<uint32_t> tokens_;
@@ -181,10 +180,10 @@ NgramModel::NgramModel(int log2_slots, uint64_t vocab_size)
 void NgramModel::count(const SpanReader& reader, const Spans& spans, int threads) {
     const std::vector<uint64_t> bounds = tasks_of(spans);
     parallel_for(bounds.size() - 1, threads, [&](uint64_t task) {
-        Section section(*this, true);
+        Section section(*this, false);
         for (uint64_t i = bounds[task]; i < bounds[task + 1]; ++i) {
             section.read(reader, spans.starts[i], static_cast<uint64_t>(spans.lengths[i]));
-            section.local().add_to(counts_.data());
+            section.count(counts_.data());
         }
     });
     tokens_ = std::accumulate(spans.lengths, spans.lengths + spans.n, tokens_);
