@@ -31,7 +31,7 @@ def to_flags(settings: Mapping[str, Any], config: type, where: str, more: Sequen
             raise ValueError(f"{where}: unknown key {key!r}{did_you_mean(name, [*types, *more], cutoff=0.5)}")
         if name in types:
             _check_shape(name, value, types[name], f"{where}: {key}")
-            argv += _as_flag(name, value)
+            argv += as_flag(name, value)
     return argv
 
 
@@ -85,7 +85,8 @@ def _kinds(hint: Any) -> list[Any]:
     return [get_origin(hint) or hint]
 
 
-def _as_flag(name: str, value: Any) -> list[str]:
+def as_flag(name: str, value: Any) -> list[str]:
+    """Return the words of a command line that give a setting."""
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag[2:]]

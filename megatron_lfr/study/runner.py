@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_lfr.commonness.clean import KEPT
 from megatron_lfr.commonness.junk import RULE
+from megatron_lfr.config.keys import as_flag
 from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.study.beginnings import Beginning, Forks, choose_forks, find_beginnings
 from megatron_lfr.study.definition import Study
@@ -257,8 +258,4 @@ def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:
-    words: list[str] = []
-    for key, value in settings.items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{key.replace('_', '-')}", *map(str, values)]
-    return words
+    return [word for key, value in settings.items() for word in as_flag(key, value)]
