@@ -124,8 +124,8 @@ class Phase:
     """Of Learn and Review, and of the Review in the place of a Focus that may be declined. anew: the phase begins with
     a new pass over all blocks. continued: it goes on with the passes of the Learn and Review phases before it in its
     segment, where the last one stopped, so that none of them trains on a block again before they have trained on all
-    others (ours). In passes by a `weight`, the heaviest blocks come once each, the others as often as they weigh less.
-    Phases that count `copies` are each drawn anew."""
+    others (ours). In passes by a `weight`, the heaviest blocks come once each, the others in as many of them as they
+    weigh less, evenly. Phases that count `copies` are each drawn anew."""
 
     @property
     def score_mode(self) -> str:

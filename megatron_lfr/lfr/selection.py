@@ -12,7 +12,7 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.chain import Chain
 from megatron_lfr.lfr.left_out import Scores, Selection, drop_content_clusters, droppable
 from megatron_lfr.lfr.phase import Phase
-from megatron_lfr.lfr.weights import EQUAL, Counting, exact_sum
+from megatron_lfr.lfr.weights import EQUAL, Counting
 
 Order = npt.NDArray[np.unsignedinteger]
 Doubles = npt.NDArray[np.float64]
@@ -165,18 +165,32 @@ def _passes_over(kept: npt.NDArray[np.bool_], samples: int, seed: int) -> Order:
 
 
 def _continued(n_blocks: int, factors: Scores | None, samples: int, seed: int, chain: Chain) -> Order:
-    """Go on with the passes of a chain: what one Learn would give after the samples that are taken. With `factors`, of
-    which the largest is 1, a pass has as many samples as they sum to, so that a block comes in it at most once, with a
-    chance of its factor (ours)."""
-    size = n_blocks if factors is None else max(1, int(exact_sum(factors)))
-    taken = sum(chain.taken)
-    skipped, rest = divmod(taken, size)
-    seeds = _pass_seeds(phase_seed(seed, chain.first), taken + samples, size)[skipped:]
-    if factors is None:
-        order: Order = _C.permutation(n_blocks, seeds, samples=rest + samples)
-    else:
-        order = np.concatenate([_everything(n_blocks, factors, size, pass_seed) for pass_seed in seeds])
-    return order[rest : rest + samples]
+    """Go on with the passes of a chain: what one Learn would give after the samples that are taken."""
+    seed, taken = phase_seed(seed, chain.first), sum(chain.taken)
+    if factors is not None:
+        return _passes_by(factors, taken, samples, seed)
+    skipped, rest = divmod(taken, n_blocks)
+    order: Order = _C.permutation(
+        n_blocks, _pass_seeds(seed, taken + samples, n_blocks)[skipped:], samples=rest + samples
+    )
+    return order[rest:]
+
+
+def _passes_by(factors: Scores, taken: int, samples: int, seed: int) -> Order:
+    """Sample in passes by factors, of which the largest is 1, after the samples that are taken. A block comes in the
+    share of the passes that its factor is, as evenly as can be: drawn for each pass anew, the passes would leave out
+    blocks that one draw for all of them has (ours; benchmarks/2026-11-28-even-passes.md)."""
+    parts, number = [], 0
+    while samples > 0:
+        visits = _C.visits_in_pass(factors, number, seed)
+        size = int(visits.sum(dtype=np.int64))
+        skipped = min(taken, size)
+        count = min(samples, size - skipped)
+        if count:
+            order: Order = _C.shuffle_visits(visits, phase_seed(seed, number), samples=skipped + count)
+            parts.append(order[skipped:])
+        taken, samples, number = taken - skipped, samples - count, number + 1
+    return np.concatenate(parts)
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:

@@ -19,7 +19,7 @@ using fuzz::take_samples;
 using fuzz::throws;
 using mlfr::WeightRule;
 
-enum class Call : uint8_t { kDraw, kPlace, kVisits, kChoice, kTemper, kTurns, kCount };
+enum class Call : uint8_t { kDraw, kPlace, kVisits, kChoice, kTemper, kTurns, kPasses, kCount };
 
 void check_draw(const Case& input, Reader& reader) {
     const uint64_t n = input.scores.size();
@@ -269,6 +269,23 @@ void check_temper(const Case& input, Reader& reader) {
     }
 }
 
+void check_passes(const Case& input, Reader& reader) {
+    const uint64_t n = input.scores.size(), first = reader.take<uint32_t>() / 2;
+    const std::vector<float> factors = take_factors(reader, n);
+    if (factors.empty()) return;
+    std::vector<uint64_t> total(n, 0);
+    std::vector<uint32_t> visits(n);
+    for (uint64_t pass = 0; pass < 8; ++pass) {
+        mlfr::visits_in_pass(factors.data(), n, first + pass, input.seed, input.threads, visits.data());
+        for (uint64_t i = 0; i < n; ++i) {
+            const auto units = static_cast<uint64_t>(static_cast<double>(factors[i]) * 0x1p32);
+            const uint64_t least = ((pass + 1) * units) >> 32, rest = ((pass + 1) * units) & 0xFFFFFFFFu;
+            total[i] += visits[i];
+            require(visits[i] <= 1 && total[i] >= least && total[i] <= least + (rest > 0), "evenly over passes");
+        }
+    }
+}
+
 void check_turns(const Case& input, Reader& reader) {
     const uint64_t n = input.scores.size(), first = reader.take<uint64_t>();
     const bool logarithmic = reader.take<uint8_t>() % 2 == 0;
@@ -332,5 +349,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (call == Call::kChoice) check_choice(input, reader);
     if (call == Call::kTemper) check_temper(input, reader);
     if (call == Call::kTurns) check_turns(input, reader);
+    if (call == Call::kPasses) check_passes(input, reader);
     return 0;
 }
