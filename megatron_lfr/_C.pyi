@@ -136,10 +136,12 @@ def take_turns(
     number in `groups`, one, or with `logarithmic` 1 + floor(log2 n) of n. Over n turns, each counts equally often. A
     block whose factor is 0 is no copy of anything, and does not count. The memory goes with the largest number."""
 
-def visits_in_pass(factors: Scores, number: int, seed: int, num_threads: int = 0) -> npt.NDArray[np.uint32]:
-    """Return the visits of each block [n_blocks] in pass `number` by factors in [0, 1]: 0 or 1, spread evenly over the
-    passes. In the first k of them, block i comes k x factors[i] times, rounded up or down; the seed draws in which, for
-    each block by itself."""
+def visits_in_passes(
+    factors: Scores, first: int, passes: int, seed: int, num_threads: int = 0
+) -> npt.NDArray[np.uint32]:
+    """Return the visits of each block [n_blocks] in `passes` passes from pass `first` on, by factors in [0, 1]: block i
+    comes in a share factors[i] of the passes, spread evenly. In the first k of them, it comes k x factors[i] times,
+    rounded up or down; the seed draws in which, for each block by itself."""
 
 def order_visits(
     weights: BlockWeights,

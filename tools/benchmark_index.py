@@ -183,8 +183,7 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
         return order
 
     def weighted(threads: int) -> Any:
-        weights = _C.BlockWeights(factors, [], 0.0, threads, "uniform", factors=factors)
-        return _C.order_visits(weights, [1.0], 0.0, samples, 1, threads)
+        return _C.shuffle_visits(_C.visits_in_passes(factors, 0, 1, 1, threads), 1, threads)
 
     for name, moved, call in (
         ("focus by threshold, half kept", 4 * blocks + 4 * kept,
@@ -197,7 +196,7 @@ def focus(blocks: int, bandwidth: float, repeats: int) -> dict[str, Row]:
          lambda threads: _C.order_threshold(scores, 0.3, True, kept, 1, threads, 0.2)),
         ("focus by threshold, a tenth at random", 4 * blocks + 4 * kept, explored),
         ("choice by capped weights", 4 * blocks + 4 * samples, capped),
-        ("learn by weights from outside", 4 * blocks + 4 * samples, weighted),
+        ("a pass by weights from outside", 12 * blocks + 4 * int(factors.sum(dtype=np.float64)), weighted),
         ("weights from outside, square roots", 8 * blocks, lambda threads: _C.temper_weights(factors, 0.5, 4, threads)),
         ("turns of copies", 8 * blocks, lambda threads: _C.take_turns(np.arange(blocks, dtype=np.uint32), 0, False)),
     ):  # fmt: skip

@@ -183,14 +183,15 @@ py::array py_take_turns(const py::object& groups, const Integer& turn, bool loga
         n, [&](uint32_t* out) { take_turns(from.data(), by_factor, n, number, logarithmic, out); });
 }
 
-py::array py_visits_in_pass(const py::object& factors, const Integer& number, const Integer& seed,
-                            const Integer& num_threads) {
+py::array py_visits_in_passes(const py::object& factors, const Integer& first, const Integer& passes,
+                              const Integer& seed, const Integer& num_threads) {
     const Array<float> from = to_array<float>(factors, "factors");
     const auto n = static_cast<uint64_t>(from.size());
-    const uint64_t pass = to_unsigned(number, "number"), start = to_unsigned(seed, "seed");
+    const uint64_t begin = to_unsigned(first, "first"), count = to_unsigned(passes, "passes");
+    const uint64_t number = to_unsigned(seed, "seed");
     const int threads = to_threads(num_threads);
     return fill_array<uint32_t>(
-        n, [&](uint32_t* out) { visits_in_pass(from.data(), n, pass, start, threads, out); });
+        n, [&](uint32_t* out) { visits_in_passes(from.data(), n, begin, count, number, threads, out); });
 }
 
 // order_visits and order_choice take the same arguments and differ in draw(weights, mass, samples, seed,
@@ -365,7 +366,8 @@ void bind_orders(py::module_& module) {
         .def("mean_weights", &HeldWeights::mean_weights, "num_threads"_a = 0);
     module.def("temper_weights", &py_temper_weights, "weights"_a, "power"_a, "cap"_a, "num_threads"_a = 0);
     module.def("take_turns", &py_take_turns, "groups"_a, "turn"_a, "logarithmic"_a, "factors"_a = py::none());
-    module.def("visits_in_pass", &py_visits_in_pass, "factors"_a, "number"_a, "seed"_a, "num_threads"_a = 0);
+    module.def("visits_in_passes", &py_visits_in_passes, "factors"_a, "first"_a, "passes"_a, "seed"_a,
+               "num_threads"_a = 0);
     module.def("order_visits", weighted_order([](auto&&... words) { order_visits(words...); }), "weights"_a,
                "mass"_a, "unseen_mass"_a, "samples"_a, "seed"_a, "num_threads"_a = 0);
     module.def("order_choice", weighted_order([](auto&&... words) { order_choice(words...); }), "weights"_a,

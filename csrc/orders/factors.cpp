@@ -100,21 +100,20 @@ void take_turns(const uint32_t* groups, const float* factors, uint64_t n, uint64
     }
 }
 
-// A block that has come floor(number * factor + start) times before the pass, its start random in [0, 1): in
-// units of 2^-32, so that no machine rounds otherwise.
-void visits_in_pass(const float* factors, uint64_t n, uint64_t number, uint64_t seed, int threads,
-                    uint32_t* visits) {
-    if (number >> 32) throw std::invalid_argument("number: at most 2^32 - 1");
-    for_chunks(n, threads, [=](uint64_t, uint64_t first, uint64_t last) {
-        for (uint64_t i = first; i < last; ++i) {
-            const float factor = factors[i];
-            if (!(factor >= 0.0f && factor <= 1.0f)) {
+// Before pass k, a block has come floor(k * factor + start) times, its start random in [0, 1): in units of
+// 2^-32, so that no machine rounds otherwise.
+void visits_in_passes(const float* factors, uint64_t n, uint64_t first, uint64_t passes, uint64_t seed,
+                      int threads, uint32_t* visits) {
+    if ((first | passes) >> 32) throw std::invalid_argument("first, passes: at most 2^32 - 1");
+    for_chunks(n, threads, [=](uint64_t, uint64_t begin, uint64_t end) {
+        for (uint64_t i = begin; i < end; ++i) {
+            if (!(factors[i] >= 0.0f && factors[i] <= 1.0f)) {
                 throw std::invalid_argument("factors: block " + std::to_string(i) + " has " +
-                                            std::to_string(factor) + "; legal is 0 to 1");
+                                            std::to_string(factors[i]) + "; legal is 0 to 1");
             }
-            const auto step = static_cast<uint64_t>(std::ldexp(static_cast<double>(factor), 32));
-            const uint64_t fraction = (number * step + (derive(seed, i) >> 32)) & 0xFFFFFFFFu;
-            visits[i] = static_cast<uint32_t>((fraction + step) >> 32);
+            const auto step = static_cast<uint64_t>(static_cast<int64_t>(factors[i] * 0x1p32f));
+            const uint64_t fraction = (first * step + (derive(seed, i) >> 32)) & 0xFFFFFFFFu;
+            visits[i] = static_cast<uint32_t>((fraction + passes * step) >> 32);
         }
     });
 }

@@ -178,19 +178,15 @@ def run_schedule(lfr: LFRConfig) -> Schedule:
         schedule = Schedule(tuple(_by_content(phase) for phase in schedule.phases))
     if lfr.lfr_schedule not in PRESETS or WEIGHT not in names:
         return schedule
-    goes_on = any(phase.passes == "continued" for phase in schedule.phases)
     try:
-        return Schedule(tuple(_weighted(phase, goes_on) for phase in schedule.phases))
+        return Schedule(tuple(map(_weighted, schedule.phases)))
     except ValueError as error:
         raise ValueError(f"{flag} {WEIGHT}: weighs every phase of --lfr-schedule {lfr.lfr_schedule}: {error}") from None
 
 
-def _weighted(phase: Phase, goes_on: bool) -> Phase:
-    """Weigh a phase of a preset; where phases of it go on with passes, those by a weight begin with the first one."""
+def _weighted(phase: Phase) -> Phase:
     array = f"file:{WEIGHT}"
-    passes = "continued" if goes_on and phase.kind != "focus" else phase.passes
-    guard = array if phase.may_be_declined else phase.guard
-    return dataclasses.replace(phase, weight=array, passes=passes, guard=guard)
+    return dataclasses.replace(phase, weight=array, guard=array if phase.may_be_declined else phase.guard)
 
 
 def _by_content(phase: Phase) -> Phase:

@@ -32,8 +32,7 @@ def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int
 
     A Learn that goes on with the segment before says so itself (`PlannedPhase.earlier`). Otherwise, a chain ends
     before a phase whose blocks count otherwise. It passes over every Focus, but for those in `declined`, the numbers
-    of the ones in whose place there was a Review. Passes by weights are others than what a phase that begins anew
-    draws by them, so that these are no beginning for a chain.
+    of the ones in whose place there was a Review.
     """
     if planned.earlier:
         return Chain(planned.passes_of, (planned.earlier,))
@@ -56,5 +55,5 @@ def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int
 def _count_alike(one: PlannedPhase, other: PlannedPhase) -> bool:
     if one.phase.counts_equally:
         return other.phase.counts_equally
-    fields = ("weight", "weight_power", "weight_cap", "copies", "passes")
+    fields = ("weight", "weight_power", "weight_cap", "copies")
     return all(getattr(one.phase, field) == getattr(other.phase, field) for field in fields)

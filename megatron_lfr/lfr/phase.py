@@ -98,8 +98,8 @@ class Phase:
     explore: float = 0.0
     """Share of the samples, in [0, 1), that give their places, evenly spaced, to blocks drawn at random from all."""
     weight: str = NO_WEIGHT
-    """file:NAME: blocks count in proportion to the numbers of that array, also in Learn and Review, where each is
-    visited floor(e_i) or ceil(e_i) times; 0 leaves a block out."""
+    """file:NAME: blocks count in proportion to the numbers of that array; 0 leaves a block out. In Learn and Review,
+    the heaviest come once in each pass, the others in as many of them as they weigh less, spread evenly."""
     weight_power: float = 1.0
     """Power to which `weight` is raised, before it is capped; below 1, weights are more alike."""
     weight_cap: float = 4.0
@@ -124,8 +124,7 @@ class Phase:
     """Of Learn and Review, and of the Review in the place of a Focus that may be declined. anew: the phase begins with
     a new pass over all blocks. continued: it goes on with the passes of the Learn and Review phases before it in its
     segment, where the last one stopped, so that none of them trains on a block again before they have trained on all
-    others (ours). In passes by a `weight`, the heaviest blocks come once each, the others in as many of them as they
-    weigh less, evenly. Phases that count `copies` are each drawn anew."""
+    others (ours). Phases that count `copies` are each drawn anew."""
 
     @property
     def score_mode(self) -> str:

@@ -55,9 +55,8 @@ def make_order(
         if phase.copies != "all":
             assert counting.groups is not None
             return _in_turns(counting.groups, phase.copies == "log", counting.earlier, factors, samples, seed), None
-        if counting.chain is not None:
-            return _continued(len(scores), factors, samples, run_seed, counting.chain), None
-        return _everything(len(scores), factors, samples, seed), None
+        chain = counting.chain or Chain(phase_index)
+        return _everything(len(scores), factors, samples, phase_seed(run_seed, chain.first), sum(chain.taken)), None
     explored = int(phase.explore * samples)
     if phase.clustered_by is None:
         order, selection = _focus(phase, scores, factors, samples, seed)
@@ -71,6 +70,8 @@ def make_order(
 
 _EXPLORED = -1
 """The number of a seed that no pass has."""
+_SHORTEST_PASS = 8
+"""Passes by factors that have less than one of so many blocks are shuffled together."""
 
 
 def _explored(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
@@ -81,12 +82,34 @@ def _explored(n_blocks: int, factors: Scores | None, samples: int, seed: int) ->
     return _everything(n_blocks, factors, samples, seed)
 
 
-def _everything(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
-    """Sample from all blocks: in complete passes and a part of one, or in proportion to `factors`."""
-    if factors is None:
-        return _C.permutation(n_blocks, _pass_seeds(seed, samples, n_blocks), samples=samples)
-    weights = _C.BlockWeights(factors, [], np.inf, rule="uniform", factors=factors)
-    return _C.order_visits(weights, [1.0], 0.0, samples, seed)
+def _everything(n_blocks: int, factors: Scores | None, samples: int, seed: int, taken: int = 0) -> Order:
+    """Sample from all blocks, in passes: what comes after the first `taken` samples of them. Without factors, every
+    block comes in each pass."""
+    if factors is not None:
+        return _passes_by(factors, samples, seed, taken)
+    skipped, rest = divmod(taken, n_blocks)
+    seeds = _pass_seeds(seed, taken + samples, n_blocks)[skipped:]
+    order: Order = _C.permutation(n_blocks, seeds, samples=rest + samples)
+    return order[rest:]
+
+
+def _passes_by(factors: Scores, samples: int, seed: int, taken: int) -> Order:
+    """Sample in passes by factors, the largest of which is 1: a block comes in that share of the passes, as evenly as
+    can be (ours; what it is worth: benchmarks/2026-11-28-even-passes.md). Where most blocks weigh next to nothing
+    beside the heaviest, passes are so short that several are shuffled together."""
+    in_pass, in_all = (int(np.count_nonzero(these)) for these in (_C.visits_in_passes(factors, 0, 1, seed), factors))
+    together = max(1, in_all // (_SHORTEST_PASS * in_pass))
+    parts, number = [], 0
+    while samples > 0:
+        visits = _C.visits_in_passes(factors, number * together, together, seed)
+        size = int(visits.sum(dtype=np.int64))
+        skipped = min(taken, size)
+        count = min(samples, size - skipped)
+        if count:
+            order: Order = _C.shuffle_visits(visits, phase_seed(seed, number), samples=skipped + count)
+            parts.append(order[skipped:])
+        taken, samples, number = taken - skipped, samples - count, number + 1
+    return np.concatenate(parts)
 
 
 def _in_turns(
@@ -104,7 +127,8 @@ def _in_turns(
         if factors is None:
             passes.append(_C.shuffle_visits(visits, pass_seed, samples=count))
         else:
-            passes.append(_everything(len(groups), factors * visits.astype(np.float32), count, pass_seed))
+            counted = factors * visits.astype(np.float32)
+            passes.append(_everything(len(groups), counted / counted.max(), count, pass_seed))
     return np.concatenate(passes)
 
 
@@ -162,35 +186,6 @@ def _weigh_kept(
 def _passes_over(kept: npt.NDArray[np.bool_], samples: int, seed: int) -> Order:
     """Visit every kept block once a pass, each pass shuffled anew."""
     return _C.shuffle_visits(kept.astype(np.uint32), _pass_seeds(seed, samples, int(kept.sum())), samples=samples)
-
-
-def _continued(n_blocks: int, factors: Scores | None, samples: int, seed: int, chain: Chain) -> Order:
-    """Go on with the passes of a chain: what one Learn would give after the samples that are taken."""
-    seed, taken = phase_seed(seed, chain.first), sum(chain.taken)
-    if factors is not None:
-        return _passes_by(factors, taken, samples, seed)
-    skipped, rest = divmod(taken, n_blocks)
-    order: Order = _C.permutation(
-        n_blocks, _pass_seeds(seed, taken + samples, n_blocks)[skipped:], samples=rest + samples
-    )
-    return order[rest:]
-
-
-def _passes_by(factors: Scores, taken: int, samples: int, seed: int) -> Order:
-    """Sample in passes by factors, of which the largest is 1, after the samples that are taken. A block comes in the
-    share of the passes that its factor is, as evenly as can be: drawn for each pass anew, the passes would leave out
-    blocks that one draw for all of them has (ours; benchmarks/2026-11-28-even-passes.md)."""
-    parts, number = [], 0
-    while samples > 0:
-        visits = _C.visits_in_pass(factors, number, seed)
-        size = int(visits.sum(dtype=np.int64))
-        skipped = min(taken, size)
-        count = min(samples, size - skipped)
-        if count:
-            order: Order = _C.shuffle_visits(visits, phase_seed(seed, number), samples=skipped + count)
-            parts.append(order[skipped:])
-        taken, samples, number = taken - skipped, samples - count, number + 1
-    return np.concatenate(parts)
 
 
 def _pass_seeds(seed: int, samples: int, size: int) -> list[int]:

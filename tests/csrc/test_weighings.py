@@ -183,28 +183,28 @@ def test_each_copy_has_its_turn(groups: list[int], logarithmic: bool, start: int
 
 @given(
     factors=st.lists(st.one_of(st.sampled_from([0.0, 1.0, 0.5, 2**-32]), st.floats(0, 1, width=32)), min_size=1),
-    first=st.integers(0, 2**32 - 40),
+    first=st.integers(0, 2**32 - 80),
+    together=st.lists(st.integers(1, 5), max_size=15),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_visits_are_spread_evenly_over_passes(factors: list[float], first: int, seed: int) -> None:
+def test_visits_are_spread_evenly_over_passes(factors: list[float], first: int, together: list[int], seed: int) -> None:
     """Over any passes after one another, a block comes as often as they are times its factor, rounded up or down."""
     array = np.array(factors, np.float32)
-    total = np.zeros(len(array), np.int64)
-    for passes in range(1, 40):
-        visits = _C.visits_in_pass(array, first + passes - 1, seed)
-        assert set(visits.tolist()) <= {0, 1}
-        total += visits
+    total, passes = np.zeros(len(array), np.int64), 0
+    for more in together:
+        total += _C.visits_in_passes(array, first + passes, more, seed)
+        passes += more
         for count, factor in zip(total.tolist(), array.tolist(), strict=True):
             exact = Fraction(int(Fraction(factor) * 2**32), 2**32) * passes
             assert math.floor(exact) <= count <= math.ceil(exact)
 
 
-def test_which_passes_a_block_comes_in_is_random() -> None:
+def test_in_which_passes_a_block_comes_is_random() -> None:
     factors = np.tile(np.array([0.25, 0.5, 0.9], np.float32), 100_000)
     for number in (0, 1, 7):
-        visits = _C.visits_in_pass(factors, number, 3, 1)
-        assert np.array_equal(visits, _C.visits_in_pass(factors, number, 3, 5))
-        assert (visits != _C.visits_in_pass(factors, number, 4)).mean() == pytest.approx(0.3517, abs=0.005)
+        visits = _C.visits_in_passes(factors, number, 1, 3, 1)
+        assert np.array_equal(visits, _C.visits_in_passes(factors, number, 1, 3, 5))
+        assert (visits != _C.visits_in_passes(factors, number, 1, 4)).mean() == pytest.approx(0.3517, abs=0.005)
         assert visits.reshape(-1, 3).mean(0) == pytest.approx([0.25, 0.5, 0.9], abs=0.006)
         assert abs(np.corrcoef(visits.reshape(-1, 3).T) - np.eye(3)).max() < 0.015
 
@@ -234,11 +234,12 @@ ONES = np.ones(3, np.float32)
         (lambda: _C.temper_weights(np.array([np.inf], np.float32), 1.0, 4.0), "block 0 has"),
         (lambda: _C.temper_weights(ONES, 0.0, 4.0), "power"),
         (lambda: _C.temper_weights(ONES, 1.0, 0.5), "cap"),
-        (lambda: _C.visits_in_pass(np.array([1, 1.5], np.float32), 0, 0), "block 1 has"),
-        (lambda: _C.visits_in_pass(np.array([np.nan], np.float32), 0, 0), "block 0 has"),
-        (lambda: _C.visits_in_pass(ONES, 2**32, 0), "number"),
-        (lambda: _C.visits_in_pass(ONES, -1, 0), "number"),
-        (lambda: _C.visits_in_pass(np.ones(3), 0, 0), "factors"),
+        (lambda: _C.visits_in_passes(np.array([1, 1.5], np.float32), 0, 1, 0), "block 1 has"),
+        (lambda: _C.visits_in_passes(np.array([np.nan], np.float32), 0, 1, 0), "block 0 has"),
+        (lambda: _C.visits_in_passes(ONES, 2**32, 1, 0), "first, passes"),
+        (lambda: _C.visits_in_passes(ONES, 0, 2**32, 0), "first, passes"),
+        (lambda: _C.visits_in_passes(ONES, -1, 1, 0), "first"),
+        (lambda: _C.visits_in_passes(np.ones(3), 0, 1, 0), "factors"),
         (lambda: _C.take_turns(np.zeros(3, np.int64), 0, False), "groups"),
         (lambda: _C.take_turns(np.zeros(3, np.uint32), -1, False), "turn"),
         (lambda: _C.take_turns(np.zeros(3, np.uint32), 0, False, np.ones(2, np.float32)), "factors"),

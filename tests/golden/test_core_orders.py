@@ -20,7 +20,7 @@ GOLDEN = {
     "order_choice, capped with factors": 0x3791155EDC003A9A,
     "draw_distinct": 0x4254A9EB702DD829,
     "take_turns": 0xB5F7F8FFE4CBCAB4,
-    "visits_in_pass": 0x3C20228D6B5DE7B9,
+    "visits_in_passes": 0x3C20228D6B5DE7B9,
 }
 
 

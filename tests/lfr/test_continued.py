@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_lfr.config.run import run_schedule
+from megatron_lfr.config.training import LFRConfig
 from megatron_lfr.lfr import Blend, Ledger, Phase, Plan, Schedule, preset
 from megatron_lfr.lfr.identity import describe_phase, describe_segments, read_phase, read_plan
 from megatron_lfr.lfr.journal import JournalFiles
@@ -164,11 +166,19 @@ def test_other_weights_begin_anew() -> None:
     assert sorted(orders_of(Schedule(phases).plan(80, 8, 4), arrays)[1]) == list(range(80))
     power = replace(phases[0], weight_power=0.5)
     orders = [
-        orders_of(Schedule((first, power)).plan(80, 8, 4), arrays)[1]
-        for first in (phases[0], Phase("learn", 0.5), Phase("learn", 0.5, weight="file:weight", weight_power=0.5))
+        orders_of(Schedule((first, power)).plan(80, 8, 4), arrays)[1] for first in (phases[0], Phase("learn", 0.5))
     ]
     np.testing.assert_array_equal(orders[0], orders[1])
-    np.testing.assert_array_equal(orders[0], orders[2])
+
+
+def test_by_a_weight_where_each_focus_is_declined_a_preset_has_the_order_of_uniform() -> None:
+    arrays: Arrays = {"weight": np.tile(np.array([0, 0.3, 1], np.float32), 200)}
+    config = {name: LFRConfig(lfr_schedule=name, lfr_scores=["weight=x.npy"]) for name in ("lfr", "uniform")}
+    lfr, uniform = (run_schedule(config[name]).plan(600, 8, 4, train_epochs=2.3) for name in ("lfr", "uniform"))
+    started = start_all(lfr, arrays=arrays)
+    assert all(one.selection is None for one in started)  # no block is worth more than the heaviest, of which most are
+    (expected,) = orders_of(uniform, arrays)
+    np.testing.assert_array_equal(joined(started), expected)
 
 
 def test_copies_have_their_turns_as_before() -> None:

@@ -61,8 +61,8 @@ ORDERS: dict[str, Callable[[npt.NDArray[np.float32], int], Order]] = {
     "take_turns": lambda scores, threads: np.flatnonzero(
         _C.take_turns(np.arange(len(scores), dtype=np.uint32) // 3, 7, True, factors_of(scores, threads))
     ).astype(np.uint32),
-    "visits_in_pass": lambda scores, threads: np.flatnonzero(
-        _C.visits_in_pass(factors_of(scores, threads), 2, 7, threads)
+    "visits_in_passes": lambda scores, threads: np.flatnonzero(
+        _C.visits_in_passes(factors_of(scores, threads), 2, 1, 7, threads)
     ).astype(np.uint32),
     "interleave": lambda scores, threads: _C.interleave(
         np.arange(len(scores), dtype=np.uint32), [len(scores) // 4, len(scores) * 3 // 4], 7, threads

@@ -275,13 +275,14 @@ void check_passes(const Case& input, Reader& reader) {
     if (factors.empty()) return;
     std::vector<uint64_t> total(n, 0);
     std::vector<uint32_t> visits(n);
-    for (uint64_t pass = 0; pass < 8; ++pass) {
-        mlfr::visits_in_pass(factors.data(), n, first + pass, input.seed, input.threads, visits.data());
+    for (uint64_t passes = 0, more = 1; passes < 40; more = 1 + reader.take<uint8_t>() % 5) {
+        mlfr::visits_in_passes(factors.data(), n, first + passes, more, input.seed, input.threads,
+                               visits.data());
+        passes += more;
         for (uint64_t i = 0; i < n; ++i) {
-            const auto units = static_cast<uint64_t>(static_cast<double>(factors[i]) * 0x1p32);
-            const uint64_t least = ((pass + 1) * units) >> 32, rest = ((pass + 1) * units) & 0xFFFFFFFFu;
+            const uint64_t exact = passes * static_cast<uint64_t>(static_cast<double>(factors[i]) * 0x1p32);
             total[i] += visits[i];
-            require(visits[i] <= 1 && total[i] >= least && total[i] <= least + (rest > 0), "evenly over passes");
+            require(total[i] == exact >> 32 || total[i] == (exact + 0xFFFFFFFFu) >> 32, "rounded up or down");
         }
     }
 }
