@@ -17,10 +17,10 @@ void temper_weights(const float* weights, uint64_t n, double power, double cap, 
 void take_turns(const uint32_t* groups, const float* factors, uint64_t n, uint64_t turn, bool logarithmic,
                 uint32_t* visits);
 
-// Writes the visits of each block in `passes` passes from pass `first` on: over as many passes as there may
-// be, a block comes in a share `factors[i]`, in [0, 1], of them, as evenly as can be. So in passes 0 to k - 1
-// it comes k times its factor, rounded up or down. In which of them is drawn by the seed, for each block by
-// itself.
+// Writes the visits of each block in `passes` passes from pass `first` on: over any number of passes, a block
+// comes in a share `factors[i]`, in [0, 1], of them, as evenly as can be. So in passes 0 to k - 1 it comes k
+// times its factor, rounded up or down; a factor below 2^-32 is none. In which of them is drawn by the seed,
+// for each block by itself.
 void visits_in_passes(const float* factors, uint64_t n, uint64_t first, uint64_t passes, uint64_t seed,
                       int threads, uint32_t* visits);
 

@@ -7,6 +7,7 @@
 
 Segments follow one another; the first blocks of each are those of the one before. A segment with phases that are about
 some of its corpora alone has "scopes": for each phase, their numbers, or null. Without such arrays it has no "arrays".
+Where a phase samples by a weight, "orders_by_weight" says by which rule.
 A training loop that is not this package's may store other facts beside these, or none of these: then its journal cannot
 be replayed from the folder alone.
 """
@@ -19,13 +20,15 @@ from typing import Any
 
 from megatron_lfr.lfr.blend import Blend
 from megatron_lfr.lfr.phase import Phase
-from megatron_lfr.lfr.plan import Plan, Segment, append_segment
+from megatron_lfr.lfr.plan import Plan, PlannedPhase, Segment, append_segment
 from megatron_lfr.lfr.schedule import Schedule
 from megatron_lfr.lfr.scores import used_arrays
 from megatron_lfr.lfr.weights import first_weights
 
 FORMAT = 2
 """Version of these facts. Version 1 had no segments."""
+ORDERS_BY_WEIGHT = 2
+"""The rule by which a Learn or Review with a weight samples. 1, which the facts did not name: by one random draw."""
 _ADDED = {
     name: getattr(Phase, name)
     for name in (
@@ -58,8 +61,17 @@ def _describe_segment(segment: Segment, arrays: Mapping[str, str]) -> dict[str, 
         "samples": [planned.samples for planned in segment.phases],
         "blend": dataclasses.asdict(segment.blend),
         **({"scopes": scopes} if any(scopes) else {}),
+        **({"orders_by_weight": ORDERS_BY_WEIGHT} if _samples_by_weight(segment.phases) else {}),
     }
     return facts | ({"arrays": {name: arrays[name] for name in used}} if used else {})
+
+
+def _samples_by_weight(phases: Sequence[PlannedPhase]) -> bool:
+    """Whether a phase samples from all blocks by a weight, or may."""
+    return any(
+        phase.weighted_by is not None and (phase.kind != "focus" or phase.explore > 0 or phase.may_be_declined)
+        for phase in (planned.phase for planned in phases)
+    )
 
 
 def read_arrays(identity: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -124,7 +136,13 @@ def _read_segment(segment: Mapping[str, Any], past: Plan | None, seq_length: int
     if len(scopes) != len(phases):
         raise ValueError(f"scopes {scopes}: expected one for each of {len(phases)} phases")
     corpora = [None if scope is None else tuple(_corpus(number, blend) for number in scope) for scope in scopes]
-    return append_segment(past, phases, samples, corpora, blend, seq_length, _positive(segment, "global_batch_size"))
+    plan = append_segment(past, phases, samples, corpora, blend, seq_length, _positive(segment, "global_batch_size"))
+    if _samples_by_weight(plan.segments[-1].phases) and segment.get("orders_by_weight") != ORDERS_BY_WEIGHT:
+        raise ValueError(
+            "a phase samples by a weight, and did so by another rule in the version of megatron_lfr that began the "
+            "run: its orders cannot be made again"
+        )
+    return plan
 
 
 def _corpus(number: Any, blend: Blend) -> int:

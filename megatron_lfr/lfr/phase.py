@@ -99,7 +99,7 @@ class Phase:
     """Share of the samples, in [0, 1), that give their places, evenly spaced, to blocks drawn at random from all."""
     weight: str = NO_WEIGHT
     """file:NAME: blocks count in proportion to the numbers of that array; 0 leaves a block out. In Learn and Review,
-    the heaviest come once in each pass, the others in as many of them as they weigh less, spread evenly."""
+    the heaviest come once in each pass, and one that weighs 1/n as much in every n-th of them."""
     weight_power: float = 1.0
     """Power to which `weight` is raised, before it is capped; below 1, weights are more alike."""
     weight_cap: float = 4.0
@@ -124,7 +124,7 @@ class Phase:
     """Of Learn and Review, and of the Review in the place of a Focus that may be declined. anew: the phase begins with
     a new pass over all blocks. continued: it goes on with the passes of the Learn and Review phases before it in its
     segment, where the last one stopped, so that none of them trains on a block again before they have trained on all
-    others (ours). Phases that count `copies` are each drawn anew."""
+    others, if all count the same (ours). Phases that count `copies` are each drawn anew."""
 
     @property
     def score_mode(self) -> str:

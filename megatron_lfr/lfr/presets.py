@@ -16,7 +16,7 @@ _FOCUS = Phase(
     sampling="choice",
     score="detrended",
     weights="capped",
-    least_scored=0.8,  # of a Review that goes on with the first pass, no block has a score; after it, nearly all have
+    least_scored=0.8,  # of a Review that goes on with the first pass, no block has a score; after it, all have
     passes="continued",
 )
 _SHARPER = replace(_FOCUS, duration=0.10, drop=0.7)

@@ -71,11 +71,11 @@ def make_order(
 _EXPLORED = -1
 """The number of a seed that no pass has."""
 _SHORTEST_PASS = 8
-"""Passes by factors that have less than one of so many blocks are shuffled together."""
+"""Passes by factors with fewer than one in so many of the blocks are shuffled together."""
 
 
 def _explored(n_blocks: int, factors: Scores | None, samples: int, seed: int) -> Order:
-    """Sample from all blocks, without repetition up to a complete pass, or in proportion to `factors`."""
+    """Sample from all blocks, without repetition up to a complete pass, or in passes by `factors`."""
     seed = phase_seed(seed, _EXPLORED)
     if factors is None and samples <= n_blocks:
         return _C.draw_distinct(n_blocks, samples, seed)
@@ -95,21 +95,27 @@ def _everything(n_blocks: int, factors: Scores | None, samples: int, seed: int, 
 
 def _passes_by(factors: Scores, samples: int, seed: int, taken: int) -> Order:
     """Sample in passes by factors, the largest of which is 1: a block comes in that share of the passes, as evenly as
-    can be (ours; what it is worth: benchmarks/2026-11-28-even-passes.md). Where most blocks weigh next to nothing
-    beside the heaviest, passes are so short that several are shuffled together."""
-    in_pass, in_all = (int(np.count_nonzero(these)) for these in (_C.visits_in_passes(factors, 0, 1, seed), factors))
-    together = max(1, in_all // (_SHORTEST_PASS * in_pass))
-    parts, number = [], 0
-    while samples > 0:
+    can be (ours; benchmarks/2026-11-28-even-passes.md). Where most blocks weigh next to nothing beside the heaviest,
+    passes are so short that several are shuffled together."""
+    ids = np.uint32 if len(factors) <= np.iinfo(np.uint32).max else np.uint64
+    weighed = int(np.count_nonzero(factors))
+    if 2 * weighed < len(factors):  # each pass looks at every block
+        blocks: Order = np.flatnonzero(factors).astype(ids)
+        return blocks[_passes_by(factors[blocks], samples, seed, taken)]
+    in_pass = int(np.count_nonzero(_C.visits_in_passes(factors, 0, 1, seed)))
+    together = max(1, weighed // (_SHORTEST_PASS * in_pass))
+    order: Order = np.empty(samples, ids)
+    filled, number = 0, 0
+    while filled < samples:
         visits = _C.visits_in_passes(factors, number * together, together, seed)
         size = int(visits.sum(dtype=np.int64))
         skipped = min(taken, size)
-        count = min(samples, size - skipped)
+        count = min(samples - filled, size - skipped)
         if count:
-            order: Order = _C.shuffle_visits(visits, phase_seed(seed, number), samples=skipped + count)
-            parts.append(order[skipped:])
-        taken, samples, number = taken - skipped, samples - count, number + 1
-    return np.concatenate(parts)
+            part = _C.shuffle_visits(visits, phase_seed(seed, number), samples=skipped + count)
+            order[filled : filled + count] = part[skipped:]
+        taken, filled, number = taken - skipped, filled + count, number + 1
+    return order
 
 
 def _in_turns(

@@ -53,7 +53,9 @@ def check_weighting(phase: Phase) -> None:
             if value := getattr(phase, field):
                 raise ValueError(f"phase {field} {value}: only a focus phase has it, but this one is {phase.kind}")
     if phase.unit == "passes" and (phase.weight != NO_WEIGHT or phase.copies != "all"):
-        raise ValueError("phase unit passes: a pass has no length with weight or copies; use epochs, steps or share")
+        raise ValueError(
+            "phase unit passes: a pass has no fixed length with weight or copies; use epochs, steps or share"
+        )
 
 
 def as_begun(phases: Sequence[Phase], begun: Sequence[Phase], of_preset: bool = False) -> tuple[Phase, ...]:

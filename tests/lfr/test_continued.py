@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 from megatron_lfr.config.run import run_schedule
 from megatron_lfr.config.training import LFRConfig
 from megatron_lfr.lfr import Blend, Ledger, Phase, Plan, Schedule, preset
+from megatron_lfr.lfr.chain import Chain
 from megatron_lfr.lfr.identity import describe_phase, describe_segments, read_phase, read_plan
 from megatron_lfr.lfr.journal import JournalFiles
+from megatron_lfr.lfr.selection import make_order
 from megatron_lfr.lfr.start import PhaseStart, start_phase
+from megatron_lfr.lfr.weights import Counting
 
 NO_JOURNAL = JournalFiles(Path("/nowhere"))
 Arrays = dict[str, npt.NDArray[Any]]
@@ -147,6 +150,40 @@ def test_passes_by_a_weight(accepted: bool, blend: Blend) -> None:
         assert (come <= np.ceil((passes + 1) * factors - 1e-6)).all()
 
 
+@given(
+    weights=st.lists(st.sampled_from([0.0, 1e-6, 0.01, 0.3, 0.5, 1.0]), min_size=1, max_size=40),
+    parts=st.lists(st.integers(1, 60), min_size=2, max_size=5),
+    seed=st.integers(0, 2**32),
+)
+def test_an_order_by_a_weight_goes_on_where_it_was_cut(weights: list[float], parts: list[int], seed: int) -> None:
+    """Also among passes that are so short that several are shuffled together, and where most blocks weigh nothing."""
+    weight = np.array([*weights, 1.0], np.float32)
+    unscored = np.full(len(weight), np.nan, np.float32)
+    phase = Phase("learn", 1, weight="file:weight", weight_cap=1e6)
+    taken: tuple[int, ...] = ()
+    served = []
+    for samples in parts:
+        served.append(make_order(phase, unscored, samples, seed, 5, Counting(weight, chain=Chain(2, taken)))[0])
+        taken = (*taken, samples)
+    joint, _ = make_order(phase, unscored, sum(parts), seed, 2, Counting(weight))
+    np.testing.assert_array_equal(np.concatenate(served), joint)
+    assert (weight[joint] > 0).all()
+
+
+@pytest.mark.parametrize("light", [0.5, 0.001])
+def test_passes_are_shuffled_together_where_they_are_short(light: float) -> None:
+    """Then, too, a block comes as often as it weighs beside the heaviest."""
+    weight = np.full(4000, light, np.float32)
+    weight[:8] = 1
+    phase = Phase("learn", 1, weight="file:weight", weight_cap=1e6)
+    order, _ = make_order(phase, np.full(4000, np.nan, np.float32), 20_000, 1, 0, Counting(weight))
+    visits = np.bincount(order, minlength=4000)
+    passes = 20_000 / weight.sum()
+    in_group = 1 if light == 0.5 else 4000 // 8 / weight.sum()
+    assert abs(visits[:8] - passes).max() <= 1.5 * in_group
+    assert abs(visits[8:] - passes * light).max() <= 1.5
+
+
 def test_the_beginning_of_a_chain_does_not_hang_on_its_end() -> None:
     arrays: Arrays = {"weight": np.linspace(0, 1, 80, dtype=np.float32)}
     by_weight: dict[str, Any] = {"weight": "file:weight", "passes": "continued"}
@@ -176,7 +213,7 @@ def test_by_a_weight_where_each_focus_is_declined_a_preset_has_the_order_of_unif
     config = {name: LFRConfig(lfr_schedule=name, lfr_scores=["weight=x.npy"]) for name in ("lfr", "uniform")}
     lfr, uniform = (run_schedule(config[name]).plan(600, 8, 4, train_epochs=2.3) for name in ("lfr", "uniform"))
     started = start_all(lfr, arrays=arrays)
-    assert all(one.selection is None for one in started)  # no block is worth more than the heaviest, of which most are
+    assert all(one.selection is None for one in started)  # most samples are of the heaviest: none is worth more
     (expected,) = orders_of(uniform, arrays)
     np.testing.assert_array_equal(joined(started), expected)
 
@@ -200,6 +237,30 @@ def test_runs_begun_before_keep_their_orders() -> None:
     plan = preset("lfr").plan(100, 8, 4, train_epochs=1)
     facts = {"format": 2, "seed": 1, "seq_length": 8, "segments": describe_segments(plan)}
     assert read_plan(facts)[0] == plan
+
+
+@pytest.mark.parametrize(
+    ("phase", "by_rule"),
+    [
+        (Phase("learn", 1, weight="file:w"), True),
+        (Phase("focus", 1, drop=0.5, weight="file:w", explore=0.1), True),
+        (Phase("focus", 1, drop=0.5, weight="file:w", least_scored=0.5), True),
+        (Phase("focus", 1, drop=0.5, weight="file:w"), False),
+        (Phase("review", 1), False),
+    ],
+)
+def test_a_run_that_sampled_by_a_weight_by_another_rule_is_refused(phase: Phase, by_rule: bool) -> None:
+    """Whichever phase is trained now: later orders follow from the losses of those before."""
+    plan = Schedule((Phase("learn", 1), phase, Phase("review", 1))).plan(100, 8, 4)
+    facts = {"format": 2, "seed": 1, "seq_length": 8, "segments": describe_segments(plan, [{"w": "digest"}])}
+    assert read_plan(facts)[0] == plan
+    assert ("orders_by_weight" in facts["segments"][0]) == by_rule
+    facts["segments"][0].pop("orders_by_weight", None)
+    if by_rule:
+        with pytest.raises(ValueError, match="samples by a weight, and did so by another rule"):
+            read_plan(facts)
+    else:
+        assert read_plan(facts)[0] == plan
 
 
 def test_a_focus_has_no_passes_to_go_on_with() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -143,6 +144,18 @@ def test_copies_count_once_each_in_turn() -> None:
     assert sorted(groups[both[:200]].tolist()) == sorted(groups[both[200:]].tolist()) == list(range(200, 400))
 
 
+def test_copies_in_turn_count_by_their_weights() -> None:
+    groups = np.repeat(np.arange(200, dtype=np.uint32), 2)
+    weights = np.tile(np.array([1, 1, 0.5, 0.5], np.float32), 100)
+    phase = Phase("learn", 1, copies="once", weight="file:w")
+    order, _ = make_order(phase, np.full(400, np.nan, np.float32), 6000, 1, 0, Counting(weights, groups))
+    assert (weights[order] == 1).mean() == pytest.approx(2 / 3, abs=0.01)
+    turns = order.reshape(30, 200)
+    for turn, after in itertools.pairwise(turns):  # of each group one copy has its turn, then the other
+        assert len(set(turn)) == len(set(groups[turn]))
+        assert not set(turn) & set(after)
+
+
 def test_corpora_with_weights_count_each_by_itself() -> None:
     groups = np.array([0, 0, 0, 0, 1, 2, 3, 3, 3, 3], np.uint32)
     counting = Counting(np.array([1, 1, 1, 1, 1, 1, 0, 0, 2, 2], np.float32), groups)
@@ -182,7 +195,7 @@ LEGAL = {
         ({"weight_cap": 0.5}, "phase weight_cap 0.5: must be at least 1 and finite"),
         ({"copies": "twice"}, "phase copies 'twice': choose from once, log, all"),
         ({"copies": "once"}, "phase copies once: only a learn or review phase counts copies"),
-        ({"unit": "passes"}, "phase unit passes: a pass has no length with weight or copies"),
+        ({"unit": "passes"}, "phase unit passes: a pass has no fixed length with weight or copies"),
         ({"kind": "learn", "drop": 0.0, "explore": 0.0}, "phase drop_hardest 0.1: only a focus phase has it"),
         ({"kind": "review", "drop": 0.0, "drop_hardest": 0.0}, "phase explore 0.1: only a focus phase has it"),
     ],

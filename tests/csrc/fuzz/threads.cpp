@@ -47,6 +47,9 @@ std::vector<uint64_t> call_all(const std::vector<float>& scores, int threads) {
     std::vector<float> factors(n);
     for (uint64_t i = 0; i < n; ++i) factors[i] = static_cast<float>(i % 5);
     mlfr::temper_weights(factors.data(), n, 0.7, 1.5, threads, factors.data());
+    std::vector<uint32_t> weighted(n);
+    mlfr::visits_in_passes(factors.data(), n, 3, 2, seed, threads, weighted.data());
+    found.push_back(mlfr::order_hash(weighted.data(), n, threads));
     const mlfr::Weighing capped{mlfr::WeightRule::kCapped, 5.0, 0.5, 4.0, factors.data()};
     const mlfr::BlockWeights weighed(view, {1.0, 3.0}, capped, threads);
     mlfr::order_choice(weighed, mass, n / 3, seed, threads, ids.data());
