@@ -15,7 +15,7 @@ import numpy.typing as npt
 from megatron_lfr import _C
 from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase, largest_remainder
-from megatron_lfr.lfr.selection import Order, has_score, make_order, phase_seed
+from megatron_lfr.lfr.selection import Order, has_score, id_type, make_order, phase_seed
 from megatron_lfr.lfr.weights import EQUAL, NO_WEIGHT, Counting
 
 FocusScope = Literal["global", "per-corpus"]
@@ -79,7 +79,7 @@ class Blend:
         if not separately:
             return make_order(phase, scores, samples, seed, phase_index, counting)
         quotas = self.quotas(samples)
-        order: Order = np.empty(samples, np.uint32 if len(scores) <= np.iinfo(np.uint32).max else np.uint64)
+        order: Order = np.empty(samples, id_type(len(scores)))
         selections: list[Selection | None] = []
         filled = 0
         for corpus, quota in enumerate(quotas):

@@ -14,7 +14,7 @@ from megatron_lfr import _C
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase
-from megatron_lfr.lfr.selection import Order, phase_seed
+from megatron_lfr.lfr.selection import Order, id_type, phase_seed
 from megatron_lfr.lfr.weights import EQUAL, Counting, join_ranges
 
 _CHUNK = 1 << 20
@@ -40,7 +40,7 @@ class Scope:
 
     def ids(self, order: Order, of: int) -> Order:
         """Return an order of the scope's blocks as ids among `of` blocks."""
-        ids: Order = order.astype(np.uint32 if of <= np.iinfo(np.uint32).max else np.uint64)
+        ids: Order = order.astype(id_type(of))
         starts = np.array(self.blend.starts[:-1])
         shifts = (np.array([first for first, _ in self.ranges]) - starts).astype(ids.dtype)
         for first in range(0, len(ids), _CHUNK):

@@ -32,6 +32,11 @@ def has_score(scores: Scores) -> bool:
     return not all(np.isnan(scores[first : first + chunk]).all() for first in range(0, len(scores), chunk))
 
 
+def id_type(n_blocks: int) -> type[np.uint32] | type[np.uint64]:
+    """Return the type of block ids in an order of `n_blocks` blocks."""
+    return np.uint32 if n_blocks <= np.iinfo(np.uint32).max else np.uint64
+
+
 def phase_seed(seed: int, phase_index: int) -> int:
     """Derive the 64-bit seed of a phase from the run's seed."""
     digest = hashlib.blake2b(f"megatron_lfr order {seed} {phase_index}".encode(), digest_size=8)
@@ -97,17 +102,18 @@ def _passes_by(factors: Scores, samples: int, seed: int, taken: int) -> Order:
     """Sample in passes by factors, the largest of which is 1: a block comes in that share of the passes, as evenly as
     can be (ours; benchmarks/2026-11-28-even-passes.md). Where most blocks weigh next to nothing beside the heaviest,
     passes are so short that several are shuffled together."""
-    ids = np.uint32 if len(factors) <= np.iinfo(np.uint32).max else np.uint64
+    ids = id_type(len(factors))
     weighed = int(np.count_nonzero(factors))
     if 2 * weighed < len(factors):  # each pass looks at every block
         blocks: Order = np.flatnonzero(factors).astype(ids)
         return blocks[_passes_by(factors[blocks], samples, seed, taken)]
-    in_pass = int(np.count_nonzero(_C.visits_in_passes(factors, 0, 1, seed)))
-    together = max(1, weighed // (_SHORTEST_PASS * in_pass))
+    visits = _C.visits_in_passes(factors, 0, 1, seed)
+    together = max(1, weighed // (_SHORTEST_PASS * int(np.count_nonzero(visits))))
     order: Order = np.empty(samples, ids)
     filled, number = 0, 0
     while filled < samples:
-        visits = _C.visits_in_passes(factors, number * together, together, seed)
+        if number or together > 1:
+            visits = _C.visits_in_passes(factors, number * together, together, seed)
         size = int(visits.sum(dtype=np.int64))
         skipped = min(taken, size)
         count = min(samples - filled, size - skipped)
