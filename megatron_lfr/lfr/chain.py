@@ -26,9 +26,9 @@ class Chain:
         return Chain(self.first, tuple(map(count, self.taken)))
 
 
-def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int] = ()) -> Chain | None:
-    """Return the chain of a Learn or Review that goes on, or of the Review in the place of a Focus; None where it
-    begins anew.
+def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int] = ()) -> Chain:
+    """Return the chain of a Learn or Review, or of the Review in the place of a Focus: one of its own where it begins
+    anew.
 
     A Learn that goes on with the segment before says so itself (`PlannedPhase.earlier`). Otherwise, a chain ends
     before a phase whose blocks count otherwise. It passes over every Focus, but for those in `declined`, the numbers
@@ -37,7 +37,7 @@ def find_chain(planned: PlannedPhase, segment: Segment, declined: Collection[int
     if planned.earlier:
         return Chain(planned.passes_of, (planned.earlier,))
     if planned.phase.passes == "anew":
-        return None
+        return Chain(planned.passes_of)
     first, taken = planned, []
     for other in reversed(segment.phases[: planned.index - segment.phases[0].index]):
         is_random = other.phase.kind != "focus" or other.index in declined

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.lfr.blend import Blend, BlendSelection
-from megatron_lfr.lfr.chain import Chain, find_chain
+from megatron_lfr.lfr.chain import find_chain
 from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scope import Scope, ScopedSelection, make_scoped_order, outside
@@ -197,7 +197,7 @@ def append_segment(
         first_step += steps
     if before and _goes_on(before[-1], planned[0], blend):
         last = before[-1].phases[-1]
-        chain = find_chain(last, before[-1]) or Chain(last.passes_of)
+        chain = find_chain(last, before[-1])
         planned[0] = replace(planned[0], passes_of=chain.first, earlier=sum(chain.taken) + last.samples)
     return Plan((*before, Segment(tuple(planned), blend, global_batch_size, len(old) - 1)), seq_length)
 

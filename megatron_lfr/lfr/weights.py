@@ -87,7 +87,7 @@ class Counting:
     weights: fp32 [n_blocks], as they are in the file. groups: uint32 [n_blocks], the same number for copies of each
     other. earlier: the samples of each Learn and Review before the phase, which have used up turns of the copies.
     clusters: uint32 [n_blocks], the same number for blocks of the same content; they count the same. chain: that of a
-    Learn or Review; None for a phase by itself.
+    Learn or Review; None for one by itself.
     """
 
     weights: npt.NDArray[np.float32] | None = None
