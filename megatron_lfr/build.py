@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.data.config import DataConfig, parse_blend
 from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, parse_split
+from megatron_lfr.data.corpus.documents import settle_documents
+from megatron_lfr.data.corpus.indexed import files_of
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
@@ -86,11 +87,29 @@ def open_validation(data: DataConfig) -> BlockDataset | None:
         raise ValueError(f"{flag}: give prefixes without weights: in validation, every block counts the same")
     if parse_split(data.split)[0] != 1:
         raise ValueError(f"{flag}: --split {data.split} holds a part of --data-path out as well; give --split 100,0,0")
-    trained = {Path(prefix).resolve() for prefix in data.corpora()[0]}
+    trained = {files_of(prefix) for prefix in data.corpora()[0]}
     for prefix in prefixes:
-        if Path(prefix).resolve() in trained:
+        if files_of(prefix) in trained:
             raise ValueError(f"{flag} {prefix}: is in --data-path, too; its documents would be trained on")
     return BlockDataset(prefixes, data.seq_length, "1", flag)
+
+
+def make_validation(data: DataConfig, tokenizer: Tokenizer | None, vocab_size: int) -> BlockSource | None:
+    """Return the blocks of --valid-data-path, None where that is not given. data: with `bos` as --data-path has it.
+    ValueError where its documents differ from those of --data-path in tokenizer, end or start."""
+    corpus = open_validation(data)
+    if corpus is None:
+        return None
+    flag = "--valid-data-path"
+    try:
+        settled = settle_documents(dataclasses.replace(data, bos=False), tokenizer, vocab_size, corpus.datasets)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+    if settled.bos != data.bos:
+        raise ValueError(
+            f"{flag}: either its documents or those of --data-path begin with a start-of-document token, not both"
+        )
+    return corpus.train
 
 
 def make_arrays(
@@ -105,7 +124,12 @@ def make_arrays(
     flag = "--lfr-scores"
     files = parse_names(config.lfr.lfr_scores, flag)
     segments = plan.segments[len(begun) :]
-    used = [[name for name in used_arrays(p.phase for p in segment.phases) if name in files] for segment in segments]
+    for planned in (planned for segment in segments for planned in segment.phases):
+        for name in used_arrays([planned.phase]):
+            if name not in files:
+                given = ", ".join(files) or "none"
+                raise ValueError(f"{flag}: phase {planned.index}: there is no array {name!r}; given: {given}")
+    used = [used_arrays(planned.phase for planned in segment.phases) for segment in segments]
     opened = {name: open_values(name, files[name], flag) for name in sorted(set().union(*used))}
     digests = corpus() if opened else []
     for segment, names in zip(segments, used, strict=True):

@@ -182,6 +182,9 @@ def _run(words: list[str]) -> int:
         print(f"megatron-lfr: unknown command {words[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        for word in words:
+            if not output.is_utf8(word):
+                raise ValueError(f"{word}: is not UTF-8; the names of all files must be")
         return COMMANDS[words[0]](words[1:])
     except BaseException as error:
         is_one_of_many, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")

@@ -9,12 +9,14 @@ import math
 import os
 import shutil
 import sys
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
@@ -55,6 +57,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """Map the array of an .npy file into memory, to be read; nothing is unpickled. ValueError for a file that is none,
+    damaged, cut short or of objects, OSError for one that cannot be read."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except tokenize.TokenError as error:  # NumPy looks for Python 2's integers in a header that it cannot parse
+        raise ValueError(f"cannot parse its header: {error.args[0]}") from None
 
 
 def json_value(value: Any) -> Any:
@@ -107,6 +118,14 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
         with path.open("rb") as file:
             if not file.read(max(map(len, begins))).startswith(begins):
                 raise ValueError(f"{flag} {path}: holds something else already; remove it, or give another name")
+
+
+def check_can_be_folder(flag: str, path: Path) -> None:
+    """Raise ValueError that names `flag` where there can be no folder `path`, as something else is in its place, or in
+    that of one of those that it would be in."""
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise ValueError(f"{flag} {path}: {existing} is no folder")
 
 
 def check_space(flag: str, path: Path, needed: int, what: str | None = None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import io
-import math
 import os
+import re
 import shutil
 import sys
 import unicodedata
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _UNLIMITED = 100_000
 """Number of columns of a file or a pipe."""
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def prepare() -> None:
@@ -82,9 +83,23 @@ def did_you_mean(name: str, legal: Collection[str], cutoff: float = 0.6) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text from the command line or a folder was UTF-8 there: other bytes become surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def is_number(value: Any) -> bool:
     """Return whether something read from a file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # an integer may be too large to become a float
+
+
+def exponent_hint(value: Any) -> str:
+    """Return how to write a number that YAML has taken for a text, as it does 1e3; empty where it is none."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return ", a text to YAML: with an exponent, it takes numbers with a point and a sign alone, as 1.0e+3"
+    return ""
 
 
 def number(value: Any, digits: int = 4, missing: str = "-") -> str:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_lfr.config import RunConfig, run_schedule
+from megatron_lfr.config.main_path import check_main_path
 from megatron_lfr.data.corpus.blocks import BlockDataset
-from megatron_lfr.learning_rate import LearningRateConfig, first_difference, make_learning_rate
+from megatron_lfr.learning_rate import LearningRate, LearningRateConfig, first_difference, make_learning_rate
 from megatron_lfr.lfr import PRESETS, Blend, Phase, Plan, Schedule
+from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.lfr.weights import as_begun
 from megatron_lfr.parallel.launchers import adopt_launcher
 
@@ -100,6 +102,21 @@ def rampup_plan(config: RunConfig, blend: Blend, world_size: int | None = None) 
             plan = learn.plan(blend.starts[-1], config.data.seq_length, size, blend=blend, past=plan)
             samples += steps * size
     return plan
+
+
+def fit_to_plan(config: RunConfig, plan: Plan) -> tuple[RunConfig, LearningRate, MainPath | None]:
+    """Return the configuration with the branch points among the steps to retain, the learning rate, and the main path;
+    None for a run that is none. ValueError where one of them does not fit a run of this length."""
+    rate = make_learning_rate(config.optimizer, plan)
+    path = config.main_path.lay_out(plan)
+    if path is not None:
+        check_main_path(path, plan, rate)
+        retained = sorted({*config.checkpoint.save_retain_steps, *path.branch_points})
+        config = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, save_retain_steps=retained)
+        )
+    config.checkpoint.check_retained(plan.total_steps)
+    return config, rate, path
 
 
 def _just_goes_on(config: RunConfig, blend: Blend, stored: Plan) -> bool:

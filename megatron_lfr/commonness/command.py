@@ -28,10 +28,10 @@ from megatron_lfr.commonness.trust import Trust, compare, lengths_of, weights
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.data.corpus.blocks import BlockDataset, open_prefixes
 from megatron_lfr.data.corpus.documents import check_tokenizer
-from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.indexed import IndexedDataset, files_of, with_suffix
 from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
-from megatron_lfr.fileio import check_space, json_value, same_path
+from megatron_lfr.fileio import check_can_be_folder, check_space, json_value
 
 _ENOUGH_TRUSTED = 100
 """Documents of trusted text, from which on the least likely of them need not say by itself what is junk."""
@@ -42,6 +42,8 @@ _ITEM_BYTES = 64
 """Of each document and each block: where it begins, and what is known of it in the end."""
 _JUNK_BYTES = 64
 """Of each document more, while it is decided which of them are junk."""
+_TOKEN_BYTES, _TRUSTED_TOKEN_BYTES = 4, 48
+"""Of each token id up to the largest: how often it is there; more with trusted text: what it usually has there."""
 _DISK_BYTES = 2 * _C.SIGNATURE_BINS + 32
 """Of each document or block: its signature, and what is known of it in the end."""
 _SMALLEST_TABLE, _LARGEST_TABLE = 20, 31
@@ -94,6 +96,7 @@ class CommonnessConfig:
                 raise ValueError(f"--cleaned-output {self.cleaned_output}: exists already; name a new folder")
             if self.cleaned_output.resolve().is_relative_to(self.output.resolve()):
                 raise ValueError(f"--cleaned-output {self.cleaned_output}: is in --output; name a folder beside it")
+            check_can_be_folder("--cleaned-output", self.cleaned_output)
             cleaned_prefixes(parse_blend(self.data_path, "--data-path")[0], self.cleaned_output)
 
     def check_values(self) -> None:
@@ -123,6 +126,8 @@ class _Inputs:
     reference: list[IndexedDataset]
     reference_prefixes: list[Prefix]
     tokenizer: Tokenizer | None
+    vocab_size: int
+    """One more than the largest token of all."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -214,13 +219,16 @@ def _open(config: CommonnessConfig) -> _Inputs:
     trusted_prefixes = reference_prefixes(reference)
     if reference and not any(prefix.num_tokens for prefix in trusted_prefixes):
         raise ValueError("--reference-data-path: holds no token")
-    return _Inputs(corpus, training_prefixes(corpus), reference, trusted_prefixes, tokenizer)
+    training = training_prefixes(corpus)
+    vocab_size = vocabulary_of([*training, *trusted_prefixes], config.threads)
+    return _Inputs(corpus, training, reference, trusted_prefixes, tokenizer, vocab_size)
 
 
 def check_disjoint(text: Sequence[str], corpus: Sequence[str], flag: str, of_corpus: str = "--data-path") -> None:
     """Raise ValueError for a prefix of a text, given by `flag`, that is one of the corpus, which `of_corpus` gives."""
+    files = {files_of(prefix) for prefix in corpus}
     for prefix in text:
-        if any(same_path(prefix, other) for other in corpus):
+        if files_of(prefix) in files:
             raise ValueError(f"{flag} {prefix}: is in {of_corpus}; give text that is not")
 
 
@@ -239,13 +247,16 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
     threads = config.threads or os.cpu_count() or 1
     held = _FIXED_BYTES + threads * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)
     held += _JUNK_BYTES * (sizes[0] + references) if references else 0
+    tokens = inputs.vocab_size * (_TOKEN_BYTES + (_TRUSTED_TOKEN_BYTES if references else 0))
+    held += tokens
     copies = _C.NEAR_COPY_BYTES * max(sizes)
     left = int(config.memory_gb * 1e9) - held
     if left < max(copies, 4 << _SMALLEST_TABLE):
         needed = (held + max(copies, 4 << _SMALLEST_TABLE)) / 1e9
-        raise ValueError(f"--memory-gb {config.memory_gb}: this corpus needs at least {needed + 0.005:.2f}")
-    tokens = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
-    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * tokens))))
+        why = f", most of it for tokens up to {inputs.vocab_size - 1}" if tokens > 0.5e9 * needed else ""
+        raise ValueError(f"--memory-gb {config.memory_gb}: this corpus needs at least {needed + 0.005:.2f}{why}")
+    most = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
+    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * most))))
     return min(useful, int(math.log2(left // 4)), _LARGEST_TABLE)
 
 
@@ -254,7 +265,7 @@ def _items(
 ) -> tuple[Items, Items, Trust | None]:
     """Add likelihoods to what was copied. Returns documents and blocks, and with trusted text what it says of them."""
     prefixes, trusted, threads = inputs.prefixes, inputs.reference_prefixes, config.threads
-    size = log2_slots, vocabulary_of([*prefixes, *trusted], threads), threads
+    size = log2_slots, inputs.vocab_size, threads
     likely, trusted_by_corpus = _score_by_corpus(prefixes, trusted, size)
     trust = None
     if trusted_by_corpus is not None:

@@ -65,6 +65,10 @@ class Blend:
     def _quota(self, corpus: int, samples: int) -> int:
         return self.quotas(samples)[corpus]
 
+    def is_sampled_apart(self, phase: Phase) -> bool:
+        """Whether a phase samples from each corpus by itself."""
+        return self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
+
     def make_order(
         self,
         phase: Phase,
@@ -75,8 +79,7 @@ class Blend:
         counting: Counting = EQUAL,
     ) -> tuple[Order, Selection | BlendSelection | None]:
         """Make a phase's order as `selection.make_order` does, for each corpus where these are sampled separately."""
-        separately = self.focus_scope == "per-corpus" if phase.kind == "focus" else self.weights is not None
-        if not separately:
+        if not self.is_sampled_apart(phase):
             return make_order(phase, scores, samples, seed, phase_index, counting)
         quotas = self.quotas(samples)
         order: Order = np.empty(samples, id_type(len(scores)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from megatron_lfr.lfr.scores import BY_SCORE, CALL, COPIES, FROM_ARRAYS, check_score, is_file, split_score
 from megatron_lfr.lfr.weights import NO_WEIGHT, CountedCopies, Weights, check_weighting
+from megatron_lfr.output import exponent_hint
 
 Kind = Literal["learn", "focus", "review"]
 Unit = Literal["epochs", "passes", "steps", "tokens", "share"]
@@ -204,6 +206,12 @@ class Phase:
         return self.is_rescored or self.scored_by_function is not None
 
     @property
+    def may_fail(self) -> bool:
+        """Whether the phase may fail to begin: its blocks are scored anew first, or all that a Focus keeps has the
+        weight 0."""
+        return self.keeps_scores or (self.kind == "focus" and self.weighted_by is not None)
+
+    @property
     def scores_all(self) -> bool:
         """Whether every block has a score, whether it has been trained on or not."""
         return self.is_rescored or (self.kind == "focus" and self.score_mode == "file")
@@ -228,7 +236,10 @@ class Phase:
         for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
-                raise ValueError(f"phase {name} {value!r}: must be a {'whole ' * (name == 'clusters')}number")
+                whole = "whole " * (name == "clusters")
+                raise ValueError(f"phase {name} {value!r}: must be a {whole}number{exponent_hint(value)}")
+            if isinstance(value, int) and abs(value) > sys.float_info.max:
+                raise ValueError(f"phase {name}: is too large")
         if not (math.isfinite(self.duration) and self.duration > 0):
             raise ValueError(f"phase duration {self.duration}: must be a positive number of {self.unit}")
         if self.unit in ("steps", "tokens") and self.duration != int(self.duration):

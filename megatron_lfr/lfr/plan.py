@@ -76,6 +76,15 @@ class Segment:
         """Return the corpora that a phase is about."""
         return Scope(self.blend, range(len(self.blend.sizes)) if planned.corpora is None else planned.corpora)
 
+    def sampled_apart(self, planned: PlannedPhase) -> list[list[tuple[int, int]]]:
+        """Return what a phase samples from, each part by itself: ranges of block ids."""
+        scope = self.scope(planned)
+        others = [] if planned.corpora is None or not planned.phase.replay else outside(planned.corpora, self.blend)
+        parts = [scope.ranges, *([Scope(self.blend, others).ranges] if others else [])]
+        if not self.blend.is_sampled_apart(planned.phase):
+            return parts
+        return [[one] for part in parts for one in part]
+
     def make_order(
         self, planned: PlannedPhase, scores: Scores, seed: int, arrays: Arrays, declined: Collection[int]
     ) -> tuple[Order, AnySelection | None]:
@@ -166,7 +175,9 @@ class Plan:
         try:
             return self.segments[planned.segment].make_order(planned, scores, seed, arrays, declined)
         except ValueError as error:
-            raise ValueError(f"phase {planned.index}: {error}") from None
+            name = planned.phase.weighted_by
+            by_weight = "" if name is None else f"weight file:{name}: "
+            raise ValueError(f"phase {planned.index}: {by_weight}{error}") from None
 
 
 def append_segment(

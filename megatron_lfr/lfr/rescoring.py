@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.fileio import fsync_directory
+from megatron_lfr.fileio import fsync_directory, map_array
 from megatron_lfr.lfr.journal import Journal, JournalFiles
 from megatron_lfr.lfr.left_out import Scores
 
@@ -59,7 +59,7 @@ def _publish(journal: Journal, phase: int, partial: np.memmap[Any, Any]) -> None
 def read_scores(journal: JournalFiles, phase: int, n_blocks: int) -> Scores:
     """Read the kept scores of a phase: fp32 [n_blocks]."""
     path = journal.scores_path(phase)
-    scores: Scores = np.load(path, allow_pickle=False)
+    scores: Scores = np.array(map_array(path))
     if scores.shape != (n_blocks,) or scores.dtype != np.float32:
         raise ValueError(f"{path}: expected fp32 [{n_blocks}], got {scores.dtype} {list(scores.shape)}")
     return scores

@@ -86,14 +86,17 @@ def check_arrays(plan: Plan, arrays: Sequence[Arrays], unmade: Collection[str] =
     ValueError names phase, array and the first block that is wrong. arrays: those of each segment. unmade: names of
     those that are yet to be made, and are not checked."""
     for planned in plan.phases:
-        index, n_blocks = planned.index, plan.segments[planned.segment].n_blocks
+        segment = plan.segments[planned.segment]
         try:
             for name, check in _arrays_of(planned.phase):
                 if name in unmade:
                     continue
-                check(name, _array(arrays[planned.segment], name, n_blocks))
+                array = _array(arrays[planned.segment], name, segment.n_blocks)
+                check(name, array)
+                if name == planned.phase.weighted_by:
+                    _check_parts(name, array, segment.sampled_apart(planned))
         except ValueError as error:
-            raise ValueError(f"phase {index}: {error}") from None
+            raise ValueError(f"phase {planned.index}: {error}") from None
 
 
 def _arrays_of(phase: Phase) -> list[tuple[str, Callable[[str, npt.NDArray[np.number]], None]]]:
@@ -126,8 +129,21 @@ def _check_finite(name: str, array: npt.NDArray[np.number]) -> None:
 def _check_weights(name: str, array: npt.NDArray[np.number]) -> None:
     _check_finite(name, array)
     _check_each(name, array, lambda part: part >= 0, "0 or more, as a weight")
-    if not any(array[first : first + _CHUNK].any() for first in range(0, len(array), _CHUNK)):
+    if not _has_weight(array):
         raise ValueError(f"array {name}: every block has the weight 0")
+
+
+def _check_parts(name: str, array: npt.NDArray[np.number], parts: Sequence[Sequence[tuple[int, int]]]) -> None:
+    for part in parts:
+        if not any(_has_weight(array[first:last]) for first, last in part):
+            blocks = ", ".join(f"{first} to {last - 1}" for first, last in part)
+            raise ValueError(
+                f"array {name}: blocks {blocks}, from which the phase samples apart, all have the weight 0"
+            )
+
+
+def _has_weight(array: npt.NDArray[np.number]) -> bool:
+    return any(array[first : first + _CHUNK].any() for first in range(0, len(array), _CHUNK))
 
 
 def _check_groups(name: str, array: npt.NDArray[np.number]) -> None:

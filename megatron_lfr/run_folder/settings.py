@@ -21,6 +21,9 @@ OF_SEGMENT = (
 )
 """Settings that describe the last segment of a run's plan."""
 
+WHERE_FILES_ARE = ("data_path", "data_args_path", "tokenizer_model", "lfr_scores")
+"""Settings that name files of which a run remembers digests, so that they may be given another place at any time."""
+
 Settings = Mapping[str, Any]
 """Values of settings, by the names of their flags."""
 Changes = dict[str, list[Any]]

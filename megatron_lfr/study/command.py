@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from megatron_lfr.fileio import check_can_be_folder
 from megatron_lfr.output import print_table
 from megatron_lfr.study.definition import Study, read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
@@ -63,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     require_scipy()
     study = read_study(config.study)
     output = config.output or Path(config.study.stem)
+    check_can_be_folder("--output", output)
     layout = lay_out_study(study, output)
     runs = choose(layout, config.only)
     environments = _environments(config)

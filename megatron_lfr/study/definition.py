@@ -20,6 +20,8 @@ CANDIDATE = "candidate"
 """The name, in contrasts, of the arm that the candidate's rule picks."""
 MANAGED = ("save", "load", "seed", "train_iters", "train_samples", "train_epochs")
 """Settings that the study sets for every run."""
+OF_CORPORA = ("data_path", "data_args_path")
+"""Settings that say what a run trains on: its corpus does."""
 _STEP_KEYS: dict[StepKind, tuple[str, ...]] = {
     "train": ("size", "rate"),
     "evaluate": (),
@@ -140,7 +142,7 @@ class Study:
         """Return the settings of a run: the common ones, then those of size and rate, then `more`."""
         merged: Settings = {}
         for settings in (self.train, self.sizes[size], self.rates[rate], *more):
-            merged |= {key.replace("-", "_"): value for key, value in settings.items()}
+            merged |= settings
         return merged
 
 
@@ -213,16 +215,32 @@ def _some(fields: Fields, key: str) -> list[tuple[str, Any]]:
 
 
 def _settings(value: Any, where: str) -> Settings:
+    """Read settings of runs; their keys have _ for -."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected a mapping of settings, as in config.yaml, got {value!r}")
-    for key in value:
+    settings = _with_underscores(value, where)
+    for key in settings:
+        if key in MANAGED:
+            raise ValueError(f"{where}: {key}: is set by the study for every run; leave it out")
+        if key in OF_CORPORA:
+            raise ValueError(
+                f"{where}: {key}: a run trains on a corpus of `corpora`, which an arm may name as `corpus`"
+            )
+    return settings
+
+
+def _with_underscores(value: Mapping[Any, Any], where: str) -> Settings:
+    settings: Settings = {}
+    for key, entry in value.items():
         if not isinstance(key, str):
             raise ValueError(f"{where}: {key!r}: expected the name of a setting")
-        if key.replace("-", "_") in MANAGED:
-            raise ValueError(f"{where}: {key}: is set by the study for every run; leave it out")
-    return dict(value)
+        name = key.replace("-", "_")
+        if name in settings:
+            raise ValueError(f"{where}: {key}: given twice, with - and with _")
+        settings[name] = entry
+    return settings
 
 
 def _corpus(name: str, value: Any, where: str) -> Corpus:
@@ -251,7 +269,7 @@ def _prefixes(fields: Fields, key: str) -> tuple[str, ...]:
 
 
 def _arm(name: str, value: Any, where: str, names: _Names) -> Arm:
-    fields = Fields(value or {}, where, ("settings", "corpus", "prepare", "length", "compute"))
+    fields = Fields({} if value is None else value, where, ("settings", "corpus", "prepare", "length", "compute"))
     corpus = fields.get("corpus")
     if corpus is not None:
         check_choice(corpus, names.corpora, f"{where}: corpus")
@@ -287,7 +305,7 @@ def _step(name: str, value: Any, where: str, earlier: list[Step], names: _Names)
         settings = {key: fields.get(key) for key in _STEP_KEYS[kind] if key in fields}
         _check_cleaning(settings, next(step for step in earlier if step.name == of), where)
     else:
-        settings = dict(fields.mapping(kind))
+        settings = _with_underscores(fields.mapping(kind), f"{where}: {kind}")
         given = Fields(settings, f"{where}: {kind}", settings)
         settings |= {key: list(_prefixes(given, key)) for key in ("data_path", "reference_data_path") if key in given}
         if "save" in settings or "output" in settings:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from megatron_lfr.output import did_you_mean
+from megatron_lfr.output import did_you_mean, exponent_hint
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
@@ -43,9 +43,16 @@ class Fields:
 
     def mapping(self, key: str) -> dict[str, Any]:
         """Return a mapping with names for keys, empty where it is not given."""
-        value = self._values.get(key) or {}
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        value = self._values.get(key)
+        value = {} if value is None else value
+        if not isinstance(value, Mapping):
             raise ValueError(f"{self.where}: {key}: expected a mapping, got {value!r}")
+        for name in value:
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"{self.where}: {key}: {name!r}: a name must be a text; put one that YAML takes for something "
+                    "else, as on, no and numbers, in quotes"
+                )
         return dict(value)
 
     def named(self, key: str) -> dict[str, Any]:
@@ -76,7 +83,7 @@ class Fields:
         """Return a positive number."""
         value = self._values.get(key, default)
         if not _is_positive(value):
-            raise ValueError(f"{self.where}: {key}: expected a positive number, got {value!r}")
+            raise ValueError(f"{self.where}: {key}: expected a positive number, got {value!r}{exponent_hint(value)}")
         return float(value)
 
     def choices(self, key: str, legal: Collection[str]) -> tuple[str, ...]:
@@ -109,4 +116,4 @@ def close_matches(name: Any, legal: Collection[str]) -> str:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

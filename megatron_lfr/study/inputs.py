@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 
-from megatron_lfr.build import check_groups, make_model_config, make_tokenizer
+from megatron_lfr.build import check_groups, make_model_config, make_tokenizer, make_validation
 from megatron_lfr.commonness.command import CommonnessConfig, check_disjoint
 from megatron_lfr.commonness.items import reference_digests
 from megatron_lfr.config import RunConfig, run_schedule
@@ -20,7 +20,9 @@ from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.evaluation.tasks import read_task
 from megatron_lfr.lfr import Plan
+from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
+from megatron_lfr.planning import fit_to_plan
 from megatron_lfr.study.definition import Corpus, Settings, Study
 from megatron_lfr.study.fields import Fields
 from megatron_lfr.study.labels import kinds_of_blocks
@@ -75,8 +77,9 @@ class Inputs:
             tokenizer = self._open_tokenizer(data.tokenizer_model, data.eod_token)
             vocab_size = make_model_config(config, tokenizer).vocab_size
             assert vocab_size is not None
-            for opened in (blocks, self.held_out(config)):
-                settle_documents(data, tokenizer, vocab_size, opened.datasets)
+            settle_documents(data, tokenizer, vocab_size, self.held_out(config).datasets)
+            settled = settle_documents(data, tokenizer, vocab_size, blocks.datasets)
+            make_validation(settled, tokenizer, vocab_size)
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
         if corpus.labels is not None:
@@ -106,6 +109,14 @@ class Inputs:
                 raise ValueError(f"{flag} {name}: {error}") from None
             opened[name].check_corpus(blocks.digests(), flag)
         return opened
+
+    def check_plan(self, config: RunConfig, plan: Plan, where: str) -> None:
+        """Check that the settings of a run fit its plan; ValueError names the flag."""
+        try:
+            fit_to_plan(config, plan)
+            check_functions(plan)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def check_scores(self, plan: Plan, scores: dict[str, BlockValues], where: str) -> None:
         """Check that the phases of a run can use the files that `scores` has opened; those that a step makes are not

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, split_documents
+from megatron_lfr.fileio import map_array
 
 Shares = npt.NDArray[np.float64]
 
@@ -19,7 +20,7 @@ def read_labels(file: Path, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
     """Read labels as indices of `kinds` [n]: an .npy of integers, or a name a line. ValueError names what is none."""
     if file.suffix == ".npy":
         try:
-            labels = np.lib.format.open_memmap(file, mode="r")
+            labels = map_array(file)
         except ValueError as error:
             raise ValueError(f"{file}: is no .npy, cut short, damaged or of objects ({error}); make it again") from None
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -51,7 +52,7 @@ def kinds_of_blocks(labels: Mapping[str, Any], data_path: Sequence[str], source:
         _check_count(file, given, source.num_blocks, "training blocks")
         return np.eye(len(kinds))[given]
     if "kept" in labels:
-        given = given[np.load(labels["kept"], allow_pickle=False)]
+        given = given[map_array(Path(labels["kept"]))]
     corpus = BlockDataset(data_path, source.seq_length, split)
     counts = [dataset.num_documents for dataset in corpus.datasets]
     _check_count(file, given, sum(counts), f"documents in {' '.join(data_path)}")

@@ -163,6 +163,7 @@ class _Bench:
         budget = self.study.compute[cell.size] * arm.compute * point
         prepared = (preparation + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
+        self.inputs.check_plan(config, plan, where)
         self.inputs.check_scores(plan, scores, where)
         identity = {
             **_files(corpus, scores),
@@ -214,11 +215,12 @@ class _Bench:
         made_of: list[Any] = []
         if step.kind == "train":
             settings = {**_DEFAULTS, "lfr_schedule": "uniform", "data_path": list(corpus.data_path), **settings}
-            settings |= {key.replace("-", "_"): value for key, value in step.settings.items()}
+            settings |= step.settings
             config = self.inputs.config({**settings, "save": "-"}, where)
             opened = self.inputs.blocks(config.data, config.data.corpora()[0], where)
             self.inputs.check_held_out(config.data.corpora()[0], where)
             plan = plan_run(config, opened, where)
+            self.inputs.check_plan(config, plan, where)
             token_flops = self.inputs.token_flops(config)
             flops = (plan.total_samples + FORWARD * rescored_blocks(plan)) * plan.seq_length * token_flops
             made_of = _phases(plan)
@@ -232,10 +234,9 @@ class _Bench:
         else:
             settings = {"data_path": list(corpus.data_path), "seq_length": data.seq_length, "split": data.split}
             settings |= {"tokenizer_model": data.tokenizer_model} if data.tokenizer_model else {}
-            given = {key.replace("-", "_"): value for key, value in step.settings.items()}
-            settings |= given
+            settings |= step.settings
             if step.kind == "commonness":
-                made_of = self.inputs.check_commonness(given, settings, where)
+                made_of = self.inputs.check_commonness(step.settings, settings, where)
         seq_length = data.seq_length
         key = f"{step.name}-{digest_of([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
         folder = self.output / "prepared" / (f"{key}-rule{RULE}" if step.kind in ("commonness", "clean") else key)

@@ -19,7 +19,8 @@ import yaml
 from megatron_lfr.commonness.clean import cleaned_prefixes
 from megatron_lfr.commonness.command import CommonnessConfig, check_disjoint
 from megatron_lfr.data.config import parse_blend
-from megatron_lfr.fileio import write_atomic
+from megatron_lfr.data.corpus.blocks import open_prefixes
+from megatron_lfr.fileio import check_can_be_folder, write_atomic
 from megatron_lfr.lfr import preset
 from megatron_lfr.study.sample import ALL, Sample, make_sample
 
@@ -100,6 +101,9 @@ class PilotConfig:
                 raise ValueError(f"{flag}: a pilot takes prefixes without weights")
             cleaned_prefixes(prefixes, self.output, flag)
         check_disjoint(self.reference_data_path, self.data_path, "--reference-data-path")
+        open_prefixes(self.data_path)
+        open_prefixes(self.reference_data_path, "--reference-data-path")
+        check_can_be_folder("--output", self.output)
 
 
 def prepare(config: PilotConfig) -> Path:

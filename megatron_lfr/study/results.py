@@ -14,9 +14,10 @@ import numpy.typing as npt
 from megatron_lfr.analysis.similarity import BlockSet
 from megatron_lfr.commonness.items import reference_prefixes
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.output import is_number
 from megatron_lfr.study.definition import CANDIDATE, Candidate, Contrast, Study
-from megatron_lfr.study.layout import Layout
-from megatron_lfr.study.runner import read_result, result_file
+from megatron_lfr.study.layout import Layout, PlannedRun
+from megatron_lfr.study.runner import names_of, read_result, result_file
 
 Cell = tuple[str, str, str]
 """Corpus, size and rate."""
@@ -115,14 +116,18 @@ class Results:
 
 
 def load_results(study: Study, layout: Layout, output: Path) -> Results:
-    """Read what is done of a study. ValueError names a file that is no result, or one of other settings."""
+    """Read what is done of a study. ValueError names a file that is no result, damaged, or one of other settings."""
     runs, open_runs = [], []
+    blocks = BlockDataset(study.held_out, layout.seq_length, "1").train.num_blocks
     for run in layout.runs.values():
         content = read_result(output, run)
         if content is None:
             open_runs.append(run.name)
         else:
-            runs.append(Result(content, _arrays_file(result_file(output, run.name), content)))
+            path = result_file(output, run.name)
+            result = Result(content, _arrays_file(path, content))
+            _check(result, path, run, blocks)
+            runs.append(result)
     return Results(study, runs, open_runs, layout.seq_length)
 
 
@@ -134,6 +139,22 @@ def _arrays_file(result: Path, content: dict[str, Any]) -> Path:
             f"{result}: its arrays, {name}, are not there or damaged; remove both, and run the study again"
         )
     return result.with_name(name)
+
+
+def _check(result: Result, path: Path, run: PlannedRun, blocks: int) -> None:
+    """Check that a result is of its run, and has the figures that all comparisons need; ValueError names the file."""
+    try:
+        if wrong := [key for key, value in names_of(run).items() if result.json[key] != value]:
+            raise ValueError(f"its {wrong[0]} is {result.json[wrong[0]]!r}")
+        domains = result.json["held_out"]["domains"]
+        figures = [result.json["held_out"]["macro"], result.json["compute"]["total"], *dict(domains).values()]
+        if not domains or not all(map(is_number, figures)):
+            raise ValueError("a loss or its compute is no number")
+        if (shape := result.held_out().shape) != (blocks,):
+            raise ValueError(f"it has losses {list(shape)} of {blocks} held-out blocks")
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: no result of {run.name}: {what}; remove it, and run the study again") from None
 
 
 @dataclass(frozen=True)

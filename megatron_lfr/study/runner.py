@@ -37,6 +37,7 @@ def read_result(output: Path, run: PlannedRun) -> dict[str, Any] | None:
         raise ValueError(f"{path}: no result of a study ({error!r})") from None
     if digest != run.digest:
         before = result.get("settings", {})
+        before = before if isinstance(before, dict) else {}
         differing = [
             f"{key}: {before.get(key)!r} -> {value!r}"
             for key, value in run.settings.items()
@@ -124,7 +125,7 @@ def _share_results(layout: Layout, output: Path) -> Collection[str]:
     known = read_results(layout, output)
     for run in layout.runs.values():
         if run.digest in known and not result_file(output, run.name).exists():
-            shared = {**known[run.digest], **_names(run)}
+            shared = {**known[run.digest], **names_of(run)}
             write_atomic(result_file(output, run.name), json.dumps(shared, indent=1, allow_nan=False) + "\n")
     return known
 
@@ -223,7 +224,7 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
         "labels": labels,
         "describes": {
             "format": 1,
-            **_names(run),
+            **names_of(run),
             **{key: getattr(run, key) for key in ("digest", "settings", "steps", "token_flops")},
             "budget": run.compute.budget,
             "given_flops": run.given_flops,
@@ -232,7 +233,8 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
     }
 
 
-def _names(run: PlannedRun) -> dict[str, Any]:
+def names_of(run: PlannedRun) -> dict[str, Any]:
+    """Return what a result says of its place in the study."""
     return {key: getattr(run, key) for key in ("name", "arm", "corpus", "size", "rate", "seed", "compute_point")}
 
 

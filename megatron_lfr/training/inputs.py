@@ -12,22 +12,21 @@ from megatron_lfr.build import (
     make_corpus,
     make_model_config,
     make_tokenizer,
-    open_validation,
+    make_validation,
 )
 from megatron_lfr.config import RunConfig
-from megatron_lfr.config.main_path import check_main_path
 from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
-from megatron_lfr.learning_rate import LearningRate, make_learning_rate
+from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel.launchers import adopt_launcher
-from megatron_lfr.planning import make_run_plan
+from megatron_lfr.planning import fit_to_plan, make_run_plan
 from megatron_lfr.run_folder import RunFolder
 from megatron_lfr.training.lengthening import check_frozen
 
@@ -74,45 +73,12 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     if data.bos and not config.data.bos and adopt_launcher().rank == 0:
         print("the documents of the corpus begin with the tokenizer's start-of-document token: --bos is on", flush=True)
     config = dataclasses.replace(config, data=data)
-    validation = _validation_blocks(config, tokenizer, model.vocab_size) or corpus.valid
+    validation = make_validation(data, tokenizer, model.vocab_size) or corpus.valid
     check_frozen(config, folder, stored, corpus)
     plan = make_run_plan(config, corpus, stored)
-    learning_rate = make_learning_rate(config.optimizer, plan)
-    config, main_path = _lay_out_main_path(config, plan, learning_rate)
-    config.checkpoint.check_retained(plan.total_steps)
+    config, learning_rate, main_path = fit_to_plan(config, plan)
     begun = [] if stored is None else folder.score_files(len(plan.segments) - 1, config.lfr.lfr_scores)
     arrays = make_arrays(config, corpus.digests, plan, begun)
     check_functions(plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, arrays)
     return Inputs(config, tokenizer, model, corpus, validation, plan, learning_rate, main_path, arrays, facts)
-
-
-def _validation_blocks(config: RunConfig, tokenizer: Tokenizer | None, vocab_size: int) -> BlockSource | None:
-    """Return the blocks of --valid-data-path, None where that is not given. ValueError where its documents differ from
-    those of --data-path in tokenizer, end or start."""
-    data = config.data
-    corpus = open_validation(data)
-    if corpus is None:
-        return None
-    flag = "--valid-data-path"
-    try:
-        settled = settle_documents(dataclasses.replace(data, bos=False), tokenizer, vocab_size, corpus.datasets)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from None
-    if settled.bos != data.bos:
-        raise ValueError(
-            f"{flag}: either its documents or those of --data-path begin with a start-of-document token, not both"
-        )
-    return corpus.train
-
-
-def _lay_out_main_path(config: RunConfig, plan: Plan, rate: LearningRate) -> tuple[RunConfig, MainPath | None]:
-    """Return the configuration with the branch points among the steps to retain, and the main path; None for a run that
-    is none."""
-    path = config.main_path.lay_out(plan)
-    if path is None:
-        return config, None
-    check_main_path(path, plan, rate)
-    retained = sorted({*config.checkpoint.save_retain_steps, *path.branch_points})
-    checkpoint = dataclasses.replace(config.checkpoint, save_retain_steps=retained)
-    return dataclasses.replace(config, checkpoint=checkpoint), path

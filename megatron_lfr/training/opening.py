@@ -15,6 +15,7 @@ from megatron_lfr.model.fused import describe_layers
 from megatron_lfr.model.lora import adapter_parameters
 from megatron_lfr.parallel import ParallelState, ranks
 from megatron_lfr.run_folder import RunFolder
+from megatron_lfr.run_folder.settings import WHERE_FILES_ARE
 from megatron_lfr.training.start import Start, checkpoint_bytes
 from megatron_lfr.training.trainer import Trainer
 
@@ -52,13 +53,18 @@ def announce(
 
 
 def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: int, segments: int) -> None:
-    """Write the settings into the run folder, and print what changes for a run that was in it. A finished run stays as
-    it is."""
+    """Write the settings into the run folder, and print what changes for a run that was in it. Of a finished run, only
+    where its files are now is written."""
     settings, defaults = recorded_settings(config), RunConfig().to_flat()
-    changed = describe_changes(folder.changes(settings, start.step, defaults)) if start.checkpoint else ""
+    changes = folder.changes(settings, start.step, defaults) if start.checkpoint else {}
+    changed = describe_changes(changes)
     if start.step >= end_step:
+        moved = {name: settings[name] for name in WHERE_FILES_ARE if name in changes}
+        changed = describe_changes({name: change for name, change in changes.items() if name not in moved})
         note = f"; these settings have no effect any more: {changed}" if changed else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
+        if moved:
+            folder.write_settings({**folder.settings(), **moved}, start.step, defaults, segments)
         return
     if start.checkpoint:
         is_used_up = config.checkpoint.finetune and config.lora.lora_rank is None

@@ -186,16 +186,16 @@ class Trainer:
             self._tell(lambda callback: callback.on_phase_end(self, phase))
 
     def _save(self, done: int, is_due: bool) -> None:
-        """Save after step `done`, if that is due, the run stops or ends, or new scores are made next."""
+        """Save after step `done`, if that is due, the run stops or ends, or the next phase may fail to begin."""
         stops = self.stopping.reason is not None and not self.is_complete
         if stops:
             _say(f"{self.stopping.reason}: saving at step {done} and leaving; the same command continues")
-        if is_due or stops or self._at_end or self._scores_next():
+        if is_due or stops or self._at_end or self._may_fail_next():
             self.saving.save(self.curriculum.next_step, self.engine, self._state_dict)
 
-    def _scores_next(self) -> bool:
+    def _may_fail_next(self) -> bool:
         curriculum = self.curriculum
-        return curriculum.at_boundary and self.plan.at_step(curriculum.next_step).phase.keeps_scores
+        return curriculum.at_boundary and self.plan.at_step(curriculum.next_step).phase.may_fail
 
     def _state_dict(self) -> dict[str, Any]:
         """Return everything that the run continues from, besides the tensors."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from megatron_lfr.cli import main
 from megatron_lfr.commonness import results
 from megatron_lfr.data.corpus.blocks import BlockDataset
+from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.fileio import lock_file
 from support.commonness_samples import documents, junk, tokenizer, write
+from support.tiny_corpus import linked
 from support.waiting import LIMIT
 
 ARRAYS = {"copies": "<u4", "near_copies": "<u4", "representative": "<u4", "log_likelihood": "<f4", "weight": "<f4"}
@@ -212,6 +215,8 @@ def test_weights_of_prefixes_are_ignored(tmp_path: Path, corpus: list[str]) -> N
         (["--threads", "-1"], "--threads -1: must be from 0 to 4096"),
         (["--seq-length", "1000000"], "fewer than the 1000001"),
         (["--output", "no/where"], "no/where: the folder"),
+        (["--cleaned-output", f"{__file__}/x"], f"--cleaned-output {__file__}/x: {__file__} is no folder"),
+        (["--data-path", "bad\udcff"], "bad\\udcff: is not UTF-8; the names of all files must be"),
     ],
 )
 def test_bad_input_is_refused(
@@ -236,6 +241,18 @@ def test_corpora_of_different_tokenizers_are_refused(
     assert "their ids mean different tokens" in capsys.readouterr().err
     assert main([*flags(tmp_path, corpus), "--reference-data-path", corpus[0]]) == 2
     assert "is in --data-path" in capsys.readouterr().err
+    assert main([*flags(tmp_path, corpus), "--reference-data-path", linked(corpus[0], tmp_path / "links")]) == 2
+    assert "links/other: is in --data-path" in capsys.readouterr().err
+
+
+def test_memory_for_the_largest_token_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One damaged id, as it would take gigabytes."""
+    with IndexedDatasetWriter(tmp_path / "damaged", np.dtype(np.int32)) as writer:
+        writer.add_document(np.full(3000, 7, np.int32))
+        writer.add_document(np.array([1, 2, 1 << 28], np.int32))
+    assert main([*flags(tmp_path, [str(tmp_path / "damaged")]), "--memory-gb", "1", "--split", "1"]) == 2
+    message = r"--memory-gb 1\.0: this corpus needs at least 1\.4\d, most of it for tokens up to 268435456\n"
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, domain_names
+from support.tiny_corpus import linked
 
 WriteCorpus = Callable[..., Path]
 Documents = list[list[int]]
@@ -161,6 +162,8 @@ def test_a_prefix_given_twice(write_corpus: WriteCorpus) -> None:
     prefix = write_corpus("c", [[1] * 10])
     with pytest.raises(ValueError, match="given twice"):
         BlockDataset([prefix, prefix.parent / "." / "c"], 2)
+    with pytest.raises(ValueError, match="links/other: given twice"):
+        BlockDataset([prefix, linked(prefix, prefix.parent / "links")], 2)
 
 
 def test_fingerprint_stays_when_files_move(write_corpus: WriteCorpus, tmp_path: Path, rng: np.random.Generator) -> None:

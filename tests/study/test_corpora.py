@@ -17,7 +17,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.indexed import IndexedDataset
 from megatron_lfr.data.corpus.sidecar import Sidecar, read_sidecar
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
-from megatron_lfr.study.labels import kinds_of_blocks
+from megatron_lfr.study.labels import kinds_of_blocks, read_labels
 from megatron_lfr.study.results import held_out_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,11 @@ def test_labels_that_do_not_fit_are_refused(corpus: list[str], tmp_path: Path) -
     cut = tmp_path / "cut.npy"
     np.save(cut, np.zeros(80, np.int64))
     cut.write_bytes(cut.read_bytes()[:-1])
+    unclosed = tmp_path / "unclosed.npy"
+    np.save(unclosed, np.zeros(80, np.int64))
+    unclosed.write_bytes(unclosed.read_bytes().replace(b"(80,)", b"(80,]"))
+    with pytest.raises(ValueError, match=r"unclosed.npy: is no .npy, cut short, damaged or of objects"):
+        read_labels(unclosed, ["a"])
     with pytest.raises(ValueError, match=r"cut.npy: is no .npy, cut short, damaged or of objects"):
         kinds_of_blocks({**given, "file": str(cut)}, corpus, BlockDataset(corpus, SEQ, "1").train, "1")
 

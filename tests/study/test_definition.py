@@ -19,10 +19,15 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.study.definition import CANDIDATE, Contrast, read_study
 from megatron_lfr.study.layout import lay_out_study
 from support.study_samples import tiny_study, write_study
+from support.tiny_corpus import linked
 
 ROOT = Path(__file__).parents[2]
 Change = Callable[[dict[str, Any]], Any]
 COMMON: dict[str, Any] = {"prepare": {"common": {"commonness": {}}}}
+BY_FUNCTION = [
+    {"kind": "learn", "duration": 0.5, "unit": "share"},
+    {"kind": "focus", "duration": 0.5, "unit": "share", "score": "call:no_such:function"},
+]
 BY_ARRAY = [{"kind": "learn", "duration": 1, "unit": "share", "weight": "file:w"}]
 
 
@@ -67,6 +72,29 @@ def lay_out(content: dict[str, Any], folder: Path) -> None:
         ),
         (put("compute", "many"), "compute: expected a positive number, got 'many'"),
         (put("compute", {"M": 1}), "compute: unknown key 'M'; legal: S"),
+        (
+            put("compute", "1e3"),
+            "got '1e3', a text to YAML: with an exponent, it takes numbers with a point and a sign",
+        ),
+        (put("compute", 10**400), "compute: expected a positive number, got 1000"),
+        (
+            put("train.data_path", ["x"]),
+            "train: data_path: a run trains on a corpus of `corpora`, which an arm may name",
+        ),
+        (
+            put("arms.lfr.settings.data-path", ["x"]),
+            "arms: lfr: settings: data_path: a run trains on a corpus of `corp",
+        ),
+        (put("sizes.S.data_args_path", "x"), "sizes: S: data_args_path: a run trains on a corpus of `corpora`"),
+        (put("train.seq-length", 8), "train: seq-length: given twice, with - and with _"),
+        (
+            put("arms.lfr", False),
+            "arms: lfr: expected a mapping with keys settings, corpus, prepare, length, compute, got",
+        ),
+        (put("arms.lfr.settings", []), "arms: lfr: settings: expected a mapping, got []"),
+        (put("rates", False), "rates: expected a mapping, got False"),
+        (put("train", 0), "train: expected a mapping, got 0"),
+        (put("arms", {True: {}}), "arms: True: a name must be a text; put one that YAML takes for something else"),
         (put("train.seed", 3), "train: seed: is set by the study for every run; leave it out"),
         (put("arms.lfr.length", "long"), "arms: lfr: length: unknown name 'long'; legal: budget, scaled, schedule"),
         (put("contrasts", {"primary": ["lfr - lfr"]}), "primary: lfr - lfr: compares an arm with itself"),
@@ -108,6 +136,10 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         (put("train.model_preset", "huge"), "--model-preset huge: choose from"),
         (put("corpora.toy.data_path", ["nothing"]), "--data-path nothing: "),
         (put("held_out", ["nothing"]), "held_out nothing: "),
+        (put("train.lr_warmup_iters", 1000), "--lr-warmup-iters 1000: longer than the decay's 62 steps"),
+        (put("train.save_retain_steps", [1000]), "--save-retain-steps 1000: must lie between 1 and 62"),
+        (put("train.valid_data_path", ["nothing"]), "--valid-data-path nothing: "),
+        (put("arms.lfr.settings.lfr_schedule", BY_FUNCTION), "score call:no_such:function: importing no_such fails"),
         (put("compute", 300), "a budget of 300 tokens leaves 2 steps"),
         (put("arms.lfr.settings", {"lfr_schedule": BY_ARRAY}), "a phase needs the array 'w'; given: none"),
         (
@@ -179,6 +211,13 @@ def test_what_runs_could_not_be_compared_by_is_refused(
     content = tiny_study(corpus)
     change(content)
     with pytest.raises(ValueError, match=re.escape(message)):
+        lay_out(content, tmp_path)
+
+
+def test_the_text_that_decides_is_in_no_corpus_by_whatever_name(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    content["held_out"] = [linked(corpus[0], tmp_path / "links")]
+    with pytest.raises(ValueError, match=r"held_out .*links/other: is in data_path; give text that is not"):
         lay_out(content, tmp_path)
 
 

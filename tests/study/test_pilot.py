@@ -108,6 +108,8 @@ def test_it_does_not_train_uniform_twice() -> None:
     [
         ([], "give one of --tokenizer-model and --vocab-size"),
         (["--vocab-size", "100", "--minutes", "nan"], "--minutes nan: must be at least 0.1"),
+        (["--vocab-size", "100", "--data-path", "nothing"], "--data-path nothing: nothing.idx: no such file"),
+        (["--vocab-size", "100", "--output", __file__], f"--output {__file__}: {__file__} is no folder"),
         (["--vocab-size", "100", "--seeds", "1"], "--seeds 1: must be at least 2"),
         (["--vocab-size", "100", "--data-path", "0.5", "a", "0.5", "b"], "--data-path: a pilot takes prefixes without"),
         (["--vocab-size", "100", "--data-path", "x/a", "y/a"], "--data-path: prefixes that are cleaned need different"),

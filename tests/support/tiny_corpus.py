@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
+
+
+def linked(prefix: Path | str, folder: Path) -> str:
+    """Return a prefix of another name in a new folder, whose files are links to those of `prefix`."""
+    folder.mkdir()
+    for end in (".bin", ".idx"):
+        (folder / f"other{end}").symlink_to(Path(f"{prefix}{end}").resolve())
+    return str(folder / "other")
 
 
 @pytest.fixture(scope="session")

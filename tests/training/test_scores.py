@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,27 @@ def test_a_resume_needs_the_same_file(
     assert main(["train", *flags[:-1], f"ref={moved}"]) == 0
 
 
+def test_a_finished_run_learns_where_its_file_is_now(
+    reference: Path, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The other paths are those of the folder that it was started in."""
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    np.save("mine.npy", np.load(reference))
+    flags = flags_of([os.path.relpath(prefix) for prefix in corpus], tmp_path / "run", "file:ref")
+    assert main(["train", *flags, "--lfr-scores", "ref=mine.npy"]) == 0
+    monkeypatch.chdir(tmp_path)
+    Path("a/mine.npy").rename("moved.npy")
+    assert main(["report", "run"]) == 2
+    flags = flags_of(corpus, tmp_path / "run", "file:ref", "--lr", "0.5", "--lfr-scores", "ref=moved.npy")
+    capsys.readouterr()
+    assert main(["train", *flags]) == 0
+    assert "finished at step 25; these settings have no effect any more: --lr 0.01 -> 0.5\n" in capsys.readouterr().out
+    monkeypatch.chdir("/")
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["inspect", str(tmp_path / "run"), "--step", "1", "--chars", "0"]) == 0
+
+
 def test_a_folder_beside_the_run_is_not_needed_where_it_was_started(
     reference: Path, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,13 +230,16 @@ def test_illegal_files_are_refused_by_name(
         assert message in error, name
     text = tmp_path / "text.npy"
     text.write_bytes(b"\x80\x04N.")  # a pickle
+    unclosed = tmp_path / "unclosed.npy"
+    unclosed.write_bytes(reference.read_bytes().replace(b",), }", b",], }"))
     cut = tmp_path / "cut.npy"
     cut.write_bytes(reference.read_bytes()[:-1])
     for word, message in (
         (f"x={text}", "is no .npy file"),
         (f"x={cut}", "it is cut short, damaged or of objects; make it again"),
         (f"x={tmp_path / 'none.npy'}", "No such file"),
-        (f"y={reference}", "phase 1: there is no array 'x'; there are: none"),
+        (f"x={unclosed}", "it is cut short, damaged or of objects; make it again"),
+        (f"y={reference}", "phase 1: there is no array 'x'; given: y"),
         (str(reference), "expected NAME=FILE.npy"),
     ):
         assert message in error_of(flags_of(corpus, tmp_path / "run", "file:x", "--lfr-scores", word), capsys)
@@ -306,3 +331,41 @@ def test_weights_and_copies_are_checked_before_a_run_begins(
     flags[flags.index("--lfr-scores") + 1] = f"copies={tmp_path}/groups.npy"
     assert main(["train", *flags, "--lfr-scores", f"more={tmp_path}/zero.npy"]) == 0
     assert "--lfr-scores more: no phase of the schedule uses it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("phases", "words", "where"),
+    [
+        ("{kind: focus, duration: 0.4, weight: 'file:w'}", ["--lfr-focus-scope", "per-corpus"], "phase 1"),
+        ("{kind: review, duration: 0.4, weight: 'file:w', scope: [hard]}", [], "phase 1"),
+        ("{kind: review, duration: 0.4, weight: 'file:w', scope: [easy], replay: 0.5}", [], "phase 1"),
+        ("{kind: learn, duration: 0.4, weight: 'file:w'}", ["--data-path", "0.5", "{0}", "0.5", "{1}"], "phase 1"),
+    ],
+)
+def test_a_part_in_which_nothing_counts_is_refused_before_the_first_step(
+    phases: str, words: list[str], where: str, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of one prefix has the weight 0, and the phase samples from that prefix by itself."""
+    easy, n = BlockDataset(corpus[:1], 16, "90,10,0").train.num_blocks, blocks(corpus)
+    np.save(tmp_path / "w.npy", (np.arange(n) < easy).astype(np.float32))
+    given = [word.format(*corpus) for word in words]
+    flags = flags_of(corpus, tmp_path / "run", "recorded", *given, "--lfr-scores", f"w={tmp_path}/w.npy")
+    flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 0.6}}, {phases}]"
+    message = f"{where}: array w: blocks {easy} to {n - 1}, from which the phase samples apart, all have the weight 0"
+    assert message in error_of(flags, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_trained_is_saved_where_all_that_a_focus_keeps_has_no_weight(
+    corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n = blocks(corpus)
+    np.save(tmp_path / "w.npy", (np.arange(n) < n // 2).astype(np.float32))
+    np.save(tmp_path / "s.npy", np.arange(n, dtype=np.float32))
+    words = ["--lfr-scores", f"w={tmp_path}/w.npy", "--lfr-scores", f"s={tmp_path}/s.npy"]
+    flags = flags_of(corpus, tmp_path / "run", "recorded", *words)
+    focus = "{kind: focus, duration: 0.4, drop: 0.5, score: 'file:s', weight: 'file:w'}"
+    flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 0.6}}, {focus}]"
+    message = "phase 1: weight file:w: mass: no block can be drawn: none that is kept has a weight above 0"
+    assert message in error_of(flags, capsys)
+    assert open_run(tmp_path / "run").folder.find_checkpoint() is not None

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 
 from megatron_lfr.cli import main
 from support.indexed_samples import write_by_hand
+from support.tiny_corpus import linked
 from support.tiny_run import VOCAB, tiny_flags
 
 FLAG = "--valid-data-path"
@@ -52,6 +53,7 @@ def test_all_of_another_corpus_is_validated_on(
         (["{hard}"], r"--valid-data-path: --split 90,10,0 holds a part .* give --split 100,0,0"),
         (["2", "{hard}", "--split", "1"], "--valid-data-path: give prefixes without weights"),
         (["{easy}", "--split", "1"], "--valid-data-path .*easy_text_document: is in --data-path, too"),
+        (["{linked}", "--split", "1"], "--valid-data-path .*links/other: is in --data-path, too"),
         (["{hard}s", "--split", "1"], "--valid-data-path .*hard_text_documents: "),
         (["{few}", "--split", "1"], "--valid-data-path .*few: .* hold 3 tokens, fewer than the 17"),
         (
@@ -68,6 +70,7 @@ def test_what_cannot_be_validated_on_is_refused_by_name(
     made |= {"format": 1, "output_prefix": "c", "documents": 1, "tokens": 40}
     other.with_suffix(".meta").write_text(json.dumps(made))
     paths = {"easy": corpus[0], "hard": corpus[1], "few": few, "other": other}
+    paths["linked"] = linked(corpus[0], tmp_path / "links")
     given = [flag.format(**paths) for flag in flags]
     assert main(["train", *tiny_flags(corpus[:1]), FLAG, *given, "--save", str(tmp_path / "run")]) == 2
     printed = capfd.readouterr()

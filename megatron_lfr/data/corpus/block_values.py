@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.fileio import json_value, write_atomic
+from megatron_lfr.fileio import json_value, map_array, write_atomic
 from megatron_lfr.output import visible
 
 KIND = "megatron-lfr numbers of blocks"
@@ -108,12 +108,12 @@ def open_values(name: str, path: Path, flag: str) -> BlockValues:
     """Map a file of numbers, read once for its hash; nothing is unpickled. ValueError begins with `flag`, OSError names
     the file."""
     try:
-        with path.open("rb") as file:  # `open_memmap` says less about a file that is not there
+        with path.open("rb") as file:  # `map_array` says less about a file that is not there
             is_npy = file.read(6) == b"\x93NUMPY"
         if not is_npy:
             raise ValueError("is no .npy file")
         try:
-            values = np.lib.format.open_memmap(path, mode="r")
+            values = map_array(path)
         except ValueError as error:
             raise ValueError(
                 f"cannot be mapped ({error}): it is cut short, damaged or of objects; make it again"

@@ -9,7 +9,7 @@ that have a next token which is trained on: these are numbered, 8 bytes each whe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.indexed import IndexedDataset, files_of, with_suffix
 from megatron_lfr.data.corpus.sidecar import read_sidecar
 from megatron_lfr.fileio import hash_samples
 
@@ -300,11 +300,12 @@ def domain_names(prefixes: Sequence[Path], flag: str = "--data-path") -> list[st
     Where last parts are equal, the folders above them are added. ValueError when a prefix is given twice.
     """
     resolved = [prefix.resolve() for prefix in prefixes]
-    seen: set[Path] = set()
-    for prefix, path in zip(prefixes, resolved, strict=True):
-        if path in seen:
+    seen: set[Hashable] = set()
+    for prefix in prefixes:
+        files = files_of(prefix)
+        if files in seen:
             raise ValueError(f"{flag} {prefix}: given twice")
-        seen.add(path)
+        seen.add(files)
     for depth in range(1, 1 + max(len(path.parts) for path in resolved)):
         names = ["/".join(path.parts[-depth:]).removesuffix(_SUFFIX) for path in resolved]
         if len(set(names)) == len(names):

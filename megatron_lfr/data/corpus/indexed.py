@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from megatron_lfr._C import IndexFile, TokenFile
 from megatron_lfr.data.corpus.mask import MASK, LossMask, Mask, pair_digest
+from megatron_lfr.output import is_utf8
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
@@ -50,6 +51,8 @@ class IndexedDataset:
 
     def __init__(self, prefix: Path | str) -> None:
         self.prefix = Path(prefix)
+        if not is_utf8(str(prefix)):
+            raise ValueError(f"{prefix}: is not UTF-8; rename its files")
         if self.prefix.suffix in (".bin", ".idx"):
             raise ValueError(f"{prefix}: give the prefix, {self.prefix.with_suffix('')}, not one of its files")
         for suffix in (".idx", ".bin"):
@@ -105,6 +108,16 @@ def _open_mask(prefix: Path, tokens: int) -> LossMask | None:
     if not os.path.lexists(path):
         return None
     return LossMask(path, tokens, pair_digest(with_suffix(prefix, ".idx"), with_suffix(prefix, ".bin")))
+
+
+def files_of(prefix: Path | str) -> Hashable:
+    """Return what is equal for two prefixes of the same tokens: the file that holds them, whatever links lead to it."""
+    path = with_suffix(Path(prefix), ".bin")
+    try:
+        status = path.stat()
+    except OSError:  # it is not there, or not to be read, which whoever opens it says
+        return path.resolve()
+    return status.st_dev, status.st_ino
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:

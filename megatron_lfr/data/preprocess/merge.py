@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lfr.data.corpus.indexed import IndexedDataset, with_suffix
+from megatron_lfr.data.corpus.indexed import IndexedDataset, files_of, with_suffix
 from megatron_lfr.data.corpus.mask import MASK
 from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.preprocess.output import exists
@@ -75,7 +75,7 @@ def _checked(config: MergeConfig, dtype: np.dtype[Any]) -> Iterator[IndexedDatas
     """Open every input, but one at a time: thousands would be more files than a process may hold open."""
     for prefix in config.input:
         dataset = IndexedDataset(prefix)
-        if prefix.resolve() == config.output_prefix.resolve():
+        if files_of(prefix) == files_of(config.output_prefix):
             raise ValueError(f"--output-prefix {config.output_prefix}: is also an --input; give another name")
         if dataset.dtype != dtype:
             raise ValueError(
