@@ -92,6 +92,7 @@ def lay_out(content: dict[str, Any], folder: Path) -> None:
             "arms: lfr: expected a mapping with keys settings, corpus, prepare, length, compute, got",
         ),
         (put("arms.lfr.settings", []), "arms: lfr: settings: expected a mapping, got []"),
+        (put("compute_points", [1, 1.5, 1.5000001]), "compute_points: [1.0, 1.5, 1.5000001]: one is given twice"),
         (put("rates", False), "rates: expected a mapping, got False"),
         (put("train", 0), "train: expected a mapping, got 0"),
         (put("arms", {True: {}}), "arms: True: a name must be a text; put one that YAML takes for something else"),
