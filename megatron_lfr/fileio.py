@@ -64,7 +64,7 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     damaged, cut short or of objects, OSError for one that cannot be read."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except tokenize.TokenError as error:  # NumPy looks for Python 2's integers in a header that it cannot parse
+    except (tokenize.TokenError, SyntaxError) as error:  # of a header, in which NumPy looks for Python 2's integers
         raise ValueError(f"cannot parse its header: {error.args[0]}") from None
 
 
@@ -123,7 +123,7 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
 def check_can_be_folder(flag: str, path: Path) -> None:
     """Raise ValueError that names `flag` where there can be no folder `path`, as something else is in its place, or in
     that of one of those that it would be in."""
-    existing = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    existing = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
     if not existing.is_dir():
         raise ValueError(f"{flag} {path}: {existing} is no folder")
 

@@ -236,8 +236,8 @@ class Phase:
         for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "clusters" else (int, float)):
-                whole = "whole " * (name == "clusters")
-                raise ValueError(f"phase {name} {value!r}: must be a {whole}number{exponent_hint(value)}")
+                kind = "whole number" if name == "clusters" else "number"
+                raise ValueError(f"phase {name} {value!r}: must be a {kind}{exponent_hint(value)}")
             if isinstance(value, int) and abs(value) > sys.float_info.max:
                 raise ValueError(f"phase {name}: is too large")
         if not (math.isfinite(self.duration) and self.duration > 0):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from megatron_lfr.lfr.blend import Blend, BlendSelection
 from megatron_lfr.lfr.chain import find_chain
+from megatron_lfr.lfr.guard import as_review
 from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase
 from megatron_lfr.lfr.scope import Scope, ScopedSelection, make_scoped_order, outside
@@ -79,9 +80,11 @@ class Segment:
     def sampled_apart(self, planned: PlannedPhase) -> list[list[tuple[int, int]]]:
         """Return what a phase samples from, each part by itself: ranges of block ids."""
         scope = self.scope(planned)
-        others = [] if planned.corpora is None or not planned.phase.replay else outside(planned.corpora, self.blend)
-        parts = [scope.ranges, *([Scope(self.blend, others).ranges] if others else [])]
-        if not self.blend.is_sampled_apart(planned.phase):
+        parts = [scope.ranges]
+        if planned.corpora is not None and planned.phase.replayed(planned.samples):
+            parts.append(Scope(self.blend, outside(planned.corpora, self.blend)).ranges)
+        phases = [planned.phase, *([as_review(planned.phase)] if planned.phase.may_be_declined else [])]
+        if not any(map(self.blend.is_sampled_apart, phases)):
             return parts
         return [[one] for part in parts for one in part]
 
@@ -175,9 +178,7 @@ class Plan:
         try:
             return self.segments[planned.segment].make_order(planned, scores, seed, arrays, declined)
         except ValueError as error:
-            name = planned.phase.weighted_by
-            by_weight = "" if name is None else f"weight file:{name}: "
-            raise ValueError(f"phase {planned.index}: {by_weight}{error}") from None
+            raise ValueError(f"phase {planned.index}: {error}") from None
 
 
 def append_segment(

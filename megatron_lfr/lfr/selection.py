@@ -156,6 +156,8 @@ def _focus(phase: Phase, scores: Scores, factors: Scores | None, samples: int, s
     selection, weights, mass, unseen_mass = _select(phase, scores, factors)
     if phase.sampling == "passes" and factors is None:
         return _passes_over(~selection.left_out(scores), samples, seed), selection
+    if factors is not None and not mass.any() and not unseen_mass:
+        raise ValueError(f"focus: all that it keeps has the weight 0 ({phase.weight})")
     weigh = _C.order_choice if phase.sampling == "choice" else _C.order_visits
     return weigh(weights, mass, unseen_mass, samples, seed), selection
 

@@ -44,6 +44,7 @@ from megatron_lfr.run_folder.settings import (
     differences,
     dump_yaml,
     located,
+    located_scores,
     parse_yaml_file,
 )
 
@@ -263,6 +264,19 @@ class RunFolder:
         history = self.history.continued(settings, step, Path.cwd(), defaults, segments)
         self._write_history(history)
         self.write_config(settings)
+
+    def move_scores(self, words: Sequence[str], step: int, defaults: Settings, segments: int) -> bool:
+        """Record where the files of --lfr-scores are now, and whether that is news; all else stays as it is. words:
+        those of the present command. The other arguments are as for `write_settings`."""
+        start = self.history.started_in or Path.cwd()
+        named = (str(word).partition("=") for word in self.recorded_settings.get("lfr_scores") or [])
+        now = located_scores(words, Path.cwd())
+        if now == [f"{name}={start / path}" for name, _, path in named]:
+            return False
+        settings = {**self.recorded_settings, "lfr_scores": now}
+        self._write_history(self.history.continued(settings, step, start, defaults, segments))
+        self.write_config(settings)
+        return True
 
     def _write_history(self, history: History) -> None:
         write_atomic(self._history_file, dump_yaml(history.entries))

@@ -21,9 +21,6 @@ OF_SEGMENT = (
 )
 """Settings that describe the last segment of a run's plan."""
 
-WHERE_FILES_ARE = ("data_path", "data_args_path", "tokenizer_model", "lfr_scores")
-"""Settings that name files of which a run remembers digests, so that they may be given another place at any time."""
-
 Settings = Mapping[str, Any]
 """Values of settings, by the names of their flags."""
 Changes = dict[str, list[Any]]
@@ -72,7 +69,7 @@ class History:
         for entry in self.entries:
             given = entry.get("settings", {}).get("lfr_scores", given)
             given = entry.get("changed", {}).get("lfr_scores", (None, given))[1]
-            words += _located_scores(given, Path(entry["folder"]))
+            words += located_scores(given, Path(entry["folder"]))
         return words
 
     def until(self, step: int) -> History:
@@ -115,7 +112,7 @@ def located(settings: Settings, start: Path) -> dict[str, Any]:
             files = (name == "tokenizer_model" and vocabulary_and_merges(settings[name])) or (settings[name],)
             settings[name] = ",".join(_locate(file, start, ("",), keep=name == "lfr_schedule") for file in files)
     if isinstance(settings.get("lfr_scores"), list):
-        settings["lfr_scores"] = _located_scores(settings["lfr_scores"], start)
+        settings["lfr_scores"] = located_scores(settings["lfr_scores"], start)
     if settings.get("lora_rank") is not None and isinstance(settings.get("load"), str):  # the base, needed ever after
         settings["load"] = _locate(settings["load"], start, ("",))
     if isinstance(settings.get("valid_data_path"), list):
@@ -138,7 +135,8 @@ def _located_prefix(prefix: str, start: Path) -> str:
     return _locate(prefix, start, (".idx", ".bin"))
 
 
-def _located_scores(words: Any, start: Path) -> list[str]:
+def located_scores(words: Any, start: Path) -> list[str]:
+    """Resolve the paths in words of --lfr-scores as `located` does."""
     named = (str(word).partition("=") for word in (words if isinstance(words, list) else []))
     return [f"{name}={_locate(path, start, ('',))}" for name, _, path in named]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     config = tyro.cli(StudyConfig, args=list(argv), prog="megatron-lfr study")
     config.validate()
     require_scipy()
+    sys.path.insert(0, "")  # as of its runs, which `python -m` starts: both find functions of the present folder
     study = read_study(config.study)
     output = config.output or Path(config.study.stem)
     check_can_be_folder("--output", output)

@@ -165,7 +165,7 @@ def read_study(file: Path) -> Study:
     rates = {name: _settings(value, f"{top.where}: rates: {name}") for name, value in given_rates.items()}
     names = _Names(corpora, sizes, rates)
     arms = {name: _arm(name, value, f"{top.where}: arms: {name}", names) for name, value in _some(top, "arms")}
-    points = _points(top, (1.0,))
+    points = top.numbers("compute_points", (1.0,))
     reference = check_choice(top.text("reference", "uniform"), arms, f"{top.where}: reference")
     upper = top.get("upper_reference")
     if upper is not None:
@@ -351,17 +351,10 @@ def _grid(top: Fields, names: _Names, arms: Mapping[str, Arm], points: tuple[flo
                 fields.choices("rates", names.rates),
                 fields.choices("arms", arms),
                 seeds,
-                _points(fields, points),
+                fields.numbers("compute_points", points),
             )
         )
     return tuple(blocks)
-
-
-def _points(fields: Fields, default: tuple[float, ...]) -> tuple[float, ...]:
-    points = fields.numbers("compute_points", default)
-    if len({f"{point:g}" for point in points}) < len(points):  # as they stand in the names of runs
-        raise ValueError(f"{fields.where}: compute_points: {list(points)}: one is given twice, to six digits")
-    return points
 
 
 def _candidate(top: Fields, names: _Names, arms: Mapping[str, Arm]) -> Candidate | None:

@@ -42,6 +42,7 @@ class Inputs:
         self._digest_trusted = cache(_digest_trusted)
         self._check_labels = cache(self._check_labels_once)
         self._configs: dict[str, RunConfig] = {}
+        self._validated: set[str] = set()
         for path in study.tasks:
             read_task(path)
 
@@ -79,7 +80,9 @@ class Inputs:
             assert vocab_size is not None
             settle_documents(data, tokenizer, vocab_size, self.held_out(config).datasets)
             settled = settle_documents(data, tokenizer, vocab_size, blocks.datasets)
-            make_validation(settled, tokenizer, vocab_size)
+            if (key := repr(settled)) not in self._validated:
+                make_validation(settled, tokenizer, vocab_size)
+                self._validated.add(key)
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
         if corpus.labels is not None:

@@ -142,6 +142,9 @@ class _Bench:
         name = _run_name(cell.corpus.name, cell.size, cell.rate, arm.name, seed)
         name += "" if point == 1 else f".x{point:g}"
         if name in self.runs:
+            if self.runs[name].compute_point != point:
+                other = self.runs[name].compute_point
+                raise ValueError(f"{self.study.file}: compute_points: {point} and {other} are one to six digits")
             return
         where = f"{self.study.file}: arms: {arm.name} (size {cell.size}, rate {cell.rate})"
         corpus = self.study.corpora[arm.corpus] if arm.corpus else cell.corpus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,9 +153,10 @@ def _check(result: Result, path: Path, run: PlannedRun, blocks: int) -> None:
             raise ValueError("a loss or its compute is no number")
         if (shape := result.held_out().shape) != (blocks,):
             raise ValueError(f"it has losses {list(shape)} of {blocks} held-out blocks")
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: no result of {run.name}: {what}; remove it, and run the study again") from None
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: no result of {run.name}, or damaged ({error!r}); remove it, and run the study again"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from megatron_lfr.model.fused import describe_layers
 from megatron_lfr.model.lora import adapter_parameters
 from megatron_lfr.parallel import ParallelState, ranks
 from megatron_lfr.run_folder import RunFolder
-from megatron_lfr.run_folder.settings import WHERE_FILES_ARE
 from megatron_lfr.training.start import Start, checkpoint_bytes
 from megatron_lfr.training.trainer import Trainer
 
@@ -54,18 +53,16 @@ def announce(
 
 def put_in_force(config: RunConfig, folder: RunFolder, start: Start, end_step: int, segments: int) -> None:
     """Write the settings into the run folder, and print what changes for a run that was in it. Of a finished run, only
-    where its files are now is written."""
+    where its files of scores are now is written."""
     settings, defaults = recorded_settings(config), RunConfig().to_flat()
     changes = folder.changes(settings, start.step, defaults) if start.checkpoint else {}
-    changed = describe_changes(changes)
     if start.step >= end_step:
-        moved = {name: settings[name] for name in WHERE_FILES_ARE if name in changes}
-        changed = describe_changes({name: change for name, change in changes.items() if name not in moved})
-        note = f"; these settings have no effect any more: {changed}" if changed else ""
+        if folder.move_scores(config.lfr.lfr_scores, start.step, defaults, segments):
+            changes.pop("lfr_scores", None)
+        note = f"; these settings have no effect any more: {describe_changes(changes)}" if changes else ""
         print(f"{folder.path} is finished at step {start.step}{note}", flush=True)
-        if moved:
-            folder.write_settings({**folder.settings(), **moved}, start.step, defaults, segments)
         return
+    changed = describe_changes(changes)
     if start.checkpoint:
         is_used_up = config.checkpoint.finetune and config.lora.lora_rank is None
         origin = f" (--load {config.checkpoint.load} was only used at its start)" if is_used_up else ""

@@ -250,7 +250,7 @@ def test_memory_for_the_largest_token_is_counted(tmp_path: Path, capsys: pytest.
     with IndexedDatasetWriter(tmp_path / "damaged", np.dtype(np.int32)) as writer:
         writer.add_document(np.full(3000, 7, np.int32))
         writer.add_document(np.array([1, 2, 1 << 28], np.int32))
-    assert main([*flags(tmp_path, [str(tmp_path / "damaged")]), "--memory-gb", "1", "--split", "1"]) == 2
+    assert main([*flags(tmp_path, [str(tmp_path / "damaged")]), "--memory-gb", "1", "--threads", "1"]) == 2
     message = r"--memory-gb 1\.0: this corpus needs at least 1\.4\d, most of it for tokens up to 268435456\n"
     assert re.search(message, capsys.readouterr().err)
 

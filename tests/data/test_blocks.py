@@ -166,6 +166,11 @@ def test_a_prefix_given_twice(write_corpus: WriteCorpus) -> None:
         BlockDataset([prefix, linked(prefix, prefix.parent / "links")], 2)
 
 
+def test_a_name_that_is_not_utf8() -> None:
+    with pytest.raises(ValueError, match="is not UTF-8; rename its files"):
+        BlockDataset(["bad\udcff"], 2)
+
+
 def test_fingerprint_stays_when_files_move(write_corpus: WriteCorpus, tmp_path: Path, rng: np.random.Generator) -> None:
     prefix = write_corpus("a/c", random_documents(rng, [3000, 2000]))
     before = BlockDataset([prefix], 8).fingerprint()

@@ -92,7 +92,6 @@ def lay_out(content: dict[str, Any], folder: Path) -> None:
             "arms: lfr: expected a mapping with keys settings, corpus, prepare, length, compute, got",
         ),
         (put("arms.lfr.settings", []), "arms: lfr: settings: expected a mapping, got []"),
-        (put("compute_points", [1, 1.5, 1.5000001]), "compute_points: [1.0, 1.5, 1.5000001]: one is given twice"),
         (put("rates", False), "rates: expected a mapping, got False"),
         (put("train", 0), "train: expected a mapping, got 0"),
         (put("arms", {True: {}}), "arms: True: a name must be a text; put one that YAML takes for something else"),
@@ -203,6 +202,7 @@ def test_what_train_would_refuse_is_refused_before_anything_runs(
             "--reference-data-path nothing: nothing.idx: no such file",
         ),
         (put("candidate", {"among": ["lfr"], "seeds": [7]}), "candidate: needs the run toy.S.cosine.lfr.s7, which is"),
+        (put("compute_points", [1, 1.5, 1.5000001]), "compute_points: 1.5000001 and 1.5 are one to six digits"),
         (put("arms.lfr.settings.seq_length", 8), "toy.S.cosine.lfr.s1: its seq_length is 8, that of toy.S.cosine.unif"),
     ],
 )

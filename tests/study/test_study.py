@@ -133,10 +133,10 @@ def test_damaged_arrays_of_a_result_are_named(study: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"held_out": None}, "'NoneType' object is not subscriptable"),
+        ({"held_out": None}, "TypeError"),
         ({"held_out": {"macro": 3.0, "domains": {}}}, "a loss or its compute is no number"),
         ({"held_out": {"macro": "3", "domains": {"easy": 3.0}}}, "a loss or its compute is no number"),
-        ({"compute": {}}, "'total' is missing"),
+        ({"compute": {}}, "KeyError..total"),
         ({"seed": "a"}, "its seed is 'a'"),
     ],
 )
@@ -147,7 +147,9 @@ def test_a_damaged_result_is_named(
     shutil.copytree(study / "results", tmp_path / "out/results")
     path = tmp_path / "out/results/toy.S.cosine.lfr.s1.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
-    with pytest.raises(ValueError, match=f"lfr.s1.json: no result of toy.S.cosine.lfr.s1: {message}; remove it"):
+    with pytest.raises(
+        ValueError, match=f"lfr.s1.json: no result of toy.S.cosine.lfr.s1, or damaged .*{message}.*; remove it"
+    ):
         main(["study.yaml", "--output", str(tmp_path / "out"), "--report-only"])
 
 
@@ -158,7 +160,7 @@ def test_losses_of_other_held_out_blocks_are_named(
     shutil.copytree(study / "results", tmp_path / "out/results")
     np.savez(tmp_path / "out/results/toy.S.cosine.lfr.s1.npz", held_out=np.zeros(7, np.float32))
     with pytest.raises(
-        ValueError, match=r"no result of toy.S.cosine.lfr.s1: it has losses \[7\] of \d+ held-out blocks"
+        ValueError, match=r"no result of toy.S.cosine.lfr.s1, or damaged .*it has losses \[7\] of \d+ held-out blocks"
     ):
         main(["study.yaml", "--output", str(tmp_path / "out"), "--report-only"])
 

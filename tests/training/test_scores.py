@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from support.tiny_run import STOPPED, tiny_flags
 
 Floats = npt.NDArray[np.float32]
+BLENDED = ["--data-path", "0.5", "{0}", "0.5", "{1}"]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +189,12 @@ def test_a_finished_run_learns_where_its_file_is_now(
     flags = flags_of(corpus, tmp_path / "run", "file:ref", "--lr", "0.5", "--lfr-scores", "ref=moved.npy")
     capsys.readouterr()
     assert main(["train", *flags]) == 0
-    assert "finished at step 25; these settings have no effect any more: --lr 0.01 -> 0.5\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--lr 0.01 -> 0.5" in out
+    assert re.search("--lfr-scores .* -> ", out) is None
+    before = (tmp_path / "run/config_history.yaml").read_bytes()
+    assert main(["train", *flags]) == 0
+    assert (tmp_path / "run/config_history.yaml").read_bytes() == before
     monkeypatch.chdir("/")
     assert main(["report", str(tmp_path / "run")]) == 0
     assert main(["inspect", str(tmp_path / "run"), "--step", "1", "--chars", "0"]) == 0
@@ -334,24 +341,25 @@ def test_weights_and_copies_are_checked_before_a_run_begins(
 
 
 @pytest.mark.parametrize(
-    ("phases", "words", "where"),
+    ("phase", "words"),
     [
-        ("{kind: focus, duration: 0.4, weight: 'file:w'}", ["--lfr-focus-scope", "per-corpus"], "phase 1"),
-        ("{kind: review, duration: 0.4, weight: 'file:w', scope: [hard]}", [], "phase 1"),
-        ("{kind: review, duration: 0.4, weight: 'file:w', scope: [easy], replay: 0.5}", [], "phase 1"),
-        ("{kind: learn, duration: 0.4, weight: 'file:w'}", ["--data-path", "0.5", "{0}", "0.5", "{1}"], "phase 1"),
+        ("{kind: focus, duration: 0.4, weight: 'file:w'}", ["--lfr-focus-scope", "per-corpus"]),
+        ("{kind: focus, duration: 0.4, weight: 'file:w', least_scored: 0.5}", BLENDED),
+        ("{kind: review, duration: 0.4, weight: 'file:w', scope: [hard]}", []),
+        ("{kind: review, duration: 0.4, weight: 'file:w', scope: [easy], replay: 0.5}", []),
+        ("{kind: learn, duration: 0.4, weight: 'file:w'}", BLENDED),
     ],
 )
 def test_a_part_in_which_nothing_counts_is_refused_before_the_first_step(
-    phases: str, words: list[str], where: str, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phase: str, words: list[str], corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of one prefix has the weight 0, and the phase samples from that prefix by itself."""
     easy, n = BlockDataset(corpus[:1], 16, "90,10,0").train.num_blocks, blocks(corpus)
     np.save(tmp_path / "w.npy", (np.arange(n) < easy).astype(np.float32))
     given = [word.format(*corpus) for word in words]
     flags = flags_of(corpus, tmp_path / "run", "recorded", *given, "--lfr-scores", f"w={tmp_path}/w.npy")
-    flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 0.6}}, {phases}]"
-    message = f"{where}: array w: blocks {easy} to {n - 1}, from which the phase samples apart, all have the weight 0"
+    flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 0.6}}, {phase}]"
+    message = f"phase 1: array w: blocks {easy} to {n - 1}, from which the phase samples apart, all have the weight 0"
     assert message in error_of(flags, capsys)
     assert not (tmp_path / "run").exists()
 
@@ -366,6 +374,6 @@ def test_what_was_trained_is_saved_where_all_that_a_focus_keeps_has_no_weight(
     flags = flags_of(corpus, tmp_path / "run", "recorded", *words)
     focus = "{kind: focus, duration: 0.4, drop: 0.5, score: 'file:s', weight: 'file:w'}"
     flags[flags.index("--lfr-schedule") + 1] = f"[{{kind: learn, duration: 0.6}}, {focus}]"
-    message = "phase 1: weight file:w: mass: no block can be drawn: none that is kept has a weight above 0"
+    message = "phase 1: focus: all that it keeps has the weight 0 (file:w)"
     assert message in error_of(flags, capsys)
     assert open_run(tmp_path / "run").folder.find_checkpoint() is not None
