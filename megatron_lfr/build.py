@@ -16,7 +16,7 @@ from megatron_lfr.data.config import DataConfig, parse_blend
 from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_values, parse_names
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource, parse_split
 from megatron_lfr.data.corpus.documents import settle_documents
-from megatron_lfr.data.corpus.indexed import files_of
+from megatron_lfr.data.corpus.indexed import first_shared
 from megatron_lfr.data.corpus.loader import Loader
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, end_of_document, load_tokenizer
 from megatron_lfr.engine import Engine, NativeEngine, build_stages, shard_stages
@@ -87,10 +87,8 @@ def open_validation(data: DataConfig) -> BlockDataset | None:
         raise ValueError(f"{flag}: give prefixes without weights: in validation, every block counts the same")
     if parse_split(data.split)[0] != 1:
         raise ValueError(f"{flag}: --split {data.split} holds a part of --data-path out as well; give --split 100,0,0")
-    trained = {files_of(prefix) for prefix in data.corpora()[0]}
-    for prefix in prefixes:
-        if files_of(prefix) in trained:
-            raise ValueError(f"{flag} {prefix}: is in --data-path, too; its documents would be trained on")
+    if (trained := first_shared(prefixes, data.corpora()[0])) is not None:
+        raise ValueError(f"{flag} {trained}: is in --data-path, too; its documents would be trained on")
     return BlockDataset(prefixes, data.seq_length, "1", flag)
 
 

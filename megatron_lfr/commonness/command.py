@@ -28,7 +28,7 @@ from megatron_lfr.commonness.trust import Trust, compare, lengths_of, weights
 from megatron_lfr.data.config import parse_blend
 from megatron_lfr.data.corpus.blocks import BlockDataset, open_prefixes
 from megatron_lfr.data.corpus.documents import check_tokenizer
-from megatron_lfr.data.corpus.indexed import IndexedDataset, files_of, with_suffix
+from megatron_lfr.data.corpus.indexed import IndexedDataset, first_shared, with_suffix
 from megatron_lfr.data.corpus.sidecar import common_sidecar
 from megatron_lfr.data.corpus.tokenizer import Tokenizer, load_tokenizer
 from megatron_lfr.fileio import check_can_be_folder, check_space, json_value
@@ -226,10 +226,8 @@ def _open(config: CommonnessConfig) -> _Inputs:
 
 def check_disjoint(text: Sequence[str], corpus: Sequence[str], flag: str, of_corpus: str = "--data-path") -> None:
     """Raise ValueError for a prefix of a text, given by `flag`, that is one of the corpus, which `of_corpus` gives."""
-    files = {files_of(prefix) for prefix in corpus}
-    for prefix in text:
-        if files_of(prefix) in files:
-            raise ValueError(f"{flag} {prefix}: is in {of_corpus}; give text that is not")
+    if (shared := first_shared(text, corpus)) is not None:
+        raise ValueError(f"{flag} {shared}: is in {of_corpus}; give text that is not")
 
 
 def _counts(inputs: _Inputs) -> tuple[int, int]:
@@ -247,16 +245,16 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
     threads = config.threads or os.cpu_count() or 1
     held = _FIXED_BYTES + threads * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)
     held += _JUNK_BYTES * (sizes[0] + references) if references else 0
-    tokens = inputs.vocab_size * (_TOKEN_BYTES + (_TRUSTED_TOKEN_BYTES if references else 0))
-    held += tokens
+    of_tokens = inputs.vocab_size * (_TOKEN_BYTES + (_TRUSTED_TOKEN_BYTES if references else 0))
+    held += of_tokens
     copies = _C.NEAR_COPY_BYTES * max(sizes)
     left = int(config.memory_gb * 1e9) - held
     if left < max(copies, 4 << _SMALLEST_TABLE):
         needed = (held + max(copies, 4 << _SMALLEST_TABLE)) / 1e9
-        why = f", most of it for tokens up to {inputs.vocab_size - 1}" if tokens > 0.5e9 * needed else ""
+        why = f", most of it for tokens up to {inputs.vocab_size - 1}" if of_tokens > 0.5e9 * needed else ""
         raise ValueError(f"--memory-gb {config.memory_gb}: this corpus needs at least {needed + 0.005:.2f}{why}")
-    most = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
-    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * most))))
+    tokens = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
+    useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * tokens))))
     return min(useful, int(math.log2(left // 4)), _LARGEST_TABLE)
 
 

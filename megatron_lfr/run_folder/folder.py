@@ -258,10 +258,13 @@ class RunFolder:
         write_atomic(self.path / DEEPSPEED_COPY, source.read_text("utf-8"))
         write_atomic(self.path / "deepspeed.json", json.dumps(settings, indent=1) + "\n")
 
-    def write_settings(self, settings: Settings, step: int, defaults: Settings, segments: int) -> None:
+    def write_settings(
+        self, settings: Settings, step: int, defaults: Settings, segments: int, start: Path | None = None
+    ) -> None:
         """Put `settings` in force from `step` on, and record the change. Entries of later steps, which will be trained
-        again, are dropped from the history. defaults: as for `changes`. segments: the number of the plan's segments."""
-        history = self.history.continued(settings, step, Path.cwd(), defaults, segments)
+        again, are dropped from the history. defaults: as for `changes`. segments: the number of the plan's segments.
+        start: the folder that paths in the settings lead from; None: the present one."""
+        history = self.history.continued(settings, step, start or Path.cwd(), defaults, segments)
         self._write_history(history)
         self.write_config(settings)
 
@@ -273,9 +276,7 @@ class RunFolder:
         now = located_scores(words, Path.cwd())
         if now == [f"{name}={start / path}" for name, _, path in named]:
             return False
-        settings = {**self.recorded_settings, "lfr_scores": now}
-        self._write_history(self.history.continued(settings, step, start, defaults, segments))
-        self.write_config(settings)
+        self.write_settings({**self.recorded_settings, "lfr_scores": now}, step, defaults, segments, start)
         return True
 
     def _write_history(self, history: History) -> None:

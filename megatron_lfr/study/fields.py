@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from megatron_lfr.output import did_you_mean, exponent_hint
+from megatron_lfr.output import did_you_mean, exponent_hint, is_number
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
@@ -116,4 +115,4 @@ def close_matches(name: Any, legal: Collection[str]) -> str:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+    return is_number(value) and value > 0

@@ -80,7 +80,7 @@ class Inputs:
             assert vocab_size is not None
             settle_documents(data, tokenizer, vocab_size, self.held_out(config).datasets)
             settled = settle_documents(data, tokenizer, vocab_size, blocks.datasets)
-            if (key := repr(settled)) not in self._validated:
+            if (key := f"{vocab_size} {settled}") not in self._validated:
                 make_validation(settled, tokenizer, vocab_size)
                 self._validated.add(key)
         except (ValueError, OSError) as error:

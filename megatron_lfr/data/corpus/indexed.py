@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,12 @@ def files_of(prefix: Path | str) -> Hashable:
     except OSError:  # it is not there, or not to be read, which whoever opens it says
         return path.resolve()
     return status.st_dev, status.st_ino
+
+
+def first_shared(prefixes: Iterable[str], others: Iterable[str]) -> str | None:
+    """Return the first of some prefixes whose files are those of one of the others, too; None where none is."""
+    files = {files_of(prefix) for prefix in others}
+    return next((prefix for prefix in prefixes if files_of(prefix) in files), None)
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:
