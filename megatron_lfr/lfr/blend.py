@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr import _C
+from megatron_lfr.lfr.guard import as_review
 from megatron_lfr.lfr.left_out import Scores, Selection
 from megatron_lfr.lfr.phase import Phase, largest_remainder
 from megatron_lfr.lfr.selection import Order, has_score, id_type, make_order, phase_seed
-from megatron_lfr.lfr.weights import EQUAL, NO_WEIGHT, Counting
+from megatron_lfr.lfr.weights import EQUAL, Counting
 
 FocusScope = Literal["global", "per-corpus"]
 
@@ -155,7 +156,7 @@ def _corpus_order(
     phase: Phase, scores: Scores, samples: int, seed: int, phase_index: int, counting: Counting
 ) -> tuple[Order, Selection | None]:
     if phase.kind == "focus" and not has_score(scores):
-        phase = replace(phase, kind="learn", drop=0.0, drop_hardest=0.0, explore=0.0, guard=NO_WEIGHT)
+        phase = as_review(phase)
     order, selection = make_order(phase, scores, max(samples, 1), seed, phase_index, counting)
     return order[:samples], selection
 

@@ -56,7 +56,7 @@ class Verdict:
 
 
 def as_review(phase: Phase) -> Phase:
-    """Return the Review that takes the place of a Focus that is declined."""
+    """Return the Review that takes the place of a Focus that is declined, or that has no score to go by."""
     return replace(phase, kind="review", drop=0.0, drop_hardest=0.0, explore=0.0, guard=NO_WEIGHT, least_scored=0.0)
 
 

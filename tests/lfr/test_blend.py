@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lfr.lfr import Blend, BlendSelection, Phase, make_order
+from megatron_lfr.lfr import Blend, BlendSelection, Phase, make_order, preset
 
 STARTS = [0, 300, 1000, 1040]
 REVIEW = Phase("review", 1)
@@ -110,10 +110,17 @@ def test_focus_per_corpus_ranks_each_by_itself(sampling: str, weights: list[floa
     assert left.dropped_share == mask.mean()
 
 
-def test_a_corpus_without_scores_is_drawn_from_uniformly() -> None:
+@pytest.mark.parametrize(
+    "phase",
+    [
+        Phase("focus", 1, drop=0.5, selection="clusters", sampling="visits"),
+        Phase("focus", 1, drop=0.4, drop_hardest=0.1, explore=0.2, guard="file:weight", guard_gain=0.1),
+        *(phase for phase in preset("lfr").phases if phase.kind == "focus"),  # may be declined, and goes on with passes
+    ],
+)
+def test_a_corpus_without_scores_is_drawn_from_uniformly(phase: Phase) -> None:
     scores = scores_of(1040)
     scores[1000:] = np.nan
-    phase = Phase("focus", 1, drop=0.5, selection="clusters", sampling="visits")
     order, left = Blend(STARTS, [1, 1, 1], "per-corpus").make_order(phase, scores, 120, 3, 1)
     assert sorted(by_corpus(order)[2].tolist()) == list(range(40))
     assert left is not None
