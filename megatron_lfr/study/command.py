@@ -18,9 +18,10 @@ from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
 from megatron_lfr.study.page import sentences, write_report
 from megatron_lfr.study.pilot import PilotConfig, advice, prepare
 from megatron_lfr.study.results import load_results
-from megatron_lfr.study.runner import choose, find_forks, needed_steps, read_results, run_study, runs_to_train
+from megatron_lfr.study.runner import choose, find_forks, needed_steps, run_study, runs_to_train
 from megatron_lfr.study.schedule import Ended
 from megatron_lfr.study.statistics import require_scipy
+from megatron_lfr.study.stored import read_results
 from megatron_lfr.study.summary import summarize
 
 

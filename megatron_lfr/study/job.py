@@ -25,6 +25,7 @@ from megatron_lfr.run_folder.settings import dump_yaml
 from megatron_lfr.study.schedule import STOPPED
 
 _PR_SET_PDEATHSIG = 1
+_CLOCKS = ("seconds", "cpu_seconds")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,23 +41,51 @@ def main(argv: Sequence[str]) -> int:
 
 def run_job(job: dict[str, Any]) -> int:
     """Run a job's commands, collect its result, and write it to `job["result"]`, aside first."""
-    started = time.monotonic()
+    spent = _Spent(job)
+    try:
+        code = _work(job, spent)
+        if not code:
+            result = {**job["describes"], **_collect(job), **spent.so_far()}
+            write_atomic(Path(job["result"]), json.dumps(result, indent=1, allow_nan=False) + "\n")
+        return code
+    finally:
+        spent.write()
+
+
+def _work(job: dict[str, Any], spent: _Spent) -> int:
+    """Train, and run the commands after it. Returns 0, or the exit code of what has not ended well."""
     if job.get("cleaned"):  # a prefix of which too little is left is not there
         job["train"]["data_path"] = [p for p in job["train"]["data_path"] if Path(f"{p}.idx").exists()]
-    code = _train(job) if job.get("train") else 0
-    if code:
-        return code
+    code = _train(job, spent) if job.get("train") else 0
     for command, words in job.get("commands", []):
-        code = _command(command)(words)
-        if code:
-            return code
-    result = {**job["describes"], **_collect(job)}
-    result |= {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds()}
-    if fork := job.get("fork"):  # as if the run had trained its beginning itself
-        beginning = json.loads(Path(fork["result"]).read_bytes())
-        result |= {name: result[name] + beginning[name] for name in ("seconds", "cpu_seconds")}
-    write_atomic(Path(job["result"]), json.dumps(result, indent=1, allow_nan=False) + "\n")
-    return 0
+        code = code or _command(command)(words)
+    return code
+
+
+class _Spent:
+    """What a job has taken, seconds by the clock and of CPU: this process, those before it that trained the same run
+    and could say so (not one that was killed outright), and what a run that forks would have taken for its beginning.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._file = Path(job["folder"]) / "spent.json"
+        self._before = dict.fromkeys(_CLOCKS, 0.0)
+        self._started = time.monotonic()
+        if job.get("train") and Path(job["train"]["save"]).exists() and self._file.exists():
+            self.add(json.loads(self._file.read_bytes()))
+
+    def add(self, more: dict[str, float]) -> None:
+        """Count what another process has taken."""
+        self._before = {clock: self._before[clock] + more[clock] for clock in _CLOCKS}
+
+    def so_far(self) -> dict[str, float]:
+        """Return the seconds up to now, by clock."""
+        now = dict(zip(_CLOCKS, (time.monotonic() - self._started, _cpu_seconds()), strict=True))
+        return {clock: self._before[clock] + now[clock] for clock in _CLOCKS}
+
+    def write(self) -> None:
+        """Keep the seconds up to now for a process that goes on with the job."""
+        write_atomic(self._file, json.dumps(self.so_far()) + "\n")
 
 
 def _collect(job: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +101,7 @@ def _collect(job: dict[str, Any]) -> dict[str, Any]:
     return collect(job) if job["kind"] == "run" else collect_step(job)
 
 
-def _train(job: dict[str, Any]) -> int:
+def _train(job: dict[str, Any], spent: _Spent) -> int:
     """Train the run, or continue it; to its end, or to the step `job["stop_after"]`."""
     from megatron_lfr.training.run import main as train
 
@@ -81,6 +110,8 @@ def _train(job: dict[str, Any]) -> int:
     wait_until_free(run / "lock")
     if job.get("fork") and not run.exists():
         _fork(job["fork"], job["train"])
+        spent.add(json.loads(Path(job["fork"]["result"]).read_bytes()))
+        spent.write()
     if stop is not None and _step(run) == stop:
         return 0
     code = train(["--config", str(folder / "settings.yaml")])

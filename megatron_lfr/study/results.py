@@ -18,7 +18,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.output import is_number
 from megatron_lfr.study.definition import CANDIDATE, Candidate, Contrast, Study
 from megatron_lfr.study.layout import Layout, PlannedRun
-from megatron_lfr.study.runner import names_of, read_result, result_file
+from megatron_lfr.study.stored import arrays_file, names_of, read_result, result_file
 
 Cell = tuple[str, str, str]
 """Corpus, size and rate."""
@@ -126,20 +126,10 @@ def load_results(study: Study, layout: Layout, output: Path) -> Results:
             open_runs.append(run.name)
         else:
             path = result_file(output, run.name)
-            result = Result(content, _arrays_file(path, content))
+            result = Result(content, arrays_file(path, content))
             _check(result, path, run, blocks)
             runs.append(result)
     return Results(study, runs, open_runs, layout.seq_length)
-
-
-def _arrays_file(result: Path, content: dict[str, Any]) -> Path:
-    """Return the file beside a result that its arrays are in."""
-    name = content.get("arrays")
-    if not isinstance(name, str) or not zipfile.is_zipfile(result.with_name(name)):
-        raise ValueError(
-            f"{result}: its arrays, {name}, are not there or damaged; remove both, and run the study again"
-        )
-    return result.with_name(name)
 
 
 def _check(result: Result, path: Path, run: PlannedRun, blocks: int) -> None:

@@ -18,39 +18,7 @@ from megatron_lfr.study.beginnings import Beginning, Forks, choose_forks, find_b
 from megatron_lfr.study.definition import Study
 from megatron_lfr.study.layout import Layout, PlannedRun, PlannedStep
 from megatron_lfr.study.schedule import STOPPED, Ended, Task, ending_on_sigterm, run_tasks
-
-
-def result_file(output: Path, name: str) -> Path:
-    """Return the JSON of a run, which exists when the run is done."""
-    return output / "results" / f"{name}.json"
-
-
-def read_result(output: Path, run: PlannedRun) -> dict[str, Any] | None:
-    """Return a run's result; None where it is not done. ValueError where it was made with other settings."""
-    path = result_file(output, run.name)
-    if not path.exists():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_bytes())
-        digest = result["digest"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: no result of a study ({error!r})") from None
-    if digest != run.digest:
-        before = result.get("settings", {})
-        before = before if isinstance(before, dict) else {}
-        differing = [
-            f"{key}: {before.get(key)!r} -> {value!r}"
-            for key, value in run.settings.items()
-            if before.get(key) != value
-        ]
-        what = ", ".join(differing) or "a corpus, a step before it, the held-out text, a task, or what a preset was"
-        raise ValueError(f"{path}: was made of something else ({what}); remove it, or give another --output")
-    return result
-
-
-def read_results(layout: Layout, output: Path) -> dict[str, dict[str, Any]]:
-    """Return the results that there are, by digest; errors as of `read_result`."""
-    return {run.digest: result for run in layout.runs.values() if (result := read_result(output, run)) is not None}
+from megatron_lfr.study.stored import JOB, check_begun, names_of, result_file, share_results
 
 
 def choose(layout: Layout, only: Sequence[str]) -> list[PlannedRun]:
@@ -67,10 +35,13 @@ def run_study(
     study: Study, layout: Layout, output: Path, runs: Sequence[PlannedRun], environments: Sequence[dict[str, str]]
 ) -> list[Ended]:
     """Do what is not done yet of these runs and the steps that they need, a process in each of the environments at a
-    time. Returns how each process ended. ValueError where another process runs the study in this folder."""
+    time. Returns how each process ended. ValueError where another process runs the study in this folder, and where one
+    of the runs was begun with other settings."""
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
-        open_runs = runs_to_train(runs, _share_results(layout, output))
+        open_runs = runs_to_train(runs, share_results(layout, output))
+        for run in open_runs:
+            check_begun(run)
         wanted, forks = needed_steps(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
             Task(
@@ -107,7 +78,7 @@ def run_study(
         )
         with ending_on_sigterm():
             ended = run_tasks(tasks, len(environments), environments, _Progress(len(tasks)))
-        _share_results(layout, output)
+        share_results(layout, output)
         return ended
 
 
@@ -116,18 +87,6 @@ def runs_to_train(runs: Sequence[PlannedRun], done: Collection[str]) -> list[Pla
     the first."""
     first = {run.digest: run for run in reversed(runs) if run.digest not in done}
     return [run for run in runs if first.get(run.digest) is run]
-
-
-def _share_results(layout: Layout, output: Path) -> Collection[str]:
-    """Give each run without a result that of one which is the same but for its name, as the reference on one corpus and
-    an arm that trains on this corpus whatever the grid says. Returns the digests of all that are done. ValueError for a
-    result of other settings."""
-    known = read_results(layout, output)
-    for run in layout.runs.values():
-        if run.digest in known and not result_file(output, run.name).exists():
-            shared = {**known[run.digest], **names_of(run)}
-            write_atomic(result_file(output, run.name), json.dumps(shared, indent=1, allow_nan=False) + "\n")
-    return known
 
 
 def find_forks(layout: Layout, output: Path, open_runs: Sequence[PlannedRun]) -> Forks:
@@ -176,7 +135,7 @@ class _Progress:
 def _job(output: Path, folder: Path, job: dict[str, Any]) -> tuple[str, ...]:
     """Write the file of a process, and return its command line."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "job.json"
+    path = folder / JOB
     write_atomic(path, json.dumps({"parent": os.getpid(), "folder": str(folder), **job}, indent=1) + "\n")
     return "-m", "megatron_lfr.study.job", str(path)
 
@@ -231,11 +190,6 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
             "junk_rule": RULE if any(step.step.kind == "commonness" for step in steps) else None,
         },
     }
-
-
-def names_of(run: PlannedRun) -> dict[str, Any]:
-    """Return what a result says of its place in the study."""
-    return {key: getattr(run, key) for key in ("name", "arm", "corpus", "size", "rate", "seed", "compute_point")}
 
 
 def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:

@@ -123,16 +123,75 @@ def _hold_what_is_saved(printed: str, out: Path) -> None:
     assert f"{(4 * 60 - 2 * FIRST - (SECOND - FIRST)) * step:.3g} FLOP; no run is done yet" in printed
 
 
-def test_what_is_done_or_begun_goes_on_as_it_is(study: Callable[..., int], tmp_path: Path) -> None:
-    out = tmp_path / "mixed" / "out"
-    assert study("mixed", *only("uniform")) == 0
+def begin(study: Callable[..., int], folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the run of lfr after 7 steps."""
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_tasks", lambda *arguments: [])
+        assert study(folder, *only("lfr")) == 0
     layout = lay_out_study(read_study(Path("study.yaml")), Path("out"))
     assert stop_at(7, layout.runs["toy.S.cosine.lfr.s1"].settings) == STOPPED
+
+
+def test_what_is_done_or_begun_goes_on_as_it_is(
+    study: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "mixed" / "out"
+    assert study("mixed", *only("uniform")) == 0
+    begin(study, "mixed", monkeypatch)
     uniform = (out / "results" / "toy.S.cosine.uniform.s1.json").stat().st_mtime_ns
     assert study("mixed", *only(*ARMS)) == 0
     assert not (out / "beginnings").exists()  # no two arms are left of one beginning
     assert len(results(out)) == len(ARMS)
     assert (out / "results" / "toy.S.cosine.uniform.s1.json").stat().st_mtime_ns == uniform
+
+
+def test_what_was_begun_with_other_settings_is_refused(
+    study: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: list[str]
+) -> None:
+    """`train` goes on with another learning rate, and takes a finished run as it is; a result would not say so."""
+    begin(study, "other", monkeypatch)
+    content = tiny_study(corpus) | {"seeds": [1], "compute": 60 * 8 * 16}
+    content["rates"]["cosine"]["lr"] = 0.02
+    flags = (str(write_study(tmp_path / "other.yaml", content)), "--output", "out", "--jobs", "1", *only("lfr"))
+    begun = r"lfr.s1: was begun with something else \(lr: 0.01 -> 0.02\); remove it, or give another --output"
+    with pytest.raises(ValueError, match=begun):
+        main(flags)
+    assert study("other", *only("lfr")) == 0
+    with pytest.raises(ValueError, match=r"lr: 0.01 -> 0.02\); remove it and out/runs/toy.S.cosine.lfr.s1, or give"):
+        main(flags)
+    Path("out/results/toy.S.cosine.lfr.s1.json").unlink()
+    with pytest.raises(ValueError, match=begun):
+        main(flags)
+    Path("out/runs/toy.S.cosine.lfr.s1/job.json").unlink()
+    with pytest.raises(ValueError, match=r"job.json: does not say what was begun .*; remove out/runs/toy"):
+        main(flags)
+
+
+def test_seconds_of_all_processes_are_counted(
+    study: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that was stopped, and of the beginning that a stopped run forked from."""
+    stopped = {"toy.S.cosine.lfr.s1": 50}
+
+    def stops(tasks: Sequence[Task], *arguments: Any) -> list[Ended]:
+        ended = []
+        for task in tasks:
+            given = json.loads(Path(task.words[-1]).read_bytes())
+            if (step := stopped.pop(task.name, None)) is not None:
+                given["train"]["exit_interval"] = step
+            ended.append(Ended(task, job.run_job(given)))
+        return ended
+
+    monkeypatch.setattr(runner, "run_tasks", stops)
+    assert study("stopped", *only(*ARMS)) == 1
+    out = tmp_path / "stopped" / "out"
+    assert len(results(out)) == len(ARMS) - 1
+    run, beginnings = out / "runs/toy.S.cosine.lfr.s1", sorted((out / "beginnings").iterdir())
+    before = json.loads((run / "spent.json").read_bytes())
+    assert before["seconds"] > max(json.loads((one / "beginning.json").read_bytes())["seconds"] for one in beginnings)
+    assert study("stopped", *only(*ARMS)) == 0
+    result = json.loads((out / "results/toy.S.cosine.lfr.s1.json").read_bytes())
+    assert all(result[clock] > seconds for clock, seconds in before.items())
 
 
 def test_beginnings_are_common_only_where_all_before_is(corpus: list[str], tmp_path: Path) -> None:

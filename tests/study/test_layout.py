@@ -177,11 +177,24 @@ def test_runs_that_are_the_same_have_one_result(corpus: list[str], tmp_path: Pat
     assert runs_to_train(everything, {first.digest}) == [run(layout, "of-part", seed=2)]
     (out / "results").mkdir(parents=True)
     made = {"name": first.name, "arm": "of-part", "digest": first.digest, "arrays": "its.npz"}
-    (out / "results" / f"{first.name}.json").write_text(json.dumps(made))
+    results = out / "results"
+    (results / f"{first.name}.json").write_text(json.dumps(made))
+    np.savez(results / "its.npz", held_out=np.zeros(3, np.float32))
     assert run_study(study, layout, out, [first, same], [{}]) == []
-    shared = json.loads((out / "results" / f"{same.name}.json").read_text())
+    shared = json.loads((results / f"{same.name}.json").read_text())
     assert (shared["name"], shared["arm"], shared["corpus"]) == (same.name, "uniform", "part")
-    assert shared["arrays"] == "its.npz"
+    assert shared["arrays"] == f"{same.name}.npz"
+    assert (results / shared["arrays"]).read_bytes() == (results / "its.npz").read_bytes()
+
+    # One that is damaged is not shared, and a damaged one is made of the other.
+    (results / f"{same.name}.json").unlink()
+    (results / "its.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{first.name}.json: its arrays, its.npz, are not there or damaged"):
+        run_study(study, layout, out, [first, same], [{}])
+    (results / f"{first.name}.json").unlink()
+    (results / f"{same.name}.json").write_text(json.dumps(shared))
+    assert run_study(study, layout, out, [first, same], [{}]) == []
+    assert json.loads((results / f"{first.name}.json").read_text())["arrays"] == f"{first.name}.npz"
 
 
 def test_digests_differ_with_the_files_that_a_run_reads(corpus: list[str], tmp_path: Path) -> None:
