@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lfr.commonness.copies import Copies, Counts
 from megatron_lfr.commonness.items import Prefix
 from megatron_lfr.commonness.likelihood import Floats
 from megatron_lfr.commonness.results import Items
@@ -143,6 +144,14 @@ def _ridges(rows: Sequence[tuple[str, Floats]], title: str) -> Html | None:
     return ridges(drawn, edges, [colour(0)], marks, title, "nats a token")
 
 
+def _most_copied(copies: Copies, counts: Counts) -> npt.NDArray[np.int64]:
+    """Return the items of which there are most, by falling count: of each cluster of near copies one."""
+    order = np.argsort(-counts.astype(np.int64), kind="stable")
+    order = order[counts[order] > 1]
+    _, first = np.unique(copies.representative[order], return_index=True)
+    return order[np.sort(first)]
+
+
 class _Extremes:
     """Tables of documents, with the beginnings of their texts, which others wrote."""
 
@@ -155,11 +164,7 @@ class _Extremes:
         copies = self.documents.copies
         parts: list[Content] = []
         for name, counts in (("Most copied", copies.copies), ("Most near copies", copies.near_copies)):
-            chosen = np.flatnonzero(copies.firsts & (counts > 1))
-            parts += [
-                element("h3", name),
-                self._table(chosen[np.argsort(-counts[chosen].astype(np.int64), kind="stable")]),
-            ]
+            parts += [element("h3", name), self._table(_most_copied(copies, counts))]
         measures = [("Least likely by the corpus itself", self.documents.log_likelihood)]
         if self.documents.ratio is not None:
             measures.append(("Most unlike trusted text", self.documents.ratio))

@@ -19,7 +19,19 @@ _OF_COPIES = ("copies", "near_copies", "representative")
 _OF_ITEMS = ("log_likelihood", "reference_log_likelihood", "ratio", "weight", "unique_share", "beyond")
 ARRAYS = (*_OF_COPIES, *_OF_ITEMS)
 """Names of the arrays that are stored: those of `Copies`, and those of `Items`."""
+_BY_REFERENCE = ("reference_log_likelihood", "ratio")
+_OF_DOCUMENTS = ("beyond",)
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+def array_file(kind: str, name: str) -> str:
+    """Return the name of the file of an array, of `kind` document or block."""
+    return f"{kind}_{name}.npy"
+
+
+def block_arrays(has_reference: bool) -> list[str]:
+    """Return the names of the arrays of blocks that are stored, with and without trusted text."""
+    return [name for name in ARRAYS if name not in _OF_DOCUMENTS and (has_reference or name not in _BY_REFERENCE)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Items:
         """Store the arrays as `<kind>_<name>.npy`, and with the digests of the corpus, whose blocks they are then of, a
         description beside each."""
         for name, array in self.arrays().items():
-            path = folder / f"{kind}_{name}.npy"
+            path = folder / array_file(kind, name)
             np.save(path, array, allow_pickle=False)
             if corpus is not None:
                 describing(path).write_text(description_of(array, corpus, f"commonness: {name}"), encoding="utf-8")

@@ -18,7 +18,8 @@ from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase
 from megatron_lfr.lfr.scores import used_arrays
 from megatron_lfr.study.budget import plain_phase
 from megatron_lfr.study.definition import Settings
-from megatron_lfr.study.layout import PlannedRun, digest_of
+from megatron_lfr.study.layout import PlannedRun
+from megatron_lfr.study.steps import digest_of
 
 _MAY_DIFFER = ("save", "lfr_schedule", "lfr_scores")
 """Settings that runs with one beginning need not have in common."""

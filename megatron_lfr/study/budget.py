@@ -54,13 +54,18 @@ def fit_budget(
         raise ValueError(
             f"{where}: length: schedule after clean: how long an epoch is, is known after cleaning; say length: scaled"
         )
+    if schedule.in_shares and arm.length == "schedule":
+        raise ValueError(
+            f"{where}: length: schedule: its schedule is in shares of the budget, and has no length of its own; leave"
+            " length out"
+        )
     if not schedule.in_shares and arm.length == "budget":
         plan = plan_run(config, corpus, where, at_most)
         raise ValueError(
             f"{where}: its schedule has a length of its own ({plan.total_steps} steps), the budget another: say length:"
             " scaled (its phases in these proportions) or length: schedule (as it is, whatever it costs)"
         )
-    if not schedule.in_shares and arm.length == "schedule":
+    if arm.length == "schedule":
         plan = plan_run(config, corpus, where, at_most)
         steps, lfr = plan.total_steps, {}
         training = float(plan.total_samples * plan.seq_length)

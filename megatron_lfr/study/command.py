@@ -152,7 +152,7 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
     print_table(head, rows, "Runs; compute in forward_backward tokens of the run's model", ["run", ""])
     steps = needed_steps(layout, open_runs)
     for step in steps:
-        print(f"before them: {step.key}: {step.flops:.3g} FLOP")
+        print(f"before them: {step.key}: {step.costs.flops:.3g} FLOP")
     saved = 0.0
     for beginning, first, members, flops in find_forks(layout, output, open_runs).savings():
         print(f"trained once: {beginning.key}: steps {first + 1:,} to {beginning.steps:,} of {members} runs")
@@ -160,7 +160,7 @@ def _print_plan(layout: Layout, output: Path, runs: Sequence[PlannedRun], jobs: 
     if saved:
         print(f"that saves {saved:.3g} FLOP; each run counts as if it had trained all of its steps")
     open_flops = sum((run.compute.training + run.compute.rescoring) * run.token_flops for run in open_runs) - saved
-    open_flops += sum(step.flops for step in steps)
+    open_flops += sum(step.costs.flops for step in steps)
     if speed is None:
         print(f"{open_flops:.3g} FLOP; no run is done yet that would say how long that takes")
     else:

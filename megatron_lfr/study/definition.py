@@ -78,6 +78,11 @@ class Arm:
     length: Length
     compute: float
 
+    @property
+    def share(self) -> float | None:
+        """The share of the usual budget that it computes; None where its schedule says how long it trains."""
+        return None if self.length == "schedule" else self.compute
+
 
 @dataclass(frozen=True)
 class Block:

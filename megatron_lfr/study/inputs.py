@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 from megatron_lfr.build import check_groups, make_model_config, make_tokenizer, make_validation
 from megatron_lfr.commonness.command import CommonnessConfig, check_disjoint
@@ -18,7 +19,7 @@ from megatron_lfr.data.corpus.block_values import BlockValues, numbers, open_val
 from megatron_lfr.data.corpus.blocks import BlockDataset, open_prefixes
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.data.corpus.tokenizer import Tokenizer
-from megatron_lfr.evaluation.tasks import read_task
+from megatron_lfr.evaluation.tasks import encode_task, read_task
 from megatron_lfr.lfr import Plan
 from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.lfr.scores import check_arrays, used_arrays
@@ -43,8 +44,10 @@ class Inputs:
         self._check_labels = cache(self._check_labels_once)
         self._configs: dict[str, RunConfig] = {}
         self._validated: set[str] = set()
-        for path in study.tasks:
-            read_task(path)
+        self._check_tasks = cache(self._check_tasks_once)
+        if twice := [path for path in study.tasks if study.tasks.count(path) > 1]:
+            raise ValueError(f"{study.file}: tasks: {twice[0]} is given twice")
+        self._tasks = [read_task(path) for path in study.tasks]
 
     def config(self, settings: Settings, where: str) -> RunConfig:
         """Make and check a configuration; those that differ in their seed alone are made once."""
@@ -83,6 +86,8 @@ class Inputs:
             if (key := f"{vocab_size} {settled}") not in self._validated:
                 make_validation(settled, tokenizer, vocab_size)
                 self._validated.add(key)
+            if self._tasks:
+                self._check_tasks(data.tokenizer_model, data.eod_token, settled.bos, data.seq_length)
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
         if corpus.labels is not None:
@@ -90,10 +95,16 @@ class Inputs:
         return blocks
 
     def scores(
-        self, config: RunConfig, blocks: BlockDataset | None, made: dict[str, str], where: str
+        self,
+        config: RunConfig,
+        blocks: BlockDataset | None,
+        made: Mapping[Path, Sequence[Path]],
+        steps: Sequence[str],
+        where: str,
     ) -> dict[str, BlockValues]:
         """Open the files of numbers that a run's phases use, but for those that a step makes. ValueError where they are
-        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: outputs of steps, by their names.
+        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: the outputs of steps, and the files
+        of numbers in each. steps: their names.
         """
         flag, opened = f"{where}: lfr_scores", {}
         files = parse_names(config.lfr.lfr_scores, flag)
@@ -102,10 +113,15 @@ class Inputs:
                 raise ValueError(f"{flag}: a phase needs the array {name!r}; given: {', '.join(files) or 'none'}")
             if blocks is None:
                 raise ValueError(f"{flag} {name}: is of the corpus before cleaning, which has other blocks")
-            if any(files[name].is_relative_to(path) for path in made.values()):
+            if output := next((path for path in made if files[name].is_relative_to(path)), None):
+                if files[name] not in made[output]:
+                    legal = ", ".join(str(file.relative_to(output.parent)) for file in made[output])
+                    raise ValueError(f"{flag} {name}={files[name]}: of this step, choose from {legal or 'none'}")
                 continue
             if "{" in str(files[name]):
-                raise ValueError(f"{flag} {name}={files[name]}: the arm's steps are {', '.join(made) or 'none'}")
+                raise ValueError(
+                    f"{flag} {name}={files[name]}: the steps to choose from are {', '.join(steps) or 'none'}"
+                )
             try:
                 opened[name] = self._open_values(name, files[name], flag)
             except OSError as error:
@@ -162,6 +178,13 @@ class Inputs:
             kinds_of_blocks(dataclasses.asdict(corpus.labels), corpus.data_path, source, split)
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.study.file}: corpora: {corpus.name}: labels: {error}") from None
+
+    def _check_tasks_once(self, model: str | None, eod_token: str | None, bos: bool, seq_length: int) -> None:
+        tokenizer = self._open_tokenizer(model, eod_token)
+        if tokenizer is None:
+            raise ValueError("tasks are text, and need a tokenizer_model")
+        for task in self._tasks:
+            encode_task(task, tokenizer, seq_length, tokenizer.bos(bos))
 
     def token_flops(self, config: RunConfig) -> float:
         """Return the FLOPs of a forward_backward token of a run's model."""

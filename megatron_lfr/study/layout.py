@@ -1,43 +1,20 @@
-"""Lays a study out: its runs, the steps before them, and what each of them computes."""
+"""Lays a study out: its runs, with the steps before them, and what each of them computes."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.clean import cleaned_prefixes
-from megatron_lfr.commonness.junk import RULE
 from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.identity import describe_phase
-from megatron_lfr.study.budget import FORWARD, Compute, fit_budget, plan_run, rescored_blocks
-from megatron_lfr.study.definition import Arm, Corpus, Settings, Step, Study
+from megatron_lfr.study.budget import Compute, fit_budget
+from megatron_lfr.study.definition import Arm, Corpus, Settings, Study
 from megatron_lfr.study.inputs import Inputs
-
-_DEFAULTS: Settings = {"keep_last": 1}
-"""Settings of every run that are not given: a study holds many folders."""
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step before runs, which all runs share that need the same one. key: its name and digest. output: what its name
-    in braces stands for in settings. settings: those of its run, or flags of its command. needs: keys of the steps
-    before it. flops: what a model computes."""
-
-    key: str
-    step: Step
-    folder: Path
-    output: Path
-    settings: Settings
-    corpus: Corpus
-    needs: tuple[str, ...]
-    flops: float
-    token_flops: float
-    seq_length: int
+from megatron_lfr.study.steps import DEFAULTS, PlannedStep, Steps, describe_phases, digest_of, flops_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +76,7 @@ def lay_out_study(study: Study, output: Path) -> Layout:
                             for point in sorted(points):
                                 bench.add_run(_Cell(study.corpora[corpus], size, rate), study.arms[arm], seed, point)
     _check(study, bench.runs)
-    return Layout(bench.steps, bench.runs)
+    return Layout(bench.steps.planned, bench.runs)
 
 
 def _check(study: Study, runs: dict[str, PlannedRun]) -> None:
@@ -134,9 +111,9 @@ class _Bench:
 
     def __init__(self, study: Study, output: Path) -> None:
         self.study, self.output = study, output
-        self.steps: dict[str, PlannedStep] = {}
         self.runs: dict[str, PlannedRun] = {}
         self.inputs = Inputs(study)
+        self.steps = Steps(study, output, self.inputs)
 
     def add_run(self, cell: _Cell, arm: Arm, seed: int, point: float) -> None:
         name = _run_name(cell.corpus.name, cell.size, cell.rate, arm.name, seed)
@@ -148,31 +125,34 @@ class _Bench:
             return
         where = f"{self.study.file}: arms: {arm.name} (size {cell.size}, rate {cell.rate})"
         corpus = self.study.corpora[arm.corpus] if arm.corpus else cell.corpus
-        outputs, preparation = self._prepare(cell, arm, corpus)
-        paths = {step: str(self.steps[key].output) for step, key in outputs.items()}
+        steps = self.steps.of_arm(arm, corpus, cell.size, cell.rate)
+        paths = {name: str(step.output) for name, step in steps.items()}
         settings = self.study.settings_of(cell.size, cell.rate, {"data_path": list(corpus.data_path)}, arm.settings)
-        settings = {**_DEFAULTS, **settings, "seed": seed}
+        settings = {**DEFAULTS, **settings, "seed": seed}
         folder = self.output / "runs" / name
         given = {**_substituted(settings, paths), "save": str(folder / "run")}
-        if cleaned := [self.steps[key] for key in outputs.values() if self.steps[key].step.kind == "clean"]:
+        if cleaned := [step for step in steps.values() if step.step.kind == "clean"]:
             given["data_path"] = [str(prefix) for prefix in cleaned_prefixes(corpus.data_path, cleaned[-1].output)]
             if corpus.labels is not None and corpus.labels.of == "blocks":
                 raise ValueError(f"{where}: labels of blocks do not say what a cleaned corpus holds; label documents")
         config = self.inputs.config(given, where)
+        if given.pop("lfr_clusters", None) is not None:  # has become one of these
+            given["lfr_scores"] = config.lfr.lfr_scores
         blocks = self.inputs.check(config, corpus, where)
-        scores = self.inputs.scores(config, None if cleaned else blocks, paths, where)
-        given_flops = sum(values.flops(f"{where}: lfr_scores") for values in scores.values())
+        made = {step.output: step.arrays() for step in steps.values()}
+        scores = self.inputs.scores(config, None if cleaned else blocks, made, list(steps), where)
+        given_flops = flops_of(scores, where)
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * arm.compute * point
-        prepared = (preparation + given_flops) / token_flops
+        prepared = (sum(step.costs.flops for step in steps.values()) + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
         self.inputs.check_plan(config, plan, where)
         self.inputs.check_scores(plan, scores, where)
         identity = {
             **_files(corpus, scores),
             "settings": {key: value for key, value in {**settings, **length}.items() if key != "lfr_schedule"},
-            "schedule": _phases(plan),
-            "steps": list(outputs.values()),
+            "schedule": describe_phases(plan),
+            "steps": [step.key for step in steps.values()],
             "corpus": blocks.digests(),
             "held_out": self.inputs.held_out(config).digests(),
             "tasks": [_file_digest(path) for path in self.study.tasks],
@@ -194,57 +174,9 @@ class _Bench:
             token_flops=token_flops,
             compute=compute,
             given_flops=given_flops,
-            needs=tuple(outputs.values()),
+            needs=tuple(step.key for step in steps.values()),
             folder=folder,
         )
-
-    def _prepare(self, cell: _Cell, arm: Arm, corpus: Corpus) -> tuple[dict[str, str], float]:
-        """Lay out the steps of an arm. Returns the key of each by its name, and the FLOPs of all of them."""
-        keys: dict[str, str] = {}
-        for step in arm.prepare:
-            where = f"{self.study.file}: arms: {arm.name}: prepare: {step.name}"
-            planned = self._step(cell, step, corpus, keys, where)
-            self.steps.setdefault(planned.key, planned)
-            keys[step.name] = planned.key
-        return keys, sum(self.steps[key].flops for key in keys.values())
-
-    def _step(self, cell: _Cell, step: Step, corpus: Corpus, keys: dict[str, str], where: str) -> PlannedStep:
-        size, rate = step.size or cell.size, step.rate or cell.rate
-        settings = self.study.settings_of(size, rate)
-        needs: tuple[str, ...] = (keys[step.of],) if step.of else ()
-        data = self.inputs.config({**settings, "data_path": list(corpus.data_path), "save": "-"}, where).data
-        opened = self.inputs.blocks(data, corpus.data_path, where)
-        flops = token_flops = 0.0
-        made_of: list[Any] = []
-        if step.kind == "train":
-            settings = {**_DEFAULTS, "lfr_schedule": "uniform", "data_path": list(corpus.data_path), **settings}
-            settings |= step.settings
-            config = self.inputs.config({**settings, "save": "-"}, where)
-            opened = self.inputs.blocks(config.data, config.data.corpora()[0], where)
-            self.inputs.check_held_out(config.data.corpora()[0], where)
-            plan = plan_run(config, opened, where)
-            self.inputs.check_plan(config, plan, where)
-            token_flops = self.inputs.token_flops(config)
-            flops = (plan.total_samples + FORWARD * rescored_blocks(plan)) * plan.seq_length * token_flops
-            made_of = _phases(plan)
-        elif step.kind == "evaluate":
-            reference = self.inputs.config({**self.steps[needs[0]].settings, "save": "-"}, where)
-            if (reference.data.seq_length, reference.data.split) != (data.seq_length, data.split):
-                raise ValueError(f"{where}: its model must have the run's seq_length and split, so that blocks agree")
-            token_flops = self.inputs.token_flops(reference)
-            flops = FORWARD * opened.train.num_blocks * data.seq_length * token_flops
-            settings = {"data_path": list(corpus.data_path), "split": "train"}
-        else:
-            settings = {"data_path": list(corpus.data_path), "seq_length": data.seq_length, "split": data.split}
-            settings |= {"tokenizer_model": data.tokenizer_model} if data.tokenizer_model else {}
-            settings |= step.settings
-            if step.kind == "commonness":
-                made_of = self.inputs.check_commonness(step.settings, settings, where)
-        seq_length = data.seq_length
-        key = f"{step.name}-{digest_of([step.kind, settings, needs, opened.digests() + made_of])[:12]}"
-        folder = self.output / "prepared" / (f"{key}-rule{RULE}" if step.kind in ("commonness", "clean") else key)
-        result = {"train": "run", "evaluate": "losses.npy", "commonness": "commonness", "clean": "corpus"}[step.kind]
-        return PlannedStep(key, step, folder, folder / result, settings, corpus, needs, flops, token_flops, seq_length)
 
 
 def _substituted(value: Any, paths: dict[str, str]) -> Any:
@@ -265,17 +197,6 @@ def _files(corpus: Corpus, scores: dict[str, BlockValues]) -> dict[str, dict[str
     if corpus.labels is not None:
         files["labels"] = _file_digest(corpus.labels.file)
     return {"files": files} if files else {}
-
-
-def _phases(plan: Plan) -> list[dict[str, Any]]:
-    """Return what a schedule amounts to, as a part of an identity: a preset may mean something else in another version,
-    and a file be changed."""
-    return [describe_phase(planned.phase) for planned in plan.phases]
-
-
-def digest_of(value: Any) -> str:
-    """Return the SHA-256 of lists and mappings of numbers and texts."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:

@@ -78,7 +78,7 @@ def _facts(summary: dict[str, Any]) -> list[str]:
         facts.append(
             f"Candidate: {picked}; the lowest held-out loss among {', '.join(rule['among'])} at seed "
             f"{', '.join(map(str, rule['seeds']))} on corpus {rule['corpus']}, size {rule['size']}, rate {rule['rate']}"
-            ". These seeds are in no contrast where others are done."
+            ". These seeds are in no contrast."
         )
     return facts
 

@@ -32,6 +32,8 @@ MODEL = {"num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidd
 RATE = {"lr": 8e-3, "min_lr": 0, "lr_decay_style": "cosine"}
 TRAINING_SHARE = 0.7
 """Of the time; the rest is for sampling, commonness, evaluations and starts of processes."""
+LEAST_STEPS = 20
+"""Fewest steps of a run that says something."""
 POINTS = (1, 1.5)
 """Lengths of uniform, for token equivalents."""
 FOCUS = [
@@ -119,6 +121,7 @@ def prepare(config: PilotConfig) -> Path:
             raise ValueError(f"--output {config.output}: holds the pilot of another command; name a new folder")
         return file
     compute = _tokens_of_a_run(config)
+    _check_steps(config, compute, f"--minutes {config.minutes:g}")
     look = CommonnessConfig(
         config.data_path,
         config.output / "commonness",
@@ -129,10 +132,18 @@ def prepare(config: PilotConfig) -> Path:
     )
     sample = make_sample(look, config.reference_data_path, int(compute / config.epochs), config.output)
     compute = min(compute, sample.tokens * config.epochs)
+    _check_steps(config, compute, f"--epochs {config.epochs:g} of a sample of {sample.tokens:,} tokens")
     study = definition(config, sample, compute)
     config.output.mkdir(parents=True, exist_ok=True)
     write_atomic(file, f"{asked}\n{yaml.safe_dump(study, sort_keys=False)}")
     return file
+
+
+def _check_steps(config: PilotConfig, compute: float, given: str) -> None:
+    """Check that a run is long enough to say something; ValueError begins with what was given."""
+    steps = int(compute) // (BATCH * config.seq_length)
+    if steps < LEAST_STEPS:
+        raise ValueError(f"{given} is enough for {steps} steps a run; at least {LEAST_STEPS} are needed")
 
 
 def _tokens_of_a_run(config: PilotConfig) -> float:
@@ -179,7 +190,7 @@ def _training(config: PilotConfig) -> dict[str, Any]:
 
 def _arms(config: PilotConfig, trusted: Sequence[str] = ()) -> dict[str, Any]:
     common = {"reference_data_path": list(trusted)} if config.reference_data_path else {}
-    look = {"commonness": {**common, "threads": 1}}
+    look = {"commonness": {**common, "threads": 1, "memory_gb": config.memory_gb}}
     cleaned = {"common": look, "corpus": {"clean": "common"}}
     lfr = {"lfr": {"settings": {"lfr_schedule": "lfr"}}} if _has_focus(config.epochs) else {}
     return {
@@ -204,11 +215,6 @@ def _has_focus(epochs: float) -> bool:
 def definition(config: PilotConfig, sample: Sample, compute: float) -> dict[str, Any]:
     """Return the study of a sample as STUDY.yaml holds it."""
     steps = int(compute) // (BATCH * config.seq_length)
-    if steps < 20:
-        raise ValueError(
-            f"--minutes {config.minutes:g} and {config.epochs:g} epochs of {sample.tokens:,} tokens are enough for "
-            f"{steps} steps a run; at least 20 are needed"
-        )
     return {
         "title": f"What choosing data is worth: {sample.tokens:,} tokens of {_names(config.data_path)}",
         "corpora": {"sample": {"data_path": sample.data_path}},

@@ -82,16 +82,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a study. open_runs: names of the runs that have none yet. seq_length: of all runs."""
+    """All results of a study. open_runs: what names those that have none yet, as of `names_of`. seq_length: of
+    all runs."""
 
     study: Study
     runs: list[Result]
-    open_runs: list[str]
+    open_runs: list[dict[str, Any]]
     seq_length: int
 
     def cells(self) -> list[Cell]:
         """Return the cells that have a result, in the order of the study."""
         return list(dict.fromkeys(run.cell for run in self.runs))
+
+    def open_arms(self, cell: Cell) -> set[str]:
+        """Return the arms that have runs without a result in a cell."""
+        return {run["arm"] for run in self.open_runs if (run["corpus"], run["size"], run["rate"]) == cell}
 
     def of(self, cell: Cell, arm: str, seeds: Iterable[int] | None = None) -> dict[int, Result]:
         """Return the results of an arm at its usual compute, by seed."""
@@ -123,7 +128,7 @@ def load_results(study: Study, layout: Layout, output: Path) -> Results:
     for run in layout.runs.values():
         content = read_result(output, run)
         if content is None:
-            open_runs.append(run.name)
+            open_runs.append(names_of(run))
         else:
             path = result_file(output, run.name)
             result = Result(content, arrays_file(path, content))

@@ -16,8 +16,9 @@ from megatron_lfr.config.keys import as_flag
 from megatron_lfr.fileio import lock_file, write_atomic
 from megatron_lfr.study.beginnings import Beginning, Forks, choose_forks, find_beginnings
 from megatron_lfr.study.definition import Study
-from megatron_lfr.study.layout import Layout, PlannedRun, PlannedStep
+from megatron_lfr.study.layout import Layout, PlannedRun
 from megatron_lfr.study.schedule import STOPPED, Ended, Task, ending_on_sigterm, run_tasks
+from megatron_lfr.study.steps import PlannedStep
 from megatron_lfr.study.stored import JOB, check_begun, names_of, result_file, share_results
 
 
@@ -196,7 +197,13 @@ def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:
     job: dict[str, Any] = {
         "kind": step.step.kind,
         "result": str(step_result(step)),
-        "describes": {"format": 1, "step": step.key, "settings": step.settings, "token_flops": step.token_flops},
+        "describes": {
+            "format": 1,
+            "step": step.key,
+            "settings": step.settings,
+            "token_flops": step.costs.token_flops,
+            "given_flops": step.costs.given_flops,
+        },
         "seq_length": step.seq_length,
     }
     if step.step.kind == "train":

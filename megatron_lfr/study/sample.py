@@ -42,26 +42,35 @@ def make_sample(look: CommonnessConfig, trusted_path: Sequence[str], tokens: int
     look: how the copies of the corpus are found. The sample has some `tokens` tokens: clusters of near copies in random
     order, each complete, over all prefixes. What is held out is of the trusted text, whose other documents tell junk
     from text; without it, of the corpus, of each cluster one document. A prefix of which less than a block is sampled
-    or held out is not there. ValueError where too little is left.
+    or held out is not there. ValueError where too little is left; of the trusted text before the corpus is read.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    least = look.seq_length + 1
+    left, apart = _part_trusted(_Text(trusted_path), folder, least) if trusted_path else ({}, {})
     run(look)
     cluster = np.load(look.output / "document_representative.npy", allow_pickle=False).astype(np.int64)
-    corpus, trusted = _Text(look.data_path), _Text(trusted_path)
-    if trusted_path:
-        held_out = first_clusters(np.arange(len(trusted.lengths)), trusted.lengths, trusted.held_out_tokens)
-        sampled = first_clusters(cluster, corpus.lengths, tokens)
-        left = trusted.write(~held_out, folder / "trusted")
-        apart = trusted.write(held_out, folder / "held_out", look.seq_length + 1)
-    else:
+    corpus, near = _Text(look.data_path), None
+    if not trusted_path:
         near = first_clusters(cluster, corpus.lengths, corpus.held_out_tokens)
-        sampled = first_clusters(cluster, corpus.lengths, tokens, without=near)
-        left = {}
-        apart = corpus.write(near & (cluster == np.arange(len(cluster))), folder / "held_out", look.seq_length + 1)
-    sample = corpus.write(sampled, folder / "sample", look.seq_length + 1)
+        apart = corpus.write(near & (cluster == np.arange(len(cluster))), folder / "held_out", least)
+    sampled = first_clusters(cluster, corpus.lengths, tokens, without=near)
+    sample = corpus.write(sampled, folder / "sample", least)
     if not sample or not apart:
         raise ValueError("--data-path: too small for a sample and documents to hold out")
     return Sample(list(sample), list(apart), list(left), sum(sample.values()))
+
+
+def _part_trusted(trusted: _Text, folder: Path, least: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Write what trusted text tells junk by, and what is held out of it; return the tokens of the prefixes of each."""
+    held_out = first_clusters(np.arange(len(trusted.lengths)), trusted.lengths, trusted.held_out_tokens)
+    left = trusted.write(~held_out, folder / "trusted")
+    apart = trusted.write(held_out, folder / "held_out", least)
+    if not left or not apart:
+        raise ValueError(
+            f"--reference-data-path: too small ({trusted.lengths.sum():,} tokens in {len(trusted.lengths)} documents): "
+            f"a tenth of it is held out, and must hold a block of {least - 1} tokens, and the rest tells junk from text"
+        )
+    return left, apart
 
 
 def first_clusters(cluster: Int64s, lengths: Int64s, tokens: int, without: Bools | None = None) -> Bools:

@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_lfr.fileio import json_value
 from megatron_lfr.study.between import answers, dropped_sets, mean_of, orders_of_domains, task_orders
-from megatron_lfr.study.definition import Contrast
+from megatron_lfr.study.definition import Contrast, Study
 from megatron_lfr.study.results import Cell, HeldOut, Result, Results, held_out_blocks, pick_candidate, resolve
 from megatron_lfr.study.statistics import (
     document_bootstrap,
@@ -43,7 +43,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "order": orders_of_domains(results),
         "tasks": task_orders(results),
         "runs_done": len(results.runs),
-        "open_runs": results.open_runs,
+        "open_runs": [run["name"] for run in results.open_runs],
     }
     plain: dict[str, Any] = json_value(summary)
     return plain
@@ -51,17 +51,19 @@ def summarize(results: Results) -> dict[str, Any]:
 
 def _cell(results: Results, cell: Cell, candidate: str | None, held_out: HeldOut) -> dict[str, Any]:
     study = results.study
-    seeds = _fresh_seeds(results, cell)
-    contrasts = _contrasts(results, cell, candidate, held_out, seeds)
+    seeds = {run.seed for run in results.runs if run.cell == cell}
+    fresh = seeds - set(study.candidate.seeds) if study.candidate else seeds
+    contrasts = _contrasts(results, cell, candidate, held_out, fresh)
+    seeds = fresh or seeds  # losses are shown before there is a seed to compare them by
     evidence = [
         Evidence(row["arm"], row["by_seeds"], row["by_documents"], row["is_primary"], row["adjusted_p"])
         for row in contrasts
-        if row["against"] == study.reference
-        and row["arm"] != study.upper_reference
-        and study.arms[row["arm"]].compute == 1
+        if row["against"] == study.reference and _may_pay(study, row["arm"])
     ]
+    compared = {one.arm for one in resolve([*study.primary, *study.secondary], candidate) if _may_pay(study, one.arm)}
+    missing = compared.intersection(results.open_arms(cell)) - {one.arm for one in evidence}
     name = " ".join(("corpus", cell[0] + ",", "size", cell[1] + ",", "rate", cell[2]))
-    verdict = decide(name, study.reference, evidence, study.smallest_difference)
+    verdict = decide(name, study.reference, evidence, study.smallest_difference, sorted(missing))
     return {
         "corpus": cell[0],
         "size": cell[1],
@@ -78,11 +80,9 @@ def _cell(results: Results, cell: Cell, candidate: str | None, held_out: HeldOut
     }
 
 
-def _fresh_seeds(results: Results, cell: Cell) -> set[int]:
-    """Return the seeds of a cell's contrasts: those the candidate was not picked with; all where there is no other."""
-    seeds = {run.seed for run in results.runs if run.cell == cell}
-    rule = results.study.candidate
-    return (seeds - set(rule.seeds)) or seeds if rule else seeds
+def _may_pay(study: Study, arm: str) -> bool:
+    """Whether the sentence may be about an arm: it computes as much as the reference, and knows no planted labels."""
+    return study.arms[arm].share == 1 and arm != study.upper_reference
 
 
 def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _arm(results: Results, cell: Cell, arm: str, seeds: set[int]) -> dict[str, A
         "arm": arm,
         "seeds": sorted(runs),
         "loss": mean_of(run.loss for run in done),
-        "compute_share": study.arms[arm].compute,
+        "compute_share": study.arms[arm].share,
         "losses": {seed: run.loss for seed, run in sorted(runs.items())},
         "domains": _means([run.json["held_out"]["domains"] for run in done]),
         "compute": _means([run.json["compute"] for run in done]),
@@ -144,7 +144,8 @@ def _contrasts(
         for row in rows
         if not row["is_primary"]
         and row["by_seeds"].p is not None
-        and study.arms[row["arm"]].compute == study.arms[row["against"]].compute
+        and study.arms[row["arm"]].share is not None
+        and study.arms[row["arm"]].share == study.arms[row["against"]].share
     ]
     for row, adjusted in zip(tested, holm([row["by_seeds"].p for row in tested]), strict=True):
         row["adjusted_p"] = adjusted

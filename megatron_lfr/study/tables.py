@@ -71,7 +71,7 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
         common = [loss - reference[seed] for seed, loss in arm["losses"].items() if seed in reference]
         difference = sum(common) / len(common) if common else None
         row = [
-            arm["arm"] + (f" ({arm['compute_share']:g} of the compute)" if arm["compute_share"] != 1 else ""),
+            arm["arm"] + _length(arm["compute_share"]),
             " ".join(map(str, arm["seeds"])),
             number(arm["loss"], missing=NONE),
             signed(difference),
@@ -89,6 +89,13 @@ def _losses(summary: dict[str, Any], cell: dict[str, Any]) -> Table:
         "loss, by its own runs, each with a complete decay (* beyond them: prolonged), of seeds where that can be said."
     ) + _rules(cell["arms"])
     return Table("Held-out loss at equal compute", head, rows, note)
+
+
+def _length(share: float | None) -> str:
+    """Say what is unusual of an arm's share of the budget."""
+    if share is None:
+        return " (as long as its schedule)"
+    return "" if share == 1 else f" ({share:g} of the compute)"
 
 
 def _dropped(likenesses: Sequence[dict[str, Any]]) -> Table:

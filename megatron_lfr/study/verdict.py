@@ -45,15 +45,19 @@ class Verdict:
     arm: str | None = None
 
 
-def decide(cell: str, reference: str, evidence: Sequence[Evidence], smallest: float) -> Verdict:
-    """Return what the contrasts with the reference say. Arms that use planted labels must not be among them.
+def decide(
+    cell: str, reference: str, evidence: Sequence[Evidence], smallest: float, missing: Sequence[str] = ()
+) -> Verdict:
+    """Return what the contrasts with the reference say. Arms that use planted labels must not be among them. missing:
+    arms to be compared that have no result yet.
 
     The rule (ours), in this order:
 
     - *pays*: an arm is better than the reference (`Evidence.is_better`: the 95 % intervals over seeds and over
       documents both lie below 0; secondary contrasts also after Holm), and by at least `smallest` nats in the mean. If
       several are, the primary ones come first, then the lowest mean.
-    - *nothing pays*: each arm's interval over seeds lies above -`smallest`: a gain worth having is excluded for all.
+    - *nothing pays*: each arm's interval over seeds lies above -`smallest`: a gain worth having is excluded for all,
+      and none is missing.
     - *not decided*: anything else; also with one seed, which has no interval.
     """
     better = [one for one in evidence if one.is_better and one.by_seeds.mean <= -smallest]
@@ -66,23 +70,25 @@ def decide(cell: str, reference: str, evidence: Sequence[Evidence], smallest: fl
             f" equal compute ({_interval(best.by_seeds)} over {best.by_seeds.n} seeds; {kind}).",
             best.arm,
         )
-    if evidence and all(one.excludes_gain(smallest) for one in evidence):
+    if evidence and not missing and all(one.excludes_gain(smallest) for one in evidence):
         lowest = min(one.by_seeds.low for one in evidence if one.by_seeds.low is not None)
         return Verdict(
             "nothing pays",
             f"{cell}: nothing pays: no arm is better than {reference} at equal compute by {smallest:g} nats or more "
             f"(the best end of any interval is {lowest:+.3f}).",
         )
-    return Verdict("not decided", f"{cell}: not decided: {_why(evidence, smallest)}.")
+    return Verdict("not decided", f"{cell}: not decided: {_why(evidence, smallest, missing)}.")
 
 
-def _why(evidence: Sequence[Evidence], smallest: float) -> str:
+def _why(evidence: Sequence[Evidence], smallest: float, missing: Sequence[str]) -> str:
     if not evidence:
         return "no arm has been compared with the reference yet"
     fewest = min(one.by_seeds.n for one in evidence)
     if fewest < 2:
         return f"with {fewest} seed{'s' * (fewest != 1)} there is no interval"
     open_ = [one.arm for one in evidence if not one.excludes_gain(smallest)]
+    if not open_:
+        return f"no result yet of {', '.join(missing)}; of the others, a gain of {smallest:g} nats is excluded"
     return f"the intervals of {', '.join(open_)} leave room for a gain of {smallest:g} nats, and none is shown"
 
 

@@ -15,10 +15,11 @@ import pytest
 
 from megatron_lfr.cli import main
 from megatron_lfr.commonness import results
+from megatron_lfr.commonness.results import array_file, block_arrays
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.fileio import lock_file
-from support.commonness_samples import documents, junk, tokenizer, write
+from support.commonness_samples import documents, edited, junk, tokenizer, write
 from support.tiny_corpus import linked
 from support.waiting import LIMIT
 
@@ -43,6 +44,23 @@ def flags(tmp_path: Path, corpus: list[str]) -> list[str]:
     return ["commonness", "--data-path", *corpus, "--output", str(tmp_path / "out"), "--seq-length", "128"]
 
 
+def arrays_of_blocks(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("block_*.npy")}
+
+
+def test_the_most_copied_document_is_shown_though_an_edited_copy_comes_first(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Of each cluster of near copies, the document of which there are most."""
+    texts = documents()
+    corpus = write(tmp_path / "corpus", [edited(texts[0], 0.02, rng), texts[1], *[texts[0]] * 6, *[texts[1]] * 2])
+    assert main(flags(tmp_path, [corpus])) == 0
+    page = (tmp_path / "out" / "commonness.html").read_text("utf-8")
+    table = page.split("<h3>Most copied</h3>")[1].split("<h3>")[0]
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in table.split("<tr>")[2:]]
+    assert [(row[0], row[3], row[4]) for row in rows] == [("2", "6", "7"), ("1", "3", "3")]
+
+
 def files(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
@@ -54,6 +72,7 @@ def test_a_cleaned_corpus_in_the_same_command(
     cleaned = tmp_path / "cleaned"
     assert main([*flags(tmp_path, corpus), "--split", "9,1", "--cleaned-output", str(cleaned)]) == 0
     assert "--split 100,0,0" in capsys.readouterr().out
+    assert arrays_of_blocks(tmp_path / "out") == {array_file("block", name) for name in block_arrays(False)}
     representative = np.load(tmp_path / "out" / "document_representative.npy")
     first, second = BlockDataset([str(cleaned / Path(prefix).name) for prefix in corpus], 1, "1").datasets
     before_cleaning = BlockDataset(corpus, 1, "1").datasets
@@ -105,6 +124,7 @@ def test_arrays_json_and_page(
     assert (lowest >= 54 + 60).all(), "the junk, of which the split keeps three"
     assert summary["documents"]["share_exact_copies"] == pytest.approx(14 * 300 / (117 * 300))
     assert summary["documents"]["domains"]["web"]["with_exact_copies"] == 14
+    assert arrays_of_blocks(folder) == {array_file("block", name) for name in block_arrays(True)}
     shares = np.load(folder / "block_unique_share.npy")
     weights = np.repeat(1 / stored["document", "near_copies"][:54].astype(float), 300)
     first = summary["block_starts"][1]

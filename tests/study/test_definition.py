@@ -131,6 +131,7 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         (put("sizes.S.num_attention_heads", 3), "--num-attention-heads 3: must divide --hidden-size 16"),
         (put("arms.lfr.settings.lfr_schedule", "lfrr"), "--lfr-schedule lfrr: neither a preset"),
         (put("arms.lfr.settings.lfr_schedule", "lfr-v1"), "say length: scaled"),
+        (put("arms.lfr.length", "schedule"), "in shares of the budget, and has no length of its own; leave length out"),
         (put("train.seq_length", "abc"), "--seq-length: invalid literal for int() with base 10: 'abc'"),
         (put("train.tokenizer_model", "nope.json"), "nope.json"),
         (put("train.model_preset", "huge"), "--model-preset huge: choose from"),
@@ -148,8 +149,16 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
         ),
         (
             put("arms.lfr", {**COMMON, "settings": {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w={comn}/w.npy"]}}),
-            "lfr_scores w={comn}/w.npy: the arm's steps are common",
+            "lfr_scores w={comn}/w.npy: the steps to choose from are common",
         ),
+        (
+            put(
+                "arms.lfr",
+                {**COMMON, "settings": {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w={common}/block_ratio.npy"]}},
+            ),
+            "block_ratio.npy: of this step, choose from commonness/block_copies.npy, commonness/block_near_copies.npy",
+        ),
+        (put("tasks", ["short.jsonl"]), "tasks are text, and need a tokenizer_model"),
         (
             put(
                 "arms.lfr",
@@ -174,9 +183,11 @@ def test_what_is_wrong_is_named(corpus: list[str], tmp_path: Path, change: Chang
     ],
 )
 def test_what_train_would_refuse_is_refused_before_anything_runs(
-    corpus: list[str], tmp_path: Path, change: Change, message: str
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, message: str
 ) -> None:
     content = tiny_study(corpus)
+    monkeypatch.chdir(tmp_path)
+    Path("short.jsonl").write_text('{"context": "a", "target": " b"}')
     change(content)
     with pytest.raises(ValueError, match=r"arms: (lfr|uniform) \(size S, rate cosine\)") as caught:
         lay_out(content, tmp_path)
@@ -213,6 +224,49 @@ def test_what_runs_could_not_be_compared_by_is_refused(
     change(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         lay_out(content, tmp_path)
+
+
+def test_tasks_that_cannot_be_scored_are_refused_before_anything_runs(corpus: list[str], tmp_path: Path) -> None:
+    content = tiny_study(corpus)
+    del content["train"]["vocab_size"]
+    content["train"]["tokenizer_model"] = "bytes"
+    task = tmp_path / "task.jsonl"
+    content["tasks"] = [str(task), str(task)]
+    task.write_text('{"context": "a", "target": " b"}\n{"context": "a", "target": " b and quite some more"}\n')
+    with pytest.raises(ValueError, match=r"tasks: .*task.jsonl is given twice"):
+        lay_out(content, tmp_path)
+    content["tasks"].pop()
+    with pytest.raises(ValueError, match=r"arms: uniform .*task.jsonl:2: a continuation of 22 tokens; --seq-length of"):
+        lay_out(content, tmp_path)
+    task.write_text('{"context": "a", "target": " b"}\n')
+    lay_out(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"valid_data_path": ["nothing"]}, "--valid-data-path nothing: "),
+        ({"tokenizer_model": "nope.json"}, "nope.json"),
+        ({"lfr_schedule": BY_ARRAY}, "lfr_scores: a phase needs the array 'w'; given: none"),
+        (
+            {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w=nothing.npy"]},
+            "lfr_scores w: [Errno 2] No such file or directory: 'nothing.npy'",
+        ),
+        (
+            {"lfr_schedule": BY_ARRAY, "lfr_scores": ["w={common}/block_weight.npy"]},
+            "lfr_scores w={common}/block_weight.npy: the steps to choose from are none",
+        ),
+    ],
+)
+def test_a_model_before_the_runs_is_checked_as_they_are(
+    corpus: list[str], tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    content = tiny_study(corpus)
+    reference = {"train": {"data_path": [corpus[0]], "train_iters": 5, **settings}}
+    content["arms"]["lfr"]["prepare"] = {**COMMON["prepare"], "reference": reference}
+    with pytest.raises(ValueError, match=r"arms: lfr: prepare: reference: ") as caught:
+        lay_out(content, tmp_path)
+    assert message in str(caught.value)
 
 
 def test_the_text_that_decides_is_in_no_corpus_by_whatever_name(corpus: list[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from megatron_lfr.data.corpus.block_values import write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
 from megatron_lfr.lfr import PRESETS, Schedule, preset
+from megatron_lfr.study.beginnings import find_beginnings
 from megatron_lfr.study.budget import plain_phase
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import Layout, PlannedRun, lay_out_study
@@ -159,6 +160,50 @@ def test_a_given_file_of_scores_costs_what_it_says(corpus: list[str], tmp_path: 
     for cost in (None, {"training": None, "forward": flops}, {"training": -1}, "many", [1], True):
         with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: its description says (flops|training): "):
             lay_out(1.0, blocks.digests(), cost)
+
+
+def test_a_file_of_scores_is_counted_once_and_with_the_model_that_is_trained_with_it(
+    corpus: list[str], tmp_path: Path
+) -> None:
+    content = tiny_study(corpus)
+    path, blocks, flops = tmp_path / "w.npy", BlockDataset(corpus, 16, "100,0,0"), token_flops(16, 32, 2)
+    twice = [{"kind": "learn", "duration": 0.5, "unit": "share", "weight": f"file:{name}"} for name in ("a", "b")]
+    given = {"lfr_schedule": twice, "lfr_scores": [f"a={path}", f"b={path}"]}
+    reference = {"train": {"train_iters": 5, **given}}
+    content["arms"]["given"] = {"settings": given}
+    content["arms"]["model"] = {"prepare": {"reference": reference}, "settings": {"lfr_schedule": "uniform"}}
+
+    def lay_out(value: float) -> Layout:
+        np.save(path, np.full(blocks.train.num_blocks, value, np.float32))
+        write_description(path, blocks.digests(), "losses", flops=3000 * flops)
+        return lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+
+    layout = lay_out(1.0)
+    assert run(layout, "given").compute.preparation == pytest.approx(3000)
+    assert run(layout, "model").compute.preparation == pytest.approx(3000 + 5 * STEP)
+    (step,) = layout.steps.values()
+    assert (step.costs.given_flops, step.costs.flops) == (pytest.approx(3000 * flops), pytest.approx(3640 * flops))
+    assert lay_out(2.0).steps.keys().isdisjoint(layout.steps), "a model of other numbers is another one"
+
+
+def test_clusters_may_be_given_by_their_flag(corpus: list[str], tmp_path: Path) -> None:
+    """They are a file of scores: of the identity of a run, and of the beginnings that runs have in common."""
+    content, file = tiny_study(corpus), tmp_path / "clusters.npy"
+    np.save(file, np.arange(BlockDataset(corpus, 16, "1").train.num_blocks, dtype=np.uint32) % 4)
+    by = {"flag": {"lfr_clusters": str(file)}, "named": {"lfr_scores": [f"clusters={file}"]}}
+    focus = {"kind": "focus", "drop": 0.5, "selection": "clusters", "cluster_by": "file:clusters"}
+    for arm, kinds in (("flag", ("learn", "review")), ("named", ("learn", "learn"))):
+        phases = [{"kind": "learn"}, focus, *({"kind": kind} for kind in kinds)]
+        schedule = [{**phase, "duration": 0.25, "unit": "share"} for phase in phases]
+        content["arms"][arm] = {"settings": {"lfr_schedule": schedule, **by[arm]}}
+    content["seeds"] = [1]
+    layout = lay_out_study(read_study(write_study(tmp_path / "study.yaml", content)), tmp_path / "out")
+    names = [run(layout, arm).name for arm in by]
+    beginnings = find_beginnings(layout.runs.values(), tmp_path / "out").values()
+    (shared,) = (one for one in beginnings if list(one.runs) == names)
+    for settings in (shared.settings, *(run(layout, arm).settings for arm in by)):
+        assert settings["lfr_scores"] == [f"clusters={file}"]
+        assert "lfr_clusters" not in settings
 
 
 def test_runs_that_are_the_same_have_one_result(corpus: list[str], tmp_path: Path) -> None:

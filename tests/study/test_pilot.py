@@ -13,6 +13,7 @@ from megatron_lfr.commonness.clean import KEPT
 from megatron_lfr.commonness.command import CommonnessConfig
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import preset
+from megatron_lfr.study import pilot
 from megatron_lfr.study.definition import read_study
 from megatron_lfr.study.layout import lay_out_study
 from megatron_lfr.study.pilot import PilotConfig, advice, definition, prepare
@@ -86,6 +87,8 @@ def test_its_study_is_one_that_the_study_command_takes(corpus: list[str], truste
     layout = lay_out_study(study, config.output)
     assert {run.arm for run in layout.runs.values()} == {"uniform", "cleaned", "weight", "cleaned-focus", "lfr"}
     assert len(layout.runs) == config.seeds * 6
+    flags = {step.settings["memory_gb"] for step in layout.steps.values() if step.step.kind == "commonness"}
+    assert flags == {config.memory_gb}
     assert all(abs(run.compute.total - run.compute.budget) < 16 * 128 for run in layout.runs.values())
     before = file.read_bytes()
     assert prepare(config) == file
@@ -155,6 +158,29 @@ def test_the_sentence_where_it_cannot_be_said_what_a_token_is_worth(equivalent: 
     contrasts = [{"arm": "cleaned", "by_seeds": {"mean": -0.1234}}]
     cell = {"verdict": {"kind": "pays", "arm": "cleaned"}, "arms": arms, "contrasts": contrasts}
     assert "its loss was 0.123 nats below that of uniform" in advice({"cells": [cell], "reference": "uniform"})
+
+
+@pytest.mark.parametrize("kept", [1, 5])
+def test_too_little_trusted_text_is_refused_before_the_corpus_is_read(
+    corpus: list[str], tmp_path: Path, kept: int
+) -> None:
+    """Of a single document nothing would be left, and a tenth of a few is shorter than a block."""
+    trusted = write(tmp_path / "trusted", [one[:100] for one in documents()[100 : 100 + kept]])
+    with pytest.raises(
+        ValueError, match=rf"--reference-data-path: too small \({kept * 100} tokens in {kept} documents"
+    ):
+        make_sample(look(corpus, tmp_path), [trusted], 10**9, tmp_path)
+    assert not (tmp_path / "commonness").exists()
+
+
+def test_too_little_time_is_refused_before_the_corpus_is_read(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PilotConfig(corpus, tmp_path / "out", vocab_size=1024, minutes=0.1, seq_length=16)
+    monkeypatch.setattr(pilot, "_tokens_per_second", lambda config: 100.0)
+    with pytest.raises(ValueError, match=r"--minutes 0.1 is enough for 0 steps a run; at least 20 are needed"):
+        prepare(config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_domain_that_is_smaller_than_a_block_is_left_out(corpus: list[str], tmp_path: Path) -> None:

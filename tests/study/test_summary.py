@@ -41,7 +41,12 @@ def results(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Resu
     blocks = BlockDataset(corpus, SEQ, "1").train.num_blocks
     runs = [made(folder, arm, seed, 1.0, blocks) for arm in GAIN for seed in range(4)]
     runs += [made(folder, "uniform", seed, point, blocks) for point in (0.5, 2.0) for seed in range(4)]
-    return Results(study, runs, ["toy.S.cosine.lfr.s9"], 16)
+    return Results(study, runs, [open_run("lfr", 9)], 16)
+
+
+def open_run(arm: str, seed: int) -> dict[str, Any]:
+    names = {"arm": arm, "corpus": "toy", "size": "S", "rate": "cosine", "seed": seed, "compute_point": 1.0}
+    return {"name": f"toy.S.cosine.{arm}.s{seed}", **names}
 
 
 def made(folder: Path, arm: str, seed: int, point: float, blocks: int) -> Result:
@@ -118,6 +123,37 @@ def test_an_arm_of_another_budget_decides_nothing(results: Results) -> None:
     (cell,) = summarize(dataclasses.replace(results, study=dataclasses.replace(study, arms=arms)))["cells"]
     assert cell["verdict"]["arm"] != "lfr"
     assert "lfr - uniform" in [row["name"] for row in cell["contrasts"]], "it is compared nevertheless"
+
+
+def test_an_arm_that_is_as_long_as_its_schedule_decides_nothing(results: Results) -> None:
+    """What it computes is its own, whatever the others do."""
+    study = results.study
+    arms = {**study.arms, "lfr": dataclasses.replace(study.arms["lfr"], length="schedule")}
+    summary = summarize(dataclasses.replace(results, study=dataclasses.replace(study, arms=arms)))
+    (cell,) = summary["cells"]
+    assert cell["verdict"]["arm"] != "lfr"
+    adjusted = {row["name"]: row["adjusted_p"] for row in cell["contrasts"]}
+    assert adjusted["static - lfr"] is None
+    assert adjusted["static - uniform"] is not None
+    assert "lfr (as long as its schedule)" in make_markdown(summary)
+
+
+def test_an_arm_without_a_result_is_missed(results: Results) -> None:
+    """Of a planned arm that failed it is not said that it does not pay."""
+    runs = [run for run in results.runs if run.arm in ("uniform", "static", "best")]
+    worse = dataclasses.replace(results.study, smallest_difference=0.2)
+    for open_runs, kind in (([], "nothing pays"), ([open_run("lfr", 1)], "not decided")):
+        (cell,) = summarize(Results(worse, runs, open_runs, 16))["cells"]
+        assert cell["verdict"]["kind"] == kind
+        assert ("no result yet of lfr" in cell["verdict"]["sentence"]) == bool(open_runs)
+
+
+def test_the_seeds_that_picked_the_candidate_are_in_no_contrast(results: Results) -> None:
+    """Not where they are the only ones, either; losses are shown."""
+    (cell,) = summarize(Results(results.study, [run for run in results.runs if run.seed == 0], [], 16))["cells"]
+    assert cell["contrasts"] == []
+    assert cell["verdict"]["kind"] == "not decided"
+    assert {arm["arm"]: arm["seeds"] for arm in cell["arms"]} == {arm: [0] for arm in GAIN}
 
 
 def test_the_figures_are_those_that_were_put_in(results: Results) -> None:

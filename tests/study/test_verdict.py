@@ -64,5 +64,15 @@ def test_nothing_pays_where_a_gain_is_excluded_for_all() -> None:
     assert kind(evidence("lfr", 0.02, 0.01), evidence("static", 0.1, 0.2)) == "not decided"
 
 
+def test_nothing_is_decided_where_an_arm_is_missing() -> None:
+    arms = [evidence("lfr", 0.02, 0.01)]
+    verdict = decide("S", "uniform", arms, 0.01, ["static"])
+    assert verdict.kind == "not decided"
+    assert (
+        verdict.sentence == "S: not decided: no result yet of static; of the others, a gain of 0.01 nats is excluded."
+    )
+    assert decide("S", "uniform", [evidence("lfr", -0.1, 0.02)], 0.01, ["static"]).kind == "pays"
+
+
 def test_without_evidence_nothing_is_decided() -> None:
     assert kind() == "not decided"
