@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_lfr.config import RunConfig, run_schedule
 from megatron_lfr.config.main_path import check_main_path
+from megatron_lfr.config.run import weighted_as_preset
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.learning_rate import LearningRate, LearningRateConfig, first_difference, make_learning_rate
 from megatron_lfr.lfr import PRESETS, Blend, Phase, Plan, Schedule
@@ -98,7 +99,7 @@ def rampup_plan(config: RunConfig, blend: Blend, world_size: int | None = None) 
     for number in range(increments):
         size = start + number * increment
         if (steps := -(-((number + 1) * total - samples * increments) // (increments * size))) > 0:
-            learn = Schedule((Phase("learn", steps, "steps", scope="all"),))
+            learn = Schedule((weighted_as_preset(config.lfr, Phase("learn", steps, "steps", scope="all")),))
             plan = learn.plan(blend.starts[-1], config.data.seq_length, size, blend=blend, past=plan)
             samples += steps * size
     return plan

@@ -53,8 +53,17 @@ def check_main_path(path: MainPath, plan: Plan, rate: LearningRate) -> None:
                 f"--branch-share: a version leaves after step {point}, where the learning rate {doing}; a "
                 "main path stays at --lr once it is warm, as with --lr-decay-style constant"
             )
-    if path.versions > len(plan.segments) and (len(plan.phases) > 1 or plan.segments[-1].blend.weights is not None):
+    if path.versions > len(plan.segments) and not _may_end_anywhere(plan):
         raise ValueError(
             f"--versions {path.versions}: the versions before the last end earlier, and phases, orders and weights "
-            "follow a run's length, except where one Learn without weights is all: give --lfr-schedule uniform"
+            "follow a run's length, except where one Learn without weights is all, its length given for the run: give "
+            "--lfr-schedule uniform"
         )
+
+
+def _may_end_anywhere(plan: Plan) -> bool:
+    """Whether a run has the same order however long it is: one Learn in shares, without a replay or weights of
+    corpora."""
+    first = plan.phases[0]
+    is_learn = first.phase.kind == "learn" and first.phase.unit == "share" and not first.phase.replay
+    return len(plan.phases) == 1 and is_learn and plan.segments[-1].blend.weights is None

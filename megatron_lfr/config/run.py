@@ -176,15 +176,16 @@ def run_schedule(lfr: LFRConfig) -> Schedule:
     names = parse_names(lfr.lfr_scores, flag)
     if CLUSTERS in names:
         schedule = Schedule(tuple(_by_content(phase) for phase in schedule.phases))
-    if lfr.lfr_schedule not in PRESETS or WEIGHT not in names:
-        return schedule
     try:
-        return Schedule(tuple(map(_weighted, schedule.phases)))
+        return Schedule(tuple(weighted_as_preset(lfr, phase) for phase in schedule.phases))
     except ValueError as error:
         raise ValueError(f"{flag} {WEIGHT}: weighs every phase of --lfr-schedule {lfr.lfr_schedule}: {error}") from None
 
 
-def _weighted(phase: Phase) -> Phase:
+def weighted_as_preset(lfr: LFRConfig, phase: Phase) -> Phase:
+    """Return a phase as the array `weight` weighs those of a preset; as it is without the array, or a preset."""
+    if lfr.lfr_schedule not in PRESETS or WEIGHT not in parse_names(lfr.lfr_scores, "--lfr-scores"):
+        return phase
     array = f"file:{WEIGHT}"
     return dataclasses.replace(phase, weight=array, guard=array if phase.may_be_declined else phase.guard)
 

@@ -162,14 +162,15 @@ class TrainingConfig:
         if self.deterministic:
             check_environment()
         multiple = self.micro_batch_size * data_parallel_size
-        self._check_rampup(data_parallel_size)
+        self.check_rampup(data_parallel_size)
         if self.blocks_per_step(data_parallel_size) % multiple:
             raise ValueError(
                 f"--global-batch-size {self.global_batch_size}: must be a multiple of --micro-batch-size "
                 f"{self.micro_batch_size} x {data_parallel_size} data-parallel ranks = {multiple}"
             )
 
-    def _check_rampup(self, data_parallel_size: int) -> None:
+    def check_rampup(self, data_parallel_size: int) -> None:
+        """Check that --rampup-batch-size leads to the global batch size; ValueError names the flag."""
         ramp, end = self.rampup_batch_size, self.blocks_per_step(data_parallel_size)
         if ramp is None:
             return

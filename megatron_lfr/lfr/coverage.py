@@ -59,6 +59,10 @@ class Coverage:
         elif self._per_corpus:  # a corpus without a score is sampled uniformly
             self._sample_unscored(phase, parts, samples, corpora)
 
+    def most_scored(self, corpora: Corpora = None) -> int:
+        """Return how many blocks of some corpora can have been trained on at most."""
+        return sum(self._most[part] for part in self._parts(corpora))
+
     def kept(self, phase: Phase, corpora: Corpora = None) -> int:
         """Return how many blocks a Focus keeps if it drops exactly its share. Where the number of unseen blocks is not
         known, this is a lower bound if the phase keeps them, and a ValueError if it leaves them out."""
@@ -128,7 +132,7 @@ class Coverage:
         if self._blend.weights is not None:
             quotas = Scope(self._blend, self._corpora(corpora)).blend.quotas(samples)
         for part, quota in zip(parts, quotas, strict=True):
-            if self._blend.weights is None:
+            if self._blend.weights is None or not phase.scores_seen:  # which corpus has no score, is not known
                 self._most[part] = min(self._size(part), self._most[part] + quota)
             elif self._most[part] == 0:
                 self._sample_part(phase, part, quota)

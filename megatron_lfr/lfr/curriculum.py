@@ -46,7 +46,6 @@ class Curriculum(BaseCurriculum):
         super().__init__(plan)
         self.arrays = by_segment(plan, arrays)
         check_arrays(plan, self.arrays)
-        check_functions(plan)
         if rescore is None and any(planned.phase.is_rescored for planned in plan.phases):
             raise ValueError("the schedule has a phase with score: rescored, but no rescore callback is given")
         self.journal = journal
@@ -60,6 +59,7 @@ class Curriculum(BaseCurriculum):
     def enter_phase(self) -> PhaseStart:
         """Return the phase of the next step; at a boundary, make its order first."""
         if self._fresh:
+            check_functions(self.plan)
             self.journal.rewind(-1, 0)
             self.journal.drop_scores(0)
             self._fresh = False

@@ -61,10 +61,11 @@ def find_function(name: str) -> ScoreFunction:
     return function
 
 
-def check_functions(plan: Plan) -> None:
-    """Import the functions that phases name; ValueError names the phase."""
+def check_functions(plan: Plan, step: int = 0) -> None:
+    """Import the functions of phases that begin at `step` or later; ValueError names the phase. What a phase that has
+    begun was made from is in the journal."""
     for planned in plan.phases:
-        if (name := planned.phase.scored_by_function) is not None:
+        if (name := planned.phase.scored_by_function) is not None and planned.first_step >= step:
             try:
                 find_function(name)
             except ValueError as error:

@@ -207,9 +207,10 @@ class Phase:
 
     @property
     def may_fail(self) -> bool:
-        """Whether the phase may fail to begin: its blocks are scored anew first, or all that a Focus keeps has the
-        weight 0."""
-        return self.keeps_scores or (self.kind == "focus" and self.weighted_by is not None)
+        """Whether the phase may fail to begin: its blocks are scored anew first, all that a Focus keeps has the weight
+        0, or none of the blocks in its scope has come yet."""
+        is_part = self.scope not in ("auto", "all")
+        return self.keeps_scores or (self.kind == "focus" and (self.weighted_by is not None or is_part))
 
     @property
     def scores_all(self) -> bool:

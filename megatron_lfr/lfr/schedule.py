@@ -106,6 +106,7 @@ class Schedule:
         else:
             samples = self._samples_of_durations(seq_length, global_batch_size, blend, past, corpora)
         plan = append_segment(past, self.phases, samples, corpora, blend, seq_length, global_batch_size)
+        _check_scored(plan, past)
         if not at_most:
             check_second_visits(plan)
         if not self.in_shares:
@@ -216,6 +217,22 @@ def _coverage_of(past: Plan | None) -> Coverage:
     return coverage
 
 
+def _check_scored(plan: Plan, past: Plan | None) -> None:
+    """Raise ValueError for a Focus in the last segment before which no block of its scope has been trained on. Where
+    each corpus is ranked by itself, one without a score is sampled uniformly, and by `least_scored` a Review is."""
+    coverage, segment = _coverage_of(past), plan.segments[-1]
+    coverage.begin_segment(segment.blend)
+    for planned in segment.phases:
+        phase = planned.phase
+        needs_score = phase.kind == "focus" and phase.scores_seen and not phase.least_scored
+        if needs_score and segment.blend.focus_scope == "global" and not coverage.most_scored(planned.corpora):
+            raise ValueError(
+                f"phase {planned.index}: no block in its scope has a score yet, as no phase before it trains on them: "
+                "begin with a learn phase over them, or use score: rescored or file:NAME"
+            )
+        coverage.add(phase, planned.samples, planned.corpora)
+
+
 def with_length(plan: Plan, train_iters: int) -> Plan:
     """Return a plan that ends at step `train_iters`: the segment that has this step, or the last one, gets another
     length, and none comes after it. ValueError where its phases have a length of their own."""
@@ -228,6 +245,7 @@ def with_length(plan: Plan, train_iters: int) -> Plan:
         samples = schedule._samples_of_total(segment.n_blocks, batch, steps, None, None)
     corpora = [planned.corpora for planned in segment.phases]
     new = append_segment(past, schedule.phases, samples, corpora, segment.blend, plan.seq_length, batch)
+    _check_scored(new, past)
     check_second_visits(new)
     if not schedule.in_shares:
         _check_budget(new, steps, None, None)

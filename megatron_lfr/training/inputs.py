@@ -22,7 +22,6 @@ from megatron_lfr.data.corpus.tokenizer import Tokenizer
 from megatron_lfr.identity import run_identity
 from megatron_lfr.learning_rate import LearningRate
 from megatron_lfr.lfr import Plan
-from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.lfr.main_path import MainPath
 from megatron_lfr.model import ModelConfig
 from megatron_lfr.parallel.launchers import adopt_launcher
@@ -79,6 +78,5 @@ def open_inputs(config: RunConfig, folder: RunFolder, stored: Plan | None) -> In
     config, learning_rate, main_path = fit_to_plan(config, plan)
     begun = [] if stored is None else folder.score_files(len(plan.segments) - 1, config.lfr.lfr_scores)
     arrays = make_arrays(config, corpus.digests, plan, begun)
-    check_functions(plan)
     facts = run_identity(config, model, tokenizer, corpus, plan, arrays)
     return Inputs(config, tokenizer, model, corpus, validation, plan, learning_rate, main_path, arrays, facts)

@@ -13,6 +13,7 @@ from megatron_lfr.build import make_curriculum, make_engine, make_loader
 from megatron_lfr.checkpoint import CheckpointStore
 from megatron_lfr.config import RunConfig, deepspeed_settings, fill_batch, parse_run_config
 from megatron_lfr.engine.determinism import deterministic
+from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.parallel import initialize, ranks, session
 from megatron_lfr.parallel.devices import peak_tflops
 from megatron_lfr.parallel.launchers import adopt_launcher
@@ -79,6 +80,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> bool:
 
         start = find_start(config, folder, inputs.facts, plan, model, parallel.control_group)
         check_batches(config, plan, start.step)
+        with ranks.failing_together():
+            check_functions(plan, start.step)
         lengthening = describe_lengthening(config, stored, plan, start.step)
         deepspeed = deepspeed_settings(config, world_size) if config.deepspeed.deepspeed else None
         engine = make_engine(config, model, plan, parallel, start.draws_weights, deepspeed)

@@ -19,6 +19,7 @@ from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.identity import check_facts, check_old_corpora, recorded_settings
 from megatron_lfr.lfr import FocusScope, Plan
+from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.lfr.identity import describe_segments
 from megatron_lfr.planning import describe_rate_ahead, describe_rate_change, make_blend, make_plan
 from megatron_lfr.run_folder import RunFolder
@@ -73,6 +74,7 @@ def extend_run(path: Path, extension: Extension) -> Extended:
         blend = make_blend(config, corpus)
         plan = make_plan(config, corpus.train.num_blocks, 1, blend, before, corpus.train.domains)
         arrays = make_arrays(config, corpus.digests, plan, folder.score_files(given=extension.lfr_scores))
+        check_functions(plan, before.total_steps)
         notes = [*_begun_notes(before, step), *_score_notes(plan), *_rate_notes(config, extension, before, plan, step)]
         facts = {**stored, "corpus": corpus.digests(), "segments": describe_segments(plan, digests_of(arrays))}
         settings = recorded_settings(config)
@@ -132,6 +134,7 @@ def _check_batch(config: RunConfig) -> None:
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
     if batch is None or batch < 1 or batch % micro:
         raise ValueError(f"--global-batch-size {batch}: must be a multiple of --micro-batch-size {micro}")
+    config.training.check_rampup(1)  # of the run, which keeps the flag
 
 
 def _check_documents(config: RunConfig, corpus: BlockDataset) -> None:

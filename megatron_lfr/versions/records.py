@@ -44,12 +44,23 @@ def copy_journal(
     journal.close()
     if checksum != position.checksum:
         raise ValueError(f"{source.folder}: its losses are not those that the checkpoint was written after")
-    following = after.phases[position.phase + 1 : position.phase + 2]
-    ends_here = all(position.entries == one.phases[position.phase].samples for one in (plan, after))
-    for planned in following if ends_here else ():
-        if planned.phase.keeps_scores and source.scores_path(planned.index).exists():  # by the weights of this step
-            shutil.copyfile(source.scores_path(planned.index), journal.scores_path(planned.index))
+    if _begins_alike(plan, after, position) and source.scores_path(position.phase + 1).exists():
+        shutil.copyfile(source.scores_path(position.phase + 1), journal.scores_path(position.phase + 1))
     return digest.hexdigest()
+
+
+def _begins_alike(plan: Plan, after: Plan, position: Position) -> bool:
+    """Whether a phase begins at `position`, under both plans, whose kept scores would be the same ones: made in the
+    same way, of the same blocks, by the weights of this step."""
+    if any(position.entries != one.phases[position.phase].samples for one in (plan, after)):
+        return False
+    pairs = zip(plan.phases[position.phase + 1 :][:1], after.phases[position.phase + 1 :][:1], strict=False)
+    return any(
+        new.phase.keeps_scores
+        and (old.phase.kind, old.phase.score) == (new.phase.kind, new.phase.score)
+        and plan.segments[old.segment].n_blocks == after.segments[new.segment].n_blocks
+        for old, new in pairs
+    )
 
 
 def replay_under(after: Run, before: Run, position: Position, flag: str) -> PhaseHistory:

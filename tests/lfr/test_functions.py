@@ -185,8 +185,9 @@ def test_a_function_must_be_there_at_the_start(tmp_path: Path, monkeypatch: pyte
     ):
         with pytest.raises(ValueError, match=f"phase 1: score call:{name}: {message}"):
             check_functions(plan_of(name))
+        check_functions(plan_of(name), plan_of(name).phases[3].first_step + 1)  # begun: its scores are in the journal
         with pytest.raises(ValueError, match=message):
-            Curriculum(plan_of(name), Journal(tmp_path / "journal", {}), seed=1)
+            Curriculum(plan_of(name), Journal(tmp_path / "journal", {}), seed=1).enter_phase()
     assert find_function("numpy:isnan") is np.isnan
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lfr import _C
-from megatron_lfr.lfr import PRESETS, Blend, Ledger, Phase, Schedule, preset
+from megatron_lfr.lfr import PRESETS, Blend, FocusScope, Ledger, Phase, Plan, Schedule, preset
 from megatron_lfr.lfr.journal import JournalFiles
 from megatron_lfr.lfr.phase import CLUSTERS
 from megatron_lfr.lfr.start import start_phase
@@ -325,6 +325,50 @@ def test_improvement_needs_blocks_that_are_certain_to_come_twice(
     schedule = Schedule((*before, replace(IMPROVEMENT, **more)))
     with pytest.raises(ValueError, match=rf"phase {len(before)}: score improvement .* {visits} times at least"):
         schedule.plan(100, 4, 8, blend=Blend([0, 40, 100]), names=["a", "b"])
+
+
+SCOPED = Phase("focus", 4, "steps", drop=0.5, scope=("b",))
+
+
+@pytest.mark.parametrize(
+    ("before", "focus", "scope", "is_refused"),
+    [
+        (Phase("learn", 4, "steps", scope=("a",)), SCOPED, "global", True),
+        (Phase("learn", 4, "steps", scope=("a",)), replace(SCOPED, unit="share", duration=0.5), "global", True),
+        (Phase("learn", 4, "steps", scope=("a",), replay=0.5), SCOPED, "global", False),
+        (Phase("learn", 4, "steps"), SCOPED, "global", False),
+        (Phase("learn", 4, "steps", scope=("a",)), replace(SCOPED, score="rescored"), "global", False),
+        (Phase("learn", 4, "steps", scope=("a",)), replace(SCOPED, score="call:numpy:isnan"), "global", False),
+        (Phase("learn", 4, "steps", scope=("a",)), replace(SCOPED, least_scored=0.5), "global", False),
+        (Phase("learn", 4, "steps", scope=("a",)), SCOPED, "per-corpus", False),
+    ],
+)
+def test_a_focus_needs_blocks_that_came_before_it(
+    before: Phase, focus: Phase, scope: FocusScope, is_refused: bool
+) -> None:
+    blend = Blend([0, 50, 100], None, scope)
+    budget = {"train_iters": 8} if focus.unit == "share" else {}
+    if budget:
+        before = replace(before, duration=0.5, unit="share")
+
+    def plan() -> Plan:
+        return Schedule((before, focus)).plan(100, 8, 4, blend=blend, names=["a", "b"], **budget)
+
+    if is_refused:
+        with pytest.raises(ValueError, match="phase 1: no block in its scope has a score yet"):
+            plan()
+    else:
+        plan()
+    assert focus.may_fail
+
+
+def test_a_pass_after_a_function_is_of_unknown_length() -> None:
+    """Which corpora the function gives scores, and which are sampled uniformly, is not known before the run."""
+    blend = Blend([0, 100, 200], [1, 1], "per-corpus")
+    called = Phase("focus", 20, "steps", drop=0.5, score="call:numpy:isnan", unseen="exclude")
+    phases = (Phase("learn", 0.5), called, Phase("focus", 1, "passes", drop=0.5, unseen="exclude"))
+    with pytest.raises(ValueError, match=r"phase 2: .*is not known before the run: 100 to 180 of 200"):
+        Schedule(phases).plan(200, 8, 4, blend=blend)
 
 
 @pytest.mark.parametrize(

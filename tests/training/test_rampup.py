@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_lfr.analysis import open_run
 from megatron_lfr.cli import main
 from megatron_lfr.config import RunConfig
+from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.lfr import Blend
 from megatron_lfr.planning import rampup_plan
 from support.same_run import assert_same_run, metrics_without_time
@@ -50,6 +53,33 @@ def test_batch_sizes_are_megatrons(start: int, increment: int, increments: int, 
     assert [plan.at_step(step).global_batch_size for step in range(plan.total_steps)] == expected
     assert plan.total_samples == consumed
     assert [p.earlier for p in plan.phases] == [plan.samples_before(p.first_step) for p in plan.phases]
+
+
+def test_the_ramp_is_weighed_as_the_preset_is(corpus: list[str], tmp_path: Path) -> None:
+    """0 leaves a block out, from the first step on."""
+    blocks = BlockDataset(corpus, 16, "1").train.num_blocks
+    weight = np.ones(blocks, np.float32)
+    weight[::3] = 0
+    np.save(tmp_path / "w.npy", weight)
+    words = [*flags(corpus), "--split", "1", "--lfr-scores", f"weight={tmp_path / 'w.npy'}"]
+    assert main(["train", *words, "--save", str(tmp_path / "run")]) == 0
+    run = open_run(tmp_path / "run")
+    assert len(run.plan.segments) == 3
+    for history in run.phases():
+        assert (weight[history.block_ids] > 0).all()
+
+
+def test_an_extension_has_a_batch_size_that_the_ramp_leads_to(
+    ramped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run keeps its --rampup-batch-size, which no other size would go with."""
+    run = shutil.copytree(ramped, tmp_path / "run")
+    more = ["--run", str(run), "--train-samples", "+16", "--lfr-schedule", "uniform"]
+    assert main(["extend", *more, "--global-batch-size", "4"]) == 2
+    assert "some times INCREMENT make --global-batch-size 4" in capsys.readouterr().err
+    assert main(["extend", *more, "--global-batch-size", "16"]) == 0
+    code = main(["train", "--config", str(run / "config.yaml"), "--save", str(run)])
+    assert code == 0, capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

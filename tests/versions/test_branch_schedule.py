@@ -117,6 +117,11 @@ def test_a_schedule_in_steps_has_a_length_of_its_own(corpus: list[str], tmp_path
     for name, schedule, has_scores in (("same", RESCORED, True), ("longer", longer, False)):  # step 8 is kept for them
         assert fork(one, tmp_path / name, LEARNED, *INHERIT, "--lfr-schedule", schedule) == 0
         assert (tmp_path / name / "journal" / "phase_001.scores.npy").exists() == has_scores
+    # Nor are those that were made in another way.
+    called = RESCORED.replace("score: rescored", "score: call:support.score_functions:by_block_id")
+    assert fork(one, tmp_path / "called", LEARNED, *INHERIT, "--lfr-schedule", called) == 0
+    words_of_call = flags(corpus, "--lfr-schedule", called, "--split", "100,0,0")
+    assert_same_run(train(tmp_path / "called_alone", *words_of_call), train(tmp_path / "called", *words_of_call))
 
 
 def test_other_data_and_segments(corpus: list[str], tmp_path: Path) -> None:

@@ -238,6 +238,17 @@ def test_what_cannot_be_is_refused(
         "--train-iters five: give the new segment's length": ["--train-iters", "five"],
         "--global-batch-size 6: must be a multiple of --micro-batch-size 4": ["--global-batch-size", "6", *more],
         "too short for the schedule's 5 phases": ["--train-iters", "+4"],
+        "phase 6: score call:no_such:function: importing no_such fails": [
+            *(
+                "--lfr-schedule",
+                "[{kind: learn, duration: 3}, {kind: focus, duration: 1, score: 'call:no_such:function'}]",
+            ),
+        ],
+        "phase 6: no block in its scope has a score yet": [
+            *("--data-path", *grown, "--lfr-schedule"),
+            "[{kind: learn, duration: 2, unit: steps, scope: [easy]}, "
+            "{kind: focus, duration: 2, unit: steps, scope: [recent]}]",
+        ],
         "phase 0: scope 'books': choose from 'easy', 'hard', 'recent'": [
             *("--data-path", *grown, "--train-iters", "+4"),
             *("--lfr-schedule", "[{kind: learn, duration: 1.0, unit: share, scope: [books]}]"),

@@ -228,7 +228,9 @@ def test_versions_that_cannot_be_are_refused(
     assert "--branch-share 1.5: must lie between 0 and 1" in train("--branch-share", "1.5")
     assert "after step 4, where the learning rate has decayed to" in train("--lr-decay-style", "cosine")
     assert "after step 4, where the learning rate still warms up" in train("--lr-warmup-iters", "5")
-    assert "give --lfr-schedule uniform" in train("--lfr-schedule", "lfr")
+    part = "[{kind: learn, duration: 1, unit: share, scope: [easy], replay: 0.2}]"
+    for schedule in ("lfr", "[{kind: learn, duration: 40, unit: steps}]", part):
+        assert "give --lfr-schedule uniform" in train("--lfr-schedule", schedule)
     assert not (tmp_path / "run").exists()
 
     def branch(*more: str) -> str:
