@@ -10,6 +10,7 @@ square roots and of length 1, so that the few most frequent do not decide. Centr
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from megatron_lfr.data.corpus.block_values import write_description
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
+from megatron_lfr.fileio import write_atomic
 
 Floats = npt.NDArray[np.float32]
 
@@ -76,6 +78,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True, help="FILE.npy, uint32 [training blocks]")
     options = parser.parse_args()
+    for flag, value in (("clusters", options.clusters), ("features", options.features), ("sample", options.sample)):
+        if value < 1:
+            parser.error(f"--{flag} {value}: must be at least 1")
+    if options.output.suffix != ".npy" or not options.output.absolute().parent.is_dir():
+        parser.error(f"--output {options.output}: must end in .npy, in a folder that there is")
     corpus = BlockDataset(options.data_path, options.seq_length, options.split)
     source, rng = corpus.train, np.random.default_rng(options.seed)
     everything = np.arange(source.num_blocks)
@@ -83,7 +90,9 @@ def main() -> None:
     points = np.concatenate(list(batches(source, sample, options.features)))
     centres = k_means(points, options.clusters, rng)
     clusters = np.concatenate([nearest(one, centres) for one in batches(source, everything, options.features)])
-    np.save(options.output, clusters.astype(np.uint32))
+    numbers = io.BytesIO()
+    np.save(numbers, clusters.astype(np.uint32))
+    write_atomic(options.output, numbers.getvalue())
     write_description(options.output, corpus.digests(), "the cluster of each block, by content")
     sizes = np.bincount(clusters)
     print(f"{options.output}: {len(clusters)} blocks, {np.count_nonzero(sizes)} clusters of at most {sizes.max()}")

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     damaged, cut short or of objects, OSError for one that cannot be read."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (tokenize.TokenError, SyntaxError) as error:  # of a header, in which NumPy looks for Python 2's integers
+    except (tokenize.TokenError, SyntaxError, TypeError, OverflowError) as error:
+        # Of a header: NumPy looks for Python 2's integers in it, and takes what it then says for a shape.
         raise ValueError(f"cannot parse its header: {error.args[0]}") from None
 
 
@@ -118,6 +120,7 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
         with path.open("rb") as file:
             if not file.read(max(map(len, begins))).startswith(begins):
                 raise ValueError(f"{flag} {path}: holds something else already; remove it, or give another name")
+    check_writable(flag, path)
 
 
 def check_can_be_folder(flag: str, path: Path) -> None:
@@ -126,6 +129,17 @@ def check_can_be_folder(flag: str, path: Path) -> None:
     existing = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
     if not existing.is_dir():
         raise ValueError(f"{flag} {path}: {existing} is no folder")
+    check_writable(flag, path)
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Raise OSError that names `flag` where nothing can be written beside `path`, or into the first folder that there
+    is of those that it would be in."""
+    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise OSError(error.errno, f"{flag} {path}: cannot write into {existing}: {error.strerror}") from None
 
 
 def check_space(flag: str, path: Path, needed: int, what: str | None = None) -> None:

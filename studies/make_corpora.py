@@ -85,10 +85,16 @@ def read_text(path: Path) -> dict[str, list[str]]:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                texts.setdefault(str(row["domain"]), set()).add(str(row["text"]))
+                domain, text = row["domain"], row["text"]
+                if not isinstance(domain, str) or not isinstance(text, str):
+                    raise TypeError("domain and text are texts")
+                if WORD.search(text):  # a document of no word is none of the indexed dataset
+                    texts.setdefault(domain, set()).add(text)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"--text {path}:{number}: expected domain and text ({error!r})") from None
-    return {domain: sorted(texts[domain]) for domain in sorted(texts)}
+    if not texts:
+        raise ValueError(f"--text {path}: holds no document")
+    return {domain: sorted(texts[domain]) for domain in sorted(texts, key=file_of)}
 
 
 def take(texts: dict[str, list[str]], n_bytes: float, seed: int = SEED) -> dict[str, list[str]]:
@@ -209,7 +215,12 @@ def redundant(
         *coded(domains, by_kind.get("coded", 0), choose),
     ]
     choose.shuffle(documents)
-    return sorted(documents, key=lambda document: document[0])  # by domain, as the labels are; stable
+    return sorted(documents, key=lambda document: file_of(document[0]))  # as the labels are; stable
+
+
+def file_of(domain: str) -> str:
+    """Return the end of the name of a domain's indexed dataset: its prefixes are read in the order of their files."""
+    return f"{domain}_text_document.idx"
 
 
 def apart(texts: dict[str, list[str]], share: float) -> dict[str, list[Document]]:

@@ -16,7 +16,7 @@ for corpus in clean redundant held_out trusted; do
             --tokenizer "$out/tokenizer.json" --domain-key domain --workers 1
 done
 indexes=("$out"/data/redundant_*.idx)
-[ -f "$out/redundant_clusters.npy" ] ||
+[ -f "$out/redundant_clusters.npy.json" ] ||  # which is written last
     python "$here/../examples/content_clusters.py" --data-path "${indexes[@]%.idx}" --split 100,0,0 --seq-length 128 \
         --clusters 64 --output "$out/redundant_clusters.npy"
 [ -f "$out/last_word.jsonl" ] || python "$here/make_tasks.py" "$out/held_out.jsonl" "$out"

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +38,10 @@ _ENOUGH_TRUSTED = 100
 _FIXED_BYTES = 320 << 20
 """Python, NumPy, and what is read at a time."""
 _THREAD_BYTES = 16 << 20
-_ITEM_BYTES = 64
-"""Of each document and each block: where it begins, and what is known of it in the end."""
+_FEWEST_THREADS = 2
+"""Threads that there is always memory for; how many more there are must not decide how large the table is."""
+_ITEM_BYTES = 104
+"""Of each document and each block: where it begins, and what is known of it while it is scored and in the end."""
 _JUNK_BYTES = 64
 """Of each document more, while it is decided which of them are junk."""
 _TOKEN_BYTES, _TRUSTED_TOKEN_BYTES = 4, 48
@@ -174,7 +176,7 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
     """
     config.validate()
     inputs = _open(config)
-    log2_slots = _log2_slots(config, inputs)
+    log2_slots, threads = _divide_memory(config, inputs)
     documents, blocks = _counts(inputs)
     check_space("--output", config.output, _DISK_BYTES * (documents + blocks), "signatures and results")
     if config.cleaned_output is not None:
@@ -185,14 +187,16 @@ def run(config: CommonnessConfig) -> dict[str, Any]:
     with results_folder(config.output) as folder:
         began = time.perf_counter()
         copied = [
-            find_copies(spans, config.shingle_tokens, config.near_threshold, config.threads, folder / "signatures")
+            find_copies(spans, config.shingle_tokens, config.near_threshold, threads, folder / "signatures")
             for spans in (
                 [prefix.documents() for prefix in inputs.prefixes],
                 [prefix.training_blocks() for prefix in inputs.prefixes],
             )
         ]
         between = time.perf_counter()
-        of_documents, of_blocks, trust = _items(config, inputs, log2_slots, copied[0], copied[1])
+        of_documents, of_blocks, trust = _items(
+            replace(config, threads=threads), inputs, log2_slots, copied[0], copied[1]
+        )
         seconds = {"copies": between - began, "likelihoods": time.perf_counter() - between}
         of_documents.save(folder, "document")
         of_blocks.save(folder, "block", inputs.corpus.digests())
@@ -235,15 +239,16 @@ def _counts(inputs: _Inputs) -> tuple[int, int]:
     return sum(len(prefix.offsets) - 1 for prefix in inputs.prefixes), inputs.corpus.train.num_blocks
 
 
-def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
-    """Return the size of the 4-gram model's table: what the memory allows, at most some three counters for each n-gram.
+def _divide_memory(config: CommonnessConfig, inputs: _Inputs) -> tuple[int, int]:
+    """Return the size of the 4-gram model's table, as log2 of its counters, and the number of threads.
 
-    ValueError where the memory does not suffice.
+    The table is what the memory allows, at most some three counters for each n-gram, whatever the number of threads,
+    since the results follow from it; there are then as many threads as fit beside it. ValueError where the memory does
+    not suffice.
     """
     sizes = _counts(inputs)
     references = sum(len(prefix.offsets) for prefix in inputs.reference_prefixes)
-    threads = config.threads or os.cpu_count() or 1
-    held = _FIXED_BYTES + threads * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)
+    held = _FIXED_BYTES + _FEWEST_THREADS * _THREAD_BYTES + _ITEM_BYTES * (sum(sizes) + references)
     held += _JUNK_BYTES * (sizes[0] + references) if references else 0
     of_tokens = inputs.vocab_size * (_TOKEN_BYTES + (_TRUSTED_TOKEN_BYTES if references else 0))
     held += of_tokens
@@ -255,7 +260,9 @@ def _log2_slots(config: CommonnessConfig, inputs: _Inputs) -> int:
         raise ValueError(f"--memory-gb {config.memory_gb}: this corpus needs at least {needed + 0.005:.2f}{why}")
     tokens = max(sum(prefix.num_tokens for prefix in part) for part in (inputs.prefixes, inputs.reference_prefixes))
     useful = max(_SMALLEST_TABLE, math.ceil(math.log2(max(1, 8 * tokens))))
-    return min(useful, int(math.log2(left // 4)), _LARGEST_TABLE)
+    log2_slots = min(useful, int(math.log2(left // 4)), _LARGEST_TABLE)
+    beside = _FEWEST_THREADS + max(0, left - max(copies, 4 << log2_slots)) // _THREAD_BYTES
+    return log2_slots, min(config.threads or os.cpu_count() or 1, beside)
 
 
 def _items(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.results import ARRAYS
-from megatron_lfr.fileio import fsync_directory, lock_file, new_folder
+from megatron_lfr.fileio import check_writable, fsync_directory, lock_file, new_folder
 
 SUMMARY, PAGE = "commonness.json", "commonness.html"
 KIND = "megatron-lfr commonness"
@@ -23,6 +23,9 @@ def check_folder(path: Path) -> None:
         raise ValueError(f"--output {path}: the folder {path.absolute().parent} does not exist")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(f"--output {path}: is no folder")
+    if path.name in ("", "..") or path.is_mount():
+        raise ValueError(f"--output {path}: cannot be replaced by the results; name a folder in it")
+    check_writable("--output", path)
     if not path.exists() or not any(path.iterdir()):
         return
     names = [entry.name for entry in path.iterdir()]
@@ -43,6 +46,8 @@ def results_folder(path: Path) -> Iterator[Path]:
         try:
             check_folder(path)
             made, replaced = path.with_name(f".{path.name}.made"), path.with_name(f".{path.name}.replaced")
+            if replaced.exists() and not path.exists():  # a process was killed between the two renames
+                (made if made.exists() else replaced).rename(path)
             for left in (made, replaced):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             with new_folder(made) as folder:

@@ -83,6 +83,13 @@ class EvaluateConfig:
         if self.per_block is not None:
             check_replaces("--per-block", self.per_block, block_file.BEGINS)
             check_replaces("--per-block", describing(self.per_block), DESCRIPTION_BEGINS)
+            if self.per_block.exists() and not describing(self.per_block).exists():
+                raise ValueError(
+                    f"--per-block {self.per_block}: holds something else already, as no "
+                    f"{describing(self.per_block).name} describes it; remove it, or give another name"
+                )
+            if self.json is not None and self.json.absolute() == describing(self.per_block).absolute():
+                raise ValueError(f"--json {self.json}: is the description of --per-block; give another name")
         if self.json is not None:
             check_replaces("--json", self.json, _RESULTS_BEGIN)
         if self.per_block is not None and self.per_block.suffix != ".npy":
@@ -118,7 +125,11 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     Raises ValueError or OSError for anything wrong with flags, files and items, before the model runs.
     """
     config.validate(world_size)
-    read = [read_task(path) for path in config.tasks]
+    read, manager = [read_task(path) for path in config.tasks], None
+    if config.lm_eval_tasks:
+        from megatron_lfr.evaluation.lm_eval_adapter import find_tasks
+
+        manager = find_tasks(config.lm_eval_tasks, config.lm_eval_include_path)
     trained = load_trained(config.run, config.iteration, config.batch_size, config.tokenizer_model)
     dataset, source = _source(config, trained)
     model = Continuations(trained)
@@ -132,10 +143,10 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
             _describe_losses(config, config.per_block, trained, dataset, source)
     if tasks:
         results["tasks"] = {str(task.path): score_task(task, encoded, model) for task, encoded in tasks}
-    if config.lm_eval_tasks:
+    if manager is not None:
         from megatron_lfr.evaluation.lm_eval_adapter import evaluate_tasks
 
-        results["lm_eval"] = evaluate_tasks(trained, config.lm_eval_tasks, config.lm_eval_include_path)
+        results["lm_eval"] = evaluate_tasks(trained, config.lm_eval_tasks, manager)
     if config.json is not None and ranks.rank() == 0:
         text = json.dumps(json_value(results), indent=1, allow_nan=False, default=str)
         write_atomic(config.json, text + "\n")

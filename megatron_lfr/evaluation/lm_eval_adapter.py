@@ -137,12 +137,18 @@ def _rules(options: Mapping[str, Any]) -> tuple[list[str], int]:
     return [stop for stop in stops if stop], int([*lengths, _DEFAULT_GENERATED][0])
 
 
-def evaluate_tasks(trained: TrainedModel, tasks: Sequence[str], include_path: Path | None) -> dict[str, Any]:
-    """Return lm-eval's results by task; `include_path` is a folder with YAML files of your own tasks."""
+def find_tasks(tasks: Sequence[str], include_path: Path | None) -> TaskManager:
+    """Return what knows lm-eval's tasks, and those of YAML files in the folder `include_path`; ValueError names a task
+    that is not among them."""
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = sorted(set(tasks) - set(manager.match_tasks(list(tasks))))
     if unknown:
         raise ValueError(f"--lm-eval-tasks {unknown[0]}: lm-eval knows no such task")
+    return manager
+
+
+def evaluate_tasks(trained: TrainedModel, tasks: Sequence[str], manager: TaskManager) -> dict[str, Any]:
+    """Return lm-eval's results by task."""
     report = simple_evaluate(model=MegatronLFR(trained), tasks=list(tasks), task_manager=manager, log_samples=False)
     results: dict[str, Any] = report["results"]
     return results

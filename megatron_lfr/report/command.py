@@ -41,8 +41,12 @@ class ReportConfig:
         for i, folder in enumerate(self.runs):
             if folder.resolve() in [other.resolve() for other in self.runs[:i]]:
                 raise ValueError(f"{folder}: given twice")
-        if self.output is not None:
-            check_replaces("--output", self.output, BEGINS)
+        check_replaces("--output", self.page, BEGINS)
+
+    @property
+    def page(self) -> Path:
+        """The file that the page is written to."""
+        return self.output or self.runs[0] / "report.html"
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -51,9 +55,8 @@ def write_report(config: ReportConfig) -> Path:
     names = run_names(config.runs)
     views = [view_run(folder, name, config.margin) for folder, name in zip(config.runs, names, strict=True)]
     page = make_page(_with_schedules(views))
-    path = config.output or config.runs[0] / "report.html"
-    write_atomic(path, page)
-    return path
+    write_atomic(config.page, page)
+    return config.page
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

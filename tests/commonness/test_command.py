@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from megatron_lfr.cli import main
-from megatron_lfr.commonness import results
+from megatron_lfr.commonness import command, results
+from megatron_lfr.commonness.command import CommonnessConfig
+from megatron_lfr.commonness.folder import results_folder
 from megatron_lfr.commonness.results import array_file, block_arrays
 from megatron_lfr.data.corpus.blocks import BlockDataset
 from megatron_lfr.data.preprocess.writer import IndexedDatasetWriter
@@ -294,6 +297,43 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, corpus: list[str], capsys: p
     assert main(flags(tmp_path, corpus)) == 2
     assert "is in use: holds block_my_quality.npy" in capsys.readouterr().err
     assert (out / "block_my_quality.npy").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    for name in (".", "..", "/proc"):
+        assert main([*flags(tmp_path, corpus), "--output", name]) == 2
+        assert f"--output {name}: " in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_mount", lambda path: path.name == "out")
+        assert main(flags(tmp_path, corpus)) == 2
+    assert "out: cannot be replaced by the results; name a folder in it" in capsys.readouterr().err
+
+
+def test_a_kill_between_two_renames_loses_no_results(tmp_path: Path, corpus: list[str]) -> None:
+    assert main(flags(tmp_path, corpus)) == 0
+    before = files(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.replaced")
+    shutil.copytree(tmp_path / ".out.replaced", tmp_path / ".out.made")
+    with pytest.raises(ZeroDivisionError), results_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert files(tmp_path / "out") == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+def test_the_table_does_not_depend_on_the_number_of_threads(corpus: list[str], tmp_path: Path) -> None:
+    """Nor do the results: with little memory, there are fewer threads, and not a smaller table."""
+    sizes = set()
+    for threads in (1, 2, 8, 64):
+        config = CommonnessConfig(corpus, tmp_path / "out", seq_length=128, memory_gb=0.3762, threads=threads)
+        inputs = command._open(config)
+        log2_slots, used = command._divide_memory(config, inputs)
+        sizes.add(log2_slots)
+        assert 1 <= used <= min(threads, 3)
+    assert len(sizes) == 1
 
 
 def test_a_failure_leaves_the_earlier_results(

@@ -152,6 +152,11 @@ def test_two_ranks_share_the_work(run: Path, tmp_path: Path) -> None:
         (["--per-block", "nowhere/x.npy"], "--per-block nowhere/x.npy: its folder does not exist"),
         (["--per-block", "x.txt"], "must end in .npy"),
         (["--per-block", "{run}/order.npy"], "order.npy: holds something else already; remove it"),
+        (
+            ["--per-block", "{run}/quality.npy"],
+            "quality.npy: holds something else already, as no quality.npy.json desc",
+        ),
+        (["--per-block", "{run}/b.npy", "--json", "{run}/b.npy.json"], "b.npy.json: is the description of --per-block"),
         (["--json", "{run}/config.yaml"], "config.yaml: holds something else already; remove it"),
         (["--json", "{run}"], "run: is a folder; name a file"),
         (["--split", "none"], "--split none: nothing is left to do"),
@@ -165,6 +170,7 @@ def test_errors_name_what_is_wrong(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     np.save(tmp_path / "run" / "order.npy", np.zeros(3, np.int64))
+    np.save(tmp_path / "run" / "quality.npy", np.zeros(3, np.float32))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert evaluate(tmp_path / "run", *(word.format(run=tmp_path / "run") for word in words)) == 2
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

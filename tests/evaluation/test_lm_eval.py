@@ -72,6 +72,13 @@ def test_a_local_task_gives_what_our_scorer_gives(
     assert 0 < ours["acc"] < 1
 
 
+def test_a_task_that_lm_eval_does_not_know_is_named_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--run", str(tmp_path), "--lm-eval-tasks", "lambada_opnai"]) == 2
+    assert "--lm-eval-tasks lambada_opnai: lm-eval knows no such task" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bos", [None, 300])
 def test_tokens_are_cut_as_theirs(bos: int | None) -> None:
     start = [] if bos is None else [bos]

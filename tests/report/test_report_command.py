@@ -60,6 +60,13 @@ def test_bad_input_is_named(
     assert error.count("\n") == 1
 
 
+def test_a_page_of_somebody_elses_is_not_replaced(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_folder / "report.html").write_text("mine")
+    assert main(["report", str(run_folder)]) == 2
+    assert "report.html: holds something else already" in capsys.readouterr().err
+    assert (run_folder / "report.html").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "line", ['{"event": "train", "step": "x"}', '{"event": "evaluation", "loss": 1.0}', "[1]", "{"]
 )

@@ -154,7 +154,7 @@ def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_eac
     generator = np.random.default_rng(3)
     rows = [
         {
-            "domain": "ab"[i % 2],
+            "domain": ("web", "web2")[i % 2],  # the prefixes' files are in another order
             "text": " ".join(["\u2028", *generator.choice(words, int(generator.integers(50, 300)))]),
         }
         for i in range(400)
@@ -186,7 +186,21 @@ def test_the_corpora_of_the_studies_have_the_planted_shares_and_are_the_same_eac
     shares = {kind: size / total for kind, size in sizes.items()}
     expected = {"unique": 0.6, "copy": 0.12, "edited copy": 0.12, "boilerplate": 0.04, "shuffled": 0.06, "coded": 0.06}
     assert shares == pytest.approx(expected, abs=0.02)
-    assert [row["domain"] for row in parts["redundant"]] == sorted(row["domain"] for row in parts["redundant"])
+    domains = [row["domain"] for row in parts["redundant"]]
+    assert domains == sorted(domains, key=lambda domain: f"redundant_{domain}_text_document.idx")
+    assert domains[0] == "web2"
+
+
+def test_documents_of_no_word_are_left_out_of_the_corpora(tmp_path: Path) -> None:
+    """They would be no documents of the indexed datasets, and the labels those of others."""
+    rows = [{"domain": "a", "text": f"word{i} and more"} for i in range(200)] + [{"domain": "a", "text": " \n"}]
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, str(ROOT / "studies/make_corpora.py"), str(tmp_path / "out"), "--text", str(text)]
+    subprocess.run(command, check=True, capture_output=True)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "out/redundant.jsonl").read_text().splitlines()]
+    assert all(text.strip() for text in texts)
+    assert len(texts) == len((tmp_path / "out/redundant.labels").read_text().splitlines())
 
 
 def test_tasks_are_spans_of_the_held_out_text(tmp_path: Path) -> None:

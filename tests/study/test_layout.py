@@ -157,7 +157,15 @@ def test_a_given_file_of_scores_costs_what_it_says(corpus: list[str], tmp_path: 
         lay_out(1.0, BlockDataset(corpus, 16, "90,10,0").digests())
     by_name = lay_out(1.0, blocks.digests(), {"training": 2000 * flops, "forward": 500 * flops})
     assert by_name.compute.preparation == pytest.approx(2500)
-    for cost in (None, {"training": None, "forward": flops}, {"training": -1}, "many", [1], True):
+    for cost in (
+        None,
+        {"training": None, "forward": flops},
+        {"training": -1},
+        {"training": 10**400},
+        "many",
+        [1],
+        True,
+    ):
         with pytest.raises(ValueError, match=r"arms: given .*lfr_scores w=.*: its description says (flops|training): "):
             lay_out(1.0, blocks.digests(), cost)
 

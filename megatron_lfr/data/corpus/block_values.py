@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lfr.fileio import json_value, map_array, write_atomic
-from megatron_lfr.output import visible
+from megatron_lfr.output import is_number, visible
 
 KIND = "megatron-lfr numbers of blocks"
 FORMAT = 1
@@ -45,12 +45,12 @@ class BlockValues:
         flops = (self.description or {}).get("flops", 0)
         parts = flops if isinstance(flops, dict) else {"flops": flops}
         for what, part in parts.items():
-            if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part < float("inf"):
+            if not is_number(part) or part < 0:
                 raise ValueError(
                     f"{flag} {self.name}={self.path}: its description says {what}: {json.dumps(part)}; write there how "
                     "many FLOPs that took, a number of at least 0"
                 )
-        return float(sum(parts.values()))
+        return sum(map(float, parts.values()))
 
     def check_groups(self, flag: str) -> None:
         """Check that the numbers can say which blocks belong together; ValueError begins with `flag`."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from megatron_lfr.data.preprocess.progress import Progress
 from megatron_lfr.data.preprocess.readers import Columns, Reader
 from megatron_lfr.data.preprocess.supervised import RecordKeys
 from megatron_lfr.data.preprocess.workspace import Workspace, damaged
+from megatron_lfr.fileio import check_writable
 
 _SECONDS_BETWEEN_NOTES = 10.0
 """Least time between two durable points."""
@@ -334,12 +334,7 @@ def _check_writable(prefix: Path) -> None:
         raise ValueError(f"--output-prefix {prefix}: must end in a name")
     if not prefix.parent.is_dir():
         raise ValueError(f"--output-prefix {prefix}: the folder {prefix.parent} does not exist")
-    try:
-        tempfile.TemporaryFile(dir=prefix.parent).close()
-    except OSError as error:
-        raise OSError(
-            error.errno, f"--output-prefix {prefix}: cannot write into its folder: {error.strerror}"
-        ) from None
+    check_writable("--output-prefix", prefix)
 
 
 def _print_summary(summary: Summary, everything: bool) -> None:
