@@ -98,13 +98,12 @@ class Inputs:
         self,
         config: RunConfig,
         blocks: BlockDataset | None,
-        made: Mapping[Path, Sequence[Path]],
-        steps: Sequence[str],
+        made: Mapping[str, tuple[Path, Sequence[Path]]],
         where: str,
     ) -> dict[str, BlockValues]:
         """Open the files of numbers that a run's phases use, but for those that a step makes. ValueError where they are
-        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: the outputs of steps, and the files
-        of numbers in each. steps: their names.
+        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: by the names of
+        steps, what each makes, and the files of numbers in it.
         """
         flag, opened = f"{where}: lfr_scores", {}
         files = parse_names(config.lfr.lfr_scores, flag)
@@ -113,14 +112,15 @@ class Inputs:
                 raise ValueError(f"{flag}: a phase needs the array {name!r}; given: {', '.join(files) or 'none'}")
             if blocks is None:
                 raise ValueError(f"{flag} {name}: is of the corpus before cleaning, which has other blocks")
-            if output := next((path for path in made if files[name].is_relative_to(path)), None):
-                if files[name] not in made[output]:
-                    legal = ", ".join(str(file.relative_to(output.parent)) for file in made[output])
+            if step := next((one for one in made.values() if files[name].is_relative_to(one[0])), None):
+                output, arrays = step
+                if files[name] not in arrays:
+                    legal = ", ".join(str(file.relative_to(output.parent)) for file in arrays)
                     raise ValueError(f"{flag} {name}={files[name]}: of this step, choose from {legal or 'none'}")
                 continue
             if "{" in str(files[name]):
                 raise ValueError(
-                    f"{flag} {name}={files[name]}: the steps to choose from are {', '.join(steps) or 'none'}"
+                    f"{flag} {name}={files[name]}: the steps to choose from are {', '.join(made) or 'none'}"
                 )
             try:
                 opened[name] = self._open_values(name, files[name], flag)

@@ -139,8 +139,8 @@ class _Bench:
         if given.pop("lfr_clusters", None) is not None:  # has become one of these
             given["lfr_scores"] = config.lfr.lfr_scores
         blocks = self.inputs.check(config, corpus, where)
-        made = {step.output: step.arrays() for step in steps.values()}
-        scores = self.inputs.scores(config, None if cleaned else blocks, made, list(steps), where)
+        made = {name: (step.output, step.arrays()) for name, step in steps.items()}
+        scores = self.inputs.scores(config, None if cleaned else blocks, made, where)
         given_flops = flops_of(scores, where)
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * arm.compute * point

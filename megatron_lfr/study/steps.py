@@ -111,7 +111,7 @@ class Steps:
         """Check the training of a model as that of a run; return its corpus, what it costs, and what it is made of."""
         config = self.inputs.config({**settings, "save": "-"}, where)
         blocks = self.inputs.check(config, Corpus(name, tuple(config.data.corpora()[0]), None), where)
-        scores = self.inputs.scores(config, blocks, {}, [], where)
+        scores = self.inputs.scores(config, blocks, {}, where)
         plan = plan_run(config, blocks, where)
         self.inputs.check_plan(config, plan, where)
         self.inputs.check_scores(plan, scores, where)

@@ -52,15 +52,14 @@ def copy_journal(
 def _begins_alike(plan: Plan, after: Plan, position: Position) -> bool:
     """Whether a phase begins at `position`, under both plans, whose kept scores would be the same ones: made in the
     same way, of the same blocks, by the weights of this step."""
-    if any(position.entries != one.phases[position.phase].samples for one in (plan, after)):
+    ends_here = all(position.entries == one.phases[position.phase].samples for one in (plan, after))
+    number = position.phase + 1
+    if not ends_here or number >= min(len(plan.phases), len(after.phases)):
         return False
-    pairs = zip(plan.phases[position.phase + 1 :][:1], after.phases[position.phase + 1 :][:1], strict=False)
-    return any(
-        new.phase.keeps_scores
-        and (old.phase.kind, old.phase.score) == (new.phase.kind, new.phase.score)
-        and plan.segments[old.segment].n_blocks == after.segments[new.segment].n_blocks
-        for old, new in pairs
-    )
+    old, new = plan.phases[number], after.phases[number]
+    is_same = (old.phase.kind, old.phase.score) == (new.phase.kind, new.phase.score)
+    blocks = plan.segments[old.segment].n_blocks, after.segments[new.segment].n_blocks
+    return new.phase.keeps_scores and is_same and blocks[0] == blocks[1]
 
 
 def replay_under(after: Run, before: Run, position: Position, flag: str) -> PhaseHistory:
