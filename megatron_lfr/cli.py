@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_lfr import interrupt, output
+from megatron_lfr import __version__, interrupt, output
 from megatron_lfr.fileio import describe
 
 USAGE = """usage: megatron-lfr COMMAND [flags]     (megatron-lfr COMMAND --help lists a command's flags)
+       megatron-lfr --version
 
   tokenizer    train a byte-level BPE tokenizer on text
   preprocess   turn text (JSONL, .txt, Parquet) into an indexed corpus (.bin/.idx), one prefix for each domain
@@ -178,6 +179,9 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"megatron-lfr {__version__}")
+        return 0
     if words[0] not in COMMANDS:
         print(f"megatron-lfr: unknown command {words[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def test_usage(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) 
     assert main(words) == code
     captured = capsys.readouterr()
     assert "preprocess" in captured.out + captured.err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"megatron-lfr {version('megatron_lfr')}\n"
 
 
 @pytest.mark.parametrize("command", ["tokenizer", "preprocess", "train", "evaluate", "inspect", "commonness"])
