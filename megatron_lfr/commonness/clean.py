@@ -36,8 +36,8 @@ def clean(commonness: Path, data_path: Sequence[str], folder: Path, rules: Mappi
     """Write the training documents that the rules keep as a corpus into `folder`, all at once. A prefix of which less
     than a block is left is not there, since no run could train on it.
 
-    rules: near_copies: keep one of each cluster of near copies (by default); junk: drop what commonness gives no weight
-    (by default). Returns counts for the JSON. ValueError where no prefix is left.
+    rules: near_copies: keep the first of each cluster of near copies (by default); junk: drop what commonness gives no
+    weight (by default), and by both its near copies. Returns counts for the JSON. ValueError where no prefix is left.
     """
     representative = np.load(commonness / "document_representative.npy", allow_pickle=False)
     keep: npt.NDArray[np.bool_] = np.ones(len(representative), np.bool_)
