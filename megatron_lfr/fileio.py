@@ -125,21 +125,24 @@ def check_replaces(flag: str, path: Path, *begins: bytes) -> None:
 
 def check_can_be_folder(flag: str, path: Path) -> None:
     """Raise ValueError that names `flag` where there can be no folder `path`, as something else is in its place, or in
-    that of one of those that it would be in."""
+    that of one of those that it would be in, and OSError where nothing can be written there."""
     existing = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
     if not existing.is_dir():
         raise ValueError(f"{flag} {path}: {existing} is no folder")
-    check_writable(flag, path)
+    _check_folder_writable(flag, path, existing)
 
 
 def check_writable(flag: str, path: Path) -> None:
     """Raise OSError that names `flag` where nothing can be written beside `path`, or into the first folder that there
     is of those that it would be in."""
-    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+    _check_folder_writable(flag, path, next(folder for folder in path.absolute().parents if folder.is_dir()))
+
+
+def _check_folder_writable(flag: str, path: Path, folder: Path) -> None:
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OSError(error.errno, f"{flag} {path}: cannot write into {existing}: {error.strerror}") from None
+        raise OSError(error.errno, f"{flag} {path}: cannot write into {folder}: {error.strerror}") from None
 
 
 def check_space(flag: str, path: Path, needed: int, what: str | None = None) -> None:

@@ -36,5 +36,7 @@ def test_a_header_of_no_array_is_a_value_error(tmp_path: Path, shape: str) -> No
 def test_what_cannot_be_written_is_named_before_any_work() -> None:
     with pytest.raises(OSError, match="--output /proc/self/a/b: cannot write into /proc/"):
         check_can_be_folder("--output", Path("/proc/self/a/b"))
+    with pytest.raises(OSError, match="--output /proc/self/task: cannot write into /proc/self/task: "):
+        check_can_be_folder("--output", Path("/proc/self/task"))
     with pytest.raises(OSError, match=r"--json /proc/self/x\.json: cannot write into /proc/self"):
         check_replaces("--json", Path("/proc/self/x.json"), b"{")

@@ -8,15 +8,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import tyro
 
 from megatron_lfr.build import make_loader, open_validation
-from megatron_lfr.data.corpus.block_values import DESCRIPTION_BEGINS, describing, write_description
+from megatron_lfr.data.corpus.block_values import DESCRIPTION_BEGINS, describing, description_of
 from megatron_lfr.data.corpus.blocks import BlockDataset, BlockSource
 from megatron_lfr.data.corpus.documents import settle_documents
 from megatron_lfr.engine import BlockLosses
@@ -137,10 +139,8 @@ def run(config: EvaluateConfig, world_size: int = 1) -> dict[str, Any]:
     tasks = [(task, encode_task(task, trained.text_tokenizer, model.max_length, bos)) for task in read]
     results: dict[str, Any] = {"run": str(config.run), "iteration": trained.iteration}
     if source is not None:
-        results["corpus"] = _evaluate_corpus(config, trained, source)
-        if config.per_block is not None and ranks.rank() == 0:
-            assert dataset is not None
-            _describe_losses(config, config.per_block, trained, dataset, source)
+        assert dataset is not None
+        results["corpus"] = _evaluate_corpus(config, trained, dataset, source)
     if tasks:
         results["tasks"] = {str(task.path): score_task(task, encoded, model) for task, encoded in tasks}
     if manager is not None:
@@ -183,9 +183,13 @@ def _corpus(config: EvaluateConfig, trained: TrainedModel) -> BlockDataset:
 
 
 def _describe_losses(
-    config: EvaluateConfig, path: Path, trained: TrainedModel, dataset: BlockDataset, source: BlockSource
-) -> None:
-    """Write the description beside the file of --per-block, with the FLOPs behind it: a token of a forward pass costs a
+    config: EvaluateConfig,
+    trained: TrainedModel,
+    dataset: BlockDataset,
+    source: BlockSource,
+    losses: npt.NDArray[np.float32],
+) -> str:
+    """Return the description of the file of --per-block, with the FLOPs behind it: a token of a forward pass costs a
     third of one of training."""
     seq_length = trained.config.data.seq_length
     per_token = trained.model.config.flops_per_token(seq_length)
@@ -194,8 +198,8 @@ def _describe_losses(
         training = per_token * seq_length * plan.samples_before(trained.iteration)
     except ValueError:  # weights that no run of ours has trained
         training = None
-    write_description(
-        path,
+    return description_of(
+        losses,
         dataset.digests(),
         f"loss of {config.run} at iteration {trained.iteration}",
         split=config.split_in_force,
@@ -203,12 +207,15 @@ def _describe_losses(
     )
 
 
-def _evaluate_corpus(config: EvaluateConfig, trained: TrainedModel, source: BlockSource) -> dict[str, Any]:
+def _evaluate_corpus(
+    config: EvaluateConfig, trained: TrainedModel, dataset: BlockDataset, source: BlockSource
+) -> dict[str, Any]:
     loader = make_loader(trained.config, source, trained.tokenizer, trained.parallel)
     with ExitStack() as stack:
         keep: Keep | None = None
         if config.per_block is not None and ranks.rank() == 0:
-            file = stack.enter_context(BlockFile(config.per_block, source.num_blocks))
+            describe = partial(_describe_losses, config, trained, dataset, source)
+            file = stack.enter_context(BlockFile(config.per_block, source.num_blocks, describe))
 
             def keep(_: slice, losses: BlockLosses) -> None:
                 with np.errstate(invalid="ignore"):

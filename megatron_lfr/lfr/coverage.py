@@ -53,11 +53,11 @@ class Coverage:
         elif self._covers_all(phase, samples, parts):
             for part in parts:
                 self._fewest[part] = self._most[part] = self._size(part)
-        elif phase.keeps_unseen or phase.scores_all or phase.explore or phase.may_be_declined:
+        elif self._per_corpus and not (phase.keeps_unseen or phase.explore or phase.may_be_declined):
+            self._sample_unscored(phase, parts, samples, corpora)  # uniformly from a corpus without a score
+        elif phase.keeps_unseen or phase.may_score_unseen or phase.explore or phase.may_be_declined:
             for part in parts:
                 self._most[part] = min(self._size(part), self._most[part] + samples)
-        elif self._per_corpus:  # a corpus without a score is sampled uniformly
-            self._sample_unscored(phase, parts, samples, corpora)
 
     def most_scored(self, corpora: Corpora = None) -> int:
         """Return how many blocks of some corpora can have been trained on at most."""
@@ -153,6 +153,8 @@ class Coverage:
         if not phase.keeps_unseen or phase.sampling == "visits" or self._per_corpus or phase.explore:
             return False
         if not phase.counts_equally or phase.may_be_declined:
+            return False
+        if phase.may_score_unseen and (phase.drop or phase.drop_hardest):  # drops what was never trained on, too
             return False
         dropped = 0
         if phase.selection == "threshold" and phase.sampling == "passes" and phase.scores_seen:

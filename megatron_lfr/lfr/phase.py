@@ -223,9 +223,14 @@ class Phase:
         return self.kind == "focus" and self.score == "improvement"
 
     @property
+    def may_score_unseen(self) -> bool:
+        """Whether blocks may have a score that have not been trained on."""
+        return self.scores_all or self.scored_by_function is not None
+
+    @property
     def scores_seen(self) -> bool:
         """Whether those blocks have a score that have been trained on."""
-        return not (self.scores_all or self.needs_two_visits or self.scored_by_function is not None)
+        return not (self.may_score_unseen or self.needs_two_visits)
 
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import yaml
 
@@ -103,14 +104,28 @@ def test_a_failure_on_the_way_leaves_no_file(run: Path, tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_block_file_replaces_only_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "x.npy"
+def test_block_file_replaces_only_when_it_is_whole_and_described(tmp_path: Path) -> None:
+    path, description = tmp_path / "x.npy", tmp_path / "x.npy.json"
     path.write_bytes(b"old")
-    with BlockFile(path, 3) as file:
+
+    def describe(values: npt.NDArray[np.float32]) -> str:
+        assert path.read_bytes() == b"old"
+        return str(values.tolist())
+
+    with BlockFile(path, 3, describe) as file:
         file.append(np.float32([1, 2]))
         assert path.read_bytes() == b"old"
         file.append(np.float32([3]))
     np.testing.assert_array_equal(np.load(path), np.float32([1, 2, 3]))
+    assert description.read_text() == "[1.0, 2.0, 3.0]"
+
+    def fails(_: object) -> str:
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"), BlockFile(path, 1, fails) as file:
+        file.append(np.float32([4]))
+    assert len(np.load(path)) == 3
+    assert {one.name for one in tmp_path.iterdir()} == {"x.npy", "x.npy.json"}
 
 
 @pytest.mark.slow

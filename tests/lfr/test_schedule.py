@@ -362,6 +362,13 @@ def test_a_focus_needs_blocks_that_came_before_it(
     assert focus.may_fail
 
 
+def test_a_focus_by_a_function_may_be_the_first_on_its_blocks() -> None:
+    blend = Blend([0, 50, 100])
+    called = replace(SCOPED, score="call:numpy:isnan", unseen="exclude")
+    phases = (Phase("learn", 4, "steps", scope=("a",)), called, SCOPED)
+    Schedule(phases).plan(100, 8, 4, blend=blend, names=["a", "b"])
+
+
 def test_a_pass_after_a_function_is_of_unknown_length() -> None:
     """Which corpora the function gives scores, and which are sampled uniformly, is not known before the run."""
     blend = Blend([0, 100, 200], [1, 1], "per-corpus")
@@ -369,6 +376,21 @@ def test_a_pass_after_a_function_is_of_unknown_length() -> None:
     phases = (Phase("learn", 0.5), called, Phase("focus", 1, "passes", drop=0.5, unseen="exclude"))
     with pytest.raises(ValueError, match=r"phase 2: .*is not known before the run: 100 to 180 of 200"):
         Schedule(phases).plan(200, 8, 4, blend=blend)
+    with pytest.raises(ValueError, match=r"phase 2: .*is not known before the run: 100 to 180 of 200"):
+        Schedule(phases).plan(200, 8, 4, blend=Blend([0, 200]))
+
+
+@pytest.mark.parametrize("score", ["rescored", "file:outside", "call:numpy:isnan"])
+@pytest.mark.parametrize("more", [{"drop": 0.5}, {"drop_hardest": 0.5}])
+def test_what_a_focus_drops_by_scores_from_outside_may_have_none_of_the_run(score: str, more: dict[str, float]) -> None:
+    """Such a Focus may leave out blocks that were never trained on, however long it is."""
+    learn = Phase("learn", 0.25)
+    focus = Phase("focus", 3, score=score, unseen="keep", **more)
+    pass_ = Phase("focus", 1, "passes", drop=0.5, unseen="exclude")
+    with pytest.raises(ValueError, match=r"phase 2: .*is not known before the run: 50 to 200 of 200"):
+        Schedule((learn, focus, pass_)).plan(200, 8, 4)
+    complete = replace(focus, drop=0.0, drop_hardest=0.0)
+    assert Schedule((learn, complete, pass_)).plan(200, 8, 4).phases[2].samples == 100
 
 
 @pytest.mark.parametrize(
