@@ -177,10 +177,11 @@ def read_study(file: Path) -> Study:
         check_choice(upper, arms, f"{top.where}: upper_reference")
     candidate = _candidate(top, names, arms)
     for name in (reference, *([] if upper is None else [upper]), *(candidate.among if candidate else ())):
-        if arms[name].compute != 1:
+        if arms[name].share != 1:
+            given = "length: schedule" if arms[name].share is None else f"compute: {arms[name].compute:g}"
             raise ValueError(
-                f"{top.where}: arms: {name}: compute: {arms[name].compute:g}: not of an arm that others are compared "
-                "with or picked from; give another arm a share"
+                f"{top.where}: arms: {name}: {given}: not of an arm that others are compared with or picked from; give "
+                "it to another arm"
             )
     primary, secondary = _contrasts(top, arms, reference, candidate is not None)
     return Study(

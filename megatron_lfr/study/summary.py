@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_lfr.fileio import json_value
 from megatron_lfr.study.between import answers, dropped_sets, mean_of, orders_of_domains, task_orders
-from megatron_lfr.study.definition import Contrast, Study
+from megatron_lfr.study.definition import CANDIDATE, Contrast, Study
 from megatron_lfr.study.results import Cell, HeldOut, Result, Results, held_out_blocks, pick_candidate, resolve
 from megatron_lfr.study.statistics import (
     document_bootstrap,
@@ -60,8 +60,7 @@ def _cell(results: Results, cell: Cell, candidate: str | None, held_out: HeldOut
         for row in contrasts
         if row["against"] == study.reference and _may_pay(study, row["arm"])
     ]
-    compared = {one.arm for one in resolve([*study.primary, *study.secondary], candidate) if _may_pay(study, one.arm)}
-    missing = compared.intersection(results.open_arms(cell)) - {one.arm for one in evidence}
+    missing = _missing(results, cell, candidate, {one.arm for one in evidence})
     name = " ".join(("corpus", cell[0] + ",", "size", cell[1] + ",", "rate", cell[2]))
     verdict = decide(name, study.reference, evidence, study.smallest_difference, sorted(missing))
     return {
@@ -78,6 +77,17 @@ def _cell(results: Results, cell: Cell, candidate: str | None, held_out: HeldOut
             if (curve := results.curve(cell, seed))
         ],
     }
+
+
+def _missing(results: Results, cell: Cell, candidate: str | None, shown: set[str]) -> set[str]:
+    """Return the arms that are to be compared with the reference in a cell, and are not yet; `shown` are."""
+    study, open_arms = results.study, results.open_arms(cell)
+    contrasts = resolve([*study.primary, *study.secondary], candidate or CANDIDATE)
+    compared = {one.arm for one in contrasts if one.against == study.reference}
+    missing = {arm for arm in compared & open_arms if _may_pay(study, arm)} - shown
+    if CANDIDATE in compared and study.candidate and {*results.arms(cell), *open_arms} & {*study.candidate.among}:
+        missing.add("the candidate, which is not picked yet")
+    return missing
 
 
 def _may_pay(study: Study, arm: str) -> bool:

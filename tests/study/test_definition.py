@@ -66,6 +66,7 @@ def lay_out(content: dict[str, Any], folder: Path) -> None:
         (put("upper_reference", ["lfr"]), "upper_reference: expected a name, got ['lfr']"),
         (put("arms.lfr.corpus", ["toy"]), "arms: lfr: corpus: expected a name, got ['toy']"),
         (put("arms.uniform.compute", 0.5), "arms: uniform: compute: 0.5: not of an arm that others are compared with"),
+        (put("arms.uniform.length", "schedule"), "arms: uniform: length: schedule: not of an arm that others are"),
         (
             put("arms.lfr", {"compute": 0.5, "length": "schedule"}),
             "arms: lfr: compute: 0.5: with length: schedule the schedule says how long it trains",

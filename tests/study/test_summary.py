@@ -141,11 +141,27 @@ def test_an_arm_that_is_as_long_as_its_schedule_decides_nothing(results: Results
 def test_an_arm_without_a_result_is_missed(results: Results) -> None:
     """Of a planned arm that failed it is not said that it does not pay."""
     runs = [run for run in results.runs if run.arm in ("uniform", "static", "best")]
-    worse = dataclasses.replace(results.study, smallest_difference=0.2)
+    worse = dataclasses.replace(results.study, smallest_difference=0.2, candidate=None, primary=())
     for open_runs, kind in (([], "nothing pays"), ([open_run("lfr", 1)], "not decided")):
         (cell,) = summarize(Results(worse, runs, open_runs, 16))["cells"]
         assert cell["verdict"]["kind"] == kind
         assert ("no result yet of lfr" in cell["verdict"]["sentence"]) == bool(open_runs)
+
+
+def test_an_arm_that_the_reference_is_not_compared_with_is_not_missed(results: Results) -> None:
+    contrasts = (Contrast("static", "uniform"), Contrast("lfr", "static"))
+    study = dataclasses.replace(results.study, smallest_difference=0.2, candidate=None, primary=(), secondary=contrasts)
+    (cell,) = summarize(Results(study, results.runs, [open_run("lfr", 9)], 16))["cells"]
+    assert cell["verdict"]["kind"] == "nothing pays"
+
+
+def test_a_candidate_that_is_not_picked_yet_is_missed(results: Results) -> None:
+    """A primary contrast that was not made does not say that it does not pay."""
+    study = dataclasses.replace(results.study, smallest_difference=0.2, secondary=(Contrast("static", "uniform"),))
+    runs = [run for run in results.runs if run.arm in ("uniform", "static")]
+    (cell,) = summarize(Results(study, runs, [open_run("lfr", 0)], 16))["cells"]
+    assert cell["verdict"]["kind"] == "not decided"
+    assert "no result yet of the candidate, which is not picked yet" in cell["verdict"]["sentence"]
 
 
 def test_the_seeds_that_picked_the_candidate_are_in_no_contrast(results: Results) -> None:
