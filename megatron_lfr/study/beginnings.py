@@ -149,7 +149,7 @@ def _common(run: PlannedRun) -> list[Any]:
     """Return what runs that fork from each other have in common."""
     settings = {name: value for name, value in run.settings.items() if name not in _MAY_DIFFER}
     blend = run.plan.segments[0].blend
-    return [settings, run.plan.total_steps, dataclasses.asdict(blend)]
+    return [settings, run.corpus_digests, run.plan.total_steps, dataclasses.asdict(blend)]
 
 
 def _until(run: PlannedRun, cut: int) -> list[Any] | None:
@@ -167,7 +167,7 @@ def _until(run: PlannedRun, cut: int) -> list[Any] | None:
             return None
         described = {name: value for name, value in describe_phase(planned.phase).items() if name not in OF_LENGTH}
         facts.append([described, planned.corpora, steps])
-    return [facts, _arrays(run, phases)]
+    return [facts, {name: [file, run.file_digests.get(name)] for name, file in _arrays(run, phases).items()}]
 
 
 def _may_end_anywhere(run: PlannedRun, planned: PlannedPhase) -> bool:

@@ -75,8 +75,7 @@ def collect(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def collect_step(job: dict[str, Any]) -> dict[str, Any]:
-    """Return what the JSON of a step before runs holds: the FLOPs of its model, training, passes over the corpus, and
-    the files of scores that it was trained with."""
+    """Return what the JSON of a step before runs holds: the FLOPs of its model, training and passes over the corpus."""
     folder, token_flops = Path(job["folder"]), job["describes"]["token_flops"]
     tokens = 0.0
     if job["kind"] == "train":
@@ -84,8 +83,7 @@ def collect_step(job: dict[str, Any]) -> dict[str, Any]:
     elif job["kind"] == "evaluate":
         blocks = json.loads((folder / "evaluation.json").read_bytes())["corpus"]["blocks"]
         tokens = FORWARD * blocks * job["seq_length"]
-    flops = tokens * token_flops + job["describes"]["given_flops"]
-    return {"flops": flops, "version": version("megatron_lfr"), "commit": commit()}
+    return {"flops": tokens * token_flops, "version": version("megatron_lfr"), "commit": commit()}
 
 
 def _trained(run: Run) -> tuple[float, float]:

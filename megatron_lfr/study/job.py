@@ -56,7 +56,10 @@ def _work(job: dict[str, Any], spent: _Spent) -> int:
     """Train, and run the commands after it. Returns 0, or the exit code of what has not ended well."""
     if job.get("cleaned"):  # a prefix of which too little is left is not there
         job["train"]["data_path"] = [p for p in job["train"]["data_path"] if Path(f"{p}.idx").exists()]
-    code = _train(job, spent) if job.get("train") else 0
+    code = 0
+    if job.get("train"):
+        code = _train(job, spent)
+        spent.write()  # what comes after training ends at once when it is stopped
     for command, words in job.get("commands", []):
         code = code or _command(command)(words)
     return code
@@ -109,9 +112,9 @@ def _train(job: dict[str, Any], spent: _Spent) -> int:
     write_atomic(folder / "settings.yaml", dump_yaml(job["train"]))
     wait_until_free(run / "lock")
     if job.get("fork") and not run.exists():
-        _fork(job["fork"], job["train"])
         spent.add(json.loads(Path(job["fork"]["result"]).read_bytes()))
         spent.write()
+        _fork(job["fork"], job["train"])
     if stop is not None and _step(run) == stop:
         return 0
     code = train(["--config", str(folder / "settings.yaml")])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lfr.commonness.clean import cleaned_prefixes
-from megatron_lfr.data.corpus.block_values import BlockValues
 from megatron_lfr.lfr import Plan
 from megatron_lfr.study.budget import Compute, fit_budget
 from megatron_lfr.study.definition import Arm, Corpus, Settings, Study
@@ -20,8 +19,9 @@ from megatron_lfr.study.steps import DEFAULTS, PlannedStep, Steps, describe_phas
 @dataclass(frozen=True)
 class PlannedRun:
     """A run: an arm at a seed, in a cell (corpus, size, rate). compute_point: the budget as a share of the usual one.
-    token_flops: FLOPs of a forward_backward token. given_flops: of the files of scores that no step makes. digest: of
-    all that its result depends on but the code."""
+    token_flops: FLOPs of a forward_backward token. given_flops: of the files of scores that no step makes, its own and
+    those of its steps. corpus_digests: one for each prefix. file_digests: of these files, by name. digest, training: of
+    all that its result depends on, and its weights, but the code."""
 
     name: str
     arm: str
@@ -32,7 +32,10 @@ class PlannedRun:
     compute_point: float
     trained_on: Corpus
     settings: Settings
+    corpus_digests: tuple[str, ...]
+    file_digests: dict[str, str]
     digest: str
+    training: str
     steps: int
     plan: Plan
     step_tokens: int
@@ -141,19 +144,26 @@ class _Bench:
         blocks = self.inputs.check(config, corpus, where)
         made = {name: (step.output, step.arrays()) for name, step in steps.items()}
         scores = self.inputs.scores(config, None if cleaned else blocks, made, where)
-        given_flops = flops_of(scores, where)
+        by_file = flops_of(scores, where)
+        for step in steps.values():
+            by_file |= step.costs.given
+        given_flops = sum(by_file.values())
         token_flops = self.inputs.token_flops(config)
         budget = self.study.compute[cell.size] * arm.compute * point
         prepared = (sum(step.costs.flops for step in steps.values()) + given_flops) / token_flops
         compute, length, plan = fit_budget(arm, config, blocks, budget, prepared, where, bool(cleaned))
         self.inputs.check_plan(config, plan, where)
         self.inputs.check_scores(plan, scores, where)
-        identity = {
-            **_files(corpus, scores),
+        file_digests = {name: values.sha256 for name, values in scores.items()}
+        training = {
             "settings": {key: value for key, value in {**settings, **length}.items() if key != "lfr_schedule"},
             "schedule": describe_phases(plan),
             "steps": [step.key for step in steps.values()],
             "corpus": blocks.digests(),
+        }
+        identity = {
+            **training,
+            **_files(corpus, file_digests),
             "held_out": self.inputs.held_out(config).digests(),
             "tasks": [_file_digest(path) for path in self.study.tasks],
         }
@@ -167,7 +177,10 @@ class _Bench:
             compute_point=point,
             trained_on=corpus,
             settings={**given, **length},
+            corpus_digests=tuple(blocks.digests()),
+            file_digests=file_digests,
             digest=digest_of(identity),
+            training=digest_of([training, file_digests]),
             steps=length["train_iters"],
             plan=plan,
             step_tokens=config.training.blocks_per_step(1) * config.data.seq_length,
@@ -191,9 +204,10 @@ def _substituted(value: Any, paths: dict[str, str]) -> Any:
     return value
 
 
-def _files(corpus: Corpus, scores: dict[str, BlockValues]) -> dict[str, dict[str, str]]:
-    """Return the digests of the files beside a run's corpus and steps, as a part of its identity."""
-    files = {f"lfr_scores {name}": values.sha256 for name, values in scores.items()}
+def _files(corpus: Corpus, scores: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Return the digests of the files beside a run's corpus and steps, as a part of its identity, given those of files
+    of scores by name."""
+    files = {f"lfr_scores {name}": digest for name, digest in scores.items()}
     if corpus.labels is not None:
         files["labels"] = _file_digest(corpus.labels.file)
     return {"files": files} if files else {}

@@ -41,8 +41,7 @@ def run_study(
     (output / "results").mkdir(parents=True, exist_ok=True)
     with lock_file(output / "lock", f"--output {output}: another process is running a study in this folder"):
         open_runs = runs_to_train(runs, share_results(layout, output))
-        for run in open_runs:
-            check_begun(run)
+        check_begun(open_runs)
         wanted, forks = needed_steps(layout, open_runs), find_forks(layout, output, open_runs)
         tasks = [
             Task(
@@ -185,7 +184,7 @@ def _run_job(study: Study, layout: Layout, output: Path, run: PlannedRun, source
         "describes": {
             "format": 1,
             **names_of(run),
-            **{key: getattr(run, key) for key in ("digest", "settings", "steps", "token_flops")},
+            **{key: getattr(run, key) for key in ("digest", "training", "settings", "steps", "token_flops")},
             "budget": run.compute.budget,
             "given_flops": run.given_flops,
             "junk_rule": RULE if any(step.step.kind == "commonness" for step in steps) else None,
@@ -202,7 +201,6 @@ def _step_job(layout: Layout, step: PlannedStep) -> dict[str, Any]:
             "step": step.key,
             "settings": step.settings,
             "token_flops": step.costs.token_flops,
-            "given_flops": step.costs.given_flops,
         },
         "seq_length": step.seq_length,
     }

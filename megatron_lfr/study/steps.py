@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ DEFAULTS: Settings = {"keep_last": 1}
 
 @dataclass(frozen=True)
 class Costs:
-    """token_flops: FLOPs of a forward_backward token of the step's model. flops: all that the step computes, with
-    given_flops, those of the files of scores that its model is trained with."""
+    """token_flops: FLOPs of a forward_backward token of the step's model. flops: all that the step computes. given:
+    those of the files of scores that its model is trained with, by the SHA-256 of each."""
 
     token_flops: float = 0.0
     flops: float = 0.0
-    given_flops: float = 0.0
+    given: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ class Steps:
         plan = plan_run(config, blocks, where)
         self.inputs.check_plan(config, plan, where)
         self.inputs.check_scores(plan, scores, where)
-        token_flops, given_flops = self.inputs.token_flops(config), flops_of(scores, where)
+        token_flops = self.inputs.token_flops(config)
         tokens = (plan.total_samples + FORWARD * rescored_blocks(plan)) * plan.seq_length
-        costs = Costs(token_flops, tokens * token_flops + given_flops, given_flops)
+        costs = Costs(token_flops, tokens * token_flops, flops_of(scores, where))
         return blocks, costs, [*describe_phases(plan), *(values.sha256 for values in scores.values())]
 
 
@@ -132,6 +133,6 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def flops_of(scores: dict[str, BlockValues], where: str) -> float:
-    """Return the FLOPs that files of scores took; of one under several names, once."""
-    return sum({values.sha256: values.flops(f"{where}: lfr_scores") for values in scores.values()}.values())
+def flops_of(scores: dict[str, BlockValues], where: str) -> dict[str, float]:
+    """Return the FLOPs that files of scores took, by the SHA-256 of each: one under several names counts once."""
+    return {values.sha256: values.flops(f"{where}: lfr_scores") for values in scores.values()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +75,27 @@ def share_results(layout: Layout, output: Path) -> dict[str, dict[str, Any]]:
     return known
 
 
-def check_begun(run: PlannedRun) -> None:
-    """Check that what is trained of a run, which has no result, was trained with its settings: `train` would go on with
-    another learning rate. ValueError names the run's folder."""
-    if not (run.folder / "run").exists():
-        return
+def check_begun(runs: Sequence[PlannedRun]) -> None:
+    """Check that what is trained of runs, which have no result, was trained with their settings: `train` would go on
+    with another learning rate. What a run is evaluated on may be something else by now. ValueError names the folder of
+    each run of which that is not so."""
+    if wrong := [said for run in runs if (run.folder / "run").exists() and (said := _begun_otherwise(run))]:
+        raise ValueError("\n".join(wrong))
+
+
+def _begun_otherwise(run: PlannedRun) -> str | None:
+    """Say what is wrong with a run that was begun; None where nothing is."""
     try:
         described = json.loads((run.folder / JOB).read_bytes())["describes"]
-        digest = described["digest"]
+        digests = {described["digest"], described.get("training")}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{run.folder / JOB}: does not say what was begun ({error!r}); remove {run.folder}") from None
-    if digest != run.digest:
-        raise ValueError(
-            f"{run.folder}: was begun with something else ({_differing(run, described.get('settings'))}); remove it, or"
-            " give another --output"
-        )
+        return f"{run.folder / JOB}: does not say what was begun ({error!r}); remove {run.folder}"
+    if digests & {run.digest, run.training}:
+        return None
+    return (
+        f"{run.folder}: was begun with something else ({_differing(run, described.get('settings'))}); remove it, or"
+        " give another --output"
+    )
 
 
 def _differing(run: PlannedRun, before: Any) -> str:

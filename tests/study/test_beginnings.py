@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from megatron_lfr.analysis import open_run
 from megatron_lfr.study import job, runner
@@ -167,6 +168,20 @@ def test_what_was_begun_with_other_settings_is_refused(
         main(flags)
 
 
+def test_what_is_evaluated_on_something_else_goes_on(
+    study: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(study, "evaluated", monkeypatch)
+    content = yaml.safe_load(Path("study.yaml").read_text())
+    content["held_out"] = content["held_out"][:1]
+    file = write_study(Path("less.yaml"), content)
+    assert main([str(file), "--output", "out", "--jobs", "1", *only("lfr")]) == 0
+    (result,) = results(tmp_path / "evaluated" / "out").values()
+    assert len(result["held_out"]["domains"]) == 1
+    with pytest.raises(ValueError, match="was made of something else"):
+        study("evaluated", *only("lfr"))
+
+
 def test_seconds_of_all_processes_are_counted(
     study: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +207,17 @@ def test_seconds_of_all_processes_are_counted(
     assert study("stopped", *only(*ARMS)) == 0
     result = json.loads((out / "results/toy.S.cosine.lfr.s1.json").read_bytes())
     assert all(result[clock] > seconds for clock, seconds in before.items())
+
+
+def test_seconds_of_training_are_kept_before_what_comes_after(
+    study: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped as it evaluates ends at once."""
+    spent = tmp_path / "one/out/runs/toy.S.cosine.later.s1/spent.json"
+    seen = []
+    monkeypatch.setattr(job, "_command", lambda _: lambda _: seen.append(json.loads(spent.read_bytes())) or 2)
+    assert study("one", *only("later")) == 1
+    assert seen[0]["seconds"] > 0
 
 
 def test_beginnings_are_common_only_where_all_before_is(corpus: list[str], tmp_path: Path) -> None:
@@ -228,6 +254,11 @@ def test_beginnings_are_common_only_where_all_before_is(corpus: list[str], tmp_p
         for one in find_beginnings(layout.runs.values(), tmp_path / "out").values()
     ]
     assert sorted(rows) == [(0.19, "abcdu"), (0.4, "abcu"), (0.4, "os"), (0.71, "ac")]
+    keys = find_beginnings(layout.runs.values(), tmp_path / "out")
+    np.save(tmp_path / "copies.npy", np.ones(blocks, np.uint32))
+    layout = lay_out_study(read_study(tmp_path / "study.yaml"), tmp_path / "out")
+    others = find_beginnings(layout.runs.values(), tmp_path / "out")
+    assert len(keys.keys() & others.keys()) == 3, "what was trained with other numbers is no beginning of these runs"
 
 
 def lay_out_blocks(content: dict[str, Any], folder: Path) -> int:
