@@ -134,7 +134,10 @@ def _check_batch(config: RunConfig) -> None:
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
     if batch is None or batch < 1 or batch % micro:
         raise ValueError(f"--global-batch-size {batch}: must be a multiple of --micro-batch-size {micro}")
-    config.training.check_rampup(1)  # of the run, which keeps the flag
+    try:
+        config.training.check_rampup(1)
+    except ValueError as error:
+        raise ValueError(f"--global-batch-size {batch}: the run keeps its {error}") from None
 
 
 def _check_documents(config: RunConfig, corpus: BlockDataset) -> None:

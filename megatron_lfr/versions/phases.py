@@ -17,6 +17,7 @@ from megatron_lfr.config import RunConfig
 from megatron_lfr.config.run import parse_settings, resolve_schedule
 from megatron_lfr.data.corpus.block_values import BlockValues, parse_names
 from megatron_lfr.lfr import PRESETS, Phase, Plan, Schedule
+from megatron_lfr.lfr.functions import check_functions
 from megatron_lfr.lfr.identity import OF_LENGTH, describe_phase
 from megatron_lfr.lfr.schedule import with_length
 from megatron_lfr.planning import make_plan
@@ -67,6 +68,7 @@ def change_phases(changed: Changed, folder: RunFolder, step: int, plan: Plan, se
     config = parse_settings(parent | new, str(folder.config_file))
     config.lfr.validate()
     after = _lay_out(config, schedule, folder, plan, last_segment(changed, plan))
+    check_functions(after, step)
     corpora = folder.identity()["corpus"][: len(after.segments[-1].blend.sizes)]
     begun = folder.score_files(len(after.segments) - 1)
     return Phases(after, new, make_arrays(config, lambda: corpora, after, begun))

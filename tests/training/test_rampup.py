@@ -76,7 +76,9 @@ def test_an_extension_has_a_batch_size_that_the_ramp_leads_to(
     run = shutil.copytree(ramped, tmp_path / "run")
     more = ["--run", str(run), "--train-samples", "+16", "--lfr-schedule", "uniform"]
     assert main(["extend", *more, "--global-batch-size", "4"]) == 2
-    assert "some times INCREMENT make --global-batch-size 4" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "error: --global-batch-size 4: the run keeps its --rampup-batch-size" in printed
+    assert "some times INCREMENT make --global-batch-size 4" in printed
     assert main(["extend", *more, "--global-batch-size", "16"]) == 0
     code = main(["train", "--config", str(run / "config.yaml"), "--save", str(run)])
     assert code == 0, capsys.readouterr().err

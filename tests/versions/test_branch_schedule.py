@@ -189,6 +189,8 @@ def test_what_is_trained_must_be_what_the_schedule_begins_with(
     assert "the learning rate follows the run's length" in refused(lfr, 8, "lfr", "--train-iters", "40")
     assert "--lfr-schedule nothing: neither a preset" in refused(lfr, 8, "nothing")
     assert "there is no array 'ref'" in refused(uniform, 8, TAILS)
+    called = steps("learn, duration: 8", "focus, duration: 12, score: 'call:no_such:function'")
+    assert "phase 1: score call:no_such:function: importing no_such fails" in refused(lfr, 8, called)
     assert "scope 'sums': choose from 'easy', 'hard'" in refused(
         lfr, 8, steps("learn, duration: 8", "review, duration: 12, scope: [sums]")
     )
