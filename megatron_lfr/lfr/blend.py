@@ -91,7 +91,7 @@ class Blend:
             local = counting.part([(first, last)], partial(self._quota, corpus))
             corpus_seed = _corpus_seed(seed, corpus)
             part, selection = _corpus_order(phase, scores[first:last], quota, corpus_seed, phase_index, local)
-            np.add(part, first, out=order[filled : filled + quota], casting="unsafe")
+            place_ids(part, first, order[filled : filled + quota])
             selections.append(selection)
             filled += quota
         merged = _C.interleave(order, quotas, _corpus_seed(phase_seed(seed, phase_index), len(quotas)))
@@ -150,6 +150,12 @@ class BlendSelection:
                 for corpus, part in zip(corpora, self.parts, strict=True)
             ]
         )
+
+
+def place_ids(part: Order, first: int, out: Order) -> None:
+    """Write the ids of an order of one corpus, whose first block has the id `first`, into `out`, which may be of a
+    larger type: the sum is made in that."""
+    np.add(part, first, out=out, dtype=out.dtype)
 
 
 def _corpus_order(

@@ -70,8 +70,9 @@ class Phase:
     drop: float = 0.0
     """Share of the scored blocks that Focus leaves out, the easiest first; in [0, 1)."""
     selection: SelectionMode = "threshold"
-    """threshold: drop exactly that share (LFR v1). clusters: drop whole clusters of a 1-D k-means on the score while
-    at most that share is dropped (LFR v2; k-means on the score is our choice)."""
+    """threshold: drop that share (LFR v1); exactly, in passes without a weight, while otherwise blocks whose score
+    equals the cut stay. clusters: drop whole clusters of a 1-D k-means on the score while at most that share is dropped
+    (LFR v2; k-means on the score is our choice)."""
     sampling: Sampling = "passes"
     """passes: each kept block once a pass (v1). visits: block i floor(e_i) or ceil(e_i) times, e_i proportional to
     its weight. choice: weighted without replacement."""
@@ -95,8 +96,8 @@ class Phase:
     """Share of the scored blocks that Focus leaves out, the hardest first, beside `drop`; both together below 1."""
     weights: Weights = "auto"
     """How much a kept block weighs in visits and choice. uniform: all the same. capped: 1 up to the score that 5 % of
-    the kept are below, 3 from that of 95 % on, linear between. perplexity: exp(score), up to the 99.9 % quantile. auto:
-    capped; uniform where sampling is passes."""
+    the kept are below, 3 from that of 95 % on, linear between; all the same where these two are. perplexity:
+    exp(score), up to the 99.9 % quantile. auto: capped; uniform where sampling is passes."""
     explore: float = 0.0
     """Share of the samples, in [0, 1), that give their places, evenly spaced, to blocks drawn at random from all."""
     weight: str = NO_WEIGHT

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lfr.lfr import Blend, BlendSelection, Phase, make_order, preset
+from megatron_lfr.lfr.blend import place_ids
 
 STARTS = [0, 300, 1000, 1040]
 REVIEW = Phase("review", 1)
@@ -151,3 +152,12 @@ def test_orders_depend_on_the_seed_and_the_phase() -> None:
 def test_bad_blends(starts: list[int], weights: list[float] | None, scope: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         Blend(starts, weights, scope)  # type: ignore[arg-type]
+
+
+def test_ids_beyond_32_bits_do_not_wrap() -> None:
+    """Of a corpus that has fewer blocks, and comes after billions of others."""
+    part = np.uint32([0, 7, 2**32 - 2])
+    for first in (3 * 10**9, 5 * 10**9):
+        ids = np.empty(3, np.uint64)
+        place_ids(part, first, ids)
+        assert ids.tolist() == [first, first + 7, first + 2**32 - 2]
