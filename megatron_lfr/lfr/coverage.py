@@ -44,6 +44,7 @@ class Coverage:
     def add(self, phase: Phase, samples: int, corpora: Corpora = None) -> None:
         """Update the bounds by a phase of `samples` samples."""
         parts = self._parts(corpora)
+        may_take_any = phase.keeps_unseen or phase.explore or phase.may_be_declined
         if phase.kind != "focus":
             others = phase.replayed(samples)
             self._sample_everything(phase, parts, samples - others, corpora)
@@ -53,9 +54,9 @@ class Coverage:
         elif self._covers_all(phase, samples, parts):
             for part in parts:
                 self._fewest[part] = self._most[part] = self._size(part)
-        elif self._per_corpus and not (phase.keeps_unseen or phase.explore or phase.may_be_declined):
+        elif self._per_corpus and not may_take_any:
             self._sample_unscored(phase, parts, samples, corpora)  # uniformly from a corpus without a score
-        elif phase.keeps_unseen or phase.may_score_unseen or phase.explore or phase.may_be_declined:
+        elif may_take_any or phase.may_score_unseen:
             for part in parts:
                 self._most[part] = min(self._size(part), self._most[part] + samples)
 

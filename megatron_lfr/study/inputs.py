@@ -102,8 +102,8 @@ class Inputs:
         where: str,
     ) -> dict[str, BlockValues]:
         """Open the files of numbers that a run's phases use, but for those that a step makes. ValueError where they are
-        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: by the names of
-        steps, what each makes, and the files of numbers in it.
+        not of its blocks. blocks: None of a corpus that is yet to be cleaned. made: by the names of steps, what each
+        makes, and the files of numbers in it.
         """
         flag, opened = f"{where}: lfr_scores", {}
         files = parse_names(config.lfr.lfr_scores, flag)

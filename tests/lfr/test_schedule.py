@@ -366,7 +366,8 @@ def test_a_focus_by_a_function_may_be_the_first_on_its_blocks() -> None:
     blend = Blend([0, 50, 100])
     called = replace(SCOPED, score="call:numpy:isnan", unseen="exclude")
     phases = (Phase("learn", 4, "steps", scope=("a",)), called, SCOPED)
-    Schedule(phases).plan(100, 8, 4, blend=blend, names=["a", "b"])
+    plan = Schedule(phases).plan(100, 8, 4, blend=blend, names=["a", "b"])
+    assert [planned.corpora for planned in plan.phases] == [(0,), (1,), (1,)]
 
 
 def test_a_pass_after_a_function_is_of_unknown_length() -> None:
